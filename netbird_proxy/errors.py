@@ -1,0 +1,250 @@
+"""What can fail, as one tree, and what each failure looks like from outside.
+
+ProxyError
+├─ SettingsError           wrong host settings                  → the process does not start
+├─ PluginFailed            load, verify, lifespan               → names the plugin
+├─ RouteRefused            by a hook or the codec, at apply     → a closed route, and a report to management
+├─ ManagementError         a call to management failed          → guards close
+│  └─ ManagementUnavailable, ManagementTimeout, ManagementRefused
+└─ ExchangeError           one request failed; has side, status, code, retryable
+   ├─ DownstreamError      ClientGone, BadRequest, BodyTooLarge, ReadTimeout, TooSlow, UpgradeUnsupported
+   ├─ UpstreamError        DialTimeout, DialRefused, DialUnreachable, DialFailed, AddressRefused, TunnelNotReady,
+   │                       TlsFailed, HeadTimeout, ProtocolViolation, UpstreamClosed, UpstreamOverloaded
+   └─ InternalError        StepFailed, RouteClosed, ForeignOrigin
+
+A refusal is a value (`Deny`, `Challenge`); an exception is something that failed. Lower exceptions are chained and
+wrapped once, where the layer changes. A message says what was attempted, on what, and what happened, and is for the
+operator; a client sees `code`, `sentence` and the exchange id.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+Side = Literal["downstream", "upstream", "internal"]
+
+
+class ProxyError(Exception):
+    """Root of everything that this proxy raises on purpose."""
+
+
+class SettingsError(ProxyError):
+    """The operator's settings cannot be used. The message says where, what, and what to change."""
+
+
+class PluginFailed(ProxyError):
+    """A plugin could not be loaded, verified, or entered."""
+
+    def __init__(self, plugin: str, message: str) -> None:
+        super().__init__(f"plugin {plugin}: {message}")
+        self.plugin = plugin
+
+
+class RouteRefused(ProxyError):
+    """A mapping cannot be served as it is. The message goes to management as the service's error."""
+
+
+class ManagementError(ProxyError):
+    """A call to management did not give an answer. Guards that needed it close."""
+
+    retry_after: float = 2.0
+    """Seconds after which asking again may help; goes out as `Retry-After`."""
+
+
+class ManagementUnavailable(ManagementError):
+    """Management could not be reached, or broke off."""
+
+
+class ManagementTimeout(ManagementError):
+    """Management did not answer within the call's deadline."""
+
+
+class ManagementRefused(ManagementError):
+    """Management answered with an error of its own, such as a revoked token."""
+
+
+class ExchangeError(ProxyError):
+    """One request failed.
+
+    `retryable` is about the failure alone: whether nothing can have reached the upstream. The relay still asks
+    whether the request may be sent twice.
+    """
+
+    side: ClassVar[Side]
+    status: ClassVar[int]
+    code: ClassVar[str]
+    sentence: ClassVar[str]
+    retryable: ClassVar[bool] = False
+
+
+class DownstreamError(ExchangeError):
+    side = "downstream"
+
+
+class ClientGone(DownstreamError):
+    """The client left before its answer was complete. Nobody reads this one; the log says 499."""
+
+    status = 499
+    code = "client_gone"
+    sentence = "The client closed the connection."
+
+
+class BadRequest(DownstreamError):
+    """The request breaks a rule that the proxy and the upstream must agree on."""
+
+    status = 400
+    code = "bad_request"
+    sentence = "The request is malformed."
+
+
+class BodyTooLarge(DownstreamError):
+    status = 413
+    code = "body_too_large"
+    sentence = "The request body is larger than allowed."
+
+
+class ReadTimeout(DownstreamError):
+    status = 408
+    code = "read_timeout"
+    sentence = "The request did not arrive in time."
+
+
+class TooSlow(DownstreamError):
+    """A client whose transfer rate stays below the minimum holds resources that others need."""
+
+    status = 408
+    code = "too_slow"
+    sentence = "The request arrived too slowly."
+
+
+class UpgradeUnsupported(DownstreamError):
+    status = 501
+    code = "upgrade_unsupported"
+    sentence = "Protocol upgrades are not supported here."
+
+
+class UpstreamError(ExchangeError):
+    side = "upstream"
+
+
+class DialTimeout(UpstreamError):
+    status = 504
+    code = "dial_timeout"
+    sentence = "The service could not be reached in time."
+    retryable = True
+
+
+class DialRefused(UpstreamError):
+    status = 502
+    code = "dial_refused"
+    sentence = "The service refused the connection."
+    retryable = True
+
+
+class DialUnreachable(UpstreamError):
+    status = 502
+    code = "dial_unreachable"
+    sentence = "The service cannot be reached."
+    retryable = True
+
+
+class DialFailed(UpstreamError):
+    status = 502
+    code = "dial_failed"
+    sentence = "The service could not be reached."
+    retryable = True
+
+
+class AddressRefused(UpstreamError):
+    """The upstream's address is one that the proxy's operator has not allowed. Nothing was dialed."""
+
+    status = 502
+    code = "address_refused"
+    sentence = "The service's address is not allowed here."
+
+
+class TunnelNotReady(UpstreamError):
+    """The account's tunnel did not come up within the dial's deadline; nothing was sent."""
+
+    status = 503
+    code = "tunnel_not_ready"
+    sentence = "The service's network is not connected yet."
+    retryable = True
+
+
+class TlsFailed(UpstreamError):
+    """The upstream's TLS handshake or certificate was not acceptable."""
+
+    status = 502
+    code = "tls_failed"
+    sentence = "No secure connection to the service was possible."
+
+
+class HeadTimeout(UpstreamError):
+    status = 504
+    code = "head_timeout"
+    sentence = "The service did not answer in time."
+
+
+class ProtocolViolation(UpstreamError):
+    status = 502
+    code = "protocol_violation"
+    sentence = "The service gave an invalid answer."
+
+
+class UpstreamClosed(UpstreamError):
+    """The upstream closed before its answer was complete."""
+
+    status = 502
+    code = "upstream_closed"
+    sentence = "The service closed the connection."
+
+
+class UpstreamOverloaded(UpstreamError):
+    """As many exchanges as allowed are already in flight there."""
+
+    status = 503
+    code = "upstream_overloaded"
+    sentence = "The service is busy."
+    retryable = True
+
+
+class InternalError(ExchangeError):
+    side = "internal"
+
+
+class StepFailed(InternalError):
+    """A plugin's step raised, overran, answered nonsense or swallowed its cancellation."""
+
+    status = 503
+    code = "step_failed"
+    sentence = "The request could not be checked."
+
+    def __init__(self, plugin: str, stage: str, message: str) -> None:
+        super().__init__(f"{stage} step of {plugin}: {message}")
+        self.plugin = plugin
+        self.stage = stage
+
+
+class RouteClosed(InternalError):
+    """The mapping behind this route was refused when it was applied."""
+
+    status = 503
+    code = "route_refused"
+    sentence = "The service is not available."
+
+
+class ForeignOrigin(InternalError):
+    """An origin that no registered listener issued: somebody put it there, so nothing about it may be believed."""
+
+    status = 500
+    code = "foreign_origin"
+    sentence = "The request could not be accepted."
+
+
+def leaves(root: type[ExchangeError] = ExchangeError) -> list[type[ExchangeError]]:
+    """Every failure that can end an exchange; the test of the status table enumerates them."""
+    found: list[type[ExchangeError]] = []
+    for child in root.__subclasses__():
+        found.extend(leaves(child) if child.__subclasses__() else [child])
+    return found

@@ -1,0 +1,400 @@
+"""One request with its response: the record that the app makes, the pipeline writes, and steps read.
+
+`Exchange` is the only mutable record of the request path. Steps get it typed as `ExchangeView`, whose members are
+read-only, so that mypy holds "one writer a field". The heads and the seam between pipeline and dialing stand here too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from netbird_proxy.headers import Headers, RawHeader, fold, is_reserved
+from netbird_proxy.model import Deny, ExchangeId, Identity, Origin, RouteSpec, Upstream
+
+if TYPE_CHECKING:
+    from netbird_proxy.errors import ExchangeError
+
+
+@dataclass(frozen=True, slots=True)
+class TrailEntry:
+    """One thing that was decided, for `explain`: `authenticate private_service: deny not_in_group`."""
+
+    stage: str
+    plugin: str
+    verdict: str
+    reason: str = ""
+    facts: Mapping[str, str] | None = None
+
+
+@dataclass(slots=True)
+class Try:
+    """One attempt at an upstream. Times are `time.monotonic_ns`; zero means that point was not reached."""
+
+    upstream: Upstream
+    started_ns: int
+    connected_ns: int = 0
+    head_ns: int = 0
+    ended_ns: int = 0
+    reused: bool = False
+    status: int = 0
+    error: str = ""
+
+
+class ExchangeView(Protocol):
+    """What a step sees of an exchange: everything, and nothing to write but notes."""
+
+    @property
+    def id(self) -> ExchangeId: ...
+    @property
+    def origin(self) -> Origin | None:
+        """None when the application is embedded in a server that is not ours: an untrusted host socket."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def scheme(self) -> str:
+        """`http` or `https`, by the connection; forwarded headers never decide it."""
+
+    @property
+    def host(self) -> str:
+        """Folded: lower case, no port, no trailing dot, IDNA."""
+
+    @property
+    def authority(self) -> bytes:
+        """The Host field as the client sent it, port included."""
+
+    @property
+    def raw_path(self) -> bytes:
+        """The bytes that were matched and will be forwarded; never decoded."""
+
+    @property
+    def query(self) -> bytes: ...
+    @property
+    def http_version(self) -> str: ...
+    @property
+    def headers(self) -> Headers:
+        """The client's head without reserved names and without names that a plugin owns on this route."""
+
+    @property
+    def client_address(self) -> str:
+        """Who is calling, for restrictions and logs: the socket's peer, or what a trusted proxy in front says."""
+
+    @property
+    def route(self) -> RouteSpec | None: ...
+    @property
+    def identity(self) -> Identity | None: ...
+    @property
+    def denial(self) -> Deny | None: ...
+    @property
+    def error(self) -> ExchangeError | None: ...
+    @property
+    def status(self) -> int:
+        """What the client was answered; 0 until the head is decided."""
+
+    @property
+    def bytes_received(self) -> int:
+        """Request body bytes read so far."""
+
+    @property
+    def bytes_sent(self) -> int:
+        """Response body bytes handed to the client so far."""
+
+    @property
+    def started_ns(self) -> int:
+        """`time.monotonic_ns` when the head was complete."""
+
+    @property
+    def started_at(self) -> float:
+        """Seconds since the epoch when the head was complete."""
+
+    @property
+    def ended_ns(self) -> int:
+        """`time.monotonic_ns` when the answer was complete or given up; 0 before."""
+
+    @property
+    def tries(self) -> list[Try]: ...
+    @property
+    def trail(self) -> list[TrailEntry]: ...
+    @property
+    def notes(self) -> Mapping[str, object]: ...
+    @property
+    def body(self) -> bytes | None:
+        """The buffered request body, only in a step that declared `body_bytes`."""
+
+    def note(self, key: str, value: object) -> None:
+        """Leave a fact for later stages. KeyError for a key that no loaded plugin declared in `PluginInfo.notes`."""
+
+
+class Exchange:
+    """The record itself, written by the app (arrival), the pipeline (decisions) and the relay (bytes)."""
+
+    __slots__ = (
+        "allowed_notes",
+        "authority",
+        "body",
+        "bytes_received",
+        "bytes_sent",
+        "client_address",
+        "denial",
+        "ended_ns",
+        "error",
+        "headers",
+        "host",
+        "http_version",
+        "id",
+        "identity",
+        "method",
+        "notes",
+        "origin",
+        "query",
+        "raw_path",
+        "route",
+        "scheme",
+        "started_at",
+        "started_ns",
+        "status",
+        "trail",
+        "tries",
+    )
+
+    def __init__(
+        self,
+        *,
+        id: ExchangeId,  # noqa: A002 - it is the exchange's id
+        origin: Origin | None,
+        method: str,
+        scheme: str,
+        host: str,
+        authority: bytes,
+        raw_path: bytes,
+        query: bytes,
+        http_version: str,
+        headers: Headers,
+        client_address: str,
+        allowed_notes: frozenset[str] = frozenset(),
+    ) -> None:
+        self.id = id
+        self.origin = origin
+        self.method = method
+        self.scheme = scheme
+        self.host = host
+        self.authority = authority
+        self.raw_path = raw_path
+        self.query = query
+        self.http_version = http_version
+        self.headers = headers
+        self.client_address = client_address
+        self.allowed_notes = allowed_notes
+        self.route: RouteSpec | None = None  # app, after the match
+        self.identity: Identity | None = None  # pipeline, authenticate
+        self.denial: Deny | None = None  # pipeline
+        self.error: ExchangeError | None = None  # pipeline
+        self.status = 0  # pipeline, with the response head
+        self.bytes_received = 0  # relay
+        self.bytes_sent = 0  # relay
+        self.body: bytes | None = None  # pipeline, for a step with body_bytes
+        self.tries: list[Try] = []  # relay
+        self.trail: list[TrailEntry] = []  # pipeline
+        self.notes: dict[str, object] = {}  # steps, through note()
+        self.started_ns = time.monotonic_ns()
+        self.started_at = time.time()
+        self.ended_ns = 0  # pipeline, before observe
+
+    def note(self, key: str, value: object) -> None:
+        if key not in self.allowed_notes:
+            raise KeyError(f"note {key!r} is not declared by any loaded plugin")
+        self.notes[key] = value
+
+
+class NotTheOwner(Exception):
+    """A transform set a header that is the core's or another plugin's on this route."""
+
+
+class OutgoingHead:
+    """The request head that goes to the upstream, while transforms work on it.
+
+    Each transform sees it through its own `owner`; names another plugin owns, and `x-netbird-*` names that nobody
+    owns, raise NotTheOwner. Names may be given in any case and are sent in lower case.
+    """
+
+    __slots__ = ("headers", "method", "owner", "owners", "target")
+
+    def __init__(self, method: bytes, target: bytes, headers: list[RawHeader], owners: Mapping[bytes, str]) -> None:
+        self.method = method
+        self.target = target
+        self.headers = headers
+        self.owners = owners  # folded name → plugin id
+        self.owner = ""
+
+    def get(self, name: bytes) -> bytes | None:
+        name = name.lower()
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return None
+
+    def set(self, name: bytes, value: bytes) -> None:
+        """Put one line of this name where there may be none or several. ValueError for bytes a field cannot carry."""
+        self.delete(name)
+        self.add(name, value)
+
+    def add(self, name: bytes, value: bytes) -> None:
+        """Append a line. ValueError for bytes a field cannot carry."""
+        self._check(name)
+        if not name or b"\r" in value or b"\n" in value or b"\0" in value:
+            raise ValueError(f"header {name!r} cannot carry its value")
+        self.headers.append((name.lower(), value))
+
+    def delete(self, name: bytes) -> None:
+        """Drop every line that folds to this name."""
+        self._check(name)
+        folded = fold(name)
+        self.headers[:] = [pair for pair in self.headers if fold(pair[0]) != folded]
+
+    def set_or_delete(self, name: bytes, value: bytes | None) -> None:
+        """The one thing an owner may do: say it, or make sure that nobody does."""
+        if value is None:
+            self.delete(name)
+        else:
+            self.set(name, value)
+
+    def _check(self, name: bytes) -> None:
+        owner = self.owners.get(fold(name))
+        if owner is None:
+            if is_reserved(name):
+                raise NotTheOwner(f"{name.decode('latin-1')} is reserved and {self.owner or 'nobody'} does not own it")
+        elif owner != self.owner:
+            raise NotTheOwner(f"{name.decode('latin-1')} is owned by {owner}, not by {self.owner or 'nobody'}")
+
+
+@dataclass(slots=True)
+class ResponseHead:
+    """The response head on its way to the client; names in lower case."""
+
+    status: int
+    headers: list[RawHeader]
+
+
+class UpstreamAnswer(Protocol):
+    """An upstream's response, its head complete."""
+
+    status: int
+    reason: bytes
+    headers: list[RawHeader]
+    """Lower-case names, in order, hop-by-hop fields still in."""
+    trailers: list[RawHeader]
+    """Complete once `read` has returned `b""`."""
+
+    async def read(self) -> bytes:
+        """The next piece of the body as it came, `b""` at its end. Raises UpstreamClosed on a truncated body."""
+
+
+Informational = Callable[[int, list[RawHeader]], Awaitable[None]]
+
+
+class UpstreamConnection(Protocol):
+    """One upstream connection while one exchange has it. It speaks HTTP/1.1, one exchange at a time.
+
+    Call order: `send_head`, any number of `send_body`, at most one `finish_body` (not for requests without a body),
+    and `answer` at any time after `send_head` (an upstream may answer early). Then the pool's `release`, or `abort`.
+    """
+
+    reused: bool
+    """It has carried an exchange before, so that its closing before an answer's first byte may be a race."""
+
+    def send_head(self, head: bytes, *, method: bytes, has_body: bool) -> None:
+        """Write the complete head, blank line included. `method` decides how the answer is framed."""
+
+    async def send_body(self, data: bytes, *, chunked: bool) -> None:
+        """Write body bytes, framed if `chunked`; waits while the transport is above its high-water mark."""
+
+    def finish_body(self, trailers: list[RawHeader], *, chunked: bool) -> None: ...
+
+    async def answer(self, informational: Informational | None = None) -> UpstreamAnswer:
+        """Wait for the final head; 1xx heads before it go to `informational`.
+
+        Raises:
+            UpstreamClosed: it closed first; `nothing_received` tells whether a byte had come.
+            ProtocolViolation, HeadTimeout.
+        """
+
+    @property
+    def nothing_received(self) -> bool:
+        """Whether not one byte of the answer has come."""
+
+    def abort(self) -> None:
+        """Reset the connection now. Idempotent. A request body that was begun never looks complete upstream."""
+
+
+class Pool(Protocol):
+    """Connections to one upstream of one route."""
+
+    async def acquire(self, *, fresh: bool = False) -> UpstreamConnection:
+        """A connection nobody else uses: an idle one, or a new one through the route's dialer.
+
+        `fresh` asks for a new one (for the single retry). Cancellation gives back what was acquired.
+
+        Raises:
+            UpstreamError: one of its dial failures, UpstreamOverloaded when too many are in flight.
+        """
+
+    def release(self, connection: UpstreamConnection) -> None:
+        """Give it back. It is kept only if its exchange ended cleanly on both sides, else closed."""
+
+
+Scope = dict[str, Any]
+Message = dict[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+ORIGIN_STATE = "netbird_proxy.origin"
+"""Key in `scope["state"]` under which a registered listener puts its `Origin`."""
+
+CONNECTION_EXTENSION = "netbird_proxy.connection"
+"""Key in `scope["extensions"]`: our own protocol's further abilities, see `DownstreamConnection`."""
+
+
+class DownstreamConnection(Protocol):
+    """What our own listening protocol can do beyond ASGI; it stands in `scope["extensions"]`.
+
+    Under it the task that runs the application is cancelled when the client has gone (`gone` is then True), request
+    trailers come as `trailers` in the last `http.request` message, and response trailers go as ASGI's own
+    `http.response.trailers`.
+    """
+
+    gone: bool
+    has_body: bool
+    """Whether a request body follows the head; if not, `receive` need not be called."""
+
+    async def inform(self, status: int, headers: list[RawHeader]) -> None:
+        """Send an informational (1xx) head now."""
+
+    def abort(self) -> None:
+        """Close the downstream connection without completing the response."""
+
+
+__all__ = [
+    "CONNECTION_EXTENSION",
+    "ORIGIN_STATE",
+    "ASGIApp",
+    "DownstreamConnection",
+    "Exchange",
+    "ExchangeView",
+    "Informational",
+    "Message",
+    "NotTheOwner",
+    "OutgoingHead",
+    "Pool",
+    "Receive",
+    "ResponseHead",
+    "Scope",
+    "Send",
+    "TrailEntry",
+    "Try",
+    "UpstreamAnswer",
+    "UpstreamConnection",
+]
