@@ -1,0 +1,63 @@
+"""Access tokens of proxies and of people: how one looks, and what is stored of it.
+
+A token is a prefix, 30 random base62 characters, and 6 that check them (CRC-32/IEEE of the 30, base62, zero on the
+left). The check tells a typing mistake or a foreign string from a token before anything is looked up; it proves
+nothing. Only the hash is ever stored.
+"""
+
+from __future__ import annotations
+
+import base64
+import enum
+import hashlib
+import secrets
+import string
+import zlib
+from typing import Final
+
+ALPHABET: Final = string.digits + string.ascii_uppercase + string.ascii_lowercase
+SECRET_CHARACTERS: Final = 30
+CHECKSUM_CHARACTERS: Final = 6
+
+
+class TokenKind(enum.StrEnum):
+    """What a token lets one do; the value is its prefix."""
+
+    PROXY = "nbx_"
+    """A proxy, towards management."""
+    PERSONAL = "nbp_"
+    """A person or a program, towards the REST API."""
+
+
+def mint(kind: TokenKind) -> str:
+    """A new token: the only moment at which it can be shown."""
+    secret = "".join(secrets.choice(ALPHABET) for _ in range(SECRET_CHARACTERS))
+    return kind + secret + _checksum(secret)
+
+
+def well_formed(token: str, kind: TokenKind) -> bool:
+    """Whether this can be a token of that kind at all."""
+    if not token.startswith(kind):
+        return False
+    rest = token[len(kind) :]
+    if len(rest) != SECRET_CHARACTERS + CHECKSUM_CHARACTERS or not set(rest) <= _CHARACTERS:
+        return False
+    secret, checksum = rest[:SECRET_CHARACTERS], rest[SECRET_CHARACTERS:]
+    return checksum == _checksum(secret)
+
+
+def stored_hash(token: str) -> str:
+    """What a store keeps: standard base64 of the SHA-256 of the whole token, prefix included."""
+    return base64.b64encode(hashlib.sha256(token.encode()).digest()).decode("ascii")
+
+
+_CHARACTERS: Final = frozenset(ALPHABET)
+
+
+def _checksum(secret: str) -> str:
+    number = zlib.crc32(secret.encode("ascii"))
+    digits = []
+    for _ in range(CHECKSUM_CHARACTERS):
+        number, digit = divmod(number, len(ALPHABET))
+        digits.append(ALPHABET[digit])
+    return "".join(reversed(digits))
