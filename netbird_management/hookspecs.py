@@ -1,0 +1,100 @@
+"""The hooks of the management host: signature and docstring, nothing else.
+
+Implementations are plain functions that take any of the arguments by name. They are called at load, at start, when a
+service is saved or changes, and (`peer_gate`) when a tunnel peer is validated; they do no I/O.
+
+A plugin *claims*, in `describe()`, the fields it gives meaning to, by their dotted name in `ProxyMapping`. Claimable
+are `private` (with the service's `access_groups`) and `path.options.direct_upstream`; core claims the rest. A service
+that sets a field which nobody claims is refused when it is saved (422) and, where it is stored already, withheld from
+every proxy with the reason.
+"""
+
+from contextlib import AbstractAsyncContextManager
+
+import pluggy
+
+from netbird_host.info import PluginInfo
+from netbird_management.network.snapshot import AccountSnapshot
+from netbird_management.services.model import Service
+from netbird_management.steps import Management, NetworkPatch, PeerGate, Violation, WithholdPredicate
+from netbird_wire.proxy_service_pb2 import ProxyMapping
+
+hookspec = pluggy.HookspecMarker("netbird_management")
+
+
+@hookspec
+def describe() -> PluginInfo:
+    """What the plugin is.
+
+    Called: once, at load. Returns: its version, claims and options. Order: none. Failure: the host does not start.
+    Used by: every plugin.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def lifespan(management: Management) -> AbstractAsyncContextManager[None] | None:
+    """What the plugin keeps open while the host runs.
+
+    Called: at start. Returns: an async context manager, or `None`. Order: entered in order, left in reverse.
+    Failure: of entering, the host does not start. Used by: nobody yet beside tests.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def validate_service(
+    service: Service, previous: Service | None, sent: frozenset[str], account: AccountSnapshot
+) -> list[Violation] | None:
+    """The rules that the plugin's fields put on a service.
+
+    Called: before a service is created (`previous` is `None`) or updated. `service` is what would be stored, `sent`
+    the dotted names of the members that the caller wrote (`private`, `access_groups`, `auth`, `auth.bearer_auth`,
+    `targets.0.options.direct_upstream`). Returns: the broken rules; empty or `None` for none. Order: all, joined;
+    core's rules come before. Failure: the save is refused (500). Used by: private_service, direct_upstream.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def build_mapping(service: Service, mapping: ProxyMapping) -> None:
+    """Fill the plugin's claimed fields into what proxies get.
+
+    Called: when a service changes, or a snapshot is made; `mapping` has core's fields already, `mapping.path[i]`
+    belongs to the i-th *enabled* target. Returns: nothing; changes only its own fields. Order: all. Failure: the
+    mapping is withheld from every proxy; so it is when a claimed field that the service sets did not arrive in it.
+    Used by: private_service, direct_upstream.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def withhold_mapping(service: Service) -> WithholdPredicate | None:
+    """Which proxies may not have a mapping.
+
+    Called: once a change of the service. Returns: a predicate on a proxy's capabilities, or `None` if the plugin does
+    not mind; it is asked once for each distinct set of capabilities. Order: all; any may withhold. Failure: withheld.
+    Used by: private_service.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def peer_gate(service: Service, management: Management) -> PeerGate | None:
+    """Who may use a service over the tunnel.
+
+    Called: when a tunnel peer is validated for the service. Returns: a gate, or `None` if the plugin does not mind.
+    Order: all must say `ALLOW`; the first denial is told. Failure: denied. A private service that no plugin gates
+    admits nobody. Used by: private_service.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def network_patches(service: Service, account: AccountSnapshot) -> NetworkPatch | None:
+    """What a service adds to the network of its account: policies and address records.
+
+    Called: when the service or its account changes. Returns: a patch, or `None`. Order: all, joined. Failure: the
+    service adds nothing, which is logged. Used by: private_service.
+    """
+    raise NotImplementedError

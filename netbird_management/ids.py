@@ -1,0 +1,31 @@
+"""Ids: what they are the id of, and how a new one is made."""
+
+import os
+import threading
+import time
+from typing import Final, NewType
+
+AccountId = NewType("AccountId", str)
+ServiceId = NewType("ServiceId", str)
+PeerId = NewType("PeerId", str)
+GroupId = NewType("GroupId", str)
+UserId = NewType("UserId", str)
+PolicyId = NewType("PolicyId", str)
+ProxyId = NewType("ProxyId", str)
+"""The name a proxy chose for itself and keeps across restarts."""
+TokenId = NewType("TokenId", str)
+
+_ALPHABET: Final = "0123456789abcdefghijklmnopqrstuv"  # base32hex, lower case
+_lock = threading.Lock()
+_machine: Final = os.urandom(5)
+_counter = int.from_bytes(os.urandom(3), "big")
+
+
+def new_id() -> str:
+    """Twenty lower-case characters, unique, sorting by the second they were made in."""
+    global _counter
+    with _lock:
+        _counter = (_counter + 1) & 0xFFFFFF
+        raw = int(time.time()).to_bytes(4, "big") + _machine + _counter.to_bytes(3, "big")
+    number = int.from_bytes(raw, "big") << 4  # 96 bits, filled up to the 100 that twenty characters hold
+    return "".join(_ALPHABET[(number >> shift) & 31] for shift in range(95, -5, -5))

@@ -1,0 +1,1 @@
+"""The overlay domain: accounts, users, groups, peers, policies and the maps made of them."""

@@ -1,0 +1,193 @@
+"""Accounts and what is in their overlay: frozen, without wire or database types."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from netbird_management.ids import AccountId, GroupId, PeerId, PolicyId, UserId
+
+ALL_GROUP = "All"
+"""The group that holds every ordinary peer; it can be neither renamed nor deleted."""
+
+
+@dataclass(frozen=True, slots=True)
+class AccountSettings:
+    """The few settings that something here reads."""
+
+    peer_login_expiration_enabled: bool = False
+    peer_login_expiration: int = 86400
+    routing_peer_dns_resolution_enabled: bool = True
+    regular_users_view_blocked: bool = True
+    lazy_connection_enabled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A tenant: its people, its overlay network and its services.
+
+    `serial` counts the changes of its network and never goes down.
+    """
+
+    id: AccountId
+    created_at: datetime
+    created_by: str
+    network: IPv4Network
+    network_v6: IPv6Network
+    dns_domain: str
+    serial: int = 0
+    settings: AccountSettings = AccountSettings()
+
+
+class Role(StrEnum):
+    OWNER = "owner"
+    ADMIN = "admin"
+    USER = "user"
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A person, or a program (`is_service_user`). A pending user is also blocked."""
+
+    id: UserId
+    account_id: AccountId
+    role: Role
+    created_at: datetime
+    email: str = ""
+    name: str = ""
+    auto_groups: tuple[GroupId, ...] = ()
+    is_service_user: bool = False
+    blocked: bool = False
+    pending_approval: bool = False
+    last_login: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    id: GroupId
+    name: str
+    peers: frozenset[PeerId] = frozenset()
+    issued: str = "api"
+
+
+@dataclass(frozen=True, slots=True)
+class PeerMeta:
+    """What a peer says about its own machine; nothing here is trusted for anything but display and map formats."""
+
+    hostname: str = ""
+    go_os: str = ""
+    kernel: str = ""
+    core: str = ""
+    platform: str = ""
+    os: str = ""
+    netbird_version: str = ""
+    ui_version: str = ""
+    kernel_version: str = ""
+    os_version: str = ""
+    serial_number: str = ""
+    capabilities: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyPeer:
+    """What makes a peer a proxy's node in the overlay.
+
+    `wireguard_endpoint` ("host:port", "" for NetBird's proxies) is where stock WireGuard clients reach it; a proxy peer
+    that has one is not swept away when it disconnects.
+    """
+
+    cluster: str
+    wireguard_endpoint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A node of the overlay. `key` is base64 of its WireGuard public key. `dns_label` is one label, not the full name.
+
+    `stock` peers run plain WireGuard and never log in. `stream_started_ns` fences presence: it is the start of the
+    sync stream that `connected` speaks of.
+    """
+
+    id: PeerId
+    account_id: AccountId
+    key: str
+    ip: IPv4Address
+    name: str
+    dns_label: str
+    created_at: datetime
+    ipv6: IPv6Address | None = None
+    user_id: UserId | None = None
+    meta: PeerMeta = PeerMeta()
+    ssh_key: str = ""
+    connected: bool = False
+    stream_started_ns: int = 0
+    connection_ip: str = ""
+    last_seen: datetime | None = None
+    last_login: datetime | None = None
+    ephemeral: bool = False
+    stock: bool = False
+    proxy: ProxyPeer | None = None
+
+
+class ResourceType(StrEnum):
+    PEER = "peer"
+    HOST = "host"
+    DOMAIN = "domain"
+    SUBNET = "subnet"
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """One thing named by a policy instead of a group."""
+
+    id: str
+    type: ResourceType
+
+
+@dataclass(frozen=True, slots=True)
+class PortRange:
+    """Both ends included."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRule:
+    """Who may talk to whom. Of groups and a resource on each side exactly one is set."""
+
+    id: str
+    name: str
+    enabled: bool = True
+    sources: tuple[GroupId, ...] = ()
+    source_resource: Resource | None = None
+    destinations: tuple[GroupId, ...] = ()
+    destination_resource: Resource | None = None
+    bidirectional: bool = False
+    protocol: str = "all"
+    """`all`, `tcp`, `udp` or `icmp`."""
+    action: str = "accept"
+    """`accept` or `drop`."""
+    ports: tuple[int, ...] = ()
+    port_ranges: tuple[PortRange, ...] = ()
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    id: PolicyId
+    name: str
+    enabled: bool = True
+    rules: tuple[PolicyRule, ...] = ()
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CustomDomain:
+    """A domain that an account brought along; services under it go to `target_cluster` once it is `validated`."""
+
+    id: str
+    account_id: AccountId
+    domain: str
+    target_cluster: str
+    validated: bool = False

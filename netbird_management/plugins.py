@@ -1,0 +1,119 @@
+"""The hooks with types: nobody else calls pluggy. What a plugin gets wrong closes doors here, and never opens them."""
+
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, TypeVar
+
+import pluggy
+
+from netbird_host.info import PluginInfo
+from netbird_management import hookspecs
+from netbird_management.network.snapshot import AccountSnapshot
+from netbird_management.services.model import Service
+from netbird_management.steps import Management, NetworkPatch, PeerGate, Violation, WithholdPredicate
+from netbird_wire.proxy_service_pb2 import ProxyMapping
+
+GROUP = "netbird_management"
+"""The project's name in pluggy, and the entry-point group."""
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+class HookError(Exception):
+    """A plugin raised, or returned what its hook may not return. `plugin` and `hook` say which."""
+
+    def __init__(self, plugin: str, hook: str, why: str) -> None:
+        super().__init__(f"plugin {plugin}: {hook}: {why}")
+        self.plugin = plugin
+        self.hook = hook
+
+
+class Hooks:
+    """The loaded plugins of this host.
+
+    Order is pluggy's marks (`tryfirst`, plain, `trylast`), and inside a rank the order of registration.
+    """
+
+    def __init__(self, plugins: Iterable[tuple[str, object]] = ()) -> None:
+        """Registers plugins (id, module or object) in the given order. Raises `HookError` for one that is unfit."""
+        self._manager = pluggy.PluginManager(GROUP)
+        self._manager.add_hookspecs(hookspecs)
+        for plugin_id, plugin in reversed(list(plugins)):  # pluggy calls the last registered first
+            self._manager.register(plugin, plugin_id)
+        self._manager.check_pending()
+        self.plugins: dict[str, PluginInfo] = dict(self._each("describe", PluginInfo, {}, optional=False))
+        self.claims: frozenset[str] = frozenset(claim.field for info in self.plugins.values() for claim in info.claims)
+
+    def _each(
+        self,
+        hook: str,
+        kind: type[Any] | tuple[type[Any], ...],
+        arguments: Mapping[str, object],
+        *,
+        optional: bool = True,
+    ) -> Iterable[tuple[str, Any]]:
+        """Each plugin's answer, with its name; `None`s left out. The one place where a hook is called."""
+        for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
+            name = implementation.plugin_name
+            try:
+                answer = implementation.function(*(arguments[argument] for argument in implementation.argnames))
+            except Exception as error:
+                raise HookError(name, hook, f"raised {type(error).__name__}: {error}") from error
+            if answer is None and optional:
+                continue
+            if not isinstance(answer, kind):
+                raise HookError(name, hook, f"returned {type(answer).__name__}")
+            yield name, answer
+
+    @asynccontextmanager
+    async def lifespan(self, management: Management) -> AsyncIterator[None]:
+        """Enters what plugins keep open, in order, and leaves it in reverse."""
+        async with AsyncExitStack() as stack:
+            for name, context in self._each("lifespan", object, {"management": management}):
+                if not hasattr(context, "__aenter__"):
+                    raise HookError(name, "lifespan", f"returned {type(context).__name__}")
+                await stack.enter_async_context(context)
+            yield
+
+    def validate_service(
+        self, service: Service, previous: Service | None, sent: frozenset[str], account: AccountSnapshot
+    ) -> list[Violation]:
+        """Every broken rule of every plugin. Raises `HookError`."""
+        arguments = {"service": service, "previous": previous, "sent": sent, "account": account}
+        found: list[Violation] = []
+        for name, violations in self._each("validate_service", Sequence, arguments):
+            for violation in violations:
+                if not isinstance(violation, Violation):
+                    raise HookError(name, "validate_service", f"returned {type(violation).__name__}")
+                found.append(violation)
+        return found
+
+    def build_mapping(self, service: Service, mapping: ProxyMapping) -> None:
+        """Lets every plugin fill its fields. Raises `HookError`: the mapping must then not be sent."""
+        for name, answer in self._each("build_mapping", object, {"service": service, "mapping": mapping}):
+            raise HookError(name, "build_mapping", f"returned {type(answer).__name__}")
+
+    def withhold_mapping(self, service: Service) -> tuple[tuple[str, WithholdPredicate], ...]:
+        """The predicates, by plugin, any of which may keep the mapping from a proxy. Raises `HookError`."""
+        return tuple(self._callables("withhold_mapping", {"service": service}))
+
+    def peer_gates(self, service: Service, management: Management) -> tuple[tuple[str, PeerGate], ...]:
+        """The gates, by plugin, all of which must allow. Raises `HookError`: nobody is then admitted."""
+        return tuple(self._callables("peer_gate", {"service": service, "management": management}))
+
+    def network_patches(self, service: Service, account: AccountSnapshot) -> tuple[NetworkPatch, ...]:
+        """What a service adds to its account's network. A plugin that fails adds nothing, which is logged."""
+        try:
+            arguments = {"service": service, "account": account}
+            return tuple(patch for _, patch in self._each("network_patches", NetworkPatch, arguments))
+        except HookError:
+            _log.exception("plugin.network_patches.failed")
+            return ()
+
+    def _callables(self, hook: str, arguments: Mapping[str, object]) -> Iterable[tuple[str, Callable[..., Any]]]:
+        for name, answer in self._each(hook, object, arguments):
+            if not callable(answer):
+                raise HookError(name, hook, f"returned {type(answer).__name__}")
+            yield name, answer

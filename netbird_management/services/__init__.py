@@ -1,0 +1,1 @@
+"""The reverse-proxy domain: services, what is sent of them, clusters, tokens, access logs."""

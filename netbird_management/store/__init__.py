@@ -1,0 +1,1 @@
+"""Where state is kept: tables, migrations, transactions, secrets at rest."""
