@@ -1,0 +1,53 @@
+# The front door. `make help` lists what there is; each target is at most three lines.
+.DEFAULT_GOAL := help
+.PHONY: help setup system demo test check unit live bench mutants proto lock format clean
+
+export UV_PYTHON_DOWNLOADS := never
+PYTHON ?= python3
+BIN := .venv/bin
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: .venv/.ready ## Make the virtual environment, with every package of this repository in it
+
+.venv/.ready: requirements.lock pyproject.toml $(wildcard */pyproject.toml plugins/*/pyproject.toml) tools/setup.sh
+	@PYTHON="$(PYTHON)" bash tools/setup.sh && touch $@
+
+engine: setup ## Build the tunnel's native engine where its sources changed
+	@bash plugins/tunnel_netstack/build.sh
+
+system: ## Install the Debian packages that live tests and benchmarks use (as root)
+	@bash tools/system.sh
+
+demo: engine ## Play the story on real processes; ARGS=--once ends after it
+	@$(BIN)/python -m examples.demo $(ARGS)
+
+test: engine system unit live mutants ## Everything that continuous integration runs after `make check`
+
+check: setup ## Formatting, lint, types, import rules
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/lint-imports && $(BIN)/mypy
+
+unit: engine ## Tests that need nothing but loopback
+	@$(BIN)/python -m pytest -m "not live" $(ARGS)
+
+live: engine system ## The story and its relatives, on real processes and namespaces
+	@$(BIN)/python -m pytest -m live $(ARGS)
+
+mutants: engine ## Remove each guard that a promise stands on, and see its tests fail
+	@$(BIN)/python -m tests.mutants $(ARGS)
+
+bench: engine system ## Compare with nginx, Caddy and bare uvicorn, in one run
+	@$(BIN)/python -m bench $(ARGS)
+
+proto: setup ## Generate the wire's code from its sources
+	@bash proto/generate.sh
+
+lock: setup ## Pin every package anew
+	@bash tools/lock.sh
+
+format: setup ## Format and fix what can be fixed
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+clean: ## Remove what was built
+	@rm -rf .venv plugins/tunnel_netstack/target .mypy_cache .ruff_cache

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Install the Debian packages that live tests and benchmarks drive. Nothing is installed that is there already.
+set -euo pipefail
+wanted=(wireguard-go wireguard-tools iproute2 nginx-light caddy wrk curl procps)
+missing=()
+for package in "${wanted[@]}"; do
+  [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
+done
+[ ${#missing[@]} -eq 0 ] && exit 0
+if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+  echo "Not installed, and no root or apt-get to install them: ${missing[*]}. Tests that need them say so." >&2
+  exit 0
+fi
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq
+# Without recommendations: wireguard-tools would pull in a kernel.
+apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
