@@ -1,0 +1,1 @@
+"""What the proxy hears from management, and how it asks."""

@@ -1,0 +1,354 @@
+"""The one connection to management: the mapping stream, and every unary call.
+
+The stream's life (spec: proxy wire §5) is: connect, say who we are, take the snapshot batch by batch with an ack for
+each, then changes; whatever ends it, wait and connect again. An attempt counts as connected on the *first message
+received*, not on a successful send: a server that refuses the token must not make us hammer it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import grpc
+import grpc.aio
+import structlog
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from netbird_proxy.control.tokens import OneTimeTokens
+from netbird_proxy.errors import (
+    ManagementError,
+    ManagementRefused,
+    ManagementTimeout,
+    ManagementUnavailable,
+    SettingsError,
+)
+from netbird_proxy.model import AccountId, PublicKey
+from netbird_wire.proxy_service_pb2 import (
+    CreateProxyPeerRequest,
+    CreateProxyPeerResponse,
+    GetMappingUpdateRequest,
+    GetMappingUpdateResponse,
+    ProxyCapabilities,
+    SyncMappingsAck,
+    SyncMappingsInit,
+    SyncMappingsRequest,
+    SyncMappingsResponse,
+)
+from netbird_wire.proxy_service_pb2_grpc import ProxyServiceStub
+
+log = structlog.get_logger("netbird_proxy.control")
+
+MAX_MESSAGE_BYTES = 16 << 20
+"""gRPC's own 4 MiB is too small for a batch of 500 large mappings or for a big account's map."""
+FIRST_DELAY, FACTOR, MAX_DELAY = 0.8, 1.7, 10.0
+"""Reconnect back-off in seconds; each wait is uniform in [0, 2 × interval]."""
+CREATE_PEER_TIMEOUT = 30.0
+
+Update = SyncMappingsResponse | GetMappingUpdateResponse
+
+
+class MappingSink(Protocol):
+    """Where mappings go. One stream at a time; calls never overlap."""
+
+    def stream_opened(self) -> None:
+        """A new stream begins: what it brings until its snapshot is complete is all there is."""
+
+    async def apply(self, update: Update) -> None:
+        """Apply one message whole, in order, and return when it is in force. Bad mappings are reported, not raised."""
+
+    def stream_lost(self) -> None: ...
+
+
+class MappingStreamStalled(Exception):
+    """A batch took longer than the watchdog allows. It was cancelled, and the stream with it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """What it takes to reach management.
+
+    Attributes:
+        url: `https://host[:port]` or `http://…` (plaintext; only with allow_insecure).
+        roots: PEM file of roots to trust instead of the system's.
+    """
+
+    url: str
+    token: str = field(repr=False)
+    proxy_id: str
+    version: str
+    domain: str
+    allow_insecure: bool = False
+    roots: Path | None = None
+    rpc_timeout: float = 2.0
+    batch_watchdog: float = 120.0
+
+
+def open_channel(connection: Connection) -> grpc.aio.Channel:
+    """The channel, not yet connected. SettingsError for a URL that cannot be used."""
+    parts = urlsplit(connection.url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise SettingsError(f"management.url {connection.url!r} is not an http:// or https:// address")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    target = f"{host}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
+    options = [
+        ("grpc.keepalive_time_ms", 20_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        # The worker has its own back-off; the channel must not add a longer one beneath it.
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.min_reconnect_backoff_ms", 200),
+        ("grpc.max_reconnect_backoff_ms", 1_000),
+    ]
+    if parts.scheme == "https":
+        return grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(_roots(connection.roots)), options)
+    if not connection.allow_insecure:
+        raise SettingsError(
+            f"management.url {connection.url!r} would send the proxy's token in the clear: "
+            "use https://, or set management.allow_insecure = true for a connection nobody else can read"
+        )
+    return grpc.aio.insecure_channel(target, options)
+
+
+def _roots(path: Path | None) -> bytes | None:
+    """gRPC brings its own roots; an operator expects those of the system."""
+    found = path or ssl.get_default_verify_paths().cafile
+    if not found:
+        return None
+    try:
+        return Path(found).read_bytes()
+    except OSError as exc:
+        raise SettingsError(f"management.roots: {found} cannot be read: {exc.strerror}") from exc
+
+
+class ManagementClient:
+    """Implements `netbird_proxy.steps.ManagementChannel`, and runs the mapping stream."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        capabilities: Callable[[], ProxyCapabilities],
+        sink: MappingSink,
+        *,
+        pick: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        """Args:
+        capabilities: asked at each connect; all five of NetBird's fields set, also when false.
+        pick: chooses a wait between two bounds; tests make it steady.
+        """
+        self._connection = connection
+        self._capabilities = capabilities
+        self._sink = sink
+        self._pick = pick
+        self._channel = open_channel(connection)
+        self._stub: ProxyServiceStub = ProxyServiceStub(self._channel)
+        self._started = Timestamp()
+        self._started.GetCurrentTime()
+        self._sync_supported = True
+        self._extensions: frozenset[str] = frozenset()
+        self._connected = False
+        self._renew = asyncio.Event()
+        self.tokens = OneTimeTokens()
+        self.initial_sync_complete = False
+        """Whether a whole snapshot was ever applied; never falls back."""
+
+    # ManagementChannel
+
+    @property
+    def channel(self) -> grpc.aio.Channel:
+        return self._channel
+
+    @property
+    def extensions(self) -> frozenset[str]:
+        return self._extensions
+
+    @property
+    def connected(self) -> bool:
+        return self._connected
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        # Per-call metadata, not call credentials: gRPC refuses those on plaintext, and we have judged plaintext above.
+        return (
+            ("authorization", f"Bearer {self._connection.token}"),
+            ("x-netbird-proxy-id", self._connection.proxy_id),
+        )
+
+    async def call(self, method: str, request: Any, *, timeout: float | None = None) -> Any:
+        call = getattr(self._stub, method)
+        seconds = self._connection.rpc_timeout if timeout is None else timeout
+        try:
+            return await call(request, timeout=seconds, metadata=self.metadata())
+        except grpc.aio.AioRpcError as exc:
+            raise _management_error(method, exc) from exc
+
+    async def create_proxy_peer(
+        self, account: AccountId, public_key: PublicKey, endpoint: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Register a tunnel's key with the freshest unspent token; with none left, reconnect for new ones and wait.
+
+        Cancellation while it waits loses nothing. Raises ManagementError; ManagementTimeout after 30 s without a token.
+        """
+        try:
+            async with asyncio.timeout(CREATE_PEER_TIMEOUT):
+                while (token := self.tokens.spend(account, clock())) is None:
+                    # Every snapshot brings a fresh token for each of its mappings.
+                    self._renew.set()
+                    await self.tokens.arrival()
+        except TimeoutError as exc:
+            raise ManagementTimeout(f"no one-time token of account {account} arrived") from exc
+        request = CreateProxyPeerRequest(
+            service_id=token.service,
+            account_id=account,
+            token=token.value,
+            wireguard_public_key=public_key,
+            cluster=self._connection.domain,
+        )
+        if endpoint and "wireguard_endpoint" in self._extensions:
+            request.wireguard_endpoint = endpoint
+        answer: CreateProxyPeerResponse = await self.call("CreateProxyPeer", request, timeout=CREATE_PEER_TIMEOUT)
+        if not answer.success:
+            raise ManagementRefused(f"CreateProxyPeer for account {account}: {answer.error_message or 'unknown error'}")
+
+    # The stream
+
+    async def run(self) -> None:
+        """Keep the mapping stream up until cancelled."""
+        interval = FIRST_DELAY
+        while True:
+            was_connected = False
+            try:
+                try:
+                    was_connected = await self._attempt()
+                finally:
+                    self._lost()
+            except grpc.aio.AioRpcError as exc:
+                log.warning("management.stream.lost", code=exc.code().name, details=exc.details())
+                was_connected = self._had_message
+            except MappingStreamStalled as exc:
+                log.error("management.stream.stalled", reason=str(exc))
+                was_connected = True
+            if self._renew.is_set():
+                self._renew.clear()
+                interval = FIRST_DELAY
+                continue
+            if was_connected:
+                interval = FIRST_DELAY
+            await asyncio.sleep(self._pick(0, 2 * interval))
+            interval = min(interval * FACTOR, MAX_DELAY)
+
+    _had_message = False
+
+    def _lost(self) -> None:
+        if self._connected:
+            self._connected = False
+        self._sink.stream_lost()
+
+    async def _attempt(self) -> bool:
+        """One connection, to its end. True if a message came on it."""
+        self._had_message = False
+        self._sink.stream_opened()
+        if self._sync_supported:
+            try:
+                await self._sync()
+                return self._had_message
+            except grpc.aio.AioRpcError as exc:
+                if exc.code() is not grpc.StatusCode.UNIMPLEMENTED or self._had_message:
+                    raise
+                self._sync_supported = False
+                log.info("management.stream.legacy", reason="SyncMappings is not implemented there")
+        await self._updates()
+        return self._had_message
+
+    async def _sync(self) -> None:
+        # The generated stub's types know only the blocking flavor of streams.
+        call: Any = self._stub.SyncMappings(metadata=self.metadata())  # type: ignore[call-arg]
+        async with _cancelled_after(call):
+            await call.write(SyncMappingsRequest(init=self._introduction(SyncMappingsInit)))
+            while (update := await self._next(call)) is not None:
+                await self._take(update)
+                await call.write(SyncMappingsRequest(ack=SyncMappingsAck()))
+
+    async def _updates(self) -> None:
+        call = self._stub.GetMappingUpdate(self._introduction(GetMappingUpdateRequest), metadata=self.metadata())
+        async with _cancelled_after(call):
+            while (update := await self._next(call)) is not None:
+                await self._take(update)
+
+    def _introduction(self, message: Any) -> Any:
+        return message(
+            proxy_id=self._connection.proxy_id,
+            version=self._connection.version,
+            started_at=self._started,
+            address=self._connection.domain,
+            capabilities=self._capabilities(),
+        )
+
+    async def _next(self, call: Any) -> Any | None:
+        """The next message, or None at the stream's end or when fresh tokens are wanted."""
+        read = asyncio.Task(call.read())
+        renew = asyncio.Task(self._renew.wait())
+        try:
+            await asyncio.wait((read, renew), return_when=asyncio.FIRST_COMPLETED)
+            if not read.done():
+                return None
+            update = read.result()
+        finally:
+            for task in (read, renew):
+                if not task.done():
+                    task.cancel()
+            await asyncio.wait((read, renew))
+        if update is grpc.aio.EOF:
+            log.info("management.stream.closed", reason="closed by server")
+            return None
+        return update
+
+    async def _take(self, update: Update) -> None:
+        if not self._had_message:
+            self._had_message = True
+            self._extensions = frozenset(update.management_extensions)
+            self._connected = True
+            log.info("management.stream.connected", extensions=sorted(self._extensions))
+        try:
+            async with asyncio.timeout(self._connection.batch_watchdog):
+                await self._sink.apply(update)
+        except TimeoutError as exc:
+            # Cancelled and awaited before we reconnect, so that it cannot interleave with the next snapshot.
+            raise MappingStreamStalled(f"a batch of {len(update.mapping)} was not applied in time") from exc
+        if update.initial_sync_complete:
+            self.initial_sync_complete = True
+
+    async def close(self) -> None:
+        await self._channel.close(grace=None)
+
+
+@asynccontextmanager
+async def _cancelled_after(call: Any) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        call.cancel()
+
+
+_CODES: dict[grpc.StatusCode, type[ManagementError]] = {
+    grpc.StatusCode.UNAVAILABLE: ManagementUnavailable,
+    grpc.StatusCode.CANCELLED: ManagementUnavailable,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: ManagementUnavailable,
+    grpc.StatusCode.INTERNAL: ManagementUnavailable,
+    grpc.StatusCode.UNKNOWN: ManagementUnavailable,
+    grpc.StatusCode.DEADLINE_EXCEEDED: ManagementTimeout,
+}
+
+
+def _management_error(method: str, exc: grpc.aio.AioRpcError) -> ManagementError:
+    kind = _CODES.get(exc.code(), ManagementRefused)
+    return kind(f"{method}: {exc.code().name}: {exc.details()}")
