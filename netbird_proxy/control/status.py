@@ -1,0 +1,86 @@
+"""What management is told about each service: the latest word, delivered until it has been heard."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import structlog
+
+from netbird_proxy.errors import ManagementError, ManagementRefused
+from netbird_proxy.model import AccountId, ServiceId
+from netbird_proxy.steps import ManagementChannel
+from netbird_wire.proxy_service_pb2 import ProxyInboundListener, ProxyStatus, SendStatusUpdateRequest
+
+log = structlog.get_logger("netbird_proxy.control")
+
+FIRST_DELAY, FACTOR, MAX_DELAY = 0.5, 2.0, 10.0
+TIMEOUT = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """One service's state at this proxy.
+
+    Attributes:
+        inbound: `(tunnel_ip, http_port, https_port)` of the account's live listeners, ports 0 where not served.
+    """
+
+    service: ServiceId
+    account: AccountId
+    status: ProxyStatus
+    error: str = ""
+    certificate: bool = False
+    inbound: tuple[str, int, int] | None = None
+
+    def request(self) -> SendStatusUpdateRequest:
+        request = SendStatusUpdateRequest(
+            service_id=self.service,
+            account_id=self.account,
+            status=self.status,
+            certificate_issued=self.certificate,
+        )
+        if self.error:
+            request.error_message = self.error
+        if self.inbound is not None:
+            address, http_port, https_port = self.inbound
+            request.inbound_listener.CopyFrom(
+                ProxyInboundListener(tunnel_ip=address, http_port=http_port, https_port=https_port)
+            )
+        return request
+
+
+class StatusReports:
+    """Sends statuses one after another. A newer word about a service replaces an older one that is still waiting."""
+
+    def __init__(self, management: ManagementChannel) -> None:
+        self._management = management
+        self._waiting: dict[ServiceId, Status] = {}
+        self._wake = asyncio.Event()
+
+    def say(self, status: Status) -> None:
+        self._waiting[status.service] = status
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Deliver until cancelled. What cannot be delivered now is tried again; what management refuses is dropped."""
+        delay = FIRST_DELAY
+        while True:
+            await self._wake.wait()
+            if not self._waiting:
+                self._wake.clear()
+                continue
+            service, status = next(iter(self._waiting.items()))
+            try:
+                await self._management.call("SendStatusUpdate", status.request(), timeout=TIMEOUT)
+            except ManagementRefused as exc:
+                # A service that is gone there is the usual case; there is nobody left to tell.
+                log.debug("management.status.refused", service_id=service, error=str(exc))
+            except ManagementError as exc:
+                log.warning("management.status.waiting", service_id=service, error=str(exc), retry_in=delay)
+                await asyncio.sleep(delay)
+                delay = min(delay * FACTOR, MAX_DELAY)
+                continue
+            delay = FIRST_DELAY
+            if self._waiting.get(service) is status:
+                del self._waiting[service]
