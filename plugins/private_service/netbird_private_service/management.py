@@ -1,0 +1,133 @@
+"""Management's half: who may have a private service, which proxies, and how its members find it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.metadata import version
+
+from netbird_host.info import Claim, PluginInfo, always
+from netbird_management.hookspecs import hookimpl
+from netbird_management.ids import GroupId, PolicyId
+from netbird_management.network.model import Group, Peer, Policy, PolicyRule, PortRange, Resource, ResourceType
+from netbird_management.network.snapshot import AccountSnapshot
+from netbird_management.services.model import Capabilities, Service
+from netbird_management.steps import (
+    ALLOW,
+    Decision,
+    Deny,
+    DnsRecord,
+    NetworkPatch,
+    PeerGate,
+    Violation,
+    WithholdPredicate,
+)
+from netbird_private_service.settings import FIELD, PrivateServiceSettings
+from netbird_wire.proxy_service_pb2 import ProxyMapping
+
+LISTENER_PORTS = (80, 443)
+"""Where every proxy listens in the tunnel. Reaching the ports is not being let in: the gate is per service."""
+
+
+class PrivateService:
+    """A private service has members; everything else here follows from who they are."""
+
+    @hookimpl
+    def describe(self) -> PluginInfo:
+        return PluginInfo(
+            version=version("netbird-private-service"),
+            summary="private services: over the account's tunnel only, by members of the service's access groups",
+            claims=(Claim(FIELD, guards=always),),
+        )
+
+    @hookimpl
+    def validate_service(self, service: Service, account: AccountSnapshot) -> list[Violation]:
+        if not service.private:
+            return []
+        found: list[Violation] = []
+        if service.mode not in ("", "http"):
+            found.append(Violation(f"a private service needs mode http, not {service.mode}", "mode"))
+        if not service.access_groups:
+            found.append(Violation("a private service needs at least one access group", "access_groups"))
+        bearer = service.auth.bearer_auth
+        if bearer is not None and bearer.enabled:
+            found.append(Violation("a private service cannot use single sign-on as well", "auth.bearer_auth"))
+        return found
+
+    @hookimpl
+    def build_mapping(self, service: Service, mapping: ProxyMapping) -> None:
+        PrivateServiceSettings(private=service.private).to_wire(mapping)
+
+    @hookimpl
+    def withhold_mapping(self, service: Service) -> WithholdPredicate | None:
+        return _understands if service.private else None
+
+    @hookimpl
+    def peer_gate(self, service: Service) -> PeerGate | None:
+        """Membership by the *peer's* groups; no access group admits nobody."""
+        if not service.private:
+            return None
+        wanted = frozenset(service.access_groups)
+
+        def gate(*, peer: Peer, groups: tuple[Group, ...], account: AccountSnapshot) -> Decision:
+            if any(group.id in wanted for group in groups):
+                return ALLOW
+            required = tuple(account.groups[id_] for id_ in service.access_groups if id_ in account.groups)
+            return Deny("not_in_group", required_groups=required)
+
+        return gate
+
+    @hookimpl
+    def network_patches(self, service: Service, account: AccountSnapshot) -> NetworkPatch | None:
+        if not service.private or not service.enabled:
+            return None
+        groups = tuple(id_ for id_ in service.access_groups if id_ in account.groups)
+        proxies = account.proxy_peers(service.proxy_cluster)
+        if not groups or not proxies:
+            return None
+        policies = tuple(_policy(service, proxy, groups) for proxy in proxies)
+        return NetworkPatch(policies=policies, records=tuple(_records(service, account, groups)))
+
+
+def _understands(capabilities: Capabilities) -> Decision:
+    if capabilities.supports_private_service is True:
+        return ALLOW
+    return Deny("the proxy does not serve private services: its plugin private_service is not enabled")
+
+
+def _policy(service: Service, proxy: Peer, groups: tuple[GroupId, ...]) -> Policy:
+    id_ = f"private-access-{service.id}-{proxy.id}"
+    rule = PolicyRule(
+        id=id_,
+        name="Allow access groups to reach " + service.name,
+        sources=groups,
+        destination_resource=Resource(proxy.id, ResourceType.PEER),
+        protocol="tcp",
+        port_ranges=tuple(PortRange(port, port) for port in LISTENER_PORTS),
+    )
+    return Policy(id=PolicyId(id_), name="Private Access to " + service.name, rules=(rule,))
+
+
+def _records(service: Service, account: AccountSnapshot, groups: tuple[GroupId, ...]) -> Iterator[DnsRecord]:
+    """One address record for each proxy of the cluster that is there to answer."""
+    apex = _apex(service, account)
+    if apex is None:
+        return
+    for proxy in account.proxy_peers(service.proxy_cluster):
+        if proxy.connected:
+            yield DnsRecord(groups=frozenset(groups), zone=apex, name=service.domain, address=str(proxy.ip))
+
+
+def _apex(service: Service, account: AccountSnapshot) -> str | None:
+    """The cluster's address where it covers the domain, else the longest custom domain that does."""
+    if _covers(service.proxy_cluster, service.domain):
+        return service.proxy_cluster
+    custom = [
+        domain.domain
+        for domain in account.custom_domains
+        if domain.target_cluster == service.proxy_cluster and _covers(domain.domain, service.domain)
+    ]
+    return max(custom, key=len, default=None)
+
+
+def _covers(apex: str, domain: str) -> bool:
+    return domain == apex or domain.endswith("." + apex)

@@ -1,0 +1,215 @@
+"""The proxy's half: a private route is reached through its account's tunnel, by a peer that management lets in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from importlib.metadata import version
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from netbird_private_service.settings import CAPABILITY, FIELD, PrivateServiceSettings
+from netbird_private_service.validation import Question, TooManyQuestions, Validations
+from netbird_proxy import (
+    ALLOW,
+    Authenticator,
+    Claim,
+    Decision,
+    Deny,
+    ExchangeView,
+    Group,
+    Guard,
+    Identity,
+    ManagementError,
+    PluginInfo,
+    Proxy,
+    RouteRefused,
+    RouteSpec,
+    UserId,
+    always,
+    hookimpl,
+)
+from netbird_wire.proxy_service_pb2 import ValidateTunnelPeerRequest, ValidateTunnelPeerResponse
+
+PLUGIN = "private_service"
+METHOD = "tunnel"
+
+REASONS = {
+    "peer_not_found": "peer_unknown",
+    "invalid_tunnel_ip": "peer_unknown",
+    "not_in_group": "not_in_group",
+    "user_not_found": "user_unknown",
+    "user_blocked": "user_blocked",
+    "pending_approval": "pending_approval",
+    "service_not_found": "service_unknown",
+}
+"""Management's reason → the code a client may see. Anything else is `not_allowed`."""
+
+
+class PrivateServiceOptions(BaseModel):
+    """`[private_service]` in the settings file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cache_seconds: float = Field(300.0, gt=0, le=3600)
+    cache_entries_per_account: int = Field(1024, ge=1)
+    peer_burst: int = Field(20, ge=1)
+    peer_rate: float = Field(10.0, gt=0)
+
+
+class PrivateService:
+    """Refuses whatever did not come through the account's tunnel, and asks management about whatever did."""
+
+    def __init__(self) -> None:
+        self._proxy: Proxy | None = None
+        self._validations: Validations | None = None
+
+    @hookimpl
+    def describe(self) -> PluginInfo:
+        return PluginInfo(
+            version=version("netbird-private-service"),
+            summary="private services: over the account's tunnel only, by members of the service's access groups",
+            capabilities=(CAPABILITY,),
+            claims=(Claim(FIELD, guards=always),),
+            options=PrivateServiceOptions,
+            settings=(PrivateServiceSettings,),
+        )
+
+    @asynccontextmanager
+    async def _running(self, proxy: Proxy) -> AsyncIterator[None]:
+        options = proxy.options(PrivateServiceOptions)
+        self._proxy = proxy
+        self._validations = validations = Validations(
+            self._ask,
+            proxy.generation,
+            asyncio.get_running_loop().time,
+            lifetime=options.cache_seconds,
+            per_account=options.cache_entries_per_account,
+            burst=options.peer_burst,
+            rate=options.peer_rate,
+        )
+        ready = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(validations.run(ready), name=PLUGIN)
+            await ready.wait()
+            try:
+                yield
+            finally:
+                running.cancel()
+
+    @hookimpl
+    def lifespan(self, proxy: Proxy) -> AbstractAsyncContextManager[None]:
+        return self._running(proxy)
+
+    async def _ask(self, question: Question, domain: str) -> ValidateTunnelPeerResponse:
+        if self._proxy is None:
+            raise ManagementError("the proxy is not running")
+        request = ValidateTunnelPeerRequest(tunnel_ip=question.address, domain=domain)
+        answer = await self._proxy.management.call("ValidateTunnelPeer", request)
+        if not isinstance(answer, ValidateTunnelPeerResponse):
+            raise ManagementError("ValidateTunnelPeer: not an answer")
+        return answer
+
+    @hookimpl(tryfirst=True)  # where a request came from is settled before anybody else looks at it
+    def restrict(self, route: RouteSpec, proxy: Proxy) -> Guard | None:
+        if not route.settings(PrivateServiceSettings).private:
+            return None
+        if not proxy.private:
+            raise RouteRefused("a private service needs listeners in the tunnel: this proxy runs without `private`")
+        own_targets = frozenset(upstream.address.host for upstream in route.upstreams)
+
+        async def through_the_tunnel(exchange: ExchangeView) -> Decision:
+            origin = exchange.origin
+            if origin is None or origin.account is None:
+                return Deny(403, "tunnel_required", "a private service was asked for outside its account's tunnel")
+            if origin.account != route.account:
+                # The table never matches another account's routes on a tunnel; if it did, this is not a hint to give.
+                return Deny(404, "not_found", f"asked for through the tunnel of account {origin.account}")
+            if origin.peer.host in own_targets:
+                return Deny(421, "loop_detected", f"the caller {origin.peer.host} is this service's own upstream")
+            return ALLOW
+
+        return Guard(through_the_tunnel)
+
+    @hookimpl(tryfirst=True)
+    def authenticate(self, route: RouteSpec, proxy: Proxy) -> Authenticator | None:
+        if not route.settings(PrivateServiceSettings).private:
+            return None
+
+        async def identify(exchange: ExchangeView) -> Identity | Deny:
+            return await self._identify(exchange, route, proxy)
+
+        return Authenticator("exclusive", identify)
+
+    @hookimpl(tryfirst=True)
+    def authorize(self, route: RouteSpec) -> Guard | None:
+        if not route.settings(PrivateServiceSettings).private:
+            return None
+
+        async def vouched_for(exchange: ExchangeView) -> Decision:
+            origin, who = exchange.origin, exchange.identity
+            if origin is None or origin.account != route.account:
+                return Deny(403, "tunnel_required", "a private service was asked for outside its account's tunnel")
+            if who is None or who.by != PLUGIN:
+                return Deny(403, "not_allowed", f"nobody from the tunnel: identified by {who.by if who else 'nobody'}")
+            return ALLOW
+
+        return Guard(vouched_for)
+
+    async def _identify(self, exchange: ExchangeView, route: RouteSpec, proxy: Proxy) -> Identity | Deny:
+        origin, validations = exchange.origin, self._validations
+        if origin is None or origin.account != route.account:
+            return Deny(403, "tunnel_required", "a private service was asked for outside its account's tunnel")
+        tunnel = proxy.tunnel(route.account)
+        if tunnel is None or validations is None:
+            return _later("tunnel_not_ready", "the account's tunnel is not up", 2)
+        # The socket's own address, never a forwarded one: this is what WireGuard vouches for.
+        address = origin.peer.host
+        peer = tunnel.whois(address)
+        if peer is None:
+            return Deny(403, "peer_unknown", f"no peer of the account holds {address}")
+        question = Question(route.account, peer.public_key, address, route.host)
+        try:
+            answer = await validations.validate(question, route.domain)
+        except TooManyQuestions as exc:
+            return _later("too_many_validations", f"peer {peer.public_key}: {exc}", exc.retry_after)
+        except ManagementError as exc:
+            return _later("management_unavailable", str(exc), exc.retry_after)
+        if not answer.valid:
+            return _denied(answer, address)
+        if not answer.session_token or not answer.user_id:
+            return _later("validation_incomplete", "management's grant names nobody or carries no token", 2)
+        return _identity(answer, peer.public_key)
+
+
+def _identity(answer: ValidateTunnelPeerResponse, key: str) -> Identity:
+    names = list(answer.peer_group_names)
+    groups = tuple(Group(id_, names[i] if i < len(names) else "") for i, id_ in enumerate(answer.peer_group_ids))
+    attributes = {"peer": answer.principal.peer_id or answer.user_id, "peer_key": key}
+    if answer.HasField("principal"):
+        # Told apart only by our management; NetBird's gives a peer's id in place of a user's.
+        attributes["user"] = answer.principal.user_id
+    return Identity(
+        user_id=UserId(answer.user_id),
+        email=answer.user_email,
+        groups=groups,
+        method=METHOD,
+        attributes=attributes,
+    )
+
+
+def _denied(answer: ValidateTunnelPeerResponse, address: str) -> Deny:
+    facts = {
+        "peer_address": address,
+        "user": answer.user_email or answer.user_id,
+        "peer_groups": ", ".join(answer.peer_group_names or answer.peer_group_ids),
+    }
+    code = REASONS.get(answer.denied_reason, "not_allowed")
+    if code == "not_in_group":
+        facts["required_groups"] = ", ".join(answer.required_group_names or answer.required_group_ids) or "not told"
+    return Deny(403, code, f"management says {answer.denied_reason or 'no'}", facts=facts)
+
+
+def _later(code: str, reason: str, seconds: float) -> Deny:
+    return Deny(503, code, reason, headers=((b"retry-after", str(max(1, round(seconds))).encode()),))
