@@ -20,7 +20,6 @@ from netbird_management.steps import Management, NetworkPatch, PeerGate, Violati
 from netbird_wire.proxy_service_pb2 import ProxyMapping
 
 hookspec = pluggy.HookspecMarker("netbird_management")
-hookimpl = pluggy.HookimplMarker("netbird_management")
 
 
 @hookspec
