@@ -5,7 +5,7 @@ Here are the public names for plugin authors, and nothing else.
 
 from pluggy import HookimplMarker
 
-from netbird_host.info import Claim, PluginInfo
+from netbird_host.info import Claim, PluginInfo, always, never
 from netbird_management.network.model import Group, Peer, Policy, PolicyRule, PortRange, Resource, ResourceType
 from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.services.model import Capabilities, Service, Target, TargetOptions, TargetType
@@ -48,5 +48,7 @@ __all__ = [
     "TargetType",
     "Violation",
     "WithholdPredicate",
+    "always",
     "hookimpl",
+    "never",
 ]

@@ -5,10 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from netbird_direct_upstream.settings import FIELD, DirectUpstreamSettings
-from netbird_host.info import Claim, PluginInfo
-from netbird_management.hookspecs import hookimpl
-from netbird_management.services.model import Service, TargetType
-from netbird_management.steps import Violation
+from netbird_management import Claim, PluginInfo, Service, TargetType, Violation, hookimpl
 from netbird_wire.proxy_service_pb2 import ProxyMapping
 
 

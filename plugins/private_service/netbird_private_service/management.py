@@ -5,22 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.metadata import version
 
-from netbird_host.info import Claim, PluginInfo, always
-from netbird_management.hookspecs import hookimpl
-from netbird_management.ids import GroupId, PolicyId
-from netbird_management.network.model import Group, Peer, Policy, PolicyRule, PortRange, Resource, ResourceType
-from netbird_management.network.snapshot import AccountSnapshot
-from netbird_management.services.model import Capabilities, Service
-from netbird_management.steps import (
+from netbird_management import (
     ALLOW,
+    AccountSnapshot,
+    Capabilities,
+    Claim,
     Decision,
     Deny,
     DnsRecord,
+    Group,
     NetworkPatch,
+    Peer,
     PeerGate,
+    PluginInfo,
+    Policy,
+    PolicyRule,
+    PortRange,
+    Resource,
+    ResourceType,
+    Service,
     Violation,
     WithholdPredicate,
+    always,
+    hookimpl,
 )
+from netbird_management.ids import GroupId, PolicyId
 from netbird_private_service.settings import FIELD, PrivateServiceSettings
 from netbird_wire.proxy_service_pb2 import ProxyMapping
 
