@@ -1,6 +1,6 @@
 """What is true of an account right now, in memory: gates and maps are answered from here, never from the database.
 
-A snapshot is immutable. Whoever changes an account does it through `Snapshots.change`: one transaction, and after its
+A snapshot is immutable. Whoever changes an account does it through `State.change`: one transaction, and after its
 commit the snapshot is replaced in one assignment and the subscribers are told what changed.
 """
 
@@ -187,7 +187,7 @@ class Changes:
 class Snapshots:
     """The current snapshot of each account, and who wants to know of the next. Belongs to one event loop.
 
-    Reading never waits. Replacing is done by `store.store.Store` after a commit, in the order of commits.
+    Reading never waits. Replacing is done by `State` after a commit, in the order of commits.
     """
 
     def __init__(self) -> None:
@@ -230,7 +230,7 @@ class Snapshots:
             self._subscribers.discard(changes)
 
     def replace(self, account_id: AccountId, after: AccountSnapshot | None, touched: Touched) -> None:
-        """Put a new snapshot in place and tell everybody. Called by the store alone."""
+        """Put a new snapshot in place and tell everybody. Called by `State` alone."""
         before = self._accounts.get(account_id)
         if before is not None:
             for domain in before._by_domain:

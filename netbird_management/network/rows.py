@@ -1,0 +1,126 @@
+"""Rows of the overlay's tables to models and back."""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any
+
+from netbird_management.ids import AccountId, GroupId, PeerId, PolicyId, UserId
+from netbird_management.network.model import (
+    Account,
+    AccountSettings,
+    CustomDomain,
+    Group,
+    Peer,
+    PeerMeta,
+    Policy,
+    PolicyRule,
+    PortRange,
+    ProxyPeer,
+    Resource,
+    ResourceType,
+    Role,
+    User,
+)
+from netbird_management.store.models import AccountRow, DomainRow, GroupRow, PeerRow, PolicyRow, UserRow
+
+
+def account(row: AccountRow) -> Account:
+    return Account(
+        id=AccountId(row.id),
+        created_at=row.created_at,
+        created_by=row.created_by,
+        network=IPv4Network(row.network),
+        network_v6=IPv6Network(row.network_v6),
+        dns_domain=row.dns_domain,
+        serial=row.serial,
+        settings=AccountSettings(**row.settings),
+    )
+
+
+def user(row: UserRow) -> User:
+    return User(
+        id=UserId(row.id),
+        account_id=AccountId(row.account_id),
+        role=Role(row.role),
+        created_at=row.created_at,
+        email=row.email,
+        name=row.name,
+        auto_groups=tuple(GroupId(id_) for id_ in row.auto_groups),
+        is_service_user=row.is_service_user,
+        blocked=row.blocked,
+        pending_approval=row.pending_approval,
+        last_login=row.last_login,
+    )
+
+
+def group(row: GroupRow, peers: Iterable[str]) -> Group:
+    return Group(id=GroupId(row.id), name=row.name, peers=frozenset(PeerId(id_) for id_ in peers), issued=row.issued)
+
+
+def peer(row: PeerRow) -> Peer:
+    meta = dict(row.meta)
+    meta["capabilities"] = tuple(meta.get("capabilities", ()))
+    return Peer(
+        id=PeerId(row.id),
+        account_id=AccountId(row.account_id),
+        key=row.key,
+        ip=IPv4Address(row.ip),
+        ipv6=None if row.ipv6 is None else IPv6Address(row.ipv6),
+        name=row.name,
+        dns_label=row.dns_label,
+        created_at=row.created_at,
+        user_id=None if row.user_id is None else UserId(row.user_id),
+        meta=PeerMeta(**meta),
+        ssh_key=row.ssh_key,
+        connected=row.connected,
+        stream_started_ns=row.stream_started_ns,
+        connection_ip=row.connection_ip,
+        last_seen=row.last_seen,
+        last_login=row.last_login,
+        ephemeral=row.ephemeral,
+        stock=row.stock,
+        proxy=None if row.proxy_cluster is None else ProxyPeer(row.proxy_cluster, row.wireguard_endpoint),
+    )
+
+
+def policy(row: PolicyRow) -> Policy:
+    return Policy(
+        id=PolicyId(row.id),
+        name=row.name,
+        enabled=row.enabled,
+        description=row.description,
+        rules=tuple(_rule(rule) for rule in row.rules),
+    )
+
+
+def policy_row(account_id: AccountId, policy: Policy) -> PolicyRow:
+    return PolicyRow(
+        id=policy.id,
+        account_id=account_id,
+        name=policy.name,
+        enabled=policy.enabled,
+        description=policy.description,
+        rules=[asdict(rule) for rule in policy.rules],
+    )
+
+
+def domain(row: DomainRow) -> CustomDomain:
+    return CustomDomain(row.id, AccountId(row.account_id), row.domain, row.target_cluster, row.validated)
+
+
+def _rule(stored: dict[str, Any]) -> PolicyRule:
+    def resource(value: dict[str, str] | None) -> Resource | None:
+        return None if value is None else Resource(value["id"], ResourceType(value["type"]))
+
+    return PolicyRule(
+        **{
+            **stored,
+            "sources": tuple(stored["sources"]),
+            "destinations": tuple(stored["destinations"]),
+            "source_resource": resource(stored["source_resource"]),
+            "destination_resource": resource(stored["destination_resource"]),
+            "ports": tuple(stored["ports"]),
+            "port_ranges": tuple(PortRange(**ports) for ports in stored["port_ranges"]),
+        }
+    )

@@ -1,0 +1,103 @@
+"""How services fare on proxies: kept for each pair, shown as the worst of the live ones."""
+
+from datetime import timedelta
+
+from sqlalchemy import delete, select, update
+from sqlalchemy.dialects.sqlite import insert
+
+from netbird_management.clock import now
+from netbird_management.errors import NotFound
+from netbird_management.ids import AccountId, ProxyId, ServiceId
+from netbird_management.services.model import SEVERITY, InboundListener, ProxyStatus, Status
+from netbird_management.services.proxies import ACTIVE_SECONDS
+from netbird_management.state import State
+from netbird_management.store.models import ProxyRow, ServiceRow, ServiceStatusRow
+
+
+async def set_service_status(
+    state: State,
+    service_id: ServiceId,
+    proxy_id: ProxyId,
+    status: Status,
+    *,
+    error_message: str = "",
+    withheld: str = "",
+    inbound_listener: InboundListener | None = None,
+) -> None:
+    """What a proxy reports of a service, or why management keeps it from that proxy. Raises `NotFound` for either."""
+    values = {
+        "status": status.value,
+        "error_message": error_message[:4096],
+        "withheld": withheld[:4096],
+        "tunnel_ip": None if inbound_listener is None else inbound_listener.tunnel_ip,
+        "https_port": 0 if inbound_listener is None else inbound_listener.https_port,
+        "http_port": 0 if inbound_listener is None else inbound_listener.http_port,
+        "updated_at": now(),
+    }
+    async with state.write() as session:
+        if await session.get(ServiceRow, service_id) is None:
+            raise NotFound(f"service {service_id} not found")
+        if await session.get(ProxyRow, proxy_id) is None:
+            raise NotFound(f"proxy {proxy_id} not found")
+        row = insert(ServiceStatusRow).values(service_id=service_id, proxy_id=proxy_id, **values)
+        key = [ServiceStatusRow.service_id, ServiceStatusRow.proxy_id]
+        await session.execute(row.on_conflict_do_update(index_elements=key, set_=values))
+
+
+async def clear_service_status(state: State, service_id: ServiceId, proxy_id: ProxyId) -> None:
+    """The proxy no longer has the service, nor should it."""
+    gone = delete(ServiceStatusRow).where(
+        ServiceStatusRow.service_id == service_id, ServiceStatusRow.proxy_id == proxy_id
+    )
+    async with state.write() as session:
+        await session.execute(gone)
+
+
+async def set_certificate_issued(state: State, account_id: AccountId, service_id: ServiceId) -> None:
+    """A proxy got a certificate for the service's domain just now. Nobody else is told."""
+    issued = update(ServiceRow).where(ServiceRow.id == service_id, ServiceRow.account_id == account_id)
+    async with state.write() as session:
+        await session.execute(issued.values(certificate_issued_at=now()))
+
+
+async def proxy_statuses(state: State, service_id: ServiceId) -> list[ProxyStatus]:
+    """Every proxy's word on a service, live or not, ordered by proxy."""
+    query = (
+        select(ServiceStatusRow).where(ServiceStatusRow.service_id == service_id).order_by(ServiceStatusRow.proxy_id)
+    )
+    async with state.read() as session:
+        rows = (await session.scalars(query)).all()
+    return [
+        ProxyStatus(
+            proxy_id=ProxyId(row.proxy_id),
+            status=Status(row.status),
+            error_message=row.error_message,
+            withheld=row.withheld,
+            inbound_listener=None
+            if row.tunnel_ip is None
+            else InboundListener(row.tunnel_ip, row.https_port, row.http_port),
+            updated_at=row.updated_at,
+        )
+        for row in rows
+    ]
+
+
+async def worst_statuses(state: State, account_id: AccountId) -> dict[ServiceId, Status]:
+    """The one status to show for each service of an account: the worst of its live proxies; none is left out."""
+    query = (
+        select(ServiceStatusRow.service_id, ServiceStatusRow.status)
+        .join(ServiceRow, ServiceRow.id == ServiceStatusRow.service_id)
+        .join(ProxyRow, ProxyRow.id == ServiceStatusRow.proxy_id)
+        .where(
+            ServiceRow.account_id == account_id,
+            ProxyRow.status == "connected",
+            ProxyRow.last_seen > now() - timedelta(seconds=ACTIVE_SECONDS),
+        )
+    )
+    worst: dict[ServiceId, Status] = {}
+    async with state.read() as session:
+        for service_id, text in (await session.execute(query)).all():
+            status, id_ = Status(text), ServiceId(service_id)
+            if id_ not in worst or SEVERITY.index(status) > SEVERITY.index(worst[id_]):
+                worst[id_] = status
+    return worst

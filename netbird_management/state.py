@@ -1,0 +1,219 @@
+"""What this process holds: the database, the key to its secrets, and the snapshots answered from.
+
+Three ways in, no other: `read`, `write` (what no snapshot holds: tokens, proxies, statuses, logs) and `change` (an
+account: one transaction, then a new snapshot and a notice). Writes are one at a time: SQLite has one writer, and so
+snapshots are replaced in the order of commits.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from netbird_management.ids import AccountId, GroupId, PeerId, PolicyId, ServiceId, UserId
+from netbird_management.network import rows as network_rows
+from netbird_management.network.snapshot import AccountSnapshot, Snapshots, Touched
+from netbird_management.services import rows as service_rows
+from netbird_management.store.engine import DATABASE_FILE, migrate, open_engine
+from netbird_management.store.models import (
+    AccountRow,
+    DomainRow,
+    GroupPeerRow,
+    GroupRow,
+    PeerRow,
+    PolicyRow,
+    ServiceRow,
+    UserRow,
+)
+from netbird_management.store.vault import Vault
+
+
+class Transaction:
+    """One change of an account under way: its session, and what it touched so far."""
+
+    def __init__(self, session: AsyncSession, account_id: AccountId, before: AccountSnapshot | None) -> None:
+        self.session = session
+        self.account_id = account_id
+        self.before = before
+        """The account as it is; nobody else can change it until this is over."""
+        self.touched = Touched()
+
+    @property
+    def account(self) -> AccountSnapshot:
+        """`before` of an account that must exist. Raises `LookupError`."""
+        if self.before is None:
+            raise LookupError(f"account {self.account_id} is not here")
+        return self.before
+
+    def touch(
+        self,
+        *,
+        services: Iterable[ServiceId] = (),
+        peers: Iterable[PeerId] = (),
+        groups: Iterable[GroupId] = (),
+        users: Iterable[UserId] = (),
+        policies: Iterable[PolicyId] = (),
+        account: bool = False,
+        domains: bool = False,
+    ) -> None:
+        """Name the rows written, made or deleted. What is not named is not read again."""
+        self.touched |= Touched(
+            services=frozenset(services),
+            peers=frozenset(peers),
+            groups=frozenset(groups),
+            users=frozenset(users),
+            policies=frozenset(policies),
+            account=account,
+            domains=domains,
+        )
+
+    async def raise_serial(self) -> None:
+        """Count one more change of the account's network."""
+        row = await self.session.get_one(AccountRow, self.account_id)
+        row.serial += 1
+        self.touch(account=True)
+
+
+class State:
+    """Made by `State.open`; belongs to one event loop."""
+
+    def __init__(self, engine: AsyncEngine, vault: Vault, tasks: asyncio.TaskGroup) -> None:
+        self.vault = vault
+        self.snapshots = Snapshots()
+        self._engine = engine
+        self._writing = engine.execution_options(writes=True)
+        self._tasks = tasks
+        self._writer = asyncio.Lock()
+        self._generation = 0
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, directory: Path, vault: Vault) -> AsyncIterator["State"]:
+        """Migrates the database in `directory`, reads every account, and closes it all at the end."""
+        engine = open_engine(directory / DATABASE_FILE)
+        try:
+            await migrate(engine)
+            async with asyncio.TaskGroup() as tasks:
+                state = cls(engine, vault, tasks)
+                async with state.read() as session:
+                    for account_id in (await session.scalars(select(AccountRow.id))).all():
+                        snapshot = await state._read_account(session, AccountId(account_id), None, Touched())
+                        state.snapshots.replace(AccountId(account_id), snapshot, Touched(account=True))
+                yield state
+        finally:
+            await engine.dispose()
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncSession]:
+        """A session for questions; what it writes is thrown away."""
+        async with AsyncSession(self._engine, expire_on_commit=False) as session:
+            yield session
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncSession]:
+        """One transaction on what no snapshot holds: committed at the end, rolled back by any exception."""
+        async with self._writer, AsyncSession(self._writing, expire_on_commit=False) as session:
+            yield session
+            await session.commit()
+
+    @asynccontextmanager
+    async def change(self, account_id: AccountId) -> AsyncIterator[Transaction]:
+        """One transaction on an account: committed at the end, rolled back by any exception.
+
+        The new snapshot is read inside the transaction and put in place right after the commit, so nothing can fail in
+        between. A caller cancelled during the commit leaves; the commit and the replacement still finish together.
+        """
+        await self._writer.acquire()
+        handed_over = False
+        session = AsyncSession(self._writing, expire_on_commit=False)
+        try:
+            transaction = Transaction(session, account_id, self.snapshots.get(account_id))
+            yield transaction
+            if transaction.before is not None and transaction.touched == Touched():
+                return  # nothing was changed, so there is nothing to tell
+            await session.flush()
+            session.expire_all()
+            after = await self._read_account(session, account_id, transaction.before, transaction.touched)
+            handed_over = True
+            finish = self._tasks.create_task(self._finish(session, transaction, after))
+            error = await asyncio.shield(finish)
+            if error is not None:
+                raise error
+        finally:
+            if not handed_over:
+                await session.close()
+                self._writer.release()
+
+    async def _finish(
+        self, session: AsyncSession, transaction: Transaction, after: AccountSnapshot | None
+    ) -> Exception | None:
+        """Commits and replaces; returns what went wrong, as raising here would end everybody's work."""
+        try:
+            async with session:
+                await session.commit()
+            self.snapshots.replace(transaction.account_id, after, transaction.touched)
+        except Exception as error:
+            return error
+        finally:
+            self._writer.release()
+        return None
+
+    async def _read_account(
+        self, session: AsyncSession, account_id: AccountId, before: AccountSnapshot | None, touched: Touched
+    ) -> AccountSnapshot | None:
+        """The account as the session sees it; with `before`, only what was touched is read."""
+        self._generation += 1
+        row = await session.get(AccountRow, account_id)
+        if row is None:
+            return None
+
+        async def part(kind: Any, old: Any, ids: frozenset[Any], model: Any) -> dict[Any, Any]:
+            if before is not None and not ids:
+                return dict(old)
+            query = select(kind).where(kind.account_id == account_id)
+            if before is not None:
+                query = query.where(kind.id.in_(ids))
+            found = {row.id: model(row) for row in (await session.scalars(query)).all()}
+            kept = {id_: value for id_, value in old.items() if id_ not in ids} if before is not None else {}
+            return kept | found
+
+        memberships = await self._memberships(session, account_id, touched.groups if before is not None else None)
+
+        def group(row: GroupRow) -> Any:
+            return network_rows.group(row, memberships.get(row.id, ()))
+
+        empty: MappingProxyType[Any, Any] = MappingProxyType({})
+        old = before
+        domains = old.custom_domains if old is not None and not touched.domains else None
+        if domains is None:
+            found = await session.scalars(select(DomainRow).where(DomainRow.account_id == account_id))
+            domains = tuple(network_rows.domain(domain) for domain in found.all())
+        return AccountSnapshot.of(
+            network_rows.account(row),
+            users=await part(UserRow, old.users if old else empty, touched.users, network_rows.user),
+            groups=await part(GroupRow, old.groups if old else empty, touched.groups, group),
+            peers=await part(PeerRow, old.peers if old else empty, touched.peers, network_rows.peer),
+            services=await part(ServiceRow, old.services if old else empty, touched.services, service_rows.service),
+            policies=await part(PolicyRow, old.policies if old else empty, touched.policies, network_rows.policy),
+            custom_domains=domains,
+            generation=self._generation,
+        )
+
+    async def _memberships(
+        self, session: AsyncSession, account_id: AccountId, groups: frozenset[GroupId] | None
+    ) -> dict[str, list[str]]:
+        if groups is not None and not groups:
+            return {}
+        query = select(GroupPeerRow.group_id, GroupPeerRow.peer_id).join(GroupRow, GroupRow.id == GroupPeerRow.group_id)
+        query = query.where(GroupRow.account_id == account_id)
+        if groups is not None:
+            query = query.where(GroupRow.id.in_(groups))
+        held: dict[str, list[str]] = {}
+        for group_id, peer_id in (await session.execute(query)).all():
+            held.setdefault(group_id, []).append(peer_id)
+        return held

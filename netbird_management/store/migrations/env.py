@@ -1,0 +1,10 @@
+"""Alembic's entry: runs on the connection it is given, inside the caller's transaction."""
+
+from alembic import context
+
+from netbird_management.store.models import Row
+
+context.configure(
+    connection=context.config.attributes["connection"], target_metadata=Row.metadata, render_as_batch=True
+)
+context.run_migrations()

@@ -1,0 +1,264 @@
+"""The tables. Rows are read and written in `network.rows` and `services.rows`, and nowhere else turned into anything.
+
+Lists whose order matters and that nobody searches (targets, access groups, rules) are JSON in their owner's row: they
+are always written whole. Secrets are sealed by `store.vault` before they come here.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, LargeBinary, String, UniqueConstraint
+from sqlalchemy.engine import Dialect
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A moment, aware and in UTC on this side; databases without zones keep it naive."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a moment without a time zone")
+        return value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.replace(tzinfo=UTC)
+
+
+class Row(DeclarativeBase):
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own name and form
+        datetime: UtcDateTime,
+        int: BigInteger,
+        dict[str, Any]: JSON,
+        list[str]: JSON,
+        list[int]: JSON,
+        list[dict[str, Any]]: JSON,
+        bytes: LargeBinary,
+        str: String(255),
+    }
+
+
+class AccountRow(Row):
+    __tablename__ = "accounts"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    created_at: Mapped[datetime]
+    created_by: Mapped[str]
+    network: Mapped[str]
+    network_v6: Mapped[str]
+    dns_domain: Mapped[str]
+    serial: Mapped[int] = mapped_column(default=0)
+    settings: Mapped[dict[str, Any]]
+
+
+class UserRow(Row):
+    __tablename__ = "users"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"), index=True)
+    role: Mapped[str]
+    email: Mapped[str] = mapped_column(default="")
+    name: Mapped[str] = mapped_column(default="")
+    auto_groups: Mapped[list[str]]
+    is_service_user: Mapped[bool] = mapped_column(default=False)
+    blocked: Mapped[bool] = mapped_column(default=False)
+    pending_approval: Mapped[bool] = mapped_column(default=False)
+    password_hash: Mapped[str] = mapped_column(default="")
+    created_at: Mapped[datetime]
+    last_login: Mapped[datetime | None]
+
+
+class PersonalTokenRow(Row):
+    __tablename__ = "personal_access_tokens"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    name: Mapped[str]
+    hashed_token: Mapped[str] = mapped_column(unique=True)
+    expires_at: Mapped[datetime]
+    created_by: Mapped[str]
+    created_at: Mapped[datetime]
+    last_used: Mapped[datetime | None]
+
+
+class GroupRow(Row):
+    __tablename__ = "groups"
+    __table_args__ = (UniqueConstraint("account_id", "name", name="one_group_a_name"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"), index=True)
+    name: Mapped[str]
+    issued: Mapped[str] = mapped_column(default="api")
+
+
+class PeerRow(Row):
+    __tablename__ = "peers"
+    __table_args__ = (
+        UniqueConstraint("account_id", "ip", name="one_peer_an_address"),
+        UniqueConstraint("account_id", "ipv6", name="one_peer_an_ipv6_address"),
+        UniqueConstraint("account_id", "dns_label", name="one_peer_a_label"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"), index=True)
+    key: Mapped[str] = mapped_column(unique=True)
+    ip: Mapped[str]
+    ipv6: Mapped[str | None]
+    name: Mapped[str]
+    dns_label: Mapped[str]
+    user_id: Mapped[str | None] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    meta: Mapped[dict[str, Any]]
+    ssh_key: Mapped[str] = mapped_column(String(4096), default="")
+    connected: Mapped[bool] = mapped_column(default=False)
+    stream_started_ns: Mapped[int] = mapped_column(default=0)
+    connection_ip: Mapped[str] = mapped_column(default="")
+    last_seen: Mapped[datetime | None]
+    last_login: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+    ephemeral: Mapped[bool] = mapped_column(default=False)
+    stock: Mapped[bool] = mapped_column(default=False)
+    proxy_cluster: Mapped[str | None]
+    wireguard_endpoint: Mapped[str] = mapped_column(default="")
+
+
+class GroupPeerRow(Row):
+    __tablename__ = "group_peers"
+
+    group_id: Mapped[str] = mapped_column(ForeignKey("groups.id", ondelete="CASCADE"), primary_key=True)
+    peer_id: Mapped[str] = mapped_column(ForeignKey("peers.id", ondelete="CASCADE"), primary_key=True, index=True)
+
+
+class PolicyRow(Row):
+    __tablename__ = "policies"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"), index=True)
+    name: Mapped[str]
+    enabled: Mapped[bool]
+    description: Mapped[str] = mapped_column(String(1024), default="")
+    rules: Mapped[list[dict[str, Any]]]
+
+
+class DomainRow(Row):
+    __tablename__ = "domains"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"), index=True)
+    domain: Mapped[str] = mapped_column(unique=True)
+    target_cluster: Mapped[str]
+    validated: Mapped[bool] = mapped_column(default=False)
+
+
+class ServiceRow(Row):
+    __tablename__ = "services"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"), index=True)
+    name: Mapped[str]
+    domain: Mapped[str] = mapped_column(unique=True)
+    proxy_cluster: Mapped[str] = mapped_column(index=True)
+    targets: Mapped[list[dict[str, Any]]]
+    enabled: Mapped[bool]
+    terminated: Mapped[bool] = mapped_column(default=False)
+    mode: Mapped[str] = mapped_column(String(8))
+    listen_port: Mapped[int]
+    port_auto_assigned: Mapped[bool]
+    pass_host_header: Mapped[bool]
+    rewrite_redirects: Mapped[bool]
+    auth: Mapped[dict[str, Any]]
+    restrictions: Mapped[dict[str, Any]]
+    private: Mapped[bool]
+    access_groups: Mapped[list[str]]
+    session_private_key: Mapped[bytes]
+    session_public_key: Mapped[str]
+    source: Mapped[str]
+    source_peer: Mapped[str] = mapped_column(default="")
+    created_at: Mapped[datetime]
+    certificate_issued_at: Mapped[datetime | None]
+
+
+class ProxyRow(Row):
+    __tablename__ = "proxies"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    session_id: Mapped[str]
+    cluster_address: Mapped[str] = mapped_column(index=True)
+    ip_address: Mapped[str]
+    account_id: Mapped[str | None] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"), index=True)
+    token_id: Mapped[str | None]
+    last_seen: Mapped[datetime]
+    connected_at: Mapped[datetime | None]
+    disconnected_at: Mapped[datetime | None]
+    status: Mapped[str] = mapped_column(String(20))
+    supports_custom_ports: Mapped[bool | None]
+    require_subdomain: Mapped[bool | None]
+    supports_crowdsec: Mapped[bool | None]
+    private: Mapped[bool | None]
+
+
+class ServiceStatusRow(Row):
+    """How one service fares on one proxy."""
+
+    __tablename__ = "service_statuses"
+
+    service_id: Mapped[str] = mapped_column(ForeignKey("services.id", ondelete="CASCADE"), primary_key=True)
+    proxy_id: Mapped[str] = mapped_column(ForeignKey("proxies.id", ondelete="CASCADE"), primary_key=True, index=True)
+    status: Mapped[str] = mapped_column(String(32))
+    error_message: Mapped[str] = mapped_column(String(4096), default="")
+    withheld: Mapped[str] = mapped_column(String(4096), default="")
+    tunnel_ip: Mapped[str | None]
+    https_port: Mapped[int] = mapped_column(default=0)
+    http_port: Mapped[int] = mapped_column(default=0)
+    updated_at: Mapped[datetime]
+
+
+class ProxyTokenRow(Row):
+    __tablename__ = "proxy_access_tokens"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    hashed_token: Mapped[str] = mapped_column(unique=True)
+    account_id: Mapped[str | None] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"), index=True)
+    expires_at: Mapped[datetime | None]
+    created_by: Mapped[str]
+    created_at: Mapped[datetime]
+    last_used: Mapped[datetime | None]
+    revoked: Mapped[bool] = mapped_column(default=False)
+
+
+class SpentNonceRow(Row):
+    """A one-time token that made its peer; kept until it would have expired anyway."""
+
+    __tablename__ = "spent_nonces"
+
+    nonce: Mapped[str] = mapped_column(primary_key=True)
+    expires_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class AccessLogRow(Row):
+    __tablename__ = "access_log_entries"
+    __table_args__ = (Index("access_log_of_account", "account_id", "timestamp"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"))
+    service_id: Mapped[str]
+    timestamp: Mapped[datetime] = mapped_column(index=True)
+    source_ip: Mapped[str]
+    method: Mapped[str] = mapped_column(String(64))
+    host: Mapped[str]
+    path: Mapped[str] = mapped_column(String(4096))
+    duration_ms: Mapped[int]
+    status_code: Mapped[int]
+    reason: Mapped[str] = mapped_column(default="")
+    user_id: Mapped[str] = mapped_column(default="")
+    auth_method: Mapped[str] = mapped_column(default="")
+    bytes_upload: Mapped[int]
+    bytes_download: Mapped[int]
+    protocol: Mapped[str] = mapped_column(String(8), default="")
+    details: Mapped[dict[str, Any]]
+    user_groups: Mapped[list[str]]
