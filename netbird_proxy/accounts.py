@@ -218,7 +218,8 @@ class Accounts:
         opened = self._hooks.open_tunnel(self.handle(state.id), self._proxy)
         if opened is None:
             raise TunnelNotReady("no plugin of this proxy opens tunnels")
-        async with opened as tunnel:
+        _, context = opened
+        async with context as tunnel:
             listeners = await self._listen(state.id, tunnel) if self._listen is not None else None
             try:
                 state.tunnel = tunnel

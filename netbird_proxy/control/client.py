@@ -276,7 +276,8 @@ class ManagementClient:
             await call.write(SyncMappingsRequest(init=self._introduction(SyncMappingsInit)))
             while (update := await self._next(call)) is not None:
                 await self._take(update)
-                await call.write(SyncMappingsRequest(ack=SyncMappingsAck()))
+                with suppress(asyncio.InvalidStateError):  # the stream is over already: the next read says how
+                    await call.write(SyncMappingsRequest(ack=SyncMappingsAck()))
 
     async def _updates(self) -> None:
         call = self._stub.GetMappingUpdate(self._introduction(GetMappingUpdateRequest), metadata=self.metadata())

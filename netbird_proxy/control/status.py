@@ -28,7 +28,7 @@ class Status:
 
     service: ServiceId
     account: AccountId
-    status: ProxyStatus
+    status: ProxyStatus.ValueType
     error: str = ""
     certificate: bool = False
     inbound: tuple[str, int, int] | None = None
