@@ -3,9 +3,9 @@
 Here are the public names for plugin authors, and nothing else.
 """
 
-from pluggy import HookimplMarker
-
 from netbird_host.info import Claim, PluginInfo, always, never
+from netbird_management.hookspecs import hookimpl
+from netbird_management.ids import AccountId, GroupId, PeerId, PolicyId, ServiceId, UserId
 from netbird_management.network.model import Group, Peer, Policy, PolicyRule, PortRange, Resource, ResourceType
 from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.services.model import Capabilities, Service, Target, TargetOptions, TargetType
@@ -21,10 +21,9 @@ from netbird_management.steps import (
     WithholdPredicate,
 )
 
-hookimpl = HookimplMarker("netbird_management")
-
 __all__ = [
     "ALLOW",
+    "AccountId",
     "AccountSnapshot",
     "Capabilities",
     "Claim",
@@ -32,20 +31,25 @@ __all__ = [
     "Deny",
     "DnsRecord",
     "Group",
+    "GroupId",
     "Management",
     "NetworkPatch",
     "Peer",
     "PeerGate",
+    "PeerId",
     "PluginInfo",
     "Policy",
+    "PolicyId",
     "PolicyRule",
     "PortRange",
     "Resource",
     "ResourceType",
     "Service",
+    "ServiceId",
     "Target",
     "TargetOptions",
     "TargetType",
+    "UserId",
     "Violation",
     "WithholdPredicate",
     "always",

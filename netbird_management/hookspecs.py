@@ -19,7 +19,10 @@ from netbird_management.services.model import Service
 from netbird_management.steps import Management, NetworkPatch, PeerGate, Violation, WithholdPredicate
 from netbird_wire.proxy_service_pb2 import ProxyMapping
 
-hookspec = pluggy.HookspecMarker("netbird_management")
+PROJECT = "netbird_management"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 @hookspec

@@ -1,13 +1,12 @@
 """The hooks with types: nobody else calls pluggy. What a plugin gets wrong closes doors here, and never opens them."""
 
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
-import pluggy
-
-from netbird_host.info import PluginInfo
+from netbird_host.info import PluginId
+from netbird_host.plugins import Plugins, load
 from netbird_management import hookspecs
 from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.services.model import Service
@@ -15,7 +14,7 @@ from netbird_management.steps import Management, NetworkPatch, PeerGate, Violati
 from netbird_wire.proxy_service_pb2 import ProxyMapping
 
 GROUP = "netbird_management"
-"""The project's name in pluggy, and the entry-point group."""
+"""The entry-point group of this host's plugins."""
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -30,38 +29,33 @@ class HookError(Exception):
         self.hook = hook
 
 
-class Hooks:
-    """The loaded plugins of this host.
+def load_hooks(
+    allowed: Sequence[PluginId | tuple[PluginId, object]] = (), *, reserved_ids: Collection[str] = ()
+) -> "Hooks":
+    """Loads the operator's plugins: entry-point names, or `(id, object)` pairs from a program or a test.
 
-    Order is pluggy's marks (`tryfirst`, plain, `trylast`), and inside a rank the order of registration.
+    Raises `netbird_host.plugins.PluginError`: a plugin is missing or wrong, and the message says what to change.
     """
+    return Hooks(load(hookspecs.PROJECT, hookspecs, group=GROUP, allowed=allowed, reserved_ids=reserved_ids))
 
-    def __init__(self, plugins: Iterable[tuple[str, object]] = ()) -> None:
-        """Registers plugins (id, module or object) in the given order. Raises `HookError` for one that is unfit."""
-        self._manager = pluggy.PluginManager(GROUP)
-        self._manager.add_hookspecs(hookspecs)
-        for plugin_id, plugin in reversed(list(plugins)):  # pluggy calls the last registered first
-            self._manager.register(plugin, plugin_id)
-        self._manager.check_pending()
-        self.plugins: dict[str, PluginInfo] = dict(self._each("describe", PluginInfo, {}, optional=False))
-        self.claims: frozenset[str] = frozenset(claim.field for info in self.plugins.values() for claim in info.claims)
+
+class Hooks:
+    """One method a hook, and which fields the plugins claim together."""
+
+    def __init__(self, plugins: Plugins) -> None:
+        self.plugins = plugins
+        self.claims: frozenset[str] = frozenset(claim.field for plugin in plugins for claim in plugin.info.claims)
 
     def _each(
-        self,
-        hook: str,
-        kind: type[Any] | tuple[type[Any], ...],
-        arguments: Mapping[str, object],
-        *,
-        optional: bool = True,
-    ) -> Iterable[tuple[str, Any]]:
+        self, hook: str, kind: type[Any] | tuple[type[Any], ...], arguments: Mapping[str, object]
+    ) -> Iterable[tuple[PluginId, Any]]:
         """Each plugin's answer, with its name; `None`s left out. The one place where a hook is called."""
-        for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
-            name = implementation.plugin_name
+        for name, call in self.plugins.calls(hook):
             try:
-                answer = implementation.function(*(arguments[argument] for argument in implementation.argnames))
+                answer = call(**arguments)
             except Exception as error:
                 raise HookError(name, hook, f"raised {type(error).__name__}: {error}") from error
-            if answer is None and optional:
+            if answer is None:
                 continue
             if not isinstance(answer, kind):
                 raise HookError(name, hook, f"returned {type(answer).__name__}")
