@@ -224,3 +224,4 @@ class Mapping:
     refused: str = ""
     auth_token: str = field(default="", repr=False)
     listen_port: int = 0
+    tunneled: bool = False
