@@ -1,0 +1,109 @@
+"""One account's tunnel, from its state directory to its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+
+from netbird_proxy import AccountHandle, ManagementTimeout, Proxy
+from netbird_tunnel_netstack.driver import Driver
+from netbird_tunnel_netstack.engine import Engine
+from netbird_tunnel_netstack.keys import StateUnusable, TunnelState
+from netbird_tunnel_netstack.registration import Enrollment, system_meta
+from netbird_tunnel_netstack.settings import TunnelOptions, bind_account
+from netbird_tunnel_netstack.sync import MapSync, enroll
+from netbird_tunnel_netstack.tunnel import NetstackTunnel
+
+log = structlog.get_logger("netbird_tunnel_netstack.account")
+
+ENROLL_TIMEOUT, FIRST_MAP_TIMEOUT = 60.0, 30.0
+SAVE_DELAY = 1.0
+"""Seconds in which peers' moves are gathered before they are written down."""
+
+
+@asynccontextmanager
+async def account_tunnel(account: AccountHandle, proxy: Proxy) -> AsyncIterator[NetstackTunnel]:
+    """Registered, logged in, first map applied, and kept at the map until it is left.
+
+    Raises:
+        StateUnusable: the account's directory or its port; nothing was told to management.
+        ManagementError: registration was refused, or management stayed away too long.
+        TunnelBroken, AddressesChanged: later, in a group, for whoever is inside.
+    """
+    options = proxy.options(TunnelOptions)
+    state = TunnelState.load(account.directory)
+    sock = bind_account(options, state)
+    try:
+        enrollment = Enrollment(
+            account,
+            state.private_key,
+            endpoint=options.endpoint(int(sock.getsockname()[1])),
+            meta=system_meta(proxy.id, inbound=proxy.private),
+        )
+        try:
+            async with asyncio.timeout(ENROLL_TIMEOUT):
+                own = await enroll(enrollment)
+        except TimeoutError as exc:
+            raise ManagementTimeout(f"the tunnel was not logged in within {ENROLL_TIMEOUT:g} s") from exc
+        engine = Engine(state.private_key, mtu=own.mtu)
+        engine.set_addresses(own.addresses)
+    except BaseException:
+        sock.close()
+        raise
+
+    moved = asyncio.Event()
+
+    def on_endpoint(key: bytes, endpoint: tuple[str, int]) -> None:
+        state.endpoints[key] = endpoint
+        moved.set()
+
+    def applied() -> None:
+        """Forget where peers were that are gone: the file grows with the map, not with time."""
+        for key in [key for key in state.endpoints if engine.peer(key) is None]:
+            del state.endpoints[key]
+            moved.set()
+
+    driver = Driver(engine, sock, on_endpoint=on_endpoint, on_handshake=lambda key: tunnel.on_handshake(key))
+    tunnel = NetstackTunnel(driver, own.addresses)
+    sync = MapSync(enrollment, tunnel, inbound=proxy.private, endpoints=state.endpoints, applied=applied)
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(driver.supervise(), name=f"driver {account.id}"),
+                group.create_task(sync.run(), name=f"sync {account.id}"),
+                group.create_task(_keep_saved(state, moved), name=f"state {account.id}"),
+            ]
+            try:
+                try:
+                    async with asyncio.timeout(FIRST_MAP_TIMEOUT):
+                        await sync.first.wait()
+                except TimeoutError as exc:
+                    why = sync.last_error or "management is silent"
+                    raise ManagementTimeout(f"no network map within {FIRST_MAP_TIMEOUT:g} s: {why}") from exc
+                yield tunnel
+            finally:
+                for task in tasks:
+                    task.cancel()
+    finally:
+        tunnel.close()
+        if moved.is_set():
+            _save(state)
+
+
+async def _keep_saved(state: TunnelState, moved: asyncio.Event) -> None:
+    while True:
+        await moved.wait()
+        await asyncio.sleep(SAVE_DELAY)
+        moved.clear()
+        await asyncio.to_thread(_save, state, state.render())
+
+
+def _save(state: TunnelState, text: str | None = None) -> None:
+    try:
+        state.save(text)
+    except StateUnusable as exc:
+        # It costs a slower reconnect after the next start, which is no reason to end the tunnel now.
+        log.warning("tunnel.state_not_saved", error=str(exc))

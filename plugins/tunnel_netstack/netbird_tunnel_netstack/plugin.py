@@ -1,0 +1,41 @@
+"""The plugin's hooks."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from netbird_proxy import AccountHandle, Dialer, PluginInfo, Proxy, RouteSpec, Tunnel, Upstream, hookimpl
+from netbird_tunnel_netstack.account import account_tunnel
+from netbird_tunnel_netstack.settings import TunnelOptions
+
+if TYPE_CHECKING:
+    import typer
+
+
+class TunnelNetstack:
+    """WireGuard and TCP/IP in userspace: a node of ours in each account's overlay."""
+
+    @hookimpl
+    def describe(self) -> PluginInfo:
+        return PluginInfo(
+            version=version("netbird-tunnel-netstack"),
+            summary="A WireGuard node in each account's overlay, without root, TUN or kernel module",
+            options=TunnelOptions,
+        )
+
+    @hookimpl
+    def open_tunnel(self, account: AccountHandle, proxy: Proxy) -> AbstractAsyncContextManager[Tunnel]:
+        return account_tunnel(account, proxy)
+
+    @hookimpl(trylast=True)
+    def dialer(self, route: RouteSpec, upstream: Upstream, proxy: Proxy) -> Dialer:
+        return proxy.account_dialer(route.account)
+
+    @hookimpl
+    def commands(self) -> typer.Typer:
+        # Imported here: a running proxy has no use for it.
+        from netbird_tunnel_netstack.peer_command import app
+
+        return app

@@ -1,0 +1,98 @@
+"""The operator's section about the tunnel, and the UDP socket that comes of it."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from netbird_tunnel_netstack.driver import open_socket
+from netbird_tunnel_netstack.keys import StateUnusable, TunnelState
+
+DEFAULT_PORTS = "51820-51999"
+
+
+class TunnelOptions(BaseModel):
+    """`[tunnel]` in the settings file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ports: tuple[int, ...] = Field(default=DEFAULT_PORTS, validate_default=True)
+    """UDP ports to choose from, one an account: `"51820-51999"`, a number, or a list of both; 0: the system picks."""
+    endpoint_host: str = ""
+    """Name or address that stock WireGuard clients are told; empty: they are told nothing, and cannot reach us."""
+    bind: str = ""
+    """Local address of the UDP sockets; empty: all, both families."""
+
+    @field_validator("ports", mode="before")
+    @classmethod
+    def _expand(cls, value: object) -> tuple[int, ...]:
+        entries = value if isinstance(value, list | tuple) else [value]
+        ports: dict[int, None] = {}
+        for entry in entries:
+            for port in _range(entry):
+                ports[port] = None
+        if not ports:
+            raise ValueError("at least one port")
+        return tuple(ports)
+
+    @field_validator("endpoint_host")
+    @classmethod
+    def _only_host(cls, value: str) -> str:
+        host = value.strip("[]")
+        if any(character.isspace() or character in "/@" for character in host) or host.count(":") == 1:
+            raise ValueError("a host name or address alone: the port is the account's own")
+        return host
+
+    def endpoint(self, port: int) -> str:
+        """What management tells stock clients, empty if it shall tell nothing."""
+        if not self.endpoint_host:
+            return ""
+        return f"[{self.endpoint_host}]:{port}" if ":" in self.endpoint_host else f"{self.endpoint_host}:{port}"
+
+
+def _range(entry: object) -> range:
+    if isinstance(entry, int) and not isinstance(entry, bool):
+        first = last = entry
+    elif isinstance(entry, str):
+        low, dash, high = entry.partition("-")
+        try:
+            first, last = int(low), int(high if dash else low)
+        except ValueError:
+            raise ValueError(f"{entry!r} is neither a port nor a range such as {DEFAULT_PORTS!r}") from None
+    else:
+        raise ValueError(f"{entry!r} is neither a port nor a range such as {DEFAULT_PORTS!r}")
+    if not 0 <= first <= last <= 65535 or (first == 0 and last != 0):
+        raise ValueError(f"{entry!r}: ports are 1..65535 in ascending order, or 0")
+    return range(first, last + 1)
+
+
+def bind_account(options: TunnelOptions, state: TunnelState) -> socket.socket:
+    """The account's UDP socket, on the port that its peers know; on the first start, on the first free one.
+
+    A new port is stored before it is used. Raises StateUnusable if the known port is taken: moving silently would cut
+    off every client that has it in a file.
+    """
+    if state.udp_port is not None and (0 in options.ports or state.udp_port in options.ports):
+        try:
+            return open_socket(options.bind, state.udp_port)
+        except OSError as exc:
+            raise StateUnusable(
+                f"UDP port {state.udp_port}, which this account's peers know, cannot be bound: {exc.strerror}"
+            ) from exc
+    for port in options.ports:
+        try:
+            sock = open_socket(options.bind, port)
+        except OSError as exc:
+            if exc.errno in (errno.EADDRINUSE, errno.EACCES):
+                continue
+            raise StateUnusable(f"UDP port {port} of {options.bind or 'all addresses'}: {exc.strerror}") from exc
+        try:
+            state.udp_port = int(sock.getsockname()[1])
+            state.save()
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+    raise StateUnusable(f"no UDP port is free among {len(options.ports)} in tunnel.ports")

@@ -1,0 +1,160 @@
+"""Keeps one account's tunnel at the map that management last sent."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from contextlib import aclosing
+
+import structlog
+
+from netbird_proxy import ManagementError
+from netbird_tunnel_netstack.network_map import Inbound, MapError, OwnNode, read_inbound, read_own, read_roster
+from netbird_tunnel_netstack.registration import Enrollment, NotRegistered
+from netbird_tunnel_netstack.tunnel import NetstackTunnel
+from netbird_wire.management_pb2 import NetworkMap, SyncResponse
+
+log = structlog.get_logger("netbird_tunnel_netstack.sync")
+
+FIRST_DELAY, FACTOR, MAX_DELAY = 0.8, 1.7, 10.0
+"""Back-off in seconds; each wait is uniform in [0, 2 × interval]."""
+
+
+class AddressesChanged(Exception):
+    """Management gave us another overlay address: the tunnel has to be opened anew."""
+
+
+class Backoff:
+    """Growing, jittered pauses, so that a management that comes back is not met by everybody at once."""
+
+    def __init__(self) -> None:
+        self._interval = FIRST_DELAY
+
+    def reset(self) -> None:
+        self._interval = FIRST_DELAY
+
+    async def wait(self) -> None:
+        await asyncio.sleep(random.uniform(0, 2 * self._interval))  # noqa: S311 - jitter, not a secret
+        self._interval = min(self._interval * FACTOR, MAX_DELAY)
+
+
+async def enroll(enrollment: Enrollment) -> OwnNode:
+    """Register and log in, trying again while management is away. Bounded by the caller.
+
+    Raises:
+        ManagementError: management refused to register us.
+        MapError: it said nothing usable about us.
+    """
+    backoff = Backoff()
+    registered = False
+    while True:
+        if not registered:
+            await enrollment.register()
+            registered = True
+        try:
+            return read_own((await enrollment.login()).peerConfig)
+        except NotRegistered as exc:
+            registered = False
+            why: ManagementError = exc
+        except ManagementError as exc:
+            why = exc
+        log.warning("tunnel.login_failed", error=str(why))
+        await backoff.wait()
+
+
+class MapSync:
+    """Runs the stream of maps, and applies each one whole.
+
+    Args:
+        inbound: whether peers may open connections to us at all.
+        endpoints: where peers that are new to the engine were last seen.
+        applied: told after each map.
+    """
+
+    def __init__(
+        self,
+        enrollment: Enrollment,
+        tunnel: NetstackTunnel,
+        *,
+        inbound: bool,
+        endpoints: dict[bytes, tuple[str, int]],
+        applied: Callable[[], None],
+    ) -> None:
+        self._enrollment = enrollment
+        self._tunnel = tunnel
+        self._inbound = inbound
+        self._endpoints = endpoints
+        self._applied = applied
+        self._serial = 0
+        self._registered = True
+        self.first = asyncio.Event()
+        self.last_error = ""
+
+    async def run(self) -> None:
+        """Never returns. Raises AddressesChanged; whatever management does otherwise is waited out.
+
+        While management is away the last map stays: who may come in is still asked per request.
+        """
+        backoff = Backoff()
+        while True:
+            try:
+                if not self._registered:
+                    await self._enrollment.register()
+                    self._registered = True
+                    self._check_addresses(read_own((await self._enrollment.login()).peerConfig))
+                self._serial = 0  # the first message of a stream is complete, whatever came before
+                async with aclosing(self._enrollment.sync()) as responses:  # type: ignore[type-var]
+                    async for response in responses:
+                        self._take(response)
+                        backoff.reset()
+                self.last_error = "management ended the stream"
+            except NotRegistered as exc:
+                self._registered = False
+                self.last_error = str(exc)
+            except (ManagementError, MapError) as exc:
+                self.last_error = str(exc)
+            log.warning("tunnel.sync_lost", error=self.last_error)
+            await backoff.wait()
+
+    def _take(self, response: SyncResponse) -> None:
+        if response.Version or response.HasField("NetworkMapEnvelope"):
+            raise MapError(f"management sent version {response.Version} of the map, which we did not ask for")
+        if not response.HasField("NetworkMap"):
+            return
+        network_map = response.NetworkMap
+        if network_map.Serial < self._serial:
+            log.info("tunnel.map_stale", serial=network_map.Serial, applied=self._serial)
+            return
+        self._apply(
+            network_map, read_own(network_map.peerConfig if network_map.HasField("peerConfig") else response.peerConfig)
+        )
+
+    def _apply(self, network_map: NetworkMap, own: OwnNode) -> None:
+        self._check_addresses(own)
+        engine = self._tunnel.driver.engine
+        inbound = read_inbound(network_map) if self._inbound else Inbound()
+        roster = read_roster(network_map, engine.public_key, own)
+        engine.set_inbound(inbound.allowed, denied=inbound.denied)
+        if roster.members is not None:
+            self._tunnel.set_members(roster.members, self._endpoints)
+        self._tunnel.driver.touch()
+        self._serial = network_map.Serial
+        log.info(
+            "tunnel.map_applied",
+            serial=network_map.Serial,
+            peers=len(engine.peers()),
+            skipped=roster.skipped,
+            rules=len(inbound.allowed) + len(inbound.denied),
+        )
+        self._applied()
+        if self.first.is_set():
+            self._tunnel.changed()
+        else:
+            self.first.set()
+
+    def _check_addresses(self, own: OwnNode) -> None:
+        if tuple(own.addresses) != tuple(self._tunnel.addresses):
+            raise AddressesChanged(
+                f"our overlay addresses changed from {', '.join(self._tunnel.addresses)} to {', '.join(own.addresses)}"
+            )
