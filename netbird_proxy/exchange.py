@@ -278,6 +278,10 @@ class ResponseHead:
     headers: list[RawHeader]
 
 
+class BodyLengthMismatch(Exception):
+    """The request body is not as long as its head says: sent on, it would let one request end inside another."""
+
+
 class UpstreamAnswer(Protocol):
     """An upstream's response, its head complete."""
 
@@ -299,19 +303,34 @@ class UpstreamConnection(Protocol):
     """One upstream connection while one exchange has it. It speaks HTTP/1.1, one exchange at a time.
 
     Call order: `send_head`, any number of `send_body`, at most one `finish_body` (not for requests without a body),
-    and `answer` at any time after `send_head` (an upstream may answer early). Then the pool's `release`, or `abort`.
+    and `answer` at any time after `send_head` (an upstream may answer early). Then the pool's `release`, or `abort`;
+    either gives the place back, and after the one the other does nothing. One task may send while another reads.
+
+    After a 101 to a `send_head(…, upgrade=True)` the stream is raw both ways: `answer.read` gives what comes, `b""`
+    when the upstream half-closed; `send_body(data, chunked=False)` sends; `finish_body([], chunked=False)` half-closes
+    where the transport can (TLS cannot).
     """
 
     reused: bool
     """It has carried an exchange before, so that its closing before an answer's first byte may be a race."""
 
-    def send_head(self, head: bytes, *, method: bytes, has_body: bool) -> None:
-        """Write the complete head, blank line included. `method` decides how the answer is framed."""
+    def send_head(self, head: bytes, *, method: bytes, has_body: bool, upgrade: bool = False) -> None:
+        """Write the complete head, blank line included. `method` decides how the answer is framed.
+
+        `upgrade` says that the head asks for one; without it a 101 is a ProtocolViolation. Never raises for a
+        connection that was lost meanwhile: `answer` does, so that there is one place that decides about a retry.
+        """
 
     async def send_body(self, data: bytes, *, chunked: bool) -> None:
-        """Write body bytes, framed if `chunked`; waits while the transport is above its high-water mark."""
+        """Write body bytes, framed if `chunked`; waits while the transport is above its high-water mark.
 
-    def finish_body(self, trailers: list[RawHeader], *, chunked: bool) -> None: ...
+        Raises UpstreamClosed (or what else ended the connection) when no more can be sent; an early answer may
+        nevertheless have come: ask `answer` before failing the exchange. BodyLengthMismatch, with the connection
+        aborted, for more bytes than the head's Content-Length.
+        """
+
+    def finish_body(self, trailers: list[RawHeader], *, chunked: bool) -> None:
+        """The request is complete. BodyLengthMismatch, with the connection aborted, if bytes are missing."""
 
     async def answer(self, informational: Informational | None = None) -> UpstreamAnswer:
         """Wait for the final head; 1xx heads before it go to `informational`.
@@ -381,6 +400,7 @@ __all__ = [
     "CONNECTION_EXTENSION",
     "ORIGIN_STATE",
     "ASGIApp",
+    "BodyLengthMismatch",
     "DownstreamConnection",
     "Exchange",
     "ExchangeView",

@@ -1,0 +1,54 @@
+"""TLS towards upstreams, over any asyncio transport: a socket's and a tunnel's alike.
+
+asyncio's own `SSLProtocol` under both event loops: uvloop's `start_tls` refuses transports that are not its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import ssl
+from asyncio.sslproto import SSLProtocol
+
+CLOSE_TIMEOUT = 2.0
+"""Seconds that a closed connection waits for the upstream's own goodbye."""
+
+
+@functools.cache
+def client_context(*, skip_verify: bool = False) -> ssl.SSLContext:
+    """The context for upstreams: the system's roots, or none. Loading the roots takes some 20 ms, so it is kept."""
+    context = ssl.create_default_context()
+    if skip_verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def client_tls(
+    protocol: asyncio.Protocol, context: ssl.SSLContext, host: str, *, handshake_timeout: float
+) -> tuple[asyncio.BaseProtocol, asyncio.Future[None]]:
+    """What to give a dialer in place of `protocol`, and a future that is done when the handshake is.
+
+    `protocol.connection_made` is called with the encrypted transport after the handshake. The future raises what went
+    wrong: `ssl.SSLError`, or an OSError where the stream ended. Whoever gives up must abort the plain transport.
+
+    Args:
+        host: the name that is sent and verified: the target's host, or an IP literal.
+        handshake_timeout: seconds; the caller's own deadline should be the shorter one.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+    # Unset where the dial itself failed: nobody need have asked for it.
+    done.add_done_callback(lambda future: future.cancelled() or future.exception())
+    outer = SSLProtocol(
+        loop,
+        protocol,
+        context,
+        done,
+        server_side=False,
+        server_hostname=host.rstrip("."),
+        ssl_handshake_timeout=handshake_timeout,  # type: ignore[arg-type]  # any number of seconds will do
+        ssl_shutdown_timeout=CLOSE_TIMEOUT,
+    )
+    return outer, done
