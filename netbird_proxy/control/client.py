@@ -270,8 +270,7 @@ class ManagementClient:
         return self._had_message
 
     async def _sync(self) -> None:
-        # The generated stub's types know only the blocking flavor of streams.
-        call: Any = self._stub.SyncMappings(metadata=self.metadata())  # type: ignore[call-arg]
+        call: Any = self._stub.SyncMappings(metadata=self.metadata())
         async with _cancelled_after(call):
             await call.write(SyncMappingsRequest(init=self._introduction(SyncMappingsInit)))
             while (update := await self._next(call)) is not None:

@@ -9,170 +9,116 @@ Bodies are NaCl boxes (envelope.py); the messages inside are below. All names an
 from collections import abc as _abc
 from grpc import aio as _aio
 from netbird_wire import management_pb2 as _management_pb2
-import abc as _abc_1
-import grpc as _grpc
-import sys
-import typing as _typing
 
-if sys.version_info >= (3, 11):
-    from typing import Self as _Self
-else:
-    from typing_extensions import Self as _Self
-
-_T = _typing.TypeVar("_T")
-
-class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
-
-class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
-    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ManagementServiceStub:
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> ManagementServiceAsyncStub: ...
-    Login: _grpc.UnaryUnaryMultiCallable[_management_pb2.EncryptedMessage, _management_pb2.EncryptedMessage]
-    """LoginRequest -> LoginResponse"""
-    Sync: _grpc.UnaryStreamMultiCallable[_management_pb2.EncryptedMessage, _management_pb2.EncryptedMessage]
-    """SyncRequest -> stream of SyncResponse"""
-    GetServerKey: _grpc.UnaryUnaryMultiCallable[_management_pb2.Empty, _management_pb2.ServerKeyResponse]
-    """The server's key may be new at every start: ask before each login and each stream."""
-    isHealthy: _grpc.UnaryUnaryMultiCallable[_management_pb2.Empty, _management_pb2.Empty]
-    GetDeviceAuthorizationFlow: _grpc.UnaryUnaryMultiCallable[_management_pb2.EncryptedMessage, _management_pb2.EncryptedMessage]
-    GetPKCEAuthorizationFlow: _grpc.UnaryUnaryMultiCallable[_management_pb2.EncryptedMessage, _management_pb2.EncryptedMessage]
-    SyncMeta: _grpc.UnaryUnaryMultiCallable[_management_pb2.EncryptedMessage, _management_pb2.Empty]
-    """SyncMetaRequest"""
-    Logout: _grpc.UnaryUnaryMultiCallable[_management_pb2.EncryptedMessage, _management_pb2.Empty]
-    """Empty"""
-    Job: _grpc.StreamStreamMultiCallable[_management_pb2.EncryptedMessage, _management_pb2.EncryptedMessage]
-    """stream of JobResponse -> stream of JobRequest; a client may be told UNIMPLEMENTED"""
-    ExtendAuthSession: _grpc.UnaryUnaryMultiCallable[_management_pb2.EncryptedMessage, _management_pb2.EncryptedMessage]
-    CreateExpose: _grpc.UnaryUnaryMultiCallable[_management_pb2.EncryptedMessage, _management_pb2.EncryptedMessage]
-    RenewExpose: _grpc.UnaryUnaryMultiCallable[_management_pb2.EncryptedMessage, _management_pb2.EncryptedMessage]
-    StopExpose: _grpc.UnaryUnaryMultiCallable[_management_pb2.EncryptedMessage, _management_pb2.EncryptedMessage]
-
-@_typing.type_check_only
-class ManagementServiceAsyncStub(ManagementServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
-    Login: _aio.UnaryUnaryMultiCallable[_management_pb2.EncryptedMessage, _management_pb2.EncryptedMessage]  # type: ignore[assignment]
+    Login: _aio.UnaryUnaryMultiCallable[_management_pb2.EncryptedMessage, _management_pb2.EncryptedMessage]
     """LoginRequest -> LoginResponse"""
-    Sync: _aio.UnaryStreamMultiCallable[_management_pb2.EncryptedMessage, _management_pb2.EncryptedMessage]  # type: ignore[assignment]
+    Sync: _aio.UnaryStreamMultiCallable[_management_pb2.EncryptedMessage, _management_pb2.EncryptedMessage]
     """SyncRequest -> stream of SyncResponse"""
-    GetServerKey: _aio.UnaryUnaryMultiCallable[_management_pb2.Empty, _management_pb2.ServerKeyResponse]  # type: ignore[assignment]
+    GetServerKey: _aio.UnaryUnaryMultiCallable[_management_pb2.Empty, _management_pb2.ServerKeyResponse]
     """The server's key may be new at every start: ask before each login and each stream."""
-    isHealthy: _aio.UnaryUnaryMultiCallable[_management_pb2.Empty, _management_pb2.Empty]  # type: ignore[assignment]
-    GetDeviceAuthorizationFlow: _aio.UnaryUnaryMultiCallable[_management_pb2.EncryptedMessage, _management_pb2.EncryptedMessage]  # type: ignore[assignment]
-    GetPKCEAuthorizationFlow: _aio.UnaryUnaryMultiCallable[_management_pb2.EncryptedMessage, _management_pb2.EncryptedMessage]  # type: ignore[assignment]
-    SyncMeta: _aio.UnaryUnaryMultiCallable[_management_pb2.EncryptedMessage, _management_pb2.Empty]  # type: ignore[assignment]
+    isHealthy: _aio.UnaryUnaryMultiCallable[_management_pb2.Empty, _management_pb2.Empty]
+    GetDeviceAuthorizationFlow: _aio.UnaryUnaryMultiCallable[_management_pb2.EncryptedMessage, _management_pb2.EncryptedMessage]
+    GetPKCEAuthorizationFlow: _aio.UnaryUnaryMultiCallable[_management_pb2.EncryptedMessage, _management_pb2.EncryptedMessage]
+    SyncMeta: _aio.UnaryUnaryMultiCallable[_management_pb2.EncryptedMessage, _management_pb2.Empty]
     """SyncMetaRequest"""
-    Logout: _aio.UnaryUnaryMultiCallable[_management_pb2.EncryptedMessage, _management_pb2.Empty]  # type: ignore[assignment]
+    Logout: _aio.UnaryUnaryMultiCallable[_management_pb2.EncryptedMessage, _management_pb2.Empty]
     """Empty"""
-    Job: _aio.StreamStreamMultiCallable[_management_pb2.EncryptedMessage, _management_pb2.EncryptedMessage]  # type: ignore[assignment]
+    Job: _aio.StreamStreamMultiCallable[_management_pb2.EncryptedMessage, _management_pb2.EncryptedMessage]
     """stream of JobResponse -> stream of JobRequest; a client may be told UNIMPLEMENTED"""
-    ExtendAuthSession: _aio.UnaryUnaryMultiCallable[_management_pb2.EncryptedMessage, _management_pb2.EncryptedMessage]  # type: ignore[assignment]
-    CreateExpose: _aio.UnaryUnaryMultiCallable[_management_pb2.EncryptedMessage, _management_pb2.EncryptedMessage]  # type: ignore[assignment]
-    RenewExpose: _aio.UnaryUnaryMultiCallable[_management_pb2.EncryptedMessage, _management_pb2.EncryptedMessage]  # type: ignore[assignment]
-    StopExpose: _aio.UnaryUnaryMultiCallable[_management_pb2.EncryptedMessage, _management_pb2.EncryptedMessage]  # type: ignore[assignment]
+    ExtendAuthSession: _aio.UnaryUnaryMultiCallable[_management_pb2.EncryptedMessage, _management_pb2.EncryptedMessage]
+    CreateExpose: _aio.UnaryUnaryMultiCallable[_management_pb2.EncryptedMessage, _management_pb2.EncryptedMessage]
+    RenewExpose: _aio.UnaryUnaryMultiCallable[_management_pb2.EncryptedMessage, _management_pb2.EncryptedMessage]
+    StopExpose: _aio.UnaryUnaryMultiCallable[_management_pb2.EncryptedMessage, _management_pb2.EncryptedMessage]
 
-class ManagementServiceServicer(metaclass=_abc_1.ABCMeta):
-    @_abc_1.abstractmethod
+class ManagementServiceServicer:
     def Login(
         self,
         request: _management_pb2.EncryptedMessage,
-        context: _ServicerContext,
-    ) -> _typing.Union[_management_pb2.EncryptedMessage, _abc.Awaitable[_management_pb2.EncryptedMessage]]:
+        context: _aio.ServicerContext[_management_pb2.EncryptedMessage, _abc.Awaitable[_management_pb2.EncryptedMessage]],
+    ) -> _abc.Awaitable[_management_pb2.EncryptedMessage]:
         """LoginRequest -> LoginResponse"""
 
-    @_abc_1.abstractmethod
     def Sync(
         self,
         request: _management_pb2.EncryptedMessage,
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_management_pb2.EncryptedMessage], _abc.AsyncIterator[_management_pb2.EncryptedMessage]]:
+        context: _aio.ServicerContext[_management_pb2.EncryptedMessage, _abc.AsyncIterator[_management_pb2.EncryptedMessage]],
+    ) -> _abc.AsyncIterator[_management_pb2.EncryptedMessage]:
         """SyncRequest -> stream of SyncResponse"""
 
-    @_abc_1.abstractmethod
     def GetServerKey(
         self,
         request: _management_pb2.Empty,
-        context: _ServicerContext,
-    ) -> _typing.Union[_management_pb2.ServerKeyResponse, _abc.Awaitable[_management_pb2.ServerKeyResponse]]:
+        context: _aio.ServicerContext[_management_pb2.Empty, _abc.Awaitable[_management_pb2.ServerKeyResponse]],
+    ) -> _abc.Awaitable[_management_pb2.ServerKeyResponse]:
         """The server's key may be new at every start: ask before each login and each stream."""
 
-    @_abc_1.abstractmethod
     def isHealthy(
         self,
         request: _management_pb2.Empty,
-        context: _ServicerContext,
-    ) -> _typing.Union[_management_pb2.Empty, _abc.Awaitable[_management_pb2.Empty]]: ...
+        context: _aio.ServicerContext[_management_pb2.Empty, _abc.Awaitable[_management_pb2.Empty]],
+    ) -> _abc.Awaitable[_management_pb2.Empty]: ...
 
-    @_abc_1.abstractmethod
     def GetDeviceAuthorizationFlow(
         self,
         request: _management_pb2.EncryptedMessage,
-        context: _ServicerContext,
-    ) -> _typing.Union[_management_pb2.EncryptedMessage, _abc.Awaitable[_management_pb2.EncryptedMessage]]: ...
+        context: _aio.ServicerContext[_management_pb2.EncryptedMessage, _abc.Awaitable[_management_pb2.EncryptedMessage]],
+    ) -> _abc.Awaitable[_management_pb2.EncryptedMessage]: ...
 
-    @_abc_1.abstractmethod
     def GetPKCEAuthorizationFlow(
         self,
         request: _management_pb2.EncryptedMessage,
-        context: _ServicerContext,
-    ) -> _typing.Union[_management_pb2.EncryptedMessage, _abc.Awaitable[_management_pb2.EncryptedMessage]]: ...
+        context: _aio.ServicerContext[_management_pb2.EncryptedMessage, _abc.Awaitable[_management_pb2.EncryptedMessage]],
+    ) -> _abc.Awaitable[_management_pb2.EncryptedMessage]: ...
 
-    @_abc_1.abstractmethod
     def SyncMeta(
         self,
         request: _management_pb2.EncryptedMessage,
-        context: _ServicerContext,
-    ) -> _typing.Union[_management_pb2.Empty, _abc.Awaitable[_management_pb2.Empty]]:
+        context: _aio.ServicerContext[_management_pb2.EncryptedMessage, _abc.Awaitable[_management_pb2.Empty]],
+    ) -> _abc.Awaitable[_management_pb2.Empty]:
         """SyncMetaRequest"""
 
-    @_abc_1.abstractmethod
     def Logout(
         self,
         request: _management_pb2.EncryptedMessage,
-        context: _ServicerContext,
-    ) -> _typing.Union[_management_pb2.Empty, _abc.Awaitable[_management_pb2.Empty]]:
+        context: _aio.ServicerContext[_management_pb2.EncryptedMessage, _abc.Awaitable[_management_pb2.Empty]],
+    ) -> _abc.Awaitable[_management_pb2.Empty]:
         """Empty"""
 
-    @_abc_1.abstractmethod
     def Job(
         self,
-        request_iterator: _MaybeAsyncIterator[_management_pb2.EncryptedMessage],
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_management_pb2.EncryptedMessage], _abc.AsyncIterator[_management_pb2.EncryptedMessage]]:
+        request_iterator: _abc.AsyncIterator[_management_pb2.EncryptedMessage],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_management_pb2.EncryptedMessage], _abc.AsyncIterator[_management_pb2.EncryptedMessage]],
+    ) -> _abc.AsyncIterator[_management_pb2.EncryptedMessage]:
         """stream of JobResponse -> stream of JobRequest; a client may be told UNIMPLEMENTED"""
 
-    @_abc_1.abstractmethod
     def ExtendAuthSession(
         self,
         request: _management_pb2.EncryptedMessage,
-        context: _ServicerContext,
-    ) -> _typing.Union[_management_pb2.EncryptedMessage, _abc.Awaitable[_management_pb2.EncryptedMessage]]: ...
+        context: _aio.ServicerContext[_management_pb2.EncryptedMessage, _abc.Awaitable[_management_pb2.EncryptedMessage]],
+    ) -> _abc.Awaitable[_management_pb2.EncryptedMessage]: ...
 
-    @_abc_1.abstractmethod
     def CreateExpose(
         self,
         request: _management_pb2.EncryptedMessage,
-        context: _ServicerContext,
-    ) -> _typing.Union[_management_pb2.EncryptedMessage, _abc.Awaitable[_management_pb2.EncryptedMessage]]: ...
+        context: _aio.ServicerContext[_management_pb2.EncryptedMessage, _abc.Awaitable[_management_pb2.EncryptedMessage]],
+    ) -> _abc.Awaitable[_management_pb2.EncryptedMessage]: ...
 
-    @_abc_1.abstractmethod
     def RenewExpose(
         self,
         request: _management_pb2.EncryptedMessage,
-        context: _ServicerContext,
-    ) -> _typing.Union[_management_pb2.EncryptedMessage, _abc.Awaitable[_management_pb2.EncryptedMessage]]: ...
+        context: _aio.ServicerContext[_management_pb2.EncryptedMessage, _abc.Awaitable[_management_pb2.EncryptedMessage]],
+    ) -> _abc.Awaitable[_management_pb2.EncryptedMessage]: ...
 
-    @_abc_1.abstractmethod
     def StopExpose(
         self,
         request: _management_pb2.EncryptedMessage,
-        context: _ServicerContext,
-    ) -> _typing.Union[_management_pb2.EncryptedMessage, _abc.Awaitable[_management_pb2.EncryptedMessage]]: ...
+        context: _aio.ServicerContext[_management_pb2.EncryptedMessage, _abc.Awaitable[_management_pb2.EncryptedMessage]],
+    ) -> _abc.Awaitable[_management_pb2.EncryptedMessage]: ...
 
-def add_ManagementServiceServicer_to_server(servicer: ManagementServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_ManagementServiceServicer_to_server(servicer: ManagementServiceServicer, server: _aio.Server) -> None: ...

@@ -10,143 +10,96 @@ Unknown fields and enum values must be tolerated by both sides unless they guard
 from collections import abc as _abc
 from grpc import aio as _aio
 from netbird_wire import proxy_service_pb2 as _proxy_service_pb2
-import abc as _abc_1
-import grpc as _grpc
-import sys
-import typing as _typing
 
-if sys.version_info >= (3, 11):
-    from typing import Self as _Self
-else:
-    from typing_extensions import Self as _Self
-
-_T = _typing.TypeVar("_T")
-
-class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
-
-class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
-    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ProxyServiceStub:
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> ProxyServiceAsyncStub: ...
-    GetMappingUpdate: _grpc.UnaryStreamMultiCallable[_proxy_service_pb2.GetMappingUpdateRequest, _proxy_service_pb2.GetMappingUpdateResponse]
-    """Older proxies: mappings without acknowledgements."""
-    SyncMappings: _grpc.StreamStreamMultiCallable[_proxy_service_pb2.SyncMappingsRequest, _proxy_service_pb2.SyncMappingsResponse]
-    """Mappings, each message acknowledged once it is applied. The first message sent is `init`, all later ones `ack`."""
-    SendAccessLog: _grpc.UnaryUnaryMultiCallable[_proxy_service_pb2.SendAccessLogRequest, _proxy_service_pb2.SendAccessLogResponse]
-    Authenticate: _grpc.UnaryUnaryMultiCallable[_proxy_service_pb2.AuthenticateRequest, _proxy_service_pb2.AuthenticateResponse]
-    SendStatusUpdate: _grpc.UnaryUnaryMultiCallable[_proxy_service_pb2.SendStatusUpdateRequest, _proxy_service_pb2.SendStatusUpdateResponse]
-    CreateProxyPeer: _grpc.UnaryUnaryMultiCallable[_proxy_service_pb2.CreateProxyPeerRequest, _proxy_service_pb2.CreateProxyPeerResponse]
-    GetOIDCURL: _grpc.UnaryUnaryMultiCallable[_proxy_service_pb2.GetOIDCURLRequest, _proxy_service_pb2.GetOIDCURLResponse]
-    ValidateSession: _grpc.UnaryUnaryMultiCallable[_proxy_service_pb2.ValidateSessionRequest, _proxy_service_pb2.ValidateSessionResponse]
-    ValidateTunnelPeer: _grpc.UnaryUnaryMultiCallable[_proxy_service_pb2.ValidateTunnelPeerRequest, _proxy_service_pb2.ValidateTunnelPeerResponse]
-    CheckLLMPolicyLimits: _grpc.UnaryUnaryMultiCallable[_proxy_service_pb2.CheckLLMPolicyLimitsRequest, _proxy_service_pb2.CheckLLMPolicyLimitsResponse]
-    """By name only, so that a call gets a proper UNIMPLEMENTED."""
-    RecordLLMUsage: _grpc.UnaryUnaryMultiCallable[_proxy_service_pb2.RecordLLMUsageRequest, _proxy_service_pb2.RecordLLMUsageResponse]
-
-@_typing.type_check_only
-class ProxyServiceAsyncStub(ProxyServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
-    GetMappingUpdate: _aio.UnaryStreamMultiCallable[_proxy_service_pb2.GetMappingUpdateRequest, _proxy_service_pb2.GetMappingUpdateResponse]  # type: ignore[assignment]
+    GetMappingUpdate: _aio.UnaryStreamMultiCallable[_proxy_service_pb2.GetMappingUpdateRequest, _proxy_service_pb2.GetMappingUpdateResponse]
     """Older proxies: mappings without acknowledgements."""
-    SyncMappings: _aio.StreamStreamMultiCallable[_proxy_service_pb2.SyncMappingsRequest, _proxy_service_pb2.SyncMappingsResponse]  # type: ignore[assignment]
+    SyncMappings: _aio.StreamStreamMultiCallable[_proxy_service_pb2.SyncMappingsRequest, _proxy_service_pb2.SyncMappingsResponse]
     """Mappings, each message acknowledged once it is applied. The first message sent is `init`, all later ones `ack`."""
-    SendAccessLog: _aio.UnaryUnaryMultiCallable[_proxy_service_pb2.SendAccessLogRequest, _proxy_service_pb2.SendAccessLogResponse]  # type: ignore[assignment]
-    Authenticate: _aio.UnaryUnaryMultiCallable[_proxy_service_pb2.AuthenticateRequest, _proxy_service_pb2.AuthenticateResponse]  # type: ignore[assignment]
-    SendStatusUpdate: _aio.UnaryUnaryMultiCallable[_proxy_service_pb2.SendStatusUpdateRequest, _proxy_service_pb2.SendStatusUpdateResponse]  # type: ignore[assignment]
-    CreateProxyPeer: _aio.UnaryUnaryMultiCallable[_proxy_service_pb2.CreateProxyPeerRequest, _proxy_service_pb2.CreateProxyPeerResponse]  # type: ignore[assignment]
-    GetOIDCURL: _aio.UnaryUnaryMultiCallable[_proxy_service_pb2.GetOIDCURLRequest, _proxy_service_pb2.GetOIDCURLResponse]  # type: ignore[assignment]
-    ValidateSession: _aio.UnaryUnaryMultiCallable[_proxy_service_pb2.ValidateSessionRequest, _proxy_service_pb2.ValidateSessionResponse]  # type: ignore[assignment]
-    ValidateTunnelPeer: _aio.UnaryUnaryMultiCallable[_proxy_service_pb2.ValidateTunnelPeerRequest, _proxy_service_pb2.ValidateTunnelPeerResponse]  # type: ignore[assignment]
-    CheckLLMPolicyLimits: _aio.UnaryUnaryMultiCallable[_proxy_service_pb2.CheckLLMPolicyLimitsRequest, _proxy_service_pb2.CheckLLMPolicyLimitsResponse]  # type: ignore[assignment]
+    SendAccessLog: _aio.UnaryUnaryMultiCallable[_proxy_service_pb2.SendAccessLogRequest, _proxy_service_pb2.SendAccessLogResponse]
+    Authenticate: _aio.UnaryUnaryMultiCallable[_proxy_service_pb2.AuthenticateRequest, _proxy_service_pb2.AuthenticateResponse]
+    SendStatusUpdate: _aio.UnaryUnaryMultiCallable[_proxy_service_pb2.SendStatusUpdateRequest, _proxy_service_pb2.SendStatusUpdateResponse]
+    CreateProxyPeer: _aio.UnaryUnaryMultiCallable[_proxy_service_pb2.CreateProxyPeerRequest, _proxy_service_pb2.CreateProxyPeerResponse]
+    GetOIDCURL: _aio.UnaryUnaryMultiCallable[_proxy_service_pb2.GetOIDCURLRequest, _proxy_service_pb2.GetOIDCURLResponse]
+    ValidateSession: _aio.UnaryUnaryMultiCallable[_proxy_service_pb2.ValidateSessionRequest, _proxy_service_pb2.ValidateSessionResponse]
+    ValidateTunnelPeer: _aio.UnaryUnaryMultiCallable[_proxy_service_pb2.ValidateTunnelPeerRequest, _proxy_service_pb2.ValidateTunnelPeerResponse]
+    CheckLLMPolicyLimits: _aio.UnaryUnaryMultiCallable[_proxy_service_pb2.CheckLLMPolicyLimitsRequest, _proxy_service_pb2.CheckLLMPolicyLimitsResponse]
     """By name only, so that a call gets a proper UNIMPLEMENTED."""
-    RecordLLMUsage: _aio.UnaryUnaryMultiCallable[_proxy_service_pb2.RecordLLMUsageRequest, _proxy_service_pb2.RecordLLMUsageResponse]  # type: ignore[assignment]
+    RecordLLMUsage: _aio.UnaryUnaryMultiCallable[_proxy_service_pb2.RecordLLMUsageRequest, _proxy_service_pb2.RecordLLMUsageResponse]
 
-class ProxyServiceServicer(metaclass=_abc_1.ABCMeta):
-    @_abc_1.abstractmethod
+class ProxyServiceServicer:
     def GetMappingUpdate(
         self,
         request: _proxy_service_pb2.GetMappingUpdateRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_proxy_service_pb2.GetMappingUpdateResponse], _abc.AsyncIterator[_proxy_service_pb2.GetMappingUpdateResponse]]:
+        context: _aio.ServicerContext[_proxy_service_pb2.GetMappingUpdateRequest, _abc.AsyncIterator[_proxy_service_pb2.GetMappingUpdateResponse]],
+    ) -> _abc.AsyncIterator[_proxy_service_pb2.GetMappingUpdateResponse]:
         """Older proxies: mappings without acknowledgements."""
 
-    @_abc_1.abstractmethod
     def SyncMappings(
         self,
-        request_iterator: _MaybeAsyncIterator[_proxy_service_pb2.SyncMappingsRequest],
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_proxy_service_pb2.SyncMappingsResponse], _abc.AsyncIterator[_proxy_service_pb2.SyncMappingsResponse]]:
+        request_iterator: _abc.AsyncIterator[_proxy_service_pb2.SyncMappingsRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_proxy_service_pb2.SyncMappingsRequest], _abc.AsyncIterator[_proxy_service_pb2.SyncMappingsResponse]],
+    ) -> _abc.AsyncIterator[_proxy_service_pb2.SyncMappingsResponse]:
         """Mappings, each message acknowledged once it is applied. The first message sent is `init`, all later ones `ack`."""
 
-    @_abc_1.abstractmethod
     def SendAccessLog(
         self,
         request: _proxy_service_pb2.SendAccessLogRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_proxy_service_pb2.SendAccessLogResponse, _abc.Awaitable[_proxy_service_pb2.SendAccessLogResponse]]: ...
+        context: _aio.ServicerContext[_proxy_service_pb2.SendAccessLogRequest, _abc.Awaitable[_proxy_service_pb2.SendAccessLogResponse]],
+    ) -> _abc.Awaitable[_proxy_service_pb2.SendAccessLogResponse]: ...
 
-    @_abc_1.abstractmethod
     def Authenticate(
         self,
         request: _proxy_service_pb2.AuthenticateRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_proxy_service_pb2.AuthenticateResponse, _abc.Awaitable[_proxy_service_pb2.AuthenticateResponse]]: ...
+        context: _aio.ServicerContext[_proxy_service_pb2.AuthenticateRequest, _abc.Awaitable[_proxy_service_pb2.AuthenticateResponse]],
+    ) -> _abc.Awaitable[_proxy_service_pb2.AuthenticateResponse]: ...
 
-    @_abc_1.abstractmethod
     def SendStatusUpdate(
         self,
         request: _proxy_service_pb2.SendStatusUpdateRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_proxy_service_pb2.SendStatusUpdateResponse, _abc.Awaitable[_proxy_service_pb2.SendStatusUpdateResponse]]: ...
+        context: _aio.ServicerContext[_proxy_service_pb2.SendStatusUpdateRequest, _abc.Awaitable[_proxy_service_pb2.SendStatusUpdateResponse]],
+    ) -> _abc.Awaitable[_proxy_service_pb2.SendStatusUpdateResponse]: ...
 
-    @_abc_1.abstractmethod
     def CreateProxyPeer(
         self,
         request: _proxy_service_pb2.CreateProxyPeerRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_proxy_service_pb2.CreateProxyPeerResponse, _abc.Awaitable[_proxy_service_pb2.CreateProxyPeerResponse]]: ...
+        context: _aio.ServicerContext[_proxy_service_pb2.CreateProxyPeerRequest, _abc.Awaitable[_proxy_service_pb2.CreateProxyPeerResponse]],
+    ) -> _abc.Awaitable[_proxy_service_pb2.CreateProxyPeerResponse]: ...
 
-    @_abc_1.abstractmethod
     def GetOIDCURL(
         self,
         request: _proxy_service_pb2.GetOIDCURLRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_proxy_service_pb2.GetOIDCURLResponse, _abc.Awaitable[_proxy_service_pb2.GetOIDCURLResponse]]: ...
+        context: _aio.ServicerContext[_proxy_service_pb2.GetOIDCURLRequest, _abc.Awaitable[_proxy_service_pb2.GetOIDCURLResponse]],
+    ) -> _abc.Awaitable[_proxy_service_pb2.GetOIDCURLResponse]: ...
 
-    @_abc_1.abstractmethod
     def ValidateSession(
         self,
         request: _proxy_service_pb2.ValidateSessionRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_proxy_service_pb2.ValidateSessionResponse, _abc.Awaitable[_proxy_service_pb2.ValidateSessionResponse]]: ...
+        context: _aio.ServicerContext[_proxy_service_pb2.ValidateSessionRequest, _abc.Awaitable[_proxy_service_pb2.ValidateSessionResponse]],
+    ) -> _abc.Awaitable[_proxy_service_pb2.ValidateSessionResponse]: ...
 
-    @_abc_1.abstractmethod
     def ValidateTunnelPeer(
         self,
         request: _proxy_service_pb2.ValidateTunnelPeerRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_proxy_service_pb2.ValidateTunnelPeerResponse, _abc.Awaitable[_proxy_service_pb2.ValidateTunnelPeerResponse]]: ...
+        context: _aio.ServicerContext[_proxy_service_pb2.ValidateTunnelPeerRequest, _abc.Awaitable[_proxy_service_pb2.ValidateTunnelPeerResponse]],
+    ) -> _abc.Awaitable[_proxy_service_pb2.ValidateTunnelPeerResponse]: ...
 
-    @_abc_1.abstractmethod
     def CheckLLMPolicyLimits(
         self,
         request: _proxy_service_pb2.CheckLLMPolicyLimitsRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_proxy_service_pb2.CheckLLMPolicyLimitsResponse, _abc.Awaitable[_proxy_service_pb2.CheckLLMPolicyLimitsResponse]]:
+        context: _aio.ServicerContext[_proxy_service_pb2.CheckLLMPolicyLimitsRequest, _abc.Awaitable[_proxy_service_pb2.CheckLLMPolicyLimitsResponse]],
+    ) -> _abc.Awaitable[_proxy_service_pb2.CheckLLMPolicyLimitsResponse]:
         """By name only, so that a call gets a proper UNIMPLEMENTED."""
 
-    @_abc_1.abstractmethod
     def RecordLLMUsage(
         self,
         request: _proxy_service_pb2.RecordLLMUsageRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_proxy_service_pb2.RecordLLMUsageResponse, _abc.Awaitable[_proxy_service_pb2.RecordLLMUsageResponse]]: ...
+        context: _aio.ServicerContext[_proxy_service_pb2.RecordLLMUsageRequest, _abc.Awaitable[_proxy_service_pb2.RecordLLMUsageResponse]],
+    ) -> _abc.Awaitable[_proxy_service_pb2.RecordLLMUsageResponse]: ...
 
-def add_ProxyServiceServicer_to_server(servicer: ProxyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_ProxyServiceServicer_to_server(servicer: ProxyServiceServicer, server: _aio.Server) -> None: ...

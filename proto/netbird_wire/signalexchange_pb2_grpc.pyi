@@ -9,59 +9,31 @@ Bodies are NaCl boxes (envelope.py) between the two peers' WireGuard keys. All n
 from collections import abc as _abc
 from grpc import aio as _aio
 from netbird_wire import signalexchange_pb2 as _signalexchange_pb2
-import abc as _abc_1
-import grpc as _grpc
-import sys
-import typing as _typing
 
-if sys.version_info >= (3, 11):
-    from typing import Self as _Self
-else:
-    from typing_extensions import Self as _Self
-
-_T = _typing.TypeVar("_T")
-
-class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
-
-class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
-    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class SignalExchangeStub:
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> SignalExchangeAsyncStub: ...
-    Send: _grpc.UnaryUnaryMultiCallable[_signalexchange_pb2.EncryptedMessage, _signalexchange_pb2.EncryptedMessage]
-    """The reply is empty; a message to a peer that is not connected is dropped silently."""
-    ConnectStream: _grpc.StreamStreamMultiCallable[_signalexchange_pb2.EncryptedMessage, _signalexchange_pb2.EncryptedMessage]
-    """Opened with the metadata `x-wiretrustee-peer-id`; the client only receives."""
-
-@_typing.type_check_only
-class SignalExchangeAsyncStub(SignalExchangeStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
-    Send: _aio.UnaryUnaryMultiCallable[_signalexchange_pb2.EncryptedMessage, _signalexchange_pb2.EncryptedMessage]  # type: ignore[assignment]
+    Send: _aio.UnaryUnaryMultiCallable[_signalexchange_pb2.EncryptedMessage, _signalexchange_pb2.EncryptedMessage]
     """The reply is empty; a message to a peer that is not connected is dropped silently."""
-    ConnectStream: _aio.StreamStreamMultiCallable[_signalexchange_pb2.EncryptedMessage, _signalexchange_pb2.EncryptedMessage]  # type: ignore[assignment]
+    ConnectStream: _aio.StreamStreamMultiCallable[_signalexchange_pb2.EncryptedMessage, _signalexchange_pb2.EncryptedMessage]
     """Opened with the metadata `x-wiretrustee-peer-id`; the client only receives."""
 
-class SignalExchangeServicer(metaclass=_abc_1.ABCMeta):
-    @_abc_1.abstractmethod
+class SignalExchangeServicer:
     def Send(
         self,
         request: _signalexchange_pb2.EncryptedMessage,
-        context: _ServicerContext,
-    ) -> _typing.Union[_signalexchange_pb2.EncryptedMessage, _abc.Awaitable[_signalexchange_pb2.EncryptedMessage]]:
+        context: _aio.ServicerContext[_signalexchange_pb2.EncryptedMessage, _abc.Awaitable[_signalexchange_pb2.EncryptedMessage]],
+    ) -> _abc.Awaitable[_signalexchange_pb2.EncryptedMessage]:
         """The reply is empty; a message to a peer that is not connected is dropped silently."""
 
-    @_abc_1.abstractmethod
     def ConnectStream(
         self,
-        request_iterator: _MaybeAsyncIterator[_signalexchange_pb2.EncryptedMessage],
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_signalexchange_pb2.EncryptedMessage], _abc.AsyncIterator[_signalexchange_pb2.EncryptedMessage]]:
+        request_iterator: _abc.AsyncIterator[_signalexchange_pb2.EncryptedMessage],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_signalexchange_pb2.EncryptedMessage], _abc.AsyncIterator[_signalexchange_pb2.EncryptedMessage]],
+    ) -> _abc.AsyncIterator[_signalexchange_pb2.EncryptedMessage]:
         """Opened with the metadata `x-wiretrustee-peer-id`; the client only receives."""
 
-def add_SignalExchangeServicer_to_server(servicer: SignalExchangeServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_SignalExchangeServicer_to_server(servicer: SignalExchangeServicer, server: _aio.Server) -> None: ...

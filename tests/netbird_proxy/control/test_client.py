@@ -45,29 +45,30 @@ class Management(ProxyServiceServicer):
         self.legacy: list[GetMappingUpdateResponse] = []
         self.silent = asyncio.Event()
 
-    async def SyncMappings(self, requests: Any, context: Any) -> AsyncIterator[SyncMappingsResponse]:  # type: ignore[override]
+    async def SyncMappings(self, requests: Any, context: Any) -> AsyncIterator[SyncMappingsResponse]:
         self.metadata.append(dict(context.invocation_metadata()))
         self.inits.append((await anext(aiter(requests))).init)
         script = self.scripts.pop(0) if self.scripts else hold
         async for response in script(self, requests, context):
             yield response
 
-    async def GetMappingUpdate(self, request: Any, context: Any) -> AsyncIterator[GetMappingUpdateResponse]:  # type: ignore[override]
+    async def GetMappingUpdate(self, request: Any, context: Any) -> AsyncIterator[GetMappingUpdateResponse]:
         self.inits.append(request)
         for response in self.legacy:
             yield response
         await asyncio.Event().wait()
 
-    async def CreateProxyPeer(self, request: CreateProxyPeerRequest, context: Any) -> CreateProxyPeerResponse:  # type: ignore[override]
+    async def CreateProxyPeer(self, request: CreateProxyPeerRequest, context: Any) -> CreateProxyPeerResponse:
         self.peers.append(request)
         return CreateProxyPeerResponse(success=request.token == "good", error_message="no such token")
 
-    async def ValidateTunnelPeer(self, request: Any, context: Any) -> ValidateTunnelPeerResponse:  # type: ignore[override]
+    async def ValidateTunnelPeer(self, request: Any, context: Any) -> ValidateTunnelPeerResponse:
         await self.silent.wait()
         return ValidateTunnelPeerResponse()
 
-    async def SendStatusUpdate(self, request: Any, context: Any) -> SendStatusUpdateResponse:  # type: ignore[override]
-        return await context.abort(grpc.StatusCode.NOT_FOUND, "service not found")
+    async def SendStatusUpdate(self, request: Any, context: Any) -> SendStatusUpdateResponse:
+        await context.abort(grpc.StatusCode.NOT_FOUND, "service not found")
+        raise AssertionError("abort raises")
 
 
 async def hold(management: Management, requests: Any, context: Any) -> AsyncIterator[SyncMappingsResponse]:
