@@ -1,0 +1,1 @@
+"""What happens to one exchange: stages in order, their failures, the heads, and the bytes both ways."""

@@ -1,0 +1,61 @@
+"""Steps bound to a route: each knows its plugin, and has its usual trail entry made once."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Literal
+
+from netbird_proxy.exchange import ExchangeView, OutgoingHead, TrailEntry
+from netbird_proxy.steps import Authenticator, Guard, Observer, RequestTransform
+
+GuardStage = Literal["restrict", "authenticate", "authorize"]
+
+
+class BoundGuard:
+    """A guard with its plugin and stage. `ask` may return anything at all: the pipeline judges it."""
+
+    __slots__ = ("allowed", "ask", "body_bytes", "observe", "plugin", "stage")
+
+    def __init__(self, plugin: str, stage: GuardStage, guard: Guard) -> None:
+        self.plugin = plugin
+        self.stage = stage
+        self.ask: Callable[[ExchangeView], Awaitable[object]] = guard.check
+        self.observe = guard.observe
+        self.body_bytes = guard.body_bytes
+        self.allowed = TrailEntry(stage, plugin, "allow")
+
+
+class BoundAuthenticator:
+    """An authenticator with its plugin."""
+
+    __slots__ = ("ask", "body_bytes", "passed", "phase", "plugin", "stage")
+
+    def __init__(self, plugin: str, authenticator: Authenticator) -> None:
+        self.plugin = plugin
+        self.stage: GuardStage = "authenticate"
+        self.ask: Callable[[ExchangeView], Awaitable[object]] = authenticator.identify
+        self.phase = authenticator.phase
+        self.body_bytes = authenticator.body_bytes
+        self.passed = TrailEntry("authenticate", plugin, "pass")
+
+
+class BoundTransform:
+    """A request transform with its plugin."""
+
+    __slots__ = ("apply", "owns", "plugin")
+
+    def __init__(self, plugin: str, transform: RequestTransform) -> None:
+        self.plugin = plugin
+        # Typed as it may behave, not as it should: a plugin without a type checker may return a coroutine here.
+        self.apply: Callable[[ExchangeView, OutgoingHead], object] = transform.apply
+        self.owns = transform.owns
+
+
+class BoundObserver:
+    """An observer with its plugin."""
+
+    __slots__ = ("observe", "plugin")
+
+    def __init__(self, plugin: str, observer: Observer) -> None:
+        self.plugin = plugin
+        self.observe: Callable[[ExchangeView], object] = observer

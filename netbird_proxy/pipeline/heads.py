@@ -1,0 +1,411 @@
+"""The heads: what a client may say to a step and to an upstream, and what an upstream may say to a client.
+
+Everything that a route decides beforehand stands in frozen sets and bytes made at apply; per exchange there is one pass
+over the fields each way.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from urllib.parse import unquote_to_bytes
+
+from netbird_proxy.errors import BadRequest, RouteRefused, StepFailed
+from netbird_proxy.exchange import Exchange, OutgoingHead
+from netbird_proxy.headers import RESERVED_PREFIX, Headers, RawHeader, fold
+from netbird_proxy.model import Address, RouteSpec, Upstream
+from netbird_proxy.pipeline.bound import BoundTransform
+
+CORE = "core"
+"""Who owns the names that no plugin may set. Not a plugin id: those are entry-point names."""
+
+HOP_BY_HOP = frozenset(
+    (
+        b"connection",
+        b"http2-settings",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    )
+)
+"""RFC 9110 §7.6.1, and the ones that older software sends."""
+
+_FRAMING = frozenset((b"content-length", b"host", b"expect"))
+# Expect: our listener answers 100 itself once the body is wanted, which is after ALLOW; an upstream's would be a second.
+
+FORWARDED = frozenset(
+    (
+        b"forwarded",
+        b"x-forwarded-for",
+        b"x-forwarded-host",
+        b"x-forwarded-port",
+        b"x-forwarded-prefix",
+        b"x-forwarded-proto",
+        b"x-forwarded-scheme",
+        b"x-forwarded-server",
+        b"x-forwarded-ssl",
+        b"x-real-ip",
+    )
+)
+"""Who the client is, as an upstream believes it: a client's own word never passes."""
+
+_CORE_NAMES = HOP_BY_HOP | _FRAMING
+_NEVER_TRAILERS = _CORE_NAMES | FORWARDED | {b"authorization", b"content-encoding", b"content-type", b"cookie", b"via"}
+# RFC 9110 §6.5.1: nothing that routes, frames or authenticates; an upstream that merges trailers would believe it.
+_NEVER_RESPONSE_TRAILERS = _CORE_NAMES | {b"set-cookie", b"location", b"content-encoding", b"content-type"}
+
+SESSION_COOKIE = b"nb_session"
+HOST_COOKIES = b"__host-nb_"
+SESSION_PARAMETER = b"session_token"
+
+_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VALUE = re.compile(rb"[^\r\n\0]*")
+_TARGET_PATH = re.compile(rb"/[!-~]*")
+_QUIET_CONNECTION = frozenset((b"keep-alive", b"close", b"Keep-Alive", b"Close"))
+
+
+@dataclass(frozen=True, slots=True)
+class HeadRules:
+    """What the heads of one route obey.
+
+    Attributes:
+        owners: folded header name → the plugin that alone sets it on this route.
+        cookies: names of cookies that plugins set; like our session cookies they stay between client and proxy.
+        pseudonym: our name in `Via`.
+    """
+
+    owners: dict[bytes, str] = field(default_factory=dict)
+    cookies: frozenset[bytes] = frozenset()
+    pseudonym: bytes = b"netbird-proxy"
+
+    def incoming(self, raw: Iterable[RawHeader]) -> Headers:
+        """The client's head as steps see it: no reserved name, none that a plugin owns here, under any alias."""
+        owners = self.owners
+        kept: list[RawHeader] = []
+        for pair in raw:
+            name = fold(pair[0])
+            if name in owners or name.startswith(RESERVED_PREFIX):
+                continue
+            if name == b"connection" and pair[1] not in _QUIET_CONNECTION:
+                kept.append((pair[0], self._unlisted(pair[1])))
+            else:
+                kept.append(pair)
+        return Headers(kept)
+
+    def trailers(self, raw: Iterable[RawHeader], dropped: frozenset[bytes] = frozenset()) -> list[RawHeader]:
+        """The request's trailers that may go upstream."""
+        return [
+            (pair[0].lower(), pair[1])
+            for pair in raw
+            if (name := fold(pair[0])) not in self.owners
+            and name not in _NEVER_TRAILERS
+            and name not in dropped
+            and not name.startswith(RESERVED_PREFIX)
+        ]
+
+    def _unlisted(self, listed: bytes) -> bytes:
+        """A `Connection` value without tokens that name what is not the client's to name."""
+        return b",".join(
+            part
+            for part in listed.split(b",")
+            if (name := fold(part.strip(b" \t"))) not in self.owners and not name.startswith(RESERVED_PREFIX)
+        )
+
+    def ours(self, cookie: bytes) -> bool:
+        """Whether a cookie of this name is between the client and the proxy alone."""
+        folded = cookie.strip(b" \t").lower()
+        return folded == SESSION_COOKIE or folded.startswith(HOST_COOKIES) or cookie.strip(b" \t") in self.cookies
+
+    def cookie(self, value: bytes) -> bytes:
+        """A `Cookie` value without our cookies; what stays keeps its bytes. Empty when nothing stays."""
+        if b"nb_" not in value.lower() and not any(name in value for name in self.cookies):
+            return value
+        kept = [part for part in value.split(b";") if not self.ours(part.partition(b"=")[0])]
+        return b";".join(kept).strip(b" \t")
+
+
+def without_session_token(query: bytes) -> bytes:
+    """A query without any `session_token`, however it is spelled; what stays keeps its bytes."""
+    if SESSION_PARAMETER not in query and b"%" not in query:
+        return query
+    return b"&".join(
+        part for part in query.split(b"&") if unquote_to_bytes(part.partition(b"=")[0]) != SESSION_PARAMETER
+    )
+
+
+@dataclass(slots=True)
+class WrittenHead:
+    """A request head ready for the wire, and how its body is framed."""
+
+    head: bytes
+    method: bytes
+    has_body: bool
+    chunked: bool
+    upgrade: bool
+    dropped: frozenset[bytes]
+    """Folded names that may not come back as trailers."""
+
+
+class RequestHeads:
+    """Writes the heads that go to one upstream of one route."""
+
+    def __init__(
+        self, spec: RouteSpec, upstream: Upstream, rules: HeadRules, transforms: Sequence[BoundTransform] = ()
+    ) -> None:
+        """Raises RouteRefused for a target path or a custom header that cannot be sent."""
+        path, _, self._query = upstream.path.partition(b"?")
+        if not _TARGET_PATH.fullmatch(upstream.path) or b"#" in upstream.path:
+            raise RouteRefused(f"the target path {upstream.path.decode('latin-1')!r} cannot be sent")
+        self._base = path[:-1] if path.endswith(b"/") else path
+        self._cut = len(spec.prefix) if spec.strip_prefix and spec.prefix != b"/" else 0
+        self._host = None if spec.pass_host_header else host_field(upstream)
+        self.rules = rules
+        self._transforms = tuple(transforms)
+        core = _CORE_NAMES | (FORWARDED - rules.owners.keys())
+        self._forwards = b"x-forwarded-for" not in rules.owners
+        self._owners = {**dict.fromkeys(core, CORE), **rules.owners}
+        self._custom = custom_headers(upstream, self._owners)
+        self._dropped = core | {fold(name) for name, _ in self._custom}
+        # These are dropped too, but looked at first: see write().
+        self._looked_at = self._dropped | {b"cookie"}
+        self._custom_cookie = b"cookie" in self._dropped
+        self._via = b"1.1 " + rules.pseudonym
+
+    def write(self, exchange: Exchange, carried_body: bool | None) -> WrittenHead:
+        """The head for one exchange.
+
+        Args:
+            carried_body: whether a body follows, as our listener knows it; None where only the head tells.
+
+        Raises:
+            BadRequest: two lengths, or one that is no number.
+            StepFailed: a transform raised, set what it may not, or is no plain function.
+        """
+        looked_at, rules = self._looked_at, self.rules
+        listed = self._listed(exchange.headers)
+        fields: list[RawHeader] = []
+        length: bytes | None = None
+        encoded = upgrade = trailers_wanted = False
+        for pair in exchange.headers.raw:
+            name, value = pair
+            folded = fold(name)
+            if folded in looked_at:
+                # Only the true spelling frames. An alias goes unread, or an upstream would frame by what we ignored.
+                if name == b"content-length":
+                    if length is not None or not value.isdigit():
+                        raise BadRequest("the request body has no one length")
+                    length = value
+                elif name == b"transfer-encoding":
+                    encoded = True
+                elif name == b"upgrade":
+                    upgrade = value.strip().lower() not in (b"h2c", b"")
+                elif name == b"te":
+                    trailers_wanted = trailers_wanted or b"trailers" in value.lower()
+                elif (
+                    name == b"cookie"
+                    and not self._custom_cookie
+                    and b"cookie" not in listed
+                    and (value := rules.cookie(value))
+                ):
+                    fields.append((name, value))
+            elif folded not in listed:
+                fields.append(pair)
+        if trailers_wanted:
+            fields.append((b"te", b"trailers"))
+            fields.append((b"connection", b"TE"))
+        if self._forwards:
+            self._forward(exchange, fields)
+        fields.extend(self._custom)
+        fields.append((b"via", self._via))
+
+        method = exchange.method.encode("latin-1")
+        target = self._target(exchange)
+        if self._transforms:
+            fields = self._transformed(exchange, method, target, fields)
+        has_body, chunked = self._framing(exchange, carried_body, length, encoded)
+        host = exchange.authority if self._host is None else self._host
+        lines = [b"%b %b HTTP/1.1\r\nhost: %b" % (method, target, host)]
+        lines += [b"%b: %b" % pair for pair in fields]
+        if chunked:
+            lines.append(b"transfer-encoding: chunked")
+        elif length is not None:
+            lines.append(b"content-length: " + length)
+        lines.append(b"\r\n")
+        return WrittenHead(b"\r\n".join(lines), method, has_body, chunked, upgrade, self._dropped)
+
+    def _target(self, exchange: Exchange) -> bytes:
+        """The bytes after the matched prefix are sent as they came; the prefix is replaced by the target's own path."""
+        rest = exchange.raw_path[self._cut :]
+        target = self._base + (rest or b"/")
+        query = without_session_token(exchange.query) if exchange.query else b""
+        if self._query:
+            query = self._query + b"&" + query if query else self._query
+        return target + b"?" + query if query else target
+
+    @staticmethod
+    def _listed(headers: Headers) -> frozenset[bytes] | tuple[()]:
+        """Folded names that `Connection` makes hop-by-hop."""
+        found: set[bytes] = set()
+        for name, value in headers.raw:
+            if name == b"connection" and value not in _QUIET_CONNECTION:
+                found.update(fold(part.strip(b" \t")) for part in value.split(b","))
+        return frozenset(found) if found else ()
+
+    @staticmethod
+    def _framing(
+        exchange: Exchange, carried_body: bool | None, length: bytes | None, encoded: bool
+    ) -> tuple[bool, bool]:
+        if encoded:
+            if length is not None:
+                raise BadRequest("the request body has a length and an encoding")
+            return True, True
+        if length is not None:
+            return int(length) > 0, False
+        if carried_body is None:
+            # HTTP/2 frames bodies outside the head; under such a server any request but these may have one.
+            return (exchange.http_version >= "2" and exchange.method not in ("GET", "HEAD", "OPTIONS", "TRACE"),) * 2
+        return carried_body, carried_body
+
+    @staticmethod
+    def _forward(exchange: Exchange, fields: list[RawHeader]) -> None:
+        """Say who is calling, by the connection alone. A `forwarding` plugin that owns these names says it instead."""
+        address = (exchange.origin.peer.host if exchange.origin is not None else exchange.client_address).encode()
+        scheme = exchange.scheme.encode()
+        _, colon, port = exchange.authority.rpartition(b":")
+        if not colon or not port.isdigit():
+            port = b"443" if scheme == b"https" else b"80"
+        if address:
+            fields.append((b"x-forwarded-for", address))
+            fields.append((b"x-real-ip", address))
+        fields.append((b"x-forwarded-host", exchange.authority))
+        fields.append((b"x-forwarded-proto", scheme))
+        fields.append((b"x-forwarded-port", port))
+
+    def _transformed(
+        self, exchange: Exchange, method: bytes, target: bytes, fields: list[RawHeader]
+    ) -> list[RawHeader]:
+        outgoing = OutgoingHead(method, target, fields, self._owners)
+        for transform in self._transforms:
+            outgoing.owner = transform.plugin
+            try:
+                said = transform.apply(exchange, outgoing)
+            except Exception as exc:
+                raise StepFailed(transform.plugin, "transform_request", f"{type(exc).__name__}: {exc}") from exc
+            if said is not None:
+                close = getattr(said, "close", None)  # a coroutine nobody will await
+                if close is not None:
+                    close()
+                raise StepFailed(transform.plugin, "transform_request", f"returned {type(said).__name__}")
+            if outgoing.method is not method or outgoing.target is not target:
+                # What was authorized is what is sent.
+                raise StepFailed(transform.plugin, "transform_request", "changed the method or the target")
+        return outgoing.headers
+
+
+def host_field(upstream: Upstream) -> bytes:
+    """The upstream's own Host: its port only where it is not the scheme's."""
+    usual = {"http": 80, "https": 443}.get(upstream.scheme)
+    host, port = upstream.address
+    if port == usual:
+        return (f"[{host}]" if ":" in host else host).encode("idna" if not host.isascii() else "ascii")
+    return str(Address(host, port)).encode("ascii")
+
+
+def custom_headers(upstream: Upstream, owners: dict[bytes, str]) -> list[RawHeader]:
+    """An operator's own fields, without reserved and owned names.
+
+    Raises:
+        RouteRefused: a name or a value that no field can carry.
+    """
+    kept: list[RawHeader] = []
+    for name, value in upstream.custom_headers:
+        if not _TOKEN.fullmatch(name) or not _VALUE.fullmatch(value):
+            raise RouteRefused(f"the custom header {name.decode('latin-1')!r} cannot be sent")
+        folded = fold(name)
+        if folded not in owners and not folded.startswith(RESERVED_PREFIX):
+            kept.append((name.lower(), value))
+    return kept
+
+
+# Responses ------------------------------------------------------------------------------------------------------------
+
+_LOOKED_AT = HOP_BY_HOP | {b"content-length", b"location", b"set-cookie"}
+_SAME_ENDPOINT = {b"http": 80, b"https": 443}
+_LOCATION = re.compile(rb"(https?)://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
+
+
+class ResponseHeads:
+    """Turns the heads of one upstream's answers into what the client gets."""
+
+    def __init__(self, spec: RouteSpec, upstream: Upstream, rules: HeadRules) -> None:
+        self.rules = rules
+        self._rewrites = spec.rewrite_redirects
+        self._authority = (upstream.address.host.lower().encode(), upstream.address.port)
+        self._prefix = spec.prefix if spec.strip_prefix and spec.prefix != b"/" else b""
+
+    def read(
+        self, exchange: Exchange, status: int, raw: Sequence[RawHeader]
+    ) -> tuple[list[RawHeader], int | None, bool]:
+        """The client's fields, the body's length where it is stated, and whether trailers were announced."""
+        fields: list[RawHeader] = []
+        length: int | None = None
+        announced: RawHeader | None = None
+        listed: set[bytes] = set()
+        for pair in raw:
+            name, value = pair
+            if name not in _LOOKED_AT:
+                fields.append(pair)
+            elif name == b"content-length":
+                if status != 204:
+                    length = int(value)
+                    fields.append(pair)
+            elif name == b"set-cookie":
+                if not self.rules.ours(value.partition(b"=")[0]):
+                    fields.append(pair)
+            elif name == b"location":
+                fields.append((name, self._location(exchange, value)) if self._rewrites else pair)
+            elif name == b"trailer":
+                announced = pair
+            elif name == b"connection" and value not in _QUIET_CONNECTION:
+                listed.update(fold(part.strip(b" \t")) for part in value.split(b","))
+        if listed:
+            listed -= {b"content-length", b"set-cookie"}
+            fields = [pair for pair in fields if fold(pair[0]) not in listed]
+        if announced is not None and length is None:
+            fields.append(announced)
+        return fields, length, announced is not None and length is None
+
+    def trailers(self, raw: Iterable[RawHeader]) -> list[RawHeader]:
+        return [pair for pair in raw if fold(pair[0]) not in _NEVER_RESPONSE_TRAILERS]
+
+    def _location(self, exchange: Exchange, value: bytes) -> bytes:
+        """An absolute redirect to the upstream's own address, told as the client knows the place."""
+        match = _LOCATION.fullmatch(value)
+        if match is None:
+            return value
+        scheme, authority, rest = match[1].lower(), match[2].lower(), match[3]
+        host, port = split_authority(authority, _SAME_ENDPOINT[scheme])
+        if (host, port) != self._authority:
+            return value
+        if self._prefix and not rest.startswith(b"/"):
+            rest = b"/" + rest
+        return b"%b://%b%b%b" % (exchange.scheme.encode(), exchange.authority, self._prefix, rest)
+
+
+def split_authority(authority: bytes, default_port: int) -> tuple[bytes, int]:
+    """Host without brackets, and port. A port that is no number is 0, which equals nobody's."""
+    host, colon, port = authority.rpartition(b":")
+    if not colon or b"]" in port:
+        return authority.strip(b"[]"), default_port
+    return host.strip(b"[]"), int(port) if port.isdigit() else (default_port if not port else 0)
+
+
+def informational(raw: Iterable[RawHeader]) -> list[RawHeader]:
+    """The fields of a 1xx head that may go on."""
+    return [pair for pair in raw if fold(pair[0]) not in _CORE_NAMES]

@@ -1,0 +1,380 @@
+"""The stages of a route, in their order, and the one place that decides what a failure means.
+
+Nothing but ALLOW opens a guard. Whatever else a step does (raises, overruns, answers nonsense, swallows its
+cancellation) ends the exchange with 503, named in log and trail and never to the client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import structlog
+
+from netbird_proxy.errors import ClientGone, ExchangeError, ManagementError, StepFailed
+from netbird_proxy.exchange import Exchange, TrailEntry
+from netbird_proxy.headers import RawHeader
+from netbird_proxy.model import ALLOW, Challenge, Deny, Identity
+from netbird_proxy.pipeline import answers
+from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard, BoundObserver
+from netbird_proxy.pipeline.deadline import Deadline, LeftBehind
+from netbird_proxy.pipeline.downstream import Downstream
+
+log = structlog.get_logger("netbird_proxy.pipeline")
+
+GUARD_TIMEOUT = 5.0
+"""Seconds that the guards of one exchange have, together."""
+
+Count = Callable[[str], None]
+
+
+class Forward(Protocol):
+    """What follows when every guard has said ALLOW."""
+
+    async def forward(self, exchange: Exchange, downstream: Downstream) -> None: ...
+
+
+class Runner(Protocol):
+    """What a route runs: a pipeline, or a fixed answer where there is nothing to forward to."""
+
+    async def run(self, exchange: Exchange, downstream: Downstream) -> None: ...
+
+
+class Environment:
+    """What all pipelines of a process share.
+
+    Attributes:
+        timeout: seconds that the guards of one exchange have, together.
+        count: adds one to a counter of the process.
+    """
+
+    def __init__(self, *, timeout: float = GUARD_TIMEOUT, count: Count = lambda _name: None) -> None:
+        self.timeout = timeout
+        self.count = count
+        self.left_behind = LeftBehind()
+
+
+class _Run:
+    """One exchange on its way through the guards."""
+
+    __slots__ = ("blamed", "deadline", "step")
+
+    def __init__(self) -> None:
+        self.step: BoundGuard | BoundAuthenticator | None = None  # whose code is running; None: our own
+        self.blamed: BoundGuard | BoundAuthenticator | None = None  # whose code ran when time was up
+        self.deadline: Deadline | None = None
+
+
+class Ending:
+    """How every exchange ends, whoever answered it: an error is answered if it still can be, and observers run."""
+
+    __slots__ = ("environment", "observers")
+
+    def __init__(self, observers: Sequence[BoundObserver], environment: Environment) -> None:
+        self.observers = tuple(observers)
+        self.environment = environment
+
+    async def fail(self, exchange: Exchange, downstream: Downstream, error: ExchangeError) -> None:
+        """Answer a failure, or close the stream when the answer has begun. Never raises but for cancellation."""
+        exchange.error = error
+        headers: list[RawHeader] = []
+        if isinstance(error, StepFailed):
+            exchange.trail.append(TrailEntry(error.stage, error.plugin, "failed", str(error)))
+            self.environment.count("step_failed")
+            log.warning(
+                "exchange.step_failed", exchange=exchange.id, plugin=error.plugin, stage=error.stage, error=str(error)
+            )
+            if isinstance(error.__cause__, ManagementError):
+                headers.append((b"retry-after", b"%d" % max(1, round(error.__cause__.retry_after))))
+        if isinstance(error, ClientGone):
+            self.gone(exchange, downstream, error)
+        elif downstream.started:
+            if not downstream.complete:
+                downstream.abort()
+        else:
+            try:
+                await answers.fail(exchange, downstream, error, headers)
+            except Exception as exc:
+                self.gone(exchange, downstream, ClientGone(f"{type(exc).__name__} while it was answered"))
+
+    @staticmethod
+    def gone(exchange: Exchange, downstream: Downstream, error: ClientGone) -> None:
+        """Nobody reads an answer any more."""
+        exchange.error = exchange.error or error
+        exchange.status = exchange.status or error.status
+        downstream.abort()
+
+    def observe(self, exchange: Exchange) -> None:
+        """Tell every observer, whatever the others do."""
+        exchange.ended_ns = time.monotonic_ns()
+        for bound in self.observers:
+            try:
+                said = bound.observe(exchange)
+                if said is not None:
+                    _discard(said)
+                    raise TypeError(f"an observer returned {type(said).__name__}")
+            except Exception as exc:
+                self.environment.count("observer_failed")
+                log.warning(
+                    "exchange.observer_failed",
+                    exchange=exchange.id,
+                    plugin=bound.plugin,
+                    error=f"{type(exc).__name__}: {exc}",
+                )
+
+
+class FixedAnswer:
+    """A route without steps and without upstream: it answers one thing, and is observed like any other.
+
+    No route, a closed route, a path that could be read in two ways.
+    """
+
+    __slots__ = ("answer", "ending")
+
+    def __init__(self, answer: Deny | ExchangeError, ending: Ending) -> None:
+        self.answer = answer
+        self.ending = ending
+
+    async def run(self, exchange: Exchange, downstream: Downstream) -> None:
+        await self.say(exchange, downstream, self.answer)
+
+    async def say(self, exchange: Exchange, downstream: Downstream, answer: Deny | ExchangeError) -> None:
+        """Answer, then observe; also when the client leaves meanwhile."""
+        try:
+            if isinstance(answer, Deny):
+                exchange.denial = answer
+                await answers.refuse(exchange, downstream, answer)
+            else:
+                await self.ending.fail(exchange, downstream, answer)
+        except asyncio.CancelledError:
+            self.ending.gone(exchange, downstream, ClientGone("it left while it was answered"))
+            raise
+        except Exception as exc:
+            self.ending.gone(exchange, downstream, ClientGone(f"{type(exc).__name__} while it was answered"))
+        finally:
+            self.ending.observe(exchange)
+
+
+class Pipeline:
+    """The compiled stages of one route. Unused stages are empty tuples."""
+
+    __slots__ = ("authenticate", "authorize", "ending", "forward", "guarded", "restrict")
+
+    def __init__(
+        self,
+        *,
+        restrict: Sequence[BoundGuard],
+        authenticate: Sequence[BoundAuthenticator],
+        authorize: Sequence[BoundGuard],
+        forward: Forward,
+        ending: Ending,
+    ) -> None:
+        self.restrict = tuple(restrict)
+        self.authenticate = tuple(authenticate)
+        self.authorize = tuple(authorize)
+        self.guarded = bool(self.restrict or self.authenticate or self.authorize)
+        self.forward = forward
+        self.ending = ending
+
+    async def run(self, exchange: Exchange, downstream: Downstream) -> None:
+        """Take an exchange from its route to its end. Raises nothing but the cancellation it was given."""
+        run = _Run()
+        ending = self.ending
+        try:
+            if self.guarded and (refusal := await self._guarded(run, exchange, downstream)) is not None:
+                if isinstance(refusal, Deny):
+                    await answers.refuse(exchange, downstream, refusal)
+                else:
+                    await answers.challenge(exchange, downstream, refusal)
+            else:
+                await self.forward.forward(exchange, downstream)
+        except _Abandoned:
+            return
+        except ExchangeError as error:
+            await self._failed(exchange, downstream, error)
+        except asyncio.CancelledError:
+            ending.gone(exchange, downstream, ClientGone("the client left before its answer was complete"))
+            raise
+        except Exception as exc:
+            await self._failed(exchange, downstream, self._unforeseen(exchange, downstream, exc))
+        finally:
+            if run.deadline is not None and run.deadline.abandoned:
+                ending.environment.left_behind.returned()
+            else:
+                ending.observe(exchange)
+
+    @staticmethod
+    def _unforeseen(exchange: Exchange, downstream: Downstream, exc: Exception) -> ExchangeError:
+        """What is nobody's step and no failure we know: a foreign server's way to say that the client left, or a bug."""
+        if isinstance(exc, OSError) and downstream.connection is None:
+            return ClientGone(f"{type(exc).__name__} while it was answered")
+        log.exception("exchange.core_failed", exchange=exchange.id)
+        failed = StepFailed("core", "forward", f"{type(exc).__name__}: {exc}")
+        failed.__cause__ = exc
+        return failed
+
+    async def _failed(self, exchange: Exchange, downstream: Downstream, error: ExchangeError) -> None:
+        try:
+            await self.ending.fail(exchange, downstream, error)
+        except asyncio.CancelledError:
+            self.ending.gone(exchange, downstream, ClientGone("it left while it was answered"))
+            raise
+
+    async def _guarded(self, run: _Run, exchange: Exchange, downstream: Downstream) -> Deny | Challenge | None:
+        """Ask the guards under the deadline.
+
+        Raises:
+            StepFailed: one of them failed, in whatever way.
+            CancelledError: the client left.
+            _Abandoned: time ran out, the step still hung, and the exchange has been answered without this task.
+        """
+
+        def blame() -> None:
+            run.blamed = run.step
+
+        def abandon() -> None:
+            self.ending.environment.left_behind.left(self._abandoned(run, exchange, downstream))
+
+        deadline = run.deadline = Deadline(self.ending.environment.timeout, blame, abandon)
+        refusal: Deny | Challenge | None = None
+        try:
+            refusal = await self.admit(run, exchange, downstream)
+        except asyncio.CancelledError as exc:
+            if not deadline.expired and (run.step is None or deadline.task.cancelling()):
+                raise
+            if not deadline.expired:  # nobody cancelled this task: the step made it up
+                raise self._step_failed(run.step, "raised CancelledError") from exc
+        except StepFailed as failed:
+            if not deadline.expired:
+                raise
+            log.debug("exchange.late_failure", exchange=exchange.id, error=str(failed))
+        finally:
+            deadline.stop()
+        if deadline.abandoned:
+            raise _Abandoned
+        if deadline.expired:
+            remaining = deadline.task.uncancel()
+            if remaining:  # the client left as well, and nobody waits for an answer
+                raise asyncio.CancelledError
+            raise self._step_failed(run.blamed, f"did not answer within {self.ending.environment.timeout:g} s")
+        if deadline.task.cancelling():
+            # The client left, and a step swallowed the cancellation that said so. Its answer counts for nothing.
+            raise asyncio.CancelledError
+        return refusal
+
+    async def _abandoned(self, run: _Run, exchange: Exchange, downstream: Downstream) -> None:
+        """What the timer does for an exchange whose own task hangs in a step."""
+        self.ending.environment.count("step_left_behind")
+        error = self._step_failed(run.blamed, "hangs and ignores its cancellation")
+        try:
+            await self.ending.fail(exchange, downstream, error)
+        finally:
+            self.ending.observe(exchange)
+
+    @staticmethod
+    def _step_failed(step: BoundGuard | BoundAuthenticator | None, message: str) -> StepFailed:
+        if step is None:
+            return StepFailed("core", "admit", message)
+        return StepFailed(step.plugin, step.stage, message)
+
+    async def admit(self, run: _Run, exchange: Exchange, downstream: Downstream) -> Deny | Challenge | None:
+        """Ask the guards in order. None means: go on and dial."""
+        try:
+            for guard in self.restrict:
+                if (refusal := await self._ask(run, guard, exchange, downstream)) is not None:
+                    return refusal
+            for authenticator in self.authenticate:
+                await self._prepare(run, authenticator, exchange, downstream)
+                answer = await authenticator.ask(exchange)
+                exchange.body = None
+                if answer is None:
+                    exchange.trail.append(authenticator.passed)
+                    continue
+                if isinstance(answer, Identity):
+                    exchange.identity = answer.stamped(by=authenticator.plugin)
+                    exchange.trail.append(TrailEntry("authenticate", authenticator.plugin, "identity", answer.method))
+                    break
+                return self._refusal(authenticator, answer, exchange)
+            for guard in self.authorize:
+                if (refusal := await self._ask(run, guard, exchange, downstream)) is not None:
+                    return refusal
+        except StepFailed:
+            raise
+        except Exception as exc:
+            if run.step is None:  # our own reading of the request body
+                raise
+            raise self._step_failed(run.step, f"{type(exc).__name__}: {exc}") from exc
+        run.step = None
+        return None
+
+    async def _ask(
+        self, run: _Run, guard: BoundGuard, exchange: Exchange, downstream: Downstream
+    ) -> Deny | Challenge | None:
+        if guard.body_bytes:
+            await self._prepare(run, guard, exchange, downstream)
+        run.step = guard
+        if not guard.observe:
+            verdict = await guard.ask(exchange)
+            exchange.body = None
+            if verdict is ALLOW:
+                exchange.trail.append(guard.allowed)
+                return None
+            return self._refusal(guard, verdict, exchange)
+        try:
+            verdict = await guard.ask(exchange)
+        except Exception as exc:
+            told = f"{type(exc).__name__}: {exc}"
+            exchange.trail.append(TrailEntry(guard.stage, guard.plugin, "observed failed", told))
+        else:
+            _discard(verdict)
+            told = f"deny {verdict.code}" if isinstance(verdict, Deny) else repr(verdict).lower()
+            exchange.trail.append(TrailEntry(guard.stage, guard.plugin, f"observed {told}"))
+        exchange.body = None
+        return None
+
+    @staticmethod
+    async def _prepare(
+        run: _Run, step: BoundGuard | BoundAuthenticator, exchange: Exchange, downstream: Downstream
+    ) -> None:
+        """Make the step the one to blame, after the request body was read for it if it wants one."""
+        if step.body_bytes:
+            run.step = None
+            deadline = run.deadline
+            if deadline is not None:
+                deadline.stop()
+            exchange.body = await downstream.read_ahead(exchange, step.body_bytes)
+            if deadline is not None:
+                deadline.restart()
+        run.step = step
+
+    def _refusal(self, step: BoundGuard | BoundAuthenticator, verdict: object, exchange: Exchange) -> Deny | Challenge:
+        """What a step said instead of letting the exchange on.
+
+        Raises:
+            StepFailed: it is neither a Deny nor a Challenge that can be answered.
+        """
+        if isinstance(verdict, Deny) and 400 <= verdict.status <= 599:
+            exchange.denial = verdict
+            exchange.trail.append(
+                TrailEntry(step.stage, step.plugin, f"deny {verdict.code}", verdict.reason, verdict.facts)
+            )
+            return verdict
+        if isinstance(verdict, Challenge) and 200 <= verdict.status <= 599:
+            exchange.trail.append(TrailEntry(step.stage, step.plugin, f"challenge {verdict.code}", verdict.reason))
+            return verdict
+        _discard(verdict)
+        if isinstance(verdict, Deny | Challenge):
+            raise self._step_failed(step, f"answered with status {verdict.status}")
+        raise self._step_failed(step, f"returned {type(verdict).__name__}")
+
+
+class _Abandoned(BaseException):
+    """This task's exchange has been answered without it."""
+
+
+def _discard(said: object) -> None:
+    """Close a coroutine that nobody awaited, so that it does not warn from the garbage collector."""
+    if asyncio.iscoroutine(said):
+        said.close()

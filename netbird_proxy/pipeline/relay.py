@@ -1,0 +1,213 @@
+"""Forwarding: one exchange to one upstream, bytes both ways, with back-pressure and at most one retry."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+from netbird_proxy.errors import (
+    ClientGone,
+    DownstreamError,
+    ExchangeError,
+    ProtocolViolation,
+    UpgradeUnsupported,
+    UpstreamClosed,
+    UpstreamError,
+)
+from netbird_proxy.exchange import Exchange, Pool, Try, UpstreamAnswer, UpstreamConnection
+from netbird_proxy.headers import RawHeader
+from netbird_proxy.model import Upstream
+from netbird_proxy.pipeline.downstream import Downstream
+from netbird_proxy.pipeline.heads import RequestHeads, ResponseHeads, WrittenHead, informational
+
+_IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))  # RFC 9110 §9.2.2
+
+
+class Target:
+    """One upstream of one route: its pool, and the heads both ways."""
+
+    __slots__ = ("pool", "requests", "responses", "upstream")
+
+    def __init__(self, upstream: Upstream, pool: Pool, requests: RequestHeads, responses: ResponseHeads) -> None:
+        self.upstream = upstream
+        self.pool = pool
+        self.requests = requests
+        self.responses = responses
+
+
+class Forwarder:
+    """Sends admitted exchanges to a route's upstreams: the only one, or each in turn."""
+
+    __slots__ = ("_next", "targets")
+
+    def __init__(self, targets: Sequence[Target]) -> None:
+        self.targets = tuple(targets)
+        self._next = 0
+
+    async def forward(self, exchange: Exchange, downstream: Downstream) -> None:
+        """Relay one exchange and its answer.
+
+        Cancellation resets the upstream connection, so that a request body that was cut never looks complete.
+
+        Raises:
+            ExchangeError: if the answer has started, the caller can only close the client's stream.
+        """
+        target = self.targets[self._next % len(self.targets)]
+        self._next += 1
+        connection = downstream.connection
+        request = target.requests.write(exchange, None if connection is None else connection.has_body)
+        if request.upgrade:
+            raise UpgradeUnsupported(f"upgrade to {exchange.headers.get(b'upgrade')!r}")
+        if not await self._attempt(exchange, downstream, target, request, fresh=False):
+            await self._attempt(exchange, downstream, target, request, fresh=True)
+
+    async def _attempt(
+        self, exchange: Exchange, downstream: Downstream, target: Target, request: WrittenHead, *, fresh: bool
+    ) -> bool:
+        """One try. False: the upstream had closed an idle connection, and the request may be sent again."""
+        attempt = Try(target.upstream, time.monotonic_ns())
+        exchange.tries.append(attempt)
+        try:
+            connection = await target.pool.acquire(fresh=fresh)
+        except ExchangeError as error:
+            attempt.error = error.code
+            attempt.ended_ns = time.monotonic_ns()
+            raise
+        attempt.connected_ns = time.monotonic_ns()
+        attempt.reused = connection.reused
+        try:
+            connection.send_head(request.head, method=request.method, has_body=request.has_body)
+            if request.has_body or downstream.connection is None:
+                await self._both_ways(exchange, downstream, connection, target, request, attempt)
+            else:
+                await self._download(exchange, downstream, connection, target, request, attempt)
+        except BaseException as error:
+            untouched = connection.nothing_received
+            connection.abort()
+            attempt.error = error.code if isinstance(error, ExchangeError) else "cut"
+            if (
+                isinstance(error, UpstreamClosed)
+                and untouched
+                and connection.reused
+                and not fresh
+                and not request.has_body
+                and request.method in _IDEMPOTENT
+            ):
+                return False
+            raise
+        finally:
+            attempt.ended_ns = time.monotonic_ns()
+            target.pool.release(connection)
+        return True
+
+    async def _both_ways(
+        self,
+        exchange: Exchange,
+        downstream: Downstream,
+        connection: UpstreamConnection,
+        target: Target,
+        request: WrittenHead,
+        attempt: Try,
+    ) -> None:
+        """Send the body while the answer is awaited: an upstream may answer early, and its answer ends both."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                upload = group.create_task(self._upload(exchange, downstream, connection, target, request))
+                await self._download(exchange, downstream, connection, target, request, attempt)
+                upload.cancel()
+        except BaseExceptionGroup as failures:
+            # The client's failure is the cause where there are two: it made us reset the upstream.
+            blamed = [one for one in failures.exceptions if isinstance(one, DownstreamError)] or failures.exceptions
+            raise blamed[0] from None
+
+    async def _upload(
+        self,
+        exchange: Exchange,
+        downstream: Downstream,
+        connection: UpstreamConnection,
+        target: Target,
+        request: WrittenHead,
+    ) -> None:
+        if request.has_body:
+            # An upstream that no longer takes the body has answered or is about to: the answer tells, not this.
+            with suppress(UpstreamError):
+                for data in downstream.taken:
+                    await connection.send_body(data, chunked=request.chunked)
+                while not downstream.exhausted:
+                    if data := await downstream.read(exchange):
+                        await connection.send_body(data, chunked=request.chunked)
+                trailers: list[RawHeader] = []
+                if downstream.trailers and request.chunked:
+                    trailers = target.requests.rules.trailers(downstream.trailers, request.dropped)
+                connection.finish_body(trailers, chunked=request.chunked)
+        if downstream.connection is None:
+            await self._watch(downstream)
+
+    @staticmethod
+    async def _watch(downstream: Downstream) -> None:
+        """Foreign servers tell by a message only that the client has gone; ours cancels the exchange's task."""
+        while (await downstream.receive())["type"] != "http.disconnect":
+            continue
+        if not downstream.complete:
+            raise ClientGone("the client left before its answer was complete")
+
+    async def _download(
+        self,
+        exchange: Exchange,
+        downstream: Downstream,
+        connection: UpstreamConnection,
+        target: Target,
+        request: WrittenHead,
+        attempt: Try,
+    ) -> None:
+        inform = None
+        if (client := downstream.connection) is not None and exchange.http_version != "1.0":
+
+            async def inform(status: int, headers: list[RawHeader]) -> None:
+                if status != 100:  # the listener says 100 itself, when the body is first wanted
+                    await client.inform(status, informational(headers))
+
+        answer = await connection.answer(inform)
+        status = answer.status
+        attempt.head_ns = time.monotonic_ns()
+        attempt.status = status
+        if status < 200:
+            raise ProtocolViolation(f"{target.upstream} switched protocols without being asked")
+        headers, length, trailing = target.responses.read(exchange, status, answer.headers)
+        trailing = trailing and client is not None
+        exchange.status = status
+        downstream.started = True
+        start = {"type": "http.response.start", "status": status, "headers": headers}
+        if trailing:
+            start["trailers"] = True
+        send = downstream.send
+        await send(start)
+        if request.method == b"HEAD" or status in (204, 304):
+            await answer.read()
+            await downstream.finish()
+            return
+        sent = 0
+        while data := await answer.read():
+            sent += len(data)
+            exchange.bytes_sent += len(data)
+            if sent == length:
+                # The last piece and the end in one write; what follows only lets the connection see its own end.
+                await downstream.finish(data)
+                await answer.read()
+                return
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+        if length is not None and length != sent:
+            raise UpstreamClosed(f"{target.upstream} sent {sent} of {length} bytes")
+        await self._end(downstream, target, answer, trailing)
+
+    @staticmethod
+    async def _end(downstream: Downstream, target: Target, answer: UpstreamAnswer, trailing: bool) -> None:
+        if not trailing:
+            await downstream.finish()
+            return
+        await downstream.send({"type": "http.response.body", "body": b"", "more_body": False})
+        downstream.complete = True
+        trailers = target.responses.trailers(answer.trailers)
+        await downstream.send({"type": "http.response.trailers", "headers": trailers, "more_trailers": False})

@@ -1,0 +1,115 @@
+"""The routes that are in force: folded host, then the longest raw prefix on a segment border."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping as ReadOnlyDict
+from collections.abc import Sequence
+
+from netbird_proxy.folding import climbs, fold_authority, fold_host, fold_path
+from netbird_proxy.model import AccountId, RouteSpec
+from netbird_proxy.pipeline.heads import HeadRules
+from netbird_proxy.pipeline.pipeline import Runner
+
+_SUSPICIOUS = re.compile(rb"[%;\\A-Z]|//|/\.")
+_CLIMBING = re.compile(rb"%|\\|/\.\.")
+
+
+class Route:
+    """What serves a host and prefix: the compiled pipeline, or a fixed answer.
+
+    Attributes:
+        spec: None where there is no mapping behind it.
+        bounded: a target path is below `/`, so that dot segments must not lead above it.
+    """
+
+    __slots__ = ("bounded", "rules", "runner", "spec")
+
+    def __init__(
+        self, spec: RouteSpec | None, runner: Runner, rules: HeadRules | None = None, *, bounded: bool = False
+    ) -> None:
+        self.spec = spec
+        self.runner = runner
+        self.rules = rules or HeadRules()
+        self.bounded = bounded
+
+    def __repr__(self) -> str:
+        if self.spec is None:
+            return f"Route(none, {type(self.runner).__name__})"
+        return f"Route({self.spec.service} {self.spec.host}{self.spec.prefix.decode('latin-1')})"
+
+
+class HostRoutes:
+    """All routes of one host, which belong to one mapping.
+
+    Args:
+        routes: raw prefix → route.
+        ambiguous: what answers a path that could be read in two ways.
+        differ: whether the routes differ in guards, so that two readings of one path must meet.
+    """
+
+    __slots__ = ("_ambiguous", "_differ", "_folded", "_routes", "account")
+
+    def __init__(
+        self, account: AccountId, routes: ReadOnlyDict[bytes, Route], ambiguous: Route, *, differ: bool = False
+    ) -> None:
+        self.account = account
+        self._ambiguous = ambiguous
+        self._differ = differ
+        self._routes = _by_length({_bare(prefix): route for prefix, route in routes.items()})
+        self._folded = _by_length({_bare(fold_path(prefix)): route for prefix, route in routes.items()})
+
+    @property
+    def routes(self) -> list[Route]:
+        return [route for _, _, route in self._routes]
+
+    def match(self, path: bytes) -> Route | None:
+        """The route for a raw path; the ambiguous one where another reading of it would be guarded otherwise."""
+        route = _longest(self._routes, path)
+        if self._differ and _SUSPICIOUS.search(path) and _longest(self._folded, fold_path(path)) is not route:
+            return self._ambiguous
+        if route is not None and route.bounded and _CLIMBING.search(path):
+            prefix = route.spec.prefix if route.spec is not None else b"/"
+            if climbs(path[len(_bare(prefix)) :]):
+                return self._ambiguous
+        return route
+
+
+class Table:
+    """Everything that is served. Never changed: apply makes another and assigns it."""
+
+    __slots__ = ("hosts", "no_route")
+
+    def __init__(self, hosts: ReadOnlyDict[str, HostRoutes], no_route: Route) -> None:
+        self.hosts = hosts
+        self.no_route = no_route
+
+    def match(self, host: str, path: bytes, account: AccountId | None) -> Route:
+        """The route of a folded host and a raw path.
+
+        Args:
+            account: whose tunnel the exchange came in on; only that account's routes are there.
+        """
+        entry = self.hosts.get(host)
+        if entry is None or (account is not None and account != entry.account):
+            return self.no_route
+        return entry.match(path) or self.no_route
+
+
+def _bare(prefix: bytes) -> bytes:
+    """The root's prefix is empty: then every prefix ends where a `/` or nothing follows."""
+    return prefix.rstrip(b"/")
+
+
+def _by_length(routes: ReadOnlyDict[bytes, Route]) -> tuple[tuple[bytes, int, Route], ...]:
+    return tuple((prefix, len(prefix), routes[prefix]) for prefix in sorted(routes, key=len, reverse=True))
+
+
+def _longest(routes: Sequence[tuple[bytes, int, Route]], path: bytes) -> Route | None:
+    for prefix, length, route in routes:
+        if path.startswith(prefix) and (path[length : length + 1] == b"/" or (length and len(path) == length)):
+            return route
+    return None
+
+
+__all__ = ["HostRoutes", "Route", "Table", "fold_authority", "fold_host", "fold_path"]
