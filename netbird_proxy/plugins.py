@@ -71,7 +71,11 @@ def load_hooks(
         )
     except PluginError as error:
         raise PluginFailed(error.plugin, error.message) from error
-    return Hooks(plugins)
+    hooks = Hooks(plugins)
+    for section in hooks.options:
+        if section in reserved_ids:
+            raise PluginFailed(section, "its options take a section of the proxy's own settings: choose another name")
+    return hooks
 
 
 class Hooks:
@@ -81,7 +85,8 @@ class Hooks:
         claims: who understands which wire field.
         capabilities: what to tell management, sorted.
         notes, cookies: all declared names.
-        options: the model of each plugin's section in the settings file.
+        options: the models of the plugins' sections in the settings file, by section. A section has its plugin's name,
+            or the one that the model gives itself: `section: ClassVar[str] = "tunnel"`.
         settings, target_settings: models to read from each mapping and each target, with the plugin that wants them.
     """
 
@@ -93,9 +98,7 @@ class Hooks:
         self.capabilities: tuple[str, ...] = tuple(sorted(name for one in plugins for name in one.info.capabilities))
         self.notes: frozenset[str] = frozenset(name for one in plugins for name in one.info.notes)
         self.cookies: frozenset[str] = frozenset(name for one in plugins for name in one.info.cookies)
-        self.options: Mapping[PluginId, type[BaseModel]] = {
-            one.id: one.info.options for one in plugins if one.info.options is not None
-        }
+        self.options: Mapping[str, type[BaseModel]] = _sections(plugins)
         self.settings: tuple[tuple[PluginId, type[MappingSettings]], ...] = tuple(
             (one.id, _readable(one, model)) for one in plugins for model in one.info.settings
         )
@@ -268,6 +271,18 @@ def _check_sync(plugin: PluginId, hook: str, run: Callable[..., object]) -> None
         raise PluginFailed(plugin, f"{hook}: the step is {type(run).__name__}, which cannot be called")
     if inspect.iscoroutinefunction(run) or inspect.isasyncgenfunction(run):
         raise PluginFailed(plugin, f"{hook}: the step is `async def`, and nobody would await it: write plain `def`")
+
+
+def _sections(plugins: Plugins) -> dict[str, type[BaseModel]]:
+    sections: dict[str, type[BaseModel]] = {}
+    for plugin in plugins:
+        model = plugin.info.options
+        if model is None:
+            continue
+        section = getattr(model, "section", plugin.id)
+        if not isinstance(section, str) or sections.setdefault(section, model) is not model:
+            raise PluginFailed(plugin.id, f"its section [{section}] belongs to another plugin: choose another name")
+    return sections
 
 
 def _readable(plugin: LoadedPlugin, model: type[T]) -> type[T]:

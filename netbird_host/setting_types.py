@@ -1,0 +1,54 @@
+"""What settings models are made of: sections, secrets, and numbers that know their unit."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+
+from netbird_host.go_duration import parse_duration
+
+
+class Secret(SecretStr):
+    """A text that is never shown: not by `repr`, not by `str`, not in JSON. `get_secret_value` gives it."""
+
+    def _display(self) -> str:
+        return "***" if self.get_secret_value() else ""
+
+    def __repr__(self) -> str:
+        return self._display()
+
+
+class Section(BaseModel):
+    """Base of settings models: frozen, and unknown names are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def _seconds(value: object) -> object:
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+        try:
+            return parse_duration(value)
+        except ValueError:
+            pass
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    raise ValueError("expected seconds as a number, or a text such as 500ms, 90s or 1m30s")
+
+
+def _whole(value: object) -> object:
+    if isinstance(value, bool | float):
+        raise ValueError("expected a whole number")
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, allow_inf_nan=False)]
+"""A duration of more than nothing."""
+SecondsOrZero = Annotated[float, BeforeValidator(_seconds), Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
+"""A number of things, or of bytes, of which there must be one at least."""
+Port = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=65535)]

@@ -1,0 +1,339 @@
+"""Settings out of a TOML file, the environment and flags; each value knows where it came from.
+
+A flag beats the environment, which beats the file, which beats the default. Lists are taken whole from one source.
+Unknown names and wrong values stop the start, all of them told at once, and no message shows a secret.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+import types
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, SecretStr, ValidationError
+
+M = TypeVar("M", bound=BaseModel)
+O = TypeVar("O", bound=BaseModel)  # noqa: E741
+SettingPath = tuple[str, ...]
+
+_KUBERNETES = re.compile(r"(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)\Z")
+# Kubernetes puts such variables into every pod next to a service that is called like us. They are nobody's settings.
+
+
+class SettingsError(Exception):
+    """Settings that cannot be used: one sentence a problem, each with the setting's path and its source."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """One value that was given, by whom, and as what: `("limits", "head_timeout"), "5s", "environment NB_…"`."""
+
+    path: SettingPath
+    value: object = field(repr=False)
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One line of `check --show`."""
+
+    path: str
+    value: str
+    source: str
+
+
+class Sources:
+    """What all sources say, merged but not judged: `plugins` must be read before their sections can be."""
+
+    def __init__(self) -> None:
+        self._tree: dict[str, Any] = {}
+        self._source: dict[SettingPath, str] = {}
+        self._texts: set[SettingPath] = set()
+
+    def put(self, given: Given) -> None:
+        """Add a value over those from weaker sources. SettingsError where a section meets a plain value."""
+        at = self._tree
+        for depth, name in enumerate(given.path[:-1]):
+            at = at.setdefault(name, {})
+            if not isinstance(at, dict):
+                path = dotted(given.path[: depth + 1])
+                raise SettingsError([f"{path}: {given.source} treats it as a section, but it is a plain value"])
+        if isinstance(at.get(given.path[-1]), dict) and given.value != {}:
+            raise SettingsError([f"{dotted(given.path)}: {given.source} gives a plain value, but it is a section"])
+        if given.value == {}:  # an empty section says nothing, but its name must be known
+            at.setdefault(given.path[-1], {})
+            return
+        at[given.path[-1]] = given.value
+        self._source[given.path] = given.source
+        self._texts.discard(given.path)
+
+    def put_text(self, given: Given) -> None:
+        """The same for text from the environment, which may have to become a list."""
+        self.put(given)
+        self._texts.add(given.path)
+
+    def get(self, *path: str) -> object:
+        """The raw value, or None."""
+        at: object = self._tree
+        for name in path:
+            at = at.get(name) if isinstance(at, dict) else None
+        return at
+
+    def of(self, path: SettingPath) -> str:
+        """Where a value came from: it, the list or section around it, or the first thing in it."""
+        for end in range(len(path), 0, -1):
+            if path[:end] in self._source:
+                return self._source[path[:end]]
+        return next((source for inner, source in self._source.items() if inner[: len(path)] == path), "default")
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """A top-level list of texts, such as `plugins`, before anything else is judged."""
+        value = _as_list(self._tree.get(name, [])) if (name,) in self._texts else self._tree.get(name, [])
+        if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
+            raise SettingsError([f"{name}: expected a list of texts{_from(self.of((name,)))}"])
+        return tuple(value)
+
+    def read(self, model: type[M], options: Mapping[str, type[BaseModel]] | None = None) -> Settings[M]:
+        """Judge everything against the host's model and the plugins' sections.
+
+        Raises:
+            SettingsError: with every problem there is.
+        """
+        options = options or {}
+        self._split_lists({**_fields(model), **options})
+        problems: list[str] = []
+        core = {name: value for name, value in self._tree.items() if name not in options}
+        value = self._validated(model, core, (), sorted({*model.model_fields, *options}), problems)
+        sections = {
+            name: self._validated(section, self._tree.get(name, {}), (name,), sorted(section.model_fields), problems)
+            for name, section in options.items()
+        }
+        if problems or value is None:
+            raise SettingsError(problems)
+        return Settings(value, {name: one for name, one in sections.items() if one is not None}, self)
+
+    def _validated(
+        self, model: type[O], tree: object, at: SettingPath, known: list[str], problems: list[str]
+    ) -> O | None:
+        try:
+            return model.model_validate(tree)
+        except ValidationError as error:
+            problems.extend(self._told(model, at, known, one) for one in error.errors(include_url=False))
+            return None
+
+    def _told(self, model: type[BaseModel], at: SettingPath, known: list[str], error: Any) -> str:
+        inside: tuple[str | int, ...] = error["loc"]
+        path = (*at, *(str(part) for part in inside))
+        name = dotted((*at, *inside))
+        source = _from(self.of(path))
+        if error["type"] == "extra_forbidden":
+            owner = _model_at(model, inside[:-1])
+            names = known if len(inside) == 1 else sorted(owner.model_fields) if owner else []
+            near = get_close_matches(str(inside[-1]), names, n=1)
+            hint = f"did you mean {dotted((*at, *inside[:-1], near[0]))}?" if near else f"known are: {', '.join(names)}"
+            return f"{name}: there is no such setting; {hint}{source}"
+        if error["type"] == "missing":
+            return f"{name}: this setting is required"
+        message = str(error["msg"]).removeprefix("Value error, ")
+        message = message[:1].lower() + message[1:]
+        shown = _harmless(error["input"]) if inside and not _may_be_secret(model, inside) else ""
+        return f"{name or 'settings'}: {message}{shown}{source}"
+
+    def _split_lists(self, fields: Mapping[str, Any]) -> None:
+        for path in self._texts:
+            if _is_list(_annotation_at(fields, path)):
+                at = self._tree
+                for name in path[:-1]:
+                    at = at[name]
+                at[path[-1]] = _as_list(at[path[-1]])
+
+
+@dataclass(frozen=True, slots=True)
+class Settings(Generic[M]):
+    """The settings as they hold.
+
+    Attributes:
+        options: the plugins' sections by name.
+    """
+
+    value: M
+    options: Mapping[str, BaseModel]
+    sources: Sources
+
+    def show(self) -> list[Shown]:
+        """Each value with its source, secrets as `***`; sections' names sorted last."""
+        lines = list(self._walk(self.value, ()))
+        for name, section in sorted(self.options.items()):
+            lines.extend(self._walk(section, (name,)))
+        return lines
+
+    def _walk(self, model: BaseModel, at: SettingPath) -> Iterator[Shown]:
+        for name in type(model).model_fields:
+            value = getattr(model, name)
+            if isinstance(value, BaseModel):
+                yield from self._walk(value, (*at, name))
+            else:
+                yield Shown(dotted((*at, name)), _shown(value), self.sources.of((*at, name)))
+
+
+def read_sources(
+    *,
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    prefix: str = "",
+    ignored: Collection[str] = (),
+    aliases: Sequence[Given] = (),
+    flags: Sequence[Given] = (),
+) -> Sources:
+    """Gather what the file, the environment and the flags say, weakest first.
+
+    Args:
+        prefix: of the environment's names, `NETBIRD_PROXY_`: `…<SECTION>__<KEY>` or `…<KEY>`.
+        ignored: names with that prefix which are not settings, such as the one that names the file.
+        aliases: what other names in the environment say; weaker than the prefixed names.
+        flags: what the command line says.
+
+    Raises:
+        SettingsError: the file cannot be read, or values contradict in shape.
+    """
+    sources = Sources()
+    if file is not None:
+        for given in _from_file(file):
+            sources.put(given)
+    for given in aliases:
+        sources.put_text(given) if isinstance(given.value, str) else sources.put(given)
+    for name, text in sorted((environment or {}).items()):
+        rest = name.removeprefix(prefix)
+        if not prefix or rest == name or name in ignored or _KUBERNETES.match(rest):
+            continue
+        path = tuple(part.lower() for part in rest.split("__"))
+        if not all(path):
+            raise SettingsError([f"environment {name}: expected {prefix}<SECTION>__<KEY>"])
+        sources.put_text(Given(path, text, f"environment {name}"))
+    for given in flags:
+        sources.put(given)
+    return sources
+
+
+def dotted(path: Sequence[str | int]) -> str:
+    """`limits.head_timeout`, `listen[0].address`."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def _from_file(file: Path) -> list[Given]:
+    try:
+        tree = tomllib.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise SettingsError([f"{file}: cannot be read: {error.strerror}"]) from error
+    except UnicodeDecodeError as error:
+        raise SettingsError([f"{file}: is not UTF-8"]) from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError([f"{file}: is not TOML: {error}"]) from error
+    return list(_leaves(tree, (), f"file {file}"))
+
+
+def _leaves(tree: Mapping[str, Any], at: SettingPath, source: str) -> Iterator[Given]:
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, (*at, name), source)
+        else:
+            yield Given((*at, name), value, source)
+
+
+def _fields(model: type[BaseModel]) -> dict[str, Any]:
+    return {name: info.annotation for name, info in model.model_fields.items()}
+
+
+def _arms(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union, else the annotation itself; `Annotated` peeled off."""
+    if get_origin(annotation) is Annotated:
+        return _arms(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return tuple(arm for one in get_args(annotation) for arm in _arms(one))
+    return (annotation,)
+
+
+def _annotation_at(fields: Mapping[str, Any], path: Sequence[str | int]) -> Any:
+    annotation: Any = None
+    for part in path:
+        if isinstance(part, int):  # an item of the list that the way has come to
+            items = [arm for arm in _arms(annotation) if _is_list(arm)]
+            annotation = get_args(items[0])[0] if items and get_args(items[0]) else None
+        else:
+            annotation = fields.get(part)
+        models = [arm for arm in _arms(annotation) if isinstance(arm, type) and issubclass(arm, BaseModel)]
+        fields = _fields(models[0]) if models else {}
+    return annotation
+
+
+def _model_at(model: type[BaseModel], path: Sequence[str | int]) -> type[BaseModel] | None:
+    if not path:
+        return model
+    arms = _arms(_annotation_at(_fields(model), path))
+    return next((arm for arm in arms if isinstance(arm, type) and issubclass(arm, BaseModel)), None)
+
+
+def _is_list(annotation: Any) -> bool:
+    return any(get_origin(arm) in (list, tuple, set, frozenset) for arm in _arms(annotation))
+
+
+def _may_be_secret(model: type[BaseModel], path: Sequence[str | int]) -> bool:
+    """Whether a wrong value there may be a secret one: where a secret belongs, or a section that may have one."""
+    arms = _arms(_annotation_at(_fields(model), path))
+    return any(isinstance(arm, type) and issubclass(arm, SecretStr | BaseModel) for arm in arms)
+
+
+def _as_list(value: object) -> object:
+    """`a, b` or a TOML array, from one text."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        try:
+            return tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            return value
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def _harmless(value: object) -> str:
+    """What was given, where it helps and cannot be a secret's table."""
+    if isinstance(value, bool):
+        return f", not {str(value).lower()}"
+    if isinstance(value, int | float):
+        return f", not {value}"
+    if isinstance(value, str):
+        return f", not {value[:60]!r}"
+    return ""
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, SecretStr):
+        return "***" if value.get_secret_value() else '""'
+    if isinstance(value, tuple | list | frozenset | set) and type(value).__repr__ in (tuple.__repr__, list.__repr__):
+        return f"[{', '.join(_shown(one) for one in value)}]"
+    if isinstance(value, BaseModel):
+        inside = (f"{name} = {_shown(getattr(value, name))}" for name in type(value).model_fields)
+        return f"{{{', '.join(inside)}}}"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is None:
+        return "unset"
+    if isinstance(value, int | float):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    return f'"{value}"'
+
+
+def _from(source: str) -> str:
+    return "" if source == "default" else f" ({source})"

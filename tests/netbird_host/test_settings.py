@@ -1,0 +1,232 @@
+"""Settings and their sources."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import Field
+
+from netbird_host.setting_types import Count, Port, Seconds, SecondsOrZero, Secret, Section
+from netbird_host.settings import Given, Settings, SettingsError, Sources, read_sources
+
+
+class Door(Section):
+    name: str
+    port: Port = 80
+
+
+class Limits(Section):
+    head_timeout: Seconds = 10.0
+    grace: SecondsOrZero = 0.5
+    lines: Count = 100
+
+
+class Vault(Section):
+    token: Secret | None = None
+    tokens: tuple[Secret, ...] = ()
+
+
+class Host(Section):
+    plugins: tuple[str, ...] = ()
+    private: bool = False
+    limits: Limits = Limits()
+    doors: tuple[Door, ...] = ()
+    vault: Vault = Field(default_factory=Vault)
+
+
+class Options(Section):
+    size: Count = 3
+    names: tuple[str, ...] = ()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "host.toml"
+
+
+def sources(
+    file: Path | None = None, text: str = "", environment: dict[str, str] | None = None, *flags: Given
+) -> Sources:
+    if file is not None:
+        file.write_text(text)
+    return read_sources(file=file, environment=environment, prefix="HOST_", ignored={"HOST_CONFIG"}, flags=flags)
+
+
+def read(
+    file: Path | None = None, text: str = "", environment: dict[str, str] | None = None, *flags: Given
+) -> Settings[Host]:
+    return sources(file, text, environment, *flags).read(Host, {"alpha": Options})
+
+
+def problems(
+    file: Path | None = None, text: str = "", environment: dict[str, str] | None = None, *flags: Given
+) -> tuple[str, ...]:
+    with pytest.raises(SettingsError) as caught:
+        read(file, text, environment, *flags)
+    return caught.value.problems
+
+
+def shown(settings: Settings[Host]) -> dict[str, tuple[str, str]]:
+    return {line.path: (line.value, line.source) for line in settings.show()}
+
+
+def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(file: Path) -> None:
+    """Each value comes from the strongest source that says it, and says which."""
+    text = "[limits]\nhead_timeout = 1\ngrace = 2\nlines = 3\n"
+    environment = {"HOST_LIMITS__GRACE": "20s", "HOST_LIMITS__LINES": "30"}
+
+    settings = read(file, text, environment, Given(("limits", "lines"), 300, "--lines"))
+
+    assert settings.value.limits == Limits(head_timeout=1, grace=20, lines=300)
+    assert shown(settings) == {
+        "plugins": ("[]", "default"),
+        "private": ("false", "default"),
+        "limits.head_timeout": ("1", f"file {file}"),
+        "limits.grace": ("20", "environment HOST_LIMITS__GRACE"),
+        "limits.lines": ("300", "--lines"),
+        "doors": ("[]", "default"),
+        "vault.token": ("unset", "default"),
+        "vault.tokens": ("[]", "default"),
+        "alpha.size": ("3", "default"),
+        "alpha.names": ("[]", "default"),
+    }
+
+
+def test_the_prefixed_name_beats_an_alias() -> None:
+    """Where both names for one setting are set, ours holds."""
+    alias = Given(("private",), True, "environment OTHER_PRIVATE")
+
+    both = read_sources(environment={"HOST_PRIVATE": "false"}, prefix="HOST_", aliases=[alias])
+    one = read_sources(environment={}, prefix="HOST_", aliases=[alias])
+
+    assert both.read(Host).value.private is False
+    assert one.read(Host).value.private is True
+
+
+def test_lists_come_whole_from_one_source(file: Path) -> None:
+    """A list from the environment replaces the file's; it is written with commas or as a TOML array."""
+    text = 'plugins = ["a", "b"]\n[alpha]\nnames = ["x"]\n'
+
+    assert read(file, text).value.plugins == ("a", "b")
+    assert read(file, text, {"HOST_PLUGINS": "c, d,"}).value.plugins == ("c", "d")
+    assert read(file, text, {"HOST_PLUGINS": '["e"]'}).value.plugins == ("e",)
+    assert read(file, text, {"HOST_ALPHA__NAMES": "y,z"}).options["alpha"] == Options(names=("y", "z"))
+    doors = read(None, "", {"HOST_DOORS": '[{name = "front", port = 443}]'})
+    assert doors.value.doors == (Door(name="front", port=443),)
+    assert shown(doors)["doors"] == ('[{name = "front", port = 443}]', "environment HOST_DOORS")
+
+
+def test_the_list_of_plugins_is_known_before_the_rest_is_judged(file: Path) -> None:
+    """Sections of plugins can be judged only once the plugins are loaded."""
+    assert sources(file, 'plugins = ["a"]\n[whatever]\nx = 1').texts("plugins") == ("a",)
+    assert sources(None, "", {"HOST_PLUGINS": "a,b"}).texts("plugins") == ("a", "b")
+    with pytest.raises(SettingsError, match="plugins: expected a list of texts"):
+        sources(file, "plugins = [1]").texts("plugins")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            "[limits]\nhead_timout = 1",
+            "limits.head_timout: there is no such setting; did you mean limits.head_timeout?",
+        ),
+        ("[limts]\nlines = 1", "limts: there is no such setting; did you mean limits?"),
+        ("[limts]", "limts: there is no such setting; did you mean limits?"),
+        ("[alfa]\nsize = 1", "alfa: there is no such setting; did you mean alpha?"),
+        ("[alpha]\nsiez = 1", "alpha.siez: there is no such setting; did you mean alpha.size?"),
+        ("[alpha]\nqqq = 1", "alpha.qqq: there is no such setting; known are: names, size"),
+        (
+            "[[doors]]\nname='a'\n[[doors]]\nname='b'\nnme='b'",
+            "doors[1].nme: there is no such setting; did you mean doors[1].name?",
+        ),
+        ("[[doors]]\nport=1", "doors[0].name: this setting is required"),
+        ("[[doors]]\nname='a'\nport=70000", "doors[0].port: input should be less than or equal to 65535, not 70000"),
+        ("[limits]\nhead_timeout = 'soon'", "expected seconds as a number, or a text such as 500ms, 90s or 1m30s, not"),
+        ("[limits]\nhead_timeout = true", "limits.head_timeout: expected seconds as a number"),
+        ("[limits]\nhead_timeout = 0", "limits.head_timeout: input should be greater than 0, not 0"),
+        ("[limits]\nhead_timeout = -1", "limits.head_timeout: input should be greater than 0"),
+        ("[limits]\nhead_timeout = nan", "limits.head_timeout: input should be greater than 0, not nan"),
+        ("[limits]\nlines = 1.0", "limits.lines: expected a whole number, not 1.0"),
+        ("[limits]\nlines = true", "limits.lines: expected a whole number, not true"),
+        ("private = 'perhaps'", "private: input should be a valid boolean, unable to interpret input, not 'perhaps'"),
+        ("limits = 3", "limits: "),
+        ("plugins = 'a'", "plugins: input should be a valid tuple, not 'a'"),
+    ],
+)
+def test_a_wrong_setting_is_told_by_path_with_what_is_expected(file: Path, text: str, says: str) -> None:
+    """Unknown names get a suggestion, wrong values say what is wanted, and all name the file."""
+    (problem,) = problems(file, text)
+
+    assert says in problem
+    assert f"(file {file})" in problem or "required" in problem or text == "[limts]"  # nothing in it: no source
+
+
+def test_all_problems_are_told_at_once(file: Path) -> None:
+    """One start tells everything, of the host and of plugins, from whatever source."""
+    told = problems(file, "[alpha]\nsize = 0\n[limits]\nlines = 'x'", {"HOST_PRIVAT": "1"})
+
+    assert [one.partition(":")[0] for one in told] == ["limits.lines", "privat", "alpha.size"]
+    assert "did you mean private? (environment HOST_PRIVAT)" in told[1]
+
+
+def test_no_message_shows_a_secret(file: Path) -> None:
+    """Not when it has a wrong type, nor when it stands where a section belongs, nor under a misspelt name."""
+    for text in ("[vault]\ntoken = 12345", "vault = 12345", "[vault]\ntokn = 12345", "[vault]\ntokens = [12345]"):
+        assert "12345" not in "".join(problems(file, text)).replace(str(file), "")
+
+
+def test_a_secret_is_never_printed(file: Path) -> None:
+    """`repr`, `str`, the listing and JSON show `***`."""
+    settings = read(file, "[vault]\ntoken = 'nbx_1'\ntokens = ['nbx_2']")
+
+    everything = f"{settings} {settings.value!r} {settings.value.vault.token} {settings.show()} "
+    everything += settings.value.model_dump_json()
+    assert "nbx" not in everything
+    assert shown(settings)["vault.token"] == ("***", f"file {file}")
+    assert shown(settings)["vault.tokens"][0] == "[***]"
+    token = settings.value.vault.token
+    assert token is not None
+    assert token.get_secret_value() == "nbx_1"
+    assert repr(token) == "***"
+
+
+def test_a_given_value_is_not_in_its_repr() -> None:
+    """What is on its way into the settings may be a secret already."""
+    assert "nbx" not in repr(Given(("vault", "token"), "nbx_1", "--token"))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("x = ", "is not TOML"), ("\ud800", "is not UTF-8"), (None, "cannot be read: No such file or directory")],
+)
+def test_a_file_that_cannot_be_read_is_told(file: Path, text: str | None, says: str) -> None:
+    """The message has the file's name and what is wrong with it."""
+    if text is not None:
+        file.write_text(text, "utf-8", "surrogatepass")
+    with pytest.raises(SettingsError, match=f"{file}.*{says}"):
+        read_sources(file=file)
+
+
+def test_a_value_where_a_section_is_and_the_reverse_are_refused(file: Path) -> None:
+    """Two sources that disagree about the shape of a setting cannot be merged."""
+    assert "gives a plain value, but it is a section" in problems(file, "[limits]\nlines = 1", {"HOST_LIMITS": "1"})[0]
+    assert "treats it as a section" in problems(file, "private = true", {"HOST_PRIVATE__X": "1"})[0]
+
+
+def test_names_that_are_nobodys_settings_are_left_alone() -> None:
+    """Kubernetes sets variables named after services, the command line reads some itself, others lack the prefix."""
+    environment = {
+        "HOST_SERVICE_HOST": "10.0.0.1",
+        "HOST_SERVICE_PORT": "80",
+        "HOST_SERVICE_PORT_HTTP": "80",
+        "HOST_PORT": "tcp://10.0.0.1:80",
+        "HOST_PORT_80_TCP": "tcp://10.0.0.1:80",
+        "HOST_PORT_80_TCP_ADDR": "10.0.0.1",
+        "HOST_CONFIG": "/etc/host.toml",
+        "PATH": "/bin",
+    }
+
+    assert read(None, "", environment).value == Host()
+    assert "HOST_A__" in problems(None, "", {"HOST_A__": "1"})[0]
