@@ -27,13 +27,13 @@ Event: TypeAlias = Accepted | Connected | ConnectFailed | Data | Eof | Writable 
 class EngineError(RuntimeError):
     """The engine is broken by a defect of its own; it does nothing any more and has to be replaced."""
 
-class NoRoute(ConnectionError):
+class NoRoute(ConnectionError):  # noqa: N818
     """No peer has the address among its allowed IPs, or we have no address of that family."""
 
-class NoEndpoint(ConnectionError):
+class NoEndpoint(ConnectionError):  # noqa: N818
     """The address belongs to a peer, but nobody knows where that peer is: it has to speak first."""
 
-class LimitReached(ConnectionError):
+class LimitReached(ConnectionError):  # noqa: N818
     """The cap on connections, buffer bytes or local ports is reached."""
 
 @final
@@ -286,8 +286,8 @@ class Engine:
         """Totals since the start. Dropped datagrams and packets:
 
         malformed, bad_mac, unknown_key, unknown_session, decrypt_failed, replayed, replayed_handshake, rate_limited,
-        bad_source, bad_destination, bad_packet, unsupported, denied_inbound, not_listening, backlog_full, limit_reached,
-        no_endpoint, queue_full, send_failed;
+        bad_source, bad_destination, bad_packet, unsupported, denied_inbound, not_listening, backlog_full,
+        limit_reached, no_endpoint, queue_full, send_failed;
         also: handshakes, datagrams_in, datagrams_out, bytes_in, bytes_out, accepted, connected, connections
         (now), buffer_bytes (now), half_open (now).
         """

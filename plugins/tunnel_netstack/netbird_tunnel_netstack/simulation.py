@@ -1,0 +1,225 @@
+"""Networks of engines in virtual time: loss, delay and reordering from a seed, and no waiting.
+
+For tests. Time moves only in `Simulation.run`, from one due thing to the next, so that hours of keepalives and rekeys
+pass in milliseconds, and a run with the same seed gives the same packets in the same order (keys differ).
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from netbird_tunnel_netstack.engine import Closed, ConnectFailed, Data, Endpoint, Engine, Event, Rule, Writable
+
+ANYONE: Sequence[Rule] = (
+    ("0.0.0.0/0", 6, 1, 65535),
+    ("::/0", 6, 1, 65535),
+    ("0.0.0.0/0", 1, 0, 0),
+    ("::/0", 1, 0, 0),
+)
+"""Inbound rules that let everything in that the engine knows."""
+
+
+@dataclass
+class Weather:
+    """How the outside network treats a datagram. Times in seconds, `loss` and `duplicate` as probabilities."""
+
+    delay: float = 0.01
+    jitter: float = 0.0
+    loss: float = 0.0
+    duplicate: float = 0.0
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """A datagram that was sent, and where the network thinks it came from."""
+
+    at: float
+    datagram: bytes
+    source: Endpoint
+    destination: Endpoint
+
+
+class Node:
+    """One engine with its outside address. Keeps what happened: `log` without data, `received` with nothing else."""
+
+    def __init__(self, simulation: Simulation, engine: Engine, endpoint: Endpoint) -> None:
+        self.engine = engine
+        self.endpoint = endpoint
+        self.log: list[Event] = []
+        self.received: dict[int, bytearray] = {}
+        self.on_event: Callable[[Event], None] | None = None
+        self._simulation = simulation
+        self._unsent: dict[int, deque[bytes]] = {}
+
+    @property
+    def address(self) -> str:
+        """The first overlay address."""
+        return self.engine.addresses[0]
+
+    def connect(self, address: str, port: int) -> int:
+        conn = self.engine.connect(address, port, self._simulation.now)
+        self._simulation.touch(self)
+        return conn
+
+    def send(self, conn: int, data: bytes) -> None:
+        """Write all of `data`, as fast as the other end takes it."""
+        self._unsent.setdefault(conn, deque()).append(data)
+        self._write(conn)
+        self._simulation.touch(self)
+
+    def unsent(self, conn: int) -> int:
+        return sum(map(len, self._unsent.get(conn, ())))
+
+    def of(self, kind: type[Event], conn: int | None = None) -> list[Event]:
+        """The events of one kind so far, in order."""
+        return [
+            event for event in self.log if type(event) is kind and (conn is None or getattr(event, "conn", 0) == conn)
+        ]
+
+    def flush(self) -> None:
+        """One turn: what happened, what follows from it, what is sent."""
+        engine = self.engine
+        for _ in range(1000):
+            engine.advance(self._simulation.now)
+            for event in engine.events():
+                self._take(event)
+            for datagram, destination in engine.transmits():
+                self._simulation.carry(datagram, self.endpoint, destination)
+            if not engine.pending:
+                return
+        raise AssertionError("the engine never comes to rest")
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, Data):
+            self.received.setdefault(event.conn, bytearray()).extend(event.data)
+        else:
+            self.log.append(event)
+        if isinstance(event, Writable):
+            self._write(event.conn)
+        elif isinstance(event, Closed | ConnectFailed):
+            self._unsent.pop(event.conn, None)
+        if self.on_event is not None:
+            self.on_event(event)
+
+    def _write(self, conn: int) -> None:
+        waiting = self._unsent.get(conn, deque())
+        while waiting:
+            chunk = waiting.popleft()
+            taken = self.engine.write(conn, chunk)
+            if taken < len(chunk):
+                waiting.appendleft(chunk[taken:])
+                return
+
+
+@dataclass
+class Simulation:
+    """A network of nodes. `filter`, if set, decides for each crossing whether it may pass at all."""
+
+    seed: int = 0
+    weather: Weather = field(default_factory=Weather)
+    now: float = 1000.0
+    filter: Callable[[Crossing], bool] | None = None
+    crossings: list[Crossing] = field(default_factory=list)
+    keep_crossings: bool = False
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)  # noqa: S311
+        self.nodes: list[Node] = []
+        self._due: list[tuple[float, int, Crossing]] = []
+        self._order = itertools.count()
+
+    def node(
+        self,
+        addresses: Sequence[str],
+        *,
+        endpoint: Endpoint | None = None,
+        private_key: bytes | None = None,
+        inbound: Sequence[Rule] = ANYONE,
+        receive_buffer: int = 65536,
+        send_buffer: int = 65536,
+        mtu: int = 1280,
+        max_connections: int = 4096,
+        max_buffer_bytes: int = 1 << 30,
+        handshakes_per_second: int = 100,
+    ) -> Node:
+        """Add an engine with these overlay addresses; its outside address is made up if none is given."""
+        engine = Engine(
+            self.random.randbytes(32) if private_key is None else private_key,
+            mtu=mtu,
+            receive_buffer=receive_buffer,
+            send_buffer=send_buffer,
+            max_connections=max_connections,
+            max_buffer_bytes=max_buffer_bytes,
+            handshakes_per_second=handshakes_per_second,
+            seed=self.random.randbytes(16),
+        )
+        engine.advance(self.now)
+        engine.set_addresses(addresses)
+        engine.set_inbound(inbound)
+        node = Node(self, engine, endpoint or ("192.0.2.1", 51820 + len(self.nodes)))
+        self.nodes.append(node)
+        return node
+
+    def introduce(self, a: Node, b: Node, *, keepalive: int | None = None, preshared_key: bytes | None = None) -> None:
+        """Make two nodes each other's peers, with known endpoints and each other's overlay addresses."""
+        for one, other in ((a, b), (b, a)):
+            one.engine.set_peer(
+                other.engine.public_key,
+                other.engine.addresses,
+                endpoint=other.endpoint,
+                keepalive=keepalive,
+                preshared_key=preshared_key,
+            )
+
+    def pair(self) -> tuple[Node, Node]:
+        """Two nodes that know each other: 100.64.0.1 and 100.64.0.2, fd00::1 and fd00::2."""
+        a, b = self.node(["100.64.0.1", "fd00::1"]), self.node(["100.64.0.2", "fd00::2"])
+        self.introduce(a, b)
+        return a, b
+
+    def touch(self, node: Node) -> None:
+        """Let a node do at once what it can; for after a call on its engine."""
+        node.flush()
+
+    def carry(self, datagram: bytes, source: Endpoint, destination: Endpoint) -> None:
+        crossing = Crossing(self.now, datagram, source, destination)
+        if self.keep_crossings:
+            self.crossings.append(crossing)
+        weather = self.weather
+        if self.filter is not None and not self.filter(crossing):
+            return
+        if self.random.random() < weather.loss:
+            return
+        for _ in range(2 if self.random.random() < weather.duplicate else 1):
+            at = self.now + weather.delay + self.random.uniform(0, weather.jitter)
+            heapq.heappush(self._due, (at, next(self._order), crossing))
+
+    def run(self, seconds: float, until: Callable[[], bool] | None = None) -> bool:
+        """Let up to this much time pass. True if `until` held before its end, or if there is none."""
+        end = self.now + seconds
+        for node in self.nodes:
+            node.flush()
+        while until is None or not until():
+            at = min((self._due[0][0] if self._due else end, *(node.engine.deadline for node in self.nodes), end))
+            self.now = max(self.now, at)
+            woken = {id(node): node for node in self.nodes if node.engine.deadline <= self.now}
+            while self._due and self._due[0][0] <= self.now:
+                _, _, crossing = heapq.heappop(self._due)
+                for node in self.nodes:
+                    if node.endpoint == crossing.destination:
+                        node.engine.receive(crossing.datagram, crossing.source, self.now)
+                        woken[id(node)] = node
+            for node in woken.values():
+                node.flush()
+            if self.now >= end:
+                return until is None or until()
+        return True
+
+    def settle(self, seconds: float = 5.0) -> None:
+        """Let things that were begun come to an end."""
+        self.run(seconds)

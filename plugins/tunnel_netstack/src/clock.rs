@@ -1,0 +1,60 @@
+//! The time that callers bring along, and the one place where boringtun is told of it.
+
+use std::time::Duration;
+
+use mock_instant::MockClock;
+use smoltcp::time::Instant;
+
+/// Microseconds since the caller's clock was zero.
+pub type Micros = u64;
+
+pub const NEVER: Micros = u64::MAX;
+pub const SECOND: Micros = 1_000_000;
+pub const MILLISECOND: Micros = 1_000;
+
+/// A day count no honest clock reaches (about 30,000 years), so that sums of times never overflow.
+const LATEST: f64 = 1e12;
+
+/// A clock that only its owner moves, and never backwards.
+pub struct Clock {
+    now: Micros,
+    calls: u64,
+}
+
+impl Clock {
+    pub fn new() -> Self {
+        Clock { now: 0, calls: 0 }
+    }
+
+    /// Take over the caller's idea of the time. An older one, or one that is no number, changes nothing.
+    pub fn set(&mut self, seconds: f64) {
+        if seconds.is_finite() && seconds > 0.0 {
+            self.now = self.now.max((seconds.min(LATEST) * 1e6) as Micros);
+        }
+        self.enter();
+    }
+
+    /// Make this engine's time the thread's; each call into boringtun's code has to come after one of these.
+    ///
+    /// A nanosecond is added each time: two handshakes with the same timestamp would look like a replay.
+    pub fn enter(&mut self) {
+        self.calls += 1;
+        MockClock::set_time(Duration::from_micros(self.now) + Duration::from_nanos(self.calls));
+    }
+
+    pub fn now(&self) -> Micros {
+        self.now
+    }
+
+    pub fn seconds(&self, at: Micros) -> f64 {
+        if at == NEVER {
+            f64::INFINITY
+        } else {
+            at as f64 / 1e6
+        }
+    }
+}
+
+pub fn instant(at: Micros) -> Instant {
+    Instant::from_micros(at as i64)
+}

@@ -1,0 +1,52 @@
+//! What was dropped and what was done, in numbers. Nothing that comes from outside is ever an error, only a count.
+
+macro_rules! counters {
+    ($($name:ident),* $(,)?) => {
+        /// Totals since the engine was made.
+        #[derive(Default)]
+        pub struct Counters {
+            $(pub $name: u64,)*
+        }
+
+        impl Counters {
+            pub fn each(&self, mut visit: impl FnMut(&'static str, u64)) {
+                $(visit(stringify!($name), self.$name);)*
+            }
+        }
+    };
+}
+
+counters!(
+    // Datagrams dropped before or in WireGuard.
+    malformed,
+    bad_mac,
+    unknown_key,
+    unknown_session,
+    decrypt_failed,
+    replayed,
+    replayed_handshake,
+    rate_limited,
+    // Packets dropped after it.
+    bad_source,
+    bad_destination,
+    bad_packet,
+    unsupported,
+    denied_inbound,
+    not_listening,
+    unmatched,
+    backlog_full,
+    limit_reached,
+    internal_error,
+    // Not sent.
+    no_endpoint,
+    queue_full,
+    send_failed,
+    // Done.
+    handshakes,
+    datagrams_in,
+    datagrams_out,
+    bytes_in,
+    bytes_out,
+    accepted,
+    connected,
+);

@@ -1,0 +1,54 @@
+//! What the engine has to tell, before it becomes Python objects.
+
+use std::net::{IpAddr, SocketAddr};
+
+pub type ConnId = u64;
+pub type Key = [u8; 32];
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reason {
+    Finished,
+    Local,
+    Reset,
+    Refused,
+    Unreachable,
+    Timeout,
+    PeerRemoved,
+    AddressRemoved,
+    Denied,
+}
+
+impl Reason {
+    pub fn name(self) -> &'static str {
+        match self {
+            Reason::Finished => "finished",
+            Reason::Local => "local",
+            Reason::Reset => "reset",
+            Reason::Refused => "refused",
+            Reason::Unreachable => "unreachable",
+            Reason::Timeout => "timeout",
+            Reason::PeerRemoved => "peer_removed",
+            Reason::AddressRemoved => "address_removed",
+            Reason::Denied => "denied",
+        }
+    }
+}
+
+#[derive(Debug)]
+pub enum Event {
+    Accepted { conn: ConnId, local: (IpAddr, u16), remote: (IpAddr, u16), peer: Key },
+    Connected { conn: ConnId, local: (IpAddr, u16) },
+    ConnectFailed { conn: ConnId, reason: Reason },
+    Eof { conn: ConnId },
+    Writable { conn: ConnId },
+    Closed { conn: ConnId, reason: Reason },
+    Handshake { peer: Key },
+    EndpointChanged { peer: Key, endpoint: SocketAddr },
+}
+
+/// Where events go. Data is written straight into memory that the receiver makes, so it is copied once.
+pub trait EventSink {
+    type Error;
+    fn event(&mut self, event: Event) -> Result<(), Self::Error>;
+    fn data(&mut self, conn: ConnId, length: usize, fill: &mut dyn FnMut(&mut [u8])) -> Result<(), Self::Error>;
+}

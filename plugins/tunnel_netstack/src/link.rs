@@ -1,0 +1,130 @@
+//! The wire that the TCP stack sees: one packet in, packets for one peer out.
+
+use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::time::Instant;
+
+use crate::shared::Shared;
+use crate::wireguard::Peer;
+
+pub struct Link<'a> {
+    pub peer: &'a mut Peer,
+    pub shared: &'a mut Shared,
+    pub packet: Option<&'a [u8]>,
+    /// How many packets may still go out.
+    pub budget: usize,
+    /// Length of the last packet that went out; it still stands in `shared.scratch`.
+    pub last: usize,
+}
+
+impl<'a> Link<'a> {
+    pub fn new(peer: &'a mut Peer, shared: &'a mut Shared, packet: Option<&'a [u8]>, budget: usize) -> Self {
+        Link { peer, shared, packet, budget, last: 0 }
+    }
+
+    pub fn exhausted(&self) -> bool {
+        self.budget == 0 || !self.shared.outgoing.has_room()
+    }
+}
+
+pub struct Received<'a>(&'a [u8]);
+
+impl RxToken for Received<'_> {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(self.0)
+    }
+}
+
+pub struct Sending<'b, 'a>(&'b mut Link<'a>);
+
+impl TxToken for Sending<'_, '_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, f: F) -> R {
+        let link = self.0;
+        let mut scratch = std::mem::take(&mut link.shared.scratch);
+        if scratch.len() < length + 16 {
+            scratch.resize(length + 16, 0);
+        }
+        let result = f(&mut scratch[..length]);
+        // An echo of a packet that is larger than we may send is the one way to get here with too much.
+        if length <= link.shared.mtu {
+            // Padded as WireGuard wants it, so that a packet's exact length does not show.
+            let padded = length.next_multiple_of(16).min(link.shared.mtu);
+            scratch[length..padded].fill(0);
+            link.peer.send(link.shared, &scratch[..padded]);
+            link.budget = link.budget.saturating_sub(1);
+            link.last = length;
+        }
+        link.shared.scratch = scratch;
+        result
+    }
+}
+
+impl<'a> Device for Link<'a> {
+    type RxToken<'b>
+        = Received<'b>
+    where
+        Self: 'b;
+    type TxToken<'b>
+        = Sending<'b, 'a>
+    where
+        Self: 'b;
+
+    fn receive(&mut self, _: Instant) -> Option<(Received<'_>, Sending<'_, 'a>)> {
+        let packet = self.packet.take()?;
+        Some((Received(packet), Sending(self)))
+    }
+
+    fn transmit(&mut self, _: Instant) -> Option<Sending<'_, 'a>> {
+        if self.exhausted() {
+            None
+        } else {
+            Some(Sending(self))
+        }
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        capabilities(self.shared.mtu)
+    }
+}
+
+fn capabilities(mtu: usize) -> DeviceCapabilities {
+    let mut capabilities = DeviceCapabilities::default();
+    capabilities.medium = Medium::Ip;
+    capabilities.max_transmission_unit = mtu;
+    capabilities
+}
+
+/// A link that leads nowhere: an interface wants to see one when it is made.
+pub struct Nowhere {
+    pub mtu: usize,
+}
+
+pub enum Never {}
+
+impl RxToken for Never {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, _: F) -> R {
+        match self {}
+    }
+}
+
+impl TxToken for Never {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, _: usize, _: F) -> R {
+        match self {}
+    }
+}
+
+impl Device for Nowhere {
+    type RxToken<'b> = Never;
+    type TxToken<'b> = Never;
+
+    fn receive(&mut self, _: Instant) -> Option<(Never, Never)> {
+        None
+    }
+
+    fn transmit(&mut self, _: Instant) -> Option<Never> {
+        None
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        capabilities(self.mtu)
+    }
+}

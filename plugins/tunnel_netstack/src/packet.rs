@@ -1,0 +1,135 @@
+//! The few fields of an inner IP packet that decide where it goes. Never trusts a length.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+pub const FIN: u8 = 0x01;
+pub const SYN: u8 = 0x02;
+pub const RST: u8 = 0x04;
+pub const ACK: u8 = 0x10;
+
+/// A TCP connection as one end sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Flow {
+    pub local: IpAddr,
+    pub remote: IpAddr,
+    pub local_port: u16,
+    pub remote_port: u16,
+}
+
+pub enum Content {
+    Tcp {
+        source_port: u16,
+        destination_port: u16,
+        flags: u8,
+    },
+    EchoRequest,
+    /// An ICMP "destination unreachable" about a TCP packet of ours.
+    Unreachable(Flow),
+    Other,
+}
+
+pub struct Header {
+    pub source: IpAddr,
+    pub destination: IpAddr,
+    pub content: Content,
+}
+
+/// None for what is no IP packet, or comes from or goes to an address that no single host can have.
+pub fn parse(packet: &[u8]) -> Option<Header> {
+    let ip = parse_ip(packet)?;
+    if !is_host(ip.source) || !is_host(ip.destination) {
+        return None;
+    }
+    let content = match (ip.protocol, ip.source) {
+        _ if ip.fragment => Content::Other,
+        (6, _) => {
+            let flags = *ip.payload.get(13)?;
+            let (source_port, destination_port) = ports(ip.payload)?;
+            if source_port == 0 || destination_port == 0 {
+                return None;
+            }
+            Content::Tcp { source_port, destination_port, flags }
+        }
+        (1, IpAddr::V4(_)) => icmp(ip.payload, 8, 3)?,
+        (58, IpAddr::V6(_)) => icmp(ip.payload, 128, 1)?,
+        _ => Content::Other,
+    };
+    Some(Header { source: ip.source, destination: ip.destination, content })
+}
+
+struct Ip<'a> {
+    source: IpAddr,
+    destination: IpAddr,
+    protocol: u8,
+    fragment: bool,
+    payload: &'a [u8],
+}
+
+fn parse_ip(packet: &[u8]) -> Option<Ip<'_>> {
+    match packet.first()? >> 4 {
+        4 => {
+            let header: &[u8; 20] = packet.get(..20)?.try_into().ok()?;
+            let header_length = usize::from(header[0] & 0x0f) * 4;
+            if header_length < 20 {
+                return None;
+            }
+            Some(Ip {
+                source: IpAddr::V4(Ipv4Addr::new(header[12], header[13], header[14], header[15])),
+                destination: IpAddr::V4(Ipv4Addr::new(header[16], header[17], header[18], header[19])),
+                protocol: header[9],
+                // More fragments follow, or this one is not the first.
+                fragment: header[6] & 0x3f != 0 || header[7] != 0,
+                payload: packet.get(header_length..)?,
+            })
+        }
+        6 => {
+            let header: &[u8; 40] = packet.get(..40)?.try_into().ok()?;
+            let source: [u8; 16] = header[8..24].try_into().ok()?;
+            let destination: [u8; 16] = header[24..40].try_into().ok()?;
+            Some(Ip {
+                source: IpAddr::V6(Ipv6Addr::from(source)),
+                destination: IpAddr::V6(Ipv6Addr::from(destination)),
+                protocol: header[6],
+                fragment: false,
+                payload: packet.get(40..)?,
+            })
+        }
+        _ => None,
+    }
+}
+
+fn is_host(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => !v4.is_unspecified() && !v4.is_multicast() && !v4.is_broadcast() && !v4.is_loopback(),
+        // A mapped address would be a second name for an IPv4 one.
+        IpAddr::V6(v6) => {
+            !v6.is_unspecified() && !v6.is_multicast() && !v6.is_loopback() && v6.to_ipv4_mapped().is_none()
+        }
+    }
+}
+
+fn ports(segment: &[u8]) -> Option<(u16, u16)> {
+    let bytes: &[u8; 4] = segment.get(..4)?.try_into().ok()?;
+    Some((u16::from_be_bytes([bytes[0], bytes[1]]), u16::from_be_bytes([bytes[2], bytes[3]])))
+}
+
+fn icmp(message: &[u8], echo_request: u8, unreachable: u8) -> Option<Content> {
+    let kind = *message.first()?;
+    if kind == echo_request {
+        return Some(Content::EchoRequest);
+    }
+    // Type 3 code 4 of IPv4 speaks of packet sizes, not of reachability.
+    if kind != unreachable || (unreachable == 3 && message.get(1) == Some(&4)) {
+        return Some(Content::Other);
+    }
+    let Some(ip) = message.get(8..).and_then(parse_ip) else { return Some(Content::Other) };
+    Some(match (ip.protocol, ports(ip.payload)) {
+        (6, Some((source_port, destination_port))) => Content::Unreachable(Flow {
+            local: ip.source,
+            remote: ip.destination,
+            local_port: source_port,
+            remote_port: destination_port,
+        }),
+        _ => Content::Other,
+    })
+}

@@ -1,0 +1,171 @@
+//! Addresses and prefixes, and the table from address to peer that is WireGuard's crypto-key routing.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+
+use foldhash::fast::RandomState;
+
+pub type PeerId = usize;
+
+/// IPv4-mapped IPv6 is IPv4: one address must not be known under two names.
+pub fn canonical(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V6(v6) => v6.to_ipv4_mapped().map_or(address, IpAddr::V4),
+        IpAddr::V4(_) => address,
+    }
+}
+
+pub fn parse_address(text: &str) -> Result<IpAddr, String> {
+    text.parse::<IpAddr>().map(canonical).map_err(|_| format!("not an IP address: {text:?}"))
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Prefix {
+    address: IpAddr,
+    length: u8,
+}
+
+impl Prefix {
+    /// From `address/length`, or an address alone, which means itself only. Host bits are cut off.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let bad = || format!("not an IP prefix: {text:?}");
+        let (address, length) = match text.split_once('/') {
+            None => (parse_address(text).map_err(|_| bad())?, None),
+            Some((address, length)) => {
+                if length.is_empty() || length.len() > 3 || !length.bytes().all(|b| b.is_ascii_digit()) {
+                    return Err(bad());
+                }
+                // Not canonical(): a length that was meant for 128 bits would be read as one for 32.
+                let address = address.parse::<IpAddr>().map_err(|_| bad())?;
+                if address != canonical(address) {
+                    return Err(bad());
+                }
+                (address, Some(length.parse::<u8>().map_err(|_| bad())?))
+            }
+        };
+        let longest = bits(address);
+        let length = length.unwrap_or(longest);
+        if length > longest {
+            return Err(bad());
+        }
+        Ok(Prefix { address: mask(address, length), length })
+    }
+
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.address.is_ipv4() == address.is_ipv4() && mask(address, self.length) == self.address
+    }
+}
+
+impl std::fmt::Display for Prefix {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.address, self.length)
+    }
+}
+
+fn bits(address: IpAddr) -> u8 {
+    if address.is_ipv4() {
+        32
+    } else {
+        128
+    }
+}
+
+fn mask(address: IpAddr, length: u8) -> IpAddr {
+    match address {
+        IpAddr::V4(v4) => {
+            let keep = u32::MAX.checked_shl(32 - u32::from(length.min(32))).unwrap_or(0);
+            IpAddr::V4((u32::from(v4) & keep).into())
+        }
+        IpAddr::V6(v6) => {
+            let keep = u128::MAX.checked_shl(128 - u32::from(length.min(128))).unwrap_or(0);
+            IpAddr::V6(Ipv6Addr::from(u128::from(v6) & keep))
+        }
+    }
+}
+
+/// Longest prefix match. One hash look-up for each length in use, whole addresses first (nearly always the answer).
+#[derive(Default)]
+pub struct Routes {
+    owners: HashMap<Prefix, PeerId, RandomState>,
+    lists: HashMap<PeerId, Vec<Prefix>, RandomState>,
+    v4: Lengths,
+    v6: Lengths,
+}
+
+/// The prefix lengths in use, longest first, each with the number of prefixes that have it.
+#[derive(Default)]
+struct Lengths(Vec<(u8, usize)>);
+
+impl Lengths {
+    fn add(&mut self, length: u8) {
+        match self.0.binary_search_by(|(other, _)| length.cmp(other)) {
+            Ok(at) => self.0[at].1 += 1,
+            Err(at) => self.0.insert(at, (length, 1)),
+        }
+    }
+
+    fn remove(&mut self, length: u8) {
+        if let Ok(at) = self.0.binary_search_by(|(other, _)| length.cmp(other)) {
+            self.0[at].1 -= 1;
+            if self.0[at].1 == 0 {
+                self.0.remove(at);
+            }
+        }
+    }
+}
+
+impl Routes {
+    pub fn lookup(&self, address: IpAddr) -> Option<PeerId> {
+        let lengths = if address.is_ipv4() { &self.v4 } else { &self.v6 };
+        lengths
+            .0
+            .iter()
+            .find_map(|&(length, _)| self.owners.get(&Prefix { address: mask(address, length), length }))
+            .copied()
+    }
+
+    /// The peer that owns this address and nothing around it.
+    pub fn exact(&self, address: IpAddr) -> Option<PeerId> {
+        self.owners.get(&Prefix { address, length: bits(address) }).copied()
+    }
+
+    /// Give `peer` exactly these prefixes. Whoever had one of them loses it. True if anything changed.
+    pub fn assign(&mut self, peer: PeerId, prefixes: &[Prefix]) -> bool {
+        let mut wanted = prefixes.to_vec();
+        wanted.sort_by_key(|prefix| (prefix.address, prefix.length));
+        wanted.dedup();
+        if wanted == self.of(peer) {
+            return false;
+        }
+        for prefix in self.lists.remove(&peer).unwrap_or_default() {
+            self.owners.remove(&prefix);
+            self.lengths(prefix).remove(prefix.length);
+        }
+        for &prefix in &wanted {
+            match self.owners.insert(prefix, peer) {
+                None => self.lengths(prefix).add(prefix.length),
+                Some(loser) => {
+                    if let Some(list) = self.lists.get_mut(&loser) {
+                        list.retain(|other| *other != prefix);
+                    }
+                }
+            }
+        }
+        if !wanted.is_empty() {
+            self.lists.insert(peer, wanted);
+        }
+        true
+    }
+
+    pub fn of(&self, peer: PeerId) -> &[Prefix] {
+        self.lists.get(&peer).map_or(&[], Vec::as_slice)
+    }
+
+    fn lengths(&mut self, prefix: Prefix) -> &mut Lengths {
+        if prefix.address.is_ipv4() {
+            &mut self.v4
+        } else {
+            &mut self.v6
+        }
+    }
+}

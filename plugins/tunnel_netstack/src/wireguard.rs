@@ -1,0 +1,526 @@
+//! The peers and their Noise sessions: which peer a datagram is from, and when a session has to be renewed.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use boringtun::noise::errors::WireGuardError;
+use boringtun::noise::handshake::parse_handshake_anon;
+use boringtun::noise::rate_limiter::RateLimiter;
+use boringtun::noise::{Packet, Tunn, TunnResult};
+use boringtun::x25519::{PublicKey, StaticSecret};
+use foldhash::fast::RandomState;
+
+use crate::clock::{Micros, MILLISECOND, NEVER, SECOND};
+use crate::events::{Event, Key};
+use crate::prefix::PeerId;
+use crate::shared::Shared;
+
+/// The longest datagram there is; also the least room that decryption is given.
+pub const LONGEST: usize = 65_535;
+const OVERHEAD: usize = 32;
+/// No message that WireGuard makes by itself is longer.
+const CONTROL: usize = 148;
+/// Timers are looked at this often while a handshake waits for its answer, and while there is a session.
+const TICK_HANDSHAKE: Micros = 250 * MILLISECOND;
+const TICK_SESSION: Micros = SECOND;
+/// After this long without a handshake there is nothing left to time: keys are erased at 540 s.
+const SESSION_REMAINS: Micros = 600 * SECOND;
+/// A peer that starts handshakes faster than this is not answered.
+const INITIATION_INTERVAL: Micros = 20 * MILLISECOND;
+
+pub struct Peer {
+    pub key: Key,
+    pub endpoint: Option<SocketAddr>,
+    pub keepalive: Option<u16>,
+    pub received: u64,
+    pub sent: u64,
+    tunn: Tunn,
+    index: u32,
+    given_endpoint: Option<SocketAddr>,
+    preshared_key: Option<[u8; 32]>,
+    established: Option<Micros>,
+    /// Our index of a session that we answered for and that no data has proved yet.
+    unproved: Option<u32>,
+    /// When the last initiation was accepted from this peer.
+    initiated: Option<Micros>,
+    handshaking: bool,
+    /// Packets wait in the tunnel for a session.
+    queued: bool,
+    ticked: Micros,
+    last_sent: Micros,
+    remains: Micros,
+}
+
+impl Peer {
+    /// Encrypt one packet for this peer, or keep it until there is a session. False if there is nowhere to send it.
+    pub fn send(&mut self, shared: &mut Shared, packet: &[u8]) -> bool {
+        let Some(endpoint) = self.endpoint else {
+            shared.counters.no_endpoint += 1;
+            return false;
+        };
+        self.catch_up(shared);
+        let mut queued = false;
+        let tunn = &mut self.tunn;
+        let mut length = 0;
+        let mut kind = 0;
+        let taken = shared.outgoing.push(endpoint, (packet.len() + OVERHEAD).max(CONTROL), |buffer| {
+            match tunn.encapsulate(packet, buffer) {
+                TunnResult::WriteToNetwork(datagram) => {
+                    (length, kind) = (datagram.len(), datagram[0]);
+                    queued = kind == 1;
+                    Some(length)
+                }
+                TunnResult::Done => {
+                    queued = true;
+                    None
+                }
+                _ => None,
+            }
+        });
+        if !taken {
+            shared.counters.queue_full += 1;
+            return false;
+        }
+        self.queued |= queued;
+        if length > 0 {
+            self.account_sent(shared, length, kind);
+        }
+        true
+    }
+
+    /// Start a handshake even if one is under way.
+    pub fn handshake(&mut self, shared: &mut Shared) -> bool {
+        if self.endpoint.is_none() {
+            return false;
+        }
+        self.catch_up(shared);
+        let mut buffer = [0u8; CONTROL];
+        if let TunnResult::WriteToNetwork(datagram) = self.tunn.format_handshake_initiation(&mut buffer, true) {
+            self.push_control(shared, datagram, self.endpoint);
+        }
+        true
+    }
+
+    /// Seconds since the session in use was made.
+    pub fn last_handshake(&self, now: Micros) -> Option<Micros> {
+        self.tunn.time_since_last_handshake()?;
+        self.established.map(|at| now.saturating_sub(at))
+    }
+
+    fn push_control(&mut self, shared: &mut Shared, datagram: &[u8], to: Option<SocketAddr>) {
+        let Some(to) = to else {
+            shared.counters.no_endpoint += 1;
+            return;
+        };
+        let copied = shared.outgoing.push(to, datagram.len(), |buffer| {
+            buffer.copy_from_slice(datagram);
+            Some(datagram.len())
+        });
+        if copied {
+            self.account_sent(shared, datagram.len(), datagram.first().copied().unwrap_or(0));
+        } else {
+            shared.counters.queue_full += 1;
+        }
+    }
+
+    fn account_sent(&mut self, shared: &mut Shared, length: usize, kind: u8) {
+        self.sent += length as u64;
+        self.last_sent = shared.now();
+        shared.counters.datagrams_out += 1;
+        shared.counters.bytes_out += length as u64;
+        if kind == 1 {
+            self.handshaking = true;
+            self.remains = shared.now() + SESSION_REMAINS;
+        }
+    }
+
+    /// boringtun's time moves only when its timers are looked at; do that before anything that notes the time.
+    fn catch_up(&mut self, shared: &mut Shared) {
+        if shared.now() - self.ticked > SECOND {
+            self.tick(shared);
+        }
+    }
+
+    fn tick(&mut self, shared: &mut Shared) {
+        self.ticked = shared.now();
+        let mut buffer = [0u8; CONTROL];
+        match self.tunn.update_timers(&mut buffer) {
+            TunnResult::WriteToNetwork(datagram) => self.push_control(shared, datagram, self.endpoint),
+            TunnResult::Err(WireGuardError::ConnectionExpired) => {
+                self.handshaking = false;
+                self.queued = false;
+            }
+            _ => {}
+        }
+        // Ours and not boringtun's, because its own cannot be changed without ending the session.
+        let due = self.keepalive.is_some_and(|s| shared.now() - self.last_sent >= Micros::from(s) * SECOND);
+        if due && self.endpoint.is_some() {
+            self.send(shared, &[]);
+        }
+    }
+
+    fn next_tick(&self, now: Micros) -> Micros {
+        if self.handshaking {
+            self.ticked + TICK_HANDSHAKE
+        } else if now < self.remains || (self.keepalive.is_some() && self.endpoint.is_some()) {
+            self.ticked + TICK_SESSION
+        } else {
+            NEVER
+        }
+    }
+
+    /// The other end proved that it has the keys, from this address.
+    fn authenticated(&mut self, shared: &mut Shared, from: SocketAddr) {
+        if self.endpoint != Some(from) {
+            self.endpoint = Some(from);
+            shared.events.push(Event::EndpointChanged { peer: self.key, endpoint: from });
+        }
+    }
+
+    fn established(&mut self, shared: &mut Shared) {
+        self.established = Some(shared.now());
+        self.unproved = None;
+        self.handshaking = false;
+        self.remains = shared.now() + SESSION_REMAINS;
+        shared.counters.handshakes += 1;
+        shared.events.push(Event::Handshake { peer: self.key });
+        self.send_queued(shared);
+    }
+
+    fn send_queued(&mut self, shared: &mut Shared) {
+        while std::mem::take(&mut self.queued) {
+            let Some(endpoint) = self.endpoint else { return };
+            let tunn = &mut self.tunn;
+            let mut length = 0;
+            let size = (shared.mtu + 16 + OVERHEAD).max(CONTROL);
+            let taken = shared.outgoing.push(endpoint, size, |buffer| match tunn.decapsulate(None, &[], buffer) {
+                TunnResult::WriteToNetwork(datagram) => {
+                    length = datagram.len();
+                    Some(length)
+                }
+                _ => None,
+            });
+            if !taken {
+                self.queued = true;
+                return;
+            }
+            if length > 0 {
+                self.queued = true;
+                self.account_sent(shared, length, 4);
+            }
+        }
+    }
+}
+
+pub struct WireGuard {
+    secret: StaticSecret,
+    public: PublicKey,
+    peers: Vec<Option<Peer>>,
+    by_key: HashMap<Key, PeerId, RandomState>,
+    by_index: HashMap<u32, PeerId, RandomState>,
+    /// Asked once for each handshake message, before it costs anything.
+    limiter: RateLimiter,
+    limiter_reset: Micros,
+    /// Given to the tunnels, which would otherwise count every handshake a second time.
+    unlimited: Arc<RateLimiter>,
+    next_tick: Micros,
+}
+
+/// What is wanted of a peer; see `set_peer` in engine.pyi.
+pub struct PeerConfig {
+    pub key: Key,
+    pub endpoint: Option<SocketAddr>,
+    pub keepalive: Option<u16>,
+    pub preshared_key: Option<[u8; 32]>,
+}
+
+impl WireGuard {
+    pub fn new(private_key: [u8; 32], handshakes_per_second: u64) -> Self {
+        let secret = StaticSecret::from(private_key);
+        let public = PublicKey::from(&secret);
+        WireGuard {
+            limiter: RateLimiter::new(&public, handshakes_per_second),
+            unlimited: Arc::new(RateLimiter::new(&public, u64::MAX)),
+            secret,
+            public,
+            peers: Vec::new(),
+            by_key: HashMap::default(),
+            by_index: HashMap::default(),
+            limiter_reset: 0,
+            next_tick: NEVER,
+        }
+    }
+
+    pub fn public_key(&self) -> Key {
+        *self.public.as_bytes()
+    }
+
+    pub fn find(&self, key: &Key) -> Option<PeerId> {
+        self.by_key.get(key).copied()
+    }
+
+    pub fn peer(&self, id: PeerId) -> Option<&Peer> {
+        self.peers.get(id)?.as_ref()
+    }
+
+    pub fn peer_mut(&mut self, id: PeerId) -> Option<&mut Peer> {
+        self.peers.get_mut(id)?.as_mut()
+    }
+
+    pub fn peers(&self) -> impl Iterator<Item = (PeerId, &Peer)> {
+        self.peers.iter().enumerate().filter_map(|(id, peer)| Some((id, peer.as_ref()?)))
+    }
+
+    pub fn next_tick(&self) -> Micros {
+        self.next_tick
+    }
+
+    /// None if there are no random numbers, or no number is left for another peer.
+    pub fn set_peer(&mut self, shared: &mut Shared, config: &PeerConfig) -> Option<PeerId> {
+        let id = match self.find(&config.key) {
+            Some(id) => id,
+            None => self.add(shared, config)?,
+        };
+        let now = shared.now();
+        let changed_secret = self.peer(id).is_some_and(|peer| peer.preshared_key != config.preshared_key);
+        if changed_secret {
+            // boringtun takes a preshared key only when a tunnel is made.
+            let index = self.free_index(shared)?;
+            let tunn = self.tunnel(config, index);
+            let peer = self.peers.get_mut(id)?.as_mut()?;
+            self.by_index.remove(&peer.index);
+            self.by_index.insert(index, id);
+            peer.tunn = tunn;
+            peer.index = index;
+            peer.preshared_key = config.preshared_key;
+            peer.established = None;
+            peer.unproved = None;
+            peer.handshaking = false;
+            peer.queued = false;
+            peer.ticked = now;
+        }
+        let peer = self.peers.get_mut(id)?.as_mut()?;
+        peer.keepalive = config.keepalive.filter(|seconds| *seconds > 0);
+        if config.endpoint.is_some() && config.endpoint != peer.given_endpoint {
+            peer.endpoint = config.endpoint;
+            peer.given_endpoint = config.endpoint;
+        }
+        let tick = peer.next_tick(now);
+        self.next_tick = self.next_tick.min(tick);
+        Some(id)
+    }
+
+    fn add(&mut self, shared: &mut Shared, config: &PeerConfig) -> Option<PeerId> {
+        let index = self.free_index(shared)?;
+        let peer = Peer {
+            key: config.key,
+            endpoint: None,
+            keepalive: None,
+            received: 0,
+            sent: 0,
+            tunn: self.tunnel(config, index),
+            index,
+            given_endpoint: None,
+            preshared_key: config.preshared_key,
+            established: None,
+            unproved: None,
+            initiated: None,
+            handshaking: false,
+            queued: false,
+            ticked: shared.now(),
+            last_sent: 0,
+            remains: 0,
+        };
+        let id = match self.peers.iter().position(Option::is_none) {
+            Some(free) => {
+                self.peers[free] = Some(peer);
+                free
+            }
+            None => {
+                self.peers.push(Some(peer));
+                self.peers.len() - 1
+            }
+        };
+        self.by_key.insert(config.key, id);
+        self.by_index.insert(index, id);
+        Some(id)
+    }
+
+    fn tunnel(&self, config: &PeerConfig, index: u32) -> Tunn {
+        let theirs = PublicKey::from(config.key);
+        Tunn::new(self.secret.clone(), theirs, config.preshared_key, None, index, Some(self.unlimited.clone()))
+    }
+
+    /// 24 bits that name a peer in the datagrams sent to us.
+    fn free_index(&self, shared: &mut Shared) -> Option<u32> {
+        for _ in 0..1000 {
+            let index = (shared.entropy.next()? >> 40) as u32;
+            if !self.by_index.contains_key(&index) {
+                return Some(index);
+            }
+        }
+        None
+    }
+
+    pub fn remove_peer(&mut self, id: PeerId) {
+        if let Some(peer) = self.peers.get_mut(id).and_then(Option::take) {
+            self.by_key.remove(&peer.key);
+            self.by_index.remove(&peer.index);
+        }
+    }
+
+    /// Look at the timers that are due.
+    pub fn advance(&mut self, shared: &mut Shared) {
+        let now = shared.now();
+        if now < self.next_tick {
+            return;
+        }
+        self.next_tick = NEVER;
+        for peer in self.peers.iter_mut().flatten() {
+            if peer.next_tick(now) <= now {
+                peer.tick(shared);
+            }
+            self.next_tick = self.next_tick.min(peer.next_tick(now));
+        }
+        // Ticks are gathered, so that many peers do not wake the process many times.
+        if self.next_tick != NEVER {
+            self.next_tick = self.next_tick.max(now + TICK_HANDSHAKE);
+        }
+    }
+
+    /// Note that a peer may have got something to time.
+    pub fn reschedule(&mut self, id: PeerId, now: Micros) {
+        if let Some(peer) = self.peer(id) {
+            let tick = peer.next_tick(now);
+            self.next_tick = self.next_tick.min(tick);
+        }
+    }
+
+    /// Take a datagram from outside. A packet that was in it is at the start of `plain`: from which peer, how long.
+    pub fn receive(
+        &mut self,
+        shared: &mut Shared,
+        datagram: &[u8],
+        from: SocketAddr,
+        plain: &mut [u8],
+    ) -> Option<(PeerId, usize)> {
+        shared.counters.datagrams_in += 1;
+        shared.counters.bytes_in += datagram.len() as u64;
+        if datagram.len() > LONGEST || from.port() == 0 {
+            shared.counters.malformed += 1;
+            return None;
+        }
+        let packet = self.verify(shared, datagram, from)?;
+        let id = self.owner(shared, &packet)?;
+        let now = shared.now();
+        let peer = self.peers.get_mut(id)?.as_mut()?;
+        if matches!(packet, Packet::HandshakeInit(_)) && peer.initiated.is_some_and(|at| now - at < INITIATION_INTERVAL)
+        {
+            shared.counters.rate_limited += 1;
+            return None;
+        }
+        peer.catch_up(shared);
+        let inner = match (peer.tunn.decapsulate(Some(from.ip()), datagram, plain), packet) {
+            (TunnResult::Err(error), _) => {
+                count(shared, &error);
+                None
+            }
+            (TunnResult::WriteToNetwork(answer), Packet::HandshakeInit(_)) => {
+                // The initiation may be an old one that somebody recorded before we started: it is answered, but
+                // only data in the new session moves the endpoint.
+                peer.initiated = Some(now);
+                peer.remains = now + SESSION_REMAINS;
+                peer.unproved = answer.get(4..8).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes);
+                peer.push_control(shared, answer, Some(from));
+                None
+            }
+            (TunnResult::WriteToNetwork(keepalive), _) => {
+                peer.authenticated(shared, from);
+                peer.push_control(shared, keepalive, Some(from));
+                peer.established(shared);
+                None
+            }
+            (result, Packet::PacketData(data)) => {
+                peer.authenticated(shared, from);
+                if peer.unproved == Some(data.receiver_idx) {
+                    peer.established(shared);
+                }
+                match result {
+                    TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
+                        Some((id, packet.len()))
+                    }
+                    _ => None,
+                }
+            }
+            _ => None,
+        };
+        peer.received += datagram.len() as u64;
+        let tick = peer.next_tick(now);
+        self.next_tick = self.next_tick.min(tick);
+        inner
+    }
+
+    fn verify<'a>(&mut self, shared: &mut Shared, datagram: &'a [u8], from: SocketAddr) -> Option<Packet<'a>> {
+        if shared.now() - self.limiter_reset >= SECOND {
+            self.limiter_reset = shared.now();
+            self.limiter.reset_count();
+        }
+        let mut cookie = [0u8; 64];
+        match self.limiter.verify_packet(Some(from.ip()), datagram, &mut cookie) {
+            Ok(packet) => Some(packet),
+            Err(TunnResult::WriteToNetwork(reply)) => {
+                shared.counters.rate_limited += 1;
+                shared.outgoing.push(from, reply.len(), |buffer| {
+                    buffer.copy_from_slice(reply);
+                    Some(reply.len())
+                });
+                None
+            }
+            Err(TunnResult::Err(WireGuardError::InvalidMac)) => {
+                shared.counters.bad_mac += 1;
+                None
+            }
+            Err(_) => {
+                shared.counters.malformed += 1;
+                None
+            }
+        }
+    }
+
+    fn owner(&self, shared: &mut Shared, packet: &Packet) -> Option<PeerId> {
+        let index = match packet {
+            Packet::HandshakeInit(initiation) => {
+                let Ok(half) = parse_handshake_anon(&self.secret, &self.public, initiation) else {
+                    shared.counters.decrypt_failed += 1;
+                    return None;
+                };
+                let found = self.find(&half.peer_static_public);
+                shared.counters.unknown_key += u64::from(found.is_none());
+                return found;
+            }
+            Packet::HandshakeResponse(response) => response.receiver_idx,
+            Packet::PacketCookieReply(reply) => reply.receiver_idx,
+            Packet::PacketData(data) => data.receiver_idx,
+        };
+        let found = self.by_index.get(&(index >> 8)).copied();
+        shared.counters.unknown_session += u64::from(found.is_none());
+        found
+    }
+}
+
+fn count(shared: &mut Shared, error: &WireGuardError) {
+    let counters = &mut shared.counters;
+    let counter = match error {
+        WireGuardError::InvalidCounter | WireGuardError::DuplicateCounter => &mut counters.replayed,
+        WireGuardError::WrongTai64nTimestamp => &mut counters.replayed_handshake,
+        WireGuardError::NoCurrentSession | WireGuardError::WrongIndex | WireGuardError::UnexpectedPacket => {
+            &mut counters.unknown_session
+        }
+        WireGuardError::WrongKey => &mut counters.unknown_key,
+        // The datagram was good; what was in it is no IP packet.
+        WireGuardError::InvalidPacket => &mut counters.bad_packet,
+        _ => &mut counters.decrypt_failed,
+    };
+    *counter += 1;
+}
