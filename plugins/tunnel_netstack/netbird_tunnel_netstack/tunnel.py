@@ -12,7 +12,7 @@ from netbird_tunnel_netstack.driver import Connection, Driver
 from netbird_wire.envelope import format_key
 
 HANDSHAKE_WAIT = 5.5
-"""Seconds a dial waits for a peer that has to shake hands first: time for one retry, which WireGuard makes after 5 s."""
+"""Seconds a dial waits for a peer that has to shake hands first: long enough for WireGuard's retry after 5 s."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,75 @@
+"""A peer made of a WireGuard file: what `netbird-proxy peer` runs, and what tests use as a client."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from netbird_tunnel_netstack.driver import Driver, open_socket
+from netbird_tunnel_netstack.engine import Engine
+from netbird_tunnel_netstack.wgconf import ConfigError, PeerSection, WireGuardConfig
+
+RETRY_INTERVAL = 10.0
+"""Seconds between handshakes with a peer that is to be kept connected and does not answer: WireGuard itself gives up
+after 90, and the other end may start later than we do."""
+
+
+@asynccontextmanager
+async def peer_node(config: WireGuardConfig, *, bind: str = "") -> AsyncIterator[Driver]:
+    """The file's node, up for as long as it is entered. It has begun to shake hands with every endpoint in the file.
+
+    Raises:
+        ConfigError: an endpoint's name does not resolve, or the engine refuses what the file says.
+        OSError: ListenPort is taken.
+        TunnelBroken: in a group, for whoever is inside.
+    """
+    try:
+        engine = Engine(config.private_key, mtu=config.mtu)
+        engine.set_addresses([str(address.ip) for address in config.addresses])
+        for peer in config.peers:
+            engine.set_peer(
+                peer.public_key,
+                [str(network) for network in peer.allowed_ips],
+                endpoint=await _resolve(peer),
+                keepalive=peer.keepalive,
+                preshared_key=peer.preshared_key,
+            )
+    except ValueError as exc:
+        raise ConfigError(str(exc)) from exc
+    driver = Driver(engine, open_socket(bind, config.listen_port))
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(driver.supervise()), group.create_task(_stay_connected(driver, config))]
+            try:
+                yield driver
+            finally:
+                for task in tasks:
+                    task.cancel()
+    finally:
+        driver.close()
+
+
+async def _resolve(peer: PeerSection) -> tuple[str, int] | None:
+    if peer.endpoint is None:
+        return None
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(*peer.endpoint, type=socket.SOCK_DGRAM)
+    except OSError as exc:
+        raise ConfigError(f"Endpoint {peer.endpoint[0]} cannot be resolved: {exc.strerror}") from exc
+    host, port = found[0][4][:2]
+    return str(host), int(port)
+
+
+async def _stay_connected(driver: Driver, config: WireGuardConfig) -> None:
+    first = True
+    while True:
+        for peer in config.peers:
+            state = driver.engine.peer(peer.public_key)
+            absent = state is not None and state.endpoint is not None and state.last_handshake is None
+            if absent and (first or peer.keepalive):
+                driver.engine.handshake(peer.public_key)
+        driver.touch()
+        first = False
+        await asyncio.sleep(RETRY_INTERVAL)
