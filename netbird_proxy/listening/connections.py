@@ -1,0 +1,198 @@
+"""What all connections of one listener share: the application, the bounds, and who is still here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from netbird_proxy.exchange import ASGIApp
+from netbird_proxy.listening.origins import Origins
+from netbird_proxy.model import AccountId, Address, Origin
+
+_HELD_HEAD_TICK = 0.02  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class ListenLimits:
+    """What a client may take. Times in seconds, sizes in bytes.
+
+    Attributes:
+        head_timeout: from accepting (or the first byte of a later request) to a complete head; TLS handshakes too.
+        head_bytes: of one request's head, and of its trailers.
+        head_lines: field lines in one head, and in its trailers.
+        idle_timeout: between requests.
+        body_buffer: request body bytes kept before the transport stops reading.
+        drain_bytes: of a body nobody wants that are read and dropped, so that the connection can be kept.
+        linger_timeout: how long a closing connection may take to deliver its last bytes and swallow the client's.
+        half_close_timeout: how long a request goes on whose client has shut down its sending side. A client that left
+            altogether looks the same until something is written to it, so this also bounds that.
+        pipeline_depth: complete requests waiting behind the one that is served, before the transport stops reading.
+    """
+
+    head_timeout: float = 10.0
+    head_bytes: int = 65536
+    head_lines: int = 100
+    idle_timeout: float = 75.0
+    body_buffer: int = 65536
+    drain_bytes: int = 262144
+    linger_timeout: float = 5.0
+    half_close_timeout: float = 10.0
+    pipeline_depth: int = 1
+
+
+class EventLog(Protocol):
+    """Where lines go; structlog's bound loggers are this."""
+
+    def info(self, event: str, **facts: Any) -> Any: ...
+    def error(self, event: str, **facts: Any) -> Any: ...
+
+
+Count = Callable[[str], Any]
+"""Adds one to the counter of that name."""
+
+
+class Silent:
+    """An EventLog for those who keep none."""
+
+    def info(self, event: str, **facts: Any) -> None: ...
+    def error(self, event: str, **facts: Any) -> None: ...
+
+
+def uncounted(name: str) -> None:
+    """A Count for those who keep none."""
+
+
+class Connection(Protocol):
+    """What a listener asks of a connection that it accepted."""
+
+    def stop(self) -> None:
+        """End as soon as what was begun is answered; at once if nothing was."""
+
+    def abort(self) -> None:
+        """End now."""
+
+
+class HeldHead(Protocol):
+    """A response whose head waits for its first body bytes."""
+
+    held_at: int
+
+    def flush_head(self) -> None: ...
+
+
+class Connections:
+    """The open connections of one listener, with what they share."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        origins: Origins,
+        listener: str,
+        limits: ListenLimits | None = None,
+        account: AccountId | None = None,
+        tls_ahead: bool = False,
+        count: Count = uncounted,
+        log: EventLog | None = None,
+    ) -> None:
+        """
+        Args:
+            listener: its name, for logs and `Origin.listener`.
+            account: the tenant whose tunnel this listener is on; None on a host socket.
+            tls_ahead: the operator declared that TLS ends in front of this listener: requests count as https.
+        """
+        self.app = app
+        self.origins = origins
+        self.listener = listener
+        self.limits = limits or ListenLimits()
+        self.account = account
+        self.tls_ahead = tls_ahead
+        self.count = count
+        self.log: EventLog = log or Silent()
+        self.stopping = False
+        self.open: set[Connection] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
+        self._empty: asyncio.Future[None] | None = None
+        self._held: set[HeldHead] = set()
+        self._tick = 0
+        self._ticking = False
+
+    def issue(self, transport: asyncio.BaseTransport) -> Origin:
+        """An origin for a connection that was just accepted, from its transport's own addresses."""
+        return self.origins.issue(
+            self.listener,
+            self.account,
+            _address(transport.get_extra_info("peername")),
+            _address(transport.get_extra_info("sockname")),
+            self.tls_ahead,
+        )
+
+    def closed(self, connection: Connection) -> None:
+        self.open.discard(connection)
+        if self._empty is not None and not self.open and not self._empty.done():
+            self._empty.set_result(None)
+
+    async def drain(self, timeout: float) -> None:
+        """End every connection: idle ones now, busy ones once answered, and after `timeout` seconds all that are left.
+
+        Cancellation aborts what is left and goes through.
+        """
+        self.stopping = True
+        for connection in tuple(self.open):
+            connection.stop()
+        try:
+            async with asyncio.timeout(timeout):
+                if self.open:
+                    self._empty = asyncio.get_running_loop().create_future()
+                    await self._empty
+                if self.tasks:
+                    await asyncio.wait(tuple(self.tasks))
+        except TimeoutError:
+            self.log.info("listener.drain_overran", listener=self.listener, connections=len(self.open))
+        finally:
+            self.abort()
+        if self.tasks:
+            await asyncio.wait(tuple(self.tasks), timeout=1.0)
+
+    def abort(self) -> None:
+        """End every connection and cancel every request now."""
+        self.stopping = True
+        for connection in tuple(self.open):
+            connection.abort()
+        for task in tuple(self.tasks):
+            task.cancel()
+
+    # A head waits for its first body bytes, so that both leave in one write. Where the body is slow to start (an event
+    # stream), the head must not wait with it. One timer for the listener: one a request would cost more than the write.
+
+    def hold(self, head: HeldHead, loop: asyncio.AbstractEventLoop) -> None:
+        head.held_at = self._tick
+        self._held.add(head)
+        if not self._ticking:
+            self._ticking = True
+            loop.call_later(_HELD_HEAD_TICK, self._flush_held, loop)
+
+    def release(self, head: HeldHead) -> None:
+        self._held.discard(head)
+
+    def _flush_held(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._tick += 1
+        overdue = [head for head in self._held if head.held_at < self._tick - 1]
+        for head in overdue:
+            self._held.discard(head)
+            head.flush_head()
+        self._ticking = bool(self._held)
+        if self._ticking:
+            loop.call_later(_HELD_HEAD_TICK, self._flush_held, loop)
+
+
+def _address(name: Any) -> Address:
+    """A socket name as an Address; a v4-mapped one as the IPv4 address that it is."""
+    if not isinstance(name, tuple) or len(name) < 2:
+        return Address("", 0)
+    host = str(name[0])
+    if host.lower().startswith("::ffff:") and "." in host:
+        host = host[7:]
+    return Address(host, int(name[1]))

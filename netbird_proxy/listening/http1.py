@@ -1,0 +1,610 @@
+"""Our own HTTP/1.1 server protocol: bytes from any `asyncio.Transport`, parsed by httptools, served as ASGI 3.
+
+One request at a time, one task a request. A head that the parser or `head.py` refuses never reaches the application.
+What is counted and checked on the way is counted where the parser already stands; nothing is parsed twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import unquote
+
+import httptools
+
+from netbird_proxy.exchange import CONNECTION_EXTENSION, ORIGIN_STATE, Scope
+from netbird_proxy.listening.downstream import Downstream
+from netbird_proxy.listening.framing import STATUS_LINES
+from netbird_proxy.listening.head import KNOWN, HeadRefused, Mark, judge_marks, judge_target, learn
+
+if TYPE_CHECKING:
+    from netbird_proxy.headers import RawHeader
+    from netbird_proxy.listening.connections import Connections
+    from netbird_proxy.model import Origin
+
+_VERSIONS = ("1.1", "1.0")
+_ASGI = {"version": "3.0", "spec_version": "2.5"}
+_NOTHING: dict[str, Any] = {}
+_SENTENCES = {
+    400: (b"bad_request", b"The request is malformed."),
+    408: (b"read_timeout", b"The request did not arrive in time."),
+    417: (b"expectation_failed", b"The expectation cannot be met."),
+    431: (b"head_too_large", b"The request head is too large."),
+    500: (b"internal_error", b"The request could not be answered."),
+    505: (b"version_unsupported", b"The protocol version is not supported."),
+}
+
+
+class Http1Protocol(asyncio.Protocol):
+    """One accepted connection.
+
+    Its transport may be a socket's, a tunnel's, or TLS over either: all it needs is `asyncio.Transport`.
+    """
+
+    __slots__ = (
+        "_completed",
+        "_deadline",
+        "_discarded",
+        "_discarding",
+        "_drained",
+        "_eof",
+        "_fields",
+        "_idle",
+        "_lingering",
+        "_marks",
+        "_parser",
+        "_queue",
+        "_reading",
+        "_reading_paused",
+        "_refusal",
+        "_segment",
+        "_silent",
+        "_timer",
+        "_timer_at",
+        "_tls",
+        "_unfinished",
+        "_url",
+        "app",
+        "client",
+        "connections",
+        "current",
+        "limits",
+        "loop",
+        "must_close",
+        "origin",
+        "scheme",
+        "server",
+        "transport",
+        "write_paused",
+    )
+
+    def __init__(self, connections: Connections, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        # For the listener's life.
+        self.loop = loop or asyncio.get_running_loop()
+        self.connections = connections
+        self.app = connections.app
+        self.limits = connections.limits
+        # For the connection's life.
+        self.transport: asyncio.Transport = cast(asyncio.Transport, None)
+        self.origin: Origin = cast("Origin", None)
+        self.scheme = "http"
+        self.client: tuple[str, int] | None = None
+        self.server: tuple[str, int] | None = None
+        self.must_close = False
+        self.write_paused = False
+        self._parser: Any = httptools.HttpRequestParser(self)
+        self._drained: asyncio.Future[None] | None = None
+        self._reading_paused = False
+        self._eof = False
+        self._tls = False
+        self._idle = False  # between requests, and nothing of the next one has come
+        self._discarding = False  # what still comes is dropped
+        self._discarded = 0
+        self._lingering = False  # our side is done; only the client's last bytes are waited for
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._deadline = 0.0  # zero: nothing is waited for
+        self._refusal: HeadRefused | None = None
+        # For one request: what is being parsed, the one being answered, and those behind it.
+        self._url = b""
+        self._fields: list[RawHeader] = []
+        self._marks: list[Mark] = []
+        self._segment = 0  # bytes in the piece being parsed
+        self._unfinished = 0  # bytes of earlier pieces that belong to the head being parsed
+        self._completed = False  # a head was completed by this piece
+        self._silent = 0  # bytes of the body's framing since its last body byte
+        self._reading: Downstream | None = None
+        self.current: Downstream | None = None
+        self._queue: deque[tuple[Downstream, Scope] | HeadRefused] = deque()
+
+    # Connection -------------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        connections = self.connections
+        self.origin = origin = connections.issue(transport)
+        self._tls = transport.get_extra_info("sslcontext") is not None
+        self.scheme = "https" if self._tls or origin.tls_ahead else "http"
+        self.client = (origin.peer.host, origin.peer.port) if origin.peer.host else None
+        self.server = (origin.local.host, origin.local.port) if origin.local.host else None
+        connections.open.add(self)
+        if connections.stopping:
+            self._close()
+        else:
+            self._arm(self.limits.head_timeout)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._deadline = 0.0
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._discarding = True
+        self._queue.clear()
+        self._reading = None
+        self._parser = None  # it holds our bound methods: without this every connection waits for the cycle collector
+        current, self.current = self.current, None
+        if current is not None:
+            self._leave(current)
+        self.write_paused = False
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+        if self.origin is not None:
+            self.connections.origins.retire(self.origin)
+        self.connections.closed(self)
+
+    def eof_received(self) -> bool:
+        """The client has shut down its sending side; whoever sent a whole request still gets the answer."""
+        self._eof = True
+        self._discarding = True
+        if self._lingering or self.current is None:
+            return False
+        if self._tls:
+            return False  # it has no half-close: the transport closes, and connection_lost does the rest
+        reading, self._reading = self._reading, None
+        if reading is self.current:
+            # Cut off in the middle of its body: there is nobody to answer, and nothing may look complete.
+            self._leave(self.current)
+            self.transport.abort()
+            return False
+        if reading is not None:
+            self._queue.pop()
+        self._arm(self.limits.half_close_timeout)
+        return True
+
+    def stop(self) -> None:
+        self.must_close = True
+        if self._reading is None:
+            self._discarding = True
+        if self.current is None and not self._lingering:
+            self._close()
+
+    def abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _leave(self, downstream: Downstream) -> None:
+        """The client is no longer there for this request: its task is cancelled, and knows why."""
+        if downstream.done:
+            return
+        downstream.gone = True
+        self.connections.release(downstream)
+        downstream.wake()
+        task = downstream.task
+        if task is not None and not task.done():
+            # A task that is cancelled before its first step never runs, so its own clean-up does not either.
+            task.add_done_callback(self.connections.tasks.discard)
+            task.cancel()
+
+    def _close(self) -> None:
+        """Close once everything that was written is out, within the linger bound."""
+        self._discarding = True
+        self._lingering = True
+        self.transport.close()
+        self._arm(self.limits.linger_timeout)
+
+    def _linger(self) -> None:
+        """Say that we are done, and swallow what the client still sends.
+
+        Closing a socket with unread bytes resets it, and the reset can overtake the answer we just wrote.
+        """
+        if self._lingering:
+            return
+        self._discarding = True
+        self._lingering = True
+        self._discarded = 0
+        if self._eof:
+            self._close()
+            return
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.regulate_reading()
+        self._arm(self.limits.linger_timeout)
+
+    def _discard(self, size: int) -> None:
+        self._discarded += size
+        if self._discarded > self.limits.drain_bytes:
+            if self._lingering:
+                self.transport.abort()
+            else:
+                self.regulate_reading()
+
+    # Timers: one handle a connection, moved lazily; a request that arrives whole touches none -------------------------
+
+    def _arm(self, seconds: float) -> None:
+        when = self.loop.time() + seconds
+        self._deadline = when
+        if self._timer is None or self._timer_at > when:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_at = when
+            self._timer = self.loop.call_at(when, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        if not self._deadline:
+            return
+        if self.loop.time() < self._deadline:
+            self._timer_at = self._deadline
+            self._timer = self.loop.call_at(self._deadline, self._on_timer)
+            return
+        self._deadline = 0.0
+        if self._lingering:
+            self.transport.abort()
+        elif self.current is not None:
+            if self._eof:
+                self._leave(self.current)
+                self.transport.abort()
+        elif self._reading is not None:  # a body that nobody wants, and that does not end
+            self._linger()
+        elif self._idle or not (self._url or self._unfinished):
+            self._close()
+        else:
+            self._refuse(HeadRefused("head_timeout", 408))
+
+    # Parsing ----------------------------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        if self._discarding:
+            self._discard(len(data))
+            return
+        self._segment = size = len(data)
+        self._completed = False
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            # What follows belongs to the protocol that was asked for, which nobody here speaks.
+            self._discarding = True
+            return
+        except httptools.HttpParserError as error:
+            if not self._discarding:  # else it is about what stands behind the last request
+                self._refuse(self._refusal or self._why(error))
+            return
+        if self._reading is not None:
+            self._silent = 0 if self._silent < 0 else self._silent + size
+            if self._silent > self.limits.head_bytes:
+                self._refuse(HeadRefused("trailer_bytes", 431))
+        elif self._url or not self._completed:
+            self._unfinished = 0 if self._completed else self._unfinished + size
+            if self._unfinished > self.limits.head_bytes:
+                self._refuse(HeadRefused("head_bytes", 431))
+            elif self._idle:
+                # The first piece of a later request's head: its time starts here.
+                self._idle = False
+                self._arm(self.limits.head_timeout)
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        lower, kind = KNOWN.get(name) or learn(name)
+        if kind:
+            self._marks.append((kind, value))
+        if value and value[-1] <= 32:
+            value = value.rstrip(b" \t")
+        self._fields.append((lower, value))
+
+    def on_headers_complete(self) -> None:
+        parser = self._parser
+        limits = self.limits
+        self._completed = True
+        fields, self._fields = self._fields, []
+        marks, self._marks = self._marks, []
+        url, self._url = self._url, b""
+        size, self._unfinished = self._unfinished + self._segment, 0
+        try:
+            if self._discarding:
+                raise HeadRefused("closing")
+            if len(fields) > limits.head_lines:
+                raise HeadRefused("head_lines", 431)
+            if size > limits.head_bytes and len(url) + _octets(fields) > limits.head_bytes:
+                raise HeadRefused("head_bytes", 431)
+            version = parser.get_http_version()
+            if version not in _VERSIONS:
+                raise HeadRefused("version", 505)
+            method = parser.get_method()
+            host, length, expects = judge_marks(version, marks)
+            path, query = judge_target(method, url, host)
+            keep_alive = parser.should_keep_alive()
+            if parser.should_upgrade():
+                if length or method == b"CONNECT":
+                    raise HeadRefused("upgrade_body")
+                keep_alive = False
+        except HeadRefused as refused:
+            self._refusal = refused
+            raise
+        self._reading = downstream = Downstream(
+            self,
+            head_only=method == b"HEAD",
+            http11=version == "1.1",
+            keep_alive=keep_alive,
+            has_body=length != 0,
+            expects=expects,
+        )
+        self._silent = -1
+        text = path.decode("ascii")
+        scope: Scope = {
+            "type": "http",
+            "asgi": _ASGI,
+            "http_version": version,
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,
+            "method": method.decode("ascii"),
+            "root_path": "",
+            "path": unquote(text) if "%" in text else text,
+            "raw_path": path,
+            "query_string": query,
+            "headers": fields,
+            "state": {ORIGIN_STATE: self.origin},
+            "extensions": {CONNECTION_EXTENSION: downstream, "http.response.trailers": _NOTHING},
+        }
+        if self.current is None:
+            self._start(downstream, scope)
+        else:
+            self._queue.append((downstream, scope))
+            self.regulate_reading()
+
+    def on_body(self, body: bytes) -> None:
+        self._silent = -1
+        downstream = self._reading
+        if downstream is None:
+            return
+        if downstream.done:
+            self._discarded += len(body)
+            if self._discarded > self.limits.drain_bytes:
+                self._linger()
+            return
+        downstream.expects = False
+        downstream.chunks.append(body)
+        downstream.buffered += len(body)
+        if downstream.waiter is not None:
+            downstream.wake()
+        if downstream.buffered > self.limits.body_buffer:
+            self.regulate_reading()
+
+    def on_message_complete(self) -> None:
+        downstream = self._reading
+        if downstream is None:
+            return
+        if self._fields:
+            # Whatever comes behind the head is a trailer: the head that the application has stays as it was judged.
+            trailers, self._fields = self._fields, []
+            self._marks = []
+            if len(trailers) > self.limits.head_lines or _octets(trailers) > self.limits.head_bytes:
+                self._refusal = HeadRefused("trailer_bytes", 431)
+                raise self._refusal
+            downstream.trailers = trailers
+        self._reading = None
+        downstream.complete = True
+        downstream.expects = False
+        if not downstream.keep_alive or self.must_close:
+            self._discarding = True
+        if downstream.done:
+            if not self._lingering:
+                self._next(downstream)
+        elif downstream.waiter is not None:
+            downstream.wake()
+
+    def _why(self, error: httptools.HttpParserError) -> HeadRefused:
+        if isinstance(error, httptools.HttpParserCallbackError):
+            # Not one of our refusals: a defect of ours, and no reason to go on with this client.
+            self.connections.log.error("listener.parser_callback_failed", exc_info=error.__context__ or error)
+            return HeadRefused("internal", 500)
+        if self._reading is not None:
+            return HeadRefused("malformed_body")
+        if isinstance(error, httptools.HttpParserInvalidMethodError):
+            return HeadRefused("malformed_method")
+        if isinstance(error, httptools.HttpParserInvalidURLError):
+            return HeadRefused("malformed_target")
+        return HeadRefused("malformed")
+
+    def _refuse(self, refusal: HeadRefused) -> None:
+        """Answer for the application, which does not see this request, and end the connection."""
+        self._discarding = True
+        self._fields, self._marks, self._url, self._unfinished = [], [], b"", 0
+        self._refusal = None
+        self.connections.count(f"head_refused_{refusal.reason}")
+        self.connections.log.info(
+            "request.refused",
+            reason=refusal.reason,
+            status=refusal.status,
+            listener=self.connections.listener,
+            peer=self.origin.peer.host,
+        )
+        reading, self._reading = self._reading, None
+        if reading is None:
+            if self.current is not None:
+                self._queue.append(refusal)  # answers keep the order of the requests
+            else:
+                self._answer(refusal)
+        elif reading is not self.current:
+            if reading.done:
+                self._linger()
+            else:
+                self._queue[-1] = refusal
+        else:
+            # The body broke while the application had the request.
+            self.current = None
+            self._queue.clear()
+            self._leave(reading)
+            if reading.head_sent:
+                self.transport.abort()
+            else:
+                self._answer(refusal)
+
+    def _answer(self, refusal: HeadRefused) -> None:
+        self.write(_refusal_response(refusal.status))
+        self._linger()
+
+    # Requests ---------------------------------------------------------------------------------------------------------
+
+    def _start(self, downstream: Downstream, scope: Scope) -> None:
+        self.current = downstream
+        self._deadline = 0.0
+        self._idle = False
+        task = self.loop.create_task(self._run(downstream, scope))
+        downstream.task = task
+        self.connections.tasks.add(task)
+
+    async def _run(self, downstream: Downstream, scope: Scope) -> None:
+        try:
+            await self.app(scope, downstream.receive, downstream.send)
+        except asyncio.CancelledError:
+            downstream.abort()
+        except Exception as error:
+            if not downstream.gone:
+                self.connections.log.error("application.failed", listener=self.connections.listener, exc_info=error)
+                self._fail(downstream)
+        else:
+            if not downstream.done and not downstream.gone:
+                self.connections.log.error("application.unfinished", listener=self.connections.listener)
+                self._fail(downstream)
+        finally:
+            task = downstream.task
+            if task is not None:
+                self.connections.tasks.discard(task)
+                downstream.task = None
+
+    def _fail(self, downstream: Downstream) -> None:
+        """The application gave up: say so while that is possible, else let the client see that it is cut off."""
+        if downstream.done:
+            return
+        if downstream.head_sent:
+            downstream.abort()
+            return
+        self.connections.release(downstream)
+        downstream.done = True
+        downstream.keep_alive = False
+        self.write(_refusal_response(500, with_body=not downstream.head_only))
+        self.response_done(downstream)
+
+    def response_done(self, downstream: Downstream) -> None:
+        """The answer is written. Go on with what follows on this connection."""
+        if self.current is not downstream:
+            return
+        self.current = None
+        if downstream.complete:
+            self._next(downstream)
+        elif downstream.close_delimited:
+            self._close()
+        elif downstream.keep_alive and not self.must_close:
+            self._discarded = 0
+            self.regulate_reading()
+            self._arm(self.limits.linger_timeout)
+        else:
+            self._linger()
+
+    def _next(self, previous: Downstream) -> None:
+        if not previous.keep_alive or self.must_close or (self._eof and not self._queue):
+            if self._discarded:
+                self._linger()
+            else:
+                self._close()
+        elif self._queue:
+            following = self._queue.popleft()
+            self.regulate_reading()
+            if isinstance(following, HeadRefused):
+                self._answer(following)
+            else:
+                self._start(*following)
+        elif self._url or self._unfinished:
+            self._idle = False
+            self._arm(self.limits.head_timeout)
+        else:
+            self._idle = True
+            self._arm(self.limits.idle_timeout)
+
+    def cut(self, downstream: Downstream) -> None:
+        """End the connection in the middle of an answer."""
+        if self.current is downstream:
+            self.current = None
+        if downstream.close_delimited:
+            # Only a reset tells this client that the end is not the end.
+            _reset_on_close(self.transport)
+        self.transport.abort()
+
+    # Flow -------------------------------------------------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        self.transport.write(data)
+
+    def writelines(self, pieces: Iterable[bytes]) -> None:
+        self.transport.writelines(pieces)
+
+    def pause_writing(self) -> None:
+        self.write_paused = True
+
+    def resume_writing(self) -> None:
+        self.write_paused = False
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+    async def writable(self) -> None:
+        """Wait until the transport takes more, or is gone."""
+        while self.write_paused:
+            if self._drained is None or self._drained.done():
+                self._drained = self.loop.create_future()
+            await asyncio.shield(self._drained)
+
+    def regulate_reading(self) -> None:
+        """Read only while there is room: for a body that is not fetched, and for requests behind the present one."""
+        reading = self._reading
+        full = (
+            len(self._queue) >= self.limits.pipeline_depth
+            or (reading is not None and not reading.done and reading.buffered > self.limits.body_buffer)
+            or (self._discarding and not self._lingering and self._discarded > self.limits.drain_bytes)
+        )
+        if full is not self._reading_paused and not self.transport.is_closing():
+            self._reading_paused = full
+            if full:
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()
+
+
+def _octets(fields: Iterable[RawHeader]) -> int:
+    return sum(len(name) + len(value) + 4 for name, value in fields)
+
+
+def _refusal_response(status: int, *, with_body: bool = True) -> bytes:
+    code, sentence = _SENTENCES[status]
+    body = code + b": " + sentence + b"\n"
+    head = STATUS_LINES[status] + (
+        b"\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+    )
+    return head + body if with_body else head
+
+
+def _reset_on_close(transport: asyncio.Transport) -> None:
+    handle = transport.get_extra_info("socket")
+    if handle is not None:
+        try:
+            # Through a duplicate: event loops hand out stand-ins that have no setsockopt.
+            with socket.socket(fileno=socket.dup(handle.fileno())) as twin:
+                twin.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        except OSError:
+            return

@@ -1,0 +1,32 @@
+"""Which origins are real: the live ones that a registered listener of this server issued."""
+
+from __future__ import annotations
+
+from netbird_proxy.model import AccountId, Address, Origin
+
+
+class Origins:
+    """The live origins of one server. An origin is recognized by identity: an equal copy is a forgery."""
+
+    __slots__ = ("_live",)
+
+    def __init__(self) -> None:
+        self._live: set[Origin] = set()
+
+    def issue(
+        self, listener: str, account: AccountId | None, peer: Address, local: Address, tls_ahead: bool = False
+    ) -> Origin:
+        """A new origin for a connection that was just accepted; the listener retires it when the connection ends."""
+        origin = Origin(listener=listener, account=account, peer=peer, local=local, tls_ahead=tls_ahead)
+        self._live.add(origin)
+        return origin
+
+    def retire(self, origin: Origin) -> None:
+        self._live.discard(origin)
+
+    def recognizes(self, origin: object) -> bool:
+        """Whether this very object was issued here and its connection still lives."""
+        return type(origin) is Origin and origin in self._live
+
+    def __len__(self) -> int:
+        return len(self._live)
