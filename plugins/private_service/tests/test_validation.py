@@ -1,0 +1,191 @@
+"""Asking management about a peer: what is kept, what is shared, and what an old answer is worth."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from netbird_private_service.validation import AccountChanging, Question, TooManyQuestions, Validations
+from netbird_proxy import AccountId, ManagementTimeout, PublicKey
+from netbird_wire.proxy_service_pb2 import ValidateTunnelPeerResponse
+
+ALICE = Question(AccountId("acct"), PublicKey("alice"), "100.64.0.7", "wiki.example")
+GRANT = ValidateTunnelPeerResponse(valid=True, user_id="u", session_token="t")
+DENIAL = ValidateTunnelPeerResponse(valid=False, denied_reason="not_in_group")
+
+
+class Management:
+    """Answers from a list; what is asked while `open` is clear waits."""
+
+    def __init__(self, *answers: ValidateTunnelPeerResponse | Exception) -> None:
+        self.answers = list(answers)
+        self.asked: list[Question] = []
+        self.asking = asyncio.Event()
+        self.open = asyncio.Event()
+        self.open.set()
+        self.generation = 0
+        self.now = 0.0
+
+    async def ask(self, question: Question, domain: str) -> ValidateTunnelPeerResponse:
+        self.asked.append(question)
+        self.asking.set()
+        await self.open.wait()
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@asynccontextmanager
+async def running(management: Management, *, per_account: int = 2, burst: int = 3) -> AsyncIterator[Validations]:
+    validations = Validations(
+        management.ask,
+        lambda _account: management.generation,
+        lambda: management.now,
+        lifetime=300,
+        per_account=per_account,
+        burst=burst,
+        rate=10,
+    )
+    ready = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(validations.run(ready))
+        await ready.wait()
+        yield validations
+        task.cancel()
+
+
+async def test_grant_is_kept_until_its_end() -> None:
+    """Management is asked once in a lifetime, and again after it."""
+    management = Management(GRANT)
+    async with running(management) as validations:
+        for now in (0.0, 299.9):
+            management.now = now
+            assert (await validations.validate(ALICE, "wiki.example")).valid
+        assert len(management.asked) == 1
+
+        management.now = 300.0
+        await validations.validate(ALICE, "wiki.example")
+
+        assert len(management.asked) == 2
+
+
+@pytest.mark.parametrize("answer", [DENIAL, ValidateTunnelPeerResponse(valid=True, user_id="u")])
+async def test_only_complete_grants_are_kept(answer: ValidateTunnelPeerResponse) -> None:
+    """A denial may be lifted at any moment; a grant without a token is no grant."""
+    management = Management(answer)
+    async with running(management) as validations:
+        await validations.validate(ALICE, "wiki.example")
+        await validations.validate(ALICE, "wiki.example")
+
+        assert len(management.asked) == 2
+
+
+async def test_another_key_at_the_same_address_is_asked_about() -> None:
+    """Addresses are reused: what was granted to one peer is nothing to the next."""
+    management = Management(GRANT, DENIAL)
+    async with running(management) as validations:
+        await validations.validate(ALICE, "wiki.example")
+        mallory = Question(ALICE.account, PublicKey("mallory"), ALICE.address, ALICE.host)
+
+        assert not (await validations.validate(mallory, "wiki.example")).valid
+
+
+async def test_change_of_the_account_drops_its_grants() -> None:
+    """Whatever raises the generation makes every kept answer worthless at once."""
+    management = Management(GRANT, DENIAL)
+    async with running(management) as validations:
+        await validations.validate(ALICE, "wiki.example")
+        management.generation = 1
+
+        assert not (await validations.validate(ALICE, "wiki.example")).valid
+
+
+async def test_answer_asked_for_before_a_change_serves_nobody() -> None:
+    """A grant on its way while its holder is thrown out must not be used when it arrives."""
+    management = Management(GRANT, DENIAL)
+    management.open.clear()
+    async with running(management) as validations, asyncio.TaskGroup() as group:
+        waiting = group.create_task(validations.validate(ALICE, "wiki.example"))
+        await management.asking.wait()
+        management.generation = 1
+        management.open.set()
+
+        assert not (await waiting).valid
+        assert len(management.asked) == 2
+
+
+async def test_account_that_never_stops_changing_is_refused_for_now() -> None:
+    """Three answers that were old when they came are enough."""
+    management = Management(GRANT)
+
+    async def restless(question: Question, domain: str) -> ValidateTunnelPeerResponse:
+        management.generation += 1
+        return GRANT
+
+    management.ask = restless  # type: ignore[method-assign]
+    async with running(management) as validations:
+        with pytest.raises(AccountChanging):
+            await validations.validate(ALICE, "wiki.example")
+
+
+async def test_waiters_share_one_question_and_the_first_ones_leaving_fails_nobody() -> None:
+    """One RPC for one question; a caller who gives up takes only itself away."""
+    management = Management(GRANT)
+    management.open.clear()
+    async with running(management) as validations, asyncio.TaskGroup() as group:
+        first = group.create_task(validations.validate(ALICE, "wiki.example"))
+        await management.asking.wait()
+        second = group.create_task(validations.validate(ALICE, "wiki.example"))
+        first.cancel()
+        await asyncio.wait((first,))
+        management.open.set()
+
+        assert (await second).valid
+        assert len(management.asked) == 1
+
+
+async def test_failure_reaches_who_asked_and_ends_nothing_else() -> None:
+    """A call that failed is an error for its waiters, and the next question is asked as ever."""
+    management = Management(ManagementTimeout("late"), GRANT)
+    async with running(management) as validations:
+        with pytest.raises(ManagementTimeout):
+            await validations.validate(ALICE, "wiki.example")
+
+        assert (await validations.validate(ALICE, "wiki.example")).valid
+
+
+async def test_peer_that_asks_too_often_must_wait() -> None:
+    """A burst, then a rate; another peer is not held up by it."""
+    management = Management(DENIAL)
+    async with running(management, burst=2) as validations:
+        await validations.validate(ALICE, "wiki.example")
+        await validations.validate(ALICE, "wiki.example")
+        with pytest.raises(TooManyQuestions) as refused:
+            await validations.validate(ALICE, "wiki.example")
+        assert refused.value.retry_after >= 1
+
+        await validations.validate(Question(ALICE.account, PublicKey("bob"), "100.64.0.8", ALICE.host), "wiki.example")
+        management.now = 0.2
+        await validations.validate(ALICE, "wiki.example")
+
+        assert len(management.asked) == 4
+
+
+async def test_grants_kept_for_an_account_are_bounded() -> None:
+    """The oldest goes first, so that one account cannot fill the memory."""
+    management = Management(GRANT)
+    async with running(management, per_account=2, burst=10) as validations:
+        hosts = [Question(ALICE.account, ALICE.peer, ALICE.address, f"{i}.example") for i in range(3)]
+        for question in hosts:
+            await validations.validate(question, question.host)
+        assert repr(validations) == "Validations(kept=2, under_way=0)"
+
+        await validations.validate(hosts[2], hosts[2].host)
+        assert len(management.asked) == 3
+        await validations.validate(hosts[0], hosts[0].host)
+
+        assert len(management.asked) == 4
