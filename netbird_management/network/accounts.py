@@ -6,7 +6,10 @@ from dataclasses import asdict
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
+from sqlalchemy import select
+
 from netbird_management.clock import now
+from netbird_management.errors import PreconditionFailed
 from netbird_management.ids import AccountId, GroupId, PolicyId, UserId, new_id
 from netbird_management.network import rows
 from netbird_management.network.model import ALL_GROUP, AccountSettings, Policy, PolicyRule, Role, User
@@ -18,11 +21,19 @@ DNS_DOMAIN: Final = "netbird.selfhosted"
 
 
 async def create_account(
-    state: State, *, email: str, name: str, password_hash: str = "", created_by: str = "", dns_domain: str = DNS_DOMAIN
+    state: State,
+    *,
+    email: str,
+    name: str,
+    password_hash: str = "",
+    created_by: str = "",
+    dns_domain: str = DNS_DOMAIN,
+    only_first: bool = False,
 ) -> tuple[AccountId, User]:
     """A fresh account with its owner, a network of its own, the group `All` and a policy that lets `All` talk to `All`.
 
-    Raises `InvalidArgument` for an e-mail address that is none.
+    Raises `InvalidArgument` for an e-mail address that is none, and with `only_first` `PreconditionFailed` where there
+    is an account already.
     """
     account_id, user_id, group_id = AccountId(new_id()), UserId(new_id()), GroupId(new_id())
     address = checked_email(email)
@@ -38,6 +49,8 @@ async def create_account(
     )
     async with state.change(account_id) as transaction:
         session = transaction.session
+        if only_first and await session.scalar(select(AccountRow.id).limit(1)) is not None:
+            raise PreconditionFailed("setup already completed")
         session.add(
             AccountRow(
                 id=account_id,

@@ -9,6 +9,7 @@ from typing import Final
 from netbird_management.ids import PeerId
 from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.plugins import HookError, Hooks
+from netbird_management.services.domains import is_under
 from netbird_management.services.model import Capabilities, Service, Target, TargetType
 from netbird_management.steps import ALLOW, Deny, WithholdPredicate
 from netbird_wire.proxy_service_pb2 import (
@@ -90,6 +91,8 @@ def resolve(target: Target, account: AccountSnapshot) -> str:
 def build(service: Service, account: AccountSnapshot, hooks: Hooks) -> BuiltMapping:
     """What proxies get of a service, if they may. Never raises: what fails is withheld, with the reason."""
     mapping = _core(service, account)
+    if not _is_validated(service, account):
+        return BuiltMapping(mapping, withheld="its custom domain is not validated yet")
     if missing := unclaimed(service, hooks):
         return BuiltMapping(mapping, withheld=f"no plugin of management claims {', '.join(missing)}")
     try:
@@ -102,6 +105,15 @@ def build(service: Service, account: AccountSnapshot, hooks: Hooks) -> BuiltMapp
             # A plugin that claims a guarding field and forgets to send it would make the service public.
             return BuiltMapping(mapping, withheld=f"{name} is set and did not arrive in the mapping")
     return BuiltMapping(mapping, predicates=predicates)
+
+
+def _is_validated(service: Service, account: AccountSnapshot) -> bool:
+    """Whether the domain lies under its cluster's address, or under a custom domain that proved to be the account's."""
+    if is_under(service.domain, service.proxy_cluster.lower().rstrip(".")):
+        return True
+    above = [custom for custom in account.custom_domains if is_under(service.domain, custom.domain)]
+    longest = max(above, key=lambda custom: len(custom.domain), default=None)
+    return longest is not None and longest.validated
 
 
 def host_port(host: str, port: int | None) -> str:

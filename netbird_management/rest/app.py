@@ -1,0 +1,51 @@
+"""The API as one ASGI application."""
+
+from collections.abc import Sequence
+
+from fastapi import APIRouter, FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from netbird_management.ids import new_id
+from netbird_management.rest import (
+    accounts,
+    clusters,
+    errors,
+    events,
+    groups,
+    peers,
+    policies,
+    proxy_tokens,
+    services,
+    setup,
+    users,
+)
+from netbird_management.rest.context import Context
+
+
+def create_app(context: Context, extra: Sequence[APIRouter] = ()) -> ASGIApp:
+    """The whole API under `/api`. No CORS: no other site's page has any business here."""
+    app = FastAPI(title="netbird-management", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    app.state.context = context
+    errors.install(app)
+    for module in (setup, users, accounts, groups, peers, policies, services, clusters, proxy_tokens, events):
+        app.include_router(module.router, prefix="/api")
+    for router in extra:
+        app.include_router(router, prefix="/api")
+    return _with_request_id(app)
+
+
+def _with_request_id(app: ASGIApp) -> ASGIApp:
+    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        request_id = new_id().encode()
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+            await send(message)
+
+        await app(scope, receive, send_with_id)
+
+    return respond

@@ -1,0 +1,63 @@
+"""Who calls the API: a personal access token in `Authorization`, and nothing else. Cookies never authenticate here."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from netbird_management.errors import PermissionDenied, Unauthorized
+from netbird_management.ids import AccountId
+from netbird_management.network.model import Role, User
+from netbird_management.network.snapshot import AccountSnapshot
+from netbird_management.network.users import user_of_token
+from netbird_management.rest.context import Context, context_of
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The user behind a request, with the account as it was when the request came."""
+
+    user: User
+    account: AccountSnapshot
+
+    @property
+    def account_id(self) -> AccountId:
+        return self.account.account.id
+
+    @property
+    def is_admin(self) -> bool:
+        return self.user.role in (Role.OWNER, Role.ADMIN)
+
+
+async def caller(request: Request, context: Annotated[Context, Depends(context_of)]) -> Caller:
+    """Raises `Unauthorized`, and `PermissionDenied` for a user who is blocked or not approved yet."""
+    given = request.headers.getlist("authorization")
+    if len(given) != 1:
+        raise Unauthorized("no valid authentication provided")
+    scheme, _, token = given[0].partition(" ")
+    if scheme.lower() not in ("token", "bearer") or not token:
+        raise Unauthorized("no valid authentication provided")
+    user_id = await user_of_token(context.state, token.strip())
+    if user_id is None:
+        raise Unauthorized("token invalid")
+    for account in context.state.snapshots.all():
+        user = account.users.get(user_id)
+        if user is None:
+            continue
+        if user.pending_approval:
+            raise PermissionDenied("user is pending approval")
+        if user.blocked:
+            raise PermissionDenied("user is blocked")
+        return Caller(user, account)
+    raise Unauthorized("token invalid")
+
+
+async def admin(who: Annotated[Caller, Depends(caller)]) -> Caller:
+    """The same, for what only owners and admins may do."""
+    if not who.is_admin:
+        raise PermissionDenied("permission denied")
+    return who
+
+
+AnyCaller = Annotated[Caller, Depends(caller)]
+AdminCaller = Annotated[Caller, Depends(admin)]

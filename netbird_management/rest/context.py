@@ -1,0 +1,28 @@
+"""What every router gets: the state, the plugins, and the few settings that answers depend on."""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from netbird_management.plugins import Hooks
+from netbird_management.state import State
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """`refused_domains` are folded; `setup_secret` lets the first user be made from elsewhere than loopback."""
+
+    state: State
+    hooks: Hooks
+    refused_domains: tuple[str, ...] = ()
+    setup_secret: str = field(default="", repr=False)
+
+
+def context_of(request: Request) -> Context:
+    found = request.app.state.context
+    assert isinstance(found, Context)  # noqa: S101 - put there by rest.app
+    return found
+
+
+InContext = Annotated[Context, Depends(context_of)]

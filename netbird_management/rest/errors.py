@@ -1,0 +1,44 @@
+"""Errors as callers read them: `{"message": …, "code": …}`, and a fixed sentence for what is our own fault."""
+
+import logging
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from netbird_management.errors import Internal, ManagementError
+from netbird_management.rest.json import ApiResponse
+
+_log = logging.getLogger(__name__)
+
+
+def error_response(status: int, message: str) -> Response:
+    return ApiResponse({"message": message, "code": status}, status_code=status, in_order=True)
+
+
+def install(app: FastAPI) -> None:
+    """Every way to fail ends in one of these."""
+
+    @app.exception_handler(ManagementError)
+    async def refused(request: Request, error: ManagementError) -> Response:
+        if isinstance(error, Internal):
+            return failed(request, error)
+        return error_response(error.status, error.message[:1].lower() + error.message[1:])
+
+    @app.exception_handler(RequestValidationError)
+    async def unreadable(_request: Request, _error: RequestValidationError) -> Response:
+        return error_response(400, "the request's parameters cannot be read")
+
+    @app.exception_handler(HTTPException)
+    async def http(_request: Request, error: HTTPException) -> Response:
+        return error_response(error.status_code, str(error.detail).lower())
+
+    @app.exception_handler(Exception)
+    async def broken(request: Request, error: Exception) -> Response:
+        return failed(request, error)
+
+
+def failed(request: Request, error: Exception) -> Response:
+    _log.error("rest.failed %s %s", request.method, request.url.path, exc_info=error)
+    return error_response(500, "internal server error")

@@ -1,0 +1,91 @@
+"""Groups of peers."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from netbird_management.errors import InvalidArgument, NotFound
+from netbird_management.ids import GroupId, PeerId
+from netbird_management.network.groups import create_group, delete_group, update_group
+from netbird_management.network.model import Group
+from netbird_management.network.snapshot import AccountSnapshot
+from netbird_management.rest.auth import AdminCaller
+from netbird_management.rest.context import InContext
+from netbird_management.rest.json import ApiResponse, Body, read_body
+
+router = APIRouter()
+
+
+class GroupRequest(Body):
+    name: str = ""
+    peers: list[str] | None = None
+    resources: list[dict[str, str]] | None = None
+
+
+def group_json(group: Group, account: AccountSnapshot) -> dict[str, Any]:
+    peers = sorted((account.peers[id_] for id_ in group.peers if id_ in account.peers), key=lambda peer: peer.id)
+    return {
+        "id": group.id,
+        "issued": group.issued,
+        "name": group.name,
+        "peers": [{"id": peer.id, "name": peer.name} for peer in peers] or None,
+        "peers_count": len(peers),
+        "resources": None,
+        "resources_count": 0,
+    }
+
+
+def group_minimum(group: Group) -> dict[str, Any]:
+    return {"id": group.id, "name": group.name, "peers_count": len(group.peers), "resources_count": 0}
+
+
+@router.get("/groups")
+async def list_groups(who: AdminCaller, name: str | None = None) -> Response:
+    groups = sorted(who.account.groups.values(), key=lambda group: group.id)
+    if name is not None:
+        groups = [group for group in groups if group.name == name]
+        if not groups:
+            raise NotFound(f"group with name {name} not found")
+    return ApiResponse([group_json(group, who.account) for group in groups])
+
+
+@router.post("/groups")
+async def post_group(request: Request, who: AdminCaller, context: InContext) -> Response:
+    given = await _read(request)
+    peers = [PeerId(id_) for id_ in given.peers or ()]
+    group = await create_group(context.state, who.account_id, name=given.name, peers=peers)
+    return _answer(group, who, context)
+
+
+@router.get("/groups/{group_id}")
+async def get_group(group_id: str, who: AdminCaller) -> Response:
+    group = who.account.groups.get(GroupId(group_id))
+    if group is None:
+        raise NotFound(f"group: {group_id} not found")
+    return ApiResponse(group_json(group, who.account))
+
+
+@router.put("/groups/{group_id}")
+async def put_group(group_id: str, request: Request, who: AdminCaller, context: InContext) -> Response:
+    given = await _read(request)
+    peers = None if given.peers is None else [PeerId(id_) for id_ in given.peers]
+    group = await update_group(context.state, who.account_id, GroupId(group_id), name=given.name, peers=peers)
+    return _answer(group, who, context)
+
+
+@router.delete("/groups/{group_id}")
+async def remove_group(group_id: str, who: AdminCaller, context: InContext) -> Response:
+    await delete_group(context.state, who.account_id, GroupId(group_id))
+    return ApiResponse({})
+
+
+async def _read(request: Request) -> GroupRequest:
+    given, _ = await read_body(request, GroupRequest)
+    if given.resources:
+        raise InvalidArgument("resources in groups are not there yet: this management has no network resources")
+    return given
+
+
+def _answer(group: Group, who: AdminCaller, context: InContext) -> Response:
+    return ApiResponse(group_json(group, context.state.snapshots.get(who.account_id) or who.account))

@@ -1,0 +1,148 @@
+"""Peers, and the configuration of those that run stock WireGuard. A proxy's own peers are not shown."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import PlainTextResponse, Response
+
+from netbird_management.errors import InvalidArgument, NotFound, PermissionDenied
+from netbird_management.ids import GroupId, PeerId, UserId
+from netbird_management.network.model import Peer
+from netbird_management.network.peers import create_stock_peer, delete_peer, rename_peer
+from netbird_management.network.snapshot import AccountSnapshot
+from netbird_management.network.wireguard import wireguard_config
+from netbird_management.rest.auth import AnyCaller, Caller
+from netbird_management.rest.context import InContext
+from netbird_management.rest.groups import group_minimum
+from netbird_management.rest.json import ApiResponse, Body, moment, read_body
+
+router = APIRouter()
+
+_FLAGS = (
+    "block_inbound",
+    "block_lan_access",
+    "disable_client_routes",
+    "disable_dns",
+    "disable_firewall",
+    "disable_server_routes",
+    "lazy_connection_enabled",
+    "rosenpass_enabled",
+    "rosenpass_permissive",
+    "server_ssh_allowed",
+)
+
+
+class NewPeer(Body):
+    name: str = ""
+    user_id: str | None = None
+    group_ids: list[str] | None = None
+    public_key: str | None = None
+
+
+class PeerUpdate(Body):
+    name: str = ""
+
+
+def peer_json(peer: Peer, account: AccountSnapshot) -> dict[str, Any]:
+    return {
+        "approval_required": False,
+        "city_name": "",
+        "connected": peer.connected,
+        "connection_ip": peer.connection_ip,
+        "country_code": "",
+        "created_at": moment(peer.created_at),
+        "dns_label": f"{peer.dns_label}.{account.account.dns_domain}",
+        "ephemeral": peer.ephemeral,
+        "extra_dns_labels": [],
+        "geoname_id": 0,
+        "groups": [group_minimum(group) for group in account.groups_of(peer.id)],
+        "hostname": peer.meta.hostname,
+        "id": peer.id,
+        "inactivity_expiration_enabled": False,
+        "ip": str(peer.ip),
+        "ipv6": "" if peer.ipv6 is None else str(peer.ipv6),
+        "kernel_version": peer.meta.kernel_version,
+        "last_login": moment(peer.last_login),
+        "last_seen": moment(peer.last_seen),
+        "local_flags": dict.fromkeys(_FLAGS, False),
+        "login_expiration_enabled": False,
+        "login_expired": False,
+        "name": peer.name,
+        "os": peer.meta.os,
+        "serial_number": peer.meta.serial_number,
+        "ssh_enabled": False,
+        "ui_version": peer.meta.ui_version,
+        "user_id": peer.user_id or "",
+        "version": peer.meta.netbird_version,
+    }
+
+
+@router.get("/peers")
+async def list_peers(who: AnyCaller, name: str | None = None, ip: str | None = None) -> Response:
+    peers = [
+        peer
+        for peer in sorted(who.account.peers.values(), key=lambda peer: peer.id)
+        if _may_see(peer, who)
+        and (name is None or peer.name == name)
+        and (ip is None or ip in (str(peer.ip), str(peer.ipv6)))
+    ]
+    return ApiResponse([{**peer_json(peer, who.account), "accessible_peers_count": 0} for peer in peers])
+
+
+@router.post("/peers")
+async def post_peer(request: Request, who: AnyCaller, context: InContext) -> Response:
+    given, _ = await read_body(request, NewPeer)
+    user_id = None if not given.user_id else UserId(given.user_id)
+    if not who.is_admin:
+        # Groups are what access is given to: nobody joins one by asking.
+        if user_id not in (None, who.user.id) or given.group_ids:
+            raise PermissionDenied("you may add peers of your own, without groups")
+        user_id = who.user.id
+    peer, private_key = await create_stock_peer(
+        context.state,
+        who.account_id,
+        name=given.name,
+        user_id=user_id,
+        group_ids=[GroupId(id_) for id_ in given.group_ids or ()],
+        public_key=given.public_key or None,
+    )
+    answer = peer_json(peer, context.state.snapshots.get(who.account_id) or who.account)
+    return ApiResponse(answer if private_key is None else {**answer, "private_key": private_key})
+
+
+@router.get("/peers/{peer_id}")
+async def get_peer(peer_id: str, who: AnyCaller) -> Response:
+    return ApiResponse(peer_json(_peer(peer_id, who), who.account))
+
+
+@router.get("/peers/{peer_id}/wireguard")
+async def get_wireguard(peer_id: str, who: AnyCaller) -> Response:
+    config = wireguard_config(_peer(peer_id, who), who.account)
+    return PlainTextResponse(config, headers={"cache-control": "no-store"})
+
+
+@router.put("/peers/{peer_id}")
+async def put_peer(peer_id: str, request: Request, who: AnyCaller, context: InContext) -> Response:
+    peer = _peer(peer_id, who)
+    given, _ = await read_body(request, PeerUpdate)
+    renamed = await rename_peer(context.state, who.account_id, peer.id, name=given.name)
+    return ApiResponse(peer_json(renamed, context.state.snapshots.get(who.account_id) or who.account))
+
+
+@router.delete("/peers/{peer_id}")
+async def remove_peer(peer_id: str, who: AnyCaller, context: InContext) -> Response:
+    await delete_peer(context.state, who.account_id, _peer(peer_id, who).id)
+    return ApiResponse({})
+
+
+def _may_see(peer: Peer, who: Caller) -> bool:
+    return peer.proxy is None and (who.is_admin or peer.user_id == who.user.id)
+
+
+def _peer(peer_id: str, who: Caller) -> Peer:
+    peer = who.account.peers.get(PeerId(peer_id))
+    if peer is not None and peer.proxy is not None and who.is_admin:
+        raise InvalidArgument(f"peer {peer_id} belongs to a proxy")
+    if peer is None or not _may_see(peer, who):
+        raise NotFound(f"peer: {peer_id} not found")
+    return peer

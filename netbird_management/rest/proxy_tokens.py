@@ -1,0 +1,57 @@
+"""Access tokens for an account's own proxies. Management-wide ones are made on the command line alone."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from netbird_management.ids import TokenId
+from netbird_management.rest.auth import AdminCaller
+from netbird_management.rest.context import InContext
+from netbird_management.rest.json import ApiResponse, Body, moment, read_body
+from netbird_management.services.tokens import ProxyToken, create_proxy_token, proxy_tokens_of, revoke_proxy_token
+
+router = APIRouter(prefix="/reverse-proxies/proxy-tokens")
+
+
+class TokenRequest(Body):
+    name: str = ""
+    expires_in: int = 0
+
+
+def token_json(token: ProxyToken) -> dict[str, Any]:
+    answer: dict[str, Any] = {
+        "created_at": moment(token.created_at),
+        "id": token.id,
+        "name": token.name,
+        "revoked": token.revoked,
+    }
+    if token.expires_at is not None:
+        answer["expires_at"] = moment(token.expires_at)
+    if token.last_used is not None:
+        answer["last_used"] = moment(token.last_used)
+    return answer
+
+
+@router.get("")
+async def list_tokens(who: AdminCaller, context: InContext) -> Response:
+    return ApiResponse([token_json(token) for token in await proxy_tokens_of(context.state, who.account_id)])
+
+
+@router.post("")
+async def post_token(request: Request, who: AdminCaller, context: InContext) -> Response:
+    given, _ = await read_body(request, TokenRequest)
+    token, plain = await create_proxy_token(
+        context.state,
+        name=given.name,
+        account_id=who.account_id,
+        created_by=who.user.id,
+        expires_in=given.expires_in,
+    )
+    return ApiResponse({**token_json(token), "plain_token": plain})
+
+
+@router.delete("/{token_id}")
+async def revoke_token(token_id: str, who: AdminCaller, context: InContext) -> Response:
+    await revoke_proxy_token(context.state, who.account_id, TokenId(token_id))
+    return ApiResponse({})

@@ -1,0 +1,290 @@
+"""Services in JSON, both ways."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from netbird_host.go_duration import format_duration, parse_duration
+from netbird_management.clock import now
+from netbird_management.errors import InvalidArgument
+from netbird_management.ids import AccountId, GroupId, ServiceId
+from netbird_management.network.snapshot import AccountSnapshot
+from netbird_management.rest.json import Body, moment
+from netbird_management.services.mapping import resolve
+from netbird_management.services.model import (
+    AccessRestrictions,
+    AuthConfig,
+    BearerAuth,
+    HeaderAuth,
+    ProxyStatus,
+    SecretAuth,
+    Service,
+    ServiceMeta,
+    Status,
+    Target,
+    TargetOptions,
+    TargetType,
+)
+
+
+class OptionsBody(Body):
+    skip_tls_verify: bool = False
+    request_timeout: str = ""
+    session_idle_timeout: str = ""
+    path_rewrite: str = ""
+    custom_headers: dict[str, str] | None = None
+    proxy_protocol: bool = False
+    direct_upstream: bool = False
+
+
+class TargetBody(Body):
+    target_id: str = ""
+    target_type: str = ""
+    protocol: str = ""
+    port: int = 0
+    enabled: bool = False
+    host: str | None = None
+    path: str | None = None
+    options: OptionsBody | None = None
+
+
+class PasswordBody(Body):
+    enabled: bool = False
+    password: str = ""
+
+
+class PinBody(Body):
+    enabled: bool = False
+    pin: str = ""
+
+
+class BearerBody(Body):
+    enabled: bool = False
+    distribution_groups: list[str] | None = None
+
+
+class HeaderBody(Body):
+    enabled: bool = False
+    header: str = ""
+    value: str = ""
+
+
+class AuthBody(Body):
+    password_auth: PasswordBody | None = None
+    pin_auth: PinBody | None = None
+    bearer_auth: BearerBody | None = None
+    header_auths: list[HeaderBody] | None = None
+
+
+class RestrictionsBody(Body):
+    allowed_cidrs: list[str] | None = None
+    blocked_cidrs: list[str] | None = None
+    allowed_countries: list[str] | None = None
+    blocked_countries: list[str] | None = None
+    crowdsec_mode: str | None = None
+
+
+class ServiceBody(Body):
+    name: str = ""
+    domain: str = ""
+    enabled: bool = False
+    mode: str | None = None
+    listen_port: int | None = None
+    targets: list[TargetBody] | None = None
+    pass_host_header: bool | None = None
+    rewrite_redirects: bool | None = None
+    auth: AuthBody | None = None
+    access_restrictions: RestrictionsBody | None = None
+    private: bool | None = None
+    access_groups: list[str] | None = None
+    confirm_public: bool = False
+
+
+def sent_names(raw: dict[str, Any]) -> frozenset[str]:
+    """The dotted names of all members that the caller wrote, list items by number; a `null` was not written."""
+
+    def walk(value: object, at: str) -> Iterator[str]:
+        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for name, inside in items:
+            if inside is not None:
+                path = f"{at}.{name}" if at else str(name)
+                yield path
+                yield from walk(inside, path)
+
+    return frozenset(walk(raw, ""))
+
+
+def service_of(body: ServiceBody, account_id: AccountId, service_id: ServiceId) -> Service:
+    """What the caller asked for, with zero values for what is absent. Raises `InvalidArgument`."""
+    restrictions = body.access_restrictions or RestrictionsBody()
+    if restrictions.crowdsec_mode is not None and restrictions.crowdsec_mode not in ("", "off", "enforce", "observe"):
+        raise InvalidArgument(f'crowdsec_mode "{restrictions.crowdsec_mode}" is not one of off, enforce, observe')
+    return Service(
+        id=service_id,
+        account_id=account_id,
+        name=body.name,
+        domain=body.domain,
+        proxy_cluster="",
+        meta=ServiceMeta(created_at=now()),
+        targets=tuple(_target(i, target) for i, target in enumerate(body.targets or ())),
+        enabled=body.enabled,
+        mode=body.mode or "",
+        listen_port=body.listen_port or 0,
+        pass_host_header=bool(body.pass_host_header),
+        rewrite_redirects=bool(body.rewrite_redirects),
+        auth=_auth(body.auth or AuthBody()),
+        access_restrictions=AccessRestrictions(
+            allowed_cidrs=tuple(restrictions.allowed_cidrs or ()),
+            blocked_cidrs=tuple(restrictions.blocked_cidrs or ()),
+            allowed_countries=tuple(restrictions.allowed_countries or ()),
+            blocked_countries=tuple(restrictions.blocked_countries or ()),
+            crowdsec_mode=restrictions.crowdsec_mode or "",
+        ),
+        private=bool(body.private),
+        access_groups=tuple(GroupId(id_) for id_ in body.access_groups or ()),
+    )
+
+
+def service_json(service: Service, account: AccountSnapshot, status: Status | None = None) -> dict[str, Any]:
+    """As callers see it: hosts looked up, secrets empty. `status` is that of its live proxies, if there are any."""
+    shown_enabled = service.enabled and not service.terminated
+    meta = {"created_at": moment(service.meta.created_at), "status": (status or Status.PENDING).value}
+    if service.meta.certificate_issued_at is not None:
+        meta["certificate_issued_at"] = moment(service.meta.certificate_issued_at)
+    answer: dict[str, Any] = {
+        "auth": _auth_json(service.auth),
+        "domain": service.domain,
+        "enabled": shown_enabled,
+        "id": service.id,
+        "listen_port": service.listen_port,
+        "meta": meta,
+        "mode": service.mode,
+        "name": service.name,
+        "pass_host_header": service.pass_host_header,
+        "port_auto_assigned": service.port_auto_assigned,
+        "private": service.private,
+        "rewrite_redirects": service.rewrite_redirects,
+        "targets": [_target_json(target, account, not service.terminated) for target in service.targets],
+        "terminated": service.terminated,
+    }
+    if service.proxy_cluster:
+        answer["proxy_cluster"] = service.proxy_cluster
+    if service.access_groups:
+        answer["access_groups"] = list(service.access_groups)
+    if service.access_restrictions:
+        answer["access_restrictions"] = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name in AccessRestrictions.__dataclass_fields__
+            if (value := getattr(service.access_restrictions, name))
+        }
+    return answer
+
+
+def proxy_status_json(status: ProxyStatus) -> dict[str, Any]:
+    listener = status.inbound_listener
+    shown: dict[str, Any] | None = None
+    if listener is not None:
+        shown = {"tunnel_ip": listener.tunnel_ip}
+        ports = {"https_port": listener.https_port, "http_port": listener.http_port}
+        shown |= {name: port for name, port in ports.items() if port}
+    return {
+        "error_message": status.error_message,
+        "inbound_listener": shown,
+        "proxy_id": status.proxy_id,
+        "status": status.status.value,
+        "updated_at": moment(status.updated_at),
+        "withheld": status.withheld,
+    }
+
+
+def _target(i: int, body: TargetBody) -> Target:
+    try:
+        kind = TargetType(body.target_type)
+    except ValueError as error:
+        raise InvalidArgument(f'target {i}: invalid target_type "{body.target_type}"') from error
+    given = body.options or OptionsBody()
+    options = TargetOptions(
+        skip_tls_verify=given.skip_tls_verify,
+        request_timeout=_duration(i, "request_timeout", given.request_timeout),
+        session_idle_timeout=_duration(i, "session_idle_timeout", given.session_idle_timeout),
+        path_rewrite=given.path_rewrite,
+        custom_headers=tuple(sorted((given.custom_headers or {}).items())),
+        proxy_protocol=given.proxy_protocol,
+        direct_upstream=given.direct_upstream,
+    )
+    return Target(
+        target_id=body.target_id,
+        target_type=kind,
+        protocol=body.protocol,
+        port=body.port,
+        enabled=body.enabled,
+        host=(body.host or "").strip(),
+        path=body.path,
+        options=options,
+    )
+
+
+def _duration(i: int, name: str, text: str) -> float:
+    try:
+        return parse_duration(text) if text else 0.0
+    except ValueError as error:
+        raise InvalidArgument(f'target {i}: parse {name} "{text}": {error}') from error
+
+
+def _auth(body: AuthBody) -> AuthConfig:
+    password, pin, bearer = body.password_auth, body.pin_auth, body.bearer_auth
+    return AuthConfig(
+        password_auth=None if password is None else SecretAuth(password.enabled, password.password),
+        pin_auth=None if pin is None else SecretAuth(pin.enabled, pin.pin),
+        bearer_auth=None
+        if bearer is None
+        else BearerAuth(bearer.enabled, tuple(GroupId(id_) for id_ in bearer.distribution_groups or ())),
+        header_auths=tuple(HeaderAuth(one.header, one.enabled, one.value) for one in body.header_auths or ()),
+    )
+
+
+def _auth_json(auth: AuthConfig) -> dict[str, Any]:
+    answer: dict[str, Any] = {}
+    if auth.password_auth is not None:
+        answer["password_auth"] = {"enabled": auth.password_auth.enabled, "password": ""}
+    if auth.pin_auth is not None:
+        answer["pin_auth"] = {"enabled": auth.pin_auth.enabled, "pin": ""}
+    if auth.bearer_auth is not None:
+        answer["bearer_auth"] = {"enabled": auth.bearer_auth.enabled}
+        if auth.bearer_auth.distribution_groups:
+            answer["bearer_auth"]["distribution_groups"] = list(auth.bearer_auth.distribution_groups)
+    if auth.header_auths:
+        answer["header_auths"] = [
+            {"enabled": header.enabled, "header": header.header, "value": ""} for header in auth.header_auths
+        ]
+    return answer
+
+
+def _target_json(target: Target, account: AccountSnapshot, shown: bool) -> dict[str, Any]:
+    answer: dict[str, Any] = {
+        "enabled": target.enabled and shown,
+        "host": resolve(target, account),
+        "options": _options_json(target.options),
+        "port": target.port,
+        "protocol": target.protocol,
+        "target_id": target.target_id,
+        "target_type": target.target_type.value,
+    }
+    return answer if target.path is None else {**answer, "path": target.path}
+
+
+def _options_json(options: TargetOptions) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in {
+            "custom_headers": dict(options.custom_headers),
+            "direct_upstream": options.direct_upstream,
+            "path_rewrite": options.path_rewrite,
+            "proxy_protocol": options.proxy_protocol,
+            "request_timeout": format_duration(options.request_timeout) if options.request_timeout else "",
+            "session_idle_timeout": format_duration(options.session_idle_timeout)
+            if options.session_idle_timeout
+            else "",
+            "skip_tls_verify": options.skip_tls_verify,
+        }.items()
+        if value
+    }

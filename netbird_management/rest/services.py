@@ -1,0 +1,71 @@
+"""Services: what the reverse proxies expose."""
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from netbird_management.ids import ServiceId
+from netbird_management.rest.auth import AdminCaller, Caller
+from netbird_management.rest.context import Context, InContext
+from netbird_management.rest.json import ApiResponse, read_body
+from netbird_management.rest.service_json import ServiceBody, proxy_status_json, sent_names, service_json, service_of
+from netbird_management.services.edit import create_service, delete_service, get_service, update_service
+from netbird_management.services.model import Service
+from netbird_management.services.statuses import proxy_statuses, worst_statuses
+
+router = APIRouter(prefix="/reverse-proxies/services")
+
+
+@router.get("")
+async def list_services(who: AdminCaller, context: InContext) -> Response:
+    worst = await worst_statuses(context.state, who.account_id)
+    services = sorted(who.account.services.values(), key=lambda service: service.id)
+    return ApiResponse([service_json(service, who.account, worst.get(service.id)) for service in services])
+
+
+@router.post("")
+async def post_service(request: Request, who: AdminCaller, context: InContext) -> Response:
+    body, raw = await read_body(request, ServiceBody)
+    given = service_of(body, who.account_id, ServiceId(""))
+    service = await create_service(
+        context.state, context.hooks, given, sent_names(raw), refused_domains=context.refused_domains
+    )
+    return await _answer(service, who, context)
+
+
+@router.get("/{service_id}")
+async def get_one(service_id: str, who: AdminCaller, context: InContext) -> Response:
+    return await _answer(get_service(context.state, who.account_id, ServiceId(service_id)), who, context)
+
+
+@router.put("/{service_id}")
+async def put_service(service_id: str, request: Request, who: AdminCaller, context: InContext) -> Response:
+    body, raw = await read_body(request, ServiceBody)
+    given = service_of(body, who.account_id, ServiceId(service_id))
+    service = await update_service(
+        context.state,
+        context.hooks,
+        given,
+        sent_names(raw),
+        confirm_public=body.confirm_public,
+        refused_domains=context.refused_domains,
+    )
+    return await _answer(service, who, context)
+
+
+@router.delete("/{service_id}")
+async def remove_service(service_id: str, who: AdminCaller, context: InContext) -> Response:
+    await delete_service(context.state, who.account_id, ServiceId(service_id))
+    return ApiResponse({})
+
+
+@router.get("/{service_id}/proxies")
+async def list_proxies(service_id: str, who: AdminCaller, context: InContext) -> Response:
+    """How the service fares on each proxy, and why it is withheld where it is."""
+    service = get_service(context.state, who.account_id, ServiceId(service_id))
+    return ApiResponse([proxy_status_json(status) for status in await proxy_statuses(context.state, service.id)])
+
+
+async def _answer(service: Service, who: Caller, context: Context) -> Response:
+    account = context.state.snapshots.get(who.account_id) or who.account
+    worst = await worst_statuses(context.state, who.account_id)
+    return ApiResponse(service_json(service, account, worst.get(service.id)))

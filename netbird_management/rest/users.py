@@ -1,0 +1,173 @@
+"""Users and their personal access tokens."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from netbird_management.errors import BadRequest, InvalidArgument, NotFound, PermissionDenied
+from netbird_management.ids import GroupId, TokenId, UserId
+from netbird_management.network.model import Role, User
+from netbird_management.network.users import (
+    PersonalToken,
+    create_token,
+    create_user,
+    delete_token,
+    delete_user,
+    tokens_of,
+    update_user,
+)
+from netbird_management.rest.auth import AdminCaller, AnyCaller, Caller
+from netbird_management.rest.context import InContext
+from netbird_management.rest.json import ApiResponse, Body, moment, read_body
+
+router = APIRouter()
+
+
+class UserRequest(Body):
+    role: str = ""
+    auto_groups: list[str] | None = None
+    is_service_user: bool = False
+    is_blocked: bool = False
+    email: str = ""
+    name: str = ""
+
+
+class TokenRequest(Body):
+    name: str = ""
+    expires_in: int = 0
+
+
+def user_json(user: User, who: Caller) -> dict[str, Any]:
+    return {
+        "auto_groups": list(user.auto_groups),
+        "email": user.email,
+        "id": user.id,
+        "idp_id": "local",
+        "is_blocked": user.blocked,
+        "is_current": user.id == who.user.id,
+        "is_service_user": user.is_service_user,
+        "issued": "api",
+        "last_login": moment(user.last_login),
+        "name": user.name,
+        "pending_approval": user.pending_approval,
+        "role": user.role.value,
+        "status": "blocked" if user.blocked else "active",
+    }
+
+
+def token_json(token: PersonalToken) -> dict[str, Any]:
+    answer = {
+        "created_at": moment(token.created_at),
+        "created_by": token.created_by,
+        "expiration_date": moment(token.expires_at),
+        "id": token.id,
+        "name": token.name,
+    }
+    return answer if token.last_used is None else {**answer, "last_used": moment(token.last_used)}
+
+
+@router.get("/users")
+async def list_users(who: AdminCaller, service_user: bool | None = None) -> Response:
+    users = sorted(who.account.users.values(), key=lambda user: user.id)
+    return ApiResponse(
+        [user_json(user, who) for user in users if service_user is None or user.is_service_user is service_user]
+    )
+
+
+@router.get("/users/current")
+async def current_user(who: AnyCaller) -> Response:
+    modules = ("accounts", "groups", "peers", "pats", "policies", "services", "users")
+    allowed = dict.fromkeys(("create", "delete", "read", "update"), who.is_admin)
+    permissions = {"is_restricted": not who.is_admin, "modules": dict.fromkeys(modules, allowed)}
+    return ApiResponse({**user_json(who.user, who), "permissions": permissions})
+
+
+@router.post("/users")
+async def post_user(request: Request, who: AdminCaller, context: InContext) -> Response:
+    given, _ = await read_body(request, UserRequest)
+    user = await create_user(
+        context.state,
+        who.account_id,
+        role=_role(given.role),
+        email=given.email,
+        name=given.name,
+        auto_groups=[GroupId(id_) for id_ in given.auto_groups or ()],
+        is_service_user=given.is_service_user,
+    )
+    return ApiResponse(user_json(user, who))
+
+
+@router.put("/users/{user_id}")
+async def put_user(user_id: str, request: Request, who: AdminCaller, context: InContext) -> Response:
+    given, _ = await read_body(request, UserRequest)
+    if given.auto_groups is None:
+        raise BadRequest("auto_groups is required")
+    if user_id == who.user.id and (given.is_blocked or given.role != who.user.role):
+        raise PermissionDenied("you can neither block yourself nor change your own role")
+    user = await update_user(
+        context.state,
+        who.account_id,
+        UserId(user_id),
+        role=_role(given.role),
+        auto_groups=[GroupId(id_) for id_ in given.auto_groups],
+        blocked=given.is_blocked,
+    )
+    return ApiResponse(user_json(user, who))
+
+
+@router.delete("/users/{user_id}")
+async def remove_user(user_id: str, who: AdminCaller, context: InContext) -> Response:
+    if user_id == who.user.id:
+        raise PermissionDenied("you cannot delete yourself")
+    await delete_user(context.state, who.account_id, UserId(user_id))
+    return ApiResponse({})
+
+
+@router.get("/users/{user_id}/tokens")
+async def list_tokens(user_id: str, who: AnyCaller, context: InContext) -> Response:
+    user = _token_owner(user_id, who)
+    return ApiResponse([token_json(token) for token in await tokens_of(context.state, user.id)])
+
+
+@router.post("/users/{user_id}/tokens")
+async def post_token(user_id: str, request: Request, who: AnyCaller, context: InContext) -> Response:
+    user = _token_owner(user_id, who)
+    given, _ = await read_body(request, TokenRequest)
+    token, plain = await create_token(
+        context.state, user, name=given.name, days=given.expires_in, created_by=who.user.id
+    )
+    return ApiResponse({"personal_access_token": token_json(token), "plain_token": plain})
+
+
+@router.get("/users/{user_id}/tokens/{token_id}")
+async def get_token(user_id: str, token_id: str, who: AnyCaller, context: InContext) -> Response:
+    user = _token_owner(user_id, who)
+    for token in await tokens_of(context.state, user.id):
+        if token.id == token_id:
+            return ApiResponse(token_json(token))
+    raise NotFound(f"pat: {token_id} not found")
+
+
+@router.delete("/users/{user_id}/tokens/{token_id}")
+async def remove_token(user_id: str, token_id: str, who: AnyCaller, context: InContext) -> Response:
+    user = _token_owner(user_id, who)
+    await delete_token(context.state, user.id, TokenId(token_id))
+    return ApiResponse({})
+
+
+def _token_owner(user_id: str, who: Caller) -> User:
+    """Oneself; for admins also service users, who cannot log in. A token of another person would be their identity."""
+    if user_id == who.user.id:
+        return who.user
+    user = who.account.users.get(UserId(user_id)) if who.is_admin else None
+    if user is None or not user.is_service_user:
+        raise PermissionDenied("permission denied")
+    return user
+
+
+def _role(text: str) -> Role:
+    try:
+        return Role(text)
+    except ValueError as error:
+        raise InvalidArgument(f'unknown role "{text}": it is one of {", ".join(Role)}') from error
