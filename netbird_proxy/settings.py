@@ -67,6 +67,8 @@ class Management(Section):
     token: Secret | None = None
     """For the environment; it beats `token_file`."""
     token_file: Path | None = None
+    roots: Path | None = None
+    """PEM file of certificate authorities to trust instead of the system's."""
     allow_insecure: bool = False
     """Send the token over plain HTTP/2 too."""
 
@@ -166,6 +168,8 @@ class Limits(Section):
     """After it, for a cancelled guard to end before the answer goes out without it."""
     rpc_timeout: Seconds = 2.0
     """For one call to management."""
+    batch_watchdog: Seconds = 120.0
+    """For applying one batch of mappings; then the stream is begun anew."""
     revalidate: Seconds = 60.0
     """How often open exchanges are asked about again where no event tells of changes."""
     drain: SecondsOrZero = 30.0
@@ -328,6 +332,8 @@ _NETBIRD: dict[str, tuple[tuple[str, ...], Callable[[str], Any]]] = {
     "NB_PROXY_ADDRESS": (("listen",), _listen),
     "NB_PROXY_PRIVATE": (("private",), _boolean),
     "NB_PROXY_LOG_LEVEL": (("log", "level"), _level),
+    "NB_PROXY_WG_PORT": (("tunnel", "ports"), _count),
+    "NB_PROXY_MAPPING_BATCH_WATCHDOG": (("limits", "batch_watchdog"), _duration),
     "NB_PROXY_MAX_DIAL_TIMEOUT": (("limits", "max_dial_timeout"), _duration),
     "NB_PROXY_RESPONSE_HEADER_TIMEOUT": (("limits", "upstream_head"), _duration),
     "NB_PROXY_IDLE_CONN_TIMEOUT": (("limits", "upstream_idle"), _duration),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -17,6 +18,7 @@ class TunnelOptions(BaseModel):
     """`[tunnel]` in the settings file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    section: ClassVar[str] = "tunnel"
 
     ports: tuple[int, ...] = Field(default=DEFAULT_PORTS, validate_default=True)
     """UDP ports to choose from, one an account: `"51820-51999"`, a number, or a list of both; 0: the system picks."""
