@@ -69,7 +69,7 @@ class TunnelState:
             private_key = parse_key(key_text.strip())
         except BadKey as exc:
             raise StateUnusable(f"{directory / KEY_FILE} does not hold a WireGuard key: {exc}") from None
-        udp_port, endpoints = _parse_state(directory / STATE_FILE, state_text) if state_text else (None, {})
+        udp_port, endpoints = (None, {}) if state_text is None else _parse_state(directory / STATE_FILE, state_text)
         return cls(directory, private_key, udp_port, endpoints)
 
     def render(self) -> str:

@@ -37,6 +37,7 @@ from netbird_wire.management_pb2 import (
 from netbird_wire.management_pb2_grpc import ManagementServiceServicer, add_ManagementServiceServicer_to_server
 
 LOOPBACK = "127.0.0.1"
+ACCOUNT = AccountId("acct-1")
 
 
 # Tunnels without management ---------------------------------------------------------------------------------------
@@ -152,18 +153,18 @@ class FakeManagement(ManagementServiceServicer):
         network_map.peerConfig.address = self.address
         return SyncResponse(NetworkMap=network_map)
 
-    async def GetServerKey(self, request: Empty, context: Any) -> ServerKeyResponse:
+    async def GetServerKey(self, request: Empty, context: Any) -> ServerKeyResponse:  # noqa: N802
         await self._fault("GetServerKey")
         return ServerKeyResponse(key=format_key(public_key(self._private_key)))
 
-    async def Login(self, request: EncryptedMessage, context: Any) -> EncryptedMessage:
+    async def Login(self, request: EncryptedMessage, context: Any) -> EncryptedMessage:  # noqa: N802
         await self._fault("Login")
         envelope, inner = await self._open(request, LoginRequest, context)
         member = await self._member(request.wgPubKey, context)
         member.meta = inner.meta
         return self._sealed(envelope, LoginResponse(peerConfig=PeerConfig(address=self.address)))
 
-    async def Sync(self, request: EncryptedMessage, context: Any) -> AsyncIterator[EncryptedMessage]:
+    async def Sync(self, request: EncryptedMessage, context: Any) -> AsyncIterator[EncryptedMessage]:  # noqa: N802
         await self._fault("Sync")
         envelope, _ = await self._open(request, SyncRequest, context)
         member = await self._member(request.wgPubKey, context)
@@ -220,7 +221,7 @@ class FakeAccount:
     directory: Path
     management: FakeChannel
     server: FakeManagement
-    id: AccountId = AccountId("acct-1")
+    id: AccountId = ACCOUNT
     generation: int = 0
 
     async def register(self, public_key: PublicKey, *, endpoint: str = "") -> None:

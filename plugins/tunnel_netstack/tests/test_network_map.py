@@ -1,0 +1,237 @@
+"""Management's map becomes what the engine is told, and whatever is unclear in it keeps people out."""
+
+from __future__ import annotations
+
+import json
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import json_format
+
+from netbird_tunnel_netstack.network_map import MapError, OwnNode, Roster, read_inbound, read_own, read_roster
+from netbird_wire.envelope import format_key, parse_key
+from netbird_wire.management_pb2 import (
+    ACCEPT,
+    ALL,
+    CUSTOM,
+    DROP,
+    ICMP,
+    IN,
+    OUT,
+    TCP,
+    UDP,
+    UNKNOWN,
+    FirewallRule,
+    NetworkMap,
+    PeerConfig,
+    PortInfo,
+    RemotePeerConfig,
+    SyncResponse,
+)
+
+OURS = b"\x01" * 32
+US = OwnNode(("100.64.0.1", "fd00::1"), 1280)
+EVERYTHING = {("0.0.0.0/0", 6, 0, 65535), ("::/0", 6, 0, 65535)}
+
+
+def key(number: int) -> str:
+    return format_key(bytes([number]) * 32)
+
+
+def roster(*peers: RemotePeerConfig, own: OwnNode = US) -> Roster:
+    return read_roster(NetworkMap(remotePeers=peers, remotePeersIsEmpty=not peers), OURS, own)
+
+
+def addresses(found: Roster) -> dict[str, tuple[str, ...]]:
+    assert found.members is not None
+    return {member.public_key: member.addresses for member in found.members}
+
+
+def rules(*given: FirewallRule) -> tuple[set[Any], set[Any]]:
+    inbound = read_inbound(NetworkMap(FirewallRules=given))
+    return set(inbound.allowed), set(inbound.denied)
+
+
+def tcp(source: str = "100.64.0.9", port: int = 443, **more: Any) -> FirewallRule:
+    return FirewallRule(
+        **{"PeerIP": source, "Direction": IN, "Action": ACCEPT, "Protocol": TCP, "PortInfo": PortInfo(port=port)} | more
+    )
+
+
+def test_a_captured_map_is_read_whole() -> None:
+    """NetBird's own map of a proxy's peer: both members by both families, and TCP to 80 and 443 from each."""
+    text = (Path(__file__).parent / "syncresponse.json").read_text()
+    response = json_format.ParseDict(_without_nulls(json.loads(text)), SyncResponse())
+    own = read_own(response.NetworkMap.peerConfig)
+    found = read_roster(response.NetworkMap, OURS, own)
+    inbound = read_inbound(response.NetworkMap)
+
+    assert [ip_address(one).version for one in own.addresses] == [4, 6]
+    assert own.addresses[0] == "100.106.247.152"
+    assert own.mtu == 1280
+    assert found.skipped == 0
+    assert addresses(found) == {
+        "4SDAA8HPpKiN60Xd8QXLuEbeagsW+XlDej8j+al2hTE=": (
+            "100.106.97.168",
+            "fdbd:a866:d255:9ff2:1994:2ddf:3362:313",
+        ),
+        "bvZ4Yhzmp3tOx5vUXyivaMWKLITvquYzZjIXNPehnVk=": ("100.106.50.72", "fdbd:a866:d255:9ff2:e654:ee71:d4cd:cd46"),
+    }
+    assert inbound.denied == ()
+    assert {(proto, first, last) for _, proto, first, last in inbound.allowed} == {(6, 80, 80), (6, 443, 443)}
+    assert all("/32" in source or "/128" in source for source, _, _, _ in inbound.allowed)
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nulls(one) for name, one in value.items() if one is not None}
+    return [_without_nulls(one) for one in value] if isinstance(value, list) else value
+
+
+def test_routes_are_nobodys_address() -> None:
+    """A prefix says who carries packets: whois must not take it for who sent them."""
+    found = roster(
+        RemotePeerConfig(wgPubKey=key(2), allowedIps=["100.64.0.2/32", "10.0.0.0/8", "fd00::2/128", "::/0", "junk"])
+    )
+    assert addresses(found) == {key(2): ("100.64.0.2", "fd00::2")}
+
+
+def test_an_address_of_two_is_nobodys() -> None:
+    """Which of the two sent a packet could not be said, so neither may."""
+    found = roster(
+        RemotePeerConfig(wgPubKey=key(2), allowedIps=["100.64.0.2/32", "100.64.0.3/32"]),
+        RemotePeerConfig(wgPubKey=key(3), allowedIps=["100.64.0.3/32"]),
+        RemotePeerConfig(wgPubKey=key(4), allowedIps=["::ffff:100.64.0.3/128"]),
+    )
+    assert addresses(found) == {key(2): ("100.64.0.2",)}
+    assert found.skipped == 3
+
+
+def test_our_own_key_and_addresses_are_ours() -> None:
+    """A map that gives them to somebody else does not make us believe it."""
+    found = roster(
+        RemotePeerConfig(wgPubKey=format_key(OURS), allowedIps=["100.64.0.7/32"]),
+        RemotePeerConfig(wgPubKey=key(2), allowedIps=["100.64.0.1/32"]),
+        RemotePeerConfig(wgPubKey="short", allowedIps=["100.64.0.8/32"]),
+        RemotePeerConfig(wgPubKey=key(3), allowedIps=[]),
+    )
+    assert addresses(found) == {}
+    assert found.skipped == 3
+
+
+def test_no_ipv6_of_ours_no_ipv6_of_theirs() -> None:
+    """Without an address of the family there is nobody they could talk to."""
+    peer = RemotePeerConfig(wgPubKey=key(2), allowedIps=["100.64.0.2/32", "fd00::2/128"])
+    assert addresses(roster(peer, own=OwnNode(("100.64.0.1",), 1280))) == {key(2): ("100.64.0.2",)}
+
+
+def test_saying_nothing_is_not_saying_nobody() -> None:
+    """An empty list empties the roster only if the map says that it means it."""
+    assert read_roster(NetworkMap(), OURS, US).members is None
+    assert read_roster(NetworkMap(remotePeersIsEmpty=True), OURS, US).members == ()
+
+
+def test_nothing_comes_in_without_a_rule() -> None:
+    """Also from a server that means "everything" by saying nothing."""
+    assert rules() == (set(), set())
+
+
+def test_only_tcp_into_us_is_read() -> None:
+    """Other protocols, and what goes out, open nothing."""
+    assert rules(
+        tcp(),
+        tcp(Protocol=ALL, PortInfo=PortInfo(range=PortInfo.Range(start=80, end=81))),
+        tcp(Direction=OUT, port=1),
+        tcp(Protocol=UDP, port=2),
+        tcp(Protocol=ICMP, port=3),
+        tcp(Protocol=CUSTOM, port=4, customProtocol=6),
+        tcp(Protocol=UNKNOWN, port=5),
+    )[0] == {("100.64.0.9/32", 6, 443, 443), ("100.64.0.9/32", 6, 80, 81)}
+
+
+def test_sources_and_ports_in_every_spelling() -> None:
+    """Prefixes before the old single address, the unspecified address for its family, and ports as text."""
+    five = bytes([100, 64, 0, 0, 16])
+    allowed, _ = rules(
+        tcp(sourcePrefixes=[five, ip_address("fd00::9").packed + bytes([128])]),
+        tcp(source="0.0.0.0", port=80),
+        tcp(source="::", port=81),
+        tcp(sourcePrefixes=[bytes([0, 0, 0, 0, 32])], port=82),
+        FirewallRule(PeerIP="100.64.0.9", Protocol=TCP, Port="83"),
+        FirewallRule(PeerIP="100.64.0.8", Protocol=TCP),
+    )
+    assert allowed == {
+        ("100.64.0.0/16", 6, 443, 443),
+        ("fd00::9/128", 6, 443, 443),
+        ("0.0.0.0/0", 6, 80, 80),
+        ("::/0", 6, 81, 81),
+        ("0.0.0.0/0", 6, 82, 82),
+        ("100.64.0.9/32", 6, 83, 83),
+        ("100.64.0.8/32", 6, 0, 65535),
+    }
+
+
+BAD_PARTS: list[dict[str, Any]] = [
+    {"source": "nobody"},
+    {"source": ""},
+    {"sourcePrefixes": [b"\x01\x02"]},
+    {"sourcePrefixes": [bytes([100, 64, 0, 9, 33])]},
+    {"sourcePrefixes": [bytes([100, 64, 0, 9, 32]), b""]},
+]
+
+
+@pytest.mark.parametrize("bad", BAD_PARTS)
+def test_an_unreadable_source_admits_nobody_and_stops_everybody(bad: dict[str, Any]) -> None:
+    """An admission of nobody knows whom is none; a prohibition of nobody knows whom is one of all."""
+    assert rules(tcp(**bad)) == (set(), set())
+    assert rules(tcp(**bad, Action=DROP, PortInfo=PortInfo())) == (set(), EVERYTHING)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"PortInfo": PortInfo(range=PortInfo.Range(start=9, end=8))},
+        {"PortInfo": PortInfo(range=PortInfo.Range(start=0, end=8))},
+        {"PortInfo": PortInfo(port=70000)},
+        {"PortInfo": None, "Port": "http"},
+        {"PortInfo": None, "Port": "70000"},
+    ],
+)
+def test_unreadable_ports_open_none_and_close_all(bad: dict[str, Any]) -> None:
+    """The same for ports."""
+    assert rules(tcp(**bad)) == (set(), set())
+    assert rules(tcp(**bad, Action=DROP)) == (set(), {("100.64.0.9/32", 6, 0, 65535)})
+
+
+@pytest.mark.parametrize("protocol", [TCP, ALL, UNKNOWN, 99])
+def test_a_prohibition_counts_unless_it_is_surely_of_something_else(protocol: int) -> None:
+    """What may mean TCP is taken to mean TCP where it forbids."""
+    assert rules(tcp(Protocol=protocol, Action=DROP))[1] == {("100.64.0.9/32", 6, 443, 443)}
+    assert rules(tcp(Protocol=UDP, Action=DROP))[1] == set()
+
+
+def test_our_own_node() -> None:
+    """Addresses by family, an MTU that a tunnel can have, IPv6 only where it fits."""
+    config = PeerConfig(address="100.64.0.1/16", address_v6=ip_address("fd00::1").packed + b"\x40", mtu=1420)
+    assert read_own(config) == OwnNode(("100.64.0.1", "fd00::1"), 1420)
+    config.mtu = 1000
+    assert read_own(config) == OwnNode(("100.64.0.1",), 1000)
+    config.mtu = 100_000
+    assert read_own(config).mtu == 8192
+
+
+@pytest.mark.parametrize(
+    "config",
+    [PeerConfig(), PeerConfig(address="here"), PeerConfig(address="100.64.0.1/16", address_v6=b"\x01" * 16)],
+)
+def test_a_map_without_ourselves_is_none(config: PeerConfig) -> None:
+    """There is no node without an address."""
+    with pytest.raises(MapError):
+        read_own(config)
+
+
+def test_keys_are_one_spelling() -> None:
+    """The test's own keys are what the wire calls canonical."""
+    assert parse_key(key(2)) == b"\x02" * 32
