@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from nacl.public import PrivateKey
-from sqlalchemy import delete
+from sqlalchemy import delete, update
 
 from netbird_management.clock import now
 from netbird_management.errors import Conflict, InvalidArgument, NotFound, PermissionDenied, PreconditionFailed
@@ -152,6 +152,17 @@ async def set_disconnected(state: State, peer: Peer, *, started_ns: int) -> bool
         row.connected, row.last_seen = False, now()
         transaction.touch(peers=[peer.id])
     return True
+
+
+async def disconnect_all_peers(state: State) -> None:
+    """At start: no stream of this process is up yet, whatever the last one left behind."""
+    for snapshot in state.snapshots.all():
+        ids = [peer.id for peer in snapshot.peers.values() if peer.connected]
+        if ids:
+            async with state.change(snapshot.account.id) as transaction:
+                offline = update(PeerRow).where(PeerRow.id.in_(ids)).values(connected=False)
+                await transaction.session.execute(offline)
+                transaction.touch(peers=ids)
 
 
 async def note_seen(state: State, peer: Peer) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from netbird_management.network.accounts import DNS_DOMAIN
 from netbird_management.plugins import Hooks
 from netbird_management.state import State
 
@@ -17,6 +18,7 @@ class Context:
     hooks: Hooks
     refused_domains: tuple[str, ...] = ()
     setup_secret: str = field(default="", repr=False)
+    dns_domain: str = DNS_DOMAIN
 
 
 def context_of(request: Request) -> Context:

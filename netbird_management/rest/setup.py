@@ -44,7 +44,14 @@ async def setup(request: Request, context: InContext) -> Response:
     if context.state.snapshots.all():
         raise PreconditionFailed("setup already completed")
     hashed = await hash_secret(given.password)
-    _, user = await create_account(context.state, email=email, name=given.name, password_hash=hashed, only_first=True)
+    _, user = await create_account(
+        context.state,
+        email=email,
+        name=given.name,
+        password_hash=hashed,
+        dns_domain=context.dns_domain,
+        only_first=True,
+    )
     answer = {"user_id": user.id, "email": user.email}
     if given.create_pat:
         _, plain = await create_token(context.state, user, name="setup", days=given.pat_expire_in, created_by=user.id)

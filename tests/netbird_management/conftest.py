@@ -3,13 +3,21 @@
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
-from netbird_management.ids import AccountId
+from netbird_management.ids import AccountId, ProxyId
 from netbird_management.network.accounts import create_account
 from netbird_management.network.model import User
 from netbird_management.network.snapshot import AccountSnapshot
+from netbird_management.network.users import create_token
+from netbird_management.plugins import load_hooks
+from netbird_management.rest.app import create_app
+from netbird_management.rest.context import Context
+from netbird_management.services.model import Capabilities
+from netbird_management.services.proxies import Registration, register_proxy
 from netbird_management.state import State
 from netbird_management.store.vault import Vault
 
@@ -39,3 +47,56 @@ async def state(tmp_path: Path) -> AsyncIterator[State]:
 async def home(state: State) -> Home:
     account_id, owner = await create_account(state, email="admin@lab.test", name="Admin")
     return Home(state, account_id, owner)
+
+
+@dataclass(frozen=True)
+class Api:
+    """The API as a client sees it, called as the owner unless a test says otherwise."""
+
+    client: httpx.AsyncClient
+    home: Home
+
+    async def call(self, method: str, path: str, body: object = None, **options: Any) -> httpx.Response:
+        return await self.client.request(method, path, json=body, **options)
+
+    async def ok(self, method: str, path: str, body: object = None, **options: Any) -> Any:
+        answer = await self.call(method, path, body, **options)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    async def refused(self, method: str, path: str, body: object = None, **options: Any) -> tuple[int, str]:
+        answer = await self.call(method, path, body, **options)
+        assert answer.status_code >= 400, answer.text
+        assert answer.json()["code"] == answer.status_code
+        return answer.status_code, answer.json()["message"]
+
+
+@pytest.fixture
+async def proxy(home: Home) -> Registration:
+    """A shared proxy that serves px.test and can do everything."""
+    registration = Registration(
+        proxy_id=ProxyId("proxy-1"),
+        session_id="session-1",
+        cluster="px.test",
+        ip_address="127.0.0.1",
+        account_id=None,
+        token_id=None,
+        capabilities=Capabilities(True, False, False, True, True),
+    )
+    await register_proxy(home.state, registration)
+    return registration
+
+
+def context_for(home: Home, **options: Any) -> Context:
+    return Context(home.state, load_hooks(["private_service", "direct_upstream"]), **options)
+
+
+@pytest.fixture
+async def api(home: Home) -> AsyncIterator[Api]:
+    _, token = await create_token(home.state, home.owner, name="test", days=1, created_by=home.owner.id)
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(create_app(context_for(home))),
+        base_url="http://localhost",
+        headers={"authorization": f"Token {token}"},
+    ) as client:
+        yield Api(client, home)

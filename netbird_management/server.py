@@ -1,0 +1,151 @@
+"""The running host: opens the state, serves REST on one port and gRPC on another, and keeps house."""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from netbird_management.ids import AccountId
+from netbird_management.network.peers import disconnect_all_peers, sweep_proxy_peers
+from netbird_management.network.snapshot import AccountSnapshot
+from netbird_management.plugins import Hooks
+from netbird_management.rest.app import create_app
+from netbird_management.rest.context import Context
+from netbird_management.services.access_log import forget_old_entries
+from netbird_management.services.proxies import disconnect_all_proxies, forget_stale_proxies
+from netbird_management.settings import Listener, ManagementSettings
+from netbird_management.state import State
+from netbird_management.store.engine import DATABASE_FILE
+from netbird_management.store.vault import KEY_FILE, Vault, VaultError
+
+HOUSEKEEPING_SECONDS: Final = 60.0
+
+_log = logging.getLogger(__name__)
+
+
+class ManagementServer:
+    """What runs: the state, the plugins and the settings, as REST, gRPC and plugins (`steps.Management`) see them.
+
+    `rest_port` and `grpc_port` are those really bound. `setup_secret` is "" once there is an account.
+    """
+
+    def __init__(self, settings: ManagementSettings, hooks: Hooks, state: State) -> None:
+        self.settings = settings
+        self.hooks = hooks
+        self.state = state
+        self.setup_secret = "" if state.snapshots.all() else secrets.token_urlsafe(24)
+        self.rest_port = 0
+        self.grpc_port = 0
+
+    def snapshot(self, account_id: AccountId) -> AccountSnapshot | None:
+        return self.state.snapshots.get(account_id)
+
+
+def prepare_directory(directory: Path) -> Vault:
+    """The key of the state directory, which is made, for this user alone, where there is none. Raises `VaultError`.
+
+    A database without its key is refused: a new key would open none of its secrets.
+    """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if (directory / KEY_FILE).exists():
+        return Vault.load(directory)
+    if (directory / DATABASE_FILE).exists():
+        raise VaultError(f"{directory} has a database but no {KEY_FILE}: restore it from your backup")
+    return Vault.create(directory)
+
+
+@asynccontextmanager
+async def serve(settings: ManagementSettings, hooks: Hooks) -> AsyncIterator[ManagementServer]:
+    """The whole host, listening when this enters, and stopped when it is left: calls under way get `grace` seconds.
+
+    Raises `VaultError`, and `OSError` for an address that cannot be bound.
+
+    gRPC is `serve_grpc(server, listener, grace=seconds)`: an async context manager that yields the bound port, and on
+    leaving refuses new calls and gives open ones `grace` seconds.
+    """
+    # Imported here so that the command line's other commands do without it.
+    from netbird_management.grpc.server import serve_grpc
+
+    directory = settings.state_directory
+    vault = await asyncio.to_thread(prepare_directory, directory)
+    async with State.open(directory, vault) as state:
+        await disconnect_all_proxies(state)
+        await disconnect_all_peers(state)
+        server = ManagementServer(settings, hooks, state)
+        async with hooks.lifespan(server), serve_grpc(server, settings.grpc, grace=settings.grace) as grpc_port:
+            server.grpc_port = grpc_port
+            context = Context(
+                state,
+                hooks,
+                refused_domains=(*settings.hosts, *settings.refused_domains),
+                setup_secret=server.setup_secret,
+                dns_domain=settings.dns_domain,
+            )
+            async with _serve_rest(create_app(context), settings) as rest_port, asyncio.TaskGroup() as tasks:
+                server.rest_port = rest_port
+                house = tasks.create_task(_keep_house(server))
+                try:
+                    yield server
+                finally:
+                    house.cancel()
+
+
+@asynccontextmanager
+async def _serve_rest(app: ASGIApp, settings: ManagementSettings) -> AsyncIterator[int]:
+    listener = settings.rest
+    bound = _bind(listener)
+    config = uvicorn.Config(
+        app,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        access_log=False,
+        log_config=None,
+        lifespan="off",
+        ssl_certfile=listener.certificate,
+        ssl_keyfile=listener.key,
+        timeout_graceful_shutdown=max(1, round(settings.grace)),
+    )
+    server = _Rest(config)
+    with bound:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(server.serve(sockets=[bound]))
+            try:
+                yield bound.getsockname()[1]
+            finally:
+                server.should_exit = True
+
+
+class _Rest(uvicorn.Server):
+    """Leaves the process's signals to whoever owns the process."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _bind(listener: Listener) -> socket.socket:
+    """A listening socket: connections wait in it until the server takes them, so a bound port is a ready one."""
+    address = listener.address
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    return socket.create_server((address.host, address.port), family=family, backlog=512)
+
+
+async def _keep_house(server: ManagementServer) -> None:
+    """Forgets what is over, every minute. What fails is logged and tried again."""
+    while True:
+        try:
+            await forget_stale_proxies(server.state)
+            await sweep_proxy_peers(server.state)
+            await forget_old_entries(server.state, server.settings.access_log_days)
+        except Exception:
+            _log.exception("housekeeping.failed")
+        await asyncio.sleep(HOUSEKEEPING_SECONDS)

@@ -1,0 +1,97 @@
+"""Management's settings: models, read from a TOML file, the environment and flags by `netbird_host.settings`."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final
+
+from pydantic import AfterValidator, model_validator
+
+from netbird_host.setting_types import Count, SecondsOrZero, Section
+from netbird_host.settings import Settings, read_sources
+from netbird_management.plugins import Hooks, load_hooks
+from netbird_management.services.domains import fold
+
+ENVIRONMENT_PREFIX: Final = "NETBIRD_MANAGEMENT_"
+CONFIG_VARIABLE: Final = "NETBIRD_MANAGEMENT_CONFIG"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen; port 0 lets the system choose."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Address":
+        """From `host:port`, an IPv6 host in brackets. Raises `ValueError`."""
+        host, colon, port = text.rpartition(":")
+        if not colon or not host or not port.isascii() or not port.isdecimal() or int(port) > 65535:
+            raise ValueError("expected host:port, such as 127.0.0.1:8080")
+        bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+        if ":" in bare and bare == host:
+            raise ValueError("an IPv6 host needs brackets, such as [::1]:8080")
+        return cls(bare, int(port))
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def _listen(text: str) -> str:
+    Address.parse(text)
+    return text
+
+
+class Listener(Section):
+    """One port: plain, or TLS with a certificate chain and its key in PEM files."""
+
+    listen: Annotated[str, AfterValidator(_listen)]
+    certificate: Path | None = None
+    key: Path | None = None
+
+    @model_validator(mode="after")
+    def both(self) -> "Listener":
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key go together")
+        return self
+
+    @property
+    def address(self) -> Address:
+        return Address.parse(self.listen)
+
+
+class ManagementSettings(Section):
+    """Everything but the plugins' own sections.
+
+    `hosts` are management's own names; they and `refused_domains` are no domains for services.
+    """
+
+    state_directory: Path = Path("netbird-management-state")
+    plugins: tuple[str, ...] = ("private_service", "direct_upstream")
+    hosts: tuple[Annotated[str, AfterValidator(fold)], ...] = ()
+    refused_domains: tuple[Annotated[str, AfterValidator(fold)], ...] = ()
+    dns_domain: Annotated[str, AfterValidator(fold)] = "netbird.selfhosted"
+    access_log_days: Count = 7
+    rest: Listener = Listener(listen="127.0.0.1:8080")
+    grpc: Listener = Listener(listen="127.0.0.1:8081")
+    grace: SecondsOrZero = 10.0
+    """Seconds that open calls get to end when the process stops."""
+
+
+def read_settings(
+    file: Path | None, environment: Mapping[str, str] | None = None
+) -> tuple[Settings[ManagementSettings], Hooks]:
+    """The settings with the plugins they name. Raises `SettingsError` and `PluginError`."""
+    sources = read_sources(
+        file=file,
+        environment=os.environ if environment is None else environment,
+        prefix=ENVIRONMENT_PREFIX,
+        ignored={CONFIG_VARIABLE},
+    )
+    named = sources.texts("plugins") if sources.get("plugins") is not None else None
+    plugins = ManagementSettings.model_fields["plugins"].default if named is None else named
+    hooks = load_hooks(plugins, reserved_ids=set(ManagementSettings.model_fields))
+    options = {plugin.id: plugin.info.options for plugin in hooks.plugins if plugin.info.options is not None}
+    return sources.read(ManagementSettings, options), hooks
