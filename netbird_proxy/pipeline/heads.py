@@ -37,7 +37,7 @@ HOP_BY_HOP = frozenset(
 """RFC 9110 §7.6.1, and the ones that older software sends."""
 
 _FRAMING = frozenset((b"content-length", b"host", b"expect"))
-# Expect: our listener answers 100 itself once the body is wanted, which is after ALLOW; an upstream's would be a second.
+# Expect: our listener answers 100 itself once the body is wanted, which is after ALLOW; the upstream's would be late.
 
 FORWARDED = frozenset(
     (
@@ -54,11 +54,12 @@ FORWARDED = frozenset(
     )
 )
 """Who the client is, as an upstream believes it: a client's own word never passes."""
+_FORWARDED_PREFIX = b"x-forwarded-"
 
-_CORE_NAMES = HOP_BY_HOP | _FRAMING
-_NEVER_TRAILERS = _CORE_NAMES | FORWARDED | {b"authorization", b"content-encoding", b"content-type", b"cookie", b"via"}
+CORE_NAMES = HOP_BY_HOP | _FRAMING
+_NEVER_TRAILERS = CORE_NAMES | FORWARDED | {b"authorization", b"content-encoding", b"content-type", b"cookie", b"via"}
 # RFC 9110 §6.5.1: nothing that routes, frames or authenticates; an upstream that merges trailers would believe it.
-_NEVER_RESPONSE_TRAILERS = _CORE_NAMES | {b"set-cookie", b"location", b"content-encoding", b"content-type"}
+_NEVER_RESPONSE_TRAILERS = CORE_NAMES | {b"set-cookie", b"location", b"content-encoding", b"content-type"}
 
 SESSION_COOKIE = b"nb_session"
 HOST_COOKIES = b"__host-nb_"
@@ -167,8 +168,8 @@ class RequestHeads:
         self._host = None if spec.pass_host_header else host_field(upstream)
         self.rules = rules
         self._transforms = tuple(transforms)
-        core = _CORE_NAMES | (FORWARDED - rules.owners.keys())
-        self._forwards = b"x-forwarded-for" not in rules.owners
+        core = CORE_NAMES | (FORWARDED - rules.owners.keys())
+        self._forwards = FORWARDED.isdisjoint(rules.owners)
         self._owners = {**dict.fromkeys(core, CORE), **rules.owners}
         self._custom = custom_headers(upstream, self._owners)
         self._dropped = core | {fold(name) for name, _ in self._custom}
@@ -214,13 +215,13 @@ class RequestHeads:
                     and (value := rules.cookie(value))
                 ):
                     fields.append((name, value))
-            elif folded not in listed:
+            elif folded not in listed and (not folded.startswith(_FORWARDED_PREFIX) or folded in rules.owners):
                 fields.append(pair)
         if trailers_wanted:
             fields.append((b"te", b"trailers"))
             fields.append((b"connection", b"TE"))
-        if self._forwards:
-            self._forward(exchange, fields)
+        said = _forwarded(exchange)
+        fields += said if self._forwards else [pair for pair in said if pair[0] not in rules.owners]
         fields.extend(self._custom)
         fields.append((b"via", self._via))
 
@@ -272,21 +273,6 @@ class RequestHeads:
             return (exchange.http_version >= "2" and exchange.method not in ("GET", "HEAD", "OPTIONS", "TRACE"),) * 2
         return carried_body, carried_body
 
-    @staticmethod
-    def _forward(exchange: Exchange, fields: list[RawHeader]) -> None:
-        """Say who is calling, by the connection alone. A `forwarding` plugin that owns these names says it instead."""
-        address = (exchange.origin.peer.host if exchange.origin is not None else exchange.client_address).encode()
-        scheme = exchange.scheme.encode()
-        _, colon, port = exchange.authority.rpartition(b":")
-        if not colon or not port.isdigit():
-            port = b"443" if scheme == b"https" else b"80"
-        if address:
-            fields.append((b"x-forwarded-for", address))
-            fields.append((b"x-real-ip", address))
-        fields.append((b"x-forwarded-host", exchange.authority))
-        fields.append((b"x-forwarded-proto", scheme))
-        fields.append((b"x-forwarded-port", port))
-
     def _transformed(
         self, exchange: Exchange, method: bytes, target: bytes, fields: list[RawHeader]
     ) -> list[RawHeader]:
@@ -306,6 +292,22 @@ class RequestHeads:
                 # What was authorized is what is sent.
                 raise StepFailed(transform.plugin, "transform_request", "changed the method or the target")
         return outgoing.headers
+
+
+def _forwarded(exchange: Exchange) -> list[RawHeader]:
+    """Who is calling, by the connection alone. A `forwarding` plugin that owns these names says it instead."""
+    address = (exchange.origin.peer.host if exchange.origin is not None else exchange.client_address).encode("latin-1")
+    scheme = exchange.scheme.encode()
+    _, colon, port = exchange.authority.rpartition(b":")
+    if not colon or not port.isdigit():
+        port = b"443" if scheme == b"https" else b"80"
+    said = [(b"x-forwarded-for", address), (b"x-real-ip", address)] if address else []
+    said += [
+        (b"x-forwarded-host", exchange.authority),
+        (b"x-forwarded-proto", scheme),
+        (b"x-forwarded-port", port),
+    ]
+    return said
 
 
 def host_field(upstream: Upstream) -> bytes:
@@ -408,4 +410,4 @@ def split_authority(authority: bytes, default_port: int) -> tuple[bytes, int]:
 
 def informational(raw: Iterable[RawHeader]) -> list[RawHeader]:
     """The fields of a 1xx head that may go on."""
-    return [pair for pair in raw if fold(pair[0]) not in _CORE_NAMES]
+    return [pair for pair in raw if fold(pair[0]) not in CORE_NAMES]

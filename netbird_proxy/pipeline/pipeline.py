@@ -207,7 +207,7 @@ class Pipeline:
 
     @staticmethod
     def _unforeseen(exchange: Exchange, downstream: Downstream, exc: Exception) -> ExchangeError:
-        """What is nobody's step and no failure we know: a foreign server's way to say that the client left, or a bug."""
+        """What is nobody's step and no failure we know: a foreign server's word that the client left, or a bug."""
         if isinstance(exc, OSError) and downstream.connection is None:
             return ClientGone(f"{type(exc).__name__} while it was answered")
         log.exception("exchange.core_failed", exchange=exchange.id)

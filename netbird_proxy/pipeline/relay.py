@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 
 from netbird_proxy.errors import (
+    BadRequest,
     ClientGone,
     DownstreamError,
     ExchangeError,
@@ -16,7 +16,7 @@ from netbird_proxy.errors import (
     UpstreamClosed,
     UpstreamError,
 )
-from netbird_proxy.exchange import Exchange, Pool, Try, UpstreamAnswer, UpstreamConnection
+from netbird_proxy.exchange import BodyLengthMismatch, Exchange, Pool, Try, UpstreamAnswer, UpstreamConnection
 from netbird_proxy.headers import RawHeader
 from netbird_proxy.model import Upstream
 from netbird_proxy.pipeline.downstream import Downstream
@@ -132,7 +132,7 @@ class Forwarder:
     ) -> None:
         if request.has_body:
             # An upstream that no longer takes the body has answered or is about to: the answer tells, not this.
-            with suppress(UpstreamError):
+            try:
                 for data in downstream.taken:
                     await connection.send_body(data, chunked=request.chunked)
                 while not downstream.exhausted:
@@ -142,6 +142,10 @@ class Forwarder:
                 if downstream.trailers and request.chunked:
                     trailers = target.requests.rules.trailers(downstream.trailers, request.dropped)
                 connection.finish_body(trailers, chunked=request.chunked)
+            except UpstreamError:
+                pass
+            except BodyLengthMismatch as exc:
+                raise BadRequest(f"the request body is not as long as its head says: {exc}") from exc
         if downstream.connection is None:
             await self._watch(downstream)
 

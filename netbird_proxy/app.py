@@ -1,0 +1,168 @@
+"""The proxy as an ASGI application: a scope becomes an exchange, finds its route, and runs its pipeline."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection
+
+from netbird_proxy.errors import BadRequest, ForeignOrigin
+from netbird_proxy.exchange import (
+    CONNECTION_EXTENSION,
+    ORIGIN_STATE,
+    DownstreamConnection,
+    Exchange,
+    Message,
+    Receive,
+    Scope,
+    Send,
+)
+from netbird_proxy.folding import fold_authority
+from netbird_proxy.headers import Headers, RawHeader
+from netbird_proxy.model import ExchangeId, Origin
+from netbird_proxy.pipeline.answers import LOOP_DETECTED
+from netbird_proxy.pipeline.downstream import Downstream
+from netbird_proxy.pipeline.pipeline import FixedAnswer
+from netbird_proxy.routing.apply import Routing
+
+Recognizes = Callable[[object], bool]
+"""Whether an object is an origin that a live listener of this server issued."""
+
+CheckHead = Callable[[Scope], str | None]
+"""Why a scope from a foreign server must be refused with 400, or None."""
+
+
+def _nobodys(_origin: object) -> bool:
+    return False
+
+
+class ReverseProxy:
+    """Serves what its routing says, under our own listeners or any ASGI server.
+
+    Args:
+        recognizes: asked for every origin that a scope carries. By default none is real: embedded, a scope has none,
+            and its client is an untrusted one on a host socket.
+        check_head: asked under foreign servers, which let through what our own parser refuses.
+        notes: keys that steps may leave, see `PluginInfo.notes`.
+    """
+
+    def __init__(
+        self,
+        routing: Routing,
+        *,
+        recognizes: Recognizes = _nobodys,
+        check_head: CheckHead | None = None,
+        notes: Collection[str] = (),
+    ) -> None:
+        self.routing = routing
+        self._recognizes = recognizes
+        self._check_head = check_head
+        self._notes = frozenset(notes)
+        self._pseudonym = routing.compiler.pseudonym
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind == "http":
+            await self._serve(scope, receive, send)
+        elif kind == "websocket":
+            # Foreign servers offer upgrades in this form only. It cannot carry one of ours, so it is answered.
+            await self._serve(scope, receive, _answer_upgrade(scope, send))
+        elif kind == "lifespan":
+            await _lifespan(receive, send)
+        else:
+            raise ValueError(f"no ASGI scope of ours: {kind!r}")
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        state = scope.get("state")
+        origin = state.get(ORIGIN_STATE) if state else None
+        extensions = scope.get("extensions")
+        connection: DownstreamConnection | None = extensions.get(CONNECTION_EXTENSION) if extensions else None
+        downstream = Downstream(receive, send, connection)
+        if origin is not None and not self._recognizes(origin):
+            exchange = self._exchange(scope, None, "", b"", b"")
+            await self._say(
+                exchange, downstream, ForeignOrigin(f"an origin that no listener of ours issued: {origin!r}")
+            )
+            return
+        if connection is None and self._check_head is not None and (reason := self._check_head(scope)) is not None:
+            await self._say(self._exchange(scope, origin, "", b"", b""), downstream, BadRequest(reason))
+            return
+        authority: bytes | None = None
+        raw: list[RawHeader] = scope["headers"]
+        looped = False
+        for name, value in raw:
+            if name == b"host":
+                authority = value
+            elif name == b"via" and self._pseudonym in value:
+                looped = looped or any(part.split()[1:2] == [self._pseudonym] for part in value.split(b","))
+        path: bytes | None = scope.get("raw_path")
+        try:
+            if authority is None or path is None:
+                raise ValueError("no host" if authority is None else "no raw path")
+            host = fold_authority(authority)
+        except ValueError as exc:
+            await self._say(self._exchange(scope, origin, "", b"", b""), downstream, BadRequest(str(exc)))
+            return
+        exchange = self._exchange(scope, origin, host, authority, path)
+        if looped:
+            await self._fixed().say(exchange, downstream, LOOP_DETECTED)
+            return
+        route = self.routing.table.match(host, path, None if origin is None else origin.account)
+        exchange.route = route.spec
+        exchange.headers = route.rules.incoming(raw)
+        await route.runner.run(exchange, downstream)
+
+    def _exchange(self, scope: Scope, origin: Origin | None, host: str, authority: bytes, path: bytes) -> Exchange:
+        scheme = "https" if scope["scheme"] in ("https", "wss") or (origin is not None and origin.tls_ahead) else "http"
+        if origin is not None:
+            address = origin.peer.host
+        else:
+            client = scope.get("client")
+            address = client[0] if client else ""
+        return Exchange(
+            id=ExchangeId(os.urandom(16).hex()),
+            origin=origin,
+            method=scope.get("method", "GET"),
+            scheme=scheme,
+            host=host,
+            authority=authority,
+            raw_path=path,
+            query=scope.get("query_string", b""),
+            http_version=scope.get("http_version", "1.1"),
+            headers=_NO_HEADERS,
+            client_address=address,
+            allowed_notes=self._notes,
+        )
+
+    def _fixed(self) -> FixedAnswer:
+        """What answers where no route was looked for."""
+        runner = self.routing.table.no_route.runner
+        assert isinstance(runner, FixedAnswer)  # noqa: S101 - the compiler makes it so
+        return runner
+
+    async def _say(self, exchange: Exchange, downstream: Downstream, error: BadRequest | ForeignOrigin) -> None:
+        await self._fixed().say(exchange, downstream, error)
+
+
+_NO_HEADERS = Headers([])
+
+
+def _answer_upgrade(scope: Scope, send: Send) -> Send:
+    """Speak of an answer in websocket terms: whole where the server can, else by closing before the handshake."""
+    whole = "websocket.http.response" in (scope.get("extensions") or {})
+
+    async def answer(message: Message) -> None:
+        if whole:
+            await send({**message, "type": "websocket." + message["type"]})
+        elif message["type"] == "http.response.start":
+            await send({"type": "websocket.close", "code": 1000, "reason": ""})
+
+    return answer
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    """Whoever embeds the application starts and stops what it is made of; it has nothing of its own to start."""
+    while True:
+        message = await receive()
+        await send({"type": message["type"] + ".complete"})
+        if message["type"] == "lifespan.shutdown":
+            return

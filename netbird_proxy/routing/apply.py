@@ -1,0 +1,190 @@
+"""Mappings in, a table out: what changed is compiled, then one assignment puts all of it in force.
+
+Nobody sees half of a change. What is refused is closed, never left as it was, and never opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import structlog
+
+from netbird_proxy.errors import RouteRefused
+from netbird_proxy.model import AccountId, Mapping, ServiceId
+from netbird_proxy.routing.compile import Compiled, Compiler
+from netbird_proxy.routing.table import HostRoutes, Table
+
+log = structlog.get_logger("netbird_proxy.routing")
+
+Key = tuple[str, ServiceId]
+"""A mapping's source and id: two sources may use the same id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What became of one mapping.
+
+    Attributes:
+        refused: why it is not served, in one sentence for management; empty when it is.
+        changed: whether this apply changed it; an equal mapping that came again did not.
+    """
+
+    service: ServiceId
+    account: AccountId
+    refused: str = ""
+    changed: bool = True
+
+    @property
+    def ok(self) -> bool:
+        return not self.refused
+
+
+@dataclass(slots=True)
+class Served:
+    """One mapping as it stands. `compiled` is None while its host is another's, or it has none."""
+
+    mapping: Mapping
+    refused: str = ""
+    compiled: Compiled | None = None
+
+    def report(self, *, changed: bool) -> Report:
+        return Report(self.mapping.id, self.mapping.account, self.refused, changed)
+
+
+class Routing:
+    """The mappings of all sources, and the table made of them.
+
+    Attributes:
+        table: what is in force. Replaced whole; whoever matches takes it once.
+    """
+
+    def __init__(self, compiler: Compiler, *, on_change: Callable[[frozenset[ServiceId]], None] | None = None) -> None:
+        """Args:
+        on_change: called after each assignment with the services whose routes are others now, or gone.
+        """
+        self.compiler = compiler
+        self.on_change = on_change
+        self.table = Table({}, compiler.no_route)
+        self._served: dict[Key, Served] = {}
+        self._claims: dict[str, list[Key]] = {}  # folded host → who wants it, its owner first
+
+    def __iter__(self) -> Iterator[Served]:
+        return iter(self._served.values())
+
+    def __len__(self) -> int:
+        return len(self._served)
+
+    def get(self, source: str, service: ServiceId) -> Served | None:
+        return self._served.get((source, service))
+
+    def apply(self, source: str, mappings: Iterable[Mapping]) -> list[Report]:
+        """Make a source's mappings exactly these. Applying the same ones again changes nothing."""
+        wanted = list(mappings)
+        ids = {mapping.id for mapping in wanted}
+        gone = [service for origin, service in self._served if origin == source and service not in ids]
+        return self.update(source, wanted, gone)
+
+    def update(self, source: str, changed: Iterable[Mapping] = (), removed: Iterable[ServiceId] = ()) -> list[Report]:
+        """Change some of a source's mappings, all at once.
+
+        Returns:
+            one report for each of `changed`, in order, then one for each other mapping whose state this changed.
+        """
+        latest = {mapping.id: mapping for mapping in changed}
+        dirty: dict[Key, None] = {}
+        hosts: dict[str, None] = {}
+        dropped: list[Served] = []
+        for service in removed:
+            if service not in latest and (served := self._served.pop((source, service), None)) is not None:
+                self._unclaim((source, service), served.mapping, hosts)
+                dropped.append(served)
+        fresh = [mapping for mapping in latest.values() if not self._same(source, mapping)]
+        # All leave their old hosts before any takes a new one, so that two services can change places.
+        for mapping in fresh:
+            old = self._served.get((source, mapping.id))
+            if old is not None and old.mapping.host != mapping.host:
+                self._unclaim((source, mapping.id), old.mapping, hosts)
+        for mapping in fresh:
+            key = (source, mapping.id)
+            dirty[key] = None
+            if (old := self._served.get(key)) is not None:
+                dropped.append(old)
+            self._served[key] = Served(mapping)
+            if mapping.mode == "http" and mapping.host:
+                claims = self._claims.setdefault(mapping.host, [])
+                if key not in claims:
+                    claims.append(key)
+                hosts[mapping.host] = None
+            elif old is not None:
+                self._unclaim(key, old.mapping, hosts)
+        for host in hosts:
+            for key in self._claims.get(host, ()):
+                if key not in dirty and self._ownership_changed(key, host):
+                    dirty[key] = None
+                    dropped.append(self._served[key])
+                    self._served[key] = Served(self._served[key].mapping)
+        for key in dirty:
+            self._decide(key)
+        if hosts:
+            self._swap(hosts)
+        for served in dropped:
+            if served.compiled is not None:
+                self.compiler.drop(served.compiled)
+        if self.on_change is not None and (dropped or dirty):
+            self.on_change(frozenset([*(served.mapping.id for served in dropped), *(key[1] for key in dirty)]))
+        reports = [self._served[source, service].report(changed=(source, service) in dirty) for service in latest]
+        reports += [self._served[key].report(changed=True) for key in dirty if key[0] != source or key[1] not in latest]
+        return reports
+
+    def close(self) -> None:
+        """Serve nothing more: every host answers as if it had no route."""
+        self.table = Table({}, self.compiler.no_route)
+
+    def _same(self, source: str, mapping: Mapping) -> bool:
+        old = self._served.get((source, mapping.id))
+        return old is not None and (old.mapping.digest, old.mapping.host, old.mapping.refused) == (
+            mapping.digest,
+            mapping.host,
+            mapping.refused,
+        )
+
+    def _unclaim(self, key: Key, mapping: Mapping, hosts: dict[str, None]) -> None:
+        claims = self._claims.get(mapping.host)
+        if claims is not None and key in claims:
+            claims.remove(key)
+            hosts[mapping.host] = None
+            if not claims:
+                del self._claims[mapping.host]
+
+    def _ownership_changed(self, key: Key, host: str) -> bool:
+        return (self._claims[host][0] == key) != (self._served[key].compiled is not None)
+
+    def _decide(self, key: Key) -> None:
+        """Compile one mapping, or say why not. A refused one that owns its host closes it."""
+        served = self._served[key]
+        mapping = served.mapping
+        if mapping.mode != "http":
+            served.refused = mapping.refused or f"mode {mapping.mode} is not served by this proxy yet"
+        elif not mapping.host:
+            served.refused = mapping.refused or "the mapping has no host"
+        elif self._claims[mapping.host][0] != key:
+            served.refused = mapping.refused or f"the host {mapping.host} is another service's"
+        else:
+            try:
+                served.compiled = self.compiler.compile(mapping)
+            except RouteRefused as refusal:
+                served.refused = str(refusal)
+                served.compiled = self.compiler.closed(mapping, served.refused)
+        if served.refused:
+            log.warning("mapping.refused", service=mapping.id, account=mapping.account, reason=served.refused)
+
+    def _swap(self, changed: Iterable[str]) -> None:
+        hosts: dict[str, HostRoutes] = dict(self.table.hosts)
+        for host in changed:
+            compiled = self._served[claims[0]].compiled if (claims := self._claims.get(host)) else None
+            if compiled is None:
+                hosts.pop(host, None)
+            else:
+                hosts[host] = compiled.routes
+        self.table = Table(hosts, self.compiler.no_route)

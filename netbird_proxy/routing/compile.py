@@ -1,0 +1,238 @@
+"""From a mapping to its routes: hooks are asked once, here, and what they return is what runs.
+
+A mapping that cannot be compiled as it stands is refused as a whole. What a guarding field asks for is enforced by the
+plugin that claims it, or the mapping is not served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Protocol
+
+import structlog
+
+from netbird_proxy.errors import PluginFailed, RouteClosed, RouteRefused
+from netbird_proxy.headers import fold
+from netbird_proxy.model import Mapping, RouteSpec, Upstream
+from netbird_proxy.pipeline.answers import AMBIGUOUS_PATH, NO_ROUTE
+from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard, BoundObserver, BoundTransform, GuardStage
+from netbird_proxy.pipeline.heads import CORE_NAMES, HeadRules, RequestHeads, ResponseHeads
+from netbird_proxy.pipeline.pipeline import Ending, Environment, FixedAnswer, Pipeline
+from netbird_proxy.pipeline.relay import Forwarder, Target
+from netbird_proxy.routing.pools import Pools, RetiringPool
+from netbird_proxy.routing.table import HostRoutes, Route
+from netbird_proxy.steps import Authenticator, Dialer, Guard, Observer, Proxy, RequestTransform
+
+log = structlog.get_logger("netbird_proxy.routing")
+
+PSEUDONYM = "netbird-proxy"
+
+
+class RouteHooks(Protocol):
+    """What compile asks of `netbird_proxy.plugins.Hooks`. All may raise RouteRefused or PluginFailed."""
+
+    def restrict(self, route: RouteSpec, proxy: Proxy) -> Sequence[tuple[str, Guard]]: ...
+    def authenticate(self, route: RouteSpec, proxy: Proxy) -> Sequence[tuple[str, Authenticator]]: ...
+    def authorize(self, route: RouteSpec, proxy: Proxy) -> Sequence[tuple[str, Guard]]: ...
+    def transform_request(self, route: RouteSpec, proxy: Proxy) -> Sequence[tuple[str, RequestTransform]]: ...
+    def observe(self, route: RouteSpec | None, proxy: Proxy) -> Sequence[tuple[str, Observer]]: ...
+    def dialer(self, route: RouteSpec, upstream: Upstream, proxy: Proxy) -> tuple[str, Dialer] | None: ...
+
+
+class Compiled:
+    """A mapping's routes, and the pools that they count for."""
+
+    __slots__ = ("pools", "routes")
+
+    def __init__(self, routes: HostRoutes, pools: Sequence[tuple[RouteSpec, Upstream, RetiringPool]] = ()) -> None:
+        self.routes = routes
+        self.pools = tuple(pools)
+
+
+class Compiler:
+    """Builds routes with one set of hooks.
+
+    Args:
+        environment: what all pipelines share: the guards' timeout, counters, steps left behind.
+        pseudonym: our name in `Via`; a request that bears it already has come round.
+        cookies: names of cookies that plugins set; upstreams neither see nor set them.
+        observers: of every exchange, besides those of plugins, such as the memory behind `explain`.
+    """
+
+    def __init__(
+        self,
+        hooks: RouteHooks,
+        proxy: Proxy,
+        pools: Pools,
+        environment: Environment,
+        *,
+        pseudonym: str = PSEUDONYM,
+        cookies: Collection[str] = (),
+        observers: Sequence[tuple[str, Observer]] = (),
+    ) -> None:
+        self._hooks = hooks
+        self._proxy = proxy
+        self._pools = pools
+        self.environment = environment
+        self.pseudonym = pseudonym.encode("ascii")
+        self._cookies = frozenset(name.encode("ascii") for name in cookies)
+        self._observers = tuple(BoundObserver(*pair) for pair in observers)
+        self._unrouted = self._ending(None)
+        self.no_route = Route(None, FixedAnswer(NO_ROUTE, self._unrouted))
+
+    def compile(self, mapping: Mapping) -> Compiled:
+        """A mapping's routes.
+
+        Raises:
+            RouteRefused: it cannot be served as it is; the message is for management. Nothing is held.
+        """
+        if mapping.refused:
+            raise RouteRefused(mapping.refused)
+        pools: list[tuple[RouteSpec, Upstream, RetiringPool]] = []
+        try:
+            return self._compile(mapping, pools)
+        except BaseException as exc:
+            self._give_back(pools)
+            if isinstance(exc, RouteRefused) or not isinstance(exc, Exception):
+                raise
+            if isinstance(exc, PluginFailed):
+                raise RouteRefused(str(exc)) from exc
+            log.exception("mapping.compile_failed", service=mapping.id, account=mapping.account)
+            raise RouteRefused(f"the proxy could not compile it: {type(exc).__name__}") from exc
+
+    def closed(self, mapping: Mapping, reason: str) -> Compiled:
+        """What stands in for a refused mapping: 503 for every path, without steps and without a pool."""
+        answer = FixedAnswer(RouteClosed(reason), self._unrouted)
+        route = Route(None, answer)
+        return Compiled(HostRoutes(mapping.account, {b"/": route}, route))
+
+    def drop(self, compiled: Compiled) -> None:
+        """These routes are out of the table."""
+        self._give_back(compiled.pools)
+
+    def _give_back(self, pools: Sequence[tuple[RouteSpec, Upstream, RetiringPool]]) -> None:
+        for spec, upstream, pool in pools:
+            self._pools.drop(spec.account, upstream, pool)
+
+    def _compile(self, mapping: Mapping, pools: list[tuple[RouteSpec, Upstream, RetiringPool]]) -> Compiled:
+        if not mapping.routes:
+            raise RouteRefused("the mapping has no target")
+        routes: dict[bytes, Route] = {}
+        pipelines: list[tuple[RouteSpec, Pipeline]] = []
+        for spec in mapping.routes:
+            if (spec.service, spec.account, spec.host) != (mapping.id, mapping.account, mapping.host):
+                raise RouteRefused(f"the route {spec.host}{_path(spec)} is not the mapping's own")
+            if spec.kind != "http":
+                raise RouteRefused(f"kind {spec.kind} is not served by this proxy yet")
+            if not spec.prefix.startswith(b"/") or (spec.prefix != b"/" and spec.prefix.endswith(b"/")):
+                raise RouteRefused(f"the path {_path(spec)!r} is no prefix")
+            if spec.prefix in routes:
+                raise RouteRefused(f"two routes have the path {_path(spec)}")
+            if not spec.upstreams:
+                raise RouteRefused(f"the route {_path(spec)} has no target")
+            pipeline, rules = self._route(spec, pools)
+            bounded = any(upstream.path != b"/" for upstream in spec.upstreams)
+            routes[spec.prefix] = Route(spec, pipeline, rules, bounded=bounded)
+            pipelines.append((spec, pipeline))
+        first_spec, first = pipelines[0]
+        ambiguous = Route(None, FixedAnswer(AMBIGUOUS_PATH, first.ending))
+        differ = any(
+            _guards(pipeline) != _guards(first)
+            or spec.guarding != first_spec.guarding
+            or spec.values != first_spec.values
+            for spec, pipeline in pipelines[1:]
+        )
+        return Compiled(HostRoutes(mapping.account, routes, ambiguous, differ=differ), pools)
+
+    def _route(
+        self, spec: RouteSpec, pools: list[tuple[RouteSpec, Upstream, RetiringPool]]
+    ) -> tuple[Pipeline, HeadRules]:
+        hooks, proxy = self._hooks, self._proxy
+        restrict = self._guards("restrict", spec, hooks.restrict(spec, proxy))
+        authenticate = [
+            BoundAuthenticator(plugin, step)
+            for plugin, step in hooks.authenticate(spec, proxy)
+            if spec.kind in step.kinds
+        ]
+        authorize = self._guards("authorize", spec, hooks.authorize(spec, proxy))
+        _must_enforce(spec, restrict, authenticate, authorize)
+        transforms = [BoundTransform(plugin, step) for plugin, step in hooks.transform_request(spec, proxy)]
+        rules = HeadRules(_owners(transforms), self._cookies, self.pseudonym)
+        targets: list[Target] = []
+        for upstream in spec.upstreams:
+            if upstream.scheme not in ("http", "https"):
+                raise RouteRefused(f"the target {upstream} is not HTTP")
+            requests = RequestHeads(spec, upstream, rules, transforms)
+            responses = ResponseHeads(spec, upstream, rules)
+            found = hooks.dialer(spec, upstream, proxy)
+            if found is None:
+                raise RouteRefused(f"no plugin of this proxy can reach {upstream}")
+            pool = self._pools.take(spec.account, upstream, found[1])
+            pools.append((spec, upstream, pool))
+            targets.append(Target(upstream, pool, requests, responses))
+        pipeline = Pipeline(
+            restrict=restrict,
+            authenticate=authenticate,
+            authorize=authorize,
+            forward=Forwarder(targets),
+            ending=self._ending(spec),
+        )
+        return pipeline, rules
+
+    @staticmethod
+    def _guards(stage: GuardStage, spec: RouteSpec, found: Sequence[tuple[str, Guard]]) -> list[BoundGuard]:
+        for plugin, guard in found:
+            if guard.observe and plugin in spec.guarding:
+                raise RouteRefused(f"{plugin} only observes what {', '.join(spec.guarding[plugin])} asks it to guard")
+        return [BoundGuard(plugin, stage, guard) for plugin, guard in found if spec.kind in guard.kinds]
+
+    def _ending(self, spec: RouteSpec | None) -> Ending:
+        found = [BoundObserver(plugin, step) for plugin, step in self._hooks.observe(spec, self._proxy)]
+        return Ending((*found, *self._observers), self.environment)
+
+
+def _path(spec: RouteSpec) -> str:
+    return spec.prefix.decode("latin-1")
+
+
+def _guards(pipeline: Pipeline) -> tuple[tuple[str, str], ...]:
+    """Who guards a route, and where."""
+    steps: list[BoundGuard | BoundAuthenticator] = [*pipeline.restrict, *pipeline.authenticate, *pipeline.authorize]
+    return tuple((step.stage, step.plugin) for step in steps)
+
+
+def _must_enforce(
+    spec: RouteSpec,
+    restrict: Sequence[BoundGuard],
+    authenticate: Sequence[BoundAuthenticator],
+    authorize: Sequence[BoundGuard],
+) -> None:
+    """Each plugin whose guarding field is set must have bound something that can say no.
+
+    Raises:
+        RouteRefused: one has not.
+    """
+    enforcing = {guard.plugin for guard in (*restrict, *authorize) if not guard.observe}
+    enforcing |= {step.plugin for step in authenticate if step.phase == "exclusive"}
+    for plugin, fields in spec.guarding.items():
+        if plugin not in enforcing:
+            raise RouteRefused(f"{plugin} enforces nothing for {', '.join(fields)} on {_path(spec)}")
+
+
+def _owners(transforms: Sequence[BoundTransform]) -> dict[bytes, str]:
+    """Folded header name → plugin.
+
+    Raises:
+        RouteRefused: two plugins own one name, or one wants a name that frames or routes.
+    """
+    owners: dict[bytes, str] = {}
+    for transform in transforms:
+        for name in transform.owns:
+            folded = fold(name)
+            if folded in CORE_NAMES:
+                raise RouteRefused(f"{transform.plugin} may not own the header {folded.decode('latin-1')}")
+            if owners.setdefault(folded, transform.plugin) != transform.plugin:
+                raise RouteRefused(
+                    f"both {owners[folded]} and {transform.plugin} own the header {folded.decode('latin-1')}"
+                )
+    return owners

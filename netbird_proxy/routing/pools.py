@@ -1,0 +1,86 @@
+"""The pools in use: shared by routes that dial the same way, counted, retired a while after the last route is gone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from netbird_proxy.exchange import Pool
+from netbird_proxy.model import AccountId, Upstream
+from netbird_proxy.steps import Dialer
+
+GRACE = 30.0
+"""Seconds that a pool without routes is kept warm: a service that is edited twice keeps its connections."""
+
+
+class RetiringPool(Pool, Protocol):
+    """A pool that can be told to keep nothing more. Exchanges under way finish, and late ones still dial."""
+
+    def retire(self) -> None: ...
+
+
+PoolFor = Callable[[Upstream, Dialer], RetiringPool]
+
+
+@dataclass(slots=True, eq=False)
+class _Kept:
+    account: AccountId
+    upstream: Upstream
+    dialer: Dialer
+    pool: RetiringPool
+    routes: int = 0
+    retiring: asyncio.TimerHandle | None = None
+
+
+class Pools:
+    """Every pool of this process. Accounts never share one, whatever they dial."""
+
+    def __init__(self, pool_for: PoolFor, *, grace: float = GRACE) -> None:
+        self._pool_for = pool_for
+        self._grace = grace
+        self._kept: dict[tuple[AccountId, str], list[_Kept]] = {}
+
+    def take(self, account: AccountId, upstream: Upstream, dialer: Dialer) -> RetiringPool:
+        """The pool for one more route."""
+        bucket = self._kept.setdefault((account, str(upstream)), [])
+        for kept in bucket:
+            if kept.upstream == upstream and kept.dialer == dialer:
+                break
+        else:
+            kept = _Kept(account, upstream, dialer, self._pool_for(upstream, dialer))
+            bucket.append(kept)
+        kept.routes += 1
+        if kept.retiring is not None:
+            kept.retiring.cancel()
+            kept.retiring = None
+        return kept.pool
+
+    def drop(self, account: AccountId, upstream: Upstream, pool: RetiringPool) -> None:
+        """One route less."""
+        bucket = self._kept[account, str(upstream)]
+        kept = next(one for one in bucket if one.pool is pool)
+        kept.routes -= 1
+        if kept.routes == 0:
+            kept.retiring = asyncio.get_running_loop().call_later(self._grace, self._retire, kept)
+
+    def close(self) -> None:
+        """Retire all of them now."""
+        for bucket in list(self._kept.values()):
+            for kept in list(bucket):
+                self._retire(kept)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._kept.values()))
+
+    def _retire(self, kept: _Kept) -> None:
+        if kept.retiring is not None:
+            kept.retiring.cancel()
+            kept.retiring = None
+        key = (kept.account, str(kept.upstream))
+        bucket = self._kept[key]
+        bucket.remove(kept)
+        if not bucket:
+            del self._kept[key]
+        kept.pool.retire()

@@ -1,0 +1,140 @@
+"""A client in process: one request to an ASGI application as our own listener, or a foreign server, would bring it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from netbird_proxy.exchange import CONNECTION_EXTENSION, ORIGIN_STATE, ASGIApp, Message
+from netbird_proxy.headers import RawHeader
+from netbird_proxy.model import Origin
+from netbird_proxy.testing.makers import HOST
+
+
+@dataclass(slots=True)
+class Answer:
+    """What the client got. `complete` is false where the stream was cut."""
+
+    status: int = 0
+    headers: list[RawHeader] = field(default_factory=list)
+    body: bytes = b""
+    trailers: list[RawHeader] | None = None
+    informational: list[tuple[int, list[RawHeader]]] = field(default_factory=list)
+    complete: bool = False
+    aborted: bool = False
+    messages: list[Message] = field(default_factory=list)
+
+    def get(self, name: bytes) -> bytes | None:
+        return next((value for key, value in self.headers if key == name), None)
+
+
+class Client:
+    """One request under way.
+
+    Args:
+        body: its pieces; None for a request without a body.
+        own: as our own listener brings it, with its extension; else as a foreign ASGI server does.
+        leaves: the client is gone once the body's pieces are through.
+    """
+
+    def __init__(
+        self,
+        method: str = "GET",
+        target: str = "/",
+        *,
+        host: str | None = HOST,
+        headers: Iterable[RawHeader] = (),
+        body: Iterable[bytes] | None = None,
+        trailers: Iterable[RawHeader] = (),
+        origin: Origin | None = None,
+        own: bool = True,
+        scheme: str = "http",
+        http_version: str = "1.1",
+        leaves: bool = False,
+        extra: dict[str, Any] | None = None,
+    ) -> None:
+        path, _, query = target.encode("latin-1").partition(b"?")
+        self.answer = Answer()
+        self.has_body = body is not None
+        self.gone = False
+        self.task: asyncio.Task[None] | None = None
+        self.received = 0
+        self._pieces = list(body or ())
+        self._trailers = list(trailers)
+        self._ended = False
+        self._leaves = leaves
+        self._left = asyncio.Event()
+        fields = [(name.lower(), value) for name, value in headers]
+        if host is not None:
+            fields.insert(0, (b"host", host.encode("latin-1")))
+        self.scope: dict[str, Any] = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": http_version,
+            "method": method,
+            "scheme": scheme,
+            "path": target.partition("?")[0],
+            "raw_path": path,
+            "query_string": query,
+            "headers": fields,
+            "client": ("203.0.113.9", 50000),
+            "server": ("127.0.0.1", 8080),
+            "state": {} if origin is None else {ORIGIN_STATE: origin},
+            "extensions": {CONNECTION_EXTENSION: self} if own else {},
+            **(extra or {}),
+        }
+
+    async def ask(self, app: ASGIApp) -> Answer:
+        """Run the application to its end."""
+        self.task = asyncio.current_task()
+        await app(self.scope, self.receive, self.send)
+        return self.answer
+
+    async def receive(self) -> Message:
+        self.received += 1
+        if self._pieces:
+            piece = self._pieces.pop(0)
+            last = not self._pieces and not self._leaves
+            self._ended = self._ended or last
+            message: Message = {"type": "http.request", "body": piece, "more_body": not last}
+            if last and self._trailers:
+                message["trailers"] = self._trailers
+            return message
+        if not self._ended and not self._leaves:
+            self._ended = True
+            return {"type": "http.request", "body": b"", "more_body": False}
+        if not self._leaves:
+            await self._left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        self.answer.messages.append(message)
+        kind = message["type"]
+        if kind == "http.response.start":
+            self.answer.status = message["status"]
+            self.answer.headers = list(message["headers"])
+        elif kind == "http.response.body":
+            self.answer.body += message.get("body", b"")
+            self.answer.complete = not message.get("more_body", False)
+        elif kind == "http.response.trailers":
+            self.answer.trailers = list(message["headers"])
+
+    def leave(self) -> None:
+        """The client goes away now, as its server tells the application."""
+        self.gone = True
+        self._left.set()
+
+    # What our own listener adds ---------------------------------------------------------------------------------------
+
+    async def inform(self, status: int, headers: list[RawHeader]) -> None:
+        self.answer.informational.append((status, headers))
+
+    def abort(self) -> None:
+        self.answer.aborted = True
+
+
+async def ask(app: ASGIApp, method: str = "GET", target: str = "/", **fields: Any) -> Answer:
+    """One request and its answer. See `Client` for what it may say."""
+    return await Client(method, target, **fields).ask(app)

@@ -1,0 +1,214 @@
+"""Transcripts: each effect of an exchange in order, and a test that states the whole list."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from netbird_proxy.app import ReverseProxy
+from netbird_proxy.errors import UpstreamError
+from netbird_proxy.exchange import ExchangeView, OutgoingHead
+from netbird_proxy.model import Challenge, Deny, Identity, Mapping, Origin, RouteSpec, Upstream
+from netbird_proxy.pipeline.pipeline import GUARD_TIMEOUT, Environment
+from netbird_proxy.routing.apply import Report, Routing
+from netbird_proxy.routing.compile import Compiler, RouteHooks
+from netbird_proxy.routing.pools import Pools
+from netbird_proxy.steps import Authenticator, Dialer, Guard, Observer, Proxy, RequestTransform
+from netbird_proxy.testing.asgi import Answer, Client
+from netbird_proxy.testing.fakes import FakeProxy, HostDialer
+from netbird_proxy.testing.makers import mapping
+from netbird_proxy.testing.upstreams import ScriptedAnswer, Upstreams
+
+GuardHook = Callable[[RouteSpec, Proxy], Guard | None]
+
+
+class StepHooks:
+    """Hooks without plugins: the steps that a test gives, by stage, each `(plugin id, step)`, on every route."""
+
+    def __init__(
+        self,
+        *,
+        restrict: Sequence[tuple[str, Guard]] = (),
+        authenticate: Sequence[tuple[str, Authenticator]] = (),
+        authorize: Sequence[tuple[str, Guard]] = (),
+        transform_request: Sequence[tuple[str, RequestTransform]] = (),
+        observe: Sequence[tuple[str, Observer]] = (),
+        dialer: tuple[str, Dialer] | None = ("host", HostDialer()),
+    ) -> None:
+        self.steps: dict[str, Sequence[tuple[str, Any]]] = {
+            "restrict": restrict,
+            "authenticate": authenticate,
+            "authorize": authorize,
+            "transform_request": transform_request,
+            "observe": observe,
+        }
+        self.the_dialer = dialer
+
+    def restrict(self, route: RouteSpec, proxy: Proxy) -> Sequence[tuple[str, Guard]]:
+        return self.steps["restrict"]
+
+    def authenticate(self, route: RouteSpec, proxy: Proxy) -> Sequence[tuple[str, Authenticator]]:
+        return self.steps["authenticate"]
+
+    def authorize(self, route: RouteSpec, proxy: Proxy) -> Sequence[tuple[str, Guard]]:
+        return self.steps["authorize"]
+
+    def transform_request(self, route: RouteSpec, proxy: Proxy) -> Sequence[tuple[str, RequestTransform]]:
+        return self.steps["transform_request"]
+
+    def observe(self, route: RouteSpec | None, proxy: Proxy) -> Sequence[tuple[str, Observer]]:
+        return self.steps["observe"]
+
+    def dialer(self, route: RouteSpec, upstream: Upstream, proxy: Proxy) -> tuple[str, Dialer] | None:
+        return self.the_dialer
+
+
+class RecordedHooks:
+    """Hooks whose steps tell a transcript what they said."""
+
+    def __init__(self, hooks: RouteHooks, record: Callable[[str], None]) -> None:
+        self._hooks = hooks
+        self._record = record
+
+    def restrict(self, route: RouteSpec, proxy: Proxy) -> Sequence[tuple[str, Guard]]:
+        return [(name, self._guard("restrict", name, step)) for name, step in self._hooks.restrict(route, proxy)]
+
+    def authenticate(self, route: RouteSpec, proxy: Proxy) -> Sequence[tuple[str, Authenticator]]:
+        return [
+            (name, replace(step, identify=self._told("authenticate", name, step.identify)))
+            for name, step in self._hooks.authenticate(route, proxy)
+        ]
+
+    def authorize(self, route: RouteSpec, proxy: Proxy) -> Sequence[tuple[str, Guard]]:
+        return [(name, self._guard("authorize", name, step)) for name, step in self._hooks.authorize(route, proxy)]
+
+    def transform_request(self, route: RouteSpec, proxy: Proxy) -> Sequence[tuple[str, RequestTransform]]:
+        return [(name, self._transform(name, step)) for name, step in self._hooks.transform_request(route, proxy)]
+
+    def observe(self, route: RouteSpec | None, proxy: Proxy) -> Sequence[tuple[str, Observer]]:
+        return self._hooks.observe(route, proxy)
+
+    def dialer(self, route: RouteSpec, upstream: Upstream, proxy: Proxy) -> tuple[str, Dialer] | None:
+        return self._hooks.dialer(route, upstream, proxy)
+
+    def _guard(self, stage: str, plugin: str, guard: Guard) -> Guard:
+        return replace(guard, check=self._told(stage, plugin, guard.check))
+
+    def _told(self, stage: str, plugin: str, ask: Callable[[ExchangeView], Awaitable[Any]]) -> Callable[..., Any]:
+        async def told(exchange: ExchangeView) -> Any:
+            try:
+                said = await ask(exchange)
+            except BaseException as exc:
+                self._record(f"{stage} {plugin}: raised {type(exc).__name__}")
+                raise
+            self._record(f"{stage} {plugin}: {_worded(said)}")
+            return said
+
+        return told
+
+    def _transform(self, plugin: str, step: RequestTransform) -> RequestTransform:
+        def told(exchange: ExchangeView, outgoing: OutgoingHead) -> None:
+            self._record(f"transform_request {plugin}")
+            return step.apply(exchange, outgoing)
+
+        return replace(step, apply=told)
+
+
+def _worded(said: object) -> str:
+    if isinstance(said, Deny):
+        return f"deny {said.code}"
+    if isinstance(said, Challenge):
+        return f"challenge {said.code}"
+    if isinstance(said, Identity):
+        return f"identity {said.user_id}"
+    return "pass" if said is None else repr(said).lower()
+
+
+class Transcript:
+    """The whole proxy but its sockets: mappings, hooks, a scripted upstream, and a list of what happened.
+
+    Effects: `restrict PLUGIN: allow`, `authenticate PLUGIN: pass` or `identity USER`, `… : deny CODE`,
+    `transform_request PLUGIN`, `dial UPSTREAM`, `abort`, `respond STATUS`, `observe STATUS [CODE]`.
+
+    Attributes:
+        reports: what apply said of the mappings.
+        observed: the exchanges as observers saw them.
+    """
+
+    def __init__(
+        self,
+        *mappings: Mapping | RouteSpec,
+        hooks: RouteHooks | None = None,
+        proxy: Proxy | None = None,
+        upstream: Iterable[ScriptedAnswer | UpstreamError] = (),
+        reused: bool = False,
+        timeout: float = GUARD_TIMEOUT,
+        cookies: Iterable[str] = (),
+        notes: Iterable[str] = (),
+        foreign_origins: bool = False,
+        **proxy_options: Any,
+    ) -> None:
+        self.effects: list[str] = []
+        self.observed: list[ExchangeView] = []
+        self.upstreams = Upstreams(upstream, reused=reused, record=self.effects.append)
+        self.proxy = proxy or FakeProxy()
+        self.environment = Environment(timeout=timeout, count=self.proxy.count)
+        self.compiler = Compiler(
+            RecordedHooks(hooks or StepHooks(), self.effects.append),
+            self.proxy,
+            Pools(self.upstreams, grace=0.0),
+            self.environment,
+            cookies=tuple(cookies),
+            observers=[("transcript", self._observe)],
+        )
+        self.routing = Routing(self.compiler)
+        self.app = ReverseProxy(
+            self.routing, recognizes=lambda _origin: not foreign_origins, notes=tuple(notes), **proxy_options
+        )
+        made = [mapping(one) if isinstance(one, RouteSpec) else one for one in mappings]
+        self.reports: list[Report] = self.routing.apply("management", made)
+
+    async def request(
+        self, method: str = "GET", target: str = "/", *, origin: Origin | None = None, **fields: Any
+    ) -> Answer:
+        """One request from its head to its observers."""
+        return await self.run(Client(method, target, origin=origin, **fields))
+
+    async def run(self, client: Client) -> Answer:
+        """A client that the test made itself."""
+        seen = len(self.observed)
+        try:
+            return await client.ask(self.app)
+        finally:
+            # The answer goes before observers run; what an observer saw last is what was answered.
+            if client.answer.status:
+                at = next((i for i, one in enumerate(self.effects) if one.startswith("observe")), len(self.effects))
+                self.effects.insert(
+                    at if len(self.observed) > seen else len(self.effects), f"respond {client.answer.status}"
+                )
+
+    def saw(self, *effects: str) -> None:
+        """State every effect since the last time, in order. One that is not stated fails the test."""
+        happened, self.effects[:] = list(self.effects), []
+        assert happened == list(effects), _difference(happened, effects)
+
+    @property
+    def exchange(self) -> ExchangeView:
+        """The last exchange that was observed."""
+        return self.observed[-1]
+
+    def finish(self) -> None:
+        """Nothing may have happened that no `saw` has stated."""
+        assert not self.effects, f"effects that the test did not state: {self.effects}"
+
+    def _observe(self, exchange: ExchangeView) -> None:
+        self.observed.append(exchange)
+        code = exchange.denial.code if exchange.denial else exchange.error.code if exchange.error else ""
+        self.effects.append(f"observe {exchange.status} {code}".rstrip())
+
+
+def _difference(happened: Sequence[str], stated: Sequence[str]) -> str:
+    import difflib
+
+    return "\n" + "\n".join(difflib.ndiff(list(stated), list(happened)))
