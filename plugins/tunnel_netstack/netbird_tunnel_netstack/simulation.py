@@ -4,8 +4,6 @@ For tests. Time moves only in `Simulation.run`, from one due thing to the next, 
 pass in milliseconds, and a run with the same seed gives the same packets in the same order (keys differ).
 """
 
-from __future__ import annotations
-
 import heapq
 import itertools
 import random
@@ -13,7 +11,18 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from netbird_tunnel_netstack.engine import Closed, ConnectFailed, Data, Endpoint, Engine, Event, Rule, Writable
+from netbird_tunnel_netstack.engine import (
+    Accepted,
+    Closed,
+    ConnectFailed,
+    Connected,
+    Data,
+    Endpoint,
+    Engine,
+    Event,
+    Rule,
+    Writable,
+)
 
 ANYONE: Sequence[Rule] = (
     ("0.0.0.0/0", 6, 1, 65535),
@@ -47,7 +56,7 @@ class Crossing:
 class Node:
     """One engine with its outside address. Keeps what happened: `log` without data, `received` with nothing else."""
 
-    def __init__(self, simulation: Simulation, engine: Engine, endpoint: Endpoint) -> None:
+    def __init__(self, simulation: "Simulation", engine: Engine, endpoint: Endpoint) -> None:
         self.engine = engine
         self.endpoint = endpoint
         self.log: list[Event] = []
@@ -80,6 +89,13 @@ class Node:
         return [
             event for event in self.log if type(event) is kind and (conn is None or getattr(event, "conn", 0) == conn)
         ]
+
+    def end(self, conn: int) -> str | None:
+        """Why the connection ended, if it did."""
+        for event in self.log:
+            if isinstance(event, Closed | ConnectFailed) and event.conn == conn:
+                return event.reason
+        return None
 
     def flush(self) -> None:
         """One turn: what happened, what follows from it, what is sent."""
@@ -181,6 +197,19 @@ class Simulation:
         a, b = self.node(["100.64.0.1", "fd00::1"]), self.node(["100.64.0.2", "fd00::2"])
         self.introduce(a, b)
         return a, b
+
+    def connection(self, client: Node, server: Node, port: int = 80, *, address: str | None = None) -> tuple[int, int]:
+        """An established connection, as the two ends name it. `server` has to let it in; it listens from now on."""
+        server.engine.listen(port)
+        known = {event.conn for event in server.log if isinstance(event, Accepted)}
+        conn = client.connect(address or server.address, port)
+
+        def accepted() -> list[int]:
+            return [e.conn for e in server.log if isinstance(e, Accepted) and e.conn not in known]
+
+        if not self.run(60, lambda: bool(accepted()) and bool(client.of(Connected, conn))):
+            raise AssertionError(f"no connection: {client.end(conn)}, {server.engine.counters()}")
+        return conn, accepted()[0]
 
     def touch(self, node: Node) -> None:
         """Let a node do at once what it can; for after a call on its engine."""

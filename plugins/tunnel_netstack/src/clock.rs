@@ -27,9 +27,11 @@ impl Clock {
     }
 
     /// Take over the caller's idea of the time. An older one, or one that is no number, changes nothing.
+    ///
+    /// Rounded, not cut, so that a deadline that was handed out is reached when it is handed back.
     pub fn set(&mut self, seconds: f64) {
         if seconds.is_finite() && seconds > 0.0 {
-            self.now = self.now.max((seconds.min(LATEST) * 1e6) as Micros);
+            self.now = self.now.max((seconds.min(LATEST) * 1e6).round() as Micros);
         }
         self.enter();
     }
