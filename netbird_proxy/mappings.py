@@ -1,0 +1,158 @@
+"""What management says, put in force: decoded, routed, its accounts' tunnels wanted, and its fate reported."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import structlog
+
+from netbird_proxy.accounts import Accounts, AccountState
+from netbird_proxy.control.client import Update
+from netbird_proxy.control.codec import Codec
+from netbird_proxy.control.status import Status, StatusReports
+from netbird_proxy.control.tokens import OneTimeTokens
+from netbird_proxy.model import AccountId, Mapping, ServiceId
+from netbird_proxy.routing.apply import Report, Routing, Served
+from netbird_wire.proxy_service_pb2 import (
+    PROXY_STATUS_ACTIVE,
+    PROXY_STATUS_ERROR,
+    PROXY_STATUS_TUNNEL_NOT_CREATED,
+    UPDATE_TYPE_CREATED,
+    UPDATE_TYPE_MODIFIED,
+    UPDATE_TYPE_REMOVED,
+    ProxyMapping,
+)
+
+log = structlog.get_logger("netbird_proxy.mappings")
+
+SOURCE = "management"
+
+
+class ManagementMappings:
+    """Implements `netbird_proxy.control.client.MappingSink`. Owns the mappings of the stream, and no others."""
+
+    def __init__(
+        self,
+        codec: Codec,
+        routing: Routing,
+        accounts: Accounts,
+        tokens: OneTimeTokens,
+        statuses: StatusReports,
+        *,
+        private: bool,
+        has_certificate: Callable[[str], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Args:
+        private: whether every account with a mapping has a tunnel, or only those dialed through one.
+        has_certificate: whether HTTPS can be served for a folded host.
+        """
+        self._codec = codec
+        self._routing = routing
+        self._accounts = accounts
+        self._tokens = tokens
+        self._statuses = statuses
+        self._private = private
+        self._has_certificate = has_certificate
+        self._clock = clock
+        self._seen: set[ServiceId] | None = None
+
+    def stream_opened(self) -> None:
+        self._seen = set()
+
+    def stream_lost(self) -> None:
+        # Without the snapshot's end nothing may be concluded from what did not come.
+        self._seen = None
+
+    async def apply(self, update: Update) -> None:
+        changed, removed = self._sorted(update.mapping)
+        gone: set[ServiceId] = set()
+        if self._seen is not None:
+            self._seen.update(changed)
+            self._seen.difference_update(removed)
+            if update.initial_sync_complete:
+                gone = {served.mapping.id for served in self._ours()} - self._seen
+                self._seen = None
+        accounts = {
+            service: served.mapping.account
+            for service in (*removed, *gone)
+            if (served := self._routing.get(SOURCE, service)) is not None
+        }
+        reports = self._routing.update(SOURCE, changed.values(), {*removed, *gone})
+        self._accounts.want(self._wanted())
+        for report in reports:
+            self._report(report)
+        for service, account in accounts.items():
+            self._statuses.say(Status(service, account, PROXY_STATUS_TUNNEL_NOT_CREATED))
+        if update.mapping or gone:
+            refused = sum(not report.ok for report in reports)
+            log.info(
+                "mappings.applied",
+                changed=len(changed),
+                removed=len(accounts),
+                refused=refused,
+                total=len(self._routing),
+            )
+
+    def on_account(self, state: AccountState) -> None:
+        """Tell management about every service of an account whose tunnel came up or was lost."""
+        for served in self._ours():
+            if served.mapping.account == state.id:
+                self._report(served.report(changed=False))
+
+    def _sorted(self, wires: Iterable[ProxyMapping]) -> tuple[dict[ServiceId, Mapping], set[ServiceId]]:
+        """The last word about each service in a batch."""
+        changed: dict[ServiceId, Mapping] = {}
+        removed: set[ServiceId] = set()
+        for wire in wires:
+            service = ServiceId(wire.id)
+            changed.pop(service, None)
+            removed.discard(service)
+            if wire.type == UPDATE_TYPE_REMOVED:
+                removed.add(service)
+                continue
+            decoded = self._codec.decode(wire, source=SOURCE)
+            mapping = decoded.mapping
+            if decoded.ignored:
+                log.info("mapping.ignored_fields", service_id=service, fields=list(decoded.ignored))
+            if wire.type not in (UPDATE_TYPE_CREATED, UPDATE_TYPE_MODIFIED):
+                mapping = replace(mapping, refused=f"this proxy does not know the update type {wire.type}")
+            if wire.auth_token:
+                self._tokens.put(mapping.account, service, wire.auth_token, self._clock())
+            changed[service] = replace(mapping, auth_token="")
+        return changed, removed
+
+    def _ours(self) -> list[Served]:
+        return [served for served in self._routing if served.mapping.source == SOURCE]
+
+    def _wanted(self) -> frozenset[AccountId]:
+        return frozenset(
+            served.mapping.account
+            for served in self._routing
+            if not served.refused and served.mapping.account and (self._private or served.mapping.tunneled)
+        )
+
+    def _report(self, report: Report) -> None:
+        served = self._routing.get(SOURCE, report.service)
+        if served is None:
+            return
+        if report.refused:
+            self._statuses.say(Status(report.service, report.account, PROXY_STATUS_ERROR, error=report.refused))
+            return
+        mapping = served.mapping
+        state = self._accounts.state(mapping.account)
+        certificate = self._has_certificate(mapping.host)
+        inbound: tuple[str, int, int] | None = None
+        if state is not None:
+            if state.tunnel is None:
+                if state.error:
+                    status = PROXY_STATUS_TUNNEL_NOT_CREATED
+                    self._statuses.say(Status(report.service, report.account, status, error=state.error))
+                return
+            if state.inbound is not None:
+                inbound = (state.inbound.address, state.inbound.http_port or 0, state.inbound.https_port or 0)
+        self._statuses.say(
+            Status(report.service, report.account, PROXY_STATUS_ACTIVE, certificate=certificate, inbound=inbound)
+        )
