@@ -27,13 +27,13 @@ Event: TypeAlias = Accepted | Connected | ConnectFailed | Data | Eof | Writable 
 class EngineError(RuntimeError):
     """The engine is broken by a defect of its own; it does nothing any more and has to be replaced."""
 
-class NoRoute(ConnectionError):  # noqa: N818
+class NoRoute(ConnectionError):
     """No peer has the address among its allowed IPs, or we have no address of that family."""
 
-class NoEndpoint(ConnectionError):  # noqa: N818
+class NoEndpoint(ConnectionError):
     """The address belongs to a peer, but nobody knows where that peer is: it has to speak first."""
 
-class LimitReached(ConnectionError):  # noqa: N818
+class LimitReached(ConnectionError):
     """The cap on connections, buffer bytes or local ports is reached."""
 
 @final

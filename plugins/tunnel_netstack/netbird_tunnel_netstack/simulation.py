@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from netbird_tunnel_netstack.engine import (
     Accepted,
     Closed,
-    ConnectFailed,
     Connected,
+    ConnectFailed,
     Data,
     Endpoint,
     Engine,

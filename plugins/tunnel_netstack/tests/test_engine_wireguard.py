@@ -1,8 +1,10 @@
 """WireGuard as the engine speaks it: who is heard, when keys change, and what is dropped and counted."""
 
+import itertools
 from typing import Any
 
 import pytest
+
 from netbird_tunnel_netstack.engine import EndpointChanged, Engine, Handshake, NoEndpoint, NoRoute
 from netbird_tunnel_netstack.simulation import Crossing, Node, Simulation, Weather
 
@@ -80,7 +82,7 @@ def test_keepalive_keeps_the_path_open() -> None:
     simulation.run(3600)
     times = [crossing.at for crossing in simulation.crossings if crossing.source == a.endpoint]
     assert times[-1] - times[0] > 3500
-    assert max(later - earlier for earlier, later in zip(times, times[1:], strict=False)) <= 26.5
+    assert max(later - earlier for earlier, later in itertools.pairwise(times)) <= 26.5
 
 
 def test_no_keepalive_means_silence() -> None:
@@ -207,7 +209,7 @@ def test_replays_and_junk_are_dropped_and_counted() -> None:
         b"\4" + bytes(31),
         bytes(148),
         initiation[:-1],
-        initiation[:-1] + b"!",
+        initiation[:40] + b"!" + initiation[41:],
         forged,
     ):
         b.engine.receive(junk, a.endpoint, now)
@@ -354,7 +356,8 @@ def test_sessions_survive_bad_weather(seed: int) -> None:
     conn, accepted = simulation.connection(a, b)
     for turn in range(60):
         a.send(conn, b"%04d" % turn)
-        assert simulation.run(120, lambda turn=turn: len(b.received.get(accepted, b"")) == 4 * (turn + 1))
+        wanted = 4 * (turn + 1)
+        assert simulation.run(120, lambda: len(b.received.get(accepted, b"")) == wanted)  # noqa: B023
         simulation.run(10)
     assert bytes(b.received[accepted]) == b"".join(b"%04d" % turn for turn in range(60))
 
