@@ -1,0 +1,117 @@
+"""The access log's hooks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from typing import Annotated
+
+import msgspec
+import structlog
+from pydantic import BaseModel, ConfigDict, Field
+
+from netbird_proxy import ExchangeView, Observer, PluginInfo, Proxy, RouteSpec, hookimpl
+from netbird_proxy.defaults.access_log.entry import entry_of
+from netbird_proxy.defaults.access_log.line import line_of
+from netbird_proxy.defaults.access_log.sender import Sender
+from netbird_proxy.defaults.access_log.writer import LineWriter
+
+log = structlog.get_logger("netbird_proxy.access_log")
+
+OWN_PATHS = b"/__netbird__/"
+CLOSE_TIMEOUT = 2.0
+
+
+class AccessLogOptions(BaseModel):
+    """`[access_log]` in the settings file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    output: Annotated[str, Field(min_length=1)] = "stderr"
+    """`stderr`, `stdout`, `off`, or a file's path."""
+    flush_interval: Annotated[float, Field(gt=0, le=10)] = 0.05
+    """Seconds that lines are gathered before they are written together."""
+    management: bool = True
+    """Tell management of each exchange."""
+    queue: Annotated[int, Field(ge=1)] = 4096
+    """Entries that wait for management; more are dropped and counted."""
+
+
+class AccessLog:
+    """One line an exchange, and one entry for management."""
+
+    def __init__(self) -> None:
+        self._writer: LineWriter | None = None
+        self._sender: Sender | None = None
+        self._encoder = msgspec.json.Encoder()
+
+    @hookimpl
+    def describe(self) -> PluginInfo:
+        return PluginInfo(summary="one line an exchange, here and at management", options=AccessLogOptions)
+
+    @hookimpl
+    def lifespan(self, proxy: Proxy) -> AbstractAsyncContextManager[None]:
+        return self._running(proxy)
+
+    @asynccontextmanager
+    async def _running(self, proxy: Proxy) -> AsyncIterator[None]:
+        options = proxy.options(AccessLogOptions)
+        loop = asyncio.get_running_loop()
+
+        def lost(lines: int, why: str) -> None:
+            proxy.count("access_log_lines_lost", lines)
+            log.error("access_log.lines_lost", lines=lines, reason=why)
+
+        writer = None
+        if options.output != "off":
+            writer = self._writer = LineWriter(
+                options.output,
+                interval=options.flush_interval,
+                failed=lambda lines, why: _on_loop(loop, lost, lines, why),
+            )
+        try:
+            if not options.management:
+                yield
+                return
+            sender = Sender(proxy, queue=options.queue)
+            async with sender.running():
+                self._sender = sender
+                try:
+                    yield
+                finally:
+                    self._sender = None
+        finally:
+            self._writer = None
+            if writer is not None and not await asyncio.to_thread(writer.close, CLOSE_TIMEOUT):
+                log.error("access_log.lines_lost", reason="the output took no more when the process ended")
+
+    @hookimpl
+    def observe(self, route: RouteSpec | None) -> Observer | None:
+        if route is None:
+            return self._record
+        unwanted = [upstream.disable_access_log for upstream in route.upstreams]
+        if unwanted and all(unwanted):
+            return None
+        return self._record_unless_disabled if any(unwanted) else self._record
+
+    def _record_unless_disabled(self, exchange: ExchangeView) -> None:
+        if not (exchange.tries and exchange.tries[-1].upstream.disable_access_log):
+            self._record(exchange)
+
+    def _record(self, exchange: ExchangeView) -> None:
+        own = exchange.raw_path.startswith(OWN_PATHS)
+        if (writer := self._writer) is not None and not (own and b"/assets/" in exchange.raw_path):
+            writer.write(self._encoder.encode(line_of(exchange)) + b"\n")
+        if (
+            (sender := self._sender) is not None
+            and not own
+            and (entry := entry_of(exchange, groups=sender.batches)) is not None
+        ):
+            sender.put(entry)
+
+
+def _on_loop(loop: asyncio.AbstractEventLoop, call: Callable[[int, str], None], lines: int, why: str) -> None:
+    """From the writer's thread: counters belong to the loop. After its end nobody is left to be told."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(call, lines, why)

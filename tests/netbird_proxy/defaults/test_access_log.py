@@ -1,0 +1,344 @@
+"""The access log: what is written, what management is told, and what becomes of what cannot be told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import structlog
+
+from netbird_proxy import (
+    Address,
+    Deny,
+    Group,
+    Identity,
+    Observer,
+    Proxy,
+    RouteSpec,
+    Try,
+    Upstream,
+    UserId,
+)
+from netbird_proxy.defaults import DEFAULTS
+from netbird_proxy.defaults.access_log import AccessLogOptions
+from netbird_proxy.defaults.access_log.entry import LONGEST_PATH, entry_of
+from netbird_proxy.defaults.access_log.writer import MAX_PENDING_BYTES, LineWriter
+from netbird_proxy.errors import ClientGone, UpstreamClosed
+from netbird_proxy.plugins import Hooks, load_hooks
+
+TUNNEL = Identity(UserId("alice"), "alice@example.com", (Group("g1", "engineering"),), "tunnel", by="private_service")
+WAIT = 20.0
+
+
+@pytest.fixture(autouse=True)
+def events() -> Iterator[list[Any]]:
+    with structlog.testing.capture_logs() as captured:
+        yield captured
+
+
+def hooks() -> Hooks:
+    return load_hooks(defaults={"access_log": DEFAULTS["access_log"]})
+
+
+def observer(made: Hooks, route: RouteSpec | None, proxy: Proxy) -> Observer:
+    ((plugin, observe),) = made.observe(route, proxy)
+    assert plugin == "access_log"
+    return observe
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+async def written(
+    tmp_path: Path, host: Callable[..., Proxy], *exchanges: Any, route: RouteSpec | None = None
+) -> list[dict[str, Any]]:
+    file, made = tmp_path / "access.log", hooks()
+    proxy = host(AccessLogOptions(output=str(file), management=False))
+    async with made.running(proxy):
+        for one in exchanges:
+            for _, observe in made.observe(route if route is not None else one.route, proxy):
+                observe(one)
+    return lines(file)
+
+
+async def test_an_exchange_is_one_line(tmp_path: Path, host: Any, exchange: Any) -> None:
+    """Everything about it in one JSON object, nothing of its query."""
+    (line,) = await written(tmp_path, host, exchange(query=b"password=1234", identity=TUNNEL))
+
+    assert line == {
+        "timestamp": "2023-11-14T22:13:20.500000Z",
+        "level": "info",
+        "event": "exchange.done",
+        "exchange": "0af7651916cd43dd8448eb211c80319c",
+        "method": "GET",
+        "scheme": "https",
+        "host": "app.example",
+        "path": "/a/b",
+        "status": 200,
+        "duration_ms": 12.5,
+        "bytes_received": 3,
+        "bytes_sent": 1234,
+        "client": "100.64.0.9",
+        "listener": "tunnel acct-1",
+        "account": "acct-1",
+        "service": "svc-1",
+        "upstream": "http://100.64.0.7:8080",
+        "user": "alice",
+        "groups": ["engineering"],
+        "auth": "tunnel",
+        "by": "private_service",
+    }
+
+
+async def test_a_hostile_path_stays_inside_its_line(tmp_path: Path, host: Any, exchange: Any) -> None:
+    """No byte of a path can begin a line of its own or break the JSON."""
+    (line,) = await written(tmp_path, host, exchange(b'/\r\n{"status":200}\xff\x00\x1b'))
+
+    assert line["path"] == '/\r\n{"status":200}\xff\x00\x1b'
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "code"),
+    [
+        ({"status": 403, "denial": Deny(403, "not_in_group", "no"), "tries": []}, 403, "not_in_group"),
+        ({"status": 502, "error": UpstreamClosed("it closed")}, 502, "upstream_closed"),
+        ({"status": 200, "error": UpstreamClosed("half-way")}, 200, "upstream_closed"),
+        ({"status": 200, "error": ClientGone("left")}, 499, "client_gone"),
+        ({"status": 0, "error": ClientGone("left")}, 499, "client_gone"),
+        ({"status": 101, "error": ClientGone("left")}, 101, "client_gone"),
+        ({"status": 0}, 499, None),
+    ],
+)
+async def test_the_status_says_how_it_ended(
+    tmp_path: Path, host: Any, exchange: Any, fields: dict[str, Any], status: int, code: str | None
+) -> None:
+    """What the client was answered; 499 when it left; an upgraded connection stays 101."""
+    (line,) = await written(tmp_path, host, exchange(**fields))
+
+    assert (line["status"], line.get("code")) == (status, code)
+
+
+async def test_no_route_is_logged_too(tmp_path: Path, host: Any, exchange: Any) -> None:
+    """A stranger's knocking is in the operator's log, under the account whose tunnel it came by."""
+    (line,) = await written(tmp_path, host, exchange(routed=False, status=404))
+
+    assert (line["status"], line["account"]) == (404, "acct-1")
+    assert "service" not in line
+
+
+async def test_own_assets_are_not_logged_other_own_paths_are(tmp_path: Path, host: Any, exchange: Any) -> None:
+    """A login page's pictures are noise; the login is not."""
+    found = await written(
+        tmp_path, host, exchange(b"/__netbird__/session/assets/x.css"), exchange(b"/__netbird__/session/login")
+    )
+
+    assert [line["path"] for line in found] == ["/__netbird__/session/login"]
+
+
+async def test_a_target_may_be_left_out(tmp_path: Path, host: Any, exchange: Any) -> None:
+    """`disable_access_log` holds for its target alone; where all have it, nothing is even asked."""
+    quiet = Upstream("http", Address("100.64.0.8", 80), disable_access_log=True)
+    route = exchange().route
+    mixed, silent = replace(route, upstreams=(*route.upstreams, quiet)), replace(route, upstreams=(quiet,))
+    heard, unheard = exchange(), exchange(tries=[Try(quiet, 1)])
+
+    assert len(await written(tmp_path, host, heard, unheard, exchange(tries=[]), route=mixed)) == 2
+    assert hooks().observe(silent, host()) == []
+
+
+async def test_management_is_told(connect: Any, host: Any, exchange: Any) -> None:
+    """One entry an exchange, under the service's account; `oidc` for a tunnel identity, and its user only then."""
+    async with connect() as (management, client):
+        proxy, made = host(AccessLogOptions(output="off"), management=client), hooks()
+        async with made.running(proxy):
+            one = exchange(b"/a%20b/\xff%00", query=b"secret=1", identity=TUNNEL)
+            observer(made, one.route, proxy)(one)
+            (entry,) = await management.entries(1)
+
+    assert entry.timestamp.ToNanoseconds() == 1_700_000_000_512_500_000
+    assert (entry.log_id, entry.account_id, entry.service_id) == (one.id, "acct-1", "svc-1")
+    assert (entry.host, entry.path, entry.method) == ("app.example", "/a b/\ufffd\ufffd", "GET")
+    assert (entry.response_code, entry.duration_ms, entry.protocol) == (200, 12, "http")
+    assert (entry.source_ip, entry.bytes_upload, entry.bytes_download) == ("100.64.0.9", 3, 1234)
+    assert (entry.auth_mechanism, entry.user_id, entry.auth_success) == ("oidc", "alice", True)
+    assert list(entry.user_groups) == []  # NetBird's management does not read them
+    assert "secret" not in str(entry)
+
+
+async def test_our_management_gets_batches_with_groups(connect: Any, host: Any, exchange: Any) -> None:
+    """Where management says so, many entries travel together, each with the caller's groups."""
+    async with connect("access_log_batch") as (management, client):
+        proxy, made = host(AccessLogOptions(output="off"), management=client), hooks()
+        async with made.running(proxy):
+            observe = observer(made, exchange().route, proxy)
+            for _ in range(50):
+                observe(exchange(identity=TUNNEL))
+            entries = await management.entries(50)
+            assert management.calls.empty()
+
+    assert {tuple(entry.user_groups) for entry in entries} == {("engineering",)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "mechanism", "user", "success"),
+    [
+        ({"identity": Identity(UserId("u"), method="password")}, "password", "", True),
+        ({"identity": Identity(UserId("u"), method="oidc")}, "oidc", "u", True),
+        ({"status": 403, "denial": Deny(403, "tunnel_required")}, "", "", False),
+        ({"status": 403, "denial": Deny(403, "ip_restricted")}, "ip_restricted", "", False),
+        ({"status": 403, "denial": Deny(403, "not_in_group"), "identity": TUNNEL}, "oidc", "alice", False),
+        ({"status": 401}, "", "", False),
+        ({"status": 500}, "", "", True),
+    ],
+)
+def test_how_the_caller_was_known(
+    exchange: Any, fields: dict[str, Any], mechanism: str, user: str, success: bool
+) -> None:
+    """The mechanism, the user only with `oidc`, and success unless 401 or 403."""
+    entry = entry_of(exchange(**fields), groups=False)
+
+    assert entry is not None
+    assert (entry.auth_mechanism, entry.user_id, entry.auth_success) == (mechanism, user, success)
+
+
+def test_what_belongs_to_no_account_is_not_sent(exchange: Any) -> None:
+    """An account-scoped token would be refused; on a tunnel the account is known without a route."""
+    known = entry_of(exchange(routed=False), groups=False)
+
+    assert known is not None
+    assert (known.account_id, known.service_id) == ("acct-1", "")
+    assert entry_of(exchange(routed=False, origin=None), groups=False) is None
+
+
+def test_an_entry_is_bounded(exchange: Any) -> None:
+    """A path of 60 KiB does not fill the queue's memory."""
+    entry = entry_of(exchange(b"/" + b"a" * 60_000), groups=False)
+
+    assert entry is not None
+    assert len(entry.path) == LONGEST_PATH
+
+
+async def test_own_paths_are_not_for_management(connect: Any, host: Any, exchange: Any) -> None:
+    """What the proxy served itself is not an access of the service."""
+    async with connect() as (management, client):
+        proxy, made = host(AccessLogOptions(output="off"), management=client), hooks()
+        async with made.running(proxy):
+            observe = observer(made, None, proxy)
+            observe(exchange(b"/__netbird__/session/login"))
+            observe(exchange(b"/other"))
+            (entry,) = await management.entries(1)
+
+    assert entry.path == "/other"
+    assert management.calls.empty()
+
+
+async def test_entries_that_fail_are_counted_and_told_once(
+    connect: Any, host: Any, exchange: Any, events: list[Any]
+) -> None:
+    """A refusing management costs entries, one line, and nothing else."""
+
+    async def refuse(context: Any) -> None:
+        await context.abort(grpc.StatusCode.PERMISSION_DENIED, "no")
+
+    async with connect() as (management, client):
+        management.answer = refuse
+        proxy, made = host(AccessLogOptions(output="off"), management=client), hooks()
+        async with made.running(proxy):
+            observe = observer(made, None, proxy)
+            for _ in range(20):
+                observe(exchange())
+            await management.entries(20)
+
+    assert proxy.counted == {"access_log_lost": 20}
+    assert [event["log_level"] for event in events if event["event"] == "access_log.lost"] == ["error"]
+
+
+async def test_a_hanging_management_costs_entries_and_not_memory_or_the_end(
+    connect: Any, host: Any, exchange: Any
+) -> None:
+    """The queue is bounded, what does not fit is counted, and leaving does not wait for ever."""
+
+    async def hang(_context: Any) -> None:
+        await asyncio.Event().wait()
+
+    async with connect() as (management, client):
+        management.answer = hang
+        proxy, made = host(AccessLogOptions(output="off", queue=10), management=client), hooks()
+        async with asyncio.timeout(WAIT):
+            async with made.running(proxy):
+                observe = observer(made, None, proxy)
+                for _ in range(8):
+                    observe(exchange())
+                await management.entries(8)  # every worker hangs
+                for _ in range(15):
+                    observe(exchange())
+                assert proxy.counted == {"access_log_lost": 5}
+
+    assert proxy.counted == {"access_log_lost": 15}
+
+
+async def test_what_is_queued_is_sent_before_the_end(connect: Any, host: Any, exchange: Any) -> None:
+    """Leaving sends what was observed up to then."""
+    async with connect() as (management, client):
+        proxy, made = host(AccessLogOptions(output="off"), management=client), hooks()
+        async with made.running(proxy):
+            observe = observer(made, None, proxy)
+            for _ in range(30):
+                observe(exchange())
+        assert len(await management.entries(30)) == 30
+
+
+async def test_an_exchange_after_the_end_is_no_failure(host: Any, exchange: Any) -> None:
+    """An observer that outlives its plugin does nothing."""
+    proxy, made = host(AccessLogOptions(output="off", management=False)), hooks()
+    observe = observer(made, None, proxy)
+    async with made.running(proxy):
+        pass
+
+    observe(exchange())
+
+
+def test_a_file_that_was_moved_away_is_begun_anew(tmp_path: Path) -> None:
+    """Log rotation by rename needs no signal."""
+    file, failures = tmp_path / "access.log", list[tuple[int, str]]()
+    writer = LineWriter(str(file), interval=0.001, failed=lambda *what: failures.append(what))
+    file.rename(tmp_path / "old.log")
+    writer.write(b"one\n")
+
+    assert writer.close(WAIT)
+    assert file.read_bytes() == b"one\n"
+    assert (tmp_path / "old.log").read_bytes() == b""
+    assert failures == []
+
+
+def test_a_reader_that_stops_reading_costs_lines_and_not_the_process(tmp_path: Path) -> None:
+    """Behind a stalled output lines are bounded and counted, and closing comes back."""
+    fifo, failures = tmp_path / "fifo", list[tuple[int, str]]()
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    writer = LineWriter(str(fifo), interval=0.001, failed=lambda *what: failures.append(what))
+    line = b"x" * 99_999 + b"\n"
+    for _ in range(MAX_PENDING_BYTES // len(line) + 20):
+        writer.write(line)
+
+    assert writer.close(0.1) is False
+    os.close(reader)  # the write fails now, and the thread ends
+    assert writer.close(WAIT) is True
+    assert sum(count for count, _ in failures) > 20
+    assert {why for _, why in failures} <= {"they came faster than they could be written", "Broken pipe"}
+
+
+async def test_an_output_that_cannot_be_opened_stops_the_start(tmp_path: Path, host: Any) -> None:
+    """Nobody runs for a week without noticing that there is no log."""
+    made = hooks()
+    with pytest.raises(Exception, match="plugin access_log: lifespan could not start: FileNotFoundError"):
+        async with made.running(host(AccessLogOptions(output=str(tmp_path / "no" / "file")))):
+            pass
