@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from typing import cast
 
 from netbird_proxy.dialing.answers import HeadLimits
 from netbird_proxy.dialing.http1 import Http1Connection
 from netbird_proxy.dialing.tls import client_context, client_tls
 from netbird_proxy.errors import DialFailed, DialTimeout, TlsFailed, UpstreamError, UpstreamOverloaded
+from netbird_proxy.exchange import UpstreamConnection
 from netbird_proxy.model import Upstream
 from netbird_proxy.steps import Dialer
 
@@ -97,9 +99,10 @@ class UpstreamPool:
         self._busy.add(connection)
         return connection
 
-    def release(self, connection: Http1Connection) -> None:
+    def release(self, connection: UpstreamConnection) -> None:
         if connection not in self._busy:
             return  # it was aborted
+        connection = cast(Http1Connection, connection)
         self._busy.discard(connection)
         if connection.finish():
             if self._retired or len(self._idle) >= self._max_idle:

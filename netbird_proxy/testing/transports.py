@@ -12,6 +12,9 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
+from netbird_proxy.model import Address
+from netbird_proxy.steps import ProtocolFactory
+
 
 class MemoryTransport(asyncio.Transport):
     """One end of a stream.
@@ -210,3 +213,38 @@ def connect(a: asyncio.BaseProtocol, b: asyncio.BaseProtocol) -> tuple[MemoryTra
     b.connection_made(second)
     a.connection_made(first)
     return first, second
+
+
+class MemoryDialer:
+    """A `Dialer` whose streams are in memory.
+
+    Attributes:
+        dialed: every address that was asked for, with its timeout.
+        transports: our ends, in order, unless `serve` takes the other.
+        serve: makes the protocol at the other end of each stream; without it the test feeds `transports`.
+        fail: raised instead of dialing.
+        gate: waited for before a dial answers.
+    """
+
+    def __init__(self, serve: ProtocolFactory | None = None) -> None:
+        self.serve = serve
+        self.fail: BaseException | None = None
+        self.gate: asyncio.Event | None = None
+        self.dialed: list[tuple[Address, float]] = []
+        self.transports: list[MemoryTransport] = []
+
+    async def dial(
+        self, protocol_factory: ProtocolFactory, address: Address, *, timeout: float
+    ) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
+        self.dialed.append((address, timeout))
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.fail is not None:
+            raise self.fail
+        protocol = protocol_factory()
+        if self.serve is not None:
+            transport, _ = connect(protocol, self.serve())
+        else:
+            transport = MemoryTransport.open(protocol)
+        self.transports.append(transport)
+        return transport, protocol

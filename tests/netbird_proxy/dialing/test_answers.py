@@ -277,7 +277,7 @@ SMALL = HeadLimits(bytes=200, lines=5)
 @pytest.mark.parametrize("step", [1, 7, 10_000])
 def test_heads_have_limits(data: bytes, step: int) -> None:
     """Heads over the limits are refused, in whatever pieces they come and whether they end or not."""
-    with pytest.raises(ProtocolViolation, match="over 200 bytes|more than 5"):
+    with pytest.raises(ProtocolViolation, match=r"over 200 bytes|more than 5"):
         parse(data, limits=SMALL, cuts=tuple(range(step, len(data), step)))
 
 
