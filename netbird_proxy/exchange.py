@@ -6,6 +6,7 @@ read-only, so that mypy holds "one writer a field". The heads and the seam betwe
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -209,6 +210,9 @@ class Exchange:
         self.notes[key] = value
 
 
+_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
 class NotTheOwner(Exception):
     """A transform set a header that is the core's or another plugin's on this route."""
 
@@ -244,7 +248,7 @@ class OutgoingHead:
     def add(self, name: bytes, value: bytes) -> None:
         """Append a line. ValueError for bytes a field cannot carry."""
         self._check(name)
-        if not name or b"\r" in value or b"\n" in value or b"\0" in value:
+        if not _NAME.fullmatch(name) or b"\r" in value or b"\n" in value or b"\0" in value:
             raise ValueError(f"header {name!r} cannot carry its value")
         self.headers.append((name.lower(), value))
 
