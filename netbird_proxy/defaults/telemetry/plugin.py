@@ -1,0 +1,160 @@
+"""Telemetry's hooks: trace context for the upstream, spans for the collector."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from typing import Annotated, Self
+
+import structlog
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from netbird_proxy import (
+    ExchangeView,
+    Observer,
+    OutgoingHead,
+    PluginInfo,
+    Proxy,
+    RequestTransform,
+    RouteSpec,
+    hookimpl,
+)
+from netbird_proxy.defaults.telemetry.spans import SpanMaker, new_span_id
+
+log = structlog.get_logger("netbird_proxy.telemetry")
+
+NOTE = "telemetry.client_span"
+TRACEPARENT, TRACESTATE = b"traceparent", b"tracestate"
+CLOSE_TIMEOUT = 3.0
+EXPORT_TIMEOUT = 10.0
+QUEUE = 8192
+
+
+class TelemetryOptions(BaseModel):
+    """`[telemetry]` in the settings file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    otlp_endpoint: str = ""
+    """`http://host:4317` or `https://host:4317` (OTLP over gRPC). Empty: no traces; trace headers pass untouched."""
+    sample: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Which part of the exchanges is traced."""
+    service_name: Annotated[str, Field(min_length=1)] = "netbird-proxy"
+    interval: Annotated[float, Field(gt=0, le=60)] = 1.0
+    """Seconds that spans are gathered before they are sent together."""
+
+    @model_validator(mode="after")
+    def _known_scheme(self) -> Self:
+        if self.otlp_endpoint and not self.otlp_endpoint.startswith(("http://", "https://")):
+            raise ValueError("otlp_endpoint: expected http://host:port or https://host:port")
+        return self
+
+
+class Telemetry:
+    """Spans for the operator's collector."""
+
+    def __init__(self) -> None:
+        self._processor: BatchSpanProcessor | None = None
+
+    @hookimpl
+    def describe(self) -> PluginInfo:
+        return PluginInfo(
+            summary="OpenTelemetry traces, where a collector is set", options=TelemetryOptions, notes=(NOTE,)
+        )
+
+    @hookimpl
+    def lifespan(self, proxy: Proxy) -> AbstractAsyncContextManager[None] | None:
+        options = proxy.options(TelemetryOptions)
+        return self._running(options) if options.otlp_endpoint else None
+
+    @asynccontextmanager
+    async def _running(self, options: TelemetryOptions) -> AsyncIterator[None]:
+        exporter = OTLPSpanExporter(
+            endpoint=options.otlp_endpoint,
+            insecure=options.otlp_endpoint.startswith("http://"),
+            timeout=EXPORT_TIMEOUT,
+        )
+        processor = self._processor = BatchSpanProcessor(
+            exporter, max_queue_size=QUEUE, schedule_delay_millis=options.interval * 1000
+        )
+        try:
+            yield
+        finally:
+            self._processor = None
+            if not await _shut(processor):
+                log.warning("telemetry.spans_lost", reason="the collector did not take them when the process ended")
+
+    @hookimpl
+    def transform_request(self, proxy: Proxy) -> RequestTransform | None:
+        options = proxy.options(TelemetryOptions)
+        if not options.otlp_endpoint:
+            return None
+        bound = _bound(options.sample)
+
+        def inject(exchange: ExchangeView, outgoing: OutgoingHead) -> None:
+            span, sampled = new_span_id(), _sampled(exchange, bound)
+            if sampled:
+                exchange.note(NOTE, span)
+            outgoing.set(TRACEPARENT, b"00-%s-%016x-%02x" % (exchange.id.encode(), span, sampled))
+            outgoing.delete(TRACESTATE)  # it belongs to the trace that the client said it was in
+
+        return RequestTransform(inject, owns=(TRACEPARENT, TRACESTATE))
+
+    @hookimpl
+    def observe(self, route: RouteSpec | None, proxy: Proxy) -> Observer | None:
+        options = proxy.options(TelemetryOptions)
+        if not options.otlp_endpoint:
+            return None
+        bound = _bound(options.sample)
+        resource = Resource.create(
+            {
+                "service.name": options.service_name,
+                "service.version": proxy.version,
+                "service.instance.id": proxy.id,
+            }
+        )
+        maker = SpanMaker(resource, InstrumentationScope("netbird_proxy", proxy.version))
+
+        def record(exchange: ExchangeView) -> None:
+            processor = self._processor
+            if processor is None or not _sampled(exchange, bound):
+                return
+            span = exchange.notes.get(NOTE)
+            for one in maker.spans(exchange, span if isinstance(span, int) else new_span_id()):
+                processor.on_end(one)
+
+        return record
+
+
+def _bound(sample: float) -> int:
+    """As OpenTelemetry's own ratio sampler has it, so that others who sample by the trace id choose the same traces."""
+    return round(sample * 2**64)
+
+
+def _sampled(exchange: ExchangeView, bound: int) -> bool:
+    return int(exchange.id[16:], 16) < bound
+
+
+async def _shut(processor: BatchSpanProcessor) -> bool:
+    """Send what is left. A daemon does it: a collector that is away must not hold up the process's end."""
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+
+    def shut() -> None:
+        processor.shutdown()  # type: ignore[no-untyped-call]
+        with suppress(RuntimeError):  # the loop has ended by now
+            loop.call_soon_threadsafe(done.set)
+
+    threading.Thread(target=shut, name="telemetry shutdown", daemon=True).start()
+    try:
+        async with asyncio.timeout(CLOSE_TIMEOUT):
+            await done.wait()
+    except TimeoutError:
+        return False
+    return True
