@@ -101,6 +101,9 @@ class HostDialer:
         """See `Dialer.dial`. A literal is dialed as it is; a name's addresses are tried one after the other, each
         beside those that have not answered yet."""
         loop = asyncio.get_running_loop()
+        if not 0 < address.port < 65536:
+            # uvloop takes it modulo 65536, which would be a port that nobody has judged.
+            raise DialFailed(f"dial {address}: no such port")
         try:
             async with asyncio.timeout(timeout):
                 sock = await self._connect(await resolve(address.host), address.port)

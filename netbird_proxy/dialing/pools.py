@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import cast
 
 from netbird_proxy.dialing.answers import HeadLimits
 from netbird_proxy.dialing.http1 import Http1Connection
@@ -100,9 +99,8 @@ class UpstreamPool:
         return connection
 
     def release(self, connection: UpstreamConnection) -> None:
-        if connection not in self._busy:
+        if not isinstance(connection, Http1Connection) or connection not in self._busy:
             return  # it was aborted
-        connection = cast(Http1Connection, connection)
         self._busy.discard(connection)
         if connection.finish():
             if self._retired or len(self._idle) >= self._max_idle:
