@@ -146,7 +146,7 @@ impl Conn {
     /// Deliver what is in the send buffer, then be done; nothing more is read.
     pub fn release(&mut self, now: Micros) {
         if self.end.is_some() {
-            return;
+            return self.give_up_unread();
         }
         if !self.reported {
             return self.abort(Reason::Local, now);
@@ -157,9 +157,17 @@ impl Conn {
 
     /// Reset; the other end is told if it can be.
     pub fn abort(&mut self, reason: Reason, now: Micros) {
+        self.give_up_unread();
         if !self.done {
             self.finish(reason, now);
             self.socket().abort();
+        }
+    }
+
+    /// A stream that ended well may wait for its reader; its owner has now said that nobody will read it.
+    fn give_up_unread(&mut self) {
+        if !self.told && self.end == Some(Reason::Finished) {
+            self.end = Some(Reason::Local);
         }
     }
 
