@@ -108,13 +108,16 @@ class Driver:
         self._transports: dict[int, TunnelTransport] = {}
         self._listeners: dict[int, ProtocolFactory] = {}
         self._dials: dict[int, tuple[asyncio.Future[Connection], ProtocolFactory, tuple[str, int]]] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._timer_at = math.inf  # kept here: uvloop's handle of a very near timer does not know
         self._flush_soon: asyncio.Handle | None = None
         self._in_turn = False
         self._dirty = False
         self._blocked = False
         self._ended = asyncio.Event()
         self._failure: Exception | None = None
+        # The engine's clock starts with the first time it is told: what was begun before that would look ages old.
+        self.engine.advance(self._loop.time())
         self._loop.add_reader(self._fd, self._turn, BUDGET)
         self.touch()
 
@@ -238,10 +241,11 @@ class Driver:
         if deadline == math.inf:
             return
         if self._timer is not None:
-            if self._timer.when() <= deadline:
+            if self._timer_at <= deadline:
                 return
             self._timer.cancel()
-        self._timer = self._loop.call_at(max(deadline, self._loop.time() + MIN_SLEEP), self._on_timer)
+        self._timer_at = max(deadline, self._loop.time() + MIN_SLEEP)
+        self._timer = self._loop.call_at(self._timer_at, self._on_timer)
 
     def _dispatch(self, event: Event) -> None:
         match event:

@@ -25,21 +25,21 @@ async def peer_node(config: WireGuardConfig, *, bind: str = "") -> AsyncIterator
         OSError: ListenPort is taken.
         TunnelBroken: in a group, for whoever is inside.
     """
+    endpoints = [await _resolve(peer) for peer in config.peers]
+    driver = Driver(Engine(config.private_key, mtu=config.mtu), open_socket(bind, config.listen_port))
     try:
-        engine = Engine(config.private_key, mtu=config.mtu)
-        engine.set_addresses([str(address.ip) for address in config.addresses])
-        for peer in config.peers:
-            engine.set_peer(
-                peer.public_key,
-                [str(network) for network in peer.allowed_ips],
-                endpoint=await _resolve(peer),
-                keepalive=peer.keepalive,
-                preshared_key=peer.preshared_key,
-            )
-    except ValueError as exc:
-        raise ConfigError(str(exc)) from exc
-    driver = Driver(engine, open_socket(bind, config.listen_port))
-    try:
+        try:
+            driver.engine.set_addresses([str(address.ip) for address in config.addresses])
+            for peer, endpoint in zip(config.peers, endpoints, strict=True):
+                driver.engine.set_peer(
+                    peer.public_key,
+                    [str(network) for network in peer.allowed_ips],
+                    endpoint=endpoint,
+                    keepalive=peer.keepalive,
+                    preshared_key=peer.preshared_key,
+                )
+        except ValueError as exc:
+            raise ConfigError(str(exc)) from exc
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(driver.supervise()), group.create_task(_stay_connected(driver, config))]
             try:
