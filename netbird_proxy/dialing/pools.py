@@ -27,6 +27,7 @@ class UpstreamPool:
         max_idle: connections kept; more are closed when they are given back.
         max_in_flight: exchanges at a time, dials included.
         tls: for tests and plugins with roots of their own; by default what the upstream says.
+        server_name: what TLS asks for and verifies, where it is not the host that is dialed.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class UpstreamPool:
         max_in_flight: int = 512,
         limits: HeadLimits | None = None,
         tls: ssl.SSLContext | None = None,
+        server_name: str | None = None,
     ) -> None:
         self.upstream = upstream
         self.dialer = dialer
@@ -52,6 +54,7 @@ class UpstreamPool:
         self._max_in_flight = max_in_flight
         self._limits = limits or HeadLimits()
         self._tls = tls
+        self._server_name = server_name or upstream.address.host
         self._idle: list[Http1Connection] = []  # oldest first
         self._busy: set[Http1Connection] = set()
         self._dialing = 0
@@ -182,7 +185,7 @@ class UpstreamPool:
                 if self.upstream.scheme in ("https", "tls"):
                     context = self._tls or client_context(skip_verify=self.upstream.skip_tls_verify)
                     protocol, handshake = client_tls(
-                        connection, context, self.upstream.address.host, handshake_timeout=timeout + 1
+                        connection, context, self._server_name, handshake_timeout=timeout + 1
                     )
                 transport, _ = await self.dialer.dial(lambda: protocol, self.upstream.address, timeout=timeout)
                 if handshake is not None:
