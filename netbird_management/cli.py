@@ -24,7 +24,12 @@ from netbird_management.settings import CONFIG_VARIABLE, ManagementSettings, rea
 from netbird_management.state import State
 from netbird_management.store.vault import VaultError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="The management host of the reverse proxy.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="The management host of the reverse proxy.",
+)
 tokens = typer.Typer(no_args_is_help=True, help="Management-wide access tokens, for proxies that serve every account.")
 app.add_typer(tokens, name="token")
 

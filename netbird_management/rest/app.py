@@ -1,6 +1,7 @@
 """The API as one ASGI application."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from fastapi import APIRouter, FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,13 +22,15 @@ from netbird_management.rest import (
 )
 from netbird_management.rest.context import Context
 
+ROUTERS: Final = (setup, users, accounts, groups, peers, policies, services, clusters, proxy_tokens, events)
+
 
 def create_app(context: Context, extra: Sequence[APIRouter] = ()) -> ASGIApp:
     """The whole API under `/api`. No CORS: no other site's page has any business here."""
     app = FastAPI(title="netbird-management", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.context = context
     errors.install(app)
-    for module in (setup, users, accounts, groups, peers, policies, services, clusters, proxy_tokens, events):
+    for module in ROUTERS:
         app.include_router(module.router, prefix="/api")
     for router in extra:
         app.include_router(router, prefix="/api")
