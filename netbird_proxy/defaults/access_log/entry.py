@@ -48,19 +48,19 @@ def entry_of(exchange: ExchangeView, *, groups: bool) -> Entry | None:
         response_code=status,
         source_ip=exchange.client_address,
         auth_mechanism=mechanism,
+        user_id=who.user_id if who is not None and mechanism == "oidc" else "",
         auth_success=status not in (401, 403),
         bytes_upload=exchange.bytes_received,
         bytes_download=exchange.bytes_sent,
         protocol="http",
+        user_groups=[group.name or group.id for group in who.groups] if groups and who is not None else None,
     )
-    entry.timestamp.FromNanoseconds(int(exchange.started_at * 1e9) + duration_ns)
+    seconds, nanos = divmod(int(exchange.started_at * 1e9) + duration_ns, 10**9)
+    timestamp = entry.timestamp
+    timestamp.seconds = seconds
+    timestamp.nanos = nanos
     if exchange.denial is not None:
         entry.metadata["code"] = exchange.denial.code
-    if who is not None:
-        if mechanism == "oidc":
-            entry.user_id = who.user_id
-        if groups:
-            entry.user_groups.extend(group.label for group in who.groups)
     return entry
 
 
@@ -75,4 +75,6 @@ def _mechanism(exchange: ExchangeView) -> str:
 
 def _readable(raw: bytes) -> str:
     """Decoded, as management shows it. A NUL would be refused by some of its databases."""
-    return unquote_to_bytes(raw).decode("utf-8", "replace").replace("\0", "�")[:LONGEST_PATH]
+    if b"%" in raw:
+        raw = unquote_to_bytes(raw)
+    return raw.decode("utf-8", "replace").replace("\0", "�")[:LONGEST_PATH]

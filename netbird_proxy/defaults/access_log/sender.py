@@ -19,6 +19,8 @@ log = structlog.get_logger("netbird_proxy.access_log")
 WORKERS = 8
 """NetBird's management takes one entry a call, so several calls must be under way at once."""
 BATCH = 256
+GATHER = 0.2
+"""Seconds for which entries of one batch are gathered: a call costs as much as a hundred entries."""
 CALL_TIMEOUT = 10.0
 DRAIN_TIMEOUT = 2.0
 TELL_INTERVAL = 10.0
@@ -33,6 +35,8 @@ class Sender:
         self._queue: asyncio.Queue[Entry] = asyncio.Queue(queue)
         self._lost = 0
         self._told_at = float("-inf")
+        self._gathering = asyncio.Lock()
+        self._leaving = False
 
     @property
     def batches(self) -> bool:
@@ -54,6 +58,7 @@ class Sender:
             try:
                 yield
             finally:
+                self._leaving = True
                 with suppress(TimeoutError):
                     async with asyncio.timeout(DRAIN_TIMEOUT):
                         await self._queue.join()
@@ -65,14 +70,16 @@ class Sender:
 
     async def _work(self) -> None:
         while True:
-            entries = [await self._queue.get()]
-            try:
-                if self.batches:
+            async with self._gathering:  # one at a time, so that batches are few and full
+                entries = [await self._queue.get()]
+                batches = self.batches
+                if batches:
+                    if self._queue.qsize() < BATCH and not self._leaving:
+                        await asyncio.sleep(GATHER)
                     while len(entries) < BATCH and not self._queue.empty():
                         entries.append(self._queue.get_nowait())
-                    request = SendAccessLogRequest(logs=entries)
-                else:
-                    request = SendAccessLogRequest(log=entries[0])
+            try:
+                request = SendAccessLogRequest(logs=entries) if batches else SendAccessLogRequest(log=entries[0])
                 await self._proxy.management.call("SendAccessLog", request, timeout=CALL_TIMEOUT)
             except Exception as error:  # a log that cannot be sent is no reason to end the proxy
                 self._lose(len(entries), str(error) if isinstance(error, ManagementError) else repr(error))
