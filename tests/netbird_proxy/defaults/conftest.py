@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import grpc
@@ -26,7 +25,7 @@ from netbird_proxy import (
 )
 from netbird_proxy.control.client import Connection, ManagementClient
 from netbird_proxy.exchange import Exchange
-from netbird_proxy.steps import Proxy
+from netbird_proxy.testing.fakes import FakeProxy
 from netbird_wire.proxy_service_pb2 import (
     AccessLog,
     ProxyCapabilities,
@@ -79,26 +78,9 @@ class Sink:
         self.applied.set()
 
 
-@dataclass
-class Host:
-    """What the plugins under test ask of a proxy."""
-
-    management: Any = None
-    given: dict[type[BaseModel], BaseModel] = field(default_factory=dict)
-    counted: dict[str, int] = field(default_factory=dict)
-    id: str = "proxy-1"
-    version: str = "1.2.3"
-
-    def options(self, model: type[BaseModel]) -> BaseModel:
-        return self.given.get(model) or model()
-
-    def count(self, name: str, amount: int = 1) -> None:
-        self.counted[name] = self.counted.get(name, 0) + amount
-
-
 Connected = AbstractAsyncContextManager[tuple[Management, ManagementClient]]
 Connect = Callable[..., Connected]
-MakeHost = Callable[..., Proxy]
+MakeHost = Callable[..., FakeProxy]
 MakeExchange = Callable[..., Exchange]
 
 
@@ -141,8 +123,8 @@ def connect() -> Connect:
 def host() -> MakeHost:
     """Make a proxy out of a management channel and the options of the plugin under test."""
 
-    def make(*options: BaseModel, management: object = None) -> Proxy:
-        return cast(Proxy, Host(management, {type(one): one for one in options}))
+    def make(*options: BaseModel, management: object = None) -> FakeProxy:
+        return FakeProxy(options=options, management=cast(Any, management))
 
     return make
 

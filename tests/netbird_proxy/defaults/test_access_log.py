@@ -258,7 +258,7 @@ async def test_entries_that_fail_are_counted_and_told_once(
                 observe(exchange())
             await management.entries(20)
 
-    assert proxy.counted == {"access_log_lost": 20}
+    assert proxy.counters == {"access_log_lost": 20}
     assert [event["log_level"] for event in events if event["event"] == "access_log.lost"] == ["error"]
 
 
@@ -281,9 +281,9 @@ async def test_a_hanging_management_costs_entries_and_not_memory_or_the_end(
                 await management.entries(8)  # every worker hangs
                 for _ in range(15):
                     observe(exchange())
-                assert proxy.counted == {"access_log_lost": 5}
+                assert proxy.counters == {"access_log_lost": 5}
 
-    assert proxy.counted == {"access_log_lost": 15}
+    assert proxy.counters == {"access_log_lost": 15}
 
 
 async def test_what_is_queued_is_sent_before_the_end(connect: Any, host: Any, exchange: Any) -> None:
