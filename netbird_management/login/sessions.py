@@ -1,12 +1,13 @@
 """Session key pairs, one a service, and the tokens signed with them: EdDSA JWTs that proxies verify by themselves."""
 
 import base64
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final, Literal
 
-from joserfc import jwt
-from joserfc.jwk import OKPKey
-from nacl.signing import SigningKey
+from nacl.exceptions import BadSignatureError
+from nacl.signing import SigningKey, VerifyKey
 
 from netbird_management.clock import now
 from netbird_management.network.model import Group
@@ -16,6 +17,8 @@ from netbird_management.store.models import ServiceRow
 
 ISSUER: Final = "netbird-management"
 LIFETIME_SECONDS: Final = 86400
+_HEADER: Final = b'{"alg":"EdDSA","typ":"JWT"}'
+# Written and read here, with libsodium alone: the one algorithm is fixed, and no header may choose another.
 Method = Literal["password", "pin", "oidc", "header"]
 
 
@@ -62,9 +65,53 @@ def sign(
     if groups:
         claims["groups"] = [group.id for group in groups]
         claims["group_names"] = [group.name for group in groups]
-    key = OKPKey.import_key({"kty": "OKP", "crv": "Ed25519", "x": _url(private_key[32:]), "d": _url(private_key[:32])})
-    return jwt.encode({"alg": "EdDSA", "typ": "JWT"}, claims, key, algorithms=["EdDSA"])
+    head = f"{_url(_HEADER)}.{_url(json.dumps(claims, ensure_ascii=False, separators=(',', ':')).encode())}"
+    signature = SigningKey(private_key[:32]).sign(head.encode()).signature
+    return f"{head}.{_url(signature)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What a verified token says."""
+
+    subject: str
+    method: str
+    issued_at: int
+    expires_at: int
+    email: str = ""
+
+
+def read_session_token(text: str, public_key: str, domain: str) -> Session | None:
+    """The session, if its signature, issuer, audience (a folded domain) and time are right; else `None`.
+
+    Raises `ValueError` where `public_key` is not base64 of 32 bytes.
+    """
+    key = base64.b64decode(public_key, validate=True)
+    if len(key) != 32:
+        raise ValueError("a session key has 32 bytes")
+    try:
+        head, payload, signature = text.encode("ascii").split(b".")
+        header, claims = json.loads(_bytes(head)), json.loads(_bytes(payload))
+        VerifyKey(key).verify(head + b"." + payload, _bytes(signature))
+    except (ValueError, BadSignatureError, RecursionError):
+        return None
+    if not isinstance(header, dict) or not isinstance(claims, dict) or header.get("alg") != "EdDSA":
+        return None
+    audience, subject, method = claims.get("aud"), claims.get("sub"), claims.get("method", "")
+    issued, expires, begins = claims.get("iat"), claims.get("exp"), claims.get("nbf", 0)
+    texts = isinstance(subject, str) and isinstance(method, str) and subject
+    numbers = all(isinstance(one, int) and not isinstance(one, bool) for one in (issued, expires, begins))
+    if not texts or not numbers or claims.get("iss") != ISSUER or "crit" in header:
+        return None
+    if not isinstance(audience, list) or domain not in audience or not begins <= now().timestamp() < expires:
+        return None
+    email = claims.get("email", "")
+    return Session(subject, method, issued, expires, email if isinstance(email, str) else "")
 
 
 def _url(raw: bytes) -> str:
     return base64.urlsafe_b64encode(raw).decode().rstrip("=")
+
+
+def _bytes(text: bytes) -> bytes:
+    return base64.b64decode(text + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
