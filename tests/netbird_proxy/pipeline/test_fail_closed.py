@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -58,10 +59,8 @@ async def hangs(_exchange: object) -> object:
 
 
 async def returns_late(_exchange: object) -> object:
-    try:
+    with contextlib.suppress(asyncio.CancelledError):
         await asyncio.Event().wait()
-    except asyncio.CancelledError:
-        pass
     return ALLOW
 
 
@@ -383,10 +382,8 @@ async def test_step_that_swallows_a_leaving_client_is_not_obeyed() -> None:
 
     async def swallows(_exchange: object) -> object:
         asked.set()
-        try:
+        with contextlib.suppress(asyncio.CancelledError):
             await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            pass
         return ALLOW
 
     play = Transcript(route(), hooks=hooks("authorize", swallows))
