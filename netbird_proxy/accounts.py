@@ -11,7 +11,8 @@ import asyncio
 import hashlib
 import random
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -43,16 +44,6 @@ class InboundListeners:
     address: str
     http_port: int | None
     https_port: int | None
-
-
-class TunnelListeners(Protocol):
-    """The listeners inside one tunnel."""
-
-    @property
-    def inbound(self) -> InboundListeners: ...
-
-    async def close(self) -> None:
-        """Accept no more, and end what was accepted within the server's drain bound."""
 
 
 @dataclass(slots=True)
@@ -109,19 +100,19 @@ class Accounts:
         management: ProxyPeers,
         state_directory: Path,
         *,
-        listen: Callable[[AccountId, Tunnel], Awaitable[TunnelListeners]] | None,
+        listening: Callable[[AccountId, Tunnel], AbstractAsyncContextManager[InboundListeners]] | None,
         on_change: Callable[[AccountState], None],
         on_map: Callable[[AccountId], None],
     ) -> None:
         """Args:
-        listen: opens the listeners in a tunnel that came up; None when this proxy serves no private services.
+        listening: the listeners in a tunnel that came up; None when this proxy serves no private services.
         on_change: told when a tunnel came up, was lost, or could not be opened.
         on_map: told after each change of an account's map, generation raised already.
         """
         self._hooks = hooks
         self._management = management
         self._directory = state_directory / "accounts"
-        self._listen = listen
+        self._listening = listening
         self._on_change = on_change
         self._on_map = on_map
         self._states: dict[AccountId, AccountState] = {}
@@ -146,6 +137,14 @@ class Accounts:
             self.raise_generation(account)
             if state.task is not None:
                 state.task.cancel()
+
+    async def stop(self) -> None:
+        """Close all of them, and return when they are closed. Nothing is opened any more."""
+        tasks = [state.task for state in self._states.values() if state.task is not None]
+        self._group = None
+        self.want(frozenset())
+        if tasks:
+            await asyncio.wait(tasks)
 
     def state(self, account: AccountId) -> AccountState | None:
         return self._states.get(account)
@@ -219,22 +218,18 @@ class Accounts:
         if opened is None:
             raise TunnelNotReady("no plugin of this proxy opens tunnels")
         _, context = opened
-        async with context as tunnel:
-            listeners = await self._listen(state.id, tunnel) if self._listen is not None else None
-            try:
-                state.tunnel = tunnel
-                state.inbound = listeners.inbound if listeners else None
-                state.error = ""
-                state.up.set()
+        async with context as tunnel, AsyncExitStack() as stack:
+            if self._listening is not None:
+                state.inbound = await stack.enter_async_context(self._listening(state.id, tunnel))
+            state.tunnel = tunnel
+            state.error = ""
+            state.up.set()
+            self.raise_generation(state.id)
+            log.info("tunnel.up", account_id=state.id, addresses=list(tunnel.addresses))
+            self._on_change(state)
+            async for _ in tunnel.changes():
                 self.raise_generation(state.id)
-                log.info("tunnel.up", account_id=state.id, addresses=list(tunnel.addresses))
-                self._on_change(state)
-                async for _ in tunnel.changes():
-                    self.raise_generation(state.id)
-                    self._on_map(state.id)
-            finally:
-                if listeners is not None:
-                    await listeners.close()
+                self._on_map(state.id)
         return True
 
     def _down(self, state: AccountState) -> None:

@@ -116,7 +116,7 @@ async def served(server: Inspected, path: Path) -> AsyncIterator[None]:
     finally:
         listening.close()
         with suppress(FileNotFoundError):
-            path.unlink()
+            os.unlink(path)
 
 
 def _bind(path: Path) -> socket.socket:

@@ -12,7 +12,7 @@ RESERVED_PREFIX = b"x-netbird-"
 _FOLD = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ_.", b"abcdefghijklmnopqrstuvwxyz--")
 _FOLDED: dict[bytes, bytes] = {}
 _FOLDED_LIMIT = 4096
-# Names come from clients, so the table stops growing instead of evicting: a name nobody sent before costs one translate.
+# Names come from clients, so the table stops growing instead of evicting; a new name then costs one translate.
 
 
 def fold(name: bytes) -> bytes:

@@ -1,7 +1,7 @@
 """An upstream that shows what it received: every header line and trailer as it came, in JSON.
 
-Run as `python -m examples.demo.upstream NAME [PORT]`; prints `ready PORT` when it accepts connections. `GET /__seen__`
-answers how many other requests it has had, so that "was not dialed" can be checked.
+Run as `python -m examples.demo.upstream NAME [ADDRESS]`; prints `ready PORT` when it accepts connections. `GET
+/__seen__` answers how many other requests it has had, so that "was not dialed" can be checked.
 """
 
 from __future__ import annotations
@@ -72,14 +72,14 @@ class Upstream:
         return body, trailers
 
 
-async def main(name: str, port: int) -> None:
-    server = await asyncio.start_server(Upstream(name).serve, "127.0.0.1", port, limit=MAX_HEAD)
+async def main(name: str, address: str) -> None:
+    server = await asyncio.start_server(Upstream(name).serve, address, 0, limit=MAX_HEAD)
     print(f"ready {server.sockets[0].getsockname()[1]}", flush=True)
     await server.serve_forever()
 
 
 if __name__ == "__main__":
     try:
-        asyncio.run(main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 0))
+        asyncio.run(main(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "127.0.0.1"))
     except KeyboardInterrupt:
         sys.exit(0)

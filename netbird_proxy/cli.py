@@ -1,0 +1,249 @@
+"""`netbird-proxy`: run it, check its settings, and ask a running one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import typer
+import uvloop
+from rich.console import Console
+from rich.table import Table
+
+from netbird_host import logs
+from netbird_host.settings import Given
+from netbird_proxy.admin import default_socket
+from netbird_proxy.control.claims import CORE_CLAIMS
+from netbird_proxy.defaults import DEFAULTS
+from netbird_proxy.errors import PluginFailed, ProxyError, SettingsError
+from netbird_proxy.plugins import Hooks, load_hooks
+from netbird_proxy.server import Loaded, ProxyServer, load
+from netbird_proxy.settings import RESERVED_SECTIONS, read_settings
+from netbird_proxy.state import proxy_id
+
+app = typer.Typer(
+    name="netbird-proxy",
+    help="A reverse proxy for private services.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console()
+err = Console(stderr=True)
+
+Config = Annotated[
+    Path | None, typer.Option("--config", "-c", envvar="NETBIRD_PROXY_CONFIG", help="Settings file (TOML).")
+]
+Socket = Annotated[
+    Path | None, typer.Option("--admin", envvar="NETBIRD_PROXY_ADMIN", help="Admin socket of the proxy to ask.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class Failure(Exception):
+    """Something the person at the terminal must read; ends the command with this exit code."""
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@app.command()
+def run(
+    config: Config = None,
+    plugin: Annotated[list[str] | None, typer.Option("--plugin", help="Instead of `plugins` in the file.")] = None,
+    private: Annotated[bool | None, typer.Option("--private/--no-private", help="Listen inside tunnels.")] = None,
+) -> None:
+    """Run the proxy until it is told to stop."""
+    loaded = _load(config, plugin, private)
+    logs.configure(loaded.settings.log.level, loaded.settings.log.format)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        raise typer.Exit(runner.run(ProxyServer(loaded).run()))
+
+
+@app.command()
+def check(
+    config: Config = None,
+    show: Annotated[bool, typer.Option("--show", help="Print each setting with its source.")] = False,
+) -> None:
+    """Judge settings and plugins as a start would, and start nothing."""
+    loaded = _load(config, None, None)
+    if show:
+        table = Table("setting", "value", "from", box=None, pad_edge=False)
+        for shown in loaded.shown:
+            table.add_row(shown.path, shown.value, shown.source)
+        out.print(table)
+    for name in loaded.ignored:
+        err.print(f"note: {name} is set, and this proxy has no such setting")
+    out.print(f"ok: {len(loaded.hooks.plugins)} plugins, {len(loaded.settings.listen)} host listeners")
+
+
+@app.command()
+def explain(
+    what: Annotated[str, typer.Argument(help="An exchange's id, or a host.")],
+    path: Annotated[str | None, typer.Argument(help="With a host: the path of a request to think through.")] = None,
+    account: Annotated[str | None, typer.Option(help="Think of a request through this account's tunnel.")] = None,
+    config: Config = None,
+    admin: Socket = None,
+    as_json: AsJson = False,
+) -> None:
+    """Why an exchange ended as it did; or, with HOST and PATH, what a request would meet."""
+    if path is None and "." not in what:
+        story = _ask(config, admin, f"/exchanges/{what}")
+        _print(story, as_json, _tell_exchange)
+        return
+    query = {"host": what, "path": path or "/", **({"account": account} if account else {})}
+    _print(_ask(config, admin, "/explain", query), as_json, _tell_dry_run)
+
+
+@app.command()
+def plugins(config: Config = None, admin: Socket = None, as_json: AsJson = False) -> None:
+    """The plugins of a running proxy, in their order."""
+
+    def tell(found: Any) -> None:
+        table = Table("plugin", "version", "hooks", "claims", "what it does", box=None, pad_edge=False)
+        for one in found:
+            table.add_row(one["id"], one["version"], " ".join(one["hooks"]), " ".join(one["claims"]), one["summary"])
+        out.print(table)
+
+    _print(_ask(config, admin, "/plugins"), as_json, tell)
+
+
+@app.command()
+def routes(config: Config = None, admin: Socket = None, as_json: AsJson = False) -> None:
+    """What a running proxy serves, and what it refuses to serve and why."""
+
+    def tell(found: Any) -> None:
+        table = Table("host", "prefix", "service", "upstreams", "steps", box=None, pad_edge=False)
+        for one in found:
+            state = f"refused: {one['refused']}" if one["refused"] else " → ".join(one["steps"])
+            table.add_row(one["host"], one["prefix"], one["service"], " ".join(one["upstreams"]), state)
+        out.print(table)
+
+    _print(_ask(config, admin, "/routes"), as_json, tell)
+
+
+def _load(config: Path | None, plugins_: list[str] | None, private: bool | None) -> Loaded:
+    flags: list[Given] = []
+    if plugins_:
+        flags.append(Given(("plugins",), plugins_, "flag --plugin"))
+    if private is not None:
+        flags.append(Given(("private",), private, "flag --private"))
+    return load(read_settings(config, flags=flags))
+
+
+def _socket(config: Path | None, admin: Path | None) -> Path:
+    """Which proxy to ask: the flag, else the settings file's, else the only one there."""
+    if admin is not None:
+        return admin
+    if config is not None:
+        settings = _load(config, None, None).settings
+        return settings.admin.socket or default_socket(proxy_id(settings.state_directory))
+    directory = default_socket("any").parent
+    found = sorted(directory.glob("*.sock")) if directory.is_dir() else []
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise Failure(f"no running proxy in {directory}: name its socket with --admin, or its file with --config")
+    raise Failure("more than one proxy runs here; pick one with --admin:\n" + "\n".join(map(str, found)))
+
+
+def _ask(config: Path | None, admin: Path | None, path: str, query: dict[str, str] | None = None) -> Any:
+    socket = _socket(config, admin)
+    try:
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), timeout=10) as client:
+            answer = client.get(f"http://proxy{path}", params=query)
+    except httpx.HTTPError as exc:
+        raise Failure(f"{socket}: {exc}: is the proxy running?") from exc
+    if answer.status_code == 404:
+        raise Failure(answer.json()["message"])
+    answer.raise_for_status()
+    return answer.json()
+
+
+def _print(found: Any, as_json: bool, tell: Any) -> None:
+    if as_json:
+        out.print_json(json.dumps(found))
+    else:
+        tell(found)
+
+
+def _tell_exchange(story: Any) -> None:
+    came, answer = story["from"], story["answer"]
+    out.print(f"{story['request']}", markup=False)
+    out.print(f"  at        {story['at']}", markup=False)
+    account = f", tunnel of account {came['account']}" if came["account"] else ""
+    out.print(f"  from      {came['peer']} on {came['listener']}{account}", markup=False)
+    route = story["route"]
+    out.print(f"  route     {route['service'] + ' ' + route['prefix'] if route else 'none'}", markup=False)
+    if who := story["identity"]:
+        out.print(
+            f"  identity  {who['email'] or who['user']} ({', '.join(who['groups'])}) by {who['by']}", markup=False
+        )
+    for step in story["steps"]:
+        out.print(f"  {step['stage']:<12} {step['plugin']}: {step['verdict']}", markup=False)
+        if step["reason"]:
+            out.print(f"{'':15}{step['reason']}", markup=False)
+        for name, value in step["facts"].items():
+            out.print(f"{'':15}{name}: {value}", markup=False)
+    for one in story["upstream"]:
+        out.print(f"  upstream  {one['to']}: {one['error'] or one['status']}", markup=False)
+    if not story["upstream"]:
+        out.print("  upstream  not dialed", markup=False)
+    out.print(f"  answer    {answer['status']} {answer['code']}", markup=False)
+    if "cause" in answer:
+        out.print(f"{'':12}{answer['cause']}", markup=False)
+
+
+def _tell_dry_run(story: Any) -> None:
+    out.print(f"{story['host']}{story['path']}: {story['outcome']}", markup=False)
+    for step in story["steps"]:
+        out.print(f"  {step}", markup=False)
+    for one in story["upstreams"]:
+        out.print(f"  upstream {one}", markup=False)
+
+
+def _add_plugin_commands(arguments: list[str]) -> None:
+    """Mount plugins' own commands, but only when one of them is asked for: loading plugins is not free."""
+    wanted = next((argument for argument in arguments if not argument.startswith("-")), "")
+    built_in = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
+    if wanted in built_in and "--help" not in arguments[:1]:
+        return
+    for name, command in _command_plugins().commands():
+        app.add_typer(command, name="peer" if name == "tunnel_netstack" else name)
+
+
+def _command_plugins() -> Hooks:
+    """All installed plugins: their commands need no settings file, so there is no list to go by."""
+    from netbird_host.plugins import installed
+    from netbird_proxy.plugins import GROUP
+
+    names = sorted(one.id for one in installed(GROUP))
+    return load_hooks(names, defaults=DEFAULTS, core_claims=CORE_CLAIMS, reserved_ids=RESERVED_SECTIONS)
+
+
+def main() -> None:
+    """The entry point: what goes wrong is one line on standard error, and an exit code."""
+    try:
+        _add_plugin_commands(sys.argv[1:])
+        app()
+    except (SettingsError, PluginFailed) as exc:
+        err.print(f"netbird-proxy: {exc}", markup=False, soft_wrap=True)
+        sys.exit(2)
+    except (Failure, ProxyError) as exc:
+        err.print(f"netbird-proxy: {exc}", markup=False, soft_wrap=True)
+        sys.exit(getattr(exc, "code", 1) if isinstance(exc, Failure) else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Content decides, not the port: the first byte of a connection says whether TLS or plain HTTP follows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import cast
+
+from netbird_proxy.listening.connections import Connections
+from netbird_proxy.listening.http1 import Http1Protocol
+from netbird_proxy.listening.tls import ServerTls, server_tls
+
+TLS_HANDSHAKE = 0x16
+"""The content type that a TLS connection begins with; no HTTP method begins with it."""
+
+
+class Peek(asyncio.Protocol):
+    """Waits for a connection's first byte, and hands the connection over to whoever can read it.
+
+    A client that says nothing within the head timeout is closed; it holds up nobody else.
+    """
+
+    def __init__(self, connections: Connections, tls: ServerTls | None) -> None:
+        """Args:
+        tls: without it a TLS connection is closed and plain HTTP served.
+        """
+        self._connections = connections
+        self._tls = tls
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._connections.open.add(self)
+        if self._connections.stopping:
+            self._transport.close()
+            return
+        self._timer = asyncio.get_running_loop().call_later(self._connections.limits.head_timeout, self.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._left()
+
+    def data_received(self, data: bytes) -> None:
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        self._left()
+        http = Http1Protocol(self._connections)
+        if data[0] != TLS_HANDSHAKE:
+            transport.set_protocol(http)
+            http.connection_made(transport)
+            http.data_received(data)
+            return
+        if self._tls is None:
+            self._connections.count("tls_without_certificate")
+            transport.abort()
+            return
+        secure = server_tls(http, self._tls, handshake_timeout=self._connections.limits.head_timeout)
+        transport.set_protocol(secure)
+        secure.connection_made(transport)
+        _feed(secure.get_buffer, secure.buffer_updated, data)
+
+    def stop(self) -> None:
+        """Nothing was begun on it, so it ends at once."""
+        self.abort()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _left(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._connections.closed(self)
+
+
+def _feed(get_buffer: Callable[[int], memoryview], updated: Callable[[int], None], data: bytes) -> None:
+    """Give bytes that were read already to a protocol that wants to read them into buffers of its own."""
+    while data:
+        buffer = get_buffer(len(data))
+        size = min(len(buffer), len(data))
+        buffer[:size] = data[:size]
+        updated(size)
+        data = data[size:]

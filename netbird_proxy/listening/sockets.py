@@ -1,0 +1,56 @@
+"""Listeners on this machine's own addresses."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from netbird_proxy.errors import SettingsError
+from netbird_proxy.listening.connections import Connections
+from netbird_proxy.listening.http1 import Http1Protocol
+from netbird_proxy.listening.tls import ServerTls, server_tls
+from netbird_proxy.model import Address
+
+BACKLOG = 1024
+
+
+class HostListener:
+    """One listening socket with the connections that it accepted."""
+
+    def __init__(self, server: asyncio.Server, connections: Connections) -> None:
+        self._server = server
+        self._connections = connections
+        name = server.sockets[0].getsockname()
+        self.address = Address(str(name[0]), int(name[1]))
+
+    def close(self) -> None:
+        """Accept no more. Connections that were accepted live on. Idempotent."""
+        self._server.close()
+
+    async def drain(self, timeout: float) -> None:
+        """End the connections: idle ones now, busy ones once answered, all of them after `timeout` seconds."""
+        await self._connections.drain(timeout)
+
+    def __repr__(self) -> str:
+        return f"<HostListener {self.address}: {len(self._connections.open)} connections>"
+
+
+async def serve_host(connections: Connections, address: Address, *, tls: ServerTls | None = None) -> HostListener:
+    """Listen on an address; an empty host is every address, port 0 lets the system choose.
+
+    Raises:
+        SettingsError: the address cannot be had; the message says why.
+    """
+    loop = asyncio.get_running_loop()
+    timeout = connections.limits.head_timeout
+
+    def accept() -> asyncio.BaseProtocol:
+        http = Http1Protocol(connections, loop)
+        return http if tls is None else server_tls(http, tls, handshake_timeout=timeout)
+
+    try:
+        server = await loop.create_server(accept, address.host or None, address.port, backlog=BACKLOG)
+    except OSError as exc:
+        why = os.strerror(exc.errno) if exc.errno else str(exc)
+        raise SettingsError(f"listen.address {address}: {why}") from exc
+    return HostListener(server, connections)

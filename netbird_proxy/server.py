@@ -1,0 +1,420 @@
+"""The process: what the proxy is made of, in the order in which it starts, and the reverse in which it stops."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version as distribution_version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+from pydantic import BaseModel
+
+from netbird_host.settings import Shown
+from netbird_host.shutdown import Shutdown, on_signals
+from netbird_proxy import hookspecs
+from netbird_proxy.accounts import Accounts, AccountState, InboundListeners
+from netbird_proxy.admin import default_socket, served
+from netbird_proxy.app import ReverseProxy
+from netbird_proxy.control.claims import CORE_CLAIMS
+from netbird_proxy.control.client import Connection, ManagementClient
+from netbird_proxy.control.codec import Codec
+from netbird_proxy.control.status import StatusReports
+from netbird_proxy.decisions import Decisions
+from netbird_proxy.defaults import DEFAULTS
+from netbird_proxy.dialing.host import HostDialer
+from netbird_proxy.dialing.pools import UpstreamPool
+from netbird_proxy.errors import SettingsError
+from netbird_proxy.folding import fold_host
+from netbird_proxy.listening.connections import Connections, ListenLimits
+from netbird_proxy.listening.origins import Origins
+from netbird_proxy.listening.sockets import HostListener, serve_host
+from netbird_proxy.listening.tls import ServerTls
+from netbird_proxy.listening.tunnels import HTTP_PORT, HTTPS_PORT, InsideListener, serve_inside
+from netbird_proxy.mappings import ManagementMappings
+from netbird_proxy.model import AccountId, Address, Upstream
+from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard
+from netbird_proxy.pipeline.pipeline import Environment, Pipeline
+from netbird_proxy.plugins import Hooks, load_hooks
+from netbird_proxy.routing.apply import Routing
+from netbird_proxy.routing.compile import Compiler
+from netbird_proxy.routing.pools import Pools
+from netbird_proxy.settings import RESERVED_SECTIONS, ProxySettings, ProxySources
+from netbird_proxy.state import open_state, proxy_id
+from netbird_proxy.steps import Dialer, ManagementChannel, OpenExchanges, Tunnel
+
+log = structlog.get_logger("netbird_proxy.server")
+
+O = TypeVar("O", bound=BaseModel)  # noqa: E741
+
+HOOKS = tuple(name for name, spec in vars(hookspecs).items() if hasattr(spec, "netbird_proxy_spec"))
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Settings and plugins, judged together; nothing is running yet."""
+
+    settings: ProxySettings
+    options: Mapping[str, BaseModel]
+    hooks: Hooks
+    codec: Codec
+    shown: Sequence[Shown] = ()
+    ignored: Sequence[str] = ()
+
+
+def load(sources: ProxySources) -> Loaded:
+    """Load the operator's plugins, then judge the settings, whose sections those plugins know.
+
+    Raises:
+        SettingsError, PluginFailed: with what to change. Nothing was started.
+    """
+    hooks = load_hooks(sources.plugins, defaults=DEFAULTS, core_claims=CORE_CLAIMS, reserved_ids=RESERVED_SECTIONS)
+    settings = sources.settings(hooks.options)
+    if settings.value.private and not hooks.opens_tunnels:
+        raise SettingsError(
+            "private = true, but no plugin opens tunnels: add tunnel_netstack to `plugins`, or set private = false"
+        )
+    return Loaded(
+        settings=settings.value,
+        options=settings.options,
+        hooks=hooks,
+        codec=Codec(hooks),
+        shown=settings.show(),
+        ignored=sources.ignored,
+    )
+
+
+class ProxyServer:
+    """Owns everything that lives as long as the process. Implements `steps.Proxy` and `admin.Inspected`."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        settings = loaded.settings
+        limits = settings.limits
+        self._loaded = loaded
+        self._settings = settings
+        self.state_directory: Path = open_state(settings.state_directory)
+        self.id = proxy_id(self.state_directory)
+        self.version = distribution_version("netbird-proxy")
+        self.domain = settings.management.domain
+        self.private = settings.private
+        self.decisions = Decisions()
+        self.ready = False
+        self._counters: Counter[str] = Counter()
+        self._options = {type(section): section for section in loaded.options.values()}
+        self._host_dialer = HostDialer()
+        self._tls = ServerTls(settings.tls.certificates) if settings.tls.certificates else None
+        self._origins = Origins()
+        self._environment = Environment(timeout=limits.step_deadline, count=self.count)
+        self._pools = Pools(self._pool_for, grace=limits.drain)
+        self._compiler = Compiler(
+            loaded.hooks,
+            self,
+            self._pools,
+            self._environment,
+            cookies=loaded.hooks.cookies,
+            observers=[("core", self.decisions.record)],
+        )
+        self.routing = Routing(self._compiler)
+        self._app = ReverseProxy(self.routing, recognizes=self._origins.recognizes, notes=loaded.hooks.notes)
+        self._listeners: list[HostListener] = []
+        self._inside: dict[AccountId, InsideListener] = {}
+        self._draining = False
+        management = settings.management
+        connection = Connection(
+            url=management.url,
+            token=management.read_token(),
+            proxy_id=self.id,
+            version=self.version,
+            domain=self.domain,
+            allow_insecure=management.allow_insecure,
+            rpc_timeout=limits.rpc_timeout,
+        )
+        # Accounts, mappings and client know one another, so the stream's sink and the map's listener are bound late.
+        self._statuses: StatusReports
+        self._mappings: ManagementMappings
+        self._client = ManagementClient(
+            connection, lambda: loaded.codec.capabilities(private=self.private), _Sink(self)
+        )
+        self._accounts = Accounts(
+            loaded.hooks,
+            self._client,
+            self.state_directory,
+            listening=self._listening_inside if settings.private else None,
+            on_change=self._on_account,
+            on_map=lambda _account: None,
+        )
+        self._statuses = StatusReports(self._client)
+        self._mappings = ManagementMappings(
+            loaded.codec,
+            self.routing,
+            self._accounts,
+            self._client.tokens,
+            self._statuses,
+            private=self.private,
+            has_certificate=lambda host: self._tls is not None and self._tls.covers(host),
+        )
+
+    # Life
+
+    async def run(self) -> int:
+        """Serve until a signal asks to stop. The exit code: 0 after a stop that was asked for."""
+        with on_signals() as shutdown:
+            await self.serve(shutdown)
+        return 0
+
+    async def serve(self, shutdown: Shutdown) -> None:
+        """Start, serve until `shutdown` is asked, drain, stop.
+
+        Raises:
+            SettingsError: an address or socket cannot be had.
+            PluginFailed: a plugin could not start, or its background work failed.
+        """
+        self._warn()
+        try:
+            async with self._loaded.hooks.running(self), served(self, self._admin_socket()):
+                try:
+                    await self._serve(shutdown)
+                finally:
+                    self._pools.close()
+        finally:
+            await self._client.close()
+        log.info("proxy.stopped", reason=shutdown.reason)
+
+    async def _serve(self, shutdown: Shutdown) -> None:
+        async with asyncio.TaskGroup() as group:
+            background = [
+                group.create_task(self._client.run(), name="mapping stream"),
+                group.create_task(self._statuses.run(), name="status reports"),
+            ]
+            try:
+                await self._open_listeners()
+                await self._accounts.run(self, group)
+                self.ready = True
+                log.info(
+                    "proxy.ready",
+                    id=self.id,
+                    version=self.version,
+                    listening=[str(listener.address) for listener in self._listeners],
+                    admin=str(self._admin_socket()),
+                    plugins=[plugin.id for plugin in self._loaded.hooks.plugins],
+                )
+                reason = await shutdown.wait()
+                log.info("proxy.stopping", reason=reason)
+            finally:
+                self.ready = False
+                self._draining = True
+                await self._close_listeners(shutdown)
+                await self._accounts.stop()
+                for task in background:
+                    task.cancel()
+
+    def _warn(self) -> None:
+        for name in self._loaded.ignored:
+            log.warning("settings.ignored", name=name, reason="this proxy has no such setting")
+        url = self._settings.management.url
+        if url.startswith("http://") and not _is_loopback(url):
+            log.warning("management.insecure", url=url, reason="the proxy's token travels in the clear")
+
+    def _admin_socket(self) -> Path:
+        return self._settings.admin.socket or default_socket(self.id)
+
+    async def _open_listeners(self) -> None:
+        for listen in self._settings.listen:
+            scheme = "https" if listen.tls else "http"
+            connections = self._connections(f"{scheme} {listen.address}", tls_ahead=listen.tls_ahead)
+            tls = self._tls if listen.tls else None
+            self._listeners.append(await serve_host(connections, listen.address, tls=tls))
+
+    async def _close_listeners(self, shutdown: Shutdown) -> None:
+        listeners, self._listeners = self._listeners, []
+        bound = self._settings.limits.drain
+        for listener in listeners:
+            listener.close()
+        if listeners:
+            await shutdown.drain(asyncio.gather(*(listener.drain(bound) for listener in listeners)), timeout=bound + 1)
+
+    @asynccontextmanager
+    async def _listening_inside(self, account: AccountId, tunnel: Tunnel) -> AsyncIterator[InboundListeners]:
+        """The listeners in an account's tunnel, for as long as it is up."""
+        connections = self._connections(f"tunnel {account}", account=account)
+        listener = await serve_inside(connections, tunnel, tls=self._tls)
+        self._inside[account] = listener
+        try:
+            yield InboundListeners(listener.address, HTTP_PORT, HTTPS_PORT if listener.https else None)
+        finally:
+            del self._inside[account]
+            listener.close()
+            await listener.drain(self._settings.limits.drain if self._draining else 0)
+
+    def _connections(self, name: str, *, account: AccountId | None = None, tls_ahead: bool = False) -> Connections:
+        return Connections(
+            self._app,
+            origins=self._origins,
+            listener=name,
+            limits=self._listen_limits(),
+            account=account,
+            tls_ahead=tls_ahead,
+            count=self.count,
+            log=log,
+        )
+
+    def _listen_limits(self) -> ListenLimits:
+        limits = self._settings.limits
+        return ListenLimits(
+            head_timeout=limits.head_timeout,
+            head_bytes=limits.head_bytes,
+            head_lines=limits.head_lines,
+            idle_timeout=limits.keep_alive,
+        )
+
+    def _on_account(self, state: AccountState) -> None:
+        self._mappings.on_account(state)
+
+    def _pool_for(self, upstream: Upstream, dialer: Dialer) -> UpstreamPool:
+        limits = self._settings.limits
+        if limits.max_dial_timeout is not None:
+            wanted = upstream.dial_timeout or limits.dial_timeout
+            upstream = replace(upstream, dial_timeout=min(wanted, limits.max_dial_timeout))
+        return UpstreamPool(
+            upstream,
+            dialer,
+            dial_timeout=limits.dial_timeout,
+            head_timeout=limits.upstream_head,
+            idle_timeout=limits.upstream_idle,
+            max_idle=limits.upstream_idle_connections,
+            max_in_flight=limits.in_flight,
+        )
+
+    # netbird_proxy.steps.Proxy
+
+    @property
+    def management(self) -> ManagementChannel:
+        return self._client
+
+    def options(self, model: type[O]) -> O:
+        found = self._options[model]
+        assert isinstance(found, model)  # noqa: S101 - keyed by its own type
+        return found
+
+    def tunnel(self, account: AccountId) -> Tunnel | None:
+        return self._accounts.tunnel(account)
+
+    def account_dialer(self, account: AccountId) -> Dialer:
+        return self._accounts.dialer(account)
+
+    @property
+    def exchanges(self) -> OpenExchanges:
+        raise NotImplementedError("open exchanges cannot be asked about again yet")
+
+    def host_dialer(self) -> Dialer:
+        return self._host_dialer
+
+    def generation(self, account: AccountId) -> int:
+        return self._accounts.generation(account)
+
+    def listening_addresses(self) -> Sequence[Address]:
+        host = [listener.address for listener in self._listeners]
+        inside = [address for listener in self._inside.values() for address in listener.addresses]
+        return [*host, *inside]
+
+    def count(self, name: str, amount: int = 1) -> None:
+        self._counters[name] += amount
+
+    # netbird_proxy.admin.Inspected
+
+    def describe_state(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "version": self.version,
+            "ready": self.ready and self._environment.left_behind.ready,
+            "management": {
+                "connected": self._client.connected,
+                "initial_sync_complete": self._client.initial_sync_complete,
+                "extensions": sorted(self._client.extensions),
+            },
+            "listening": [str(listener.address) for listener in self._listeners],
+            "counters": dict(sorted(self._counters.items())),
+        }
+
+    def describe_plugins(self) -> list[dict[str, Any]]:
+        plugins = self._loaded.hooks.plugins
+        return [
+            {
+                "id": one.id,
+                "version": one.version,
+                "distribution": one.distribution,
+                "summary": one.info.summary,
+                "claims": [claim.field for claim in one.info.claims],
+                "hooks": [hook for hook in HOOKS if one.id in plugins.implementers(hook)],
+            }
+            for one in plugins
+        ]
+
+    def describe_routes(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        for served_mapping in self.routing:
+            mapping = served_mapping.mapping
+            base = {"service": mapping.id, "account": mapping.account, "source": mapping.source, "host": mapping.host}
+            if served_mapping.compiled is None or served_mapping.refused:
+                found.append(base | {"prefix": "/", "upstreams": [], "steps": [], "refused": served_mapping.refused})
+                continue
+            for route in served_mapping.compiled.routes.routes:
+                if route.spec is not None:
+                    steps = _steps(route.runner)
+                    upstreams = [str(upstream) for upstream in route.spec.upstreams]
+                    prefix = route.spec.prefix.decode("latin-1")
+                    found.append(base | {"prefix": prefix, "upstreams": upstreams, "steps": steps, "refused": ""})
+        return found
+
+    def dry_run(self, host: str, path: str, account: str | None) -> dict[str, Any]:
+        story: dict[str, Any] = {"host": host, "path": path, "account": account, "steps": [], "upstreams": []}
+        try:
+            folded = fold_host(host)
+        except ValueError as exc:
+            return story | {"outcome": f"400: {exc}"}
+        route = self.routing.table.match(
+            folded, path.encode("latin-1", "replace"), AccountId(account) if account else None
+        )
+        for served_mapping in self.routing:
+            if served_mapping.mapping.host == folded and served_mapping.refused:
+                return story | {"outcome": f"refused: {served_mapping.refused}"}
+        if route.spec is None:
+            where = f"in the tunnel of account {account}" if account else "on a host listener"
+            return story | {"outcome": f"no route {where}"}
+        return story | {
+            "outcome": f"service {route.spec.service} of account {route.spec.account}",
+            "steps": _steps(route.runner),
+            "upstreams": [str(upstream) for upstream in route.spec.upstreams],
+        }
+
+
+class _Sink:
+    """The stream's sink before the mappings that stand behind it exist."""
+
+    def __init__(self, server: ProxyServer) -> None:
+        self._server = server
+
+    def stream_opened(self) -> None:
+        self._server._mappings.stream_opened()
+
+    def stream_lost(self) -> None:
+        self._server._mappings.stream_lost()
+
+    async def apply(self, update: Any) -> None:
+        await self._server._mappings.apply(update)
+
+
+def _steps(runner: object) -> list[str]:
+    if not isinstance(runner, Pipeline):
+        return []
+    bound: list[BoundGuard | BoundAuthenticator] = [*runner.restrict, *runner.authenticate, *runner.authorize]
+    return [f"{step.stage} {step.plugin}" for step in bound]
+
+
+def _is_loopback(url: str) -> bool:
+    host = url.split("://", 1)[1].rsplit(":", 1)[0].strip("[]")
+    return host in ("localhost", "::1") or host.startswith("127.")
