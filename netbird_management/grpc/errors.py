@@ -1,0 +1,51 @@
+"""What a caller over gRPC is told when something is refused or fails."""
+
+import logging
+from typing import Final
+
+import grpc
+
+from netbird_management.errors import (
+    BadRequest,
+    Conflict,
+    InvalidArgument,
+    ManagementError,
+    NotFound,
+    PermissionDenied,
+    PreconditionFailed,
+    Unauthorized,
+)
+
+_log = logging.getLogger(__name__)
+
+_CODES: Final[dict[type[ManagementError], grpc.StatusCode]] = {
+    InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
+    BadRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    Unauthorized: grpc.StatusCode.PERMISSION_DENIED,
+    PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
+    NotFound: grpc.StatusCode.NOT_FOUND,
+    Conflict: grpc.StatusCode.FAILED_PRECONDITION,
+    PreconditionFailed: grpc.StatusCode.FAILED_PRECONDITION,
+}
+
+
+class Refused(Exception):
+    """A call ends with this status. The message is for the caller and holds no secret."""
+
+    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+def as_refusal(error: Exception, method: str) -> Refused:
+    """The status for anything that came out of a call. What nobody foresaw is logged, and told as a fixed sentence."""
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, NotImplementedError):
+        return Refused(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not there yet")
+    code = _CODES.get(type(error)) if isinstance(error, ManagementError) else None
+    if code is not None:
+        return Refused(code, str(error))
+    _log.error("grpc.call.failed", exc_info=error, extra={"method": method})
+    return Refused(grpc.StatusCode.INTERNAL, "internal error")

@@ -1,0 +1,205 @@
+"""What a peer of the overlay may ask of us: who it is, and the map of whom it may talk to."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from nacl.public import PrivateKey
+
+from netbird_management.grpc.errors import Refused
+from netbird_management.grpc.interceptors import peer_address
+from netbird_management.grpc.peer_streams import QUIET_SECONDS, PeerStream, PeerStreams
+from netbird_management.network.model import Peer, PeerMeta
+from netbird_management.network.network_map import NetworkMaps, peer_config
+from netbird_management.network.peers import note_login, set_connected, set_disconnected, update_peer_meta
+from netbird_management.network.snapshot import AccountSnapshot
+from netbird_management.state import State
+from netbird_wire.envelope import Envelope, EnvelopeError, format_key, parse_key
+from netbird_wire.management_pb2 import (
+    Empty,
+    EncryptedMessage,
+    HostConfig,
+    LoginRequest,
+    LoginResponse,
+    NetbirdConfig,
+    NetworkMap,
+    PeerSystemMeta,
+    ServerKeyResponse,
+    SyncRequest,
+    SyncResponse,
+)
+from netbird_wire.management_pb2_grpc import ManagementServiceServicer
+
+MAX_BODY_BYTES: Final = 1 << 20
+"""What a peer says of itself is a few kilobytes."""
+_TEXT: Final = 255
+_NOT_REGISTERED: Final = "peer is not registered"
+M = TypeVar("M", bound=Message)
+
+
+class ManagementService(ManagementServiceServicer):
+    """`management.ManagementService`. The key pair is new with each process; peers ask for it before each call.
+
+    Args:
+        signal: `host:port` that peers are told as the place of a signal server; `signal_tls` whether it speaks TLS.
+            Agents need one to connect to one another; a proxy of ours does not.
+        quiet: how long an agent's map waits for another change, in seconds.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        maps: NetworkMaps,
+        streams: PeerStreams,
+        *,
+        signal: str,
+        signal_tls: bool = False,
+        quiet: float = QUIET_SECONDS,
+    ) -> None:
+        self._state = state
+        self._maps = maps
+        self._streams = streams
+        self._quiet = quiet
+        self._private_key = bytes(PrivateKey.generate())
+        self._public_key = format_key(bytes(PrivateKey(self._private_key).public_key))
+        protocol = HostConfig.HTTPS if signal_tls else HostConfig.HTTP
+        self._config = NetbirdConfig(signal=HostConfig(uri=signal, protocol=protocol))
+
+    async def GetServerKey(self, request: Empty, context: Any) -> ServerKeyResponse:  # noqa: N802
+        return ServerKeyResponse(key=self._public_key)
+
+    async def isHealthy(self, request: Empty, context: Any) -> Empty:  # noqa: N802
+        return Empty()
+
+    async def Login(self, request: EncryptedMessage, context: Any) -> EncryptedMessage:  # noqa: N802
+        envelope, login = self._opened(request, LoginRequest)
+        if not login.HasField("meta"):
+            raise Refused(grpc.StatusCode.FAILED_PRECONDITION, "peer system meta has to be provided")
+        peer = self._known(request.wgPubKey, login)
+        ssh_key = login.peerKeys.sshPubKey.decode("utf-8", "replace")[:4096]
+        if login.HasField("peerKeys") and ssh_key != peer.ssh_key:
+            peer = await update_peer_meta(self._state, peer, peer.meta, ssh_key=ssh_key)
+        peer = await note_login(self._state, peer)
+        account, peer = self._current(peer.key)
+        response = LoginResponse(
+            netbirdConfig=self._config, peerConfig=peer_config(account, peer), sessionExpiresAt=Timestamp()
+        )
+        return self._sealed(envelope, response)
+
+    # grpc.aio also serves a coroutine that writes by its context, which can be awaited to its end where an abandoned
+    # generator cannot.
+    async def Sync(self, request: EncryptedMessage, context: Any) -> None:  # type: ignore[override]  # noqa: N802
+        envelope, sync = self._opened(request, SyncRequest)
+        _, peer = self._current(request.wgPubKey)
+        if sync.HasField("meta"):
+            peer = await update_peer_meta(self._state, peer, _meta(sync.meta))
+        async with self._connected(peer, peer_address(context.peer())) as stream:
+            account, peer = self._current(peer.key)
+            sent = self._maps.of(account, peer)
+            await context.write(self._sealed(envelope, self._response(account, peer, sent, first=True)))
+            async for _ in stream.changes(0 if peer.proxy is not None else self._quiet):
+                account, peer = self._current(peer.key)
+                network_map = self._maps.of(account, peer)
+                if peer.proxy is None and _same(network_map, sent):
+                    continue
+                # A proxy gets every map: it asks again who may come in whenever one arrives, and that can change
+                # without the map.
+                sent = network_map
+                await context.write(self._sealed(envelope, self._response(account, peer, sent, first=False)))
+
+    def _known(self, key: str, login: LoginRequest) -> Peer:
+        """The peer with this key, if it may log in. Raises `Refused`."""
+        found = self._state.snapshots.by_peer_key(key)
+        if found is None:
+            if login.setupKey:
+                raise Refused(grpc.StatusCode.NOT_FOUND, "this management server has no setup keys yet")
+            if login.jwtToken:
+                raise Refused(grpc.StatusCode.PERMISSION_DENIED, "this management server has no sign-in for peers yet")
+            raise Refused(grpc.StatusCode.PERMISSION_DENIED, _NOT_REGISTERED)
+        account, peer = found
+        _check_owner(account, peer)
+        return peer
+
+    def _current(self, key: str) -> tuple[AccountSnapshot, Peer]:
+        found = self._state.snapshots.by_peer_key(key)
+        if found is None:
+            raise Refused(grpc.StatusCode.PERMISSION_DENIED, _NOT_REGISTERED)
+        _check_owner(*found)
+        return found
+
+    @asynccontextmanager
+    async def _connected(self, peer: Peer, address: str) -> AsyncIterator[PeerStream]:
+        """The peer counts as connected while its newest stream lasts."""
+        stream = self._streams.join(peer)
+        try:
+            if not await set_connected(self._state, peer, started_ns=stream.started_ns, connection_ip=address):
+                raise Refused(grpc.StatusCode.ABORTED, "the peer has connected anew")
+            yield stream
+        finally:
+            self._streams.leave(stream)
+            try:
+                await set_disconnected(self._state, peer, started_ns=stream.started_ns)
+            finally:
+                self._streams.over()
+
+    def _response(self, account: AccountSnapshot, peer: Peer, network_map: NetworkMap, *, first: bool) -> SyncResponse:
+        return SyncResponse(
+            # Only with the first: later, a configuration without relays would switch them off.
+            netbirdConfig=self._config if first else None,
+            peerConfig=peer_config(account, peer),
+            remotePeersIsEmpty=network_map.remotePeersIsEmpty,
+            NetworkMap=network_map,
+            sessionExpiresAt=Timestamp(),
+        )
+
+    def _opened(self, request: EncryptedMessage, kind: type[M]) -> tuple[Envelope, M]:
+        """Raises `Refused` for what the key in the message cannot have sealed for us."""
+        if len(request.body) > MAX_BODY_BYTES:
+            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "the message is too large")
+        try:
+            envelope = Envelope(self._private_key, parse_key(request.wgPubKey))
+            return envelope, envelope.open(request.body, kind)
+        except EnvelopeError as error:
+            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, f"invalid request message: {error}") from error
+
+    def _sealed(self, envelope: Envelope, message: Message) -> EncryptedMessage:
+        return EncryptedMessage(wgPubKey=self._public_key, body=envelope.seal(message))
+
+
+def _check_owner(account: AccountSnapshot, peer: Peer) -> None:
+    owner = None if peer.user_id is None else account.users.get(peer.user_id)
+    if peer.user_id is not None and (owner is None or owner.blocked):
+        raise Refused(grpc.StatusCode.PERMISSION_DENIED, "the peer's user is blocked")
+
+
+def _same(one: NetworkMap, other: NetworkMap) -> bool:
+    """Whether two maps say the same but for their serial."""
+    copy = NetworkMap()
+    copy.CopyFrom(one)
+    copy.Serial = other.Serial
+    return copy == other
+
+
+def _meta(given: PeerSystemMeta) -> PeerMeta:
+    """What is kept of it. A host name stands for a person nowhere, so it must not look like an address of one."""
+
+    def text(value: str) -> str:
+        return "".join(char for char in value if char.isprintable())[:_TEXT]
+
+    return PeerMeta(
+        hostname=text(given.hostname.replace("@", "")),
+        go_os=text(given.goOS),
+        kernel=text(given.kernel),
+        core=text(given.core),
+        platform=text(given.platform),
+        os=text(given.OS),
+        netbird_version=text(given.netbirdVersion),
+        ui_version=text(given.uiVersion),
+        kernel_version=text(given.kernelVersion),
+        os_version=text(given.OSVersion),
+        serial_number=text(given.sysSerialNumber),
+        capabilities=tuple(sorted(set(given.capabilities)))[:16],
+    )

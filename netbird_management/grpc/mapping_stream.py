@@ -1,0 +1,209 @@
+"""One proxy's mapping stream from its first message to its end."""
+
+import asyncio
+import logging
+import uuid
+from ipaddress import ip_address
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+
+from netbird_management.grpc.connections import Connection, Connections
+from netbird_management.grpc.errors import Refused
+from netbird_management.grpc.interceptors import Caller
+from netbird_management.grpc.mappings import BATCH, Mappings
+from netbird_management.ids import ProxyId
+from netbird_management.services.domains import fold
+from netbird_management.services.model import Capabilities
+from netbird_management.services.proxies import (
+    Registration,
+    address_is_free,
+    disconnect_proxy,
+    heartbeat_proxy,
+    register_proxy,
+)
+from netbird_management.services.tokens import get_proxy_token, note_token_used
+from netbird_management.services.withheld import proxy_id_is_free
+from netbird_management.state import State
+from netbird_wire.extensions import Extension
+from netbird_wire.proxy_service_pb2 import (
+    UPDATE_TYPE_CREATED,
+    ProxyCapabilities,
+    SyncMappingsInit,
+    SyncMappingsRequest,
+    SyncMappingsResponse,
+)
+
+HEARTBEAT_SECONDS: Final = 15.0
+"""How often a connection is written down as alive and its token is asked about: a revoked one goes on for so long."""
+ACK_SECONDS: Final = 150.0
+"""How long a proxy may take over one batch of its snapshot."""
+EXTENSIONS: Final = (
+    Extension.ACCESS_LOG_BATCH,
+    Extension.PRINCIPAL,
+    Extension.PROXY_ID,
+    Extension.REQUIRED_GROUPS,
+    Extension.WIREGUARD_ENDPOINT,
+)
+_log = logging.getLogger(__name__)
+
+
+class MappingStreams:
+    """Serves mapping streams; `heartbeat` is in seconds."""
+
+    def __init__(
+        self, state: State, connections: Connections, mappings: Mappings, *, heartbeat: float = HEARTBEAT_SECONDS
+    ) -> None:
+        self._state = state
+        self._connections = connections
+        self._mappings = mappings
+        self._heartbeat_seconds = heartbeat
+
+    async def serve(self, caller: Caller, context: Any) -> None:
+        """The whole conversation. Raises `Refused` for how it ends, unless the proxy just left."""
+        connection = await self._introduced(caller, await _read(context))
+        self._connections.join(connection)
+        try:
+            await register_proxy(self._state, connection.registration)
+            async with asyncio.TaskGroup() as tasks:
+                children = [
+                    tasks.create_task(self._converse(connection, context, tasks)),
+                    tasks.create_task(self._heartbeats(connection)),
+                ]
+                try:
+                    await connection.ended()
+                finally:
+                    for child in children:
+                        child.cancel()
+        except* Refused as refusals:
+            connection.end(_first(refusals))
+        finally:
+            try:
+                if self._connections.leave(connection):
+                    await disconnect_proxy(self._state, connection.registration)
+            finally:
+                self._connections.over()
+        if connection.why is not None:
+            raise connection.why
+
+    async def _introduced(self, caller: Caller, first: SyncMappingsRequest | None) -> Connection:
+        if first is None or first.WhichOneof("msg") != "init":
+            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be init")
+        init = first.init
+        if not init.proxy_id or len(init.proxy_id) > 255 or not init.proxy_id.isprintable():
+            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "proxy_id is required")
+        if len(init.address) > 255 or not _is_address(init.address):
+            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "address must be an IP address or a domain name")
+        account_id, proxy_id = caller.token.account_id, ProxyId(init.proxy_id)
+        if account_id is not None and not await address_is_free(self._state, init.address, account_id):
+            raise Refused(grpc.StatusCode.ALREADY_EXISTS, f"cluster address {init.address} is already in use")
+        if not await proxy_id_is_free(self._state, proxy_id, account_id):
+            raise Refused(grpc.StatusCode.ALREADY_EXISTS, "this proxy_id is in use with a token of another account")
+        registration = Registration(
+            proxy_id=proxy_id,
+            session_id=str(uuid.uuid4()),
+            cluster=init.address,
+            ip_address=caller.address,
+            account_id=account_id,
+            token_id=caller.token.id,
+            capabilities=_capabilities(init),
+        )
+        return Connection(registration, caller.token, caller.token_hash)
+
+    async def _converse(self, connection: Connection, context: Any, tasks: asyncio.TaskGroup) -> None:
+        mappings = self._mappings.snapshot(connection)
+        starts = range(0, len(mappings), BATCH) or range(1)
+        for start in starts:
+            batch = mappings[start : start + BATCH]
+            message = SyncMappingsResponse(
+                # Tokens are made right before they are sent: a slow proxy still gets live ones.
+                mapping=[self._mappings.outgoing(mapping, UPDATE_TYPE_CREATED, connection) for mapping in batch],
+                initial_sync_complete=start == starts[-1],
+                management_extensions=EXTENSIONS if start == 0 else (),
+            )
+            await context.write(message)
+            await _acknowledged(context)
+        _log.info(
+            "proxy.connected", extra={"proxy_id": connection.proxy_id, "cluster": connection.registration.cluster}
+        )
+        reader = tasks.create_task(_read_to_the_end(connection, context))
+        try:
+            while True:
+                await context.write(await connection.next())
+        finally:
+            reader.cancel()
+
+    async def _heartbeats(self, connection: Connection) -> None:
+        while True:
+            await asyncio.sleep(self._heartbeat_seconds)
+            try:
+                token = await get_proxy_token(self._state, connection.token.id)
+                if token is None or not token.valid:
+                    raise Refused(grpc.StatusCode.UNAUTHENTICATED, "the proxy's token is no longer valid")
+                connection.token = token
+                await note_token_used(self._state, token)
+                if not await heartbeat_proxy(self._state, connection.registration):
+                    # The row is gone, as nobody else may have written it: a newer connection would have ended us.
+                    await register_proxy(self._state, connection.registration)
+            except Refused:
+                raise
+            except Exception:
+                _log.exception("proxy.heartbeat.failed", extra={"proxy_id": connection.proxy_id})
+
+
+async def _read(context: Any) -> SyncMappingsRequest | None:
+    message = await context.read()
+    return None if message is grpc.aio.EOF else message
+
+
+async def _acknowledged(context: Any) -> None:
+    try:
+        async with asyncio.timeout(ACK_SECONDS):
+            message = await _read(context)
+    except TimeoutError as error:
+        raise Refused(grpc.StatusCode.DEADLINE_EXCEEDED, "a batch of the snapshot was not acknowledged") from error
+    if message is None or message.WhichOneof("msg") != "ack":
+        raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "after each batch of the snapshot comes an ack")
+
+
+async def _read_to_the_end(connection: Connection, context: Any) -> None:
+    """Acknowledgements after the snapshot say nothing; the end of them is the end of the stream."""
+    while await _read(context) is not None:
+        pass
+    connection.end(None)
+
+
+def _first(group: BaseExceptionGroup[Refused]) -> Refused:
+    leaf: BaseException = group
+    while isinstance(leaf, BaseExceptionGroup):
+        leaf = leaf.exceptions[0]
+    assert isinstance(leaf, Refused)  # noqa: S101 - a group of refusals has nothing else
+    return leaf
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        try:
+            fold(text)
+        except ValueError:
+            return False
+    return True
+
+
+def _capabilities(init: SyncMappingsInit) -> Capabilities:
+    given: ProxyCapabilities = init.capabilities
+
+    def reported(has: bool, value: bool) -> bool | None:
+        return value if has else None
+
+    return Capabilities(
+        supports_custom_ports=reported(given.HasField("supports_custom_ports"), given.supports_custom_ports),
+        require_subdomain=reported(given.HasField("require_subdomain"), given.require_subdomain),
+        supports_crowdsec=reported(given.HasField("supports_crowdsec"), given.supports_crowdsec),
+        private=reported(given.HasField("private"), given.private),
+        supports_private_service=reported(given.HasField("supports_private_service"), given.supports_private_service),
+        claims=frozenset(given.claims) or None,
+    )

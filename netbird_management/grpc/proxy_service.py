@@ -1,0 +1,176 @@
+"""What a proxy may ask of us."""
+
+from ipaddress import IPv6Address
+from typing import Any, Final
+
+import grpc
+
+from netbird_management.errors import InvalidArgument, PermissionDenied
+from netbird_management.grpc.access_log import AccessLogs
+from netbird_management.grpc.connections import Connection, Connections
+from netbird_management.grpc.errors import Refused
+from netbird_management.grpc.interceptors import Caller, caller
+from netbird_management.grpc.mapping_stream import MappingStreams
+from netbird_management.grpc.tunnel_peers import TunnelPeers
+from netbird_management.ids import AccountId, ServiceId
+from netbird_management.network.peers import create_proxy_peer
+from netbird_management.services.domains import fold
+from netbird_management.services.model import InboundListener, Status
+from netbird_management.services.one_time import verify
+from netbird_management.services.statuses import set_certificate_issued, set_service_status
+from netbird_management.state import State
+from netbird_wire.proxy_service_pb2 import (
+    PROXY_STATUS_ACTIVE,
+    PROXY_STATUS_CERTIFICATE_FAILED,
+    PROXY_STATUS_CERTIFICATE_PENDING,
+    PROXY_STATUS_PENDING,
+    PROXY_STATUS_TUNNEL_NOT_CREATED,
+    CreateProxyPeerRequest,
+    CreateProxyPeerResponse,
+    SendAccessLogRequest,
+    SendAccessLogResponse,
+    SendStatusUpdateRequest,
+    SendStatusUpdateResponse,
+    ValidateTunnelPeerRequest,
+    ValidateTunnelPeerResponse,
+)
+from netbird_wire.proxy_service_pb2_grpc import ProxyServiceServicer
+
+_STATUSES: Final[dict[int, Status]] = {
+    PROXY_STATUS_PENDING: Status.PENDING,
+    PROXY_STATUS_ACTIVE: Status.ACTIVE,
+    PROXY_STATUS_TUNNEL_NOT_CREATED: Status.TUNNEL_NOT_CREATED,
+    PROXY_STATUS_CERTIFICATE_PENDING: Status.CERTIFICATE_PENDING,
+    PROXY_STATUS_CERTIFICATE_FAILED: Status.CERTIFICATE_FAILED,
+}
+
+
+class ProxyService(ProxyServiceServicer):
+    """`management.ProxyService`. Calls that are not here answer UNIMPLEMENTED: `interceptors.Edge` sees to it, as to
+    tokens and to statuses for what is raised."""
+
+    def __init__(
+        self,
+        state: State,
+        connections: Connections,
+        streams: MappingStreams,
+        tunnel_peers: TunnelPeers,
+        access_logs: AccessLogs,
+    ) -> None:
+        self._state = state
+        self._connections = connections
+        self._streams = streams
+        self._tunnel_peers = tunnel_peers
+        self._access_logs = access_logs
+
+    # grpc.aio also serves a coroutine that reads and writes by its context, which can be awaited to its end where an
+    # abandoned generator cannot.
+    async def SyncMappings(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]  # noqa: N802
+        await self._streams.serve(caller(), context)
+
+    async def ValidateTunnelPeer(  # noqa: N802
+        self, request: ValidateTunnelPeerRequest, context: Any
+    ) -> ValidateTunnelPeerResponse:
+        return await self._tunnel_peers.validate(request, caller())
+
+    async def CreateProxyPeer(  # noqa: N802
+        self, request: CreateProxyPeerRequest, context: Any
+    ) -> CreateProxyPeerResponse:
+        who = caller()
+        who.check_account(request.account_id)
+        for name in ("service_id", "account_id", "token"):
+            if not getattr(request, name):
+                return CreateProxyPeerResponse(success=False, error_message=f"{name} is required")
+        account_id, service_id = AccountId(request.account_id), ServiceId(request.service_id)
+        try:
+            token = verify(self._state.vault, request.token, account_id, service_id, who.token.id)
+            self._check_cluster(request, who)
+            self._check_key(request)
+            await create_proxy_peer(
+                self._state,
+                account_id,
+                key=request.wireguard_public_key,
+                cluster=request.cluster,
+                token=token,
+                wireguard_endpoint=_endpoint(request.wireguard_endpoint),
+            )
+        except PermissionDenied as error:
+            raise Refused(grpc.StatusCode.UNAUTHENTICATED, error.message) from error
+        return CreateProxyPeerResponse(success=True)
+
+    def _check_cluster(self, request: CreateProxyPeerRequest, who: Caller) -> None:
+        """A peer of another cluster would be named to that cluster's clients, and be let through to its targets."""
+        account = self._state.snapshots.get(request.account_id)
+        service = account.services.get(ServiceId(request.service_id)) if account is not None else None
+        if service is None:
+            raise Refused(grpc.StatusCode.FAILED_PRECONDITION, "the service is gone")
+        live = [who.connection] if who.connection is not None else self._connections.of_token(who.token.id)
+        if request.cluster not in {service.proxy_cluster, *(connection.registration.cluster for connection in live)}:
+            raise InvalidArgument(f"this proxy is not in the cluster {request.cluster}")
+
+    def _check_key(self, request: CreateProxyPeerRequest) -> None:
+        known = self._state.snapshots.by_peer_key(request.wireguard_public_key)
+        if known is not None and (known[1].account_id != request.account_id or known[1].proxy is None):
+            raise Refused(grpc.StatusCode.PERMISSION_DENIED, "this WireGuard key belongs to another peer")
+
+    async def SendStatusUpdate(  # noqa: N802
+        self, request: SendStatusUpdateRequest, context: Any
+    ) -> SendStatusUpdateResponse:
+        who = caller()
+        who.check_account(request.account_id)
+        if not request.service_id or not request.account_id:
+            raise InvalidArgument("service_id and account_id are required")
+        account = self._state.snapshots.get(request.account_id)
+        service_id = ServiceId(request.service_id)
+        if account is None or service_id not in account.services:
+            raise Refused(grpc.StatusCode.NOT_FOUND, f"service {request.service_id} not found")
+        connection = who.connection or self._only_connection(who)
+        if connection is not None and service_id in connection.held:
+            # A proxy's last word on what it lost is not about what it serves.
+            await set_service_status(
+                self._state,
+                service_id,
+                connection.proxy_id,
+                _STATUSES.get(request.status, Status.ERROR),
+                error_message=request.error_message,
+                withheld=connection.withheld.get(service_id, ""),
+                inbound_listener=_listener(request),
+            )
+        if request.certificate_issued:
+            await set_certificate_issued(self._state, account.account.id, service_id)
+        return SendStatusUpdateResponse()
+
+    def _only_connection(self, who: Caller) -> Connection | None:
+        """The one connection with the caller's token: a NetBird proxy does not say which proxy it is."""
+        live = self._connections.of_token(who.token.id)
+        return live[0] if len(live) == 1 else None
+
+    async def SendAccessLog(self, request: SendAccessLogRequest, context: Any) -> SendAccessLogResponse:  # noqa: N802
+        who = caller()
+        logs = [request.log] if request.HasField("log") else []
+        logs += request.logs
+        for log in logs:
+            who.check_account(log.account_id)
+        self._access_logs.take(logs)
+        return SendAccessLogResponse()
+
+
+def _endpoint(text: str) -> str:
+    """`host:port` as it will stand in stock clients' files, where a line break would be another setting."""
+    if not text:
+        return ""
+    host, _, port = text.rpartition(":")
+    try:
+        if not (port.isascii() and port.isdecimal() and 0 < int(port[:6]) < 65536):
+            raise ValueError(port)
+        bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+        return f"[{IPv6Address(bare)}]:{int(port)}" if ":" in bare else f"{fold(bare)}:{int(port)}"
+    except ValueError as error:
+        raise InvalidArgument("wireguard_endpoint is not host:port") from error
+
+
+def _listener(request: SendStatusUpdateRequest) -> InboundListener | None:
+    if not request.HasField("inbound_listener"):
+        return None
+    listener = request.inbound_listener
+    return InboundListener(listener.tunnel_ip[:255], listener.https_port, listener.http_port)

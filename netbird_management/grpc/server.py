@@ -1,0 +1,142 @@
+"""The gRPC port: both of NetBird's services, and the work that goes on beside them."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import grpc
+import grpc.aio
+
+from netbird_management.grpc.access_log import AccessLogs
+from netbird_management.grpc.connections import Connections
+from netbird_management.grpc.errors import Refused
+from netbird_management.grpc.interceptors import Edge
+from netbird_management.grpc.management_service import ManagementService
+from netbird_management.grpc.mapping_stream import HEARTBEAT_SECONDS, MappingStreams
+from netbird_management.grpc.mappings import Mappings
+from netbird_management.grpc.peer_streams import QUIET_SECONDS, PeerStreams
+from netbird_management.grpc.proxy_service import ProxyService
+from netbird_management.grpc.recorder import Recorder
+from netbird_management.grpc.tunnel_peers import TunnelPeers
+from netbird_management.network.network_map import NetworkMaps
+from netbird_management.network.snapshot import Changes
+from netbird_management.plugins import Hooks
+from netbird_management.settings import Listener
+from netbird_management.state import State
+from netbird_management.steps import Management
+from netbird_wire.management_pb2_grpc import add_ManagementServiceServicer_to_server
+from netbird_wire.proxy_service_pb2_grpc import add_ProxyServiceServicer_to_server
+
+MAX_MESSAGE_BYTES = 16 << 20
+_log = logging.getLogger(__name__)
+
+
+class Host(Management, Protocol):
+    """The running host, as far as it is needed here."""
+
+    @property
+    def state(self) -> State: ...
+
+    @property
+    def hooks(self) -> Hooks: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """In seconds: between looks at a proxy's token, and how long an agent's map waits for another change."""
+
+    heartbeat: float = HEARTBEAT_SECONDS
+    quiet: float = QUIET_SECONDS
+
+
+@asynccontextmanager
+async def serve_grpc(
+    host: Host, listener: Listener, *, grace: float = 10.0, signal: str = "", timing: Timing | None = None
+) -> AsyncIterator[int]:
+    """Serves proxies and peers, and yields the bound port.
+
+    On leaving, streams are told to go; they have `grace` seconds to write down that they went, so the state must live
+    longer than this. `signal` is `host:port` of the signal server that peers are told of; without one they are told
+    this server's own address, which is enough for proxies of ours and for nobody else. Raises `OSError` if the address
+    cannot be had or a certificate cannot be read.
+    """
+    state, hooks, timing = host.state, host.hooks, timing or Timing()
+    connections, streams, recorder = Connections(), PeerStreams(), Recorder(state)
+    mappings, access_logs, maps = Mappings(state, hooks, connections, recorder), AccessLogs(state), NetworkMaps(hooks)
+    server = _server(Edge(state, connections))
+    port = _bind(server, listener)
+    add_ProxyServiceServicer_to_server(
+        ProxyService(
+            state,
+            connections,
+            MappingStreams(state, connections, mappings, heartbeat=timing.heartbeat),
+            TunnelPeers(state, hooks, host, recorder),
+            access_logs,
+        ),
+        server,
+    )
+    add_ManagementServiceServicer_to_server(
+        ManagementService(
+            state,
+            maps,
+            streams,
+            signal=signal or str(replace(listener.address, port=port)),
+            signal_tls=listener.certificate is not None,
+            quiet=timing.quiet,
+        ),
+        server,
+    )
+    with state.snapshots.subscribe() as for_proxies, state.snapshots.subscribe() as for_peers:
+        async with asyncio.TaskGroup() as tasks:
+            background = [
+                tasks.create_task(_tell_proxies(mappings, for_proxies)),
+                tasks.create_task(streams.follow(for_peers)),
+                tasks.create_task(recorder.run()),
+                tasks.create_task(access_logs.run()),
+            ]
+            try:
+                await server.start()
+                _log.info("grpc.listening", extra={"port": port})
+                yield port
+            finally:
+                stopping = Refused(grpc.StatusCode.UNAVAILABLE, "management is stopping")
+                await connections.end_all(stopping, grace)
+                await streams.end_all(stopping, grace)
+                await server.stop(grace)
+                for task in background:
+                    task.cancel()
+    await access_logs.flush()
+
+
+def _server(edge: Edge) -> grpc.aio.Server:
+    return grpc.aio.server(
+        interceptors=(edge,),
+        options=(
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.so_reuseport", 0),  # a port that is taken is an error, not half of the calls
+            # Agents ping as they please; a connection that does not answer ours is gone.
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+            ("grpc.http2.max_ping_strikes", 0),
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+        ),
+    )
+
+
+def _bind(server: grpc.aio.Server, listener: Listener) -> int:
+    try:
+        if listener.certificate is None or listener.key is None:
+            return server.add_insecure_port(listener.listen)
+        pair = (listener.key.read_bytes(), listener.certificate.read_bytes())
+        return server.add_secure_port(listener.listen, grpc.ssl_server_credentials([pair]))
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {listener.listen} for gRPC: {error}") from error
+
+
+async def _tell_proxies(mappings: Mappings, changes: Changes) -> None:
+    async for change in changes:
+        mappings.tell(change)

@@ -1,0 +1,172 @@
+"""May this peer of the overlay use that service? Answered from the snapshot; no database is asked on the way.
+
+The order of the checks is part of the contract: what a denial tells depends on how far it came.
+"""
+
+import logging
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+import grpc
+
+from netbird_management.grpc.errors import Refused
+from netbird_management.grpc.interceptors import Caller
+from netbird_management.grpc.recorder import Recorder
+from netbird_management.ids import ServiceId
+from netbird_management.login.sessions import sign
+from netbird_management.network.model import Group, Peer, User
+from netbird_management.network.snapshot import AccountSnapshot
+from netbird_management.plugins import Hooks
+from netbird_management.services.model import Service
+from netbird_management.state import State
+from netbird_management.steps import ALLOW, Decision, Deny, Management
+from netbird_management.store.models import ServiceRow
+from netbird_wire.proxy_service_pb2 import Principal, ValidateTunnelPeerRequest, ValidateTunnelPeerResponse
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A peer as services know it: with its owner, if it has one."""
+
+    peer: Peer
+    owner: User | None
+    groups: tuple[Group, ...]
+
+    @property
+    def user_id(self) -> str:
+        """The owner's id, also of one that is not there; the peer's where it has none."""
+        return self.peer.user_id or self.peer.id
+
+    @property
+    def email(self) -> str:
+        return self.owner.email if self.owner is not None and self.owner.email else self.peer.name
+
+
+class SessionKeys:
+    """The private halves of the services' session keys, opened once. They never change while a service lives."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._keys: dict[ServiceId, tuple[str, bytes]] = {}
+
+    async def of(self, service: Service) -> bytes:
+        """Raises `LookupError` if the service is gone, `VaultError` if its key does not open."""
+        known = self._keys.get(service.id)
+        if known is None or known[0] != service.session_public_key:
+            async with self._state.read() as session:
+                row = await session.get(ServiceRow, service.id)
+            if row is None:
+                raise LookupError(f"service {service.id} not found")
+            known = self._keys[service.id] = (row.session_public_key, self._state.vault.open(row.session_private_key))
+        return known[1]
+
+
+class TunnelPeers:
+    """Answers `ValidateTunnelPeer`."""
+
+    def __init__(self, state: State, hooks: Hooks, management: Management, recorder: Recorder) -> None:
+        self._state = state
+        self._hooks = hooks
+        self._management = management
+        self._recorder = recorder
+        self._keys = SessionKeys(state)
+        self._private_gates = frozenset(
+            plugin.id for plugin in hooks.plugins if any(claim.field == "private" for claim in plugin.info.claims)
+        )
+
+    async def validate(self, request: ValidateTunnelPeerRequest, caller: Caller) -> ValidateTunnelPeerResponse:
+        """Raises `Refused` for a service of an account that the caller's token is not for."""
+        if not request.domain or not request.tunnel_ip:
+            return _denied("missing domain or tunnel_ip")
+        address = _address(request.tunnel_ip)
+        if address is None:
+            return _denied("invalid_tunnel_ip")
+        found = self._state.snapshots.by_domain(request.domain)
+        if found is None:
+            return _denied("service_not_found")
+        account, service = found
+        caller.check_account(service.account_id)
+        peer = account.peer_by_address(address)
+        if peer is None:
+            return _denied("peer_not_found")
+        member = Member(
+            peer=peer,
+            owner=None if peer.user_id is None else account.users.get(peer.user_id),
+            groups=account.groups_of(peer.id),
+        )
+        decision = self._decision(service, account, member)
+        answer = _about(member)
+        if decision is not ALLOW:
+            answer.denied_reason = decision.reason
+            if decision.reason == "not_in_group":
+                answer.required_group_ids.extend(group.id for group in decision.required_groups)
+                answer.required_group_names.extend(group.name for group in decision.required_groups)
+            return answer
+        answer.session_token = await self._session_token(service, member)
+        answer.valid = True
+        self._recorder.seen(peer)
+        return answer
+
+    def _decision(self, service: Service, account: AccountSnapshot, member: Member) -> Decision:
+        if member.peer.user_id is not None:
+            if member.owner is None:
+                return Deny("user_not_found")
+            if member.owner.pending_approval:
+                return Deny("pending_approval")
+            if member.owner.blocked:
+                return Deny("user_blocked")
+        bearer = service.auth.bearer_auth
+        if not service.private and bearer is not None and bearer.enabled and bearer.distribution_groups:
+            wanted = bearer.distribution_groups
+            if not any(group.id in wanted for group in member.groups):
+                return Deny("not_in_group", tuple(account.groups[id_] for id_ in wanted if id_ in account.groups))
+        return self._gated(service, account, member)
+
+    def _gated(self, service: Service, account: AccountSnapshot, member: Member) -> Decision:
+        """What the plugins say. A private service that the plugin for it does not gate admits nobody."""
+        try:
+            gates = self._hooks.peer_gates(service, self._management)
+            if service.private and not any(plugin in self._private_gates for plugin, _ in gates):
+                return Deny("not_in_group")
+            for plugin, gate in gates:
+                decision = gate(peer=member.peer, groups=member.groups, account=account)
+                if isinstance(decision, Deny):
+                    return decision if decision.reason else Deny("denied")
+                if decision is not ALLOW:
+                    raise TypeError(f"plugin {plugin} answered {type(decision).__name__}")
+        except Exception:
+            # A plugin's code: whatever it raises, nobody comes in.
+            _log.exception("peer_gate.failed", extra={"service_id": service.id})
+            return Deny("gate_failed")
+        return ALLOW
+
+    async def _session_token(self, service: Service, member: Member) -> str:
+        try:
+            key = await self._keys.of(service)
+            return sign(key, service.domain, member.user_id, "oidc", email=member.email, groups=member.groups)
+        except Exception as error:
+            _log.exception("session.sign.failed", extra={"service_id": service.id})
+            raise Refused(grpc.StatusCode.INTERNAL, "the session could not be signed") from error
+
+
+def _address(text: str) -> IPv4Address | IPv6Address | None:
+    try:
+        return ip_address(text)
+    except ValueError:
+        return None
+
+
+def _denied(reason: str) -> ValidateTunnelPeerResponse:
+    return ValidateTunnelPeerResponse(denied_reason=reason)
+
+
+def _about(member: Member) -> ValidateTunnelPeerResponse:
+    return ValidateTunnelPeerResponse(
+        user_id=member.user_id,
+        user_email=member.email,
+        peer_group_ids=[group.id for group in member.groups],
+        peer_group_names=[group.name for group in member.groups],
+        principal=Principal(user_id=member.peer.user_id or "", peer_id=member.peer.id, peer_name=member.peer.name),
+    )

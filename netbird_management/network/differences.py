@@ -1,0 +1,57 @@
+"""Whether two snapshots of an account differ in what maps are made of.
+
+Presence, log-ins and sightings of ordinary peers change rows all the time and no map at all; the presence of a proxy's
+peer does, as names point only to proxies that are there.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TypeVar
+
+from netbird_management.network.model import Peer, User
+from netbird_management.network.snapshot import AccountSnapshot
+
+_K = TypeVar("_K")
+_V = TypeVar("_V", Peer, User)
+
+
+def network_differs(before: AccountSnapshot | None, after: AccountSnapshot | None) -> bool:
+    """Whether anything but services differs in a way that a map or a plugin's patch could show."""
+    if before is None or after is None:
+        return before is not after
+    if before is after:
+        return False
+    return (
+        replace(before.account, serial=0) != replace(after.account, serial=0)
+        or before.groups != after.groups
+        or before.policies != after.policies
+        or before.custom_domains != after.custom_domains
+        or _differ(before.peers, after.peers)
+        or _differ(before.users, after.users)
+    )
+
+
+def services_differ(before: AccountSnapshot | None, after: AccountSnapshot | None) -> bool:
+    if before is None or after is None:
+        return before is not after
+    return before.services != after.services
+
+
+def _differ(before: Mapping[_K, _V], after: Mapping[_K, _V]) -> bool:
+    if before.keys() != after.keys():
+        return True
+    return any(old is not (new := after[key]) and _lasting(old) != _lasting(new) for key, old in before.items())
+
+
+def _lasting(value: Peer | User) -> Peer | User:
+    """Without what comes and goes."""
+    if isinstance(value, User):
+        return replace(value, last_login=None)
+    return replace(
+        value,
+        last_seen=None,
+        last_login=None,
+        connection_ip="",
+        stream_started_ns=0,
+        connected=value.connected and value.proxy is not None,
+    )

@@ -1,0 +1,252 @@
+"""The map of one peer: who it may talk to, how, and under which names; computed from the account's snapshot.
+
+What services add to a network is kept for each service, and what a snapshot's policies come to is kept for the latest
+snapshot of each account, so that a change costs what it touches and many peers share one computation.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final
+
+from netbird_management.ids import AccountId, GroupId, PeerId, ServiceId
+from netbird_management.network.differences import network_differs
+from netbird_management.network.model import Peer, Policy, PolicyRule, Resource, ResourceType
+from netbird_management.network.policies import target_policies
+from netbird_management.network.snapshot import AccountSnapshot
+from netbird_management.network.zones import fqdn, has_ipv6, peers_zone, service_zones
+from netbird_management.plugins import Hooks
+from netbird_management.services.model import Service
+from netbird_management.steps import NetworkPatch
+from netbird_wire.management_pb2 import (
+    ACCEPT,
+    ALL,
+    DROP,
+    ICMP,
+    IN,
+    OUT,
+    TCP,
+    UDP,
+    DNSConfig,
+    FirewallRule,
+    NetworkMap,
+    PeerConfig,
+    PortInfo,
+    RemotePeerConfig,
+    RuleDirection,
+    RuleProtocol,
+    SSHAuth,
+    SSHConfig,
+)
+
+FORWARDER_PORT: Final = 22054
+"""Where routing peers answer names; nobody here is old enough for the other port."""
+_PORT_RANGES_SINCE: Final = (0, 48, 0)
+_PROTOCOLS: Final[Mapping[str, "RuleProtocol.ValueType"]] = {"all": ALL, "tcp": TCP, "udp": UDP, "icmp": ICMP}
+
+
+@dataclass(frozen=True, slots=True)
+class _Resolved:
+    """A rule with the peers on its two sides."""
+
+    rule: PolicyRule
+    sources: Mapping[PeerId, Peer]
+    destinations: Mapping[PeerId, Peer]
+
+
+@dataclass(slots=True)
+class _Account:
+    """What was computed for the latest snapshot of an account."""
+
+    snapshot: AccountSnapshot
+    patches: dict[ServiceId, tuple[Service, NetworkPatch]]
+    rules: list[_Resolved] = field(default_factory=list)
+
+
+class NetworkMaps:
+    """Maps on request. Pure but for what it keeps; belongs to one event loop."""
+
+    def __init__(self, hooks: Hooks) -> None:
+        self._hooks = hooks
+        self._accounts: dict[AccountId, _Account] = {}
+
+    def of(self, account: AccountSnapshot, peer: Peer) -> NetworkMap:
+        """The whole map of a peer of this account, with all flags that say "empty" where something is."""
+        known = self._account(account)
+        remote: dict[PeerId, Peer] = {}
+        rules: dict[tuple[object, ...], FirewallRule] = {}
+        for resolved in known.rules:
+            for other, direction in _seen(peer, resolved):
+                if resolved.rule.action != "drop":
+                    remote[other.id] = other
+                for key, rule in _firewall_rules(peer, other, resolved.rule, direction):
+                    rules.setdefault(key, rule)
+        others = sorted(remote.values(), key=lambda other: (other.dns_label, other.id))
+        return NetworkMap(
+            Serial=account.account.serial,
+            peerConfig=peer_config(account, peer),
+            remotePeers=[_remote(peer, other, account) for other in others],
+            remotePeersIsEmpty=not others,
+            DNSConfig=DNSConfig(
+                ServiceEnable=True,
+                CustomZones=[
+                    peers_zone(peer, others, account),
+                    *service_zones(
+                        peer, (record for _, patch in known.patches.values() for record in patch.records), account
+                    ),
+                ],
+                ForwarderPort=FORWARDER_PORT,
+            ),
+            FirewallRules=rules.values(),
+            firewallRulesIsEmpty=not rules,
+            # Nobody routes for anybody here. Without the flag agents would take us for an old server and let routed
+            # packets pass.
+            routesFirewallRulesIsEmpty=True,
+            sshAuth=SSHAuth(UserIDClaim="sub"),
+        )
+
+    def forget(self, account_id: AccountId) -> None:
+        """The account is gone."""
+        self._accounts.pop(account_id, None)
+
+    def _account(self, account: AccountSnapshot) -> _Account:
+        known = self._accounts.get(account.account.id)
+        if known is not None and known.snapshot is account:
+            return known
+        kept = {} if known is None or network_differs(known.snapshot, account) else known.patches
+        patches: dict[ServiceId, tuple[Service, NetworkPatch]] = {}
+        for service in sorted(account.services.values(), key=lambda service: service.id):
+            before = kept.get(service.id)
+            same = before is not None and before[0] == service
+            patches[service.id] = before if before is not None and same else (service, self._patch(service, account))
+        known = _Account(account, patches)
+        for policy in _policies(account, patches):
+            if policy.enabled:
+                known.rules.extend(_resolve(rule, account) for rule in policy.rules if rule.enabled)
+        self._accounts[account.account.id] = known
+        return known
+
+    def _patch(self, service: Service, account: AccountSnapshot) -> NetworkPatch:
+        """What a service needs and what plugins add for it."""
+        added = self._hooks.network_patches(service, account)
+        return NetworkPatch(
+            policies=(*target_policies(service, account), *(policy for patch in added for policy in patch.policies)),
+            records=tuple(record for patch in added for record in patch.records),
+        )
+
+
+def peer_config(account: AccountSnapshot, peer: Peer) -> PeerConfig:
+    """Who the peer is."""
+    settings = account.account.settings
+    config = PeerConfig(
+        address=f"{peer.ip}/{account.account.network.prefixlen}",
+        sshConfig=SSHConfig(),
+        fqdn=fqdn(peer, account),
+        RoutingPeerDnsResolutionEnabled=settings.routing_peer_dns_resolution_enabled or peer.proxy is not None,
+        LazyConnectionEnabled=settings.lazy_connection_enabled,
+    )
+    if has_ipv6(peer) and peer.ipv6 is not None:
+        config.address_v6 = peer.ipv6.packed + bytes([account.account.network_v6.prefixlen])
+    return config
+
+
+def _policies(account: AccountSnapshot, patches: Mapping[ServiceId, tuple[Service, NetworkPatch]]) -> Iterator[Policy]:
+    yield from sorted(account.policies.values(), key=lambda policy: policy.id)
+    for _, patch in patches.values():
+        yield from patch.policies
+
+
+def _resolve(rule: PolicyRule, account: AccountSnapshot) -> _Resolved:
+    return _Resolved(
+        rule,
+        _side(rule.sources, rule.source_resource, account),
+        _side(rule.destinations, rule.destination_resource, account),
+    )
+
+
+def _side(groups: tuple[GroupId, ...], resource: Resource | None, account: AccountSnapshot) -> Mapping[PeerId, Peer]:
+    """A resource stands instead of groups. What is not a peer, or is gone, is nobody."""
+    if resource is None:
+        members = account.members(groups)
+    else:
+        members = frozenset((PeerId(resource.id),) if resource.type is ResourceType.PEER else ())
+    return {id_: account.peers[id_] for id_ in sorted(members) if id_ in account.peers}
+
+
+def _seen(peer: Peer, resolved: _Resolved) -> Iterator[tuple[Peer, "RuleDirection.ValueType"]]:
+    """Whom the rule lets the peer talk to, and which of the two begins."""
+    both = resolved.rule.bidirectional
+    if peer.id in resolved.sources:
+        for other in resolved.destinations.values():
+            if other.id != peer.id:
+                yield other, OUT
+                if both:
+                    yield other, IN
+    if peer.id in resolved.destinations:
+        for other in resolved.sources.values():
+            if other.id != peer.id:
+                yield other, IN
+                if both:
+                    yield other, OUT
+
+
+def _firewall_rules(
+    peer: Peer, other: Peer, rule: PolicyRule, direction: "RuleDirection.ValueType"
+) -> Iterator[tuple[tuple[object, ...], FirewallRule]]:
+    """The rule as packets are matched, each with the key that tells it from others: what several policies allow alike
+    is told once."""
+    action = DROP if rule.action == "drop" else ACCEPT
+    protocol = _PROTOCOLS[rule.protocol]
+    for address in _addresses(peer, other):
+        for port, port_info in _ports(peer, rule):
+            wire = FirewallRule(
+                PeerIP=str(address),
+                Direction=direction,
+                Action=action,
+                Protocol=protocol,
+                Port=port,
+                PolicyID=rule.id.encode(),
+                sourcePrefixes=[address.packed + bytes([address.max_prefixlen])],
+            )
+            if port_info is not None:
+                wire.PortInfo.CopyFrom(port_info)
+            ports = (port_info.range.start, port_info.range.end) if port_info is not None else None
+            yield (address, direction, action, protocol, port, ports), wire
+
+
+def _ports(peer: Peer, rule: PolicyRule) -> Iterator[tuple[str, PortInfo | None]]:
+    if rule.protocol not in ("tcp", "udp"):
+        yield "", None
+    elif rule.ports:
+        yield from ((str(port), None) for port in rule.ports)
+    elif rule.port_ranges:
+        for ports in rule.port_ranges:
+            if _knows_ranges(peer):
+                yield "", PortInfo(range=PortInfo.Range(start=ports.start, end=ports.end))
+            elif ports.start == ports.end:
+                yield str(ports.start), None
+    else:
+        yield "", PortInfo(range=PortInfo.Range())
+
+
+def _knows_ranges(peer: Peer) -> bool:
+    """Whether the peer's software reads port ranges. What has no comparable version is a development build."""
+    parts = peer.meta.netbird_version.split("-")[0].split(".")
+    return not all(part.isdecimal() for part in parts) or tuple(map(int, parts)) >= _PORT_RANGES_SINCE
+
+
+def _remote(peer: Peer, other: Peer, account: AccountSnapshot) -> RemotePeerConfig:
+    return RemotePeerConfig(
+        wgPubKey=other.key,
+        allowedIps=[f"{address}/{address.max_prefixlen}" for address in _addresses(peer, other)],
+        sshConfig=SSHConfig(sshPubKey=other.ssh_key.encode()),
+        fqdn=fqdn(other, account),
+        agentVersion=other.meta.netbird_version,
+    )
+
+
+def _addresses(peer: Peer, other: Peer) -> tuple[IPv4Address | IPv6Address, ...]:
+    """The other's addresses between these two: IPv6 only where both take part in it."""
+    if other.ipv6 is not None and has_ipv6(peer) and has_ipv6(other):
+        return (other.ip, other.ipv6)
+    return (other.ip,)

@@ -1,0 +1,57 @@
+"""The zones a peer's resolver gets: the names of the peers it may reach, and what services add for its groups."""
+
+from collections.abc import Iterable
+
+from netbird_management.network.model import Peer
+from netbird_management.network.snapshot import AccountSnapshot
+from netbird_management.steps import DnsRecord
+from netbird_wire.management_pb2 import CustomZone, PeerCapabilityIPv6Overlay, SimpleRecord
+
+PEER_TTL = 300
+A, AAAA = 1, 28
+
+
+def fqdn(peer: Peer, account: AccountSnapshot) -> str:
+    return f"{peer.dns_label}.{account.account.dns_domain}"
+
+
+def has_ipv6(peer: Peer) -> bool:
+    """Whether the peer takes part in the overlay by IPv6 too: its software says so, and stock peers' cannot."""
+    return peer.ipv6 is not None and PeerCapabilityIPv6Overlay in peer.meta.capabilities
+
+
+def peers_zone(viewer: Peer, others: Iterable[Peer], account: AccountSnapshot) -> CustomZone:
+    """The account's own zone as one peer sees it: itself and the peers it may reach."""
+    zone = CustomZone(Domain=account.account.dns_domain + ".")
+    for peer in (viewer, *others):
+        name = fqdn(peer, account)
+        zone.Records.append(_record(name, A, str(peer.ip), PEER_TTL))
+        if has_ipv6(viewer) and has_ipv6(peer):
+            zone.Records.append(_record(name, AAAA, str(peer.ipv6), PEER_TTL))
+    zone.Records.sort(key=lambda record: (record.Name, record.Type))
+    return zone
+
+
+def service_zones(viewer: Peer, records: Iterable[DnsRecord], account: AccountSnapshot) -> list[CustomZone]:
+    """The zones of the records that the viewer's groups get to see, by name.
+
+    Non-authoritative, so that other names under the apex resolve as ever; no search domains, as nobody asked for them.
+    """
+    groups = frozenset(group.id for group in account.groups_of(viewer.id))
+    zones: dict[str, set[tuple[str, str, int]]] = {}
+    for record in records:
+        if record.groups & groups:
+            zones.setdefault(record.zone, set()).add((record.name, record.address, record.ttl))
+    return [
+        CustomZone(
+            Domain=apex + ".",
+            SearchDomainDisabled=True,
+            NonAuthoritative=True,
+            Records=[_record(name + ".", A, address, ttl) for name, address, ttl in sorted(zones[apex])],
+        )
+        for apex in sorted(zones)
+    ]
+
+
+def _record(name: str, kind: int, address: str, ttl: int) -> SimpleRecord:
+    return SimpleRecord(Name=name, Type=kind, Class="IN", TTL=ttl, RData=address)
