@@ -55,56 +55,32 @@ class AnswerParser:
         fed: bytes taken, heads included.
     """
 
-    __slots__ = (
-        "_fields",
-        "_limits",
-        "_method",
-        "_mode",
-        "_parser",
-        "_prefix",
-        "_quiet",
-        "_remaining",
-        "_until_close",
-        "_upgrade",
-        "buffered",
-        "complete",
-        "excess",
-        "fed",
-        "head_complete",
-        "headers",
-        "interim",
-        "keep_alive",
-        "pieces",
-        "reason",
-        "status",
-        "switched",
-        "trailers",
-    )
+    # Most answers change few of these, so they stand on the class and cost nothing until then.
+    status = 0
+    reason = b""
+    buffered = 0
+    fed = 0
+    head_complete = False
+    complete = False
+    switched = False
+    keep_alive = False
+    excess = False
+    _mode = _PARSED
+    _remaining = -1
+    _until_close = False
+    _quiet = 0
+    _prefix = b""
 
     def __init__(self, method: bytes, *, limits: HeadLimits, upgrade: bool = False) -> None:
-        self.status = 0
-        self.reason = b""
         self.headers: list[RawHeader] = []
         self.trailers: list[RawHeader] = []
         self.interim: list[tuple[int, list[RawHeader]]] = []
         self.pieces: deque[bytes] = deque()
-        self.buffered = 0
-        self.fed = 0
-        self.head_complete = False
-        self.complete = False
-        self.switched = False
-        self.keep_alive = False
-        self.excess = False
         self._method = method
         self._upgrade = upgrade
         self._limits = limits
-        self._mode = _PARSED
-        self._remaining = -1
-        self._until_close = False
-        self._quiet = 0
-        self._prefix = b""
         self._fields = self.headers
-        self._parser = httptools.HttpResponseParser(self)
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes. Raises ProtocolViolation; then nothing more may be fed."""
@@ -140,8 +116,11 @@ class AnswerParser:
         if not head_was_complete and len(self._prefix) < _VERSION_BYTES:
             self._prefix += data[: _VERSION_BYTES - len(self._prefix)]
         before = self.buffered
+        limits = self._limits
+        parser = self._parser
+        assert parser is not None  # noqa: S101 - it lives as long as this mode
         try:
-            self._parser.feed_data(data)
+            parser.feed_data(data)
         except httptools.HttpParserUpgrade as stop:
             rest = data[stop.args[0] :]
             if rest:
@@ -149,33 +128,40 @@ class AnswerParser:
                 self.buffered += len(rest)
         except httptools.HttpParserError as error:
             if not self.complete:
+                self._parser = None
                 cause = error.__context__
                 raise (
                     cause if isinstance(cause, ProtocolViolation) else ProtocolViolation(f"invalid answer: {error}")
                 ) from None
             self.excess = True
+        if len(self._fields) > limits.lines:
+            raise ProtocolViolation(f"more than {limits.lines} header lines")
         if not head_was_complete:
             self._quiet += size
-            if self._quiet > self._limits.bytes:
+            if self._quiet > limits.bytes:
                 self._weigh_head()
-            if self.head_complete:
-                self._quiet = 0
-        elif self.buffered == before:
-            self._quiet += size
-            if self._quiet > self._limits.bytes:
-                raise ProtocolViolation(f"trailers or chunk extensions over {self._limits.bytes} bytes")
-        else:
+            if not self.head_complete:
+                return
             self._quiet = 0
-        if len(self._fields) > self._limits.lines:
-            raise ProtocolViolation(f"more than {self._limits.lines} header lines")
-        if self.complete:
-            self._mode = _ENDED
-        elif self.head_complete:
-            if self._remaining >= 0:
+            if self.complete:
+                self._mode = _ENDED
+            elif self._remaining >= 0:
                 self._remaining -= self.buffered
                 self._mode = _COUNTED
             elif self._until_close:
                 self._mode = _RAW
+            else:
+                return
+            self._parser = None  # it refers to us
+        elif self.complete:
+            self._mode = _ENDED
+            self._parser = None
+        elif self.buffered == before:
+            self._quiet += size
+            if self._quiet > limits.bytes:
+                raise ProtocolViolation(f"trailers or chunk extensions over {limits.bytes} bytes")
+        else:
+            self._quiet = 0
 
     def _weigh_head(self) -> None:
         weight = sum(len(name) + len(value) + 4 for _, head in self.interim for name, value in head)
@@ -201,7 +187,9 @@ class AnswerParser:
         self._fields.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        status: int = self._parser.get_status_code()
+        parser = self._parser
+        assert parser is not None  # noqa: S101 - it is calling
+        status: int = parser.get_status_code()
         if status < 100:
             raise ProtocolViolation(f"status {status:03}")
         prefix = self._prefix
@@ -234,9 +222,9 @@ class AnswerParser:
             if status != 101:
                 self.interim.append((status, self.headers))
                 return
-            self._switch()
+            self._switch(parser)
             return
-        if not self.reason.isascii() or not self.reason.decode("ascii").isprintable():
+        if self.reason != b"OK" and not self.reason.decode("latin-1").isprintable():
             self.reason = b""
         self.status = status
         self.head_complete = True
@@ -253,10 +241,10 @@ class AnswerParser:
             self._until_close = True
             self.keep_alive = False
 
-    def _switch(self) -> None:
+    def _switch(self, parser: httptools.HttpResponseParser) -> None:
         if not self._upgrade:
             raise ProtocolViolation("101 to a request that asked for no upgrade")
-        if not self._parser.should_upgrade():
+        if not parser.should_upgrade():
             raise ProtocolViolation("101 without Upgrade and Connection: upgrade")
         self.status = 101
         self.head_complete = True

@@ -398,8 +398,6 @@ class Answer(AnswerParser):
     """The answer to one exchange, as `UpstreamAnswer`: it goes on being readable after its connection was given back,
     but then has only what had come."""
 
-    __slots__ = ("_connection",)
-
     def __init__(self, connection: Http1Connection, method: bytes, *, limits: HeadLimits, upgrade: bool) -> None:
         super().__init__(method, limits=limits, upgrade=upgrade)
         self._connection = connection
