@@ -2,7 +2,8 @@
 
 Bytes, their source and the time go in; datagrams, typed events and the next deadline come out. Everything is
 synchronous and belongs to one thread. `now` is seconds on any monotonic clock (`loop.time()`); an engine never sees
-it go backwards (an older value counts as the newest one seen).
+it go backwards (an older value counts as the newest one seen). Its life begins with the first `now` it hears; until
+then `deadline` is minus infinity if there is something to do.
 
 A turn is always: something in (`receive`, `pump`, or a call such as `write`), then `events()`, then, if `pending`,
 `pump(fd, now, 0)` or `advance(now)` and `transmits()`; then sleep until `deadline`.

@@ -5,33 +5,37 @@ use std::time::Duration;
 use mock_instant::MockClock;
 use smoltcp::time::Instant;
 
-/// Microseconds since the caller's clock was zero.
+/// Microseconds of the engine's life, which begins when it first hears the time: what is asked of it before that
+/// happens at its beginning, not ages ago.
 pub type Micros = u64;
 
 pub const NEVER: Micros = u64::MAX;
 pub const SECOND: Micros = 1_000_000;
 pub const MILLISECOND: Micros = 1_000;
 
-/// A day count no honest clock reaches (about 30,000 years), so that sums of times never overflow.
+/// Seconds that no life reaches (about 30,000 years), so that sums of times never overflow.
 const LATEST: f64 = 1e12;
 
 /// A clock that only its owner moves, and never backwards.
 pub struct Clock {
     now: Micros,
+    /// What the caller's clock showed when it was heard first.
+    beginning: Option<f64>,
     calls: u64,
 }
 
 impl Clock {
     pub fn new() -> Self {
-        Clock { now: 0, calls: 0 }
+        Clock { now: 0, beginning: None, calls: 0 }
     }
 
     /// Take over the caller's idea of the time. An older one, or one that is no number, changes nothing.
     ///
     /// Rounded, not cut, so that a deadline that was handed out is reached when it is handed back.
     pub fn set(&mut self, seconds: f64) {
-        if seconds.is_finite() && seconds > 0.0 {
-            self.now = self.now.max((seconds.min(LATEST) * 1e6).round() as Micros);
+        if seconds.is_finite() {
+            let life = seconds - *self.beginning.get_or_insert(seconds);
+            self.now = self.now.max((life.clamp(0.0, LATEST) * 1e6).round() as Micros);
         }
         self.enter();
     }
@@ -48,13 +52,18 @@ impl Clock {
         self.now
     }
 
-    pub fn seconds(&self, at: Micros) -> f64 {
-        if at == NEVER {
-            f64::INFINITY
-        } else {
-            at as f64 / 1e6
+    /// A time of the engine's life on the caller's clock; long ago if nobody knows yet what that shows.
+    pub fn on_callers_clock(&self, at: Micros) -> f64 {
+        match (at, self.beginning) {
+            (NEVER, _) => f64::INFINITY,
+            (_, None) => f64::NEG_INFINITY,
+            (_, Some(beginning)) => beginning + seconds(at),
         }
     }
+}
+
+pub fn seconds(duration: Micros) -> f64 {
+    duration as f64 / 1e6
 }
 
 pub fn instant(at: Micros) -> Instant {

@@ -81,7 +81,7 @@ impl Engine {
     }
 
     fn deadline_seconds(&self) -> f64 {
-        self.core.shared.clock.seconds(self.core.deadline())
+        self.core.shared.clock.on_callers_clock(self.core.deadline())
     }
 }
 

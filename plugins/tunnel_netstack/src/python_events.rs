@@ -6,6 +6,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyInt, PyList, PyString, PyTuple};
 use pyo3::{IntoPyObjectExt, PyClass, PyClassInitializer};
 
+use crate::clock::seconds;
 use crate::engine::Engine as Core;
 use crate::events::{ConnId, Event, EventSink};
 use crate::prefix::{PeerId, Prefix};
@@ -67,7 +68,7 @@ impl PeerState {
             public_key: PyBytes::new(py, peer.map_or(&[], |peer| &peer.key)).unbind(),
             endpoint: peer.and_then(|peer| peer.endpoint).and_then(|to| endpoint(py, to).ok()).map(Bound::unbind),
             allowed_ips: core.routes.of(id).iter().map(Prefix::to_string).collect(),
-            last_handshake: peer.and_then(|peer| peer.last_handshake(now)).map(|age| core.shared.clock.seconds(age)),
+            last_handshake: peer.and_then(|peer| peer.last_handshake(now)).map(seconds),
             rx: peer.map_or(0, |peer| peer.received),
             tx: peer.map_or(0, |peer| peer.sent),
             keepalive: peer.and_then(|peer| peer.keepalive),

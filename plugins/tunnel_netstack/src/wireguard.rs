@@ -48,7 +48,7 @@ pub struct Peer {
     /// Packets wait in the tunnel for a session.
     queued: bool,
     ticked: Micros,
-    last_sent: Micros,
+    last_sent: Option<Micros>,
     remains: Micros,
 }
 
@@ -126,7 +126,7 @@ impl Peer {
 
     fn account_sent(&mut self, shared: &mut Shared, length: usize, kind: u8) {
         self.sent += length as u64;
-        self.last_sent = shared.now();
+        self.last_sent = Some(shared.now());
         shared.counters.datagrams_out += 1;
         shared.counters.bytes_out += length as u64;
         if kind == 1 {
@@ -154,16 +154,21 @@ impl Peer {
             _ => {}
         }
         // Ours and not boringtun's, because its own cannot be changed without ending the session.
-        let due = self.keepalive.is_some_and(|s| shared.now() - self.last_sent >= Micros::from(s) * SECOND);
+        let due = self
+            .keepalive
+            .is_some_and(|s| self.last_sent.is_none_or(|sent| shared.now() - sent >= Micros::from(s) * SECOND));
         if due && self.endpoint.is_some() {
             self.send(shared, &[]);
         }
     }
 
     fn next_tick(&self, now: Micros) -> Micros {
-        if self.handshaking {
+        let kept_alive = self.keepalive.is_some() && self.endpoint.is_some();
+        if kept_alive && self.last_sent.is_none() {
+            now
+        } else if self.handshaking {
             self.ticked + TICK_HANDSHAKE
-        } else if now < self.remains || (self.keepalive.is_some() && self.endpoint.is_some()) {
+        } else if now < self.remains || kept_alive {
             self.ticked + TICK_SESSION
         } else {
             NEVER
@@ -329,7 +334,7 @@ impl WireGuard {
             handshaking: false,
             queued: false,
             ticked: shared.now(),
-            last_sent: 0,
+            last_sent: None,
             remains: 0,
         };
         let id = match self.peers.iter().position(Option::is_none) {

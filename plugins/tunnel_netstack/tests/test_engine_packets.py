@@ -111,7 +111,7 @@ def checksum(data: bytes) -> bytes:
 
 
 def ip(
-    protocol: int, payload: bytes, source: str = "100.64.0.9", destination: str = "100.64.0.2", fragment: int = 0
+    protocol: int, payload: bytes, source: str = "100.64.0.9", destination: str = "100.64.0.2", *, fragment: int = 0
 ) -> bytes:
     """An IP packet around a payload; version by its addresses."""
     ends = ip_address(source).packed + ip_address(destination).packed
@@ -139,15 +139,14 @@ def tcp(
     return ip(6, segment, source, destination)
 
 
-def echo(kind: int, protocol: int = 1, **ends: str) -> bytes:
+def echo(kind: int, protocol: int = 1, source: str = "100.64.0.9", destination: str = "100.64.0.2") -> bytes:
     message = struct.pack("!BBHHH", kind, 0, 0, 7, 1) + b"ping"
     if protocol == 58:
-        pseudo = ip_address(ends["source"]).packed + ip_address(ends["destination"]).packed
-        pseudo += struct.pack("!II", len(message), 58)
+        pseudo = ip_address(source).packed + ip_address(destination).packed + struct.pack("!II", len(message), 58)
         message = message[:2] + checksum(pseudo + message) + message[4:]
     else:
         message = message[:2] + checksum(message) + message[4:]
-    return ip(protocol, message, **ends)
+    return ip(protocol, message, source, destination)
 
 
 def tcp_fields(packet: bytes) -> tuple[int, int, int]:
@@ -190,14 +189,14 @@ def test_an_independent_peer_shakes_hands_and_opens_a_connection() -> None:
 def test_ping_needs_a_rule() -> None:
     """Echo requests are answered where a rule for protocol 1 says so, over both families, and not otherwise."""
     engine, peer = server()
-    six = {"source": "fd00::9", "destination": "fd00::2"}
+    six = ("fd00::9", "fd00::2")
     (answer,) = peer.exchange(echo(8))
     assert answer[20] == 0
-    (answer,) = peer.exchange(echo(128, 58, **six))
+    (answer,) = peer.exchange(echo(128, 58, *six))
     assert answer[40] == 129
     engine.set_inbound([])
     assert peer.exchange(echo(8)) == []
-    assert peer.exchange(echo(128, 58, **six)) == []
+    assert peer.exchange(echo(128, 58, *six)) == []
     assert dropped(engine) == {"denied_inbound": 2}
 
 

@@ -129,8 +129,8 @@ def test_every_connection_ends_once_and_nothing_follows() -> None:
             if isinstance(event, Closed | ConnectFailed):
                 ends[(node, conn)] = 1
 
-        a.on_event = lambda event, watch=watch: watch(0, event)  # type: ignore[misc]
-        b.on_event = lambda event, watch=watch: watch(1, event)  # type: ignore[misc]
+        a.on_event = lambda event, watch=watch: watch(0, event)
+        b.on_event = lambda event, watch=watch: watch(1, event)
         b.engine.listen(80)
         dialed = [a.connect(b.address, 80 if n else 81) for n in range(6)]
         for _ in range(40):
