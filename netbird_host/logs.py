@@ -17,7 +17,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["auto", "json", "console"]
 
-_QUIET = {"asyncio": logging.WARNING, "grpc": logging.WARNING, "httpcore": logging.WARNING, "httpx": logging.WARNING}
+_QUIET = dict.fromkeys(("asyncio", "grpc", "httpcore", "httpx", "uvicorn"), logging.WARNING)
 # At debug these tell of each request, headers included.
 
 _encoder = msgspec.json.Encoder(enc_hook=str)

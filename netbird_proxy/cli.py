@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import httpx
 import typer
 import uvloop
 from rich.console import Console
@@ -154,6 +153,8 @@ def _socket(config: Path | None, admin: Path | None) -> Path:
 
 
 def _ask(config: Path | None, admin: Path | None, path: str, query: dict[str, str] | None = None) -> Any:
+    import httpx  # a quarter of a second that a start of the proxy need not spend
+
     socket = _socket(config, admin)
     try:
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), timeout=10) as client:

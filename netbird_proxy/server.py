@@ -131,7 +131,9 @@ class ProxyServer:
             version=self.version,
             domain=self.domain,
             allow_insecure=management.allow_insecure,
+            roots=management.roots,
             rpc_timeout=limits.rpc_timeout,
+            batch_watchdog=limits.batch_watchdog,
         )
         # Accounts, mappings and client know one another, so the stream's sink and the map's listener are bound late.
         self._statuses: StatusReports
