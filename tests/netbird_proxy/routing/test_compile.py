@@ -1,0 +1,186 @@
+"""Compiling: what refuses a mapping, and that nothing guarding is served unguarded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from netbird_proxy import ALLOW, Authenticator, Guard, RequestTransform
+from netbird_proxy.errors import PluginFailed, RouteRefused
+from netbird_proxy.model import Mapping, RouteSpec, ServiceId
+from netbird_proxy.steps import Proxy
+from netbird_proxy.testing.makers import host_origin, mapping, route, upstream
+from netbird_proxy.testing.transcript import StepHooks, Transcript
+
+
+async def allow(_exchange: object) -> object:
+    return ALLOW
+
+
+async def passes(_exchange: object) -> object:
+    return None
+
+
+def transform(_exchange: object, _outgoing: object) -> None:
+    return None
+
+
+def owning(*names: bytes) -> RequestTransform:
+    return RequestTransform(transform, owns=names)
+
+
+def guarded(**fields: Any) -> RouteSpec:
+    return route(guarding={"gate": ("private",)}, **fields)
+
+
+async def refusal(hooks: StepHooks, *mappings: Mapping | RouteSpec) -> str:
+    """Apply, check that a closed route stands in, and return why."""
+    play = Transcript(*mappings, hooks=hooks)
+    [report] = play.reports
+    assert report.ok == (not report.refused)
+    if report.refused:
+        answer = await play.request(origin=host_origin())
+        assert (answer.status, b"route_refused" in answer.body) == (503, True)
+        assert report.refused.encode() not in answer.body
+        assert play.upstreams.dialed == 0
+        play.saw("respond 503", "observe 503 route_refused")
+    return report.refused
+
+
+@pytest.mark.parametrize(
+    "hooks",
+    [
+        StepHooks(restrict=[("gate", Guard(allow))]),
+        StepHooks(authorize=[("gate", Guard(allow))]),
+        StepHooks(authenticate=[("gate", Authenticator("exclusive", passes))]),
+    ],
+)
+async def test_guarding_field_with_an_enforcing_step_is_served(hooks: StepHooks) -> None:
+    """A guard, or an authenticator that nobody comes before."""
+    assert await refusal(hooks, guarded()) == ""
+
+
+@pytest.mark.parametrize(
+    "hooks",
+    [
+        StepHooks(),
+        StepHooks(restrict=[("other", Guard(allow))]),
+        StepHooks(authenticate=[("gate", Authenticator("ambient", passes))]),
+        StepHooks(authenticate=[("gate", Authenticator("prompt", passes))]),
+        StepHooks(restrict=[("gate", Guard(allow, kinds=frozenset(("stream",))))]),
+        StepHooks(authenticate=[("gate", Authenticator("exclusive", passes, kinds=frozenset(("stream",))))]),
+    ],
+)
+async def test_guarding_field_without_an_enforcing_step_is_refused(hooks: StepHooks) -> None:
+    """Not another plugin's step, not one that only helps, not one for another kind of traffic."""
+    assert await refusal(hooks, guarded()) == "gate enforces nothing for private on /"
+
+
+async def test_guarding_field_that_is_only_observed_is_refused() -> None:
+    """Mode observe is for trying a guard out, never behind a field that asks to be guarded."""
+    hooks = StepHooks(restrict=[("gate", Guard(allow, observe=True))], authorize=[("gate", Guard(allow))])
+    assert "only observes" in await refusal(hooks, guarded())
+    assert await refusal(hooks, route()) == ""
+
+
+async def test_unreachable_target_is_refused() -> None:
+    """No dialer, no route; the address is for management to read."""
+    assert "can reach http://10.0.0.7:8080" in await refusal(StepHooks(dialer=None), route())
+
+
+@pytest.mark.parametrize(
+    ("transforms", "said"),
+    [
+        ([("a", owning(b"Remote-User")), ("b", owning(b"remote_user"))], "both a and b own the header remote-user"),
+        ([("a", owning(b"Transfer_Encoding"))], "a may not own the header transfer-encoding"),
+        ([("a", owning(b"Host"))], "a may not own the header host"),
+    ],
+)
+async def test_header_has_one_owner(transforms: Any, said: str) -> None:
+    """Under any alias; what frames and routes is nobody's."""
+    assert await refusal(StepHooks(transform_request=transforms), route()) == said
+
+
+async def test_plugin_may_own_a_name_twice() -> None:
+    """Two transforms of one plugin agree with themselves."""
+    hooks = StepHooks(transform_request=[("a", owning(b"x-a")), ("a", owning(b"X_A"))])
+    assert await refusal(hooks, route()) == ""
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (mapping(refused="mode 'x' is unknown"), "mode 'x' is unknown"),
+        (mapping(route(service=ServiceId("svc-2"))), "is not the mapping's own"),
+        (mapping(route(host="other.example.com")), "is not the mapping's own"),
+        (mapping(route(kind="stream")), "kind stream is not served"),
+        (mapping(route(b"app")), "is no prefix"),
+        (mapping(route(b"/app/")), "is no prefix"),
+        (mapping(route(b"/a"), route(b"/a")), "two routes have the path /a"),
+        (mapping(route(to=())), "has no target"),
+        (mapping(route(to=upstream("tcp://10.0.0.7:80"))), "is not HTTP"),
+        (mapping(route(to=upstream(path=b"x"))), "the target path 'x' cannot be sent"),
+        (mapping(route(to=upstream(custom_headers=((b"a b", b""),)))), "the custom header 'a b' cannot be sent"),
+    ],
+)
+async def test_what_cannot_be_served_is_refused(made: Mapping, said: str) -> None:
+    """In one sentence for management, with a closed route in its place."""
+    assert said in await refusal(StepHooks(), made)
+
+
+async def test_mapping_without_routes_is_refused() -> None:
+    """A mapping that leads nowhere is not served as if it had no guards either."""
+    from dataclasses import replace
+
+    assert await refusal(StepHooks(), replace(mapping(), routes=())) == "the mapping has no target"
+
+
+class Failing(StepHooks):
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+    def authorize(self, route: RouteSpec, proxy: Proxy) -> Any:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RouteRefused("a private service needs a tunnel"), "a private service needs a tunnel"),
+        (PluginFailed("gate", "authorize raised ValueError"), "plugin gate: authorize raised ValueError"),
+        (ValueError("secret"), "the proxy could not compile it: ValueError"),
+    ],
+)
+async def test_hook_that_fails_refuses_its_route(error: Exception, said: str) -> None:
+    """Never served without the plugin, and nothing but our own words reach management."""
+    assert await refusal(Failing(error), route()) == said
+
+
+async def test_refused_mapping_holds_no_pool() -> None:
+    """What was taken before the refusal is given back."""
+
+    class SecondFails(StepHooks):
+        def dialer(self, route: RouteSpec, upstream: Any, proxy: Proxy) -> Any:
+            return super().dialer(route, upstream, proxy) if upstream.address.port == 80 else None
+
+    play = Transcript(route(to=(upstream("http://10.0.0.1:80"), upstream("http://10.0.0.1:81"))), hooks=SecondFails())
+    assert play.reports[0].refused
+    await _settle()
+    assert [pool.retired for pool in play.upstreams.pools] == [True]
+
+
+async def test_cancelled_compile_is_no_refusal() -> None:
+    """What is no Exception passes, and holds nothing."""
+    with pytest.raises(KeyboardInterrupt):
+        Transcript(route(), hooks=Failing(KeyboardInterrupt()))
+
+
+async def _settle() -> None:
+    """Let timers with no delay run."""
+    import asyncio
+
+    done = asyncio.Event()
+    asyncio.get_running_loop().call_later(0.01, done.set)
+    await done.wait()
