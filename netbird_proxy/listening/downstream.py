@@ -22,6 +22,8 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _JOIN_BYTES = 16384
 # Above it, copying a body behind its head costs more than a second entry in the transport's queue.
 
+_NO_PIECES: list[bytes] = []  # replaced before the first piece, never changed in place
+
 
 class Downstream:
     """Implements `DownstreamConnection`. The protocol fills the request half; the application's messages the other.
@@ -34,63 +36,29 @@ class Downstream:
     """
 
     __slots__ = (
-        "bodyless",
-        "buffered",
-        "chunked",
-        "chunks",
-        "close_delimited",
-        "complete",
-        "done",
-        "ended",
-        "expects",
-        "fields",
-        "gone",
-        "has_body",
-        "head_only",
-        "head_sent",
-        "held_at",
-        "http11",
-        "keep_alive",
-        "length",
-        "protocol",
-        "remaining",
-        "status",
-        "task",
-        "trailers",
-        "waiter",
-        "will_trail",
-    )
+        "bodyless", "buffered", "chunked", "chunks", "close_delimited", "complete", "done", "ended", "expects",
+        "fields", "gone", "has_body", "head_only", "head_sent", "held_at", "http11", "keep_alive", "length",
+        "protocol", "remaining", "status", "task", "trailers", "waiter", "will_trail",
+    )  # fmt: skip
 
     def __init__(
-        self, protocol: Http1Protocol, *, head_only: bool, http11: bool, keep_alive: bool, has_body: bool, expects: bool
+        self, protocol: Http1Protocol, head_only: bool, http11: bool, keep_alive: bool, has_body: bool, expects: bool
     ) -> None:
         self.protocol = protocol
-        self.task: asyncio.Task[None] | None = None
-        self.gone = False
-        # The request, written by the protocol.
         self.head_only = head_only
         self.http11 = http11
         self.keep_alive = keep_alive
         self.has_body = has_body
         self.expects = expects
-        self.chunks: list[bytes] = []
-        self.buffered = 0
+        self.task: asyncio.Task[None] | None = None
+        self.gone = self.complete = self.ended = self.will_trail = False
+        self.head_sent = self.bodyless = self.chunked = self.close_delimited = self.done = False
+        self.buffered = self.status = self.held_at = 0
+        self.length = self.remaining = UNKNOWN_LENGTH
+        self.chunks: list[bytes] = _NO_PIECES
+        self.fields: list[bytes] = _NO_PIECES
         self.trailers: list[RawHeader] | None = None
-        self.complete = False
-        self.ended = False
         self.waiter: asyncio.Future[None] | None = None
-        # The response, written by `send`.
-        self.status = 0
-        self.fields: list[bytes] = []
-        self.length = UNKNOWN_LENGTH
-        self.will_trail = False
-        self.held_at = 0
-        self.head_sent = False
-        self.bodyless = False
-        self.chunked = False
-        self.close_delimited = False
-        self.remaining = UNKNOWN_LENGTH
-        self.done = False
 
     # Request ----------------------------------------------------------------------------------------------------------
 

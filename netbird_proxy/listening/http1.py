@@ -300,7 +300,10 @@ class Http1Protocol(asyncio.Protocol):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        lower, kind = KNOWN.get(name) or learn(name)
+        try:
+            lower, kind = KNOWN[name]
+        except KeyError:
+            lower, kind = learn(name)
         if kind:
             self._marks.append((kind, value))
         if value and value[-1] <= 32:
@@ -337,12 +340,7 @@ class Http1Protocol(asyncio.Protocol):
             self._refusal = refused
             raise
         self._reading = downstream = Downstream(
-            self,
-            head_only=method == b"HEAD",
-            http11=version == "1.1",
-            keep_alive=keep_alive,
-            has_body=length != 0,
-            expects=expects,
+            self, method == b"HEAD", version == "1.1", keep_alive, length != 0, expects
         )
         self._silent = -1
         text = path.decode("ascii")
@@ -379,7 +377,10 @@ class Http1Protocol(asyncio.Protocol):
                 self._linger()
             return
         downstream.expects = False
-        downstream.chunks.append(body)
+        if downstream.chunks:
+            downstream.chunks.append(body)
+        else:
+            downstream.chunks = [body]
         downstream.buffered += len(body)
         if downstream.waiter is not None:
             downstream.wake()
