@@ -6,6 +6,7 @@ plugin that claims it, or the mapping is not served.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
@@ -24,8 +25,6 @@ from netbird_proxy.routing.table import HostRoutes, Route
 from netbird_proxy.steps import Authenticator, Dialer, Guard, Observer, Proxy, RequestTransform
 
 log = structlog.get_logger("netbird_proxy.routing")
-
-PSEUDONYM = "netbird-proxy"
 
 
 class RouteHooks(Protocol):
@@ -54,7 +53,8 @@ class Compiler:
 
     Args:
         environment: what all pipelines share: the guards' timeout, counters, steps left behind.
-        pseudonym: our name in `Via`; a request that bears it already has come round.
+        pseudonym: our name in `Via`; a request that bears it already has come round. By default one of this process alone,
+            so that a proxy of this kind behind another one is no loop.
         cookies: names of cookies that plugins set; upstreams neither see nor set them.
         observers: of every exchange, besides those of plugins, such as the memory behind `explain`.
     """
@@ -66,7 +66,7 @@ class Compiler:
         pools: Pools,
         environment: Environment,
         *,
-        pseudonym: str = PSEUDONYM,
+        pseudonym: str = "",
         cookies: Collection[str] = (),
         observers: Sequence[tuple[str, Observer]] = (),
     ) -> None:
@@ -74,7 +74,7 @@ class Compiler:
         self._proxy = proxy
         self._pools = pools
         self.environment = environment
-        self.pseudonym = pseudonym.encode("ascii")
+        self.pseudonym = (pseudonym or f"netbird-proxy-{secrets.token_hex(4)}").encode("ascii")
         self._cookies = frozenset(name.encode("ascii") for name in cookies)
         self._observers = tuple(BoundObserver(*pair) for pair in observers)
         self._unrouted = self._ending(None)

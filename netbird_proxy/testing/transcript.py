@@ -159,6 +159,7 @@ class Transcript:
             self.proxy,
             Pools(self.upstreams, grace=0.0),
             self.environment,
+            pseudonym="netbird-proxy",
             cookies=tuple(cookies),
             observers=[("transcript", self._observe)],
         )

@@ -142,9 +142,11 @@ async def test_trailers_under_uvicorn_do_not_become_fields() -> None:
     """
     reached = asyncio.Event()
 
-    def reply(_head: bytes) -> bytes:
-        reached.set()
-        return b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
+    def reply(head: bytes) -> bytes:
+        if head.startswith(b"POST"):
+            reached.set()
+            return b""
+        return b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"  # behind the body's last chunk
 
     head = b"POST / HTTP/1.1\r\nhost: app.example.com\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
     trailers = b"0\r\nx-netbird-user: root\r\nx-late: 1\r\n\r\n"
