@@ -273,8 +273,15 @@ class Engine:
         """Do what is due: timers, retransmissions, flushes. Returns `deadline`."""
     def transmits(self) -> list[tuple[bytes, Endpoint]]:
         """Take the datagrams that are ready to go. The pure path; `pump` sends them itself."""
+    def aggregate(self, fd: int) -> bool:
+        """Have the kernel hand a socket's datagrams to `pump` in runs of one sender, which costs less.
+
+        For the one socket that `pump` is given from then on. False where the kernel cannot; nothing has changed then.
+        """
     def pump(self, fd: int, now: float, budget: int = 256) -> PumpResult:
         """Receive up to `budget` datagrams from a non-blocking UDP socket, do what is due, send what is ready.
+
+        After `aggregate` a run of datagrams is taken whole, so there can be some more.
 
         The socket stays the caller's; an AF_INET6 one may be dual-stack. `budget` 0 only does what is due and sends.
 
@@ -287,8 +294,9 @@ class Engine:
         """Totals since the start. Dropped datagrams and packets:
 
         malformed, bad_mac, unknown_key, unknown_session, decrypt_failed, replayed, replayed_handshake, rate_limited,
-        bad_source, bad_destination, bad_packet, unsupported, denied_inbound, not_listening, backlog_full,
-        limit_reached, no_endpoint, queue_full, send_failed;
+        bad_source, bad_destination, bad_packet, unsupported, denied_inbound, not_listening, unmatched,
+        backlog_full,
+        limit_reached, internal_error, no_endpoint, queue_full, send_failed;
         also: handshakes, datagrams_in, datagrams_out, bytes_in, bytes_out, accepted, connected, connections
         (now), buffer_bytes (now), half_open (now).
         """

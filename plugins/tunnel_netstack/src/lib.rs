@@ -20,7 +20,7 @@ mod wireguard;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
-use pyo3::buffer::PyBuffer;
+use pyo3::buffer::{PyBuffer, ReadOnlyCell};
 use pyo3::create_exception;
 use pyo3::exceptions::{PyConnectionError, PyOSError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -36,7 +36,7 @@ use crate::prefix::{canonical, parse_address, Prefix};
 use crate::python_events as python;
 use crate::tcp::ConnectError;
 use crate::udp_io::Batch;
-use crate::wireguard::PeerConfig;
+use crate::wireguard::{PeerConfig, LONGEST};
 
 create_exception!(netbird_tunnel_netstack.engine, EngineError, PyRuntimeError);
 create_exception!(netbird_tunnel_netstack.engine, NoRoute, PyConnectionError);
@@ -265,7 +265,9 @@ impl Engine {
     }
 
     fn write(&mut self, conn: ConnId, data: &Bound<'_, PyAny>) -> PyResult<usize> {
-        with_bytes(data, |bytes| self.run(|core| core.tcp.write(conn, bytes, core.shared.now())))?
+        // One more than can fit, so that a short count shows.
+        let most = self.core.tcp.limits.send_buffer + 1;
+        with_bytes(data, most, |bytes| self.run(|core| core.tcp.write(conn, bytes, core.shared.now())))?
     }
 
     fn write_eof(&mut self, conn: ConnId) -> PyResult<()> {
@@ -294,7 +296,7 @@ impl Engine {
 
     fn receive(&mut self, datagram: &Bound<'_, PyAny>, endpoint: &Bound<'_, PyTuple>, now: f64) -> PyResult<()> {
         let from = socket_address(endpoint)?;
-        with_bytes(datagram, |bytes| self.run_at(now, |core| core.receive(bytes, from)))?
+        with_bytes(datagram, LONGEST + 1, |bytes| self.run_at(now, |core| core.receive(bytes, from)))?
     }
 
     fn advance(&mut self, now: f64) -> PyResult<f64> {
@@ -312,6 +314,14 @@ impl Engine {
         }
         outgoing.sent(outgoing.len());
         Ok(list)
+    }
+
+    fn aggregate(&mut self, fd: i32) -> bool {
+        let possible = udp_io::aggregate(fd);
+        if possible {
+            self.batch = Some(Batch::of_runs());
+        }
+        possible
     }
 
     #[pyo3(signature = (fd, now, budget = 256))]
@@ -376,14 +386,17 @@ fn socket_address(address: &Bound<'_, PyTuple>) -> PyResult<SocketAddr> {
     })
 }
 
-/// Lend the bytes of a bytes-like object without a copy where it is `bytes`; nothing else is sure to stay as it is.
-fn with_bytes<R>(object: &Bound<'_, PyAny>, work: impl FnOnce(&[u8]) -> R) -> PyResult<R> {
+/// Lend the bytes of a bytes-like object: `bytes` as they are, and of anything that might change, a copy of at most
+/// `most` bytes.
+fn with_bytes<R>(object: &Bound<'_, PyAny>, most: usize, work: impl FnOnce(&[u8]) -> R) -> PyResult<R> {
     if let Ok(bytes) = object.downcast::<PyBytes>() {
         return Ok(work(bytes.as_bytes()));
     }
-    let py = object.py();
-    let copy = PyBuffer::<u8>::get(object).and_then(|buffer| buffer.to_vec(py));
-    copy.map(|bytes| work(&bytes)).map_err(|_| PyTypeError::new_err("a bytes-like object is needed"))
+    let wrong = || PyTypeError::new_err("a bytes-like object is needed");
+    let buffer = PyBuffer::<u8>::get(object).map_err(|_| wrong())?;
+    let cells = buffer.as_slice(object.py()).ok_or_else(wrong)?;
+    let copy: Vec<u8> = cells.iter().take(most).map(ReadOnlyCell::get).collect();
+    Ok(work(&copy))
 }
 
 #[pymodule]

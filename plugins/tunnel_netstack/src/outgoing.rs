@@ -16,6 +16,13 @@ pub struct Waiting {
     pub to: SocketAddr,
 }
 
+pub struct Run<'a> {
+    pub bytes: &'a [u8],
+    pub to: SocketAddr,
+    pub each: usize,
+    pub count: usize,
+}
+
 #[derive(Default)]
 pub struct Outgoing {
     bytes: Vec<u8>,
@@ -55,6 +62,25 @@ impl Outgoing {
     pub fn get(&self, index: usize) -> Option<(&[u8], SocketAddr)> {
         let waiting = self.waiting.get(index)?;
         Some((&self.bytes[waiting.range.clone()], waiting.to))
+    }
+
+    /// The datagrams from `index` on that can go as one message: to one place, all of one size but for a shorter last.
+    pub fn run(&self, index: usize, most: usize, most_bytes: usize) -> Option<Run<'_>> {
+        let first = self.waiting.get(index)?;
+        let each = first.range.len();
+        let (mut end, mut count) = (first.range.end, 1);
+        for next in self.waiting.iter().skip(index + 1).take(most.saturating_sub(1)) {
+            let fits = next.range.end - first.range.start <= most_bytes;
+            if next.to != first.to || next.range.start != end || next.range.len() > each || !fits {
+                break;
+            }
+            end = next.range.end;
+            count += 1;
+            if next.range.len() < each {
+                break;
+            }
+        }
+        Some(Run { bytes: &self.bytes[first.range.start..end], to: first.to, each, count })
     }
 
     /// Forget the first `count` datagrams: they are sent, or cannot be.

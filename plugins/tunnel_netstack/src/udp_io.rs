@@ -7,15 +7,24 @@ use std::io;
 use std::mem::{size_of, zeroed};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
-use libc::{c_int, c_uint, iovec, mmsghdr, sockaddr_in, sockaddr_in6, sockaddr_storage, socklen_t};
+use libc::{c_int, c_uint, iovec, mmsghdr, msghdr, sockaddr_in, sockaddr_in6, sockaddr_storage, socklen_t};
 
 use crate::engine::Engine;
 use crate::prefix::canonical;
+use crate::wireguard::LONGEST;
 
-/// Datagrams a system call.
+/// Messages a system call; each is a datagram, or a run of them that the kernel takes apart or has put together.
 const BATCH: usize = 64;
+/// The same where every message may be a run of datagrams, and its buffer as large as one can be.
+const BATCH_OF_RUNS: usize = 16;
 /// Datagrams one pump sends at most, so that one tunnel cannot keep the loop to itself.
 const SEND_MOST: usize = 2048;
+/// The kernel's limits for a run: datagrams, and bytes with some room for headers.
+const RUN_MOST: usize = 64;
+const RUN_BYTES: usize = 65_000;
+
+/// Room for one control message that carries the size of a run's datagrams.
+type Control = [u64; 4];
 
 pub struct Pumped {
     pub received: usize,
@@ -24,36 +33,53 @@ pub struct Pumped {
     pub blocked: bool,
 }
 
-/// Buffers for one batch of datagrams.
+/// Buffers for one batch of messages, and what is known about the socket.
 pub struct Batch {
     bytes: Vec<u8>,
     each: usize,
+    /// Sending runs of datagrams works, as far as we know.
+    runs: bool,
 }
 
 impl Batch {
     /// Room for WireGuard datagrams that carry `mtu` bytes; what is longer is not one of ours.
     pub fn new(mtu: usize) -> Self {
         let each = (mtu + 128).max(2048);
-        Batch { bytes: vec![0; each * BATCH], each }
+        Batch { bytes: vec![0; each * BATCH], each, runs: true }
     }
+
+    /// Room for runs of datagrams; needed for a socket that `aggregate` said yes to.
+    pub fn of_runs() -> Self {
+        Batch { bytes: vec![0; LONGEST * BATCH_OF_RUNS], each: LONGEST, runs: true }
+    }
+}
+
+/// Ask the kernel to hand over datagrams of one sender in runs. False if it cannot.
+pub fn aggregate(fd: c_int) -> bool {
+    let on: c_int = 1;
+    // SAFETY: the option is an int, and one is given.
+    let result = unsafe {
+        libc::setsockopt(fd, libc::SOL_UDP, libc::UDP_GRO, (&raw const on).cast(), size_of::<c_int>() as socklen_t)
+    };
+    result == 0
 }
 
 pub fn pump(engine: &mut Engine, batch: &mut Batch, fd: c_int, budget: usize) -> io::Result<Pumped> {
     let mut pumped = Pumped { received: 0, sent: 0, more: false, blocked: false };
     while pumped.received < budget {
-        let wanted = BATCH.min(budget - pumped.received);
-        let got = receive(engine, batch, fd, wanted)?;
-        pumped.received += got;
+        let wanted = (batch.bytes.len() / batch.each).min(budget - pumped.received);
+        let (messages, datagrams) = receive(engine, batch, fd, wanted)?;
+        pumped.received += datagrams;
         // Acknowledgments leave while the next batch arrives, and room is made for what it will cause.
         engine.advance();
-        send(engine, fd, &mut pumped)?;
-        if got < wanted {
+        send(engine, batch, fd, &mut pumped)?;
+        if messages < wanted {
             break;
         }
         pumped.more = pumped.received >= budget;
     }
     engine.advance();
-    send(engine, fd, &mut pumped)?;
+    send(engine, batch, fd, &mut pumped)?;
     while !pumped.blocked && engine.pending() {
         if pumped.sent >= SEND_MOST {
             pumped.more = true;
@@ -61,7 +87,7 @@ pub fn pump(engine: &mut Engine, batch: &mut Batch, fd: c_int, budget: usize) ->
         }
         engine.advance();
         let before = pumped.sent;
-        send(engine, fd, &mut pumped)?;
+        send(engine, batch, fd, &mut pumped)?;
         if pumped.sent == before {
             break;
         }
@@ -69,11 +95,13 @@ pub fn pump(engine: &mut Engine, batch: &mut Batch, fd: c_int, budget: usize) ->
     Ok(pumped)
 }
 
-fn receive(engine: &mut Engine, batch: &mut Batch, fd: c_int, wanted: usize) -> io::Result<usize> {
+/// How many messages came, and how many datagrams were in them.
+fn receive(engine: &mut Engine, batch: &mut Batch, fd: c_int, wanted: usize) -> io::Result<(usize, usize)> {
     // SAFETY: all-zero is a valid value of these C structures.
     let mut names: [sockaddr_storage; BATCH] = unsafe { zeroed() };
     let mut slices: [iovec; BATCH] = unsafe { zeroed() };
     let mut headers: [mmsghdr; BATCH] = unsafe { zeroed() };
+    let mut controls: [Control; BATCH] = [[0; 4]; BATCH];
     for (index, buffer) in batch.bytes.chunks_exact_mut(batch.each).enumerate().take(wanted) {
         slices[index] = iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
         let header = &mut headers[index].msg_hdr;
@@ -81,35 +109,64 @@ fn receive(engine: &mut Engine, batch: &mut Batch, fd: c_int, wanted: usize) -> 
         header.msg_namelen = size_of::<sockaddr_storage>() as socklen_t;
         header.msg_iov = &raw mut slices[index];
         header.msg_iovlen = 1;
+        header.msg_control = (&raw mut controls[index]).cast();
+        header.msg_controllen = size_of::<Control>();
     }
-    // SAFETY: each header points to a name and a buffer of the stated sizes, which outlive the call.
+    // SAFETY: each header points to a name, a buffer and a control buffer of the stated sizes, which outlive the call.
     let got =
         unsafe { libc::recvmmsg(fd, headers.as_mut_ptr(), wanted as c_uint, libc::MSG_DONTWAIT, std::ptr::null_mut()) };
     if got < 0 {
         let error = io::Error::last_os_error();
         return match error.raw_os_error() {
-            Some(libc::EAGAIN | libc::EINTR) => Ok(0),
+            Some(libc::EAGAIN | libc::EINTR) => Ok((0, 0)),
             // An earlier datagram of ours was answered by an ICMP error: nobody's fault here.
-            Some(libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EMSGSIZE) => Ok(0),
+            Some(libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EMSGSIZE) => Ok((0, 0)),
             _ => Err(error),
         };
     }
+    let mut datagrams = 0;
     for index in 0..(got as usize).min(wanted) {
         let header = &headers[index];
         let start = index * batch.each;
         let length = (header.msg_len as usize).min(batch.each);
-        match (header.msg_hdr.msg_flags & libc::MSG_TRUNC, address(&names[index])) {
-            (0, Some(from)) => engine.receive(&batch.bytes[start..start + length], from),
+        let from = address(&names[index]);
+        let cut = header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
+        let message = &batch.bytes[start..start + length];
+        let size = run_size(&header.msg_hdr).unwrap_or(length).max(1);
+        match from {
+            Some(from) if !cut && length > 0 => {
+                for datagram in message.chunks(size) {
+                    engine.receive(datagram, from);
+                    datagrams += 1;
+                }
+            }
             _ => {
                 engine.shared.counters.datagrams_in += 1;
                 engine.shared.counters.malformed += 1;
+                datagrams += 1;
             }
         }
     }
-    Ok(got as usize)
+    Ok((got as usize, datagrams))
 }
 
-fn send(engine: &mut Engine, fd: c_int, pumped: &mut Pumped) -> io::Result<()> {
+/// The size of the datagrams in a run, as the kernel tells it.
+fn run_size(header: &msghdr) -> Option<usize> {
+    // SAFETY: the header is as recvmmsg left it, and its control buffer is alive; the macros keep to its length.
+    unsafe {
+        let mut control = libc::CMSG_FIRSTHDR(header);
+        while let Some(message) = control.as_ref() {
+            if message.cmsg_level == libc::SOL_UDP && message.cmsg_type == libc::UDP_GRO {
+                let size = libc::CMSG_DATA(control).cast::<c_int>().read_unaligned();
+                return usize::try_from(size).ok();
+            }
+            control = libc::CMSG_NXTHDR(header, control);
+        }
+    }
+    None
+}
+
+fn send(engine: &mut Engine, batch: &mut Batch, fd: c_int, pumped: &mut Pumped) -> io::Result<()> {
     if engine.shared.outgoing.is_empty() {
         return Ok(());
     }
@@ -118,23 +175,37 @@ fn send(engine: &mut Engine, fd: c_int, pumped: &mut Pumped) -> io::Result<()> {
     let mut names: [sockaddr_storage; BATCH] = unsafe { zeroed() };
     let mut slices: [iovec; BATCH] = unsafe { zeroed() };
     let mut headers: [mmsghdr; BATCH] = unsafe { zeroed() };
+    let mut controls: [Control; BATCH] = [[0; 4]; BATCH];
+    let mut counts = [0usize; BATCH];
     while !engine.shared.outgoing.is_empty() {
-        let count = engine.shared.outgoing.len().min(BATCH);
-        for index in 0..count {
-            let Some((datagram, to)) = engine.shared.outgoing.get(index) else { break };
+        let outgoing = &engine.shared.outgoing;
+        let (mut next, mut messages) = (0, 0);
+        while messages < BATCH {
+            let most = if batch.runs { RUN_MOST } else { 1 };
+            let Some(run) = outgoing.run(next, most, RUN_BYTES) else { break };
             // The kernel only reads it; the C structure has no way to say so.
-            slices[index] = iovec { iov_base: datagram.as_ptr().cast_mut().cast(), iov_len: datagram.len() };
-            let header = &mut headers[index].msg_hdr;
-            header.msg_namelen = write_address(&mut names[index], to, v6);
-            header.msg_name = (&raw mut names[index]).cast();
-            header.msg_iov = &raw mut slices[index];
+            slices[messages] = iovec { iov_base: run.bytes.as_ptr().cast_mut().cast(), iov_len: run.bytes.len() };
+            let header = &mut headers[messages].msg_hdr;
+            header.msg_namelen = write_address(&mut names[messages], run.to, v6);
+            header.msg_name = (&raw mut names[messages]).cast();
+            header.msg_iov = &raw mut slices[messages];
             header.msg_iovlen = 1;
+            if run.count > 1 {
+                write_run_size(header, &mut controls[messages], run.each);
+            } else {
+                header.msg_control = std::ptr::null_mut();
+                header.msg_controllen = 0;
+            }
+            counts[messages] = run.count;
+            next += run.count;
+            messages += 1;
         }
-        // SAFETY: each header points to a name and a datagram of the stated sizes; the queue is not touched meanwhile.
-        let sent = unsafe { libc::sendmmsg(fd, headers.as_mut_ptr(), count as c_uint, libc::MSG_DONTWAIT) };
+        // SAFETY: each header points to a name and bytes of the stated sizes; the queue is not touched meanwhile.
+        let sent = unsafe { libc::sendmmsg(fd, headers.as_mut_ptr(), messages as c_uint, libc::MSG_DONTWAIT) };
         if sent > 0 {
-            pumped.sent += sent as usize;
-            engine.shared.outgoing.sent(sent as usize);
+            let datagrams: usize = counts[..sent as usize].iter().sum();
+            pumped.sent += datagrams;
+            engine.shared.outgoing.sent(datagrams);
             continue;
         }
         let error = io::Error::last_os_error();
@@ -145,14 +216,31 @@ fn send(engine: &mut Engine, fd: c_int, pumped: &mut Pumped) -> io::Result<()> {
             }
             Some(libc::EINTR) => {}
             Some(libc::EBADF | libc::ENOTSOCK | libc::EFAULT) => return Err(error),
-            // The first datagram cannot go where it should: the others may.
+            // No such offer here, or not on this path (a smaller MTU, a device without checksums): one by one then.
+            Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE | libc::ENOPROTOOPT) if counts[0] > 1 => batch.runs = false,
+            // The first message cannot go where it should: the others may.
             _ => {
-                engine.shared.counters.send_failed += 1;
-                engine.shared.outgoing.sent(1);
+                engine.shared.counters.send_failed += counts[0] as u64;
+                engine.shared.outgoing.sent(counts[0]);
             }
         }
     }
     Ok(())
+}
+
+fn write_run_size(header: &mut msghdr, control: &mut Control, size: usize) {
+    header.msg_control = (&raw mut *control).cast();
+    // SAFETY: the buffer has room for a control message of two bytes, and is aligned for its head.
+    unsafe {
+        header.msg_controllen = libc::CMSG_SPACE(size_of::<u16>() as c_uint) as usize;
+        let message = libc::CMSG_FIRSTHDR(header);
+        if let Some(head) = message.as_mut() {
+            head.cmsg_level = libc::SOL_UDP;
+            head.cmsg_type = libc::UDP_SEGMENT;
+            head.cmsg_len = libc::CMSG_LEN(size_of::<u16>() as c_uint) as usize;
+            libc::CMSG_DATA(message).cast::<u16>().write_unaligned(size as u16);
+        }
+    }
 }
 
 fn is_v6(fd: c_int) -> io::Result<bool> {

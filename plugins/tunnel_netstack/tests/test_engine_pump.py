@@ -18,6 +18,7 @@ class End:
     def __init__(self, number: int, family: int, host: str) -> None:
         self.socket = socket.socket(family, socket.SOCK_DGRAM)
         self.socket.setblocking(False)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         if family == socket.AF_INET6:
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         self.socket.bind((host, 0))
@@ -91,9 +92,13 @@ FOUR, SIX, BOTH = (socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"), (sock
         ((BOTH, SIX), ("::1", "::1")),
     ],
 )
-def test_bytes_cross_real_sockets(kinds: tuple[tuple[int, str], ...], hosts: tuple[str, str]) -> None:
+@pytest.mark.parametrize("aggregate", [False, True])
+def test_bytes_cross_real_sockets(kinds: tuple[tuple[int, str], ...], hosts: tuple[str, str], aggregate: bool) -> None:
     """Eight megabytes from one socket to the other, on each kind of socket; the accepting end learns the endpoint."""
     with ends(*kinds) as (a, b):
+        if aggregate:
+            assert a.engine.aggregate(a.socket.fileno())
+            assert b.engine.aggregate(b.socket.fileno())
         a.engine.set_peer(b.engine.public_key, ["100.64.0.2"], endpoint=(hosts[1], b.port))
         b.engine.set_peer(a.engine.public_key, ["100.64.0.1"])
         b.engine.listen(80)
@@ -125,6 +130,25 @@ def test_pump_keeps_to_its_budget() -> None:
         result = a.engine.pump(a.socket.fileno(), time.monotonic(), 100)
         assert (result.received, result.more, result.sent) == (6, False, 0)
         assert a.engine.counters()["malformed"] == 10
+
+
+def test_runs_of_datagrams_are_taken_apart() -> None:
+    """Many datagrams of one sender that the kernel hands over together are still judged one by one."""
+    with ends(FOUR, FOUR) as (a, b):
+        assert a.engine.aggregate(a.socket.fileno())
+        for number in range(40):
+            b.socket.sendto(b"\4\0\0\0" + bytes([number] * 60), ("127.0.0.1", a.port))
+        assert a.engine.pump(a.socket.fileno(), time.monotonic(), 100).received == 40
+        assert a.engine.counters()["unknown_session"] == 40
+
+
+def test_aggregation_is_refused_without_harm() -> None:
+    """Where there is no UDP socket there is nothing to aggregate, and nothing has changed."""
+    with ends(FOUR, FOUR) as (a, b), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        assert not a.engine.aggregate(other.fileno())
+        b.socket.sendto(b"\4\0\0\0" + bytes(9000), ("127.0.0.1", a.port))
+        a.turn()
+        assert a.engine.counters()["malformed"] == 1
 
 
 def test_oversized_and_empty_datagrams_are_malformed() -> None:
