@@ -271,3 +271,45 @@ def test_every_number_of_the_system_has_a_leaf() -> None:
     """No errno escapes the tree."""
     for number in errno.errorcode:
         assert isinstance(dial_error(Address("h", 1), OSError(number, "x")), UpstreamError)
+
+
+async def test_a_race_that_is_cancelled_leaves_nothing() -> None:
+    """Several silent addresses: the deadline ends all attempts, and their sockets are closed."""
+    with socket.socket() as one, socket.socket() as two:
+        one.bind(("127.0.0.2", 0))
+        port = one.getsockname()[1]
+        two.bind(("127.0.0.3", port))
+        fillers = []
+        for silent in (one, two):
+            silent.listen(0)
+            for _ in range(20):
+                filler = socket.socket()
+                filler.setblocking(False)
+                filler.connect_ex(silent.getsockname())
+                fillers.append(filler)
+        before = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await host._race(["127.0.0.2", "127.0.0.3"], port, 0.01)
+        await asyncio.sleep(0)
+        assert len(os.listdir("/proc/self/fd")) <= before
+        for filler in fillers:
+            filler.close()
+
+
+async def test_of_two_that_connect_one_is_kept() -> None:
+    """Both addresses answer at once: one socket is given, the other closed."""
+    with socket.socket() as one, socket.socket() as two:
+        one.bind(("127.0.0.2", 0))
+        port = one.getsockname()[1]
+        two.bind(("127.0.0.3", port))
+        one.listen(100)
+        two.listen(100)
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(10):
+            async with asyncio.timeout(TIMEOUT):
+                sock = await host._race(["127.0.0.2", "127.0.0.3"], port, 0)
+            assert sock.getpeername()[1] == port
+            sock.close()
+        await asyncio.sleep(0)
+        assert len(os.listdir("/proc/self/fd")) <= before

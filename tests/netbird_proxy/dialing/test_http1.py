@@ -559,3 +559,55 @@ async def test_repr_tells_the_state() -> None:
     assert "complete" in repr(connection)
     connection.abort()
     assert "failed" in repr(connection)
+
+
+async def test_a_complete_answer_that_nobody_read_does_not_leave_the_next_one_unread() -> None:
+    """Given back while reading was paused, the connection reads again."""
+    connection, transport = opened()
+    connection.send_head(GET, method=b"GET", has_body=False)
+    size = HIGH_WATER + 1
+    transport.feed(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size)
+    assert transport.reading_paused
+    await connection.answer()
+    assert connection.finish()
+    assert not transport.reading_paused
+    connection.send_head(GET, method=b"GET", has_body=False)
+    transport.feed(OK)
+    assert await everything(await connection.answer()) == b"hi"
+
+
+async def test_a_transport_that_is_closing_is_not_kept() -> None:
+    """Whoever closes the stream below ends the connection."""
+    connection, transport = opened()
+    connection.send_head(GET, method=b"GET", has_body=False)
+    transport.feed(OK)
+    await everything(await connection.answer())
+    transport.close()
+    assert not connection.finish()
+    assert not connection.usable
+
+
+async def test_misuse_is_told() -> None:
+    """Two readers, two senders, a body where none is: our own mistakes raise, they do not corrupt a stream."""
+    connection, transport = opened()
+    with pytest.raises(RuntimeError):
+        await connection.answer()
+    connection.send_head(GET, method=b"GET", has_body=False)
+    with pytest.raises(RuntimeError):
+        await connection.send_body(b"x", chunked=True)
+    reader = started(connection.answer())
+    await settle()
+    with pytest.raises(RuntimeError):
+        await connection.answer()
+    transport.feed(OK)
+    await reader
+    assert connection.finish()
+    transport.stall()
+    connection.send_head(POST, method=b"POST", has_body=True)
+    sender = started(connection.send_body(b"x" * 200_000, chunked=True))
+    await settle()
+    with pytest.raises(RuntimeError):
+        await connection.send_body(b"y", chunked=True)
+    connection.abort()
+    with pytest.raises(UpstreamClosed):
+        await sender
