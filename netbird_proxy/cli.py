@@ -62,7 +62,7 @@ def run(
     loaded = _load(config, plugin, private)
     logs.configure(loaded.settings.log.level, loaded.settings.log.format)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        raise typer.Exit(runner.run(ProxyServer(loaded).run()))
+        raise typer.Exit(runner.run(_serve(loaded)))
 
 
 @app.command()
@@ -125,6 +125,11 @@ def routes(config: Config = None, admin: Socket = None, as_json: AsJson = False)
         out.print(table)
 
     _print(_ask(config, admin, "/routes"), as_json, tell)
+
+
+async def _serve(loaded: Loaded) -> int:
+    # Made here and not before: the channel to management belongs to the loop that is running when it is made.
+    return await ProxyServer(loaded).run()
 
 
 def _load(config: Path | None, plugins_: list[str] | None, private: bool | None) -> Loaded:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import shutil
 import signal
 import sys
 import tempfile
@@ -69,5 +70,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--once", action="store_true", help="end after the story")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="netbird-demo-") as scratch:
-        sys.exit(asyncio.run(main(arguments.once, Path(scratch))))
+    scratch = tempfile.mkdtemp(prefix="netbird-demo-")
+    code = asyncio.run(main(arguments.once, Path(scratch)))
+    if code in (0, 130):
+        shutil.rmtree(scratch)
+    sys.exit(code)

@@ -71,6 +71,7 @@ class Stack:
     upstreams: dict[str, int] = field(default_factory=dict)
     ids: dict[str, str] = field(default_factory=dict)
     configs: dict[str, Path] = field(default_factory=dict)
+    _udp_ranges: dict[str, int] = field(default_factory=dict)
 
     async def start_management(self) -> None:
         """`init`, then `run`; the owner's and the proxy's tokens come from `init`."""
@@ -114,7 +115,7 @@ class Stack:
         config = home / "proxy.toml"
         networks = ", ".join(f'"{network}"' for network in allow)
         direct = f"[[direct_upstream.allow]]\naccounts = ['*']\nnetworks = [{networks}]\n"
-        tunnel = f'[tunnel]\nports = "{self._udp_ports()}"\nendpoint_host = "{self.host}"\n'
+        tunnel = f'[tunnel]\nports = "{self._udp_ports(name)}"\nendpoint_host = "{self.host}"\n'
         config.write_text(
             f"plugins = [{', '.join(repr(plugin) for plugin in plugins)}]\n"
             f'state_directory = "{home / "state"}"\n'
@@ -133,10 +134,10 @@ class Stack:
         self.proxies[name] = Proxy(process, config, admin, http, https)
         return self.proxies[name]
 
-    def _udp_ports(self) -> str:
-        # Each proxy gets a range of its own, so that several can run side by side.
-        first = 51820 + 40 * len(self.proxies) + (os.getpid() % 200) * 50
-        return f"{first}-{first + 30}"
+    def _udp_ports(self, name: str) -> str:
+        # Each proxy has a range of its own, and keeps it, so that several can run side by side.
+        first = self._udp_ranges.setdefault(name, 20_000 + (os.getpid() % 200) * 100 + 20 * len(self._udp_ranges))
+        return f"{first}-{first + 19}"
 
     async def start_upstream(self, name: str, address: str = "127.0.0.1") -> int:
         """An upstream that shows what it received; its port."""
