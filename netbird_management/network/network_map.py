@@ -27,6 +27,7 @@ from netbird_wire.management_pb2 import (
     OUT,
     TCP,
     UDP,
+    AutoUpdateSettings,
     DNSConfig,
     FirewallRule,
     NetworkMap,
@@ -144,6 +145,7 @@ def peer_config(account: AccountSnapshot, peer: Peer) -> PeerConfig:
         fqdn=fqdn(peer, account),
         RoutingPeerDnsResolutionEnabled=settings.routing_peer_dns_resolution_enabled or peer.proxy is not None,
         LazyConnectionEnabled=settings.lazy_connection_enabled,
+        autoUpdate=AutoUpdateSettings(version="disabled"),
     )
     if has_ipv6(peer) and peer.ipv6 is not None:
         config.address_v6 = peer.ipv6.packed + bytes([account.account.network_v6.prefixlen])
