@@ -18,10 +18,10 @@ from netbird_management.ids import TokenId
 from netbird_management.network.accounts import create_account
 from netbird_management.network.users import create_token
 from netbird_management.plugins import Hooks
-from netbird_management.server import prepare_directory, serve
 from netbird_management.services.tokens import create_proxy_token, proxy_tokens_of, revoke_proxy_token
 from netbird_management.settings import CONFIG_VARIABLE, ManagementSettings, read_settings
 from netbird_management.state import State
+from netbird_management.store.directory import prepare_directory
 from netbird_management.store.vault import VaultError
 
 app = typer.Typer(
@@ -136,6 +136,8 @@ def token_revoke(token_id: str, config: Config = None) -> None:
 
 
 async def _run(settings: ManagementSettings, hooks: Hooks) -> None:
+    from netbird_management.server import serve  # takes a second, which the other commands need not wait for
+
     with on_signals() as shutdown:
         async with serve(settings, hooks) as server:
             rest, grpc = settings.rest.address, settings.grpc.address

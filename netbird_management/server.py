@@ -7,12 +7,12 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Final
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from netbird_management.grpc.server import serve_grpc
 from netbird_management.ids import AccountId
 from netbird_management.network.peers import disconnect_all_peers, sweep_proxy_peers
 from netbird_management.network.snapshot import AccountSnapshot
@@ -23,8 +23,7 @@ from netbird_management.services.access_log import forget_old_entries
 from netbird_management.services.proxies import disconnect_all_proxies, forget_stale_proxies
 from netbird_management.settings import Listener, ManagementSettings
 from netbird_management.state import State
-from netbird_management.store.engine import DATABASE_FILE
-from netbird_management.store.vault import KEY_FILE, Vault, VaultError
+from netbird_management.store.directory import prepare_directory
 
 HOUSEKEEPING_SECONDS: Final = 60.0
 
@@ -49,38 +48,23 @@ class ManagementServer:
         return self.state.snapshots.get(account_id)
 
 
-def prepare_directory(directory: Path) -> Vault:
-    """The key of the state directory, which is made, for this user alone, where there is none. Raises `VaultError`.
-
-    A database without its key is refused: a new key would open none of its secrets.
-    """
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if (directory / KEY_FILE).exists():
-        return Vault.load(directory)
-    if (directory / DATABASE_FILE).exists():
-        raise VaultError(f"{directory} has a database but no {KEY_FILE}: restore it from your backup")
-    return Vault.create(directory)
-
-
 @asynccontextmanager
 async def serve(settings: ManagementSettings, hooks: Hooks) -> AsyncIterator[ManagementServer]:
     """The whole host, listening when this enters, and stopped when it is left: calls under way get `grace` seconds.
 
     Raises `VaultError`, and `OSError` for an address that cannot be bound.
 
-    gRPC is `serve_grpc(server, listener, grace=seconds)`: an async context manager that yields the bound port, and on
-    leaving refuses new calls and gives open ones `grace` seconds.
     """
-    # Imported here so that the command line's other commands do without it.
-    from netbird_management.grpc.server import serve_grpc
-
     directory = settings.state_directory
     vault = await asyncio.to_thread(prepare_directory, directory)
     async with State.open(directory, vault) as state:
         await disconnect_all_proxies(state)
         await disconnect_all_peers(state)
         server = ManagementServer(settings, hooks, state)
-        async with hooks.lifespan(server), serve_grpc(server, settings.grpc, grace=settings.grace) as grpc_port:
+        async with (
+            hooks.lifespan(server),
+            serve_grpc(server, settings.grpc, grace=settings.grace, signal=settings.signal) as grpc_port,
+        ):
             server.grpc_port = grpc_port
             context = Context(
                 state,

@@ -76,6 +76,8 @@ class ManagementSettings(Section):
     access_log_days: Count = 7
     rest: Listener = Listener(listen="127.0.0.1:8080")
     grpc: Listener = Listener(listen="127.0.0.1:8081")
+    signal: str = ""
+    """`host:port` of the signal server that NetBird agents are told of; "" for none of one's own."""
     grace: SecondsOrZero = 10.0
     """Seconds that open calls get to end when the process stops."""
 

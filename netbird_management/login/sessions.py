@@ -4,10 +4,11 @@ import base64
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from netbird_management.clock import now
 from netbird_management.network.model import Group
@@ -97,16 +98,27 @@ def read_session_token(text: str, public_key: str, domain: str) -> Session | Non
         return None
     if not isinstance(header, dict) or not isinstance(claims, dict) or header.get("alg") != "EdDSA":
         return None
-    audience, subject, method = claims.get("aud"), claims.get("sub"), claims.get("method", "")
-    issued, expires, begins = claims.get("iat"), claims.get("exp"), claims.get("nbf", 0)
-    texts = isinstance(subject, str) and isinstance(method, str) and subject
-    numbers = all(isinstance(one, int) and not isinstance(one, bool) for one in (issued, expires, begins))
-    if not texts or not numbers or claims.get("iss") != ISSUER or "crit" in header:
+    try:
+        claimed = _Claims.model_validate(claims)
+    except ValidationError:
         return None
-    if not isinstance(audience, list) or domain not in audience or not begins <= now().timestamp() < expires:
+    live = claimed.nbf <= now().timestamp() < claimed.exp
+    if not live or claimed.iss != ISSUER or domain not in claimed.aud or "crit" in header:
         return None
-    email = claims.get("email", "")
-    return Session(subject, method, issued, expires, email if isinstance(email, str) else "")
+    return Session(claimed.sub, claimed.method, claimed.iat, claimed.exp, claimed.email)
+
+
+class _Claims(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    iss: str
+    sub: Annotated[str, Field(min_length=1)]
+    aud: list[str]
+    iat: int
+    exp: int
+    nbf: int = 0
+    method: str = ""
+    email: str = ""
 
 
 def _url(raw: bytes) -> str:

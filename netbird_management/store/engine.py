@@ -1,5 +1,6 @@
 """The database engine: how SQLite must be spoken to, and the migrations."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ def open_engine(database: Path) -> AsyncEngine:
 
 async def migrate(engine: AsyncEngine) -> None:
     """Brings the schema to the newest version, in one transaction. Raises what Alembic raises, changing nothing."""
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of its dialect at each start
 
     def upgrade(connection: Connection) -> None:
         config = Config()

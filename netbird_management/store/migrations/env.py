@@ -5,6 +5,9 @@ from alembic import context
 from netbird_management.store.models import Row
 
 context.configure(
-    connection=context.config.attributes["connection"], target_metadata=Row.metadata, render_as_batch=True
+    connection=context.config.attributes["connection"],
+    target_metadata=Row.metadata,
+    render_as_batch=True,
+    transactional_ddl=True,
 )
 context.run_migrations()
