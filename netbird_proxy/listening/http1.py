@@ -17,9 +17,9 @@ from urllib.parse import unquote
 import httptools
 
 from netbird_proxy.exchange import CONNECTION_EXTENSION, ORIGIN_STATE, Scope
-from netbird_proxy.listening.downstream import Downstream
 from netbird_proxy.listening.framing import STATUS_LINES
 from netbird_proxy.listening.head import KNOWN, HeadRefused, Mark, judge_marks, judge_target, learn
+from netbird_proxy.listening.request import ServedRequest
 
 if TYPE_CHECKING:
     from netbird_proxy.headers import RawHeader
@@ -117,9 +117,9 @@ class Http1Protocol(asyncio.Protocol):
         self._unfinished = 0  # bytes of earlier pieces that belong to the head being parsed
         self._completed = False  # a head was completed by this piece
         self._silent = 0  # bytes of the body's framing since its last body byte
-        self._reading: Downstream | None = None
-        self.current: Downstream | None = None
-        self._queue: deque[tuple[Downstream, Scope] | HeadRefused] = deque()
+        self._reading: ServedRequest | None = None
+        self.current: ServedRequest | None = None
+        self._queue: deque[tuple[ServedRequest, Scope] | HeadRefused] = deque()
 
     # Connection -------------------------------------------------------------------------------------------------------
 
@@ -186,14 +186,14 @@ class Http1Protocol(asyncio.Protocol):
         if self.transport is not None:
             self.transport.abort()
 
-    def _leave(self, downstream: Downstream) -> None:
+    def _leave(self, served: ServedRequest) -> None:
         """The client is no longer there for this request: its task is cancelled, and knows why."""
-        if downstream.done:
+        if served.done:
             return
-        downstream.gone = True
-        self.connections.release(downstream)
-        downstream.wake()
-        task = downstream.task
+        served.gone = True
+        self.connections.release(served)
+        served.wake()
+        task = served.task
         if task is not None and not task.done():
             # A task that is cancelled before its first step never runs, so its own clean-up does not either.
             task.add_done_callback(self.connections.tasks.discard)
@@ -339,7 +339,7 @@ class Http1Protocol(asyncio.Protocol):
         except HeadRefused as refused:
             self._refusal = refused
             raise
-        self._reading = downstream = Downstream(
+        self._reading = served = ServedRequest(
             self, method == b"HEAD", version == "1.1", keep_alive, length != 0, expects
         )
         self._silent = -1
@@ -358,38 +358,38 @@ class Http1Protocol(asyncio.Protocol):
             "query_string": query,
             "headers": fields,
             "state": {ORIGIN_STATE: self.origin},
-            "extensions": {CONNECTION_EXTENSION: downstream, "http.response.trailers": _NOTHING},
+            "extensions": {CONNECTION_EXTENSION: served, "http.response.trailers": _NOTHING},
         }
         if self.current is None:
-            self._start(downstream, scope)
+            self._start(served, scope)
         else:
-            self._queue.append((downstream, scope))
+            self._queue.append((served, scope))
             self.regulate_reading()
 
     def on_body(self, body: bytes) -> None:
         self._silent = -1
-        downstream = self._reading
-        if downstream is None:
+        served = self._reading
+        if served is None:
             return
-        if downstream.done:
+        if served.done:
             self._discarded += len(body)
             if self._discarded > self.limits.drain_bytes:
                 self._linger()
             return
-        downstream.expects = False
-        if downstream.chunks:
-            downstream.chunks.append(body)
+        served.expects = False
+        if served.chunks:
+            served.chunks.append(body)
         else:
-            downstream.chunks = [body]
-        downstream.buffered += len(body)
-        if downstream.waiter is not None:
-            downstream.wake()
-        if downstream.buffered > self.limits.body_buffer:
+            served.chunks = [body]
+        served.buffered += len(body)
+        if served.waiter is not None:
+            served.wake()
+        if served.buffered > self.limits.body_buffer:
             self.regulate_reading()
 
     def on_message_complete(self) -> None:
-        downstream = self._reading
-        if downstream is None:
+        served = self._reading
+        if served is None:
             return
         if self._fields:
             # Whatever comes behind the head is a trailer: the head that the application has stays as it was judged.
@@ -398,17 +398,17 @@ class Http1Protocol(asyncio.Protocol):
             if len(trailers) > self.limits.head_lines or _octets(trailers) > self.limits.head_bytes:
                 self._refusal = HeadRefused("trailer_bytes", 431)
                 raise self._refusal
-            downstream.trailers = trailers
+            served.trailers = trailers
         self._reading = None
-        downstream.complete = True
-        downstream.expects = False
-        if not downstream.keep_alive or self.must_close:
+        served.complete = True
+        served.expects = False
+        if not served.keep_alive or self.must_close:
             self._discarding = True
-        if downstream.done:
+        if served.done:
             if not self._lingering:
-                self._next(downstream)
-        elif downstream.waiter is not None:
-            downstream.wake()
+                self._next(served)
+        elif served.waiter is not None:
+            served.wake()
 
     def _why(self, error: httptools.HttpParserError) -> HeadRefused:
         if isinstance(error, httptools.HttpParserCallbackError):
@@ -463,63 +463,63 @@ class Http1Protocol(asyncio.Protocol):
 
     # Requests ---------------------------------------------------------------------------------------------------------
 
-    def _start(self, downstream: Downstream, scope: Scope) -> None:
-        self.current = downstream
+    def _start(self, served: ServedRequest, scope: Scope) -> None:
+        self.current = served
         self._deadline = 0.0
         self._idle = False
-        task = self.loop.create_task(self._run(downstream, scope))
-        downstream.task = task
+        task = self.loop.create_task(self._run(served, scope))
+        served.task = task
         self.connections.tasks.add(task)
 
-    async def _run(self, downstream: Downstream, scope: Scope) -> None:
+    async def _run(self, served: ServedRequest, scope: Scope) -> None:
         try:
-            await self.app(scope, downstream.receive, downstream.send)
+            await self.app(scope, served.receive, served.send)
         except asyncio.CancelledError:
-            downstream.abort()
+            served.abort()
         except Exception as error:
-            if not downstream.gone:
+            if not served.gone:
                 self.connections.log.error("application.failed", listener=self.connections.listener, exc_info=error)
-                self._fail(downstream)
+                self._fail(served)
         else:
-            if not downstream.done and not downstream.gone:
+            if not served.done and not served.gone:
                 self.connections.log.error("application.unfinished", listener=self.connections.listener)
-                self._fail(downstream)
+                self._fail(served)
         finally:
-            task = downstream.task
+            task = served.task
             if task is not None:
                 self.connections.tasks.discard(task)
-                downstream.task = None
+                served.task = None
 
-    def _fail(self, downstream: Downstream) -> None:
+    def _fail(self, served: ServedRequest) -> None:
         """The application gave up: say so while that is possible, else let the client see that it is cut off."""
-        if downstream.done:
+        if served.done:
             return
-        if downstream.head_sent:
-            downstream.abort()
+        if served.head_sent:
+            served.abort()
             return
-        self.connections.release(downstream)
-        downstream.done = True
-        downstream.keep_alive = False
-        self.write(_refusal_response(500, with_body=not downstream.head_only))
-        self.response_done(downstream)
+        self.connections.release(served)
+        served.done = True
+        served.keep_alive = False
+        self.write(_refusal_response(500, with_body=not served.head_only))
+        self.response_done(served)
 
-    def response_done(self, downstream: Downstream) -> None:
+    def response_done(self, served: ServedRequest) -> None:
         """The answer is written. Go on with what follows on this connection."""
-        if self.current is not downstream:
+        if self.current is not served:
             return
         self.current = None
-        if downstream.complete:
-            self._next(downstream)
-        elif downstream.close_delimited:
+        if served.complete:
+            self._next(served)
+        elif served.close_delimited:
             self._close()
-        elif downstream.keep_alive and not self.must_close:
+        elif served.keep_alive and not self.must_close:
             self._discarded = 0
             self.regulate_reading()
             self._arm(self.limits.linger_timeout)
         else:
             self._linger()
 
-    def _next(self, previous: Downstream) -> None:
+    def _next(self, previous: ServedRequest) -> None:
         if not previous.keep_alive or self.must_close or (self._eof and not self._queue):
             if self._discarded:
                 self._linger()
@@ -539,11 +539,11 @@ class Http1Protocol(asyncio.Protocol):
             self._idle = True
             self._arm(self.limits.idle_timeout)
 
-    def cut(self, downstream: Downstream) -> None:
+    def cut(self, served: ServedRequest) -> None:
         """End the connection in the middle of an answer."""
-        if self.current is downstream:
+        if self.current is served:
             self.current = None
-        if downstream.close_delimited:
+        if served.close_delimited:
             # Only a reset tells this client that the end is not the end.
             _reset_on_close(self.transport)
         self.transport.abort()

@@ -108,7 +108,9 @@ class Log:
 class Client:
     """One connection to the application under test."""
 
-    def __init__(self, app: ASGIApp, *, limits: ListenLimits | None = None, high_water: int = 1 << 30) -> None:
+    def __init__(
+        self, app: ASGIApp, *, limits: ListenLimits | None = None, high_water: int = 1 << 30, tls_ahead: bool = False
+    ) -> None:
         self.counters: Counter[str] = Counter()
         self.log = Log()
         self.origins = Origins()
@@ -117,6 +119,7 @@ class Client:
             origins=self.origins,
             listener="http 192.0.2.1:80",
             limits=limits,
+            tls_ahead=tls_ahead,
             count=lambda name: self.counters.update([name]),
             log=self.log,
         )
@@ -169,8 +172,8 @@ async def connect() -> Any:
     """Makes in-memory clients and ends them."""
     clients: list[Client] = []
 
-    def make(app: ASGIApp, *, limits: ListenLimits | None = None, high_water: int = 1 << 30) -> Client:
-        client = Client(app, limits=limits, high_water=high_water)
+    def make(app: ASGIApp, **settings: Any) -> Client:
+        client = Client(app, **settings)
         clients.append(client)
         return client
 
@@ -180,3 +183,9 @@ async def connect() -> Any:
         assert not client.connections.open
         assert not client.connections.tasks
         assert len(client.origins) == 0
+
+
+@pytest.fixture
+def connect_sync() -> type[Client]:
+    """The client itself, for tests that run their own loops and end it themselves."""
+    return Client

@@ -25,7 +25,7 @@ _JOIN_BYTES = 16384
 _NO_PIECES: list[bytes] = []  # replaced before the first piece, never changed in place
 
 
-class Downstream:
+class ServedRequest:
     """Implements `DownstreamConnection`. The protocol fills the request half; the application's messages the other.
 
     Attributes:
