@@ -36,9 +36,9 @@ if [ -n "$line" ]; then
 fi
 
 export PATH="$venv/bin:$PATH" VIRTUAL_ENV="$venv" MATURIN_PEP517_ARGS="--locked"
-if installed; then
+installed || uv pip install -q -p "$venv" --no-deps --no-build-isolation -e .
+# An installation may come from uv's cache and bring no library along.
+if ! fresh; then
   maturin develop -q --release --locked --skip-install >target/.build-output 2>&1 || { cat target/.build-output >&2; exit 1; }
-else
-  uv pip install -q -p "$venv" --no-deps --no-build-isolation -e .
+  touch "$library"
 fi
-touch "$library"
