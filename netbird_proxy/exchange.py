@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from netbird_proxy.headers import Headers, RawHeader, fold, is_reserved
+from netbird_proxy.headers import FOLDED, Headers, RawHeader, fold, is_reserved
 from netbird_proxy.model import Deny, ExchangeId, Identity, Origin, RouteSpec, Upstream
 
 if TYPE_CHECKING:
@@ -256,7 +256,10 @@ class OutgoingHead:
         """Drop every line that folds to this name."""
         self._check(name)
         folded = fold(name)
-        self.headers[:] = [pair for pair in self.headers if fold(pair[0]) != folded]
+        for pair in self.headers:
+            if FOLDED[pair[0]] == folded:
+                self.headers[:] = [pair for pair in self.headers if FOLDED[pair[0]] != folded]
+                return
 
     def set_or_delete(self, name: bytes, value: bytes | None) -> None:
         """The one thing an owner may do: say it, or make sure that nobody does."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 RawHeader = tuple[bytes, bytes]
 
@@ -10,9 +11,32 @@ RESERVED_PREFIX = b"x-netbird-"
 """Everything that folds to this is the core's, plugin or no plugin."""
 
 _FOLD = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ_.", b"abcdefghijklmnopqrstuvwxyz--")
-_FOLDED: dict[bytes, bytes] = {}
-_FOLDED_LIMIT = 4096
-# Names come from clients, so the table stops growing instead of evicting; a new name then costs one translate.
+_REMEMBERED = 4096
+V = TypeVar("V")
+
+
+class ByName(dict[bytes, V]):
+    """What follows from a field's name, worked out once for each name. `table[name]` is one look-up.
+
+    Names come from clients, so the table stops growing instead of evicting: beyond its limit each costs what it costs.
+    """
+
+    __slots__ = ("_limit", "_work_out")
+
+    def __init__(self, work_out: Callable[[bytes], V], limit: int = _REMEMBERED) -> None:
+        super().__init__()
+        self._work_out = work_out
+        self._limit = limit
+
+    def __missing__(self, name: bytes) -> V:
+        value = self._work_out(name)
+        if len(self) < self._limit:
+            self[name] = value
+        return value
+
+
+FOLDED: ByName[bytes] = ByName(lambda name: name.translate(_FOLD))
+"""Name → folded name, see `fold`; for loops that cannot afford the call."""
 
 
 def fold(name: bytes) -> bytes:
@@ -21,12 +45,7 @@ def fold(name: bytes) -> bytes:
     CGI-style upstreams read `X_NetBird_User` and `X-NetBird-User` as one variable, and some map dots the same way, so
     whoever guards the one must guard the others.
     """
-    folded = _FOLDED.get(name)
-    if folded is None:
-        folded = name.translate(_FOLD)
-        if len(_FOLDED) < _FOLDED_LIMIT:
-            _FOLDED[name] = folded
-    return folded
+    return FOLDED[name]
 
 
 def is_reserved(name: bytes) -> bool:

@@ -1,19 +1,19 @@
-"""The heads: what a client may say to a step and to an upstream, and what an upstream may say to a client.
+"""The heads of requests: what a client may say to a step and to an upstream.
 
 Everything that a route decides beforehand stands in frozen sets and bytes made at apply; per exchange there is one pass
-over the fields each way.
+over the fields.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
 from netbird_proxy.errors import BadRequest, RouteRefused, StepFailed
 from netbird_proxy.exchange import Exchange, OutgoingHead
-from netbird_proxy.headers import RESERVED_PREFIX, Headers, RawHeader, fold
+from netbird_proxy.headers import RESERVED_PREFIX, ByName, Headers, RawHeader, fold
 from netbird_proxy.model import Address, RouteSpec, Upstream
 from netbird_proxy.pipeline.bound import BoundTransform
 
@@ -59,7 +59,6 @@ _FORWARDED_PREFIX = b"x-forwarded-"
 CORE_NAMES = HOP_BY_HOP | _FRAMING
 _NEVER_TRAILERS = CORE_NAMES | FORWARDED | {b"authorization", b"content-encoding", b"content-type", b"cookie", b"via"}
 # RFC 9110 §6.5.1: nothing that routes, frames or authenticates; an upstream that merges trailers would believe it.
-_NEVER_RESPONSE_TRAILERS = CORE_NAMES | {b"set-cookie", b"location", b"content-encoding", b"content-type"}
 
 SESSION_COOKIE = b"nb_session"
 HOST_COOKIES = b"__host-nb_"
@@ -68,10 +67,28 @@ SESSION_PARAMETER = b"session_token"
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE = re.compile(rb"[^\r\n\0]*")
 _TARGET_PATH = re.compile(rb"/[!-~]*")
-_QUIET_CONNECTION = frozenset((b"keep-alive", b"close", b"Keep-Alive", b"Close"))
+_READ = frozenset((b"connection", b"content-length", b"te", b"transfer-encoding", b"upgrade"))
+"""What write() reads before it is dropped."""
+QUIET_CONNECTION = frozenset((b"keep-alive", b"close", b"Keep-Alive", b"Close"))
 
 
-@dataclass(frozen=True, slots=True)
+_DROP, _KEEP, _LOOK = range(3)
+"""What becomes of a field: verdicts by its name, worked out once."""
+_SHARED: dict[object, ByName[int]] = {}
+_SHARED_LIMIT = 64
+_NAMES_LIMIT = 512
+
+
+def _verdicts(key: object, judge: Callable[[bytes], int]) -> ByName[int]:
+    """The table for these rules. Routes with equal rules share one, so that clients cannot fill one a route."""
+    table = _SHARED.get(key)
+    if table is None:
+        table = ByName(judge, _NAMES_LIMIT)
+        if len(_SHARED) < _SHARED_LIMIT:
+            _SHARED[key] = table
+    return table
+
+
 class HeadRules:
     """What the heads of one route obey.
 
@@ -81,22 +98,37 @@ class HeadRules:
         pseudonym: our name in `Via`.
     """
 
-    owners: dict[bytes, str] = field(default_factory=dict)
-    cookies: frozenset[bytes] = frozenset()
-    pseudonym: bytes = b"netbird-proxy"
+    __slots__ = ("cookies", "owners", "pseudonym", "verdicts")
+
+    def __init__(
+        self,
+        owners: Mapping[bytes, str] | None = None,
+        cookies: frozenset[bytes] = frozenset(),
+        pseudonym: bytes = b"netbird-proxy",
+    ) -> None:
+        self.owners = dict(owners or {})
+        self.cookies = cookies
+        self.pseudonym = pseudonym
+        names = frozenset(self.owners)
+
+        def judge(name: bytes) -> int:
+            folded = fold(name)
+            if folded in names or folded.startswith(RESERVED_PREFIX):
+                return _DROP
+            return _LOOK if folded == b"connection" else _KEEP
+
+        self.verdicts = _verdicts(("incoming", names), judge)
 
     def incoming(self, raw: Iterable[RawHeader]) -> Headers:
         """The client's head as steps see it: no reserved name, none that a plugin owns here, under any alias."""
-        owners = self.owners
+        verdicts = self.verdicts
         kept: list[RawHeader] = []
         for pair in raw:
-            name = fold(pair[0])
-            if name in owners or name.startswith(RESERVED_PREFIX):
-                continue
-            if name == b"connection" and pair[1] not in _QUIET_CONNECTION:
-                kept.append((pair[0], self._unlisted(pair[1])))
-            else:
+            verdict = verdicts[pair[0]]
+            if verdict == _KEEP:
                 kept.append(pair)
+            elif verdict == _LOOK:
+                kept.append(pair if pair[1] in QUIET_CONNECTION else (pair[0], self._unlisted(pair[1])))
         return Headers(kept)
 
     def trailers(self, raw: Iterable[RawHeader], dropped: frozenset[bytes] = frozenset()) -> list[RawHeader]:
@@ -153,6 +185,21 @@ class WrittenHead:
     """Folded names that may not come back as trailers."""
 
 
+def _judge(dropped: Collection[bytes], owned: Collection[bytes]) -> Callable[[bytes], int]:
+    """What becomes of a client's field on its way to an upstream."""
+
+    def judge(name: bytes) -> int:
+        folded = fold(name)
+        if folded == b"cookie" and folded not in dropped:
+            return _LOOK
+        if folded in dropped:
+            # Only the true spelling frames. An alias goes unread, or an upstream would frame by what we ignored.
+            return _LOOK if name in _READ else _DROP
+        return _DROP if folded.startswith(_FORWARDED_PREFIX) and folded not in owned else _KEEP
+
+    return judge
+
+
 class RequestHeads:
     """Writes the heads that go to one upstream of one route."""
 
@@ -173,10 +220,10 @@ class RequestHeads:
         self._owners = {**dict.fromkeys(core, CORE), **rules.owners}
         self._custom = custom_headers(upstream, self._owners)
         self._dropped = core | {fold(name) for name, _ in self._custom}
-        # These are dropped too, but looked at first: see write().
-        self._looked_at = self._dropped | {b"cookie"}
-        self._custom_cookie = b"cookie" in self._dropped
-        self._via = b"1.1 " + rules.pseudonym
+        self._verdicts = _verdicts(
+            ("outgoing", frozenset(self._dropped), frozenset(rules.owners)), _judge(self._dropped, rules.owners.keys())
+        )
+        self._via = (b"via", b"1.1 " + rules.pseudonym)
 
     def write(self, exchange: Exchange, carried_body: bool | None) -> WrittenHead:
         """The head for one exchange.
@@ -188,17 +235,21 @@ class RequestHeads:
             BadRequest: two lengths, or one that is no number.
             StepFailed: a transform raised, set what it may not, or is no plain function.
         """
-        looked_at, rules = self._looked_at, self.rules
-        listed = self._listed(exchange.headers)
+        verdicts = self._verdicts
         fields: list[RawHeader] = []
         length: bytes | None = None
+        listed: set[bytes] = set()
         encoded = upgrade = trailers_wanted = False
         for pair in exchange.headers.raw:
-            name, value = pair
-            folded = fold(name)
-            if folded in looked_at:
-                # Only the true spelling frames. An alias goes unread, or an upstream would frame by what we ignored.
-                if name == b"content-length":
+            verdict = verdicts[pair[0]]
+            if verdict == _KEEP:
+                fields.append(pair)
+            elif verdict == _LOOK:
+                name, value = pair
+                if name == b"connection":
+                    if value not in QUIET_CONNECTION:
+                        listed.update(fold(part.strip(b" \t")) for part in value.split(b","))
+                elif name == b"content-length":
                     if length is not None or not value.isdigit():
                         raise BadRequest("the request body has no one length")
                     length = value
@@ -208,22 +259,17 @@ class RequestHeads:
                     upgrade = value.strip().lower() not in (b"h2c", b"")
                 elif name == b"te":
                     trailers_wanted = trailers_wanted or b"trailers" in value.lower()
-                elif (
-                    name == b"cookie"
-                    and not self._custom_cookie
-                    and b"cookie" not in listed
-                    and (value := rules.cookie(value))
-                ):
+                elif value := self.rules.cookie(value):
                     fields.append((name, value))
-            elif folded not in listed and (not folded.startswith(_FORWARDED_PREFIX) or folded in rules.owners):
-                fields.append(pair)
+        if listed:
+            fields = [pair for pair in fields if fold(pair[0]) not in listed]
         if trailers_wanted:
             fields.append((b"te", b"trailers"))
             fields.append((b"connection", b"TE"))
         said = _forwarded(exchange)
-        fields += said if self._forwards else [pair for pair in said if pair[0] not in rules.owners]
+        fields += said if self._forwards else [pair for pair in said if pair[0] not in self.rules.owners]
         fields.extend(self._custom)
-        fields.append((b"via", self._via))
+        fields.append(self._via)
 
         method = exchange.method.encode("latin-1")
         target = self._target(exchange)
@@ -248,15 +294,6 @@ class RequestHeads:
         if self._query:
             query = self._query + b"&" + query if query else self._query
         return target + b"?" + query if query else target
-
-    @staticmethod
-    def _listed(headers: Headers) -> frozenset[bytes] | tuple[()]:
-        """Folded names that `Connection` makes hop-by-hop."""
-        found: set[bytes] = set()
-        for name, value in headers.raw:
-            if name == b"connection" and value not in _QUIET_CONNECTION:
-                found.update(fold(part.strip(b" \t")) for part in value.split(b","))
-        return frozenset(found) if found else ()
 
     @staticmethod
     def _framing(
@@ -333,81 +370,3 @@ def custom_headers(upstream: Upstream, owners: dict[bytes, str]) -> list[RawHead
         if folded not in owners and not folded.startswith(RESERVED_PREFIX):
             kept.append((name.lower(), value))
     return kept
-
-
-# Responses ------------------------------------------------------------------------------------------------------------
-
-_LOOKED_AT = HOP_BY_HOP | {b"content-length", b"location", b"set-cookie"}
-_SAME_ENDPOINT = {b"http": 80, b"https": 443}
-_LOCATION = re.compile(rb"(https?)://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
-
-
-class ResponseHeads:
-    """Turns the heads of one upstream's answers into what the client gets."""
-
-    def __init__(self, spec: RouteSpec, upstream: Upstream, rules: HeadRules) -> None:
-        self.rules = rules
-        self._rewrites = spec.rewrite_redirects
-        self._authority = (upstream.address.host.lower().encode(), upstream.address.port)
-        self._prefix = spec.prefix if spec.strip_prefix and spec.prefix != b"/" else b""
-
-    def read(
-        self, exchange: Exchange, status: int, raw: Sequence[RawHeader]
-    ) -> tuple[list[RawHeader], int | None, bool]:
-        """The client's fields, the body's length where it is stated, and whether trailers were announced."""
-        fields: list[RawHeader] = []
-        length: int | None = None
-        announced: RawHeader | None = None
-        listed: set[bytes] = set()
-        for pair in raw:
-            name, value = pair
-            if name not in _LOOKED_AT:
-                fields.append(pair)
-            elif name == b"content-length":
-                if status != 204:
-                    length = int(value)
-                    fields.append(pair)
-            elif name == b"set-cookie":
-                if not self.rules.ours(value.partition(b"=")[0]):
-                    fields.append(pair)
-            elif name == b"location":
-                fields.append((name, self._location(exchange, value)) if self._rewrites else pair)
-            elif name == b"trailer":
-                announced = pair
-            elif name == b"connection" and value not in _QUIET_CONNECTION:
-                listed.update(fold(part.strip(b" \t")) for part in value.split(b","))
-        if listed:
-            listed -= {b"content-length", b"set-cookie"}
-            fields = [pair for pair in fields if fold(pair[0]) not in listed]
-        if announced is not None and length is None:
-            fields.append(announced)
-        return fields, length, announced is not None and length is None
-
-    def trailers(self, raw: Iterable[RawHeader]) -> list[RawHeader]:
-        return [pair for pair in raw if fold(pair[0]) not in _NEVER_RESPONSE_TRAILERS]
-
-    def _location(self, exchange: Exchange, value: bytes) -> bytes:
-        """An absolute redirect to the upstream's own address, told as the client knows the place."""
-        match = _LOCATION.fullmatch(value)
-        if match is None:
-            return value
-        scheme, authority, rest = match[1].lower(), match[2].lower(), match[3]
-        host, port = split_authority(authority, _SAME_ENDPOINT[scheme])
-        if (host, port) != self._authority:
-            return value
-        if self._prefix and not rest.startswith(b"/"):
-            rest = b"/" + rest
-        return b"%b://%b%b%b" % (exchange.scheme.encode(), exchange.authority, self._prefix, rest)
-
-
-def split_authority(authority: bytes, default_port: int) -> tuple[bytes, int]:
-    """Host without brackets, and port. A port that is no number is 0, which equals nobody's."""
-    host, colon, port = authority.rpartition(b":")
-    if not colon or b"]" in port:
-        return authority.strip(b"[]"), default_port
-    return host.strip(b"[]"), int(port) if port.isdigit() else (default_port if not port else 0)
-
-
-def informational(raw: Iterable[RawHeader]) -> list[RawHeader]:
-    """The fields of a 1xx head that may go on."""
-    return [pair for pair in raw if fold(pair[0]) not in CORE_NAMES]

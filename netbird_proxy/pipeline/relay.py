@@ -20,7 +20,8 @@ from netbird_proxy.exchange import BodyLengthMismatch, Exchange, Pool, Try, Upst
 from netbird_proxy.headers import RawHeader
 from netbird_proxy.model import Upstream
 from netbird_proxy.pipeline.downstream import Downstream
-from netbird_proxy.pipeline.heads import RequestHeads, ResponseHeads, WrittenHead, informational
+from netbird_proxy.pipeline.heads import RequestHeads, WrittenHead
+from netbird_proxy.pipeline.response_heads import ResponseHeads, informational
 
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))  # RFC 9110 §9.2.2
 

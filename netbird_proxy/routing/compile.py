@@ -17,9 +17,10 @@ from netbird_proxy.headers import fold
 from netbird_proxy.model import Mapping, RouteSpec, Upstream
 from netbird_proxy.pipeline.answers import AMBIGUOUS_PATH, NO_ROUTE
 from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard, BoundObserver, BoundTransform, GuardStage
-from netbird_proxy.pipeline.heads import CORE_NAMES, HeadRules, RequestHeads, ResponseHeads
+from netbird_proxy.pipeline.heads import CORE_NAMES, HeadRules, RequestHeads
 from netbird_proxy.pipeline.pipeline import Ending, Environment, FixedAnswer, Pipeline
 from netbird_proxy.pipeline.relay import Forwarder, Target
+from netbird_proxy.pipeline.response_heads import ResponseHeads
 from netbird_proxy.routing.pools import Pools, RetiringPool
 from netbird_proxy.routing.table import HostRoutes, Route
 from netbird_proxy.steps import Authenticator, Dialer, Guard, Observer, Proxy, RequestTransform
@@ -53,8 +54,8 @@ class Compiler:
 
     Args:
         environment: what all pipelines share: the guards' timeout, counters, steps left behind.
-        pseudonym: our name in `Via`; a request that bears it already has come round. By default one of this process alone,
-            so that a proxy of this kind behind another one is no loop.
+        pseudonym: our name in `Via`; a request that bears it already has come round. By default one of this process
+            alone, so that a proxy of this kind behind another one is no loop.
         cookies: names of cookies that plugins set; upstreams neither see nor set them.
         observers: of every exchange, besides those of plugins, such as the memory behind `explain`.
     """

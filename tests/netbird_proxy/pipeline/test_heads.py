@@ -16,12 +16,11 @@ from netbird_proxy.pipeline.bound import BoundTransform
 from netbird_proxy.pipeline.heads import (
     HeadRules,
     RequestHeads,
-    ResponseHeads,
     WrittenHead,
     host_field,
-    split_authority,
     without_session_token,
 )
+from netbird_proxy.pipeline.response_heads import ResponseHeads, split_authority
 from netbird_proxy.steps import RequestTransform
 from netbird_proxy.testing.makers import HOST, exchange, host_origin, route, tunnel_origin, upstream
 

@@ -1,0 +1,87 @@
+"""The heads of answers: what an upstream may say to a client."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from netbird_proxy.exchange import Exchange
+from netbird_proxy.headers import RawHeader, fold
+from netbird_proxy.model import RouteSpec, Upstream
+from netbird_proxy.pipeline.heads import CORE_NAMES, HOP_BY_HOP, QUIET_CONNECTION, HeadRules
+
+_NEVER_TRAILERS = CORE_NAMES | {b"set-cookie", b"location", b"content-encoding", b"content-type"}
+_LOOKED_AT = HOP_BY_HOP | {b"content-length", b"location", b"set-cookie"}
+_SAME_ENDPOINT = {b"http": 80, b"https": 443}
+_LOCATION = re.compile(rb"(https?)://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
+
+
+class ResponseHeads:
+    """Turns the heads of one upstream's answers into what the client gets."""
+
+    def __init__(self, spec: RouteSpec, upstream: Upstream, rules: HeadRules) -> None:
+        self.rules = rules
+        self._rewrites = spec.rewrite_redirects
+        self._authority = (upstream.address.host.lower().encode(), upstream.address.port)
+        self._prefix = spec.prefix if spec.strip_prefix and spec.prefix != b"/" else b""
+
+    def read(
+        self, exchange: Exchange, status: int, raw: Sequence[RawHeader]
+    ) -> tuple[list[RawHeader], int | None, bool]:
+        """The client's fields, the body's length where it is stated, and whether trailers were announced."""
+        fields: list[RawHeader] = []
+        length: int | None = None
+        announced: RawHeader | None = None
+        listed: set[bytes] = set()
+        for pair in raw:
+            name, value = pair
+            if name not in _LOOKED_AT:
+                fields.append(pair)
+            elif name == b"content-length":
+                if status != 204:
+                    length = int(value)
+                    fields.append(pair)
+            elif name == b"set-cookie":
+                if not self.rules.ours(value.partition(b"=")[0]):
+                    fields.append(pair)
+            elif name == b"location":
+                fields.append((name, self._location(exchange, value)) if self._rewrites else pair)
+            elif name == b"trailer":
+                announced = pair
+            elif name == b"connection" and value not in QUIET_CONNECTION:
+                listed.update(fold(part.strip(b" \t")) for part in value.split(b","))
+        if listed:
+            listed -= {b"content-length", b"set-cookie"}
+            fields = [pair for pair in fields if fold(pair[0]) not in listed]
+        if announced is not None and length is None:
+            fields.append(announced)
+        return fields, length, announced is not None and length is None
+
+    def trailers(self, raw: Iterable[RawHeader]) -> list[RawHeader]:
+        return [pair for pair in raw if fold(pair[0]) not in _NEVER_TRAILERS]
+
+    def _location(self, exchange: Exchange, value: bytes) -> bytes:
+        """An absolute redirect to the upstream's own address, told as the client knows the place."""
+        match = _LOCATION.fullmatch(value)
+        if match is None:
+            return value
+        scheme, authority, rest = match[1].lower(), match[2].lower(), match[3]
+        host, port = split_authority(authority, _SAME_ENDPOINT[scheme])
+        if (host, port) != self._authority:
+            return value
+        if self._prefix and not rest.startswith(b"/"):
+            rest = b"/" + rest
+        return b"%b://%b%b%b" % (exchange.scheme.encode(), exchange.authority, self._prefix, rest)
+
+
+def split_authority(authority: bytes, default_port: int) -> tuple[bytes, int]:
+    """Host without brackets, and port. A port that is no number is 0, which equals nobody's."""
+    host, colon, port = authority.rpartition(b":")
+    if not colon or b"]" in port:
+        return authority.strip(b"[]"), default_port
+    return host.strip(b"[]"), int(port) if port.isdigit() else (default_port if not port else 0)
+
+
+def informational(raw: Iterable[RawHeader]) -> list[RawHeader]:
+    """The fields of a 1xx head that may go on."""
+    return [pair for pair in raw if fold(pair[0]) not in CORE_NAMES]
