@@ -3,7 +3,7 @@
 #
 # The committed Cargo.lock has no `source` lines, since they name a registry host. For the time of a build the line is
 # put back in front of every checksum, with the text that cargo itself writes on this machine, so that every version and
-# checksum is held to what is committed (--locked).
+# checksum is held to what is committed (--locked). For the same reason call cargo through here: `build.sh lint`.
 set -euo pipefail
 cd "$(dirname "$0")"
 here="$PWD"
@@ -14,7 +14,8 @@ fresh() { [ -e "$library" ] && [ -z "$(find src Cargo.toml Cargo.lock pyproject.
 
 mkdir -p target
 exec 9>target/.building && flock 9
-if fresh && installed; then exit 0; fi
+lint=""
+if [ "${1:-}" = lint ]; then lint=1; elif fresh && installed; then exit 0; fi
 
 line=""
 if grep -q '^checksum = ' Cargo.lock && ! grep -q '^source = ' Cargo.lock; then
@@ -33,6 +34,12 @@ cp -p Cargo.lock target/.committed-lock
 trap 'cp -p "$here/target/.committed-lock" "$here/Cargo.lock"' EXIT
 if [ -n "$line" ]; then
   awk -v line="$line" '/^checksum = / { print line } { print }' target/.committed-lock >Cargo.lock
+fi
+
+if [ -n "$lint" ]; then
+  cargo fmt --check
+  cargo clippy -q --release --locked --features pyo3/extension-module -- -D warnings
+  exit
 fi
 
 export PATH="$venv/bin:$PATH" VIRTUAL_ENV="$venv" MATURIN_PEP517_ARGS="--locked"
