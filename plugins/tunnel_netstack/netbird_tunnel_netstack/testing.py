@@ -19,6 +19,7 @@ import grpc.aio
 from netbird_proxy import AccountId, PublicKey
 from netbird_tunnel_netstack.driver import Driver, open_socket
 from netbird_tunnel_netstack.engine import Engine
+from netbird_tunnel_netstack.settings import TunnelOptions
 from netbird_tunnel_netstack.tunnel import Member, NetstackTunnel
 from netbird_wire.envelope import Envelope, EnvelopeError, format_key, parse_key, public_key
 from netbird_wire.management_pb2 import (
@@ -67,8 +68,10 @@ class Recorder(asyncio.Protocol):
         return self.made.result()
 
     async def has(self, size: int) -> bytes:
-        """What was received, once it is at least so much."""
+        """What was received, once it is at least so much. ConnectionError if it ends before."""
         while len(self.received) < size:
+            if self.lost.done():
+                raise ConnectionError(f"ended after {len(self.received)} of {size} bytes")
             self._grown.clear()
             await self._grown.wait()
         return bytes(self.received)
@@ -113,6 +116,7 @@ class Recorder(asyncio.Protocol):
         self.calls.append("lost")  # each one counts
         self.lost.set_result(exc)
         self.writable.set()
+        self._grown.set()
 
 
 class Accepting:
@@ -144,12 +148,10 @@ async def loopback_tunnel(*addresses: str, private_key: bytes | None = None) -> 
     driver = Driver(engine, open_socket(LOOPBACK, 0), on_handshake=lambda key: tunnel.on_handshake(key))
     tunnel = NetstackTunnel(driver, addresses)
     try:
-        async with asyncio.TaskGroup() as group:
-            task = group.create_task(driver.supervise())
-            yield tunnel
-            task.cancel()
+        yield tunnel
     finally:
         tunnel.close()
+        await driver.supervise()  # tells what broke, if it did
 
 
 def introduce(tunnel: NetstackTunnel, other: NetstackTunnel, *, name: str = "", where: bool = True) -> None:
@@ -334,3 +336,17 @@ async def management_server(directory: Path) -> AsyncIterator[tuple[FakeManageme
             yield fake, FakeAccount(directory, FakeChannel(channel), fake)
     finally:
         await server.stop(None)
+
+
+@dataclass(frozen=True, slots=True)
+class FakeProxy:
+    """As much of `netbird_proxy.Proxy` as a tunnel uses."""
+
+    tunnel_options: TunnelOptions
+    id: str = "proxy-1"
+    private: bool = True
+
+    def options(self, model: type[Any]) -> Any:
+        if model is not TunnelOptions:
+            raise LookupError(f"no section of this proxy is a {model.__name__}")
+        return self.tunnel_options

@@ -1,0 +1,341 @@
+"""An account's tunnel against a management that speaks the real wire: it comes up, follows the map, and survives."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from netbird_proxy import Address, DialTimeout, ManagementError, ManagementRefused, Proxy, PublicKey
+from netbird_tunnel_netstack.account import account_tunnel
+from netbird_tunnel_netstack.keys import KEY_FILE, StateUnusable, TunnelState
+from netbird_tunnel_netstack.plugin import TunnelNetstack
+from netbird_tunnel_netstack.settings import TunnelOptions
+from netbird_tunnel_netstack.sync import AddressesChanged
+from netbird_tunnel_netstack.testing import (
+    LOOPBACK,
+    Accepting,
+    FakeAccount,
+    FakeManagement,
+    FakeProxy,
+    Recorder,
+    allow_everything_in,
+    introduce,
+    loopback_tunnel,
+    management_server,
+)
+from netbird_tunnel_netstack.tunnel import NetstackTunnel
+from netbird_wire.envelope import format_key
+from netbird_wire.management_pb2 import (
+    ACCEPT,
+    IN,
+    TCP,
+    FirewallRule,
+    NetbirdConfig,
+    PortInfo,
+    RemotePeerConfig,
+    SyncResponse,
+)
+
+pytestmark = pytest.mark.timeout(60)
+
+US, ALICE = "100.64.0.1", "100.64.0.5"
+Setting = tuple[FakeManagement, FakeAccount]
+
+
+@pytest.fixture
+async def setting(tmp_path: Path) -> AsyncIterator[Setting]:
+    directory = tmp_path / "acct-1"
+    directory.mkdir(mode=0o700)
+    async with management_server(directory) as made:
+        yield made
+
+
+def opened(account: FakeAccount, *, private: bool = True) -> AbstractAsyncContextManager[NetstackTunnel]:
+    options = TunnelOptions.model_validate({"ports": 0, "bind": LOOPBACK, "endpoint_host": "vpn.example.com"})
+    return account_tunnel(account, cast(Proxy, FakeProxy(options, private=private)))
+
+
+@asynccontextmanager
+async def alice_of(tunnel: NetstackTunnel) -> AsyncIterator[NetstackTunnel]:
+    """A stock client: it knows where we are, and we know only its key."""
+    async with loopback_tunnel(ALICE) as alice:
+        introduce(alice, tunnel)
+        yield alice
+
+
+def entry(peer: NetstackTunnel, *addresses: str) -> RemotePeerConfig:
+    key = format_key(peer.driver.engine.public_key)
+    return RemotePeerConfig(wgPubKey=key, allowedIps=addresses or [f"{ALICE}/32"], fqdn="alice.netbird")
+
+
+def rule(source: str = ALICE, port: int = 443) -> FirewallRule:
+    return FirewallRule(PeerIP=source, Direction=IN, Action=ACCEPT, Protocol=TCP, PortInfo=PortInfo(port=port))
+
+
+async def dial(peer: NetstackTunnel, *, port: int = 443, timeout: float = 10) -> Recorder:
+    _, protocol = await peer.dial(Recorder, Address(US, port), timeout=timeout)
+    assert isinstance(protocol, Recorder)
+    return protocol
+
+
+async def test_comes_up(setting: Setting) -> None:
+    """Registered with where clients reach it, logged in as what it is, and at the first map when it is handed out."""
+    management, account = setting
+    async with loopback_tunnel(ALICE) as alice:
+        management.set_map(peers=[entry(alice)])
+        async with opened(account) as tunnel:
+            key = tunnel.public_key
+            assert management.registrations == [(key, f"vpn.example.com:{tunnel.driver.port}")]
+            assert list(tunnel.addresses) == [US]
+            found = tunnel.whois(ALICE)
+            assert found is not None
+            assert (found.public_key, found.name) == (format_key(alice.driver.engine.public_key), "alice.netbird")
+            meta = management.members[key].meta
+            assert meta.hostname == "ingress-proxy-proxy-1"
+            assert meta.syncMessageVersion == 0
+            assert meta.flags.disableServerRoutes
+            assert not meta.flags.blockInbound
+
+
+async def test_lets_in_whom_the_map_lets_in(setting: Setting) -> None:
+    """A member with a rule gets in, on that port; without one not; and when the rule goes, so does he."""
+    management, account = setting
+    async with opened(account) as tunnel, alice_of(tunnel) as alice:
+        changes = tunnel.changes()
+        accepting = Accepting()
+        await tunnel.listen(443, accepting)
+        await tunnel.listen(80, Accepting())
+        management.set_map(peers=[entry(alice)])
+        await anext(changes)
+        with pytest.raises(DialTimeout):
+            await dial(alice, timeout=0.5)
+
+        management.set_map(peers=[entry(alice)], rules=[rule()])
+        await anext(changes)
+        await dial(alice)
+        accepted = await accepting.next()
+        with pytest.raises(DialTimeout):
+            await dial(alice, port=80, timeout=0.5)
+
+        management.set_map(peers=[entry(alice)])
+        await anext(changes)
+        assert isinstance(await accepted.lost, ConnectionAbortedError)
+
+
+async def test_who_leaves_the_map_is_gone(setting: Setting) -> None:
+    """Removal is a change, whois forgets, and the open connection ends."""
+    management, account = setting
+    async with opened(account) as tunnel, alice_of(tunnel) as alice:
+        changes = tunnel.changes()
+        accepting = Accepting()
+        await tunnel.listen(443, accepting)
+        management.set_map(peers=[entry(alice)], rules=[rule()])
+        await anext(changes)
+        await dial(alice)
+        accepted = await accepting.next()
+        management.set_map()
+        await anext(changes)
+        assert tunnel.whois(ALICE) is None
+        assert await accepted.lost is not None
+
+
+async def test_a_proxy_that_is_not_private_lets_nobody_in(setting: Setting) -> None:
+    """Whatever the map says; and management is told so."""
+    management, account = setting
+    async with opened(account, private=False) as tunnel, alice_of(tunnel) as alice:
+        changes = tunnel.changes()
+        await tunnel.listen(443, Recorder)
+        management.set_map(peers=[entry(alice)], rules=[rule()])
+        await anext(changes)
+        with pytest.raises(DialTimeout):
+            await dial(alice, timeout=0.5)
+        assert management.members[tunnel.public_key].meta.flags.blockInbound
+
+
+async def test_a_restart_is_the_same_node_and_finds_its_peers(setting: Setting) -> None:
+    """The key and port of the clients' files stay; and we greet the peers we knew, who would not come by themselves."""
+    management, account = setting
+    async with loopback_tunnel(ALICE) as alice:
+        async with opened(account) as tunnel:
+            key, port = tunnel.public_key, tunnel.driver.port
+            changes = tunnel.changes()
+            await tunnel.listen(443, Recorder)
+            introduce(alice, tunnel)
+            management.set_map(peers=[entry(alice)], rules=[rule()])
+            await anext(changes)
+            await dial(alice)
+        await alice.listen(8080, Recorder)
+        allow_everything_in(alice)
+        async with opened(account) as again:
+            assert (again.public_key, again.driver.port) == (key, port)
+            state = again.driver.engine.peer(alice.driver.engine.public_key)
+            assert state is not None
+            assert state.endpoint == (LOOPBACK, alice.driver.port)
+            await again.dial(Recorder, Address(ALICE, 8080), timeout=10)
+
+
+async def test_endpoints_of_those_who_left_are_forgotten(setting: Setting) -> None:
+    """The file has the map's size, not its history."""
+    management, account = setting
+    async with loopback_tunnel(ALICE) as alice:
+        async with opened(account) as tunnel:
+            changes = tunnel.changes()
+            await tunnel.listen(443, Recorder)
+            introduce(alice, tunnel)
+            management.set_map(peers=[entry(alice)], rules=[rule()])
+            await anext(changes)
+            await dial(alice)
+        assert len(TunnelState.load(account.directory).endpoints) == 1
+        async with opened(account) as tunnel:
+            changes = tunnel.changes()
+            management.set_map()
+            await anext(changes)
+        assert TunnelState.load(account.directory).endpoints == {}
+
+
+async def test_a_forgotten_peer_registers_again(setting: Setting) -> None:
+    """Management swept our node: its refusal makes us spend another token, with the same key, and the tunnel stays."""
+    management, account = setting
+    async with opened(account) as tunnel:
+        changes = tunnel.changes()
+        management.forget(tunnel.public_key)
+        await anext(changes)
+        assert [key for key, _ in management.registrations] == [tunnel.public_key] * 2
+        assert management.opened == 2
+
+
+async def test_a_lost_stream_is_taken_up_again(setting: Setting) -> None:
+    """Without another token or login, sealed for the key that management has now; the new stream's map counts."""
+    management, account = setting
+    async with opened(account) as tunnel, loopback_tunnel(ALICE) as alice:
+        changes = tunnel.changes()
+        management.renew_key()
+        management.set_map(peers=[entry(alice)], serial=1)
+        await anext(changes)  # the old stream still carried it
+        management.drop_streams()
+        management.map.Serial = 1
+        await anext(changes)
+        assert management.opened == 2
+        assert len(management.registrations) == 1
+        assert tunnel.whois(ALICE) is not None
+
+
+async def test_old_maps_and_other_news_change_nothing(setting: Setting) -> None:
+    """A map older than the applied one is dropped, and a message without a map is no change."""
+    management, account = setting
+    async with opened(account) as tunnel, loopback_tunnel(ALICE) as alice:
+        changes = tunnel.changes()
+        management.set_map(peers=[entry(alice)], serial=9)
+        await anext(changes)
+        management.set_map(serial=8)
+        management.send(SyncResponse(netbirdConfig=NetbirdConfig()))
+        management.set_map(peers=[entry(alice)], rules=[rule()], serial=10)
+        await anext(changes)
+        assert tunnel.whois(ALICE) is not None
+
+
+async def test_a_map_of_another_kind_is_not_half_read(setting: Setting) -> None:
+    """The components that we did not ask for end the stream; the next one starts over."""
+    management, account = setting
+    async with opened(account) as tunnel:
+        changes = tunnel.changes()
+        management.send(SyncResponse(Version=1))
+        await anext(changes)
+        assert management.opened == 2
+
+
+async def test_another_address_ends_the_tunnel(setting: Setting) -> None:
+    """Listeners stand on the old address: whoever holds the tunnel is told, and opens it anew."""
+    management, account = setting
+    with pytest.raises(ExceptionGroup) as caught:
+        await _wait_inside(management, account)
+    assert caught.group_contains(AddressesChanged)
+    async with opened(account) as tunnel:
+        assert list(tunnel.addresses) == ["100.64.0.77"]
+
+
+async def _wait_inside(management: FakeManagement, account: FakeAccount) -> None:
+    async with opened(account):
+        management.address = "100.64.0.77/16"
+        management.set_map()
+        await asyncio.Event().wait()
+
+
+async def test_waits_for_a_management_that_is_away(setting: Setting) -> None:
+    """Login is tried again; one registration is enough for it."""
+    management, account = setting
+    failures = iter([RuntimeError("not yet"), RuntimeError("not yet")])
+
+    async def fault(name: str) -> None:
+        if name == "Login" and (failure := next(failures, None)) is not None:
+            raise failure
+
+    management.fault = fault
+    async with opened(account):
+        assert len(management.registrations) == 1
+
+
+async def test_a_refused_registration_is_told(setting: Setting) -> None:
+    """It goes to whoever opens the tunnel, who reports it; the port is free again and the key stays."""
+
+    class Refusing(FakeAccount):
+        async def register(self, public_key: PublicKey, *, endpoint: str = "") -> None:
+            raise ManagementRefused("the token is spent")
+
+    management, account = setting
+    refusing = Refusing(account.directory, account.management, management)
+    for _ in range(2):
+        with pytest.raises(ManagementError, match="spent"):
+            await opened(refusing).__aenter__()
+    async with opened(account):
+        pass
+
+
+async def test_unusable_state_tells_management_nothing(setting: Setting) -> None:
+    """The operator has to look first; no new key is made meanwhile."""
+    management, account = setting
+    async with opened(account):
+        pass
+    (account.directory / KEY_FILE).write_text("damaged")
+    with pytest.raises(StateUnusable):
+        await opened(account).__aenter__()
+    assert len(management.registrations) == 1
+    assert (account.directory / KEY_FILE).read_text() == "damaged"
+
+
+async def test_leaving_releases_everything(setting: Setting) -> None:
+    """No task, no stream and no port is left, also when the one inside is canceled."""
+    _, account = setting
+    before = asyncio.all_tasks()
+    inside = asyncio.Event()
+
+    async def hold() -> None:
+        async with opened(account) as tunnel:
+            assert tunnel.driver.port
+            inside.set()
+            await asyncio.Event().wait()
+
+    for _ in range(2):  # the second time the port has to be free
+        inside.clear()
+        async with asyncio.TaskGroup() as group:
+            holding = group.create_task(hold())
+            await inside.wait()
+            holding.cancel()
+        assert holding.cancelled()
+    left = {task.get_name() for task in asyncio.all_tasks() - before}
+    assert not {name for name in left if "acct-1" in name}
+
+
+async def test_the_plugin_opens_it(setting: Setting) -> None:
+    """The hook gives this very tunnel, and describes the section that it reads."""
+    _, account = setting
+    plugin = TunnelNetstack()
+    assert plugin.describe().options is TunnelOptions
+    options = TunnelOptions.model_validate({"ports": 0, "bind": LOOPBACK})
+    async with plugin.open_tunnel(account, cast(Proxy, FakeProxy(options))) as tunnel:
+        assert list(tunnel.addresses) == [US]
