@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, NoReturn, TypeVar
 
@@ -21,7 +22,7 @@ from netbird_management.plugins import Hooks
 from netbird_management.services.tokens import create_proxy_token, proxy_tokens_of, revoke_proxy_token
 from netbird_management.settings import CONFIG_VARIABLE, ManagementSettings, read_settings
 from netbird_management.state import State
-from netbird_management.store.directory import prepare_directory
+from netbird_management.store.directory import DirectoryInUseError, held, prepare_directory
 from netbird_management.store.vault import VaultError
 
 app = typer.Typer(
@@ -70,7 +71,7 @@ def init(
             )
         return made
 
-    made = _with_state(settings.value, work)
+    made = _with_state(settings.value, work, alone=True)
     if as_json:
         typer.echo(json.dumps(made))
         return
@@ -86,7 +87,7 @@ def run(config: Config = None) -> None:
     logs.configure()
     try:
         asyncio.run(_run(settings.value, hooks))
-    except* (VaultError, OSError) as errors:
+    except* (VaultError, DirectoryInUseError, OSError) as errors:
         _stop(errors.exceptions[0])
 
 
@@ -154,17 +155,19 @@ def _settings(config: Path | None) -> tuple[Settings[ManagementSettings], Hooks]
         _stop(error)
 
 
-def _with_state(settings: ManagementSettings, work: Callable[[State], Awaitable[T]]) -> T:
-    """Runs one piece of work on the store, also while `run` has it open: then only on what no snapshot holds."""
+def _with_state(settings: ManagementSettings, work: Callable[[State], Awaitable[T]], *, alone: bool = False) -> T:
+    """Runs one piece of work on the store; `alone` if it changes accounts, which a running host would not hear of."""
+    directory = settings.state_directory
 
     async def opened() -> T:
-        vault = prepare_directory(settings.state_directory)
-        async with State.open(settings.state_directory, vault) as state:
-            return await work(state)
+        vault = prepare_directory(directory)
+        with held(directory) if alone else nullcontext():
+            async with State.open(directory, vault) as state:
+                return await work(state)
 
     try:
         return asyncio.run(opened())
-    except* (ManagementError, VaultError, OSError) as errors:
+    except* (ManagementError, VaultError, DirectoryInUseError, OSError) as errors:
         _stop(errors.exceptions[0])
 
 

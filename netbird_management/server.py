@@ -23,7 +23,7 @@ from netbird_management.services.access_log import forget_old_entries
 from netbird_management.services.proxies import disconnect_all_proxies, forget_stale_proxies
 from netbird_management.settings import Listener, ManagementSettings
 from netbird_management.state import State
-from netbird_management.store.directory import prepare_directory
+from netbird_management.store.directory import held, prepare_directory
 
 HOUSEKEEPING_SECONDS: Final = 60.0
 
@@ -52,34 +52,38 @@ class ManagementServer:
 async def serve(settings: ManagementSettings, hooks: Hooks) -> AsyncIterator[ManagementServer]:
     """The whole host, listening when this enters, and stopped when it is left: calls under way get `grace` seconds.
 
-    Raises `VaultError`, and `OSError` for an address that cannot be bound.
-
+    Raises `VaultError`, `DirectoryInUseError`, and `OSError` for an address that cannot be bound.
     """
     directory = settings.state_directory
     vault = await asyncio.to_thread(prepare_directory, directory)
-    async with State.open(directory, vault) as state:
-        await disconnect_all_proxies(state)
-        await disconnect_all_peers(state)
-        server = ManagementServer(settings, hooks, state)
-        async with (
-            hooks.lifespan(server),
-            serve_grpc(server, settings.grpc, grace=settings.grace, signal=settings.signal) as grpc_port,
-        ):
-            server.grpc_port = grpc_port
-            context = Context(
-                state,
-                hooks,
-                refused_domains=(*settings.hosts, *settings.refused_domains),
-                setup_secret=server.setup_secret,
-                dns_domain=settings.dns_domain,
-            )
-            async with _serve_rest(create_app(context), settings) as rest_port, asyncio.TaskGroup() as tasks:
-                server.rest_port = rest_port
-                house = tasks.create_task(_keep_house(server))
-                try:
-                    yield server
-                finally:
-                    house.cancel()
+    with held(directory):
+        async with State.open(directory, vault) as state, _listening(settings, hooks, state) as server:
+            yield server
+
+
+@asynccontextmanager
+async def _listening(settings: ManagementSettings, hooks: Hooks, state: State) -> AsyncIterator[ManagementServer]:
+    await disconnect_all_proxies(state)
+    await disconnect_all_peers(state)
+    server = ManagementServer(settings, hooks, state)
+    context = Context(
+        state,
+        hooks,
+        refused_domains=(*settings.hosts, *settings.refused_domains),
+        setup_secret=server.setup_secret,
+        dns_domain=settings.dns_domain,
+    )
+    async with (
+        hooks.lifespan(server),
+        serve_grpc(server, settings.grpc, grace=settings.grace, signal=settings.signal) as server.grpc_port,
+        _serve_rest(create_app(context), settings) as server.rest_port,
+        asyncio.TaskGroup() as tasks,
+    ):
+        house = tasks.create_task(_keep_house(server))
+        try:
+            yield server
+        finally:
+            house.cancel()
 
 
 @asynccontextmanager

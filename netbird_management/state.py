@@ -85,6 +85,8 @@ class State:
     def __init__(self, engine: AsyncEngine, vault: Vault, tasks: asyncio.TaskGroup) -> None:
         self.vault = vault
         self.snapshots = Snapshots()
+        self.session_keys: dict[tuple[ServiceId, str], bytes] = {}
+        """Private halves that were opened already, by service and public half: one is needed for each validation."""
         self._engine = engine
         self._writing = engine.execution_options(writes=True)
         self._tasks = tasks

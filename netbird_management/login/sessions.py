@@ -38,11 +38,15 @@ async def mint_session_token(
     `subject` is a user id, or a peer id where the peer has no user, or `password-user` and the like. Raises
     `LookupError` if the service is gone, `VaultError` if its key does not open.
     """
-    async with state.read() as session:
-        row = await session.get(ServiceRow, service.id)
-    if row is None:
-        raise LookupError(f"service {service.id} not found")
-    return sign(state.vault.open(row.session_private_key), service.domain, subject, method, email=email, groups=groups)
+    key = (service.id, service.session_public_key)
+    private_key = state.session_keys.get(key)
+    if private_key is None:
+        async with state.read() as session:
+            row = await session.get(ServiceRow, service.id)
+        if row is None:
+            raise LookupError(f"service {service.id} not found")
+        private_key = state.session_keys[key] = state.vault.open(row.session_private_key)
+    return sign(private_key, service.domain, subject, method, email=email, groups=groups)
 
 
 def sign(

@@ -1,9 +1,20 @@
-"""The state directory: the database, and beside it the key to its secrets."""
+"""The state directory: the database, beside it the key to its secrets, and who has it in use."""
 
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from netbird_management.store.engine import DATABASE_FILE
 from netbird_management.store.vault import KEY_FILE, Vault, VaultError
+
+LOCK_FILE: Final = "management.lock"
+
+
+class DirectoryInUseError(Exception):
+    """Another process answers from this directory; it would not hear of what this one changes."""
 
 
 def prepare_directory(directory: Path) -> Vault:
@@ -17,3 +28,20 @@ def prepare_directory(directory: Path) -> Vault:
     if (directory / DATABASE_FILE).exists():
         raise VaultError(f"{directory} has a database but no {KEY_FILE}: restore it from your backup")
     return Vault.create(directory)
+
+
+@contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Keeps the directory for this process, which is going to change accounts. Raises `DirectoryInUseError`.
+
+    The kernel lets go of it however the process ends.
+    """
+    descriptor = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DirectoryInUseError(f"{directory} is in use by a running management: stop it first") from error
+        yield
+    finally:
+        os.close(descriptor)

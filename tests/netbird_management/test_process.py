@@ -121,12 +121,19 @@ async def test_from_nothing_to_a_connected_proxy(config: Path, environment: dict
 
 
 async def test_init_is_for_empty_stores(config: Path, environment: dict[str, str]) -> None:
-    """A second init changes nothing and fails; tokens can be made, listed and revoked at any time."""
+    """A second init or run on one store changes nothing and fails; tokens come and go beside a running host."""
     assert (await program("init", "--email", "a@b.test", config=config))[0] == 0
     code, out, err = await program("init", "--email", "eve@b.test", config=config)
     assert (code, out) == (1, "")
     assert "account already" in err
     async with running(config, environment) as (process, _):
+        code, _, err = await program("init", "--email", "eve@b.test", config=config)
+        assert (code, "in use" in err) == (1, True), err
+        second = await asyncio.create_subprocess_exec(
+            *PROGRAM, "run", "--config", str(config), stderr=asyncio.subprocess.PIPE, env=environment
+        )
+        _, errors = await asyncio.wait_for(second.communicate(), 30)
+        assert (second.returncode, b"in use" in errors) == (1, True), errors
         code, token, _ = await program("token", "create", "--name", "t", "--expires-in", "365d", config=config)
         assert code == 0
         assert token.startswith("nbx_")
