@@ -88,7 +88,8 @@ def _context(files: CertificateFiles) -> ssl.SSLContext:
         except OSError as exc:
             raise SettingsError(f"tls.certificates: {what} {path}: {exc.strerror}") from exc
     try:
-        context.load_cert_chain(files.cert, files.key)
+        # An encrypted key would ask on the terminal, and the process would hang where nobody looks.
+        context.load_cert_chain(files.cert, files.key, password=lambda: b"")
     except (ssl.SSLError, OSError) as exc:
         raise SettingsError(
             f"tls.certificates: {files.cert} and {files.key} are no certificate with its key: {exc}"

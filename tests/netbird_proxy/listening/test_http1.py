@@ -46,7 +46,7 @@ async def read_body(receive: Receive) -> bytes:
     while True:
         message = await receive()
         assert message["type"] == "http.request"
-        body += message["body"]
+        body += bytes(message["body"])
         if not message["more_body"]:
             return body
 
