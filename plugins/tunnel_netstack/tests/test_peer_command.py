@@ -1,0 +1,255 @@
+"""`netbird-proxy peer` as a process of its own, on loopback: it fetches pages, and it serves what runs beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from netbird_proxy import Address, DialRefused, DialTimeout
+from netbird_tunnel_netstack.testing import (
+    LOOPBACK,
+    Recorder,
+    allow_everything_in,
+    loopback_tunnel,
+)
+from netbird_tunnel_netstack.tunnel import Member, NetstackTunnel
+from netbird_wire.envelope import format_key, public_key
+
+pytestmark = pytest.mark.timeout(60)
+
+US, ALICE = "100.64.0.1", "100.64.0.5"
+COMMAND = "from netbird_tunnel_netstack.peer_command import app; app(prog_name='netbird-proxy peer')"
+
+
+class Setting:
+    """Our tunnel, and a WireGuard file that makes somebody its one peer."""
+
+    def __init__(self, tunnel: NetstackTunnel, directory: Path) -> None:
+        self.tunnel = tunnel
+        self.key = secrets.token_bytes(32)
+        self.file = directory / "alice.conf"
+        self.file.write_text(
+            f"[Interface]\nPrivateKey = {format_key(self.key)}\nAddress = {ALICE}/32\nMTU = 1280\n\n"
+            f"[Peer]\nPublicKey = {tunnel.public_key}\nAllowedIPs = {US}/32\n"
+            f"Endpoint = {LOOPBACK}:{tunnel.driver.port}\nPersistentKeepalive = 25\n"
+        )
+        tunnel.set_members([Member(public_key(self.key), (ALICE,), "alice")], {})
+        allow_everything_in(tunnel)
+
+    async def run(self, *arguments: str) -> tuple[int, bytes, str]:
+        process = await self.start(*arguments)
+        out, err = await process.communicate()
+        assert process.returncode is not None
+        return process.returncode, out, err.decode()
+
+    async def start(self, *arguments: str) -> Process:
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-c", COMMAND, *arguments, stdout=PIPE, stderr=PIPE, env={"NO_COLOR": "1", "COLUMNS": "200"}
+        )
+
+
+@pytest.fixture
+async def setting(tmp_path: Path) -> AsyncIterator[Setting]:
+    async with loopback_tunnel(US) as tunnel:
+        yield Setting(tunnel, tmp_path)
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    """Answers with what it was asked; `/status/N` with that status."""
+    body = b""
+    while True:
+        message = await receive()
+        body += message["body"]
+        if not message["more_body"]:
+            break
+    path = scope["raw_path"].decode()
+    status = int(path.rpartition("/")[2]) if path.startswith("/status/") else 200
+    headers = dict(scope["headers"])
+    said = f"{scope['method']} {headers[b'host'].decode()} {path}?{scope['query_string'].decode()} ".encode()
+    said += headers.get(b"x-test", b"-") + b" " + headers.get(b"content-type", b"-") + b" " + body + b"\n"
+    await send({"type": "http.response.start", "status": status, "headers": [(b"x-answer", b"yes")]})
+    await send({"type": "http.response.body", "body": said})
+
+
+def server() -> Callable[[], HttpToolsProtocol]:
+    config = uvicorn.Config(
+        app, loop="none", lifespan="off", proxy_headers=False, server_header=False, date_header=False, log_config=None
+    )
+    config.load()
+    state, loop = ServerState(), asyncio.get_running_loop()
+    return lambda: HttpToolsProtocol(config=config, server_state=state, app_state={}, _loop=loop)
+
+
+async def test_get_sends_every_name_to_the_one_peer(setting: Setting) -> None:
+    """The demo's command: a name that no resolver knows, and the caller's file."""
+    await setting.tunnel.listen(80, server())
+    code, out, err = await setting.run("get", "http://wiki.example.com/a%2Fb?c=d", "--config", str(setting.file))
+    assert (code, out, err) == (0, b"GET wiki.example.com /a%2Fb?c=d - - \n", "")
+
+
+async def test_get_speaks_as_it_is_told(setting: Setting) -> None:
+    """Method, headers, body, and the answer's head; and a name resolved by hand."""
+    await setting.tunnel.listen(8080, server())
+    code, out, _ = await setting.run(
+        "get", "http://wiki.example.com:8080/form", "-c", str(setting.file), "--resolve", f"WIKI.example.com={US}",
+        "-H", "X-Test: hello", "-H", "Host: other.example.com", "-d", "a=b", "-i",
+    )  # fmt: skip
+    head, _, body = out.partition(b"\r\n\r\n")
+    assert code == 0
+    assert head.startswith(b"HTTP/1.1 200 OK\r\nx-answer: yes")
+    assert body == b"POST other.example.com /form? hello application/x-www-form-urlencoded a=b\n"
+
+
+@pytest.mark.parametrize("status", [400, 403, 503])
+async def test_get_tells_an_error_by_its_exit_code(setting: Setting, status: int) -> None:
+    """22 from 400 up, with the page still shown."""
+    await setting.tunnel.listen(80, server())
+    code, out, _ = await setting.run("get", f"http://wiki.example.com/status/{status}", "-c", str(setting.file))
+    assert code == 22
+    assert b"/status/" in out
+
+
+async def test_get_over_tls(setting: Setting, tmp_path: Path) -> None:
+    """https checks the certificate's name against the URL's, with the authority that was given and no other."""
+    import ssl
+    from asyncio.sslproto import SSLProtocol
+
+    authority = trustme.CA()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("wiki.example.com").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    make, loop = server(), asyncio.get_running_loop()
+    loop.set_exception_handler(lambda *_: None)  # refused handshakes are said here too
+    await setting.tunnel.listen(443, lambda: SSLProtocol(loop, make(), context, None, server_side=True))
+    trusted = ["-c", str(setting.file), "--cacert", str(tmp_path / "ca.pem")]
+
+    code, out, err = await setting.run("get", "https://wiki.example.com/", *trusted)
+    assert (code, out, err) == (0, b"GET wiki.example.com /? - - \n", "")
+    code, out, err = await setting.run("get", "https://other.example.com/", *trusted)
+    assert (code, out) == (1, b"")
+    assert "other.example.com" in err
+    code, out, err = await setting.run("get", "https://wiki.example.com/", "-c", str(setting.file))
+    assert (code, out) == (1, b"")
+    assert "certificate verify failed" in err
+
+
+async def test_get_says_what_failed(setting: Setting) -> None:
+    """One sentence and exit code 1: refused, silent, not there, no such thing."""
+    config = ("-c", str(setting.file))
+    code, _, err = await setting.run("get", "http://wiki.example.com/", *config)
+    assert (code, err) == (1, f"error: dial {US}:80 through the tunnel: refused\n")
+    setting.tunnel.driver.engine.set_inbound([])
+    code, _, err = await setting.run("get", "http://wiki.example.com/", *config, "--timeout", "0.5")
+    assert code == 1
+    assert "0.5 s" in err or "in time" in err
+    code, _, err = await setting.run("get", "http://100.64.0.9/", *config)
+    assert code == 1
+    assert err.startswith("error: dial 100.64.0.9:80")
+    code, _, err = await setting.run("get", "ftp://wiki.example.com/", *config)
+    assert code == 1
+    assert "http://" in err
+    code, _, err = await setting.run("get", "http://wiki.example.com/", *config, "-H", "no header")
+    assert code == 1
+    code, _, err = await setting.run("get", "http://wiki.example.com/", "-c", "/nowhere.conf")
+    assert code == 1
+    assert "/nowhere.conf" in err
+    setting.file.write_text(setting.file.read_text().replace("MTU", "MTÜ"))
+    code, _, err = await setting.run("get", "http://wiki.example.com/", *config)
+    assert code == 1
+    assert f"{setting.file}:4: unknown key" in err
+
+
+async def test_get_needs_to_know_where_a_name_is(setting: Setting) -> None:
+    """A file with more than one address leaves names open, and says how to close them."""
+    setting.file.write_text(setting.file.read_text().replace(f"{US}/32", f"{US}/32, 100.64.0.2/32"))
+    code, _, err = await setting.run("get", "http://wiki.example.com/", "-c", str(setting.file))
+    assert code == 1
+    assert "--resolve wiki.example.com=ADDR" in err
+
+
+@asynccontextmanager
+async def serving(setting: Setting, port: int) -> AsyncIterator[Process]:
+    """`peer serve`, ready."""
+    process = await setting.start("serve", f"8080={LOOPBACK}:{port}", "-c", str(setting.file))
+    try:
+        assert process.stdout is not None
+        line = await process.stdout.readline()
+        assert line == f"ready on {ALICE}: 8080={LOOPBACK}:{port}\n".encode()
+        yield process
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.communicate()
+
+
+async def shaken(tunnel: NetstackTunnel, key: bytes) -> None:
+    """Wait until the peer has come to us by itself."""
+    made = asyncio.get_running_loop().create_future()
+    before = tunnel.driver._on_handshake
+    tunnel.driver._on_handshake = lambda peer: made.done() or made.set_result(peer)
+    state = tunnel.driver.engine.peer(key)
+    if state is None or state.last_handshake is None:
+        assert await made == key
+    tunnel.driver._on_handshake = before
+
+
+async def test_serve_offers_what_runs_beside_it(setting: Setting) -> None:
+    """A peer as upstream: it makes itself known, carries streams both ways with half-close, and ends on a signal."""
+
+    async def upper(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        data = await reader.read()
+        writer.write(data.upper())
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+    local = await asyncio.start_server(upper, LOOPBACK, 0)
+    async with local:
+        port = local.sockets[0].getsockname()[1]
+        async with serving(setting, port) as process:
+            await shaken(setting.tunnel, public_key(setting.key))
+            _, client = await setting.tunnel.dial(lambda: Recorder(keep_open=True), Address(ALICE, 8080), timeout=10)
+            assert isinstance(client, Recorder)
+            data = b"a long story " * 200_000
+            await client.write_slowly(data)
+            client.transport.write_eof()
+            assert await client.lost is None
+            assert bytes(client.received) == data.upper()
+            with pytest.raises((DialRefused, DialTimeout)):
+                await setting.tunnel.dial(Recorder, Address(ALICE, 8081), timeout=1)
+            process.terminate()
+            assert await process.wait() == 0
+
+
+async def test_serve_resets_what_it_cannot_carry(setting: Setting) -> None:
+    """Nobody runs beside it: the stream ends at once instead of hanging, and the command goes on."""
+    async with serving(setting, 1) as process:
+        await shaken(setting.tunnel, public_key(setting.key))
+        for _ in range(2):
+            _, client = await setting.tunnel.dial(Recorder, Address(ALICE, 8080), timeout=10)
+            assert isinstance(client, Recorder)
+            assert isinstance(await client.lost, ConnectionResetError)
+        assert process.returncode is None
+
+
+async def test_what_is_not_there_says_so(setting: Setting) -> None:
+    """No command pretends."""
+    for command in ("forward", "socks"):
+        code, _, err = await setting.run(command, "8080=100.64.0.1:80")
+        assert code == 1
+        assert "not implemented yet" in err
+    code, _, err = await setting.run("serve", "8080", "-c", str(setting.file))
+    assert code == 1
+    assert "PORT=HOST:PORT" in err
