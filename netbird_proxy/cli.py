@@ -7,23 +7,19 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from netbird_host import logs
-from netbird_host.settings import Given
-from netbird_proxy.admin import default_socket
-from netbird_proxy.control.claims import CORE_CLAIMS
-from netbird_proxy.defaults import DEFAULTS
+from netbird_host.plugins import installed
 from netbird_proxy.errors import PluginFailed, ProxyError, SettingsError
-from netbird_proxy.plugins import Hooks, load_hooks
-from netbird_proxy.server import Loaded, ProxyServer, load
-from netbird_proxy.settings import RESERVED_SECTIONS, read_settings
-from netbird_proxy.state import proxy_id
+from netbird_proxy.plugins import GROUP, Hooks, load_hooks
+
+if TYPE_CHECKING:
+    # The server is imported by the commands that need it: a plugin's command starts a second sooner without it.
+    from netbird_proxy.server import Loaded
 
 app = typer.Typer(
     name="netbird-proxy",
@@ -59,6 +55,10 @@ def run(
     private: Annotated[bool | None, typer.Option("--private/--no-private", help="Listen inside tunnels.")] = None,
 ) -> None:
     """Run the proxy until it is told to stop."""
+    import uvloop
+
+    from netbird_host import logs
+
     loaded = _load(config, plugin, private)
     logs.configure(loaded.settings.log.level, loaded.settings.log.format)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -128,11 +128,17 @@ def routes(config: Config = None, admin: Socket = None, as_json: AsJson = False)
 
 
 async def _serve(loaded: Loaded) -> int:
+    from netbird_proxy.server import ProxyServer
+
     # Made here and not before: the channel to management belongs to the loop that is running when it is made.
     return await ProxyServer(loaded).run()
 
 
 def _load(config: Path | None, plugins_: list[str] | None, private: bool | None) -> Loaded:
+    from netbird_host.settings import Given
+    from netbird_proxy.server import load
+    from netbird_proxy.settings import read_settings
+
     flags: list[Given] = []
     if plugins_:
         flags.append(Given(("plugins",), plugins_, "flag --plugin"))
@@ -143,6 +149,9 @@ def _load(config: Path | None, plugins_: list[str] | None, private: bool | None)
 
 def _socket(config: Path | None, admin: Path | None) -> Path:
     """Which proxy to ask: the flag, else the settings file's, else the only one there."""
+    from netbird_proxy.admin import default_socket
+    from netbird_proxy.state import proxy_id
+
     if admin is not None:
         return admin
     if config is not None:
@@ -215,22 +224,22 @@ def _tell_dry_run(story: Any) -> None:
 
 
 def _add_plugin_commands(arguments: list[str]) -> None:
-    """Mount plugins' own commands, but only when one of them is asked for: loading plugins is not free."""
+    """Mount plugins' own commands: the one that is asked for, or all of them where somebody wants to see them."""
     wanted = next((argument for argument in arguments if not argument.startswith("-")), "")
     built_in = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
-    if wanted in built_in and "--help" not in arguments[:1]:
+    if wanted in built_in:
         return
-    for name, command in _command_plugins().commands():
+    offered = {("peer" if one.id == "tunnel_netstack" else one.id): one.id for one in installed(GROUP)}
+    chosen = [offered[wanted]] if wanted in offered else sorted(offered.values())
+    for name, command in _plugins(chosen).commands():
         app.add_typer(command, name="peer" if name == "tunnel_netstack" else name)
 
 
-def _command_plugins() -> Hooks:
-    """All installed plugins: their commands need no settings file, so there is no list to go by."""
-    from netbird_host.plugins import installed
-    from netbird_proxy.plugins import GROUP
+def _plugins(names: list[str]) -> Hooks:
+    """Plugins for their commands alone: those need no settings file, so there is no list of the operator's to go by."""
+    from netbird_proxy.control.claims import CORE_CLAIMS
 
-    names = sorted(one.id for one in installed(GROUP))
-    return load_hooks(names, defaults=DEFAULTS, core_claims=CORE_CLAIMS, reserved_ids=RESERVED_SECTIONS)
+    return load_hooks(names, core_claims=CORE_CLAIMS)
 
 
 def main() -> None:

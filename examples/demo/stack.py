@@ -73,7 +73,7 @@ class Stack:
     configs: dict[str, Path] = field(default_factory=dict)
     _udp_ranges: dict[str, int] = field(default_factory=dict)
 
-    async def start_management(self) -> None:
+    async def start_management(self) -> Process:
         """`init`, then `run`; the owner's and the proxy's tokens come from `init`."""
         config = self.directory / "management.toml"
         config.write_text(
@@ -93,6 +93,7 @@ class Stack:
         ready = await process.said(r"^ready rest=(\S+) grpc=(\S+)")
         self.rest, self.grpc = f"http://{ready[1]}", f"http://{ready[2]}"
         self.api = Api(self.rest, self.owner)
+        return process
 
     async def start_proxy(
         self,
@@ -102,8 +103,13 @@ class Stack:
         private: bool = True,
         allow: Sequence[str] = ("127.0.0.1/32",),
         domain: str = CLUSTER,
+        extra: str = "",
     ) -> Proxy:
-        """One proxy, ready; a second start under the same name uses the same settings file and state."""
+        """One proxy, ready; a second start under the same name uses the same settings file and state.
+
+        Args:
+            extra: more tables for its settings file.
+        """
         home = self.directory / name
         home.mkdir(mode=0o700, exist_ok=True)
         token_file = home / "token"
@@ -128,6 +134,7 @@ class Stack:
             f'[admin]\nsocket = "{admin}"\n'
             + (direct if "direct_upstream" in plugins else "")
             + (tunnel if "tunnel_netstack" in plugins else "")
+            + extra
         )
         process = await self.processes.start(name, [str(BIN / "netbird-proxy"), "run", "--config", str(config)])
         await process.said(r"proxy\.ready")

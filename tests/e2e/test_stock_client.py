@@ -1,0 +1,102 @@
+"""A stock WireGuard client, configured from the file that management hands out, reaches private services."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from examples.demo.stack import Stack, stack
+from examples.demo.story import (
+    ALICE_SEEN,
+    LOBBY,
+    WIKI,
+    Answer,
+    expect,
+    identity_seen,
+    management_starts,
+    peers_files,
+    people_and_peers,
+    proxy_connects,
+    services,
+)
+from netbird_tunnel_netstack.wgconf import parse_config
+from tests.e2e.namespace import Namespace, namespace
+
+pytestmark = [pytest.mark.live, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="module")]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Stack, Namespace]]:
+    """The story up to the peers' files, with a proxy that people reach over a cable."""
+    directory: Path = tmp_path_factory.mktemp("stock")
+    with namespace() as there:
+        async with stack(directory, host=there.host_address) as running:
+            for step in (management_starts, proxy_connects, people_and_peers, services, peers_files):
+                await step(running)
+            yield running, there
+
+
+def proxy_address(config: Path) -> str:
+    """The one address that a peer's file leads to."""
+    return str(parse_config(config.read_text()).peers[0].allowed_ips[0].network_address)
+
+
+async def curl(there: Namespace, config: Path, url: str, *options: str) -> Answer:
+    """curl as that peer would use it, names resolved to the one address that its file leads to."""
+    overlay = proxy_address(config)
+    host = url.split("/")[2]
+    resolve = [part for port in (80, 443) for part in ("--resolve", f"{host}:{port}:{overlay}")]
+    argv = ["curl", "-sS", "--max-time", "20", "-i", *resolve, *options, url]
+    done = await asyncio.to_thread(there.run, *argv)
+    head, _, body = done.stdout.partition("\n\n")
+    return Answer(int(head.split(" ", 2)[1]), httpx.Headers(), body)
+
+
+async def test_member_is_served_and_known(house: tuple[Stack, Namespace]) -> None:
+    """alice by wireguard-go: 200 by HTTP and HTTPS, and the upstream sees her name and groups, and no forged ones."""
+    running, there = house
+    config = running.configs["alice-laptop"]
+    with there.wireguard(config):
+        for url, options in (
+            (f"http://{WIKI}/", ["-H", "X-NetBird-User: mallory", "-H", "x_netbird_groups: admins"]),
+            (f"https://{WIKI}/", ["--cacert", str(running.certificates.authority)]),
+        ):
+            expect(url, identity_seen(await curl(there, config, url, *options)), ALICE_SEEN)
+
+
+async def test_member_of_something_else_is_refused(house: tuple[Stack, Namespace]) -> None:
+    """bob by wireguard-go: lobby 200, wiki 403, and wiki's upstream has not heard of him."""
+    running, there = house
+    config = running.configs["bob-laptop"]
+    with there.wireguard(config):
+        expect("lobby", (await curl(there, config, f"http://{LOBBY}/")).status, 200)
+        before = await running.seen_by("wiki")
+        expect("wiki", (await curl(there, config, f"http://{WIKI}/")).status, 403)
+
+        expect("requests at wiki's upstream", await running.seen_by("wiki"), before)
+
+
+async def test_stranger_gets_no_handshake(house: tuple[Stack, Namespace]) -> None:
+    """A key that no service names: WireGuard itself stays silent, so curl finds nobody."""
+    running, there = house
+    config = running.configs["alice-laptop"]
+    key = there.run("wg", "genkey").stdout.strip()
+    stranger = running.directory / "stranger.conf"
+    stranger.touch(mode=0o600)
+    stranger.write_text(
+        "\n".join(
+            f"PrivateKey = {key}" if line.startswith("PrivateKey") else line for line in config.read_text().splitlines()
+        )
+    )
+    with there.wireguard(stranger) as name:
+        url = f"http://{proxy_address(config)}/"
+        done = await asyncio.to_thread(there.run, "curl", "--max-time", "3", url, check=False)
+
+        expect("curl's exit code", done.returncode, 28)
+        handshakes = there.run("wg", "show", name, "latest-handshakes").stdout.split()
+        expect("latest handshake", handshakes[-1], "0")
