@@ -1,0 +1,47 @@
+"""This proxy as people run it: management, one proxy process with its plugins, a public and a private service."""
+
+from __future__ import annotations
+
+import asyncio
+
+from bench.measure import MEASURED_CORE, OTHER_CORE, pin
+from bench.overlay import Machine, join
+from bench.servers import Subject
+from examples.demo.stack import CLUSTER, Stack
+from examples.demo.story import add_service, direct
+from netbird_tunnel_netstack.wgconf import parse_config
+
+PUBLIC = f"public.{CLUSTER}"
+PRIVATE = f"private.{CLUSTER}"
+
+
+async def start_product(stack: Stack, upstream: int, where: Machine | None) -> Subject:
+    """Start all of it; with a machine, its client has joined and the private service answers it."""
+    management = await stack.start_management()
+    pin(management.pid, OTHER_CORE)
+    log = stack.directory / "access.log"
+    proxy = await stack.start_proxy("proxy", extra=f'[access_log]\noutput = "{log}"\n')
+    pin(proxy.process.pid, MEASURED_CORE)
+    async with asyncio.timeout(15):
+        online = await stack.online_clusters()
+        while not online:
+            await asyncio.sleep(0.05)
+            online = await stack.online_clusters()
+    stack.ids["All"] = (await stack.api.get("/groups?name=All"))[0]["id"]
+    await add_service(stack, "public", PUBLIC, direct("127.0.0.1", upstream))
+    await stack.until_service("public", "active")
+    urls = {"plain": f"http://127.0.0.1:{proxy.http}", "tls": f"https://127.0.0.1:{proxy.https}"}
+    subject = Subject("netbird-proxy", proxy.process, urls, dict.fromkeys(("plain", "tls"), PUBLIC))
+    if where is not None:
+        user = {"email": "load@demo.example", "name": "load", "role": "user", "is_service_user": False}
+        stack.ids["load"] = (await stack.api.post("/users", {**user, "auto_groups": []}))["id"]
+        await stack.add_peer("load-laptop", user="load")
+        await add_service(stack, "private", PRIVATE, direct("127.0.0.1", upstream), groups=["All"])
+        await stack.until_service("private", "active")
+        file = await stack.write_peer_file("load-laptop")
+        await join(stack.processes, where, file, OTHER_CORE)
+        address = next(iter(parse_config(file.read_text()).peers)).allowed_ips[0].network_address
+        subject.urls["private"] = f"http://{address}"
+        subject.hosts["private"] = PRIVATE
+        subject.prefix["private"] = where.prefix
+    return subject
