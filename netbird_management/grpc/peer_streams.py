@@ -31,6 +31,11 @@ class PeerStream:
         self._news = asyncio.Event()
         self._ended = False
 
+    @property
+    def due(self) -> bool:
+        """Whether a map is to be made, or the stream to be ended."""
+        return self._news.is_set()
+
     def wake(self) -> None:
         """Something changed that the peer's map is made of."""
         self._news.set()

@@ -163,8 +163,9 @@ def _endpoint(text: str) -> str:
     try:
         if not (port.isascii() and port.isdecimal() and 0 < int(port[:6]) < 65536):
             raise ValueError(port)
-        bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-        return f"[{IPv6Address(bare)}]:{int(port)}" if ":" in bare else f"{fold(bare)}:{int(port)}"
+        if host.startswith("[") and host.endswith("]"):
+            return f"[{IPv6Address(host[1:-1])}]:{int(port)}"
+        return f"{fold(host)}:{int(port)}"
     except ValueError as error:
         raise InvalidArgument("wireguard_endpoint is not host:port") from error
 

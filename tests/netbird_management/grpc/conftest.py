@@ -63,6 +63,14 @@ async def soon(awaitable: Awaitable[T]) -> T:
     return await asyncio.wait_for(awaitable, SECONDS)
 
 
+async def eventually(probe: Callable[[], Awaitable[T]], wanted: Callable[[T], bool]) -> T:
+    """What the probe finds once it is as wanted: for what is written down off the way and announced to nobody."""
+    async with asyncio.timeout(SECONDS):
+        while not wanted(found := await probe()):  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+    return found
+
+
 @dataclass
 class FakeProxy:
     """A proxy as the wire shows it. `mappings` is what it would serve by what it was told."""

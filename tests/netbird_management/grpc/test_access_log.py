@@ -1,0 +1,122 @@
+"""The access log on its way from proxies into the store."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from netbird_management.grpc.access_log import AccessLogs
+from netbird_management.grpc.errors import Refused
+from netbird_management.services.access_log import AccessLogEntry, access_log_page
+from netbird_wire.proxy_service_pb2 import AccessLog, SendAccessLogRequest
+from tests.netbird_management.grpc.conftest import FakeProxy, Lab, eventually
+
+
+def log(lab: Lab, id_: str, **fields: Any) -> AccessLog:
+    made = AccessLog(
+        log_id=id_,
+        account_id=lab.home.account_id,
+        service_id="s",
+        host="app.px.test",
+        path="/",
+        method="GET",
+        response_code=200,
+        auth_success=True,
+        source_ip="::ffff:192.0.2.1",
+        protocol="http",
+    )
+    made.timestamp.FromDatetime(datetime(2026, 1, 2, tzinfo=UTC))
+    for name, value in fields.items():
+        if name == "user_groups":
+            made.user_groups.extend(value)
+        else:
+            setattr(made, name, value)
+    return made
+
+
+async def entries(lab: Lab, count: int) -> dict[str, AccessLogEntry]:
+    """What is stored, once it is so many."""
+
+    async def page() -> list[AccessLogEntry]:
+        found, _ = await access_log_page(lab.home.state, lab.home.account_id, page=1, page_size=100, filters={})
+        return found
+
+    return {entry.id: entry for entry in await eventually(page, lambda found: len(found) == count)}
+
+
+@pytest.fixture
+async def proxy(lab: Lab) -> FakeProxy:
+    connected = lab.proxy()
+    await connected.connect()
+    return connected
+
+
+async def send(proxy: FakeProxy, *logs: AccessLog) -> None:
+    await proxy.unary("SendAccessLog", SendAccessLogRequest(logs=logs))
+
+
+async def test_one_entry_and_many(lab: Lab, proxy: FakeProxy) -> None:
+    """As NetBird sends them and as ours does; what is sent twice is stored once."""
+    await proxy.unary("SendAccessLog", SendAccessLogRequest(log=log(lab, "one")))
+    await send(proxy, log(lab, "two"), log(lab, "three"), log(lab, "one"))
+    await send(proxy, log(lab, "two"), log(lab, "four"))
+    assert set(await entries(lab, 4)) == {"one", "two", "three", "four"}
+
+
+async def test_what_an_entry_says(lab: Lab, proxy: FakeProxy) -> None:
+    """Reasons follow from the outcome; addresses are unmapped; what makes no sense becomes nothing."""
+    phone = await lab.stock_peer("phone")
+    await lab.group("engineering", phone)
+    await send(
+        proxy,
+        log(lab, "good", user_id=phone.id),
+        log(lab, "named", user_groups=["engineering", "unknown"]),
+        log(lab, "denied", auth_success=False, response_code=403),
+        log(lab, "broken", response_code=502, source_ip="nonsense", duration_ms=-1),
+        log(lab, "stream", protocol="tcp", auth_success=False),
+    )
+    found = await entries(lab, 5)
+    assert {id_: entry.reason for id_, entry in found.items()} == {
+        "good": "",
+        "named": "",
+        "denied": "Authentication failed",
+        "broken": "Request failed",
+        "stream": "",
+    }
+    assert (found["good"].source_ip, found["good"].timestamp) == ("192.0.2.1", datetime(2026, 1, 2, tzinfo=UTC))
+    assert (found["broken"].source_ip, found["broken"].duration_ms) == ("", 0)
+    groups = {group.name: group.id for group in lab.home.snapshot.groups.values()}
+    assert set(found["good"].user_groups) == {groups["All"], groups["engineering"]}
+    assert found["named"].user_groups == (groups["engineering"],)
+
+
+async def test_entries_of_no_account_are_let_go(lab: Lab, proxy: FakeProxy) -> None:
+    """Exchanges for unknown hosts belong to nobody; the rest of the batch is stored."""
+    await send(proxy, log(lab, "nobody", account_id=""), log(lab, "gone", account_id="gone"), log(lab, "kept"))
+    assert set(await entries(lab, 1)) == {"kept"}
+
+
+async def test_more_than_can_be_stored_is_refused(lab: Lab) -> None:
+    """All or nothing, so that a proxy can send the same batch again."""
+    logs = AccessLogs(lab.home.state, capacity=2)
+    logs.take([log(lab, "one")])
+    with pytest.raises(Refused) as caught:
+        logs.take([log(lab, "two"), log(lab, "three")])
+    assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    logs.take([log(lab, "two")])
+    await logs.flush()
+    logs.take([log(lab, "two"), log(lab, "three")])
+    await logs.flush()
+    assert set(await entries(lab, 3)) == {"one", "two", "three"}
+
+
+async def test_one_bad_entry_costs_itself(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    """What the store will not take is lost and logged; the others of its batch are there."""
+    logs = AccessLogs(lab.home.state)
+    logs.take([log(lab, "one"), log(lab, "surrogate"), log(lab, "two")])
+    object.__setattr__(logs._waiting[1], "method", "\ud800")
+    await logs.flush()
+    assert set(await entries(lab, 2)) == {"one", "two"}
+    assert "access_log.entry.lost" in caplog.text
