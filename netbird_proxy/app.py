@@ -19,6 +19,7 @@ from netbird_proxy.exchange import (
 from netbird_proxy.folding import fold_authority
 from netbird_proxy.headers import Headers, RawHeader
 from netbird_proxy.model import ExchangeId, Origin
+from netbird_proxy.open_exchanges import OpenExchanges
 from netbird_proxy.pipeline.answers import LOOP_DETECTED
 from netbird_proxy.pipeline.downstream import Downstream
 from netbird_proxy.pipeline.pipeline import FixedAnswer
@@ -43,6 +44,9 @@ class ReverseProxy:
             and its client is an untrusted one on a host socket.
         check_head: asked under foreign servers, which let through what our own parser refuses.
         notes: keys that steps may leave, see `PluginInfo.notes`.
+
+    Attributes:
+        exchanges: those under way; whoever starts the application runs `exchanges.run()` beside it.
     """
 
     def __init__(
@@ -58,6 +62,9 @@ class ReverseProxy:
         self._check_head = check_head
         self._notes = frozenset(notes)
         self._pseudonym = routing.compiler.pseudonym
+        self.exchanges = OpenExchanges(routing)
+        if routing.on_change is None:
+            routing.on_change = self.exchanges.changed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -109,7 +116,11 @@ class ReverseProxy:
         route = self.routing.table.match(host, path, None if origin is None else origin.account)
         exchange.route = route.spec
         exchange.headers = route.rules.incoming(raw)
-        await route.runner.run(exchange, downstream)
+        under_way = self.exchanges.enter(exchange, downstream)
+        try:
+            await route.runner.run(exchange, downstream)
+        finally:
+            self.exchanges.leave(under_way)
 
     def _exchange(self, scope: Scope, origin: Origin | None, host: str, authority: bytes, path: bytes) -> Exchange:
         scheme = "https" if scope["scheme"] in ("https", "wss") or (origin is not None and origin.tls_ahead) else "http"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from netbird_proxy.errors import BodyTooLarge, ClientGone
 from netbird_proxy.exchange import DownstreamConnection, Exchange, Message, Receive, Send
 from netbird_proxy.headers import RawHeader
+from netbird_proxy.model import Deny
 
 
 class Downstream:
@@ -17,9 +18,10 @@ class Downstream:
         taken: request body pieces that were read ahead for a step, to be replayed upstream.
         exhausted: the request body has been read to its end.
         trailers: the request's trailers as they came, complete once `exhausted`.
+        cut: why the exchange was ended from outside, while it was under way.
     """
 
-    __slots__ = ("complete", "connection", "exhausted", "receive", "send", "started", "taken", "trailers")
+    __slots__ = ("complete", "connection", "cut", "exhausted", "receive", "send", "started", "taken", "trailers")
 
     def __init__(self, receive: Receive, send: Send, connection: DownstreamConnection | None) -> None:
         self.receive = receive
@@ -30,6 +32,7 @@ class Downstream:
         self.exhausted = False
         self.taken: list[bytes] = []
         self.trailers: list[RawHeader] = []
+        self.cut: Deny | None = None
 
     async def start(self, exchange: Exchange, status: int, headers: list[RawHeader]) -> None:
         exchange.status = status

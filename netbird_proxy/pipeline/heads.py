@@ -157,7 +157,7 @@ class HeadRules:
 
     def cookie(self, value: bytes) -> bytes:
         """A `Cookie` value without our cookies; what stays keeps its bytes. Empty when nothing stays."""
-        if b"nb_" not in value.lower() and not any(name in value for name in self.cookies):
+        if b"nb_" not in value.lower() and not (self.cookies and any(name in value for name in self.cookies)):
             return value
         kept = [part for part in value.split(b";") if not self.ours(part.partition(b"=")[0])]
         return b";".join(kept).strip(b" \t")

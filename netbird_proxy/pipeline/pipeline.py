@@ -195,8 +195,9 @@ class Pipeline:
         except ExchangeError as error:
             await self._failed(exchange, downstream, error)
         except asyncio.CancelledError:
-            ending.gone(exchange, downstream, ClientGone("the client left before its answer was complete"))
-            raise
+            if downstream.cut is None or not await self._cut(exchange, downstream, downstream.cut):
+                ending.gone(exchange, downstream, ClientGone("the client left before its answer was complete"))
+                raise
         except Exception as exc:
             await self._failed(exchange, downstream, self._unforeseen(exchange, downstream, exc))
         finally:
@@ -204,6 +205,28 @@ class Pipeline:
                 ending.environment.left_behind.returned()
             else:
                 ending.observe(exchange)
+
+    async def readmit(self, exchange: Exchange, downstream: Downstream) -> Deny | Challenge | None:
+        """Ask the guards again about an exchange that is under way, on a copy of it. None: it may go on.
+
+        The caller bounds the time. Raises whatever a step raises, and StepFailed: it may not go on then either.
+        """
+        return await self.admit(_Run(), exchange, downstream)
+
+    async def _cut(self, exchange: Exchange, downstream: Downstream, refusal: Deny) -> bool:
+        """End an exchange that was cancelled because it may not go on. False: its client has left as well."""
+        task = asyncio.current_task()
+        if task is None or task.uncancel():
+            return False
+        exchange.denial = refusal
+        if downstream.started:
+            downstream.abort()
+            return True
+        try:
+            await answers.refuse(exchange, downstream, refusal)
+        except Exception as exc:
+            self.ending.gone(exchange, downstream, ClientGone(f"{type(exc).__name__} while it was answered"))
+        return True
 
     @staticmethod
     def _unforeseen(exchange: Exchange, downstream: Downstream, exc: Exception) -> ExchangeError:

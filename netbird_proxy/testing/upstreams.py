@@ -151,6 +151,7 @@ class ScriptedPool:
         connection = ScriptedConnection(self, script, reused=self._script.reused and not fresh)
         self.in_flight += 1
         self._script.connections.append(connection)
+        self._script.in_use.set()
         return connection
 
     def release(self, connection: UpstreamConnection) -> None:
@@ -172,6 +173,9 @@ class Upstreams:
     Args:
         answers: what they answer, in order; an UpstreamError fails the dial, UpstreamClosed fails the answer.
         reused: connections say that they have carried an exchange before.
+
+    Attributes:
+        in_use: set once a connection has been given out.
     """
 
     def __init__(
@@ -186,6 +190,7 @@ class Upstreams:
         self.record = record
         self.pools: list[ScriptedPool] = []
         self.connections: list[ScriptedConnection] = []
+        self.in_use = asyncio.Event()
 
     def __call__(self, upstream: Upstream, dialer: Dialer) -> ScriptedPool:
         pool = ScriptedPool(upstream, dialer, self)
