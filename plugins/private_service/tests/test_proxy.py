@@ -1,0 +1,284 @@
+"""A private route is reached through its account's tunnel, by a peer that management lets in, and in no other way."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from netbird_private_service.proxy import PrivateService
+from netbird_private_service.settings import PrivateServiceSettings
+from netbird_proxy import (
+    ALLOW,
+    Authenticator,
+    Deny,
+    Dialer,
+    Identity,
+    ManagementTimeout,
+    ManagementUnavailable,
+    PluginInfo,
+    UserId,
+    hookimpl,
+)
+from netbird_proxy.model import Origin, RouteSpec
+from netbird_proxy.plugins import load_hooks
+from netbird_proxy.testing.fakes import FakeManagement, FakeProxy, FakeTunnel, HostDialer
+from netbird_proxy.testing.makers import ACCOUNT, exchange, host_origin, peer, route, tunnel_origin, upstream
+from netbird_proxy.testing.transcript import Transcript
+from netbird_wire.proxy_service_pb2 import Principal, ProxyMapping, ValidateTunnelPeerResponse
+
+ALICE = peer("100.64.0.9", "alice")
+GRANT = ValidateTunnelPeerResponse(
+    valid=True,
+    user_id="user-1",
+    user_email="alice@example.com",
+    session_token="token",
+    peer_group_ids=["g1", "g2"],
+    peer_group_names=["All", "engineering"],
+    principal=Principal(user_id="user-1", peer_id="peer-1", peer_name="laptop"),
+)
+NOT_IN_GROUP = ValidateTunnelPeerResponse(
+    denied_reason="not_in_group",
+    user_email="bob@example.com",
+    peer_group_names=["All"],
+    required_group_names=["engineering"],
+)
+
+
+class Direct:
+    """Something that dials, so that routes compile."""
+
+    @hookimpl
+    def describe(self) -> PluginInfo:
+        return PluginInfo()
+
+    @hookimpl
+    def dialer(self) -> Dialer:
+        return HostDialer()
+
+
+class Impostor:
+    """A plugin that knows everybody, and says so before anyone else is asked."""
+
+    @hookimpl
+    def describe(self) -> PluginInfo:
+        return PluginInfo()
+
+    @hookimpl(tryfirst=True)
+    def authenticate(self) -> Authenticator:
+        async def everybody(_exchange: object) -> Identity:
+            return Identity(UserId("root"), email="root@example.com")
+
+        return Authenticator("exclusive", everybody)
+
+
+def private_route(**fields: Any) -> RouteSpec:
+    values = {PrivateServiceSettings: PrivateServiceSettings(private=True)}
+    return route(values=values, guarding={"private_service": ("private",)}, **fields)
+
+
+@asynccontextmanager
+async def playing(
+    answer: object = GRANT, *, spec: RouteSpec | None = None, others: tuple[tuple[str, object], ...] = (), **fields: Any
+) -> AsyncIterator[tuple[Transcript, FakeManagement]]:
+    management = FakeManagement({"ValidateTunnelPeer": answer})
+    tunnel = FakeTunnel({"100.64.0.9": ALICE})
+    proxy = FakeProxy(management=management, tunnels={ACCOUNT: tunnel}, **fields)
+    hooks = load_hooks([*others, ("private_service", PrivateService), ("direct", Direct)])
+    async with hooks.running(proxy):
+        play = Transcript(spec or private_route(), hooks=hooks, proxy=proxy)
+        yield play, management
+        play.finish()
+
+
+async def test_member_comes_in_and_is_known() -> None:
+    """A peer that management grants is let through, as management knows it."""
+    async with playing() as (play, management):
+        answer = await play.request(origin=tunnel_origin("100.64.0.9"))
+
+        play.saw(
+            "restrict private_service: allow",
+            "authenticate private_service: identity user-1",
+            "authorize private_service: allow",
+            "dial http://10.0.0.7:8080",
+            "respond 200",
+            "observe 200",
+        )
+        who = play.exchange.identity
+        assert answer.status == 200
+        assert who is not None
+        assert (who.email, who.by, who.method) == ("alice@example.com", "private_service", "tunnel")
+        assert [group.name for group in who.groups] == ["All", "engineering"]
+        assert who.attributes["peer"] == "peer-1"
+        name, request = management.calls[0]
+        assert (name, request.tunnel_ip, request.domain) == ("ValidateTunnelPeer", "100.64.0.9", "app.example.com")
+
+
+@pytest.mark.parametrize(
+    "origin", [host_origin(), host_origin("100.64.0.9"), None], ids=["host", "looks inside", "embedded"]
+)
+async def test_promise_1_outside_the_tunnel_nobody_is_asked_and_nothing_dialed(origin: Origin | None) -> None:
+    """The origin alone decides: no header, no address that looks like an overlay one, opens a private route."""
+    async with playing() as (play, management):
+        headers = [(b"x-forwarded-for", b"100.64.0.9"), (b"x-netbird-user", b"alice"), (b"x-real-ip", b"100.64.0.9")]
+
+        answer = await play.request(origin=origin, headers=headers)
+
+        play.saw("restrict private_service: deny tunnel_required", "respond 403", "observe 403 tunnel_required")
+        assert answer.status == 403
+        assert management.calls == []
+
+
+async def test_promise_1_another_accounts_tunnel_finds_no_route() -> None:
+    """An equal overlay address in another tenant is another peer."""
+    async with playing() as (play, management):
+        answer = await play.request(origin=tunnel_origin("100.64.0.9", account="acct-2"))
+
+        play.saw("respond 404", "observe 404 no_route")
+        assert answer.status == 404
+        assert management.calls == []
+
+
+@pytest.mark.parametrize("origin", [host_origin(), tunnel_origin(account="acct-2")], ids=["host", "another account"])
+async def test_promise_1_each_step_alone_refuses_a_foreign_origin(origin: Origin) -> None:
+    """Restrict, authenticate and authorize each hold on their own, so that no single mistake opens the door."""
+    hooks = load_hooks([("private_service", PrivateService), ("direct", Direct)])
+    proxy = FakeProxy(tunnels={ACCOUNT: FakeTunnel({"100.64.0.9": ALICE})})
+    spec = private_route()
+    member = Identity(UserId("user-1"), by="private_service")
+    one = exchange(origin=origin, spec=spec, identity=member)
+    async with hooks.running(proxy):
+        said = [
+            await hooks.restrict(spec, proxy)[0][1].check(one),
+            await hooks.authenticate(spec, proxy)[0][1].identify(one),
+            await hooks.authorize(spec, proxy)[0][1].check(one),
+        ]
+
+    assert all(isinstance(answer, Deny) for answer in said)
+
+
+async def test_promise_1_identity_of_another_plugin_is_not_enough() -> None:
+    """Whoever else knows the caller: on a private route only this plugin's word counts."""
+    async with playing(others=(("impostor", Impostor),)) as (play, management):
+        answer = await play.request(origin=tunnel_origin("100.64.0.9"))
+
+        play.saw(
+            "restrict private_service: allow",
+            "authenticate impostor: identity root",
+            "authorize private_service: deny not_allowed",
+            "respond 403",
+            "observe 403 not_allowed",
+        )
+        assert answer.status == 403
+        assert management.calls == []
+
+
+async def test_stranger_is_denied_without_a_call() -> None:
+    """The tunnel's roster says whom to ask about; who is not on it is nobody."""
+    async with playing() as (play, management):
+        await play.request(origin=tunnel_origin("100.64.0.77"))
+
+        play.saw(
+            "restrict private_service: allow",
+            "authenticate private_service: deny peer_unknown",
+            "respond 403",
+            "observe 403 peer_unknown",
+        )
+        assert management.calls == []
+
+
+async def test_non_member_is_denied_and_the_operator_can_see_why() -> None:
+    """Both sides' groups stand in the trail, and none of them in the answer."""
+    async with playing(NOT_IN_GROUP) as (play, _):
+        answer = await play.request(origin=tunnel_origin("100.64.0.9"))
+
+        play.saw(
+            "restrict private_service: allow",
+            "authenticate private_service: deny not_in_group",
+            "respond 403",
+            "observe 403 not_in_group",
+        )
+        facts = play.exchange.trail[-1].facts
+        assert facts is not None
+        assert (facts["peer_groups"], facts["required_groups"]) == ("All", "engineering")
+        assert b"engineering" not in answer.body
+        assert b"bob" not in answer.body
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (ManagementUnavailable("gone"), "management_unavailable"),
+        (ManagementTimeout("late"), "management_unavailable"),
+        (ValidateTunnelPeerResponse(valid=True, user_id="user-1"), "validation_incomplete"),
+        (ValidateTunnelPeerResponse(valid=True, session_token="token"), "validation_incomplete"),
+        ("nonsense", "management_unavailable"),
+    ],
+    ids=["unavailable", "late", "no token", "nobody", "nonsense"],
+)
+async def test_promise_3_no_answer_is_no_admission(answer: object, code: str) -> None:
+    """Whatever keeps management from a whole answer closes the route for now: 503, come again."""
+    async with playing(answer) as (play, _):
+        said = await play.request(origin=tunnel_origin("100.64.0.9"))
+
+        play.saw(
+            "restrict private_service: allow",
+            f"authenticate private_service: deny {code}",
+            "respond 503",
+            f"observe 503 {code}",
+        )
+        assert dict(said.headers)[b"retry-after"] == b"2"
+
+
+async def test_promise_3_step_that_breaks_closes_the_route() -> None:
+    """An error of any other kind is this step's failure."""
+    async with playing(RuntimeError("broken")) as (play, _):
+        said = await play.request(origin=tunnel_origin("100.64.0.9"))
+
+        play.saw(
+            "restrict private_service: allow",
+            "authenticate private_service: raised RuntimeError",
+            "respond 503",
+            "observe 503 step_failed",
+        )
+        assert said.status == 503
+
+
+async def test_upstream_that_calls_its_own_service_is_a_loop() -> None:
+    """A service's own target over the overlay would be sent back to itself."""
+    spec = private_route(to=upstream("http://100.64.0.9:8080"))
+    async with playing(spec=spec) as (play, _):
+        await play.request(origin=tunnel_origin("100.64.0.9"))
+
+        play.saw("restrict private_service: deny loop_detected", "respond 421", "observe 421 loop_detected")
+
+
+async def test_proxy_without_tunnel_listeners_refuses_the_mapping() -> None:
+    """Serving nobody is a misconfiguration that management can show, not a silent 403."""
+    async with playing(private=False) as (play, _):
+        assert "without `private`" in play.reports[0].refused
+
+        await play.request(origin=host_origin())
+        play.saw("respond 503", "observe 503 route_refused")
+
+
+async def test_public_routes_are_left_alone() -> None:
+    """Without the flag the plugin binds nothing."""
+    values = {PrivateServiceSettings: PrivateServiceSettings(private=False)}
+    async with playing(spec=route(values=values)) as (play, management):
+        await play.request(origin=host_origin())
+
+        play.saw("dial http://10.0.0.7:8080", "respond 200", "observe 200")
+        assert management.calls == []
+
+
+def test_settings_survive_the_wire(transcript: Callable[..., Transcript]) -> None:
+    """What one half writes the other half reads."""
+    for private in (True, False):
+        wire = ProxyMapping()
+        PrivateServiceSettings(private=private).to_wire(wire)
+
+        assert PrivateServiceSettings.from_wire(wire).private is private
+    assert ALLOW is not True
