@@ -87,13 +87,13 @@ def footprints(held: Sequence[Held]) -> str:
 
 def method(connections: int, large: int, seconds: float, rounds: int) -> str:
     text = (
-        f"{connections} kept connections ({large} for large bodies), {rounds} rounds of {seconds:g} s a row, interleaved,"
-        " after a warm-up. The measured process has one core; wrk, the upstream (nginx with a fixed answer of 64 bytes),"
-        " management and the WireGuard client share the other, so requests a second are bounded by them where a proxy"
-        " is cheap: compare the CPU. It is the process's own user and system time with all its threads, in its best"
-        " round; the spread says how far the worst one was from it. Machines and minutes differ: read the ratios, which"
-        " are within this one run. Rows over the overlay are compared with the same proxies without it. Python"
-        f" {platform.python_version()}, {platform.machine()}."
+        f"{connections} kept connections ({large} for large bodies), {rounds} rounds of {seconds:g} s a row,"
+        " interleaved, after a warm-up. The measured process has one core; wrk, the upstream (nginx with a fixed answer"
+        " of 64 bytes), management and the WireGuard client share the other, so requests a second are bounded by them"
+        " where a proxy is cheap: compare the CPU. It is the process's own user and system time with all its threads,"
+        " in its best round; the spread says how far the worst one was from it. Machines and minutes differ: read the"
+        " ratios, which are within this one run. Rows over the overlay are compared with the same proxies without it."
+        f" Python {platform.python_version()}, {platform.machine()}."
     )
     return textwrap.fill(text, 118)
 
