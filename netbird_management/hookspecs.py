@@ -27,20 +27,26 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def describe() -> PluginInfo:
-    """What the plugin is.
+    """Say what the plugin is.
 
-    Called: once, at load. Returns: its version, claims and options. Order: none. Failure: the host does not start.
-    Used by: every plugin.
+    Called: once, at load, before any other hook.
+    Returns: version, claims and the model of the plugin's own section of the settings.
+    Order: none; every plugin must have exactly one.
+    Failure: the host does not start; the message names the plugin.
+    Used by: all.
     """
     raise NotImplementedError
 
 
 @hookspec
 def lifespan(management: Management) -> AbstractAsyncContextManager[None] | None:
-    """What the plugin keeps open while the host runs.
+    """Do something for as long as the host runs.
 
-    Called: at start. Returns: an async context manager, or `None`. Order: entered in order, left in reverse.
-    Failure: of entering, the host does not start. Used by: nobody yet beside tests.
+    Called: at start, before it listens.
+    Returns: an async context manager; background work belongs into a TaskGroup inside it.
+    Order: entered in plugin order, left in reverse.
+    Failure: on entering, the host does not start.
+    Used by: nobody yet.
     """
     raise NotImplementedError
 
@@ -49,12 +55,15 @@ def lifespan(management: Management) -> AbstractAsyncContextManager[None] | None
 def validate_service(
     service: Service, previous: Service | None, sent: frozenset[str], account: AccountSnapshot
 ) -> list[Violation] | None:
-    """The rules that the plugin's fields put on a service.
+    """Judge a service by the rules of the plugin's own fields.
 
-    Called: before a service is created (`previous` is `None`) or updated. `service` is what would be stored, `sent`
-    the dotted names of the members that the caller wrote (`private`, `access_groups`, `auth`, `auth.bearer_auth`,
-    `targets.0.options.direct_upstream`). Returns: the broken rules; empty or `None` for none. Order: all, joined;
-    core's rules come before. Failure: the save is refused (500). Used by: private_service, direct_upstream.
+    Called: before a service is created (`previous` is None) or updated. `service` is what would be stored, `sent` the
+        dotted names of the members that the caller wrote (`private`, `access_groups`, `auth`, `auth.bearer_auth`,
+        `targets.0.options.direct_upstream`).
+    Returns: the broken rules; empty or None for none.
+    Order: all, joined; core's rules come before.
+    Failure: the save is refused (500).
+    Used by: private_service, direct_upstream.
     """
     raise NotImplementedError
 
@@ -63,9 +72,12 @@ def validate_service(
 def build_mapping(service: Service, mapping: ProxyMapping) -> None:
     """Fill the plugin's claimed fields into what proxies get.
 
-    Called: when a service changes, or a snapshot is made; `mapping` has core's fields already, `mapping.path[i]`
-    belongs to the i-th *enabled* target. Returns: nothing; changes only its own fields. Order: all. Failure: the
-    mapping is withheld from every proxy; so it is when a claimed field that the service sets did not arrive in it.
+    Called: when a service changes, or a snapshot is made. `mapping` has core's fields already, `mapping.path[i]`
+        belongs to the i-th *enabled* target.
+    Returns: nothing; changes only its own fields.
+    Order: all.
+    Failure: the mapping is withheld from every proxy; so it is when a claimed field that the service sets did not
+        arrive in it.
     Used by: private_service, direct_upstream.
     """
     raise NotImplementedError
@@ -73,10 +85,13 @@ def build_mapping(service: Service, mapping: ProxyMapping) -> None:
 
 @hookspec
 def withhold_mapping(service: Service) -> WithholdPredicate | None:
-    """Which proxies may not have a mapping.
+    """Say which proxies may not have a mapping.
 
-    Called: once a change of the service. Returns: a predicate on a proxy's capabilities, or `None` if the plugin does
-    not mind; it is asked once for each distinct set of capabilities. Order: all; any may withhold. Failure: withheld.
+    Called: once a change of the service.
+    Returns: a predicate on a proxy's capabilities, asked once for each distinct set of them; None if the plugin does
+        not mind.
+    Order: all; any may withhold.
+    Failure: withheld.
     Used by: private_service.
     """
     raise NotImplementedError
@@ -84,20 +99,25 @@ def withhold_mapping(service: Service) -> WithholdPredicate | None:
 
 @hookspec
 def peer_gate(service: Service, management: Management) -> PeerGate | None:
-    """Who may use a service over the tunnel.
+    """Say who may use a service over the tunnel.
 
-    Called: when a tunnel peer is validated for the service. Returns: a gate, or `None` if the plugin does not mind.
-    Order: all must say `ALLOW`; the first denial is told. Failure: denied. A private service that no plugin gates
-    admits nobody. Used by: private_service.
+    Called: when a tunnel peer is validated for the service.
+    Returns: a gate, or None if the plugin does not mind. A private service that no plugin gates admits nobody.
+    Order: all must say ALLOW; the first denial is told.
+    Failure: denied.
+    Used by: private_service.
     """
     raise NotImplementedError
 
 
 @hookspec
 def network_patches(service: Service, account: AccountSnapshot) -> NetworkPatch | None:
-    """What a service adds to the network of its account: policies and address records.
+    """Add what a service needs to the network of its account: policies and address records.
 
-    Called: when the service or its account changes. Returns: a patch, or `None`. Order: all, joined. Failure: the
-    service adds nothing, which is logged. Used by: private_service.
+    Called: when the service or its account changes.
+    Returns: a patch, or None.
+    Order: all, joined.
+    Failure: the service adds nothing, which is logged.
+    Used by: private_service.
     """
     raise NotImplementedError

@@ -14,11 +14,13 @@ from netbird_management import (
     Deny,
     DnsRecord,
     Group,
+    GroupId,
     NetworkPatch,
     Peer,
     PeerGate,
     PluginInfo,
     Policy,
+    PolicyId,
     PolicyRule,
     PortRange,
     Resource,
@@ -29,7 +31,6 @@ from netbird_management import (
     always,
     hookimpl,
 )
-from netbird_management.ids import GroupId, PolicyId
 from netbird_private_service.settings import FIELD, PrivateServiceSettings
 from netbird_wire.proxy_service_pb2 import ProxyMapping
 
