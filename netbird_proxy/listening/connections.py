@@ -115,9 +115,9 @@ class Connections:
         self.open: set[Connection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self._empty: asyncio.Future[None] | None = None
-        self._held: set[HeldHead] = set()
-        self._tick = 0
-        self._ticking = False
+        self.held: set[HeldHead] = set()
+        self.tick = 0
+        self.ticking = False
 
     def issue(self, transport: asyncio.BaseTransport) -> Origin:
         """An origin for a connection that was just accepted, from its transport's own addresses."""
@@ -167,24 +167,19 @@ class Connections:
     # A head waits for its first body bytes, so that both leave in one write. Where the body is slow to start (an event
     # stream), the head must not wait with it. One timer for the listener: one a request would cost more than the write.
 
-    def hold(self, head: HeldHead, loop: asyncio.AbstractEventLoop) -> None:
-        head.held_at = self._tick
-        self._held.add(head)
-        if not self._ticking:
-            self._ticking = True
-            loop.call_later(_HELD_HEAD_TICK, self._flush_held, loop)
-
-    def release(self, head: HeldHead) -> None:
-        self._held.discard(head)
+    def start_ticking(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Whoever adds to `held` calls this unless `ticking`."""
+        self.ticking = True
+        loop.call_later(_HELD_HEAD_TICK, self._flush_held, loop)
 
     def _flush_held(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._tick += 1
-        overdue = [head for head in self._held if head.held_at < self._tick - 1]
+        self.tick += 1
+        overdue = [head for head in self.held if head.held_at < self.tick - 1]
         for head in overdue:
-            self._held.discard(head)
+            self.held.discard(head)
             head.flush_head()
-        self._ticking = bool(self._held)
-        if self._ticking:
+        self.ticking = bool(self.held)
+        if self.ticking:
             loop.call_later(_HELD_HEAD_TICK, self._flush_held, loop)
 
 

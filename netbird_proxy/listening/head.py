@@ -31,10 +31,18 @@ HOST: Final = 1
 LENGTH: Final = 2
 CODING: Final = 3
 EXPECT: Final = 4
-ALIAS: Final = 5
+CONNECTION: Final = 5
+ALIAS: Final = 6
 """A name that folds to a framing field without being it."""
 
-_MARKS: dict[bytes, int] = {b"host": HOST, b"content-length": LENGTH, b"transfer-encoding": CODING, b"expect": EXPECT}
+_MARKS: dict[bytes, int] = {
+    b"host": HOST,
+    b"content-length": LENGTH,
+    b"transfer-encoding": CODING,
+    b"expect": EXPECT,
+    b"connection": CONNECTION,
+    b"proxy-connection": CONNECTION,  # the parser keeps a connection alive for it, too
+}
 
 Mark = tuple[int, bytes]
 """A field that decides something, by kind, with its value exactly as it came."""
@@ -92,13 +100,13 @@ _AUTHORITY = re.compile(
     rb"(?:([A-Za-z0-9_][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_][A-Za-z0-9_-]*)*\.?)|\[([0-9A-Fa-f:.]{2,45})\])(?::([0-9]{1,5}))?"
 )
 _AUTHORITY_BYTES = 261  # a name of 255 and the longest port
-_VALID_HOSTS: set[bytes] = set()
+VALID_HOSTS: set[bytes] = set()  # those met before, while there is room
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")
 
 
 def is_authority(value: bytes) -> bool:
     """Whether this is `host` or `host:port`: a name, an IPv4 address or a bracketed IPv6 address; no user part."""
-    if value in _VALID_HOSTS:
+    if value in VALID_HOSTS:
         return True
     match = _AUTHORITY.fullmatch(value) if len(value) <= _AUTHORITY_BYTES else None
     if match is None:
@@ -111,8 +119,8 @@ def is_authority(value: bytes) -> bool:
             return False
     if port is not None and not 0 < int(port) <= 65535:
         return False
-    if len(_VALID_HOSTS) < _KNOWN_LIMIT:
-        _VALID_HOSTS.add(value)
+    if len(VALID_HOSTS) < _KNOWN_LIMIT:
+        VALID_HOSTS.add(value)
     return True
 
 
@@ -148,7 +156,7 @@ def judge_marks(version: str, marks: Iterable[Mark]) -> Framing:
     if host is None:
         # Also on 1.0, where RFC 9112 lets it be absent: without it there is nothing to route by.
         raise HeadRefused("host_missing")
-    if host not in _VALID_HOSTS and not is_authority(host):
+    if host not in VALID_HOSTS and not is_authority(host):
         raise HeadRefused("host_invalid")
     if coding is not None:
         if length is not None:
@@ -280,10 +288,10 @@ def _judge_scope(scope: dict[str, Any]) -> None:
         lower, kind = KNOWN.get(name) or learn(name)
         if kind:
             marks.append((kind, value))
+            if lower == b"connection":
+                connection_upgrade = connection_upgrade or b"upgrade" in value.lower()
         elif lower == b"upgrade":
             upgrade = True
-        elif lower == b"connection":
-            connection_upgrade = connection_upgrade or b"upgrade" in value.lower()
     # HTTP/2 and 3 servers hand over `:authority` as Host and have no transfer codings; what is left is judged as 1.1.
     framing = judge_marks("1.0" if version == "1.0" else "1.1", marks)
     if upgrade and connection_upgrade and framing.length:

@@ -18,7 +18,7 @@ import httptools
 
 from netbird_proxy.exchange import CONNECTION_EXTENSION, ORIGIN_STATE, Scope
 from netbird_proxy.listening.framing import STATUS_LINES
-from netbird_proxy.listening.head import KNOWN, HeadRefused, Mark, judge_marks, judge_target, learn
+from netbird_proxy.listening.head import HOST, KNOWN, VALID_HOSTS, HeadRefused, Mark, judge_marks, judge_target, learn
 from netbird_proxy.listening.request import ServedRequest
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class Http1Protocol(asyncio.Protocol):
         "_reading",
         "_reading_paused",
         "_refusal",
+        "_scope",
         "_segment",
         "_silent",
         "_timer",
@@ -69,15 +70,12 @@ class Http1Protocol(asyncio.Protocol):
         "_unfinished",
         "_url",
         "app",
-        "client",
         "connections",
         "current",
         "limits",
         "loop",
         "must_close",
         "origin",
-        "scheme",
-        "server",
         "transport",
         "write_paused",
     )
@@ -91,9 +89,7 @@ class Http1Protocol(asyncio.Protocol):
         # For the connection's life.
         self.transport: asyncio.Transport = cast(asyncio.Transport, None)
         self.origin: Origin = cast("Origin", None)
-        self.scheme = "http"
-        self.client: tuple[str, int] | None = None
-        self.server: tuple[str, int] | None = None
+        self._scope: Scope = {}  # what every request's scope starts from
         self.must_close = False
         self.write_paused = False
         self._parser: Any = httptools.HttpRequestParser(self)
@@ -128,9 +124,22 @@ class Http1Protocol(asyncio.Protocol):
         connections = self.connections
         self.origin = origin = connections.issue(transport)
         self._tls = transport.get_extra_info("sslcontext") is not None
-        self.scheme = "https" if self._tls or origin.tls_ahead else "http"
-        self.client = (origin.peer.host, origin.peer.port) if origin.peer.host else None
-        self.server = (origin.local.host, origin.local.port) if origin.local.host else None
+        self._scope = {
+            "type": "http",
+            "asgi": _ASGI,
+            "http_version": "",
+            "server": (origin.local.host, origin.local.port) if origin.local.host else None,
+            "client": (origin.peer.host, origin.peer.port) if origin.peer.host else None,
+            "scheme": "https" if self._tls or origin.tls_ahead else "http",
+            "method": "",
+            "root_path": "",
+            "path": "",
+            "raw_path": b"",
+            "query_string": b"",
+            "headers": (),
+            "state": None,
+            "extensions": None,
+        }
         connections.open.add(self)
         if connections.stopping:
             self._close()
@@ -191,7 +200,7 @@ class Http1Protocol(asyncio.Protocol):
         if served.done:
             return
         served.gone = True
-        self.connections.release(served)
+        self.connections.held.discard(served)
         served.wake()
         task = served.task
         if task is not None and not task.done():
@@ -325,17 +334,25 @@ class Http1Protocol(asyncio.Protocol):
                 raise HeadRefused("head_lines", 431)
             if size > limits.head_bytes and len(url) + _octets(fields) > limits.head_bytes:
                 raise HeadRefused("head_bytes", 431)
-            version = parser.get_http_version()
-            if version not in _VERSIONS:
-                raise HeadRefused("version", 505)
             method = parser.get_method()
-            host, length, expects = judge_marks(version, marks)
-            path, query = judge_target(method, url, host)
             keep_alive = parser.should_keep_alive()
-            if parser.should_upgrade():
-                if length or method == b"CONNECT":
-                    raise HeadRefused("upgrade_body")
-                keep_alive = False
+            if keep_alive and len(marks) == 1 and marks[0][0] == HOST and marks[0][1] in VALID_HOSTS:
+                # The plain request. What keeps itself alive without a Connection field is 1.1, by the parser's rules
+                # and RFC 9112's, and asking for the version costs as much as judging the target.
+                version = "1.1"
+                host = marks[0][1]
+                length = 0
+                expects = False
+            else:
+                version = parser.get_http_version()
+                if version not in _VERSIONS:
+                    raise HeadRefused("version", 505)
+                host, length, expects = judge_marks(version, marks)
+                if parser.should_upgrade():
+                    if length or method == b"CONNECT":
+                        raise HeadRefused("upgrade_body")
+                    keep_alive = False
+            path, query = judge_target(method, url, host)
         except HeadRefused as refused:
             self._refusal = refused
             raise
@@ -344,22 +361,16 @@ class Http1Protocol(asyncio.Protocol):
         )
         self._silent = -1
         text = path.decode("ascii")
-        scope: Scope = {
-            "type": "http",
-            "asgi": _ASGI,
-            "http_version": version,
-            "server": self.server,
-            "client": self.client,
-            "scheme": self.scheme,
-            "method": method.decode("ascii"),
-            "root_path": "",
-            "path": unquote(text) if "%" in text else text,
-            "raw_path": path,
-            "query_string": query,
-            "headers": fields,
-            "state": {ORIGIN_STATE: self.origin},
-            "extensions": {CONNECTION_EXTENSION: served, "http.response.trailers": _NOTHING},
-        }
+        # A copy with the same keys replaced is cheaper than a new dictionary.
+        scope = self._scope.copy()
+        scope["http_version"] = version
+        scope["method"] = method.decode("ascii")
+        scope["path"] = unquote(text) if "%" in text else text
+        scope["raw_path"] = path
+        scope["query_string"] = query
+        scope["headers"] = fields
+        scope["state"] = {ORIGIN_STATE: self.origin}
+        scope["extensions"] = {CONNECTION_EXTENSION: served, "http.response.trailers": _NOTHING}
         if self.current is None:
             self._start(served, scope)
         else:
@@ -458,7 +469,7 @@ class Http1Protocol(asyncio.Protocol):
                 self._answer(refusal)
 
     def _answer(self, refusal: HeadRefused) -> None:
-        self.write(_refusal_response(refusal.status))
+        self.transport.write(_refusal_response(refusal.status))
         self._linger()
 
     # Requests ---------------------------------------------------------------------------------------------------------
@@ -497,10 +508,10 @@ class Http1Protocol(asyncio.Protocol):
         if served.head_sent:
             served.abort()
             return
-        self.connections.release(served)
+        self.connections.held.discard(served)
         served.done = True
         served.keep_alive = False
-        self.write(_refusal_response(500, with_body=not served.head_only))
+        self.transport.write(_refusal_response(500, with_body=not served.head_only))
         self.response_done(served)
 
     def response_done(self, served: ServedRequest) -> None:
@@ -549,12 +560,6 @@ class Http1Protocol(asyncio.Protocol):
         self.transport.abort()
 
     # Flow -------------------------------------------------------------------------------------------------------------
-
-    def write(self, data: bytes) -> None:
-        self.transport.write(data)
-
-    def writelines(self, pieces: Iterable[bytes]) -> None:
-        self.transport.writelines(pieces)
 
     def pause_writing(self) -> None:
         self.write_paused = True

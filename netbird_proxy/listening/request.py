@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from netbird_proxy.exchange import Message
 from netbird_proxy.headers import RawHeader
 from netbird_proxy.listening.framing import (
-    UNKNOWN_LENGTH,
     UnframeableResponse,
     checked,
     field_lines,
@@ -22,6 +21,12 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _JOIN_BYTES = 16384
 # Above it, copying a body behind its head costs more than a second entry in the transport's queue.
 
+UNDECIDED: Final = 0
+LENGTH: Final = 1
+CHUNKED: Final = 2
+UNTIL_CLOSE: Final = 3
+NO_BODY: Final = 4
+
 _NO_PIECES: list[bytes] = []  # replaced before the first piece, never changed in place
 
 
@@ -30,20 +35,22 @@ class ServedRequest:
 
     Attributes:
         complete: the request has arrived to its last byte.
-        head_sent: the response head is on the wire: from here a failure can only be shown by truncation.
+        framing: how the response's body is framed; UNDECIDED until its head is on the wire, and from then on a failure
+            can only be shown by truncation.
+        remaining: bytes that the stated length still allows.
         done: the response is on the wire to its last byte, or given up.
-        close_delimited: only the connection's end tells the client where the body ends.
     """
 
     __slots__ = (
-        "bodyless", "buffered", "chunked", "chunks", "close_delimited", "complete", "done", "ended", "expects",
-        "fields", "gone", "has_body", "head_only", "head_sent", "held_at", "http11", "keep_alive", "length",
-        "protocol", "remaining", "status", "task", "trailers", "waiter", "will_trail",
+        "buffered", "chunks", "complete", "done", "ended", "expects", "fields", "framing", "gone", "has_body",
+        "head_only", "held_at", "http11", "keep_alive", "protocol", "remaining", "status", "task", "trailers",
+        "waiter", "will_trail",
     )  # fmt: skip
 
     def __init__(
         self, protocol: Http1Protocol, head_only: bool, http11: bool, keep_alive: bool, has_body: bool, expects: bool
     ) -> None:
+        # Each store costs on every request: the response's fields that `send` always sets first stand on no line here.
         self.protocol = protocol
         self.head_only = head_only
         self.http11 = http11
@@ -51,14 +58,23 @@ class ServedRequest:
         self.has_body = has_body
         self.expects = expects
         self.task: asyncio.Task[None] | None = None
-        self.gone = self.complete = self.ended = self.will_trail = False
-        self.head_sent = self.bodyless = self.chunked = self.close_delimited = self.done = False
-        self.buffered = self.status = self.held_at = 0
-        self.length = self.remaining = UNKNOWN_LENGTH
         self.chunks: list[bytes] = _NO_PIECES
-        self.fields: list[bytes] = _NO_PIECES
-        self.trailers: list[RawHeader] | None = None
         self.waiter: asyncio.Future[None] | None = None
+        self.trailers: list[RawHeader] | None = None
+        self.gone = self.complete = self.ended = self.will_trail = self.done = False
+        self.buffered = self.status = self.framing = 0
+        self.fields: list[bytes] = _NO_PIECES
+        self.remaining: int
+        self.held_at: int
+
+    @property
+    def head_sent(self) -> bool:
+        return self.framing != UNDECIDED
+
+    @property
+    def close_delimited(self) -> bool:
+        """Only the connection's end tells the client where the body ends."""
+        return self.framing == UNTIL_CLOSE
 
     # Request ----------------------------------------------------------------------------------------------------------
 
@@ -76,9 +92,9 @@ class ServedRequest:
                 return {"type": "http.disconnect"}
             if self.complete and not self.ended:
                 return self._piece(b"")
-            if self.expects and not self.complete and not self.head_sent:
+            if self.expects and not self.complete and self.framing == UNDECIDED:
                 self.expects = False
-                self.protocol.write(_CONTINUE)
+                self.protocol.transport.write(_CONTINUE)
             if self.waiter is None or self.waiter.done():
                 self.waiter = self.protocol.loop.create_future()
                 await self.waiter
@@ -119,11 +135,10 @@ class ServedRequest:
                 raise RuntimeError("a response body is out of turn")
             body: bytes = message.get("body", b"")
             more: bool = message.get("more_body", False)
-            if self.head_sent:
-                if body or not more:
-                    self._send_body(None, body, more)
-            else:
+            if self.framing == UNDECIDED:
                 self._send_body(self._head(len(body), more), body, more)
+            elif body or not more:
+                self._send_body(b"", body, more)
             if self.protocol.write_paused and not self.done:
                 await self.protocol.writable()
         elif kind == "http.response.start":
@@ -132,46 +147,53 @@ class ServedRequest:
             status: int = message["status"]
             if status < 200:
                 raise RuntimeError(f"{status} is no final status; a connection upgrade is not supported here")
-            self.fields, self.length, close = field_lines(status, message.get("headers", ()))
+            self.fields, self.remaining, close = field_lines(status, message.get("headers", ()))
             self.status = status
-            self.will_trail = message.get("trailers", False)
+            if message.get("trailers"):
+                self.will_trail = True
             if close:
                 self.keep_alive = False
-            self.protocol.connections.hold(self, self.protocol.loop)
+            connections = self.protocol.connections
+            self.held_at = connections.tick
+            connections.held.add(self)
+            if not connections.ticking:
+                connections.start_ticking(self.protocol.loop)
         elif kind == "http.response.trailers":
-            if self.done or not self.will_trail or not self.head_sent:
+            if self.done or not self.will_trail or self.framing == UNDECIDED:
                 raise RuntimeError("response trailers are out of turn")
             self.fields.extend(field_lines(200, message.get("headers", ()))[0][1:])
             if not message.get("more_trailers", False):
-                if self.chunked:
+                if self.framing == CHUNKED:
                     pieces = [b"0", *self.fields, b"\r\n\r\n"]
-                    self.protocol.write(checked(b"".join(pieces), len(self.fields) // 2 + 2))
+                    self.protocol.transport.write(checked(b"".join(pieces), len(self.fields) // 2 + 2))
                 self._finish()
         else:
             raise RuntimeError(f"{kind!r} is no message of an HTTP response")
 
     def _head(self, first: int, more: bool) -> bytes:
         """The response head, with the framing that fits what is known of the body by now."""
-        self.protocol.connections.release(self)
-        fields = self.fields
+        protocol = self.protocol
+        protocol.connections.held.discard(self)
+        fields, self.fields = self.fields, []
         lines = len(fields) // 2 + 2
-        self.bodyless = self.head_only or self.status in (204, 304)
-        if self.bodyless:
-            pass
-        elif self.length >= 0:
-            self.remaining = self.length
+        status = self.status
+        if self.head_only or status == 304 or status == 204:
+            framing = NO_BODY
+        elif self.remaining >= 0:
+            framing = LENGTH
         elif not more and not self.will_trail:
+            framing = LENGTH
             self.remaining = first
             fields.append(b"\r\ncontent-length: %d" % first)
             lines += 1
         elif self.http11:
-            self.chunked = True
+            framing = CHUNKED
             fields.append(b"\r\ntransfer-encoding: chunked")
             lines += 1
         else:
-            self.close_delimited = True
+            framing = UNTIL_CLOSE
             self.keep_alive = False
-        if not self.keep_alive or self.expects or self.protocol.must_close:
+        if not self.keep_alive or self.expects or protocol.must_close:
             # A client that still waits for `100 Continue` may send the body or not: what follows cannot be told apart.
             self.keep_alive = False
             fields.append(b"\r\nconnection: close")
@@ -181,53 +203,51 @@ class ServedRequest:
             lines += 1
         fields.append(b"\r\n\r\n")
         head = checked(b"".join(fields), lines)
-        self.fields = []
-        self.head_sent = True
+        self.framing = framing
         return head
 
-    def _send_body(self, head: bytes | None, body: bytes, more: bool) -> None:
+    def _send_body(self, head: bytes, body: bytes, more: bool) -> None:
         size = len(body)
-        protocol = self.protocol
-        if self.chunked:
-            pieces = [head] if head is not None else []
+        framing = self.framing
+        if framing == LENGTH:
+            self.remaining = remaining = self.remaining - size
+            if remaining and (remaining < 0 or not more):
+                self.abort()
+                raise RuntimeError("the response body differs from its stated length")
+            if size <= _JOIN_BYTES:
+                self.protocol.transport.write(head + body)
+            else:
+                self.protocol.transport.writelines((head, body) if head else (body,))
+        elif framing == CHUNKED:
+            pieces = [head]
             if size:
                 pieces += (b"%x\r\n" % size, body, b"\r\n")
             if not more and not self.will_trail:
                 pieces.append(b"0\r\n\r\n")
-            if pieces:
-                if size > _JOIN_BYTES:
-                    protocol.writelines(pieces)
-                else:
-                    protocol.write(b"".join(pieces))
-        elif self.bodyless:
-            if head is not None:
-                protocol.write(head)
-        else:
-            if not self.close_delimited:
-                self.remaining -= size
-                if self.remaining < 0 or (self.remaining and not more):
-                    self.abort()
-                    raise RuntimeError("the response body differs from its stated length")
-            if head is None:
-                if size:
-                    protocol.write(body)
-            elif size > _JOIN_BYTES:
-                protocol.writelines((head, body))
+            if size > _JOIN_BYTES:
+                self.protocol.transport.writelines(pieces)
             else:
-                protocol.write(head + body)
-        if not more and not (self.will_trail and not self.bodyless):
+                self.protocol.transport.write(b"".join(pieces))
+        elif framing == NO_BODY:
+            if head:
+                self.protocol.transport.write(head)
+        else:
+            self.protocol.transport.write(head + body)
+        if not more and not (self.will_trail and framing != NO_BODY):
             self._finish()
 
     def _finish(self) -> None:
         self.done = True
-        self.chunks = []
-        self.buffered = 0
-        self.wake()
+        if self.chunks:
+            self.chunks = []
+            self.buffered = 0
+        if self.waiter is not None:
+            self.wake()
         self.protocol.response_done(self)
 
     def flush_head(self) -> None:
         """Send a head that has waited long enough for its body."""
-        if not self.head_sent and not self.done and not self.gone:
+        if self.framing == UNDECIDED and not self.done and not self.gone:
             try:
                 self._send_body(self._head(0, True), b"", True)
             except UnframeableResponse:
@@ -239,11 +259,11 @@ class ServedRequest:
             raise ValueError(f"{status} is no informational status")
         if self.gone:
             raise ConnectionResetError("the client has gone")
-        if not self.http11 or self.head_sent or self.done:
+        if not self.http11 or self.framing != UNDECIDED or self.done:
             return
         if status == 100:
             self.expects = False
-        self.protocol.write(informational_head(status, headers))
+        self.protocol.transport.write(informational_head(status, headers))
         if self.protocol.write_paused:
             await self.protocol.writable()
 
@@ -251,5 +271,5 @@ class ServedRequest:
         """End the connection without completing the response, so that the client sees that it is cut off."""
         if not self.done:
             self.done = True
-            self.protocol.connections.release(self)
+            self.protocol.connections.held.discard(self)
             self.protocol.cut(self)
