@@ -102,7 +102,7 @@ class Accounts:
         *,
         listening: Callable[[AccountId, Tunnel], AbstractAsyncContextManager[InboundListeners]] | None,
         on_change: Callable[[AccountState], None],
-        on_map: Callable[[AccountId], None],
+        on_map: Callable[[AccountId], object],
     ) -> None:
         """Args:
         listening: the listeners in a tunnel that came up; None when this proxy serves no private services.

@@ -19,7 +19,7 @@ from netbird_proxy.exchange import (
 from netbird_proxy.folding import fold_authority
 from netbird_proxy.headers import Headers, RawHeader
 from netbird_proxy.model import ExchangeId, Origin
-from netbird_proxy.open_exchanges import OpenExchanges
+from netbird_proxy.open_exchanges import INTERVAL, OpenExchanges
 from netbird_proxy.pipeline.answers import LOOP_DETECTED
 from netbird_proxy.pipeline.downstream import Downstream
 from netbird_proxy.pipeline.pipeline import FixedAnswer
@@ -44,6 +44,7 @@ class ReverseProxy:
             and its client is an untrusted one on a host socket.
         check_head: asked under foreign servers, which let through what our own parser refuses.
         notes: keys that steps may leave, see `PluginInfo.notes`.
+        revalidate: seconds after which open exchanges are asked about again where no event told of a change.
 
     Attributes:
         exchanges: those under way; whoever starts the application runs `exchanges.run()` beside it.
@@ -56,13 +57,14 @@ class ReverseProxy:
         recognizes: Recognizes = _nobodys,
         check_head: CheckHead | None = None,
         notes: Collection[str] = (),
+        revalidate: float = INTERVAL,
     ) -> None:
         self.routing = routing
         self._recognizes = recognizes
         self._check_head = check_head
         self._notes = frozenset(notes)
         self._pseudonym = routing.compiler.pseudonym
-        self.exchanges = OpenExchanges(routing)
+        self.exchanges = OpenExchanges(routing, interval=revalidate)
         if routing.on_change is None:
             routing.on_change = self.exchanges.changed
 

@@ -108,7 +108,7 @@ class ProxyServer:
         self._host_dialer = HostDialer()
         self._tls = ServerTls(settings.tls.certificates) if settings.tls.certificates else None
         self._origins = Origins()
-        self._environment = Environment(timeout=limits.step_deadline, count=self.count)
+        self._environment = Environment(timeout=limits.step_deadline, grace=limits.step_grace, count=self.count)
         self._pools = Pools(self._pool_for, grace=limits.drain)
         self._compiler = Compiler(
             loaded.hooks,
@@ -119,7 +119,12 @@ class ProxyServer:
             observers=[("core", self.decisions.record)],
         )
         self.routing = Routing(self._compiler)
-        self._app = ReverseProxy(self.routing, recognizes=self._origins.recognizes, notes=loaded.hooks.notes)
+        self._app = ReverseProxy(
+            self.routing,
+            recognizes=self._origins.recognizes,
+            notes=loaded.hooks.notes,
+            revalidate=limits.revalidate,
+        )
         self._listeners: list[HostListener] = []
         self._inside: dict[AccountId, InsideListener] = {}
         self._draining = False
@@ -147,7 +152,7 @@ class ProxyServer:
             self.state_directory,
             listening=self._listening_inside if settings.private else None,
             on_change=self._on_account,
-            on_map=lambda _account: None,
+            on_map=lambda account: self._app.exchanges.revalidate(account=account),
         )
         self._statuses = StatusReports(self._client)
         self._mappings = ManagementMappings(
@@ -191,6 +196,7 @@ class ProxyServer:
             background = [
                 group.create_task(self._client.run(), name="mapping stream"),
                 group.create_task(self._statuses.run(), name="status reports"),
+                group.create_task(self._app.exchanges.run(), name="open exchanges"),
             ]
             try:
                 await self._open_listeners()
@@ -310,7 +316,7 @@ class ProxyServer:
 
     @property
     def exchanges(self) -> OpenExchanges:
-        raise NotImplementedError("open exchanges cannot be asked about again yet")
+        return self._app.exchanges
 
     def host_dialer(self) -> Dialer:
         return self._host_dialer

@@ -47,21 +47,24 @@ class LeftBehind:
 
 
 class Deadline:
-    """Cancels an exchange's task when its guards take too long; half a second later gives up on it.
+    """Cancels an exchange's task when its guards take too long; a little later gives up on it.
 
     Attributes:
         expired: the task was cancelled by this timer; whatever the step then returns, it has failed.
         abandoned: the step still hung; somebody else has answered, and its task must touch nothing more.
     """
 
-    __slots__ = ("_abandon", "_expire", "_handle", "_loop", "_seconds", "abandoned", "expired", "task")
+    __slots__ = ("_abandon", "_expire", "_grace", "_handle", "_loop", "_seconds", "abandoned", "expired", "task")
 
-    def __init__(self, seconds: float, on_expiry: Callable[[], None], on_abandon: Callable[[], None]) -> None:
+    def __init__(
+        self, seconds: float, grace: float, on_expiry: Callable[[], None], on_abandon: Callable[[], None]
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         task = asyncio.current_task(self._loop)
         assert task is not None, "the application runs in a task"  # noqa: S101 - narrows; asyncio promises it
         self.task = task
         self._seconds = seconds
+        self._grace = grace
         self._expire = on_expiry
         self._abandon = on_abandon
         self.expired = False
@@ -79,7 +82,7 @@ class Deadline:
         self.expired = True
         self._expire()
         self.task.cancel()
-        self._handle = self._loop.call_later(GRACE, self._on_grace)
+        self._handle = self._loop.call_later(self._grace, self._on_grace)
 
     def _on_grace(self) -> None:
         self.abandoned = True

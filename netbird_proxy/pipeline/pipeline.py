@@ -19,7 +19,7 @@ from netbird_proxy.headers import RawHeader
 from netbird_proxy.model import ALLOW, Challenge, Deny, Identity
 from netbird_proxy.pipeline import answers
 from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard, BoundObserver
-from netbird_proxy.pipeline.deadline import Deadline, LeftBehind
+from netbird_proxy.pipeline.deadline import GRACE, Deadline, LeftBehind
 from netbird_proxy.pipeline.downstream import Downstream
 
 log = structlog.get_logger("netbird_proxy.pipeline")
@@ -47,11 +47,15 @@ class Environment:
 
     Attributes:
         timeout: seconds that the guards of one exchange have, together.
+        grace: seconds that a cancelled guard has to end before its exchange is answered without it.
         count: adds one to a counter of the process.
     """
 
-    def __init__(self, *, timeout: float = GUARD_TIMEOUT, count: Count = lambda _name: None) -> None:
+    def __init__(
+        self, *, timeout: float = GUARD_TIMEOUT, grace: float = GRACE, count: Count = lambda _name: None
+    ) -> None:
         self.timeout = timeout
+        self.grace = grace
         self.count = count
         self.left_behind = LeftBehind()
 
@@ -260,7 +264,8 @@ class Pipeline:
         def abandon() -> None:
             self.ending.environment.left_behind.left(self._abandoned(run, exchange, downstream))
 
-        deadline = run.deadline = Deadline(self.ending.environment.timeout, blame, abandon)
+        environment = self.ending.environment
+        deadline = run.deadline = Deadline(environment.timeout, environment.grace, blame, abandon)
         refusal: Deny | Challenge | None = None
         try:
             refusal = await self.admit(run, exchange, downstream)
@@ -281,7 +286,7 @@ class Pipeline:
             remaining = deadline.task.uncancel()
             if remaining:  # the client left as well, and nobody waits for an answer
                 raise asyncio.CancelledError
-            raise self._step_failed(run.blamed, f"did not answer within {self.ending.environment.timeout:g} s")
+            raise self._step_failed(run.blamed, f"did not answer within {environment.timeout:g} s")
         if deadline.task.cancelling():
             # The client left, and a step swallowed the cancellation that said so. Its answer counts for nothing.
             raise asyncio.CancelledError
