@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 here="$PWD"
-venv="${VIRTUAL_ENV:-$here/../../.venv}"
+venv="$(cd ../.. && pwd)/.venv"
 library=netbird_tunnel_netstack/engine.abi3.so
 installed() { compgen -G "$venv/lib/python3*/site-packages/netbird_tunnel_netstack-*.dist-info" >/dev/null; }
 fresh() { [ -e "$library" ] && [ -z "$(find src Cargo.toml Cargo.lock pyproject.toml -newer "$library" -print -quit)" ]; }

@@ -1,5 +1,6 @@
 //! The Python face of the engine; netbird_tunnel_netstack/engine.pyi documents it.
 
+mod arrivals;
 mod clock;
 mod conn;
 mod counters;
@@ -10,6 +11,7 @@ mod filter;
 mod link;
 mod outgoing;
 mod packet;
+mod peer;
 mod prefix;
 mod python_events;
 mod shared;

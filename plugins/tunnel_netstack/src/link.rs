@@ -1,10 +1,15 @@
 //! The wire that the TCP stack sees: one packet in, packets for one peer out.
 
+use std::net::IpAddr;
+
+use smoltcp::iface::{Config, Interface};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::time::Instant;
+use smoltcp::wire::{HardwareAddress, IpCidr};
 
+use crate::clock::instant;
+use crate::peer::Peer;
 use crate::shared::Shared;
-use crate::wireguard::Peer;
 
 pub struct Link<'a> {
     pub peer: &'a mut Peer,
@@ -127,4 +132,24 @@ impl Device for Nowhere {
     fn capabilities(&self) -> DeviceCapabilities {
         capabilities(self.mtu)
     }
+}
+
+/// The stack's view of us. `seed` is what its first sequence numbers come from: of use for one connection only.
+pub fn interface(addresses: &[IpAddr], mtu: usize, seed: u64) -> Interface {
+    let mut config = Config::new(HardwareAddress::Ip);
+    config.random_seed = seed;
+    let mut interface = Interface::new(config, &mut Nowhere { mtu }, instant(0));
+    interface.update_ip_addrs(|list| {
+        for address in addresses {
+            // `set_addresses` takes no more than there is room for.
+            let _ = list.push(IpCidr::new((*address).into(), if address.is_ipv4() { 32 } else { 128 }));
+        }
+    });
+    for address in addresses {
+        let _ = match address {
+            IpAddr::V4(v4) => interface.routes_mut().add_default_ipv4_route(*v4).map(|_| ()),
+            IpAddr::V6(v6) => interface.routes_mut().add_default_ipv6_route(*v6).map(|_| ()),
+        };
+    }
+    interface
 }

@@ -1,47 +1,46 @@
 //! All connections: who may open one, which is polled when, and what is told of them.
 //!
 //! Each connection has a socket set of its own, so that the work for a packet does not grow with their number; the
-//! stack's interface is shared. Packets that belong to none go to an empty set, which answers echoes and resets.
+//! stack's interface is shared. What happens to packets that come in is in arrivals.rs.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::net::IpAddr;
-use std::panic::{catch_unwind, AssertUnwindSafe};
 
 use foldhash::fast::RandomState;
-use smoltcp::iface::{Config, Interface, PollResult, SocketSet};
+use smoltcp::iface::{Interface, PollResult, SocketSet};
 use smoltcp::socket::tcp::State;
-use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpListenEndpoint};
+use smoltcp::wire::{IpAddress, IpListenEndpoint};
 
 use crate::clock::{instant, Micros, MILLISECOND, NEVER, SECOND};
 use crate::conn::{Conn, Limits};
 use crate::events::{ConnId, Event, EventSink, Reason};
-use crate::filter::{Filter, ICMP, TCP};
-use crate::link::{Link, Nowhere};
-use crate::packet::{Content, Flow, Header, ACK, FIN, RST, SYN};
+use crate::filter::{Filter, TCP};
+use crate::link::{interface, Link};
+use crate::packet::Flow;
 use crate::prefix::{PeerId, Routes};
 use crate::shared::Shared;
-use crate::wireguard::{Peer, WireGuard};
+use crate::wireguard::WireGuard;
 
 /// Packets that one connection may send before the next has its turn.
 const SHARE: usize = 32;
 /// Ports of connections that we open.
-const EPHEMERAL: std::ops::Range<u16> = 32768..61000;
+pub const EPHEMERAL: std::ops::Range<u16> = 32768..61000;
 /// How long the end of a finished connection is remembered, to acknowledge a repeated end of stream,
 const TIME_WAIT: Micros = 10 * SECOND;
 /// and how many of them.
 const TIME_WAIT_MOST: usize = 16_384;
 
-struct Listener {
-    backlog: usize,
-    pending: usize,
+pub(crate) struct Listener {
+    pub backlog: usize,
+    pub pending: usize,
 }
 
 /// What is left of a finished connection.
-struct Remembered {
-    until: Micros,
-    peer: PeerId,
-    acknowledgment: Vec<u8>,
+pub(crate) struct Remembered {
+    pub until: Micros,
+    pub peer: PeerId,
+    pub acknowledgment: Vec<u8>,
 }
 
 pub enum ConnectError {
@@ -53,18 +52,18 @@ pub enum ConnectError {
 pub struct Tcp {
     pub limits: Limits,
     pub filter: Filter,
-    addresses: Vec<IpAddr>,
-    interface: Interface,
-    nobody: SocketSet<'static>,
-    conns: HashMap<ConnId, Box<Conn>, RandomState>,
-    flows: HashMap<Flow, ConnId, RandomState>,
-    finished: HashMap<Flow, Remembered, RandomState>,
-    finished_order: VecDeque<(Micros, Flow)>,
-    listeners: HashMap<u16, Listener, RandomState>,
-    dirty: VecDeque<ConnId>,
-    ready: VecDeque<ConnId>,
-    timers: BinaryHeap<Reverse<(Micros, ConnId)>>,
-    last_id: ConnId,
+    pub(crate) addresses: Vec<IpAddr>,
+    pub(crate) interface: Interface,
+    pub(crate) nobody: SocketSet<'static>,
+    pub(crate) conns: HashMap<ConnId, Box<Conn>, RandomState>,
+    pub(crate) flows: HashMap<Flow, ConnId, RandomState>,
+    pub(crate) finished: HashMap<Flow, Remembered, RandomState>,
+    pub(crate) finished_order: VecDeque<(Micros, Flow)>,
+    pub(crate) listeners: HashMap<u16, Listener, RandomState>,
+    pub(crate) dirty: VecDeque<ConnId>,
+    pub(crate) ready: VecDeque<ConnId>,
+    pub(crate) timers: BinaryHeap<Reverse<(Micros, ConnId)>>,
+    pub(crate) last_id: ConnId,
 }
 
 impl Tcp {
@@ -198,12 +197,12 @@ impl Tcp {
         None
     }
 
-    fn has_capacity(&self) -> bool {
+    pub(crate) fn has_capacity(&self) -> bool {
         let each = self.limits.receive_buffer + self.limits.send_buffer;
         self.conns.len() < self.limits.max_connections && (self.conns.len() + 1) * each <= self.limits.max_buffer_bytes
     }
 
-    fn insert(&mut self, conn: Conn) -> ConnId {
+    pub(crate) fn insert(&mut self, conn: Conn) -> ConnId {
         self.last_id += 1;
         self.flows.insert(conn.flow, self.last_id);
         self.conns.insert(self.last_id, Box::new(conn));
@@ -265,134 +264,6 @@ impl Tcp {
 
     pub fn half_open(&self) -> usize {
         self.listeners.values().map(|listener| listener.pending).sum()
-    }
-
-    // Packets in.
-
-    /// Take a packet that `peer` sent, and whose source address is that peer's.
-    pub fn receive(&mut self, shared: &mut Shared, peer: (PeerId, &mut Peer), packet: &[u8], header: &Header) {
-        let (peer_id, peer) = peer;
-        let Content::Tcp { source_port, destination_port, flags } = header.content else {
-            return self.receive_other(shared, peer_id, peer, packet, header);
-        };
-        let flow = Flow {
-            local: header.destination,
-            remote: header.source,
-            local_port: destination_port,
-            remote_port: source_port,
-        };
-        if let Some(&id) = self.flows.get(&flow) {
-            return self.receive_for(shared, peer, id, packet, flags);
-        }
-        let opens = flags & (SYN | ACK | RST | FIN) == SYN;
-        if let Some(end) = self.finished.get(&flow) {
-            if opens {
-                self.finished.remove(&flow);
-            } else if flags & FIN != 0 && !end.acknowledgment.is_empty() {
-                peer.send(shared, &end.acknowledgment);
-                return;
-            } else if flags & FIN == 0 {
-                return;
-            }
-        }
-        if opens {
-            self.open(shared, (peer_id, peer), flow, packet);
-        } else {
-            shared.counters.unmatched += 1;
-            // A reset for what could have been ours; for anything else, silence.
-            if EPHEMERAL.contains(&flow.local_port) || self.filter.allows(flow.remote, TCP, flow.local_port) {
-                self.answer_unclaimed(shared, peer, packet);
-            }
-        }
-    }
-
-    fn open(&mut self, shared: &mut Shared, peer: (PeerId, &mut Peer), flow: Flow, packet: &[u8]) {
-        let (peer_id, peer) = peer;
-        if !self.filter.allows(flow.remote, TCP, flow.local_port) {
-            shared.counters.denied_inbound += 1;
-            return;
-        }
-        let capacity = self.has_capacity();
-        let Some(listener) = self.listeners.get_mut(&flow.local_port) else {
-            shared.counters.not_listening += 1;
-            return self.answer_unclaimed(shared, peer, packet);
-        };
-        if listener.pending >= listener.backlog {
-            shared.counters.backlog_full += 1;
-            return;
-        }
-        let seed = if capacity { shared.entropy.next() } else { None };
-        let Some(seed) = seed else {
-            shared.counters.limit_reached += 1;
-            return;
-        };
-        let now = shared.now();
-        let mut conn = Conn::new(flow, peer_id, true, &self.limits, now);
-        let endpoint = IpListenEndpoint { addr: Some(flow.local.into()), port: flow.local_port };
-        if conn.socket().listen(endpoint).is_err() {
-            return;
-        }
-        let mut interface = interface(&self.addresses, shared.mtu, seed);
-        let mut link = Link::new(peer, shared, Some(packet), 1);
-        interface.poll_ingress_single(instant(now), &mut link, conn.sockets());
-        // A segment that the stack did not like (its checksum, say) leaves it where it was.
-        if conn.state() == State::SynReceived {
-            listener.pending += 1;
-            let id = self.insert(conn);
-            self.mark_dirty(id);
-        } else {
-            shared.counters.bad_packet += 1;
-        }
-    }
-
-    fn receive_for(&mut self, shared: &mut Shared, peer: &mut Peer, id: ConnId, packet: &[u8], flags: u8) {
-        let Some(conn) = self.conns.get_mut(&id) else { return };
-        let now = shared.now();
-        conn.heard = now;
-        let interface = &mut self.interface;
-        let outcome = catch_unwind(AssertUnwindSafe(|| {
-            let mut link = Link::new(peer, shared, Some(packet), 1);
-            interface.poll_ingress_single(instant(now), &mut link, conn.sockets());
-            flags & RST != 0 && conn.state() == State::Closed
-        }));
-        match outcome {
-            Ok(was_reset) => {
-                conn.was_reset |= was_reset;
-                self.mark_dirty(id);
-            }
-            // A defect in the stack costs the connection that found it, not the tunnel.
-            Err(_) => {
-                shared.counters.internal_error += 1;
-                let half_open = conn.inbound && !conn.reported && !conn.done;
-                conn.kill(Reason::Reset, now);
-                self.after_end(id, half_open);
-            }
-        }
-    }
-
-    fn receive_other(&mut self, shared: &mut Shared, id: PeerId, peer: &mut Peer, packet: &[u8], header: &Header) {
-        match header.content {
-            Content::EchoRequest if self.filter.allows(header.source, ICMP, 0) => {
-                self.answer_unclaimed(shared, peer, packet);
-            }
-            Content::EchoRequest => shared.counters.denied_inbound += 1,
-            Content::Unreachable(flow) => {
-                let Some(conn_id) = self.flows.get(&flow).copied() else { return };
-                let Some(conn) = self.conns.get_mut(&conn_id) else { return };
-                // Only of use while there is no connection yet; later it may be a passing trouble, or a lie.
-                if conn.peer == id && conn.state() == State::SynSent {
-                    conn.kill(Reason::Unreachable, shared.now());
-                    self.after_end(conn_id, false);
-                }
-            }
-            _ => shared.counters.unsupported += 1,
-        }
-    }
-
-    fn answer_unclaimed(&mut self, shared: &mut Shared, peer: &mut Peer, packet: &[u8]) {
-        let now = instant(shared.now());
-        let mut link = Link::new(peer, shared, Some(packet), 1);
-        self.interface.poll_ingress_single(now, &mut link, &mut self.nobody);
     }
 
     // Time, and packets out.
@@ -513,7 +384,7 @@ impl Tcp {
     }
 
     /// The socket is done: free the 4-tuple, remember a good end for a while, and forget what was told already.
-    fn after_end(&mut self, id: ConnId, half_open: bool) {
+    pub(crate) fn after_end(&mut self, id: ConnId, half_open: bool) {
         let Some(conn) = self.conns.get_mut(&id) else { return };
         let flow = conn.flow;
         if self.flows.get(&flow) == Some(&id) {
@@ -540,7 +411,7 @@ impl Tcp {
         }
     }
 
-    fn mark_dirty(&mut self, id: ConnId) {
+    pub(crate) fn mark_dirty(&mut self, id: ConnId) {
         if let Some(conn) = self.conns.get_mut(&id) {
             if !conn.dirty {
                 conn.dirty = true;
@@ -583,23 +454,4 @@ impl Tcp {
         }
         Ok(())
     }
-}
-
-fn interface(addresses: &[IpAddr], mtu: usize, seed: u64) -> Interface {
-    let mut config = Config::new(HardwareAddress::Ip);
-    config.random_seed = seed;
-    let mut interface = Interface::new(config, &mut Nowhere { mtu }, instant(0));
-    interface.update_ip_addrs(|list| {
-        for address in addresses {
-            // `set_addresses` takes no more than there is room for.
-            let _ = list.push(IpCidr::new((*address).into(), if address.is_ipv4() { 32 } else { 128 }));
-        }
-    });
-    for address in addresses {
-        let _ = match address {
-            IpAddr::V4(v4) => interface.routes_mut().add_default_ipv4_route(*v4).map(|_| ()),
-            IpAddr::V6(v6) => interface.routes_mut().add_default_ipv6_route(*v6).map(|_| ()),
-        };
-    }
-    interface
 }
