@@ -20,6 +20,9 @@ from netbird_tunnel_netstack.tunnel import NetstackTunnel
 log = structlog.get_logger("netbird_tunnel_netstack.account")
 
 ENROLL_TIMEOUT, FIRST_MAP_TIMEOUT = 60.0, 30.0
+COUNT_INTERVAL = 10.0
+"""Seconds between readings of the engine's counters."""
+NOT_TOTALS = frozenset(("connections", "buffer_bytes", "half_open"))
 SAVE_DELAY = 1.0
 """Seconds in which peers' moves are gathered before they are written down."""
 
@@ -75,6 +78,7 @@ async def account_tunnel(account: AccountHandle, proxy: Proxy) -> AsyncIterator[
                 group.create_task(driver.supervise(), name=f"driver {account.id}"),
                 group.create_task(sync.run(), name=f"sync {account.id}"),
                 group.create_task(_keep_saved(state, moved), name=f"state {account.id}"),
+                group.create_task(_keep_counted(engine, proxy), name=f"counters {account.id}"),
             ]
             try:
                 try:
@@ -91,6 +95,25 @@ async def account_tunnel(account: AccountHandle, proxy: Proxy) -> AsyncIterator[
         tunnel.close()
         if moved.is_set():
             _save(state)
+
+
+async def _keep_counted(engine: Engine, proxy: Proxy) -> None:
+    """Add what the engine counted to the process's counters, all accounts together."""
+    told: dict[str, int] = {}
+    try:
+        while True:
+            await asyncio.sleep(COUNT_INTERVAL)
+            told = _count(engine, proxy, told)
+    finally:
+        _count(engine, proxy, told)
+
+
+def _count(engine: Engine, proxy: Proxy, told: dict[str, int]) -> dict[str, int]:
+    counters = {name: value for name, value in engine.counters().items() if name not in NOT_TOTALS}
+    for name, value in counters.items():
+        if value > told.get(name, 0):
+            proxy.count(f"tunnel_{name}", value - told.get(name, 0))
+    return counters
 
 
 async def _keep_saved(state: TunnelState, moved: asyncio.Event) -> None:

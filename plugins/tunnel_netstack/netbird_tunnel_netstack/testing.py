@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -345,6 +346,10 @@ class FakeProxy:
     tunnel_options: TunnelOptions
     id: str = "proxy-1"
     private: bool = True
+    counted: Counter[str] = field(default_factory=Counter)
+
+    def count(self, name: str, amount: int = 1) -> None:
+        self.counted[name] += amount
 
     def options(self, model: type[Any]) -> Any:
         if model is not TunnelOptions:

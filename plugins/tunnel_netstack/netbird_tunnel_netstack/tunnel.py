@@ -137,22 +137,27 @@ class NetstackTunnel:
         if state.last_handshake is None:
             if state.endpoint is None:
                 raise DialUnreachable(f"dial {address}: the peer has not connected yet")
-            await self._shake_hands(key, address, min(timeout, HANDSHAKE_WAIT))
+            try:
+                async with asyncio.timeout(min(timeout, HANDSHAKE_WAIT)):
+                    await self.handshaken(key, ask=True)
+            except TimeoutError as exc:
+                raise DialUnreachable(f"dial {address}: the peer does not answer where it was last seen") from exc
         left = deadline - asyncio.get_running_loop().time()
         return await self.driver.connect(protocol_factory, host, address.port, timeout=max(left, 0.001))
 
-    async def _shake_hands(self, key: bytes, address: Address, timeout: float) -> None:
+    async def handshaken(self, key: bytes, *, ask: bool = False) -> None:
+        """Wait until there is a session with this peer; at once if there is. `ask` starts a handshake from here."""
+        state = self.driver.engine.peer(key)
+        if state is not None and state.last_handshake is not None:
+            return
         shaken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiting = self._handshakes.setdefault(key, set())
         waiting.add(shaken)
         try:
-            if len(waiting) == 1:  # else one is under way
+            if ask and len(waiting) == 1:  # else one is under way
                 self.driver.engine.handshake(key)
                 self.driver.touch()
-            async with asyncio.timeout(timeout):
-                await shaken
-        except TimeoutError as exc:
-            raise DialUnreachable(f"dial {address}: the peer does not answer where it was last seen") from exc
+            await shaken
         finally:
             waiting.discard(shaken)
             if not waiting:

@@ -339,3 +339,19 @@ async def test_the_plugin_opens_it(setting: Setting) -> None:
     options = TunnelOptions.model_validate({"ports": 0, "bind": LOOPBACK})
     async with plugin.open_tunnel(account, cast(Proxy, FakeProxy(options))) as tunnel:
         assert list(tunnel.addresses) == [US]
+
+
+async def test_drops_are_counted(setting: Setting) -> None:
+    """What the engine dropped is in the proxy's counters, at the latest when the tunnel ends."""
+    management, account = setting
+    options = TunnelOptions.model_validate({"ports": 0, "bind": LOOPBACK})
+    proxy = FakeProxy(options)
+    async with account_tunnel(account, cast(Proxy, proxy)) as tunnel, alice_of(tunnel) as alice:
+        changes = tunnel.changes()
+        management.set_map(peers=[entry(alice)])
+        await anext(changes)
+        with pytest.raises(DialTimeout):
+            await dial(alice, timeout=0.3)
+    assert proxy.counted["tunnel_denied_inbound"] >= 1
+    assert proxy.counted["tunnel_handshakes"] == 1
+    assert "tunnel_connections" not in proxy.counted

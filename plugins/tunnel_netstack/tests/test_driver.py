@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import os
 import secrets
+import socket
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from netbird_proxy import Address, DialFailed, DialRefused, DialTimeout, DialUnreachable
-from netbird_tunnel_netstack.driver import AlreadyListening, TunnelBroken
+from netbird_tunnel_netstack.driver import AlreadyListening, Driver, TunnelBroken
+from netbird_tunnel_netstack.engine import Engine, Event
 from netbird_tunnel_netstack.testing import (
     LOOPBACK,
     Accepting,
@@ -368,3 +374,49 @@ async def test_many_connections_at_once(tunnels: Tunnels) -> None:
         recorder.transport.write(b"%d" % number)
     for number, recorder in enumerate(recorders):
         assert await recorder.has(len(b"%d" % number)) == b"%d" % number
+
+
+class Choking:
+    """An engine whose socket is full for a while: as much of it as a driver calls."""
+
+    def __init__(self) -> None:
+        self.turns: list[int] = []
+        self.full = True
+        self.pending = True
+        self.deadline = math.inf
+
+    def advance(self, now: float) -> float:
+        return math.inf
+
+    def pump(self, fd: int, now: float, budget: int) -> SimpleNamespace:
+        self.turns.append(budget)
+        if not self.full:
+            self.pending = False
+        return SimpleNamespace(blocked=self.full, more=False)
+
+    def events(self) -> list[Event]:
+        return []
+
+
+async def test_a_full_socket_is_waited_for() -> None:
+    """While it takes nothing it is asked when it is writable, not in a loop; then what waited goes out."""
+    engine = Choking()
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    left.setblocking(False)
+    with right:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                left.send(bytes(60_000))
+        driver = Driver(cast(Engine, engine), left)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert engine.turns == [0]
+        engine.full = False
+        right.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                right.recv(60_000)
+        while engine.pending:  # noqa: ASYNC110 - it has no event
+            await asyncio.sleep(0)
+        assert engine.turns == [0, 0]
+        driver.close()

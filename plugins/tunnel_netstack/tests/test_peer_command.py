@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import ssl
 import sys
+from asyncio.sslproto import SSLProtocol
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -123,9 +125,6 @@ async def test_get_tells_an_error_by_its_exit_code(setting: Setting, status: int
 
 async def test_get_over_tls(setting: Setting, tmp_path: Path) -> None:
     """https checks the certificate's name against the URL's, with the authority that was given and no other."""
-    import ssl
-    from asyncio.sslproto import SSLProtocol
-
     authority = trustme.CA()
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("wiki.example.com").configure_cert(context)
@@ -194,17 +193,6 @@ async def serving(setting: Setting, port: int) -> AsyncIterator[Process]:
         await process.communicate()
 
 
-async def shaken(tunnel: NetstackTunnel, key: bytes) -> None:
-    """Wait until the peer has come to us by itself."""
-    made = asyncio.get_running_loop().create_future()
-    before = tunnel.driver._on_handshake
-    tunnel.driver._on_handshake = lambda peer: made.done() or made.set_result(peer)
-    state = tunnel.driver.engine.peer(key)
-    if state is None or state.last_handshake is None:
-        assert await made == key
-    tunnel.driver._on_handshake = before
-
-
 async def test_serve_offers_what_runs_beside_it(setting: Setting) -> None:
     """A peer as upstream: it makes itself known, carries streams both ways with half-close, and ends on a signal."""
 
@@ -219,7 +207,7 @@ async def test_serve_offers_what_runs_beside_it(setting: Setting) -> None:
     async with local:
         port = local.sockets[0].getsockname()[1]
         async with serving(setting, port) as process:
-            await shaken(setting.tunnel, public_key(setting.key))
+            await setting.tunnel.handshaken(public_key(setting.key))
             _, client = await setting.tunnel.dial(lambda: Recorder(keep_open=True), Address(ALICE, 8080), timeout=10)
             assert isinstance(client, Recorder)
             data = b"a long story " * 200_000
@@ -236,7 +224,7 @@ async def test_serve_offers_what_runs_beside_it(setting: Setting) -> None:
 async def test_serve_resets_what_it_cannot_carry(setting: Setting) -> None:
     """Nobody runs beside it: the stream ends at once instead of hanging, and the command goes on."""
     async with serving(setting, 1) as process:
-        await shaken(setting.tunnel, public_key(setting.key))
+        await setting.tunnel.handshaken(public_key(setting.key))
         for _ in range(2):
             _, client = await setting.tunnel.dial(Recorder, Address(ALICE, 8080), timeout=10)
             assert isinstance(client, Recorder)
