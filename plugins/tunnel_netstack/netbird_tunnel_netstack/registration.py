@@ -6,6 +6,7 @@ it is asked for before each login and each stream.
 
 from __future__ import annotations
 
+import asyncio
 import platform
 from collections.abc import AsyncIterator
 
@@ -37,6 +38,7 @@ from netbird_wire.management_pb2 import (
 from netbird_wire.management_pb2_grpc import ManagementServiceStub
 
 KEY_TIMEOUT, LOGIN_TIMEOUT = 5.0, 10.0
+FAILURES = (grpc.aio.AioRpcError, grpc.aio.UsageError, EnvelopeError)
 AGENT_VERSION = "0.77.1"
 """What we say our version is. Pinned and release-like: a version that management cannot compare, or one below 0.59.0,
 makes it fall back to old behavior for the whole account."""
@@ -99,10 +101,12 @@ class Enrollment:
                 self._sealed(envelope, request), timeout=LOGIN_TIMEOUT, metadata=self._account.management.metadata()
             )
             return envelope.open(answer.body, LoginResponse)
-        except grpc.aio.AioRpcError as exc:
+        except asyncio.CancelledError as exc:
+            if _we_are_canceled():
+                raise
+            raise ManagementUnavailable("Login: the call was closed beneath us") from exc
+        except FAILURES as exc:
             raise _failure("Login", exc) from exc
-        except EnvelopeError as exc:
-            raise ManagementRefused(f"Login: {exc}") from exc
 
     async def sync(self) -> AsyncIterator[SyncResponse]:
         """Network maps as management sends them, the first at once. Ends when management ends the stream.
@@ -119,10 +123,12 @@ class Enrollment:
                     yield envelope.open(message.body, SyncResponse)
             finally:
                 call.cancel()
-        except grpc.aio.AioRpcError as exc:
+        except asyncio.CancelledError as exc:
+            if _we_are_canceled():
+                raise
+            raise ManagementUnavailable("Sync: the call was closed beneath us") from exc
+        except FAILURES as exc:
             raise _failure("Sync", exc) from exc
-        except EnvelopeError as exc:
-            raise ManagementRefused(f"Sync: {exc}") from exc
 
     async def _envelope(self) -> Envelope:
         answer = await self._stub.GetServerKey(
@@ -134,7 +140,16 @@ class Enrollment:
         return EncryptedMessage(wgPubKey=self._public_key, body=envelope.seal(request))
 
 
-def _failure(what: str, exc: grpc.aio.AioRpcError) -> ManagementError:
+def _we_are_canceled() -> bool:
+    """Whether a CancelledError is our own. gRPC raises one too when a call or its channel is closed beneath the caller;
+    taken for ours, it would end the task in silence."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
+def _failure(what: str, exc: Exception) -> ManagementError:
+    if not isinstance(exc, grpc.aio.AioRpcError):
+        return ManagementRefused(f"{what}: {exc}")
     code = exc.code()
     text = f"{what}: {code.name}: {exc.details()}"
     if code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.NOT_FOUND):

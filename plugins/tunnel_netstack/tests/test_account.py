@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+import structlog
 
 from netbird_proxy import Address, DialTimeout, ManagementError, ManagementRefused, Proxy, PublicKey
 from netbird_tunnel_netstack.account import account_tunnel
@@ -355,3 +356,15 @@ async def test_drops_are_counted(setting: Setting) -> None:
     assert proxy.counted["tunnel_denied_inbound"] >= 1
     assert proxy.counted["tunnel_handshakes"] == 1
     assert "tunnel_connections" not in proxy.counted
+
+
+async def test_a_channel_closed_beneath_it_is_not_the_end_of_hearing(setting: Setting) -> None:
+    """gRPC tells a closed channel as a cancellation; it is not taken for ours, and the stream is asked for again."""
+    _, account = setting
+    async with opened(account):
+        with structlog.testing.capture_logs() as logs:
+            await account.management.channel.close()
+            async with asyncio.timeout(10):
+                while not any(entry["event"] == "tunnel.sync_lost" for entry in logs):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+        assert {task.get_name() for task in asyncio.all_tasks()} >= {"sync acct-1"}
