@@ -79,9 +79,9 @@ class ManagementService(ManagementServiceServicer):
         if not login.HasField("meta"):
             raise Refused(grpc.StatusCode.FAILED_PRECONDITION, "peer system meta has to be provided")
         peer = self._known(request.wgPubKey, login)
-        ssh_key = login.peerKeys.sshPubKey.decode("utf-8", "replace")[:4096]
-        if login.HasField("peerKeys") and ssh_key != peer.ssh_key:
-            peer = await update_peer_meta(self._state, peer, peer.meta, ssh_key=ssh_key)
+        ssh_key = login.peerKeys.sshPubKey.decode("utf-8", "replace")[:4096] if login.HasField("peerKeys") else None
+        # What it can do decides on the addresses it is told here, which must be those of the maps that follow.
+        peer = await update_peer_meta(self._state, peer, _meta(login.meta), ssh_key=ssh_key)
         peer = await note_login(self._state, peer)
         account, peer = self._current(peer.key)
         response = LoginResponse(

@@ -106,10 +106,6 @@ class NetworkMaps:
             sshAuth=SSHAuth(UserIDClaim="sub"),
         )
 
-    def forget(self, account_id: AccountId) -> None:
-        """The account is gone."""
-        self._accounts.pop(account_id, None)
-
     def _account(self, account: AccountSnapshot) -> _Account:
         known = self._accounts.get(account.account.id)
         if known is not None and known.snapshot is account:

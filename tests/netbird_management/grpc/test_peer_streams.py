@@ -129,6 +129,15 @@ async def test_an_agent_learns_who_it_is(lab: Lab) -> None:
     assert get_peer(lab.home.state, lab.home.account_id, peer.id).last_login is not None
 
 
+async def test_login_and_maps_agree_on_who_a_peer_is(lab: Lab) -> None:
+    """From the first login on: a node whose addresses change has to start over."""
+    service = await lab.service("app", await lab.group("g"))
+    _, node = await proxy_node(lab, service)
+    login, first = await node.login(), await node.sync()
+    assert len(login.peerConfig.address_v6) == 17
+    assert login.peerConfig == first.peerConfig == first.NetworkMap.peerConfig
+
+
 async def test_the_first_map_is_whole_and_later_ones_have_no_configuration(lab: Lab) -> None:
     """A later configuration without relays would switch them off; the meta of the request is kept, without an @."""
     node, peer = await agent(lab)

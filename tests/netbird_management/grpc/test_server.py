@@ -1,0 +1,52 @@
+"""The port itself: TLS, and what cannot be served."""
+
+import socket
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+import trustme
+
+from netbird_management.grpc.server import serve_grpc
+from netbird_management.plugins import load_hooks
+from netbird_management.server import ManagementServer
+from netbird_management.settings import Listener, ManagementSettings
+from netbird_wire.management_pb2 import Empty
+from netbird_wire.management_pb2_grpc import ManagementServiceStub
+from tests.netbird_management.conftest import Home
+
+
+@pytest.fixture
+def host(home: Home, tmp_path: Path) -> ManagementServer:
+    return ManagementServer(ManagementSettings(state_directory=tmp_path), load_hooks(), home.state)
+
+
+async def test_tls_by_certificate_files(host: ManagementServer, tmp_path: Path) -> None:
+    """With a certificate the port speaks TLS and nothing else, and the signal address says so."""
+    authority = trustme.CA()
+    leaf = authority.issue_cert("localhost")
+    chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
+    leaf.private_key_pem.write_to_path(str(key))
+    for pem in leaf.cert_chain_pems:
+        pem.write_to_path(str(chain), append=True)
+    listener = Listener(listen="127.0.0.1:0", certificate=chain, key=key)
+    roots = grpc.ssl_channel_credentials(authority.cert_pem.bytes())
+    async with serve_grpc(host, listener, grace=1) as port:
+        async with grpc.aio.secure_channel(f"localhost:{port}", roots) as channel:
+            assert (await ManagementServiceStub(channel).GetServerKey(Empty(), timeout=5)).key
+        async with grpc.aio.insecure_channel(f"localhost:{port}") as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await ManagementServiceStub(channel).GetServerKey(Empty(), timeout=5)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_what_cannot_be_served_is_an_error(host: ManagementServer, tmp_path: Path) -> None:
+    """A port that is taken and a certificate that is not there stop the start."""
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="cannot listen"):
+        async with serve_grpc(host, Listener(listen=f"127.0.0.1:{taken.getsockname()[1]}"), grace=1):
+            pass
+    missing = Listener(listen="127.0.0.1:0", certificate=tmp_path / "no.pem", key=tmp_path / "no.key")
+    with pytest.raises(FileNotFoundError):
+        async with serve_grpc(host, missing, grace=1):
+            pass
