@@ -116,7 +116,7 @@ class Driver:
         self._blocked = False
         self._ended = asyncio.Event()
         self._failure: Exception | None = None
-        # The engine's clock starts with the first time it is told: what was begun before that would look ages old.
+        self.engine.aggregate(self._fd)
         self.engine.advance(self._loop.time())
         self._loop.add_reader(self._fd, self._turn, BUDGET)
         self.touch()

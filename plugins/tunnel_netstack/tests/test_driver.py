@@ -385,6 +385,9 @@ class Choking:
         self.pending = True
         self.deadline = math.inf
 
+    def aggregate(self, fd: int) -> bool:
+        return False
+
     def advance(self, now: float) -> float:
         return math.inf
 
