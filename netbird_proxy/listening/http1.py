@@ -520,7 +520,15 @@ class Http1Protocol(asyncio.Protocol):
             return
         self.current = None
         if served.complete:
-            self._next(served)
+            if served.keep_alive and not (
+                self._queue or self._url or self._unfinished or self.must_close or self._eof
+            ):  # `_next`, for the plain case
+                self._idle = True
+                self._deadline = when = self.loop.time() + self.limits.idle_timeout
+                if self._timer is None or self._timer_at > when:
+                    self._arm(self.limits.idle_timeout)
+            else:
+                self._next(served)
         elif served.close_delimited:
             self._close()
         elif served.keep_alive and not self.must_close:
