@@ -23,8 +23,8 @@ from netbird_management.services.proxies import (
     heartbeat_proxy,
     register_proxy,
 )
+from netbird_management.services.proxy_ids import proxy_id_is_free
 from netbird_management.services.tokens import get_proxy_token, note_token_used
-from netbird_management.services.withheld import proxy_id_is_free
 from netbird_management.state import State
 from netbird_wire.extensions import Extension
 from netbird_wire.proxy_service_pb2 import (

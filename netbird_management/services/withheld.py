@@ -7,7 +7,7 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from netbird_management.clock import now
-from netbird_management.ids import AccountId, ProxyId, ServiceId
+from netbird_management.ids import ProxyId, ServiceId
 from netbird_management.services.model import Status
 from netbird_management.state import State
 from netbird_management.store.models import ProxyRow, ServiceRow, ServiceStatusRow
@@ -33,16 +33,6 @@ async def note_withheld(state: State, proxy_id: ProxyId, changes: Mapping[Servic
         await session.execute(of_proxy.where(rows.service_id.in_(sent), rows.withheld != ""))
         await session.execute(of_proxy.where(rows.service_id.in_(gone)))
         await _insert(session, proxy_id, {id_: reason for id_, reason in changes.items() if reason})
-
-
-async def proxy_id_is_free(state: State, proxy_id: ProxyId, account_id: AccountId | None) -> bool:
-    """Whether a proxy of this account (`None`: of all) may call itself so: nobody else's is known by that name.
-
-    An account's own token must not be enough to take a shared proxy's place.
-    """
-    async with state.read() as session:
-        row = await session.get(ProxyRow, proxy_id)
-    return row is None or row.account_id == account_id
 
 
 async def _insert(session: AsyncSession, proxy_id: ProxyId, reasons: Mapping[ServiceId, str]) -> None:
