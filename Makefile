@@ -1,8 +1,10 @@
 # The front door. `make help` lists what there is; each target is at most three lines.
 .DEFAULT_GOAL := help
-.PHONY: help setup system demo test check unit live bench mutants proto lock format clean
+.PHONY: help setup system demo test check unit live bench mutants docs proto lock format clean
 
 export UV_PYTHON_DOWNLOADS := never
+# Some machines switch bytecode off, and every process of ours would then compile what it imports: seconds a start.
+unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -39,6 +41,9 @@ mutants: engine ## Remove each guard that a promise stands on, and see its tests
 
 bench: engine system ## Compare with nginx, Caddy and bare uvicorn, in one run
 	@$(BIN)/python -m bench $(ARGS)
+
+docs: setup ## Write the generated parts of the pages
+	@$(BIN)/python docs/generate.py
 
 proto: setup ## Generate the wire's code from its sources
 	@bash proto/generate.sh

@@ -1,0 +1,13 @@
+"""A plugin that says what it is."""
+
+from __future__ import annotations
+
+from netbird_management import PluginInfo, hookimpl
+
+
+class Greeting:
+    """Does nothing yet."""
+
+    @hookimpl
+    def describe(self) -> PluginInfo:
+        return PluginInfo(version="1.0", summary="greets")

@@ -1,0 +1,34 @@
+"""Keep a mapping from proxies that would not honor what it says."""
+
+from __future__ import annotations
+
+from netbird_management import (
+    ALLOW,
+    Capabilities,
+    Decision,
+    Deny,
+    PluginInfo,
+    Service,
+    WithholdPredicate,
+    hookimpl,
+)
+
+CLAIM = "plugin_settings.office_hours"
+
+
+class OfficeHoursOnly:
+    """Only proxies that claim the office hours get services that have some."""
+
+    @hookimpl
+    def describe(self) -> PluginInfo:
+        return PluginInfo(summary="keeps services with office hours from proxies that do not know them")
+
+    @hookimpl
+    def withhold_mapping(self, service: Service) -> WithholdPredicate | None:
+        return _claims_it if service.name.startswith("office") else None
+
+
+def _claims_it(capabilities: Capabilities) -> Decision:
+    if capabilities.claims is not None and CLAIM in capabilities.claims:
+        return ALLOW
+    return Deny("the proxy does not know office hours")

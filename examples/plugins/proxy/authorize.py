@@ -1,0 +1,37 @@
+"""Everybody may look, members of one group may change things."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from netbird_proxy import ALLOW, Decision, Deny, ExchangeView, Guard, PluginInfo, Proxy, RouteSpec, hookimpl
+
+SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+class EditorsOptions(BaseModel):
+    """`[editors]` in the settings file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    group: str = "editors"
+
+
+class Editors:
+    """Asks for a group where a method is not safe."""
+
+    @hookimpl
+    def describe(self) -> PluginInfo:
+        return PluginInfo(summary="only one group may change things", options=EditorsOptions)
+
+    @hookimpl
+    def authorize(self, route: RouteSpec, proxy: Proxy) -> Guard:
+        wanted = proxy.options(EditorsOptions).group
+
+        async def may(exchange: ExchangeView) -> Decision:
+            who = exchange.identity
+            if exchange.method in SAFE or (who and any(group.name == wanted for group in who.groups)):
+                return ALLOW
+            return Deny(403, "read_only", f"{exchange.method} needs the group {wanted}")
+
+        return Guard(may)
