@@ -7,6 +7,6 @@ python="${PYTHON:-python3}"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=…" >&2; exit 1; }
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 [ -x .venv/bin/uv ] || .venv/bin/python -m pip install -q "$(grep -oE '^uv==[^ ]+' requirements.lock || echo uv)"
-.venv/bin/uv pip install -q -p .venv --require-hashes -r requirements.lock
+.venv/bin/uv pip install -q -p .venv --compile-bytecode --require-hashes -r requirements.lock
 .venv/bin/uv pip install -q -p .venv --no-deps -e . -e netbird_host -e proto -e netbird_management \
   -e plugins/private_service -e plugins/identity_headers -e plugins/direct_upstream

@@ -106,7 +106,7 @@ class Processes:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
+            env=_environment({"PYTHONUNBUFFERED": "1", **(env or {})}),
             limit=1 << 20,
             # A Ctrl-C at the terminal is ours to handle: children end in order, not all at once.
             start_new_session=True,
@@ -125,7 +125,7 @@ class Processes:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, **(env or {})},
+            env=_environment(env or {}),
         )
         try:
             output, errors = await asyncio.wait_for(handle.communicate(), timeout)
@@ -134,6 +134,11 @@ class Processes:
             await handle.wait()
             raise ProcessFailed(f"{' '.join(argv[:4])} … did not end in {timeout:g} s") from exc
         return handle.returncode or 0, output.decode(errors="replace"), errors.decode(errors="replace")
+
+
+def _environment(more: Mapping[str, str]) -> dict[str, str]:
+    # Where bytecode is switched off, each of these short-lived processes would compile all that it imports.
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | dict(more)
 
 
 BIN = Path(sys.executable).parent

@@ -141,11 +141,16 @@ async def test_promise_1_another_accounts_tunnel_finds_no_route() -> None:
         assert management.calls == []
 
 
-@pytest.mark.parametrize("origin", [host_origin(), tunnel_origin(account="acct-2")], ids=["host", "another account"])
+@pytest.mark.parametrize(
+    "origin",
+    [host_origin("100.64.0.9"), tunnel_origin("100.64.0.9", account="acct-2")],
+    ids=["host", "another account"],
+)
 async def test_promise_1_each_step_alone_refuses_a_foreign_origin(origin: Origin) -> None:
     """Restrict, authenticate and authorize each hold on their own, so that no single mistake opens the door."""
     hooks = load_hooks([("private_service", PrivateService), ("direct", Direct)])
-    proxy = FakeProxy(tunnels={ACCOUNT: FakeTunnel({"100.64.0.9": ALICE})})
+    granting = FakeManagement({"ValidateTunnelPeer": GRANT})
+    proxy = FakeProxy(management=granting, tunnels={ACCOUNT: FakeTunnel({"100.64.0.9": ALICE})})
     spec = private_route()
     member = Identity(UserId("user-1"), by="private_service")
     one = exchange(origin=origin, spec=spec, identity=member)
