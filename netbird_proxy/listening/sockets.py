@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+from typing import Any
 
 from netbird_proxy.errors import SettingsError
 from netbird_proxy.listening.connections import Connections
 from netbird_proxy.listening.http1 import Http1Protocol
-from netbird_proxy.listening.tls import ServerTls, server_tls
+from netbird_proxy.listening.tls import SHUTDOWN_TIMEOUT, ServerTls
 from netbird_proxy.model import Address
 
 BACKLOG = 1024
@@ -42,14 +43,18 @@ async def serve_host(connections: Connections, address: Address, *, tls: ServerT
         SettingsError: the address cannot be had; the message says why.
     """
     loop = asyncio.get_running_loop()
-    timeout = connections.limits.head_timeout
-
-    def accept() -> asyncio.BaseProtocol:
-        http = Http1Protocol(connections, loop)
-        return http if tls is None else server_tls(http, tls, handshake_timeout=timeout)
-
+    # The loop's own TLS where there is a socket: under uvloop it costs a fifth less a request than asyncio's over it.
+    how: dict[str, Any] = {}
+    if tls is not None:
+        how = {
+            "ssl": tls.context,
+            "ssl_handshake_timeout": connections.limits.head_timeout,
+            "ssl_shutdown_timeout": SHUTDOWN_TIMEOUT,
+        }
     try:
-        server = await loop.create_server(accept, address.host or None, address.port, backlog=BACKLOG)
+        server = await loop.create_server(
+            lambda: Http1Protocol(connections, loop), address.host or None, address.port, backlog=BACKLOG, **how
+        )
     except OSError as exc:
         why = os.strerror(exc.errno) if exc.errno else str(exc)
         raise SettingsError(f"listen.address {address}: {why}") from exc
