@@ -283,14 +283,13 @@ class Pipeline:
         if deadline.abandoned:
             raise _Abandoned
         if deadline.expired:
-            remaining = deadline.task.uncancel()
-            if remaining:  # the client left as well, and nobody waits for an answer
-                raise asyncio.CancelledError
-            raise self._step_failed(run.blamed, f"did not answer within {environment.timeout:g} s")
-        if deadline.task.cancelling():
-            # The client left, and a step swallowed the cancellation that said so. Its answer counts for nothing.
-            raise asyncio.CancelledError
-        return refusal
+            if not deadline.task.uncancel():
+                raise self._step_failed(run.blamed, f"did not answer within {environment.timeout:g} s")
+        elif not deadline.task.cancelling():
+            return refusal
+        # The client left, and a step swallowed the cancellation that said so. Its answer counts for nothing, and nobody
+        # waits for one.
+        raise asyncio.CancelledError
 
     async def _abandoned(self, run: _Run, exchange: Exchange, downstream: Downstream) -> None:
         """What the timer does for an exchange whose own task hangs in a step."""
@@ -303,9 +302,7 @@ class Pipeline:
 
     @staticmethod
     def _step_failed(step: BoundGuard | BoundAuthenticator | None, message: str) -> StepFailed:
-        if step is None:
-            return StepFailed("core", "admit", message)
-        return StepFailed(step.plugin, step.stage, message)
+        return StepFailed(step.plugin if step else "core", step.stage if step else "admit", message)
 
     async def admit(self, run: _Run, exchange: Exchange, downstream: Downstream) -> Deny | Challenge | None:
         """Ask the guards in order. None means: go on and dial."""

@@ -6,6 +6,8 @@ import asyncio
 import time
 from collections.abc import Sequence
 
+import structlog
+
 from netbird_proxy.errors import (
     BadRequest,
     ClientGone,
@@ -22,6 +24,8 @@ from netbird_proxy.model import Upstream
 from netbird_proxy.pipeline.downstream import Downstream
 from netbird_proxy.pipeline.heads import RequestHeads, WrittenHead
 from netbird_proxy.pipeline.response_heads import ResponseHeads, informational
+
+log = structlog.get_logger("netbird_proxy.pipeline")
 
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))  # RFC 9110 §9.2.2
 
@@ -132,7 +136,6 @@ class Forwarder:
         request: WrittenHead,
     ) -> None:
         if request.has_body:
-            # An upstream that no longer takes the body has answered or is about to: the answer tells, not this.
             try:
                 for data in downstream.taken:
                     await connection.send_body(data, chunked=request.chunked)
@@ -143,8 +146,9 @@ class Forwarder:
                 if downstream.trailers and request.chunked:
                     trailers = target.requests.rules.trailers(downstream.trailers, request.dropped)
                 connection.finish_body(trailers, chunked=request.chunked)
-            except UpstreamError:
-                pass
+            except UpstreamError as exc:
+                # It no longer takes the body, so it has answered or is about to: the answer tells, not this.
+                log.debug("upstream.upload_ended", exchange=exchange.id, error=str(exc))
             except BodyLengthMismatch as exc:
                 raise BadRequest(f"the request body is not as long as its head says: {exc}") from exc
         if downstream.connection is None:

@@ -312,3 +312,41 @@ async def test_finished_exchange_is_not_asked_about() -> None:
     assert len(play.app.exchanges) == 0
     assert play.app.exchanges.revalidate() == 0
     assert door.asked == 1
+
+
+async def test_exchange_that_ends_before_its_turn_is_not_asked_about() -> None:
+    """It was wanted, and left before anybody asked."""
+    door = Door()
+    play = Transcript(mapping(), hooks=door.hooks())
+    client = Client(origin=host_origin())
+    send = client.send
+
+    async def change_and_send(message: Any) -> None:
+        assert play.app.exchanges.revalidate() == 1
+        await send(message)
+
+    client.send = change_and_send  # type: ignore[method-assign]
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        asking = group.create_task(play.app.exchanges.run())
+        await client.ask(play.app)
+        await asyncio.sleep(0)
+        asking.cancel()
+    assert door.asked == 1
+
+
+async def test_stop_of_the_process_is_no_verdict() -> None:
+    """Who was being asked about when everything ends is not refused for it."""
+    door = Door()
+    asked = asyncio.Event()
+
+    async def waits() -> object:
+        asked.set()
+        await asyncio.Event().wait()
+        return ALLOW
+
+    async with streaming(door) as (play, stream, _task):
+        door.verdict = waits
+        play.app.exchanges.revalidate()
+        await asked.wait()
+    assert play.exchange.denial is None
+    assert stream.client.answer.aborted

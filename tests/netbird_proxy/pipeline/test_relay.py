@@ -79,11 +79,14 @@ async def _never() -> Any:
 async def test_upstream_that_stops_reading_is_still_heard() -> None:
     """A body that can no longer be sent does not hide the answer that explains why."""
 
+    tried = asyncio.Event()
+
     class Deaf(ScriptedConnection):
         async def send_body(self, data: bytes, *, chunked: bool) -> None:
+            tried.set()
             raise UpstreamClosed("reset")
 
-    play = Transcript(route(), upstream=[ScriptedAnswer(403, body=(b"no",), waits=False)])
+    play = Transcript(route(), upstream=[ScriptedAnswer(403, body=(b"no",), waits=False, hold=tried)])
     _use(play, Deaf)
 
     answer = await play.request("POST", headers=CHUNKED, body=[b"a", b"b"], origin=ORIGIN)
