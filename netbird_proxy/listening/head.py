@@ -214,8 +214,12 @@ def judge_target(method: bytes, target: bytes, host: bytes) -> tuple[bytes, byte
         host: the Host field, already judged.
 
     Raises:
-        HeadRefused: it is not in origin form, not `*` with OPTIONS, and not absolute with the same authority.
+        HeadRefused: the method is CONNECT, or the target is not in origin form, not `*` with OPTIONS, and not
+            absolute with the same authority.
     """
+    if method == b"CONNECT":
+        # It asks for a tunnel to somewhere, in whatever form the parser let its target through.
+        raise HeadRefused("method_connect")
     match = _ORIGIN_FORM.fullmatch(target)
     if match is None:
         if target == b"*" and method == b"OPTIONS":

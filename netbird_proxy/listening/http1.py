@@ -349,7 +349,7 @@ class Http1Protocol(asyncio.Protocol):
                     raise HeadRefused("version", 505)
                 host, length, expects = judge_marks(version, marks)
                 if parser.should_upgrade():
-                    if length or method == b"CONNECT":
+                    if length:
                         raise HeadRefused("upgrade_body")
                     keep_alive = False
             path, query = judge_target(method, url, host)

@@ -63,6 +63,7 @@ async def test_the_verdict_on_a_head(connect: Any, head: dict[str, Any], piece: 
         assert client.sent.replace(b"HTTP/1.1 100 Continue\r\n\r\n", b"").startswith(b"HTTP/1.1 200 OK\r\n")
         (scope,) = app.scopes
         assert (scope["raw_path"], scope["query_string"]) == (raw(head["path"]), raw(head.get("query", "")))
+        assert scope["http_version"] == head.get("version", scope["http_version"])
         assert app.bodies == [raw(head.get("body", ""))]
         assert client.counters == {}
 

@@ -98,10 +98,16 @@ def connections_of(app: ASGIApp, *, account: str | None = None, limits: ListenLi
 
 @contextlib.asynccontextmanager
 async def listening(
-    app: ASGIApp, *, tls: ServerTls | None = None, limits: ListenLimits | None = None
+    app: ASGIApp, *, tls: ServerTls | None = None, peek: bool = False, limits: ListenLimits | None = None
 ) -> AsyncIterator[HostListener]:
+    """A host listener; with `peek` one that looks at the first bytes, so that TLS is asyncio's, over the transport."""
     connections = connections_of(app, limits=limits)
-    listener = await serve_host(connections, Address("127.0.0.1", 0), tls=tls)
+    if peek:
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: Peek(connections, tls), "127.0.0.1", 0)
+        listener = HostListener(server, connections)
+    else:
+        listener = await serve_host(connections, Address("127.0.0.1", 0), tls=tls)
     try:
         yield listener
     finally:
@@ -290,15 +296,19 @@ def test_a_client_that_resets_cancels_its_request(run: Run) -> None:
 # With TLS too ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["plain", "tls"])
-def secure(request: pytest.FixtureRequest, authority: Authority) -> tuple[ServerTls | None, dict[str, Any]]:
-    """Server side and client side of a connection: plain, or TLS."""
+Sides = tuple[dict[str, Any], dict[str, Any]]
+
+
+@pytest.fixture(params=["plain", "tls", "tls over a transport"])
+def secure(request: pytest.FixtureRequest, authority: Authority) -> Sides:
+    """Server side and client side of a connection: plain, the loop's own TLS, or TLS as it is in a tunnel."""
     if request.param == "plain":
-        return None, {}
-    return ServerTls([authority.files("a.example")]), {"ssl": authority.client(), "server_hostname": "a.example"}
+        return {}, {}
+    server = {"tls": ServerTls([authority.files("a.example")]), "peek": request.param != "tls"}
+    return server, {"ssl": authority.client(), "server_hostname": "a.example"}
 
 
-def test_a_slow_reader_slows_the_application(run: Run, secure: tuple[ServerTls | None, dict[str, Any]]) -> None:
+def test_a_slow_reader_slows_the_application(run: Run, secure: Sides) -> None:
     """A response much larger than any buffer waits for its client, and arrives whole."""
 
     async def test() -> None:
@@ -311,7 +321,7 @@ def test_a_slow_reader_slows_the_application(run: Run, secure: tuple[ServerTls |
                 await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": sent + 65536 < total})
                 sent += 65536
 
-        async with listening(app, tls=secure[0]) as listener:
+        async with listening(app, **secure[0]) as listener:
             reader, writer = await asyncio.open_connection(*listener.address, limit=1024, **secure[1])
             writer.write(GET_CLOSE)
             await reader.readuntil(b"\r\n\r\n")
@@ -327,7 +337,7 @@ def test_a_slow_reader_slows_the_application(run: Run, secure: tuple[ServerTls |
     run(test())
 
 
-def test_a_slow_application_slows_the_upload(run: Run, secure: tuple[ServerTls | None, dict[str, Any]]) -> None:
+def test_a_slow_application_slows_the_upload(run: Run, secure: Sides) -> None:
     """A large upload waits for the application to receive it, and arrives whole."""
 
     async def test() -> None:
@@ -343,7 +353,7 @@ def test_a_slow_application_slows_the_upload(run: Run, secure: tuple[ServerTls |
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b"%d" % size})
 
-        async with listening(app, tls=secure[0]) as listener:
+        async with listening(app, **secure[0]) as listener:
             reader, writer = await asyncio.open_connection(*listener.address, **secure[1])
 
             async def upload() -> None:
@@ -363,11 +373,11 @@ def test_a_slow_application_slows_the_upload(run: Run, secure: tuple[ServerTls |
     run(test())
 
 
-def test_requests_follow_one_another(run: Run, secure: tuple[ServerTls | None, dict[str, Any]]) -> None:
+def test_requests_follow_one_another(run: Run, secure: Sides) -> None:
     """A kept connection serves one request after the other, and says which scheme it is."""
 
     async def test() -> None:
-        async with listening(hello, tls=secure[0]) as listener:
+        async with listening(hello, **secure[0]) as listener:
             reader, writer = await asyncio.open_connection(*listener.address, **secure[1])
             scheme = b"https" if secure[0] else b"http"
             for _ in range(3):
