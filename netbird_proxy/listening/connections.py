@@ -28,6 +28,7 @@ class ListenLimits:
         linger_timeout: how long a closing connection may take to deliver its last bytes and swallow the client's.
         half_close_timeout: how long a request goes on whose client has shut down its sending side. A client that left
             altogether looks the same until something is written to it, so this also bounds that.
+        write_timeout: in which a client must take something of what waits for it, or counts as gone.
         pipeline_depth: complete requests waiting behind the one that is served, before the transport stops reading.
     """
 
@@ -39,6 +40,7 @@ class ListenLimits:
     drain_bytes: int = 262144
     linger_timeout: float = 5.0
     half_close_timeout: float = 10.0
+    write_timeout: float = 60.0
     pipeline_depth: int = 1
 
 

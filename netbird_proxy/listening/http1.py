@@ -68,6 +68,7 @@ class Http1Protocol(asyncio.Protocol):
         "_timer_at",
         "_tls",
         "_unfinished",
+        "_untaken",
         "_url",
         "app",
         "connections",
@@ -94,6 +95,7 @@ class Http1Protocol(asyncio.Protocol):
         self.write_paused = False
         self._parser: Any = httptools.HttpRequestParser(self)
         self._drained: asyncio.Future[None] | None = None
+        self._untaken = 0  # bytes that waited for the client when it was last looked at
         self._reading_paused = False
         self._eof = False
         self._tls = False
@@ -264,7 +266,7 @@ class Http1Protocol(asyncio.Protocol):
         if self._lingering:
             self.transport.abort()
         elif self.current is not None:
-            if self._eof:
+            if self._eof or (self.write_paused and not self._took_something()):
                 self._leave(self.current)
                 self.transport.abort()
         elif self._reading is not None:  # a body that nobody wants, and that does not end
@@ -571,9 +573,22 @@ class Http1Protocol(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.write_paused = True
+        if not self._deadline:
+            self._untaken = self.transport.get_write_buffer_size()
+            self._arm(self.limits.write_timeout)
+
+    def _took_something(self) -> bool:
+        """Whether the client has read any of what waits for it since the last look; then it has as long again."""
+        untaken, self._untaken = self._untaken, self.transport.get_write_buffer_size()
+        if self._untaken >= untaken:
+            return False
+        self._arm(self.limits.write_timeout)
+        return True
 
     def resume_writing(self) -> None:
         self.write_paused = False
+        if self.current is not None and not self._eof:
+            self._deadline = 0.0
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
 

@@ -215,7 +215,8 @@ class ServedRequest:
                 self.abort()
                 raise RuntimeError("the response body differs from its stated length")
             if size <= _JOIN_BYTES:
-                self.protocol.transport.write(head + body)
+                if head or body:
+                    self.protocol.transport.write(head + body)
             else:
                 self.protocol.transport.writelines((head, body) if head else (body,))
         elif framing == CHUNKED:

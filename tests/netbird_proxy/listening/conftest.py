@@ -37,6 +37,7 @@ class MemoryTransport(asyncio.Transport):
         return {"peername": ("192.0.2.7", 40000), "sockname": ("192.0.2.1", 80)}.get(name, default)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
+        assert data, "an empty write"
         assert not self.eof_written, "written after our own end"
         if self.closing:
             return
@@ -54,6 +55,9 @@ class MemoryTransport(asyncio.Transport):
         if self.paused_protocol:
             self.paused_protocol = False
             self.protocol.resume_writing()
+
+    def get_write_buffer_size(self) -> int:
+        return self.unread
 
     def can_write_eof(self) -> bool:
         return True

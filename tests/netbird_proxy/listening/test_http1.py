@@ -576,6 +576,35 @@ async def test_sending_waits_for_a_client_that_does_not_read(connect: Any) -> No
     assert progress == [0, 1, 2]
 
 
+async def test_a_client_that_takes_nothing_counts_as_gone(connect: Any) -> None:
+    """Whoever asks for much and reads none of it does not hold an upstream for ever."""
+    gate = Gate(respond(b"x" * 200, b"y"))
+    gate.open.set()
+    client = connect(gate, high_water=100, limits=ListenLimits(write_timeout=0.02))
+    client.feed(GET)
+
+    await client.closed()
+    await client.settle()
+    assert (gate.cancelled, gate.gone) == (1, [True])
+
+
+async def test_a_client_that_takes_a_little_is_waited_for(connect: Any) -> None:
+    """Slow is not gone: each time that something was taken, the client has as long again."""
+    gate = Gate(respond(b"x" * 200, b"y"))
+    gate.open.set()
+    client = connect(gate, high_water=100, limits=ListenLimits(write_timeout=0.2))
+    client.feed(GET)
+    await client.settle()
+    client.transport.unread -= 10
+    other = connect(gate, high_water=100, limits=ListenLimits(write_timeout=0.25))
+    other.feed(GET)
+    await other.closed()
+    assert not client.transport.closing
+
+    client.transport.take()
+    await client.until(lambda: client.sent.endswith(b"0\r\n\r\n"))
+
+
 @pytest.mark.parametrize(
     "rest", [b"zz\r\n", b"3\r\nabcd\r\n", b"0\r\nX: a\nb\r\n\r\n", b"0\r\nContent-Length: 3\r\n\r\n"]
 )
