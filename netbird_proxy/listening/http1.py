@@ -4,6 +4,10 @@ One request at a time, one task a request. A head that the parser or `head.py` r
 What is counted and checked on the way is counted where the parser already stands; nothing is parsed twice.
 """
 
+# One file of this length: the parser's callbacks, the timers and the ways in which a connection ends all read and write
+# the same few flags, and each rule about them holds only if the others do. What can stand alone does: `head.py` judges,
+# `framing.py` writes heads, `request.py` is one request, `connections.py` is all of them.
+
 from __future__ import annotations
 
 import asyncio
@@ -46,40 +50,11 @@ class Http1Protocol(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_completed",
-        "_deadline",
-        "_discarded",
-        "_discarding",
-        "_drained",
-        "_eof",
-        "_fields",
-        "_idle",
-        "_lingering",
-        "_marks",
-        "_parser",
-        "_queue",
-        "_reading",
-        "_reading_paused",
-        "_refusal",
-        "_scope",
-        "_segment",
-        "_silent",
-        "_timer",
-        "_timer_at",
-        "_tls",
-        "_unfinished",
-        "_untaken",
-        "_url",
-        "app",
-        "connections",
-        "current",
-        "limits",
-        "loop",
-        "must_close",
-        "origin",
-        "transport",
-        "write_paused",
-    )
+        "_completed", "_deadline", "_discarded", "_discarding", "_drained", "_eof", "_fields", "_idle", "_lingering",
+        "_marks", "_parser", "_queue", "_reading", "_reading_paused", "_refusal", "_scope", "_segment", "_silent",
+        "_timer", "_timer_at", "_tls", "_unfinished", "_untaken", "_url", "app", "connections", "current", "limits",
+        "loop", "must_close", "origin", "transport", "write_paused",
+    )  # fmt: skip
 
     def __init__(self, connections: Connections, loop: asyncio.AbstractEventLoop | None = None) -> None:
         # For the listener's life.
