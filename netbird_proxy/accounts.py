@@ -117,6 +117,7 @@ class Accounts:
         self._on_map = on_map
         self._states: dict[AccountId, AccountState] = {}
         self._generations: dict[AccountId, int] = {}
+        self._epoch = 0
         self._group: asyncio.TaskGroup | None = None
         self._proxy: Proxy | None = None
 
@@ -157,11 +158,15 @@ class Accounts:
         return [state.tunnel for state in self._states.values() if state.tunnel is not None]
 
     def generation(self, account: AccountId) -> int:
-        return self._generations.get(account, 0)
+        return self._epoch + self._generations.get(account, 0)
 
     def raise_generation(self, account: AccountId) -> None:
         """Make every answer about this account that was asked for until now serve nobody."""
         self._generations[account] = self._generations.get(account, 0) + 1
+
+    def raise_generations(self) -> None:
+        """The same for every account, those never heard of included."""
+        self._epoch += 1
 
     def dialer(self, account: AccountId) -> AccountDialer:
         return AccountDialer(self, account)

@@ -45,6 +45,7 @@ class ReverseProxy:
         check_head: asked under foreign servers, which let through what our own parser refuses.
         notes: keys that steps may leave, see `PluginInfo.notes`.
         revalidate: seconds after which open exchanges are asked about again where no event told of a change.
+        before_all: called before each such asking.
 
     Attributes:
         exchanges: those under way; whoever starts the application runs `exchanges.run()` beside it.
@@ -58,13 +59,14 @@ class ReverseProxy:
         check_head: CheckHead | None = None,
         notes: Collection[str] = (),
         revalidate: float = INTERVAL,
+        before_all: Callable[[], None] = lambda: None,
     ) -> None:
         self.routing = routing
         self._recognizes = recognizes
         self._check_head = check_head
         self._notes = frozenset(notes)
         self._pseudonym = routing.compiler.pseudonym
-        self.exchanges = OpenExchanges(routing, interval=revalidate)
+        self.exchanges = OpenExchanges(routing, interval=revalidate, before_all=before_all)
         if routing.on_change is None:
             routing.on_change = self.exchanges.changed
 

@@ -26,6 +26,7 @@ from netbird_proxy.listening.head import check_scope
 from netbird_proxy.model import AccountId, Address, Mapping
 from netbird_proxy.pipeline.pipeline import GUARD_TIMEOUT, Environment
 from netbird_proxy.plugins import load_hooks
+from netbird_proxy.revocations import RevokedSessions
 from netbird_proxy.routing.apply import Routing
 from netbird_proxy.routing.compile import Compiler
 from netbird_proxy.routing.pools import Pools
@@ -166,6 +167,7 @@ class _Host:
         self.counters: Counter[str] = Counter()
         self._options: dict[type[BaseModel], BaseModel] = {type(one): one for one in options}
         self._dialer = HostDialer()
+        self.revocations = RevokedSessions()
 
     @property
     def state_directory(self) -> Path:

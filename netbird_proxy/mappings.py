@@ -13,8 +13,10 @@ from netbird_proxy.control.client import Update
 from netbird_proxy.control.codec import Codec
 from netbird_proxy.control.status import Status, StatusReports
 from netbird_proxy.control.tokens import OneTimeTokens
-from netbird_proxy.model import AccountId, Mapping, ServiceId
+from netbird_proxy.model import AccountId, Mapping, PublicKey, ServiceId, UserId
+from netbird_proxy.revocations import RevokedSessions
 from netbird_proxy.routing.apply import Report, Routing, Served
+from netbird_proxy.steps import OpenExchanges
 from netbird_wire.proxy_service_pb2 import (
     PROXY_STATUS_ACTIVE,
     PROXY_STATUS_ERROR,
@@ -40,6 +42,8 @@ class ManagementMappings:
         accounts: Accounts,
         tokens: OneTimeTokens,
         statuses: StatusReports,
+        exchanges: OpenExchanges,
+        revocations: RevokedSessions,
         *,
         private: bool,
         has_certificate: Callable[[str], bool],
@@ -54,6 +58,8 @@ class ManagementMappings:
         self._accounts = accounts
         self._tokens = tokens
         self._statuses = statuses
+        self._exchanges = exchanges
+        self._revocations = revocations
         self._private = private
         self._has_certificate = has_certificate
         self._clock = clock
@@ -67,6 +73,8 @@ class ManagementMappings:
         self._seen = None
 
     async def apply(self, update: Update) -> None:
+        # First of all, so that no answer which was asked for before this can serve anybody after it.
+        self._distrust(update)
         changed, removed = self._sorted(update.mapping)
         gone: set[ServiceId] = set()
         if self._seen is not None:
@@ -95,6 +103,42 @@ class ManagementMappings:
                 refused=refused,
                 total=len(self._routing),
             )
+        self._ask_again(update)
+
+    def _distrust(self, update: Update) -> None:
+        """Drop what is cached about whoever this is about, and take the revocations."""
+        if update.initial_sync_complete:
+            # What happened while no stream was up was told to nobody.
+            self._accounts.raise_generations()
+        for asked in update.revalidations:
+            if asked.account_id:
+                self._accounts.raise_generation(AccountId(asked.account_id))
+            else:
+                self._accounts.raise_generations()
+        for revoked in update.revocations:
+            self._revocations.add(
+                AccountId(revoked.account_id),
+                subject=revoked.subject,
+                token_hash=revoked.token_hash,
+                not_before=revoked.not_before.seconds + revoked.not_before.nanos / 1e9,
+            )
+
+    def _ask_again(self, update: Update) -> None:
+        """Ask about the open exchanges that this may have taken the ground from; it is in force by now."""
+        if update.initial_sync_complete:
+            self._exchanges.revalidate()
+            return
+        for asked in update.revalidations:
+            self._exchanges.revalidate(
+                account=AccountId(asked.account_id) if asked.account_id else None,
+                user=UserId(asked.user_id) if asked.user_id else None,
+                peer=PublicKey(asked.peer_key) if asked.peer_key else None,
+                service=ServiceId(asked.service_id) if asked.service_id else None,
+            )
+        for revoked in update.revocations:
+            # A token's hash says nothing about who is behind it.
+            user = UserId(revoked.subject) if revoked.subject else None
+            self._exchanges.revalidate(account=AccountId(revoked.account_id), user=user)
 
     def on_account(self, state: AccountState) -> None:
         """Tell management about every service of an account whose tunnel came up or was lost."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import structlog
 
@@ -45,8 +45,14 @@ class UnderWay:
 class OpenExchanges:
     """Implements `steps.OpenExchanges`. Nothing is asked before `run` runs; it then catches up."""
 
-    def __init__(self, routing: Routing, *, interval: float = INTERVAL) -> None:
+    def __init__(
+        self, routing: Routing, *, interval: float = INTERVAL, before_all: Callable[[], None] = lambda: None
+    ) -> None:
+        """Args:
+        before_all: called each time that everybody is about to be asked about by the clock.
+        """
         self._routing = routing
+        self._before_all = before_all
         self._interval = interval
         self._open: set[UnderWay] = set()
         self._wanted: dict[UnderWay, None] = {}
@@ -102,12 +108,17 @@ class OpenExchanges:
     async def run(self) -> None:
         """Ask, until cancelled: whenever something is wanted, and about everybody after each interval."""
         places = asyncio.Semaphore(AT_ONCE)
+        clock = asyncio.get_running_loop().time
+        due = clock() + self._interval
         async with asyncio.TaskGroup() as group:
             while True:
                 try:
-                    async with asyncio.timeout(self._interval):
+                    # By a deadline, as changes that keep waking us must not put it off.
+                    async with asyncio.timeout_at(due):
                         await self._wake.wait()
                 except TimeoutError:
+                    due = clock() + self._interval
+                    self._before_all()
                     self._want(one for one in self._open if one.exchange.route is not None)
                 self._wake.clear()
                 wanted, self._wanted = self._wanted, {}

@@ -40,12 +40,14 @@ from netbird_proxy.model import AccountId, Address, Upstream
 from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard
 from netbird_proxy.pipeline.pipeline import Environment, Pipeline
 from netbird_proxy.plugins import Hooks, load_hooks
+from netbird_proxy.revocations import RevokedSessions
 from netbird_proxy.routing.apply import Routing
 from netbird_proxy.routing.compile import Compiler
 from netbird_proxy.routing.pools import Pools
 from netbird_proxy.settings import RESERVED_SECTIONS, ProxySettings, ProxySources
 from netbird_proxy.state import open_state, proxy_id
 from netbird_proxy.steps import Dialer, ManagementChannel, OpenExchanges, Tunnel
+from netbird_wire.extensions import Extension
 
 log = structlog.get_logger("netbird_proxy.server")
 
@@ -102,6 +104,7 @@ class ProxyServer:
         self.domain = settings.management.domain
         self.private = settings.private
         self.decisions = Decisions()
+        self.revocations = RevokedSessions()
         self.ready = False
         self._counters: Counter[str] = Counter()
         self._options = {type(section): section for section in loaded.options.values()}
@@ -124,6 +127,7 @@ class ProxyServer:
             recognizes=self._origins.recognizes,
             notes=loaded.hooks.notes,
             revalidate=limits.revalidate,
+            before_all=self._on_timer,
         )
         self._listeners: list[HostListener] = []
         self._inside: dict[AccountId, InsideListener] = {}
@@ -161,6 +165,8 @@ class ProxyServer:
             self._accounts,
             self._client.tokens,
             self._statuses,
+            self._app.exchanges,
+            self.revocations,
             private=self.private,
             has_certificate=lambda host: self._tls is not None and self._tls.covers(host),
         )
@@ -281,6 +287,14 @@ class ProxyServer:
 
     def _on_account(self, state: AccountState) -> None:
         self._mappings.on_account(state)
+
+    def _on_timer(self) -> None:
+        """Where management tells of no changes, what is cached may not outlive the timer either.
+
+        While it is away, the cache's own lifetime holds: nobody could be asked.
+        """
+        if self._client.connected and Extension.REVALIDATIONS not in self._client.extensions:
+            self._accounts.raise_generations()
 
     def _pool_for(self, upstream: Upstream, dialer: Dialer) -> UpstreamPool:
         limits = self._settings.limits

@@ -234,6 +234,20 @@ class OpenExchanges(Protocol):
         """
 
 
+class Revocations(Protocol):
+    """Sessions that are over before they expire, as management tells of them."""
+
+    def revoked(self, account: AccountId, *, subject: str, token_hash: bytes, issued_at: float) -> bool:
+        """Whether a session token that is otherwise good must be refused. No I/O: ask it for each exchange, also where
+        the token was verified before.
+
+        Args:
+            subject: the token's `sub`.
+            token_hash: SHA-256 of the token as it stands in the cookie.
+            issued_at: the token's `iat`, seconds since the epoch.
+        """
+
+
 class Proxy(Protocol):
     """What the host offers its plugins."""
 
@@ -259,6 +273,9 @@ class Proxy(Protocol):
 
     @property
     def exchanges(self) -> OpenExchanges: ...
+
+    @property
+    def revocations(self) -> Revocations: ...
 
     def options(self, model: type[O]) -> O:
         """The operator's section for the plugin whose `PluginInfo.options` this model is."""
@@ -299,6 +316,7 @@ __all__ = [
     "ProtocolFactory",
     "Proxy",
     "RequestTransform",
+    "Revocations",
     "RouteSpec",
     "TargetSettings",
     "Tunnel",

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from netbird_proxy.errors import DialRefused, ManagementUnavailable, TunnelNotReady
 from netbird_proxy.model import AccountId, Address, Peer, PublicKey, ServiceId, UserId
+from netbird_proxy.revocations import RevokedSessions
 from netbird_proxy.steps import Dialer, ProtocolFactory, Tunnel, TunnelListener
 
 O = TypeVar("O", bound=BaseModel)  # noqa: E741
@@ -185,6 +186,7 @@ class FakeProxy:
         self.private = private
         self.management = management or FakeManagement()
         self.exchanges = FakeExchanges()
+        self.revocations = RevokedSessions()
         self.tunnels: dict[str, Tunnel] = dict(tunnels or {})
         self.generations: Counter[str] = Counter()
         self.counters: Counter[str] = Counter()

@@ -405,23 +405,24 @@ class Revalidation(_message.Message):
 
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
-    PEER_ID_FIELD_NUMBER: _builtins.int
+    PEER_KEY_FIELD_NUMBER: _builtins.int
     SERVICE_ID_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     user_id: _builtins.str
-    peer_id: _builtins.str
+    peer_key: _builtins.str
+    """The peer's WireGuard public key, as in the account's network map."""
     service_id: _builtins.str
     def __init__(
         self,
         *,
         account_id: _builtins.str = ...,
         user_id: _builtins.str = ...,
-        peer_id: _builtins.str = ...,
+        peer_key: _builtins.str = ...,
         service_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "peer_id", b"peer_id", "service_id", b"service_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "peer_key", b"peer_key", "service_id", b"service_id", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

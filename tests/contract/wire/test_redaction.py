@@ -230,6 +230,7 @@ HARMLESS = {
     "management.CustomZone.NonAuthoritative",
     "management.NetworkMap.sshAuth",
     "management.SSHAuth.AuthorizedUsers",  # hashes of user ids, told to every peer
+    "management.Revalidation.peer_key",  # public
     "management.AccessLog.auth_mechanism",
     "management.AccessLog.auth_success",
     "management.ProxyMapping.auth",

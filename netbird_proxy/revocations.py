@@ -1,0 +1,77 @@
+"""Sessions that are over before they expire, as management tells of them: as they happen, and the last day's anew in
+every snapshot."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from netbird_proxy.model import AccountId
+
+KEPT = 86_400.0 + 600.0
+"""Seconds a revocation is remembered: as long as any token lives, and the clocks' difference."""
+LIMIT = 65_536
+
+_Key = tuple[AccountId, str | bytes]
+
+
+class RevokedSessions:
+    """Implements `steps.Revocations`. Bounded: what does not fit is forgotten towards refusing.
+
+    Past the limit the oldest is replaced by a floor of its account: every token issued before it is refused, also of
+    others, who then log in again. Nobody is let in because there was no room.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.time, limit: int = LIMIT) -> None:
+        """Args:
+        clock: the wall's, as tokens are stamped by it.
+        """
+        self._clock = clock
+        self._limit = limit
+        self._entries: OrderedDict[_Key, tuple[float, float]] = OrderedDict()
+        """Subject or token hash → (not before, forgotten at), the oldest first."""
+        self._floors: OrderedDict[AccountId, tuple[float, float]] = OrderedDict()
+        self._everybody = (0.0, 0.0)
+        self.overflowed = 0
+
+    def __len__(self) -> int:
+        return len(self._entries) + len(self._floors)
+
+    def add(self, account: AccountId, *, subject: str = "", token_hash: bytes = b"", not_before: float) -> None:
+        """Take one. Told again it changes nothing; of two about one subject the later counts.
+
+        One that names neither subject nor token is about everybody in the account.
+        """
+        until = self._clock() + KEPT
+        self._forget()
+        if not subject and not token_hash:
+            self._floor(account, not_before, until)
+            return
+        key: _Key = (account, token_hash or subject)
+        earlier = self._entries.pop(key, (not_before, until))
+        self._entries[key] = (max(earlier[0], not_before), until)
+        while len(self._entries) > self._limit:
+            (of, _), (before, _) = self._entries.popitem(last=False)
+            self.overflowed += 1
+            self._floor(of, before, until)
+
+    def revoked(self, account: AccountId, *, subject: str, token_hash: bytes, issued_at: float) -> bool:
+        now = self._clock()
+        if (entry := self._entries.get((account, token_hash))) is not None and now < entry[1]:
+            return True
+        found = (self._entries.get((account, subject)), self._floors.get(account), self._everybody)
+        return any(entry is not None and issued_at < entry[0] and now < entry[1] for entry in found)
+
+    def _floor(self, account: AccountId, not_before: float, until: float) -> None:
+        earlier = self._floors.pop(account, (not_before, until))
+        self._floors[account] = (max(earlier[0], not_before), until)
+        while len(self._floors) > self._limit:
+            _, (before, forgotten) = self._floors.popitem(last=False)
+            self._everybody = (max(self._everybody[0], before), max(self._everybody[1], forgotten))
+
+    def _forget(self) -> None:
+        now = self._clock()
+        for kept in (self._entries, self._floors):
+            while kept and next(iter(kept.values()))[1] <= now:
+                kept.popitem(last=False)
