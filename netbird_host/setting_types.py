@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
 from netbird_host.go_duration import parse_duration
+
+_WHOLE = re.compile(r"[+-]?[0-9]+")
 
 
 class Secret(SecretStr):
@@ -41,7 +44,7 @@ def _seconds(value: object) -> object:
 
 
 def _whole(value: object) -> object:
-    if isinstance(value, bool | float):
+    if isinstance(value, bool | float) or (isinstance(value, str) and not _WHOLE.fullmatch(value.strip())):
         raise ValueError("expected a whole number")
     return value
 

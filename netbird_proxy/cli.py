@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import sys
+from importlib.metadata import version as distribution_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,12 +24,12 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="netbird-proxy",
-    help="A reverse proxy for private services.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console()
+# Whoever reads from a pipe wants a line a thing, however long.
+out = Console() if sys.stdout.isatty() else Console(width=1000)
 err = Console(stderr=True)
 
 Config = Annotated[
@@ -46,6 +47,21 @@ class Failure(Exception):
     def __init__(self, message: str, code: int = 1) -> None:
         super().__init__(message)
         self.code = code
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"netbird-proxy {distribution_version('netbird-proxy')}", markup=False, highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """A reverse proxy for private services."""
 
 
 @app.command()
@@ -71,7 +87,10 @@ def check(
     show: Annotated[bool, typer.Option("--show", help="Print each setting with its source.")] = False,
 ) -> None:
     """Judge settings and plugins as a start would, and start nothing."""
+    from netbird_proxy.server import judge_files
+
     loaded = _load(config, None, None)
+    judge_files(loaded.settings)
     if show:
         table = Table("setting", "value", "from", box=None, pad_edge=False)
         for shown in loaded.shown:
@@ -144,7 +163,12 @@ def _load(config: Path | None, plugins_: list[str] | None, private: bool | None)
         flags.append(Given(("plugins",), plugins_, "flag --plugin"))
     if private is not None:
         flags.append(Given(("private",), private, "flag --private"))
-    return load(read_settings(config, flags=flags))
+    try:
+        return load(read_settings(config, flags=flags))
+    except SettingsError as exc:
+        if config is not None:
+            raise
+        raise SettingsError(f"{exc}\nno settings file was named: use --config FILE or NETBIRD_PROXY_CONFIG") from exc
 
 
 def _socket(config: Path | None, admin: Path | None) -> Path:
@@ -227,19 +251,34 @@ def _add_plugin_commands(arguments: list[str]) -> None:
     """Mount plugins' own commands: the one that is asked for, or all of them where somebody wants to see them."""
     wanted = next((argument for argument in arguments if not argument.startswith("-")), "")
     built_in = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
-    if wanted in built_in:
+    if wanted in built_in or "--version" in arguments:
         return
     offered = {("peer" if one.id == "tunnel_netstack" else one.id): one.id for one in installed(GROUP)}
     chosen = [offered[wanted]] if wanted in offered else sorted(offered.values())
-    for name, command in _plugins(chosen).commands():
-        app.add_typer(command, name="peer" if name == "tunnel_netstack" else name)
+    for plugin in chosen:
+        try:
+            found = _plugin(plugin).commands()
+        except PluginFailed as exc:
+            if wanted in offered:
+                raise
+            # Installed, and perhaps on nobody's list: no reason to withhold the help text.
+            _complain("note", f"{exc}; its commands are left out")
+            continue
+        for name, command in found:
+            app.add_typer(command, name="peer" if name == "tunnel_netstack" else name)
 
 
-def _plugins(names: list[str]) -> Hooks:
-    """Plugins for their commands alone: those need no settings file, so there is no list of the operator's to go by."""
+def _plugin(name: str) -> Hooks:
+    """A plugin for its commands alone: those need no settings file, so there is no list of the operator's to go by."""
     from netbird_proxy.control.claims import CORE_CLAIMS
 
-    return load_hooks(names, core_claims=CORE_CLAIMS)
+    return load_hooks([name], core_claims=CORE_CLAIMS)
+
+
+def _complain(prefix: str, problems: object) -> None:
+    """Each problem on a line that says who tells it."""
+    for line in str(problems).splitlines():
+        err.print(f"{prefix}: {line}", markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:
@@ -248,10 +287,10 @@ def main() -> None:
         _add_plugin_commands(sys.argv[1:])
         app()
     except (SettingsError, PluginFailed) as exc:
-        err.print(f"netbird-proxy: {exc}", markup=False, soft_wrap=True)
+        _complain("netbird-proxy", exc)
         sys.exit(2)
     except (Failure, ProxyError) as exc:
-        err.print(f"netbird-proxy: {exc}", markup=False, soft_wrap=True)
+        _complain("netbird-proxy", exc)
         sys.exit(getattr(exc, "code", 1) if isinstance(exc, Failure) else 1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -15,13 +15,15 @@ if TYPE_CHECKING:
     import typer
 
     from netbird_host.info import PluginInfo
-    from netbird_proxy.model import RouteSpec, Upstream
+    from netbird_proxy.model import Mapping, RouteSpec, Upstream
     from netbird_proxy.steps import (
         AccountHandle,
         Authenticator,
         Dialer,
+        Endpoint,
         Guard,
         Observer,
+        Pages,
         Proxy,
         RequestTransform,
         Tunnel,
@@ -94,11 +96,24 @@ def restrict(route: RouteSpec, proxy: Proxy) -> Guard | None:
 
 
 @hookspec
+def endpoint(host: Mapping, proxy: Proxy) -> Endpoint | None:
+    """Answer under `/__netbird__/<plugin>/` of a host: a login's return, assets, keys.
+
+    Called: at apply, once for each mapping of kind HTTP.
+    Returns: an ASGI application; asked before paths are matched, after the host's `restrict` steps, and by nobody else.
+    Order: none; each has its own prefix. Nothing under `/__netbird__/` ever goes upstream.
+    Failure: at apply, refuses the mapping; per exchange, 503 `step_failed`.
+    Used by: session (login, its return, logout).
+    """
+
+
+@hookspec
 def authenticate(route: RouteSpec, proxy: Proxy) -> Authenticator | list[Authenticator] | None:
     """Find out who is calling.
 
     Called: at apply.
-    Returns: authenticators, each with a phase. The first Identity, Deny or Challenge ends the stage.
+    Returns: authenticators, each with a phase. The first Identity, Deny or Challenge ends the stage; offers of phase
+        `prompt` are gathered into one page.
     Order: by phase (`exclusive`, `credential`, `ambient`, `prompt`), inside a phase plugin order.
     Failure: at apply, refuses the route; per exchange, 503 `step_failed`.
     Used by: private_service.
@@ -129,6 +144,18 @@ def transform_request(route: RouteSpec, proxy: Proxy) -> RequestTransform | None
     """
 
 
+@hookspec(firstresult=True)
+def pages(proxy: Proxy) -> Pages | None:
+    """Make the pages that browsers get as answers of the proxy's own: logins, refusals, errors.
+
+    Called: once, at load, after options are known.
+    Returns: what makes a page. Without any, browsers get the plain text that programs get.
+    Order: first.
+    Failure: at load, the process does not start; per exchange, logged and counted, and the answer is plain text.
+    Used by: session.
+    """
+
+
 @hookspec
 def observe(route: RouteSpec | None, proxy: Proxy) -> Observer | None:
     """See every exchange when it is over, whatever became of it.
@@ -148,6 +175,6 @@ def commands() -> typer.Typer | None:
     Called: by the command line only; no settings file is needed.
     Returns: a Typer app. `tunnel_netstack` has the reserved name `peer`.
     Order: none.
-    Failure: the command says which plugin failed and exits 1.
+    Failure: the command says which plugin failed and exits 2; other commands go on without it.
     Used by: tunnel_netstack.
     """

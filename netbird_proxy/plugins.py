@@ -239,7 +239,7 @@ class _Named:
         try:
             await self._context.__aexit__(kind, error, traceback)
         except Exception as failure:
-            if _only(failure) is error:  # a TaskGroup wraps what passes through it
+            if error is not None and _only(failure) is _only(error):  # a TaskGroup wraps what passes through it
                 return False
             raise PluginFailed(self._plugin, f"lifespan failed: {_told(failure)}") from failure
         return False  # a plugin does not get to swallow what ended the proxy

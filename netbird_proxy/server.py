@@ -28,7 +28,7 @@ from netbird_proxy.decisions import Decisions
 from netbird_proxy.defaults import DEFAULTS
 from netbird_proxy.dialing.host import HostDialer
 from netbird_proxy.dialing.pools import UpstreamPool
-from netbird_proxy.errors import SettingsError
+from netbird_proxy.errors import ProxyError, SettingsError
 from netbird_proxy.folding import fold_host
 from netbird_proxy.listening.connections import Connections, ListenLimits
 from netbird_proxy.listening.origins import Origins
@@ -88,6 +88,15 @@ def load(sources: ProxySources) -> Loaded:
         shown=settings.show(),
         ignored=sources.ignored,
     )
+
+
+def judge_files(settings: ProxySettings) -> None:
+    """Read what a start would read, and start nothing. SettingsError naming the file that cannot be used."""
+    settings.management.read_token()
+    if settings.tls.certificates:
+        ServerTls(settings.tls.certificates)
+    if settings.state_directory.exists():
+        proxy_id(open_state(settings.state_directory))
 
 
 class ProxyServer:
@@ -193,6 +202,11 @@ class ProxyServer:
                     await self._serve(shutdown)
                 finally:
                     self._pools.close()
+        except BaseExceptionGroup as group:
+            # Task groups wrap what passes through them; who started us reads the one thing that went wrong.
+            if isinstance(cause := _only(group), ProxyError):
+                raise cause from cause.__cause__
+            raise
         finally:
             await self._client.close()
         log.info("proxy.stopped", reason=shutdown.reason)
@@ -435,6 +449,12 @@ def _steps(runner: object) -> list[str]:
         return []
     bound: list[BoundGuard | BoundAuthenticator] = [*runner.restrict, *runner.authenticate, *runner.authorize]
     return [f"{step.stage} {step.plugin}" for step in bound]
+
+
+def _only(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 def _is_loopback(url: str) -> bool:

@@ -22,8 +22,10 @@ def open_state(directory: Path) -> Path:
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = directory.stat()
+    except FileExistsError as exc:
+        raise SettingsError(f"state_directory {directory} is not a directory") from exc
     except OSError as exc:
-        raise SettingsError(f"state_directory {directory}: {exc.strerror}") from exc
+        raise SettingsError(f"state_directory {directory} cannot be made: {exc.strerror}") from exc
     if not stat.S_ISDIR(found.st_mode):
         raise SettingsError(f"state_directory {directory} is not a directory")
     if found.st_uid != os.geteuid():
