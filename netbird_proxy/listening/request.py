@@ -251,8 +251,12 @@ class ServedRequest:
         if self.framing == UNDECIDED and not self.done and not self.gone:
             try:
                 self._send_body(self._head(0, True), b"", True)
-            except UnframeableResponse:
+            except UnframeableResponse as error:
+                connections = self.protocol.connections
+                connections.log.error("application.failed", listener=connections.listener, exc_info=error)
                 self.abort()
+                if self.task is not None:
+                    self.task.cancel()
 
     async def inform(self, status: int, headers: list[RawHeader]) -> None:
         """Send an informational head now. Nothing for a 1.0 client, which knows none, or once the final head is out."""
@@ -273,4 +277,5 @@ class ServedRequest:
         if not self.done:
             self.done = True
             self.protocol.connections.held.discard(self)
+            self.wake()
             self.protocol.cut(self)

@@ -157,6 +157,23 @@ async def test_a_head_without_a_body_yet_does_not_wait_for_long(connect: Any) ->
     assert b"transfer-encoding: chunked" in client.sent
 
 
+async def test_a_held_head_that_cannot_be_written_cuts_the_connection(connect: Any) -> None:
+    """Sending a head late is no way around its checks."""
+    forever = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"x", b"a\r\nset-cookie: b=c")]})
+        await forever.wait()
+
+    client = connect(app)
+    client.feed(GET)
+    await client.closed()
+    await client.settle()
+    assert client.sent == b""
+    assert client.log.events() == ["application.failed"]
+    assert not client.connections.tasks
+
+
 async def test_an_empty_piece_sends_the_head(connect: Any) -> None:
     """A relay that has the head and nothing else can say so."""
     forever = asyncio.Event()
@@ -714,6 +731,32 @@ async def test_a_refusal_waits_for_the_answers_before_it(connect: Any) -> None:
     assert client.transport.eof_written
 
 
+async def test_a_body_that_breaks_behind_another_request(connect: Any) -> None:
+    """A waiting request whose body turns out broken is refused when its turn comes, and never runs."""
+    gate = Gate(respond(b"ok"))
+    client = connect(gate, limits=ListenLimits(pipeline_depth=2))
+    client.feed(GET + CHUNKED + b"1\r\na\r\n")
+    await gate.entered.wait()
+    client.feed(b"zz\r\n")
+    gate.open.set()
+    await client.settle()
+
+    assert len(gate.scopes) == 1
+    assert client.sent.index(b"200 OK") < client.sent.index(b"400 Bad Request")
+
+
+async def test_an_unwanted_body_that_breaks_ends_the_connection(connect: Any) -> None:
+    """What nobody reads must still end where it says, or nothing behind it can be found."""
+    client = connect(respond(b"no", status=403))
+    client.feed(CHUNKED + b"1\r\na\r\n")
+    await client.settle()
+    client.feed(b"zz\r\n" + GET)
+    await client.settle()
+
+    assert client.sent.count(b"HTTP/1.1") == 1
+    assert client.transport.eof_written
+
+
 async def test_an_upgrade_is_answered_and_ends_the_connection(connect: Any) -> None:
     """Nobody here speaks the other protocol: the answer is an ordinary one, and what follows is not parsed as HTTP."""
     gate = Gate(respond(b"no", status=501))
@@ -975,6 +1018,23 @@ async def test_an_idle_connection_is_closed_without_a_word(connect: Any) -> None
     client.feed(GET)
     await client.closed()
     assert client.sent.count(b"HTTP/1.1") == 1
+
+
+async def test_each_request_starts_the_idle_time_anew(connect: Any) -> None:
+    """A connection in use is not idle, however long ago it was opened."""
+    client = connect(respond(b"ok"), limits=ListenLimits(idle_timeout=0.2))
+    client.feed(GET)
+    await client.settle()
+    other = connect(respond(b"ok"), limits=ListenLimits(head_timeout=0.1))
+    await other.closed()
+    client.feed(GET)
+    await client.settle()
+    other = connect(respond(b"ok"), limits=ListenLimits(head_timeout=0.15))
+    await other.closed()
+
+    assert not client.transport.closing
+    await client.closed()
+    assert client.sent.count(b"200 OK") == 2
 
 
 async def test_the_second_head_has_its_own_time(connect: Any) -> None:
