@@ -131,6 +131,8 @@ def _bind(path: Path) -> socket.socket:
             listening.bind(str(path))
         finally:
             os.umask(mask)
+    except FileExistsError as exc:
+        raise SettingsError(f"admin.socket {path}: {path.parent} is not a directory") from exc
     except OSError as exc:
         raise SettingsError(f"admin.socket {path}: {exc.strerror or exc}") from exc
     listening.listen(16)

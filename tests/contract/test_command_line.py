@@ -227,7 +227,7 @@ def test_a_taken_address_stops_the_start(home: Path) -> None:
     assert told == [f"listen.address 127.0.0.1:{port}: Address already in use"]
     assert not (home / "admin.sock").exists()
     told = refused(home, GOOD + '[admin]\nsocket = "token/admin.sock"\n')
-    assert told == ["admin.socket token/admin.sock: Not a directory"]
+    assert told == ["admin.socket token/admin.sock: token is not a directory"]
 
 
 def test_no_settings_file(home: Path) -> None:
