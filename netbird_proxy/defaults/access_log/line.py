@@ -1,81 +1,116 @@
-"""What the operator's log says about an exchange that is over."""
+"""What the operator's log says about an exchange that is over: one JSON object on one line.
+
+In this order; what is empty is left out, and a query string, a header value or a body is never in it.
+
+- `timestamp`: when the head was complete; `level`, `event`: `info`, `exchange.done`
+- `exchange`, `method`, `scheme`, `host`, `path` (raw, without its query), `status`, `duration_ms`
+- `bytes_received`, `bytes_sent` (bodies), `client`, `listener`, `account`, `service`, `upstream`
+- `tries`, where there was more than one
+- `user`, `groups`, `auth` (how the caller was known: `tunnel`, `password`, …), `by` (the plugin that knew)
+- `code`: why it was refused or failed
+"""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import time
 
 import msgspec
 
-from netbird_proxy import ExchangeView
+from netbird_proxy import ExchangeView, RouteSpec, Upstream
 
-
-class Line(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """One exchange. Never a query string, a header value or a body; what is empty is left out."""
-
-    timestamp: datetime
-    """When the head was complete."""
-    level: str = msgspec.field(default_factory=lambda: "info")  # a factory's value is not left out as a default
-    event: str = msgspec.field(default_factory=lambda: "exchange.done")
-    exchange: str
-    method: str
-    scheme: str
-    host: str
-    path: str
-    """Raw, without its query."""
-    status: int
-    duration_ms: float
-    bytes_received: int
-    bytes_sent: int
-    client: str
-    listener: str = ""
-    account: str = ""
-    service: str = ""
-    upstream: str = ""
-    tries: int = 0
-    user: str = ""
-    groups: list[str] = []
-    auth: str = ""
-    """How the caller was known: `tunnel`, `password`, …"""
-    by: str = ""
-    """The plugin that knew."""
-    code: str = ""
-    """Why it was refused or failed."""
+_json = msgspec.json.Encoder().encode
+_REMEMBERED = 4096
+_TEXTS: dict[str, bytes] = {}
+# Hosts, methods, addresses as JSON. They come from clients, so it stops growing instead of evicting.
 
 
 def status_of(exchange: ExchangeView) -> int:
     """What the log says: 499 when the client left, whatever head it had been sent."""
-    error = exchange.error
-    if exchange.status == 101:  # an upgraded connection ends by somebody leaving
-        return 101
-    if error is not None and (exchange.status == 0 or error.code == "client_gone"):
+    error, status = exchange.error, exchange.status
+    if error is not None and status != 101 and (status == 0 or error.code == "client_gone"):
         return error.status
-    return exchange.status or 499
+    return status or 499  # 101: an upgraded connection ends by somebody leaving
 
 
-def line_of(exchange: ExchangeView) -> Line:
-    route, who, origin, tries = exchange.route, exchange.identity, exchange.origin, exchange.tries
-    account = route.account if route is not None else origin.account if origin is not None else None
-    why = exchange.denial or exchange.error
-    return Line(
-        timestamp=datetime.fromtimestamp(exchange.started_at, UTC),
-        exchange=exchange.id,
-        method=exchange.method,
-        scheme=exchange.scheme,
-        host=exchange.host,
-        path=exchange.raw_path.decode("latin-1"),
-        status=status_of(exchange),
-        duration_ms=(exchange.ended_ns - exchange.started_ns) // 1000 / 1000,
-        bytes_received=exchange.bytes_received,
-        bytes_sent=exchange.bytes_sent,
-        client=exchange.client_address,
-        listener=origin.listener if origin is not None else "",
-        account=account or "",
-        service=route.service if route is not None else "",
-        upstream=str(tries[-1].upstream) if tries else "",
-        tries=len(tries) if len(tries) > 1 else 0,
-        user=who.user_id if who is not None else "",
-        groups=[group.name or group.id for group in who.groups] if who is not None else [],
-        auth=who.method if who is not None else "",
-        by=who.by if who is not None else "",
-        code=why.code if why is not None else "",
-    )
+class LineFormat:
+    """Writes the lines of one route's exchanges, or of those that have no route.
+
+    Every text goes through the JSON encoder: nothing a client sends can end a string or a line. What is the same for
+    many exchanges goes through it once.
+    """
+
+    __slots__ = ("_account", "_ends", "_route", "_second", "_second_text", "_service")
+
+    def __init__(self, route: RouteSpec | None) -> None:
+        self._route = route  # also keeps its upstreams alive, whose identities are keys
+        self._account = "" if route is None else route.account
+        self._service = "" if route is None else route.service
+        self._ends: dict[tuple[str, str | None, int], bytes] = {}
+        self._second = -1
+        self._second_text = b""
+
+    def line(self, exchange: ExchangeView) -> bytes:
+        origin, tries, who = exchange.origin, exchange.tries, exchange.identity
+        upstream = tries[-1].upstream if tries else None
+        listener, account = ("", None) if origin is None else (origin.listener, origin.account)
+        end = self._ends.get((listener, account, id(upstream)))
+        if end is None:
+            end = self._end(listener, account, upstream)
+        started = exchange.started_at
+        second = int(started)
+        if second != self._second:
+            self._second = second
+            self._second_text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)).encode()
+        milliseconds, microseconds = divmod((exchange.ended_ns - exchange.started_ns) // 1000, 1000)
+        method, host, client = exchange.method, exchange.host, exchange.client_address
+        line = (
+            b'{"timestamp":"%b.%06dZ","level":"info","event":"exchange.done","exchange":"%b","method":%b,"scheme":"%b",'
+            b'"host":%b,"path":%b,"status":%d,"duration_ms":%d.%03d,"bytes_received":%d,"bytes_sent":%d,"client":%b%b'
+        ) % (
+            self._second_text,
+            (started - second) * 1_000_000,
+            exchange.id.encode(),
+            _TEXTS.get(method) or _text(method),
+            exchange.scheme.encode(),
+            _TEXTS.get(host) or _text(host),
+            _json(exchange.raw_path.decode("latin-1")),
+            status_of(exchange),
+            milliseconds,
+            microseconds,
+            exchange.bytes_received,
+            exchange.bytes_sent,
+            _TEXTS.get(client) or _text(client),
+            end,
+        )
+        if len(tries) > 1:
+            line += b',"tries":%d' % len(tries)
+        if who is not None:
+            line += _said("user", who.user_id)
+            if who.groups:
+                line += b',"groups":' + _json([group.name or group.id for group in who.groups])
+            line += _said("auth", who.method) + _said("by", who.by)
+        why = exchange.denial or exchange.error
+        if why is not None:
+            line += _said("code", why.code)
+        return line + b"}\n"
+
+    def _end(self, listener: str, origin_account: str | None, upstream: Upstream | None) -> bytes:
+        account = self._account or origin_account or ""
+        end = _said("listener", listener) + _said("account", account) + _said("service", self._service)
+        end += _said("upstream", "" if upstream is None else str(upstream))
+        if upstream is None or (self._route is not None and any(upstream is one for one in self._route.upstreams)):
+            self._ends[listener, origin_account, id(upstream)] = end
+        return end
+
+
+def _said(name: str, text: str) -> bytes:
+    return b',"%b":%b' % (name.encode(), _json(text)) if text else b""
+
+
+def _text(text: str) -> bytes:
+    found = _TEXTS.get(text)
+    if found is None:
+        found = _json(text)
+        if len(_TEXTS) < _REMEMBERED:
+            _TEXTS[text] = found
+    return found

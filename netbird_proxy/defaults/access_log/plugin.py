@@ -7,13 +7,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Annotated
 
-import msgspec
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
 from netbird_proxy import ExchangeView, Observer, PluginInfo, Proxy, RouteSpec, hookimpl
-from netbird_proxy.defaults.access_log.entry import entry_of
-from netbird_proxy.defaults.access_log.line import line_of
+from netbird_proxy.defaults.access_log.entry import EntryFormat
+from netbird_proxy.defaults.access_log.line import LineFormat
 from netbird_proxy.defaults.access_log.sender import Sender
 from netbird_proxy.defaults.access_log.writer import LineWriter
 
@@ -44,7 +43,6 @@ class AccessLog:
     def __init__(self) -> None:
         self._writer: LineWriter | None = None
         self._sender: Sender | None = None
-        self._encoder = msgspec.json.Encoder()
 
     @hookimpl
     def describe(self) -> PluginInfo:
@@ -88,27 +86,25 @@ class AccessLog:
 
     @hookimpl
     def observe(self, route: RouteSpec | None) -> Observer | None:
-        if route is None:
-            return self._record
-        unwanted = [upstream.disable_access_log for upstream in route.upstreams]
+        unwanted = [] if route is None else [upstream.disable_access_log for upstream in route.upstreams]
         if unwanted and all(unwanted):
             return None
-        return self._record_unless_disabled if any(unwanted) else self._record
+        lines, entries = LineFormat(route), EntryFormat(route)
 
-    def _record_unless_disabled(self, exchange: ExchangeView) -> None:
-        if not (exchange.tries and exchange.tries[-1].upstream.disable_access_log):
-            self._record(exchange)
+        def record(exchange: ExchangeView) -> None:
+            own = exchange.raw_path.startswith(OWN_PATHS)
+            if (writer := self._writer) is not None and not (own and b"/assets/" in exchange.raw_path):
+                writer.write(lines.line(exchange))
+            if (sender := self._sender) is not None and not own:
+                groups = exchange.identity is not None and sender.batches
+                if (entry := entries.entry(exchange, groups=groups)) is not None:
+                    sender.put(entry)
 
-    def _record(self, exchange: ExchangeView) -> None:
-        own = exchange.raw_path.startswith(OWN_PATHS)
-        if (writer := self._writer) is not None and not (own and b"/assets/" in exchange.raw_path):
-            writer.write(self._encoder.encode(line_of(exchange)) + b"\n")
-        if (
-            (sender := self._sender) is not None
-            and not own
-            and (entry := entry_of(exchange, groups=sender.batches)) is not None
-        ):
-            sender.put(entry)
+        def record_unless_disabled(exchange: ExchangeView) -> None:
+            if not (exchange.tries and exchange.tries[-1].upstream.disable_access_log):
+                record(exchange)
+
+        return record_unless_disabled if any(unwanted) else record
 
 
 def _on_loop(loop: asyncio.AbstractEventLoop, call: Callable[[int, str], None], lines: int, why: str) -> None:

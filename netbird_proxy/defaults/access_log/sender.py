@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager, suppress
 import structlog
 
 from netbird_proxy import ManagementError, Proxy
+from netbird_proxy.defaults.access_log.entry import request_of
 from netbird_wire.extensions import Extension
-from netbird_wire.proxy_service_pb2 import AccessLog as Entry
 from netbird_wire.proxy_service_pb2 import SendAccessLogRequest
 
 log = structlog.get_logger("netbird_proxy.access_log")
@@ -32,23 +32,32 @@ class Sender:
 
     def __init__(self, proxy: Proxy, *, queue: int) -> None:
         self._proxy = proxy
-        self._queue: asyncio.Queue[Entry] = asyncio.Queue(queue)
+        self._loop = asyncio.get_running_loop()
+        self._room = queue
+        self._gathered: list[bytes] = []
+        self._calls: asyncio.Queue[list[bytes]] = asyncio.Queue()  # one item a call; `_room` bounds it
+        self._timer: asyncio.TimerHandle | None = None
         self._lost = 0
         self._told_at = float("-inf")
-        self._gathering = asyncio.Lock()
-        self._leaving = False
 
     @property
     def batches(self) -> bool:
         """Whether management is ours, reads many entries a call, and their groups."""
         return Extension.ACCESS_LOG_BATCH in self._proxy.management.extensions
 
-    def put(self, entry: Entry) -> None:
+    def put(self, entry: bytes) -> None:
         """Take an entry; drop and count it when the queue is full."""
-        try:
-            self._queue.put_nowait(entry)
-        except asyncio.QueueFull:
+        if not self._room:
             self._lose(1, "the queue is full")
+            return
+        self._room -= 1
+        gathered = self._gathered
+        gathered.append(entry)
+        if self._timer is None:
+            self._timer = self._loop.call_later(GATHER, self._hand_over)
+        elif len(gathered) == BATCH:
+            self._timer.cancel()
+            self._hand_over()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -58,34 +67,41 @@ class Sender:
             try:
                 yield
             finally:
-                self._leaving = True
+                if self._timer is not None:
+                    self._timer.cancel()
+                    self._hand_over()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(DRAIN_TIMEOUT):
-                        await self._queue.join()
+                        await self._calls.join()
                 for worker in workers:
                     worker.cancel()
-        if left := self._queue.qsize():
+        left = 0
+        while not self._calls.empty():
+            left += len(self._calls.get_nowait())
+        if left:
             self._told_at = float("-inf")
             self._lose(left, "the process ends")
 
+    def _hand_over(self) -> None:
+        self._timer = None
+        entries, self._gathered = self._gathered, []
+        if self.batches:
+            self._calls.put_nowait(entries)
+        else:
+            for entry in entries:
+                self._calls.put_nowait([entry])
+
     async def _work(self) -> None:
         while True:
-            async with self._gathering:  # one at a time, so that batches are few and full
-                entries = [await self._queue.get()]
-                batches = self.batches
-                if batches:
-                    if self._queue.qsize() < BATCH and not self._leaving:
-                        await asyncio.sleep(GATHER)
-                    while len(entries) < BATCH and not self._queue.empty():
-                        entries.append(self._queue.get_nowait())
+            entries = await self._calls.get()
+            self._room += len(entries)
             try:
-                request = SendAccessLogRequest(logs=entries) if batches else SendAccessLogRequest(log=entries[0])
+                request = SendAccessLogRequest.FromString(request_of(entries, batch=self.batches or len(entries) > 1))
                 await self._proxy.management.call("SendAccessLog", request, timeout=CALL_TIMEOUT)
             except Exception as error:  # a log that cannot be sent is no reason to end the proxy
                 self._lose(len(entries), str(error) if isinstance(error, ManagementError) else repr(error))
             finally:
-                for _ in entries:
-                    self._queue.task_done()
+                self._calls.task_done()
 
     def _lose(self, number: int, why: str) -> None:
         self._proxy.count("access_log_lost", number)

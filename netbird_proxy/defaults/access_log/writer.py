@@ -50,7 +50,9 @@ class LineWriter:
             return
         self._taken += len(line)
         self._pending.append(line)
-        if not self._wake.is_set():
+        # Only the first one wakes: the thread takes lines until there are none. Asked after the line is there, or the
+        # thread could take the last one in between and sleep on ours.
+        if len(self._pending) == 1:
             self._wake.set()
 
     def close(self, timeout: float) -> bool:

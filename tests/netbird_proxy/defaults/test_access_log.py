@@ -9,17 +9,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import grpc
 import pytest
 import structlog
+from hypothesis import given
+from hypothesis import strategies as st
 
 from netbird_proxy import (
+    AccountId,
     Address,
     Deny,
+    ExchangeId,
     Group,
+    Headers,
     Identity,
     Observer,
+    Origin,
     Proxy,
     RouteSpec,
     Try,
@@ -28,13 +35,21 @@ from netbird_proxy import (
 )
 from netbird_proxy.defaults import DEFAULTS
 from netbird_proxy.defaults.access_log import AccessLogOptions
-from netbird_proxy.defaults.access_log.entry import LONGEST_PATH, entry_of
+from netbird_proxy.defaults.access_log.entry import LONGEST_PATH, EntryFormat, request_of, varint
 from netbird_proxy.defaults.access_log.writer import MAX_PENDING_BYTES, LineWriter
 from netbird_proxy.errors import ClientGone, UpstreamClosed
+from netbird_proxy.exchange import Exchange
 from netbird_proxy.plugins import Hooks, load_hooks
+from netbird_wire.proxy_service_pb2 import AccessLog, SendAccessLogRequest
 
 TUNNEL = Identity(UserId("alice"), "alice@example.com", (Group("g1", "engineering"),), "tunnel", by="private_service")
 WAIT = 20.0
+
+
+def entry_of(exchange: Exchange, *, groups: bool = False) -> AccessLog | None:
+    """The entry as management reads it."""
+    written = EntryFormat(exchange.route).entry(exchange, groups=groups)
+    return None if written is None else AccessLog.FromString(written)
 
 
 @pytest.fixture(autouse=True)
@@ -225,6 +240,57 @@ def test_an_entry_is_bounded(exchange: Any) -> None:
 
     assert entry is not None
     assert len(entry.path) == LONGEST_PATH
+
+
+TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=300)
+COUNT = st.integers(0, 2**62)
+
+
+@given(st.binary(max_size=5000), TEXT, TEXT, st.integers(100, 599), COUNT, COUNT, st.lists(TEXT, max_size=3))
+def test_an_entry_is_what_the_message_would_be(
+    raw: bytes, host: str, user: str, status: int, sent: int, lasted: int, groups: list[str]
+) -> None:
+    """Written by hand, the bytes say what the generated class reads: nothing of a client moves a field's border."""
+    who = Identity(UserId(user), "e", tuple(Group("id", name) for name in groups), "tunnel")
+    one = Exchange(
+        id=ExchangeId("0af7651916cd43dd8448eb211c80319c"),
+        origin=Origin("l", AccountId(host), Address("::1", 1), Address("::1", 2)),
+        method="GET", scheme="http", host=host, authority=b"", raw_path=raw, query=b"", http_version="1.1",
+        headers=Headers(), client_address="::1",
+    )  # fmt: skip
+    one.started_at, one.started_ns, one.ended_ns = 1_700_000_000.25, 0, lasted
+    one.status, one.bytes_sent, one.identity = status, sent, who
+    one.denial = Deny(403, "not_in_group") if status == 403 else None
+    request = SendAccessLogRequest.FromString(request_of([in_bytes(one), in_bytes(one)], batch=True))
+    assert len(request.logs) == 2
+    assert (
+        request.logs[0]
+        == request.logs[1]
+        == SendAccessLogRequest.FromString(request_of([in_bytes(one)], batch=False)).log
+    )
+    entry = request.logs[0]
+    seconds, nanos = divmod(int(one.started_at * 1e9) + lasted, 10**9)
+    assert (entry.timestamp.seconds, entry.timestamp.nanos, entry.duration_ms) == (seconds, nanos, lasted // 10**6)
+    assert (entry.log_id, entry.account_id, entry.service_id, entry.host) == (one.id, host, "", host)
+    assert (entry.method, entry.source_ip, entry.response_code, entry.protocol) == ("GET", "::1", status, "http")
+    assert (entry.auth_mechanism, entry.user_id, entry.auth_success) == ("oidc", user, status not in (401, 403))
+    assert (entry.bytes_upload, entry.bytes_download) == (0, sent)
+    assert list(entry.user_groups) == [name or "id" for name in groups]
+    assert dict(entry.metadata) == ({"code": "not_in_group"} if status == 403 else {})
+    decoded = unquote_to_bytes(raw).decode("utf-8", "replace").replace("\0", "\ufffd")
+    assert entry.path == decoded[:LONGEST_PATH]
+
+
+def in_bytes(exchange: Exchange) -> bytes:
+    found = EntryFormat(exchange.route).entry(exchange, groups=True)
+    assert found is not None
+    return found
+
+
+@given(st.integers(0, 2**63 - 1))
+def test_varints_are_protobufs(number: int) -> None:
+    """Any whole number that a field can hold."""
+    assert AccessLog.FromString(b"\x70" + varint(number)).bytes_upload == number
 
 
 async def test_own_paths_are_not_for_management(connect: Any, host: Any, exchange: Any) -> None:
