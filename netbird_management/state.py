@@ -27,6 +27,7 @@ from netbird_management.store.models import (
     GroupRow,
     PeerRow,
     PolicyRow,
+    RevocationRow,
     ServiceRow,
     UserRow,
 )
@@ -60,6 +61,7 @@ class Transaction:
         policies: Iterable[PolicyId] = (),
         account: bool = False,
         domains: bool = False,
+        revocations: bool = False,
     ) -> None:
         """Name the rows written, made or deleted. What is not named is not read again."""
         self.touched |= Touched(
@@ -70,6 +72,7 @@ class Transaction:
             policies=frozenset(policies),
             account=account,
             domains=domains,
+            revocations=revocations,
         )
 
     async def raise_serial(self) -> None:
@@ -195,6 +198,11 @@ class State:
         if domains is None:
             found = await session.scalars(select(DomainRow).where(DomainRow.account_id == account_id))
             domains = tuple(network_rows.domain(domain) for domain in found.all())
+        revocations = old.revocations if old is not None and not touched.revocations else None
+        if revocations is None:
+            query = select(RevocationRow).where(RevocationRow.account_id == account_id)
+            rows = await session.scalars(query.order_by(RevocationRow.not_before, RevocationRow.id))
+            revocations = tuple(network_rows.revoked(row) for row in rows.all())
         return AccountSnapshot.of(
             network_rows.account(row),
             users=await part(UserRow, old.users if old else empty, touched.users, network_rows.user),
@@ -203,6 +211,7 @@ class State:
             services=await part(ServiceRow, old.services if old else empty, touched.services, service_rows.service),
             policies=await part(PolicyRow, old.policies if old else empty, touched.policies, network_rows.policy),
             custom_domains=domains,
+            revocations=revocations,
             generation=self._generation,
         )
 

@@ -8,6 +8,7 @@ import grpc
 
 from netbird_management.grpc.errors import Refused
 from netbird_management.ids import AccountId, ProxyId, ServiceId
+from netbird_management.network.snapshot import Change
 from netbird_management.services.model import Service
 from netbird_management.services.proxies import Registration
 from netbird_management.services.tokens import ProxyToken
@@ -48,6 +49,18 @@ class Connection:
 
     def may_see(self, account_id: AccountId) -> bool:
         return self.token.account_id is None or self.token.account_id == account_id
+
+    def is_concerned(self, change: Change) -> bool:
+        """Whether it understands what is told beside mappings, and may have cached or opened something of the
+        account."""
+        if self.registration.capabilities.claims is None:
+            return False
+        return any(
+            service.proxy_cluster == self.registration.cluster
+            for account in (change.before, change.after)
+            if account is not None
+            for service in account.services.values()
+        )
 
     def put(self, message: SyncMappingsResponse) -> None:
         """To be sent after what was put before. Never waits: a proxy that reads too slowly loses its connection, and

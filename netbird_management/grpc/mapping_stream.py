@@ -44,6 +44,8 @@ EXTENSIONS: Final = (
     Extension.PRINCIPAL,
     Extension.PROXY_ID,
     Extension.REQUIRED_GROUPS,
+    Extension.REVALIDATIONS,
+    Extension.REVOCATIONS,
     Extension.WIREGUARD_ENDPOINT,
 )
 _log = logging.getLogger(__name__)
@@ -113,6 +115,7 @@ class MappingStreams:
 
     async def _converse(self, connection: Connection, context: Any, tasks: asyncio.TaskGroup) -> None:
         mappings = self._mappings.snapshot(connection)
+        revoked = self._mappings.revocations(connection)
         starts = range(0, len(mappings), BATCH) or range(1)
         for start in starts:
             batch = mappings[start : start + BATCH]
@@ -121,6 +124,8 @@ class MappingStreams:
                 mapping=[self._mappings.outgoing(mapping, UPDATE_TYPE_CREATED, connection) for mapping in batch],
                 initial_sync_complete=start == starts[-1],
                 management_extensions=EXTENSIONS if start == 0 else (),
+                # With the first: no mapping of it is in force before them.
+                revocations=revoked if start == 0 else (),
             )
             await context.write(message)
             await _acknowledged(context)

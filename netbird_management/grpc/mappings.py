@@ -7,9 +7,12 @@ no longer be had by this proxy becomes a removal, and nothing that was public st
 from collections.abc import Iterable, Iterator
 from typing import Final
 
+from netbird_management.clock import now
 from netbird_management.grpc.connections import Connection, Connections
 from netbird_management.grpc.recorder import Recorder
+from netbird_management.grpc.revalidations import revalidations, revocation, revocations
 from netbird_management.ids import AccountId, PeerId, ServiceId
+from netbird_management.network.revocations import KEPT
 from netbird_management.network.snapshot import AccountSnapshot, Change
 from netbird_management.plugins import Hooks
 from netbird_management.services.mapping import BuiltMapping, build, resolve
@@ -22,6 +25,7 @@ from netbird_wire.proxy_service_pb2 import (
     UPDATE_TYPE_REMOVED,
     ProxyMapping,
     ProxyMappingUpdateType,
+    Revocation,
     SyncMappingsResponse,
 )
 
@@ -58,6 +62,17 @@ class Mappings:
         self._recorder.withheld_at_snapshot(connection.proxy_id, connection.withheld)
         return [mapping for mapping in connection.held.values() if mapping is not None]
 
+    def revocations(self, connection: Connection) -> list[Revocation]:
+        """The last day's, of every account that the proxy may serve."""
+        since = now() - KEPT
+        return [
+            revocation(account.account.id, one)
+            for account in self._state.snapshots.all()
+            if connection.may_see(account.account.id)
+            for one in account.revocations
+            if one.not_before >= since
+        ]
+
     def outgoing(
         self, mapping: ProxyMapping, kind: "ProxyMappingUpdateType.ValueType", connection: Connection
     ) -> ProxyMapping:
@@ -81,6 +96,7 @@ class Mappings:
     def tell(self, change: Change) -> None:
         """Tells every proxy what a commit changes for it."""
         candidates = list(self._candidates(change))
+        asked, revoked = revalidations(change), revocations(change)
         after = change.after
         for service_id, _ in candidates:
             if after is None or service_id not in after.services:
@@ -95,6 +111,9 @@ class Mappings:
             ]
             for start in range(0, len(updates), BATCH):
                 connection.put(SyncMappingsResponse(mapping=updates[start : start + BATCH]))
+            if (asked or revoked) and connection.is_concerned(change):
+                # After the mappings, which must be in force when the proxy asks.
+                connection.put(SyncMappingsResponse(revalidations=asked, revocations=revoked))
 
     def _candidates(self, change: Change) -> Iterator[tuple[ServiceId, bool]]:
         """The services whose mappings may differ, and whether they themselves were written."""

@@ -128,6 +128,7 @@ def _server(edge: Edge) -> grpc.aio.Server:
 
 
 def _bind(server: grpc.aio.Server, listener: Listener) -> int:
+    listener.bind("grpc").close()  # gRPC would not say why it cannot have an address
     try:
         if listener.certificate is None or listener.key is None:
             return server.add_insecure_port(listener.listen)

@@ -40,10 +40,10 @@ def services_differ(before: AccountSnapshot | None, after: AccountSnapshot | Non
 def _differ(before: Mapping[_K, _V], after: Mapping[_K, _V]) -> bool:
     if before.keys() != after.keys():
         return True
-    return any(old is not (new := after[key]) and _lasting(old) != _lasting(new) for key, old in before.items())
+    return any(old is not (new := after[key]) and lasting(old) != lasting(new) for key, old in before.items())
 
 
-def _lasting(value: Peer | User) -> Peer | User:
+def lasting(value: Peer | User) -> Peer | User:
     """Without what comes and goes."""
     if isinstance(value, User):
         return replace(value, last_login=None)

@@ -183,6 +183,16 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
+class Revoked:
+    """Sessions that are over: one by the SHA-256 of its token, or all that a subject was given before a moment."""
+
+    id: str
+    subject: str
+    token_hash: bytes
+    not_before: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class CustomDomain:
     """A domain that an account brought along; services under it go to `target_cluster` once it is `validated`."""
 

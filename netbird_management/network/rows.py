@@ -19,10 +19,11 @@ from netbird_management.network.model import (
     ProxyPeer,
     Resource,
     ResourceType,
+    Revoked,
     Role,
     User,
 )
-from netbird_management.store.models import AccountRow, DomainRow, GroupRow, PeerRow, PolicyRow, UserRow
+from netbird_management.store.models import AccountRow, DomainRow, GroupRow, PeerRow, PolicyRow, RevocationRow, UserRow
 
 
 def account(row: AccountRow) -> Account:
@@ -36,6 +37,10 @@ def account(row: AccountRow) -> Account:
         serial=row.serial,
         settings=AccountSettings(**row.settings),
     )
+
+
+def revoked(row: RevocationRow) -> Revoked:
+    return Revoked(id=row.id, subject=row.subject, token_hash=row.token_hash, not_before=row.not_before)
 
 
 def user(row: UserRow) -> User:

@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from types import MappingProxyType
 
 from netbird_management.ids import AccountId, GroupId, PeerId, PolicyId, ServiceId, UserId
-from netbird_management.network.model import ALL_GROUP, Account, CustomDomain, Group, Peer, Policy, User
+from netbird_management.network.model import ALL_GROUP, Account, CustomDomain, Group, Peer, Policy, Revoked, User
 from netbird_management.services.domains import fold
 from netbird_management.services.model import Service
 
@@ -28,6 +28,8 @@ class AccountSnapshot:
     services: Mapping[ServiceId, Service]
     policies: Mapping[PolicyId, Policy]
     custom_domains: tuple[CustomDomain, ...] = ()
+    revocations: tuple[Revoked, ...] = ()
+    """Of the last day, when it was read; the oldest first."""
     generation: int = 0
     """Rises with each replacement in this process."""
     _by_domain: Mapping[str, Service] = field(default_factory=dict, repr=False)
@@ -47,6 +49,7 @@ class AccountSnapshot:
         services: Mapping[ServiceId, Service] | None = None,
         policies: Mapping[PolicyId, Policy] | None = None,
         custom_domains: tuple[CustomDomain, ...] = (),
+        revocations: tuple[Revoked, ...] = (),
         generation: int = 0,
     ) -> "AccountSnapshot":
         """A snapshot with its indexes. The mappings are taken as they are: do not change them afterwards."""
@@ -72,6 +75,7 @@ class AccountSnapshot:
             services=MappingProxyType(services),
             policies=MappingProxyType(policies),
             custom_domains=custom_domains,
+            revocations=revocations,
             generation=generation,
             _by_domain={service.domain: service for service in services.values()},
             _by_key={peer.key: peer for peer in peers.values()},
@@ -133,6 +137,7 @@ class Touched:
     policies: frozenset[PolicyId] = frozenset()
     account: bool = False
     domains: bool = False
+    revocations: bool = False
 
     def __or__(self, other: "Touched") -> "Touched":
         return Touched(
@@ -143,6 +148,7 @@ class Touched:
             policies=self.policies | other.policies,
             account=self.account or other.account,
             domains=self.domains or other.domains,
+            revocations=self.revocations or other.revocations,
         )
 
 

@@ -12,6 +12,7 @@ from netbird_management.errors import InvalidArgument, NotFound, PermissionDenie
 from netbird_management.ids import AccountId, GroupId, TokenId, UserId, new_id
 from netbird_management.network.membership import move
 from netbird_management.network.model import ALL_GROUP, Role, User
+from netbird_management.network.revocations import revoke
 from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.state import State
 from netbird_management.store.models import PeerRow, PersonalTokenRow, UserRow
@@ -98,6 +99,8 @@ async def update_user(
         if not blocked:
             row.pending_approval = False
         transaction.touch(users=[user_id])
+        if blocked and not user.blocked:
+            await revoke(transaction, subject=user_id)
         peers = [peer.id for peer in transaction.account.peers.values() if peer.user_id == user_id]
         before, after = set(user.auto_groups), set(auto_groups)
         await move(transaction, peers, leave=before - after, join=after - before)
@@ -117,6 +120,7 @@ async def delete_user(state: State, account_id: AccountId, user_id: UserId) -> N
         await transaction.session.execute(delete(PeerRow).where(PeerRow.id.in_(peers)))
         await transaction.session.execute(delete(UserRow).where(UserRow.id == user_id))
         transaction.touch(users=[user_id], peers=peers, groups=groups)
+        await revoke(transaction, subject=user_id)
         await transaction.raise_serial()
 
 

@@ -22,7 +22,15 @@ def prepare_directory(directory: Path) -> Vault:
 
     A database without its key is refused: a new key would open none of its secrets.
     """
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mode = directory.stat().st_mode
+    except FileExistsError as error:
+        raise VaultError(f"state_directory {directory} is not a directory") from error
+    except OSError as error:
+        raise VaultError(f"state_directory {directory} cannot be made: {error.strerror}") from error
+    if mode & 0o077:
+        raise VaultError(f"state_directory {directory} is open to others: chmod 700 it")
     if (directory / KEY_FILE).exists():
         return Vault.load(directory)
     if (directory / DATABASE_FILE).exists():

@@ -231,6 +231,18 @@ class ProxyTokenRow(Row):
     revoked: Mapped[bool] = mapped_column(default=False)
 
 
+class RevocationRow(Row):
+    """A session that is over before it expires: one token, or all of a subject until then. One of the two is empty."""
+
+    __tablename__ = "revocations"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"), index=True)
+    subject: Mapped[str] = mapped_column(default="")
+    token_hash: Mapped[bytes] = mapped_column(default=b"")
+    not_before: Mapped[datetime]
+
+
 class SpentNonceRow(Row):
     """A one-time token that made its peer; kept until it would have expired anyway."""
 

@@ -72,6 +72,8 @@ async def test_the_snapshot_of_nothing(lab: Lab) -> None:
         "principal",
         "proxy_id",
         "required_groups",
+        "revalidations",
+        "revocations",
         "wireguard_endpoint",
     }
 
