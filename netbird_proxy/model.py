@@ -151,6 +151,8 @@ class Upstream:
     Attributes:
         path: the target's own raw path, `/` or longer; what replaces a stripped prefix.
         dial_timeout: seconds for reaching it, TLS included; None takes the proxy's default.
+        ca: certificates in PEM that alone vouch for it; empty: the system's roots do.
+        server_name: what TLS asks for and verifies; empty: the host that is dialed.
         values: plugins' target settings by model.
     """
 
@@ -161,6 +163,8 @@ class Upstream:
     dial_timeout: float | None = None
     custom_headers: tuple[tuple[bytes, bytes], ...] = ()
     disable_access_log: bool = False
+    ca: str = field(default="", repr=False)
+    server_name: str = ""
     values: ReadOnlyDict[type, Any] = field(default_factory=dict)
 
     def settings(self, model: type[S]) -> S:
@@ -180,6 +184,8 @@ class RouteSpec:
         domain: as management sent it: what RPCs about this service must say.
         prefix: raw path prefix on segment borders, starting with `/`, without a trailing slash except the root's.
         strip_prefix: replace the literal prefix by the upstream's path, else send the path as it came.
+        pass_ambiguous: a path that can be read in two ways goes on as it came; else it is answered 400.
+        same_origin: unsafe requests from other sites are refused where a cookie or the tunnel says who calls.
         guarding: claimed guarding fields that are set, by plugin id; each plugin must bind an enforcing step.
         values: plugins' mapping settings by model.
     """
@@ -194,6 +200,8 @@ class RouteSpec:
     strip_prefix: bool = True
     pass_host_header: bool = False
     rewrite_redirects: bool = False
+    pass_ambiguous: bool = False
+    same_origin: bool = True
     guarding: ReadOnlyDict[str, tuple[str, ...]] = field(default_factory=dict)
     values: ReadOnlyDict[type, Any] = field(default_factory=dict)
 

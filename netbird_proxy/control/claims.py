@@ -17,6 +17,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from netbird_host.info import Claim, PluginId
 from netbird_proxy.errors import PluginFailed, RouteRefused
 from netbird_wire import middlewares
+from netbird_wire.plugin_settings import CORE
 from netbird_wire.proxy_service_pb2 import (
     AccessRestrictions,
     Authentication,
@@ -54,6 +55,8 @@ CORE_CLAIMS: Final = frozenset(
         "path.options.capture_content_types",
         "path.options.agent_network",
         "path.options.disable_access_log",
+        f"plugin_settings.{CORE}",
+        f"path.plugin_settings.{CORE}",
     }
 )
 """What the proxy itself understands: nothing in here guards anything."""

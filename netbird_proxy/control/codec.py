@@ -11,10 +11,11 @@ import hashlib
 from collections.abc import Collection
 from collections.abc import Mapping as ReadOnlyDict
 from dataclasses import dataclass, replace
-from typing import Any, Final, get_args
+from typing import Any, Final, TypeVar, get_args
 
 from pydantic import ValidationError
 
+from netbird_host.core_settings import CoreSettings, CoreTargetSettings
 from netbird_host.info import PluginId
 from netbird_proxy.control.claims import Claims, unknown_in
 from netbird_proxy.control.targets import custom_headers, http_target, raw_prefix, seconds, stream_target
@@ -23,8 +24,10 @@ from netbird_proxy.folding import fold_host
 from netbird_proxy.model import AccountId, Kind, Mapping, Mode, RouteSpec, ServiceId, Upstream
 from netbird_proxy.plugins import Hooks
 from netbird_wire.direct_upstream import is_direct
+from netbird_wire.plugin_settings import CORE, read_settings
 from netbird_wire.proxy_service_pb2 import PATH_REWRITE_PRESERVE, PathMapping, ProxyCapabilities, ProxyMapping
 
+C = TypeVar("C", CoreSettings, CoreTargetSettings)
 _KINDS: Final[dict[Mode, Kind]] = {"http": "http", "tcp": "stream", "tls": "stream", "udp": "datagram"}
 
 
@@ -125,6 +128,7 @@ class Codec:
         if mapping.mode != "http" and not said.path:
             raise RouteRefused("the mapping has no target")
         values = self._values(said)
+        core = _core(CoreSettings, said)
         routes: dict[bytes, RouteSpec] = {}
         for path, judged_path in zip(said.path, judged_paths, strict=True):
             route = RouteSpec(
@@ -138,6 +142,8 @@ class Codec:
                 strip_prefix=path.options.path_rewrite != PATH_REWRITE_PRESERVE,
                 pass_host_header=said.pass_host_header,
                 rewrite_redirects=said.rewrite_redirects,
+                pass_ambiguous=core.ambiguous_path == "pass",
+                same_origin=core.same_origin,
                 guarding=_together(judged.guarding, judged_path.guarding),
                 values=values,
             )
@@ -158,6 +164,11 @@ class Codec:
             scheme, address, raw_path = http_target(path.target)
         else:
             scheme, address, raw_path = mode, stream_target(path.target), b"/"
+        core = _core(CoreTargetSettings, path)
+        if scheme != "https" and (core.ca or core.server_name):
+            raise RouteRefused(f"the target of path {path.path!r} has settings for TLS and is not https")
+        if core.ca and options.skip_tls_verify:
+            raise RouteRefused(f"the target of path {path.path!r} has a ca and skips verification: choose one")
         return Upstream(
             scheme=scheme,  # type: ignore[arg-type]  # one of the five by now
             address=address,
@@ -166,6 +177,8 @@ class Codec:
             dial_timeout=seconds(options.request_timeout),
             custom_headers=custom_headers(options.custom_headers, ignored),
             disable_access_log=options.disable_access_log,
+            ca=core.ca,
+            server_name=core.server_name,
             values={model: _read(plugin, model, said, path) for plugin, model in self._target_settings},
         )
 
@@ -187,16 +200,25 @@ def _host(said: ProxyMapping, mode: Mode) -> str:
         raise RouteRefused(f"domain {said.domain!r} is not a host") from None
 
 
+def _core(model: type[C], message: ProxyMapping | PathMapping) -> C:
+    """The core's own settings."""
+    try:
+        return model.model_validate(read_settings(message, CORE))
+    except ValidationError as error:
+        raise RouteRefused(f"this proxy cannot use the settings of {CORE}: {_wrong(error)}") from None
+
+
+def _wrong(error: ValidationError) -> str:
+    """Where and what; never the values, some of which are secrets."""
+    return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_input=False))
+
+
 def _read(plugin: PluginId, model: type[Any], *arguments: ProxyMapping | PathMapping) -> Any:
     """What a plugin's model makes of a mapping."""
     try:
         value = model.from_wire(*arguments)
     except ValidationError as error:
-        # Its own text quotes the values, and some of those are secrets.
-        wrong = "; ".join(
-            f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_input=False)
-        )
-        raise RouteRefused(f"plugin {plugin} cannot use its settings: {wrong}") from None
+        raise RouteRefused(f"plugin {plugin} cannot use its settings: {_wrong(error)}") from None
     except ValueError as error:
         raise RouteRefused(f"plugin {plugin} cannot use its settings: {error}") from error
     except Exception as error:

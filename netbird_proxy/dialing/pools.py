@@ -54,7 +54,7 @@ class UpstreamPool:
         self._max_in_flight = max_in_flight
         self._limits = limits or HeadLimits()
         self._tls = tls
-        self._server_name = server_name or upstream.address.host
+        self._server_name = server_name or upstream.server_name or upstream.address.host
         self._idle: list[Http1Connection] = []  # oldest first
         self._busy: set[Http1Connection] = set()
         self._dialing = 0
@@ -183,7 +183,9 @@ class UpstreamPool:
         try:
             async with asyncio.timeout(timeout):
                 if self.upstream.scheme in ("https", "tls"):
-                    context = self._tls or client_context(skip_verify=self.upstream.skip_tls_verify)
+                    context = self._tls or client_context(
+                        skip_verify=self.upstream.skip_tls_verify, ca=self.upstream.ca
+                    )
                     protocol, handshake = client_tls(
                         connection, context, self._server_name, handshake_timeout=timeout + 1
                     )

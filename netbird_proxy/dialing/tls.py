@@ -14,10 +14,13 @@ CLOSE_TIMEOUT = 2.0
 """Seconds that a closed connection waits for the upstream's own goodbye."""
 
 
-@functools.cache
-def client_context(*, skip_verify: bool = False) -> ssl.SSLContext:
-    """The context for upstreams: the system's roots, or none. Loading the roots takes some 20 ms, so it is kept."""
-    context = ssl.create_default_context()
+@functools.lru_cache(256)
+def client_context(*, skip_verify: bool = False, ca: str = "") -> ssl.SSLContext:
+    """The context for upstreams: the system's roots, `ca` alone where it is given, or none.
+
+    Loading the system's roots takes some 20 ms, so contexts are kept.
+    """
+    context = ssl.create_default_context(cadata=ca or None)
     if skip_verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

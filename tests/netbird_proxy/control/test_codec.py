@@ -6,8 +6,10 @@ import base64
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +17,7 @@ from netbird_proxy.control.codec import Codec, Decoded
 from netbird_proxy.model import Address, Mapping, Upstream
 from netbird_proxy.plugins import Hooks
 from netbird_wire.direct_upstream import set_direct
+from netbird_wire.plugin_settings import CORE, write_settings
 from netbird_wire.proxy_service_pb2 import (
     PATH_REWRITE_PRESERVE,
     UPDATE_TYPE_MODIFIED,
@@ -30,6 +33,7 @@ from .plugins_for_codec import SHOP, Shelf, Shop, bare_codec, hooks, whole_codec
 GOLDEN = Path(__file__).parents[2] / "corpus" / "golden" / "wire.jsonl"
 CODEC = bare_codec()
 WHOLE = whole_codec()
+CA = trustme.CA().cert_pem.bytes().decode()
 
 
 def wire(*paths: PathMapping, **fields: object) -> ProxyMapping:
@@ -461,3 +465,56 @@ def test_no_message_makes_the_codec_raise(unknown: bytes, domain: str, path: str
     message.path[0].options.MergeFromString(on_11(unknown))
     found = decoded(message, WHOLE)
     assert bool(found.mapping.routes) is (found.mapping.refused == "")
+
+
+# The core's own settings ----------------------------------------------------------------------------------------------
+
+
+def test_core_reads_its_settings() -> None:
+    """Of the service on every route, of the target on its upstream; without any, the strict ones."""
+    message = wire(target("https://10.0.0.7/"), target(path="/b"))
+    write_settings(message, CORE, {"ambiguous_path": "pass", "same_origin": False})
+    write_settings(message.path[0], CORE, {"ca": CA, "server_name": "api.internal"})
+
+    first, second = served(message).routes
+
+    assert [(route.pass_ambiguous, route.same_origin) for route in (first, second)] == [(True, False)] * 2
+    assert (first.upstreams[0].ca, first.upstreams[0].server_name) == (CA, "api.internal")
+    assert (second.upstreams[0].ca, second.upstreams[0].server_name) == ("", "")
+    (plain,) = served(wire(target())).routes
+    assert (plain.pass_ambiguous, plain.same_origin) == (False, True)
+    assert CA not in repr(first)
+
+
+@pytest.mark.parametrize(
+    ("service", "of_target", "url", "sentence"),
+    [
+        ({"ambigous": 1}, {}, "https://a/", "this proxy cannot use the settings of core: ambigous: "),
+        ({}, {"ca": "hunter2"}, "https://a/", "this proxy cannot use the settings of core: ca: "),
+        ({}, {"ca": CA}, "http://a/", "the target of path '/' has settings for TLS and is not https"),
+        ({}, {"server_name": "x"}, "http://a/", "the target of path '/' has settings for TLS and is not https"),
+    ],
+)
+def test_settings_of_the_core_that_cannot_be_used_refuse(
+    service: dict[str, Any], of_target: dict[str, Any], url: str, sentence: str
+) -> None:
+    """Nobody is served by half of what was asked for."""
+    message = wire(target(url))
+    if service:
+        write_settings(message, CORE, service)
+    if of_target:
+        write_settings(message.path[0], CORE, of_target)
+
+    said = refused(message)
+
+    assert said.startswith(sentence)
+    assert "hunter" not in said
+
+
+def test_own_roots_and_no_verification_exclude_each_other() -> None:
+    """Whoever asks for both has misunderstood one of them."""
+    message = wire(target("https://a/"))
+    write_settings(message.path[0], CORE, {"ca": CA})
+    message.path[0].options.skip_tls_verify = True
+
+    assert "choose one" in refused(message)

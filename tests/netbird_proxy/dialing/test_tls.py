@@ -95,6 +95,36 @@ async def pools() -> AsyncIterator[Pools]:
     await asyncio.sleep(0)
 
 
+@pytest.mark.parametrize(
+    ("named", "vouched", "fine"),
+    [("inner.example", True, True), ("", True, False), ("inner.example", False, False)],
+    ids=["own roots and name", "the dialed name is another", "the system's roots"],
+)
+async def test_roots_and_a_name_of_its_own(
+    authority: Authority, pools: Pools, named: str, vouched: bool, fine: bool
+) -> None:
+    """A target's own authority and name decide, and nothing else does: neither widens what the other allows."""
+    ca = authority.ca.cert_pem.bytes().decode() if vouched else ""
+    target = Upstream("https", Address("10.0.0.7", 443), ca=ca, server_name=named)
+    pool = pools(target, over_memory(authority.server("inner.example")))
+
+    if fine:
+        assert await get(pool) == BODY
+    else:
+        with pytest.raises(TlsFailed):
+            await get(pool)
+
+
+async def test_own_roots_replace_the_systems(authority: Authority, pools: Pools) -> None:
+    """A certificate of another authority is refused, whoever trusts that one."""
+    other = trustme.CA().cert_pem.bytes().decode()
+    pool = pools(Upstream("https", Address("a.example", 443), ca=other), over_memory(authority.server("a.example")))
+
+    with pytest.raises(TlsFailed):
+        await get(pool)
+    assert client_context(ca=other).cert_store_stats()["x509"] == 1
+
+
 async def get(pool: Pool) -> bytes:
     async with asyncio.timeout(20):
         connection = await pool.acquire()
