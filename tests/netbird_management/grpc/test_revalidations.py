@@ -185,7 +185,7 @@ async def test_promise_8_revocations_stand_in_every_snapshot(house: House) -> No
 async def test_a_revocation_names_one_thing(house: House) -> None:
     """Neither or both is a mistake, and nothing is written."""
     for wrong in ({}, {"subject": "bob", "token_hash": b"x"}):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="a subject or a token"):
             async with house.lab.home.state.change(house.lab.home.account_id) as transaction:
                 await revoke(transaction, **wrong)  # type: ignore[arg-type]
 

@@ -1,0 +1,134 @@
+"""What the mapping stream says beside mappings: who is asked about again, and what is believed of before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from netbird_proxy.accounts import Accounts
+from netbird_proxy.control.codec import Codec
+from netbird_proxy.control.status import StatusReports
+from netbird_proxy.control.tokens import OneTimeTokens
+from netbird_proxy.mappings import ManagementMappings
+from netbird_proxy.model import AccountId, PublicKey, ServiceId, UserId
+from netbird_proxy.plugins import load_hooks
+from netbird_proxy.revocations import RevokedSessions
+from netbird_proxy.testing.fakes import FakeManagement
+from netbird_proxy.testing.transcript import Transcript
+from netbird_wire.proxy_service_pb2 import Revalidation, Revocation, SyncMappingsResponse
+
+ACME = AccountId("acme")
+
+
+class Exchanges:
+    """Who was to be asked about again, each with the account's generation at that moment."""
+
+    def __init__(self, generation: Callable[[AccountId], int]) -> None:
+        self.asked: list[tuple[object, ...]] = []
+        self._generation = generation
+
+    def revalidate(
+        self,
+        *,
+        account: AccountId | None = None,
+        user: UserId | None = None,
+        peer: PublicKey | None = None,
+        service: ServiceId | None = None,
+    ) -> int:
+        self.asked.append((account, user, peer, service, self._generation(ACME)))
+        return 1
+
+
+class Line:
+    """The stream's end in the proxy, on real parts but for the process."""
+
+    def __init__(self, directory: Path) -> None:
+        management = FakeManagement()
+        hooks = load_hooks([], defaults=(), core_claims=())
+        self.accounts = Accounts(
+            hooks,
+            management,  # type: ignore[arg-type]  # nothing registers here
+            directory,
+            listening=None,
+            on_change=lambda _state: None,
+            on_map=lambda _account: None,
+        )
+        self.exchanges = Exchanges(self.accounts.generation)
+        self.revocations = RevokedSessions()
+        self.mappings = ManagementMappings(
+            Codec(hooks),
+            Transcript().routing,
+            self.accounts,
+            OneTimeTokens(),
+            StatusReports(management),
+            self.exchanges,
+            self.revocations,
+            private=False,
+            has_certificate=lambda _host: False,
+        )
+        self.mappings.stream_opened()
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> Line:
+    return Line(tmp_path)
+
+
+async def test_promise_8_what_was_answered_before_serves_nobody_after(line: Line) -> None:
+    """The generation is up before anybody is asked about: else the answer would be the one that is over."""
+    before = line.accounts.generation(ACME)
+    await line.mappings.apply(
+        SyncMappingsResponse(
+            revalidations=[
+                Revalidation(account_id=ACME, user_id="bob"),
+                Revalidation(account_id=ACME, peer_key="key", service_id="wiki"),
+            ]
+        )
+    )
+
+    assert line.exchanges.asked == [
+        (ACME, "bob", None, None, before + 2),
+        (ACME, None, "key", "wiki", before + 2),
+    ]
+    assert line.accounts.generation(AccountId("other")) == 0
+
+
+async def test_promise_8_after_a_gap_everybody_is_asked_about(line: Line) -> None:
+    """Nothing told of what happened while no stream was up; the end of the snapshot is where that is made good."""
+    others = AccountId("other")
+    before = line.accounts.generation(others)
+    await line.mappings.apply(SyncMappingsResponse())
+    assert line.exchanges.asked == []
+    await line.mappings.apply(SyncMappingsResponse(initial_sync_complete=True))
+
+    assert [asked[:4] for asked in line.exchanges.asked] == [(None, None, None, None)]
+    assert line.accounts.generation(others) == before + 1
+
+
+async def test_an_event_about_no_account_is_about_all(line: Line) -> None:
+    """What cannot be read narrowly is read widely."""
+    await line.mappings.apply(SyncMappingsResponse(revalidations=[Revalidation()]))
+
+    assert line.exchanges.asked == [(None, None, None, None, 1)]
+
+
+async def test_promise_8_revoked_sessions_are_refused_and_their_streams_asked_about(line: Line) -> None:
+    """By subject the subject's own; by hash everybody's of the account, as a hash says nothing of whose it is."""
+    moment = Timestamp(seconds=500, nanos=500_000_000)
+    await line.mappings.apply(
+        SyncMappingsResponse(
+            revocations=[
+                Revocation(account_id=ACME, subject="bob", not_before=moment),
+                Revocation(account_id=ACME, token_hash=b"h" * 32, not_before=moment),
+            ]
+        )
+    )
+
+    revoked = line.revocations.revoked
+    assert revoked(ACME, subject="bob", token_hash=b"?", issued_at=500)
+    assert not revoked(ACME, subject="bob", token_hash=b"?", issued_at=501)
+    assert revoked(ACME, subject="alice", token_hash=b"h" * 32, issued_at=900)
+    assert [asked[:2] for asked in line.exchanges.asked] == [(ACME, "bob"), (ACME, None)]
