@@ -18,7 +18,7 @@ from netbird_management.errors import ManagementError, PreconditionFailed
 from netbird_management.ids import TokenId
 from netbird_management.network.accounts import create_account
 from netbird_management.network.users import create_token
-from netbird_management.plugins import Hooks
+from netbird_management.plugins import HookError, Hooks
 from netbird_management.services.tokens import create_proxy_token, proxy_tokens_of, revoke_proxy_token
 from netbird_management.settings import CONFIG_VARIABLE, ManagementSettings, read_settings
 from netbird_management.state import State
@@ -83,18 +83,18 @@ def init(
 @app.command()
 def run(config: Config = None) -> None:
     """Serve REST and gRPC until SIGTERM or SIGINT."""
-    settings, hooks = _settings(config)
+    settings, hooks = _settings(config, files=True)
     logs.configure()
     try:
         asyncio.run(_run(settings.value, hooks))
-    except* (VaultError, DirectoryInUseError, OSError) as errors:
-        _stop(errors.exceptions[0])
+    except* (VaultError, DirectoryInUseError, HookError, OSError) as errors:
+        _stop(errors)
 
 
 @app.command()
 def check(config: Config = None, show: Annotated[bool, typer.Option(help="Print every value.")] = False) -> None:
     """Judge the settings without starting anything."""
-    settings, _ = _settings(config)
+    settings, _ = _settings(config, files=True)
     for line in settings.show() if show else ():
         typer.echo(f"{line.path} = {line.value}  # {line.source}")
     typer.echo("settings are good", err=True)
@@ -148,9 +148,14 @@ async def _run(settings: ManagementSettings, hooks: Hooks) -> None:
             await shutdown.wait()
 
 
-def _settings(config: Path | None) -> tuple[Settings[ManagementSettings], Hooks]:
+def _settings(config: Path | None, *, files: bool = False) -> tuple[Settings[ManagementSettings], Hooks]:
+    """Read and judge; `files` also those that the settings name."""
     try:
-        return read_settings(config)
+        settings, hooks = read_settings(config)
+        if files:
+            settings.value.rest.judge("rest")
+            settings.value.grpc.judge("grpc")
+        return settings, hooks
     except (SettingsError, PluginError) as error:
         _stop(error)
 
@@ -168,7 +173,7 @@ def _with_state(settings: ManagementSettings, work: Callable[[State], Awaitable[
     try:
         return asyncio.run(opened())
     except* (ManagementError, VaultError, DirectoryInUseError, OSError) as errors:
-        _stop(errors.exceptions[0])
+        _stop(errors)
 
 
 def _seconds(text: str) -> float:
@@ -181,5 +186,9 @@ def _seconds(text: str) -> float:
 
 
 def _stop(error: BaseException) -> NoReturn:
-    typer.echo(str(error), err=True)
-    raise typer.Exit(1)
+    """Ends the command: each problem on a line that says who tells it; 2 for what a start cannot use, else 1."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    for line in str(error).splitlines():
+        typer.echo(f"netbird-management: {line}", err=True)
+    raise typer.Exit(2 if isinstance(error, SettingsError | PluginError) else 1)

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 import secrets
-import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Final
@@ -21,7 +20,7 @@ from netbird_management.rest.app import create_app
 from netbird_management.rest.context import Context
 from netbird_management.services.access_log import forget_old_entries
 from netbird_management.services.proxies import disconnect_all_proxies, forget_stale_proxies
-from netbird_management.settings import Listener, ManagementSettings
+from netbird_management.settings import ManagementSettings
 from netbird_management.state import State
 from netbird_management.store.directory import held, prepare_directory
 
@@ -89,7 +88,7 @@ async def _listening(settings: ManagementSettings, hooks: Hooks, state: State) -
 @asynccontextmanager
 async def _serve_rest(app: ASGIApp, settings: ManagementSettings) -> AsyncIterator[int]:
     listener = settings.rest
-    bound = _bind(listener)
+    bound = listener.bind("rest")
     config = uvicorn.Config(
         app,
         proxy_headers=False,
@@ -118,13 +117,6 @@ class _Rest(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-def _bind(listener: Listener) -> socket.socket:
-    """A listening socket: connections wait in it until the server takes them, so a bound port is a ready one."""
-    address = listener.address
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    return socket.create_server((address.host, address.port), family=family, backlog=512)
 
 
 async def _keep_house(server: ManagementServer) -> None:

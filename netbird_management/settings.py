@@ -1,6 +1,8 @@
 """Management's settings: models, read from a TOML file, the environment and flags by `netbird_host.settings`."""
 
 import os
+import socket
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, model_validator
 
 from netbird_host.setting_types import Count, SecondsOrZero, Section
-from netbird_host.settings import Settings, read_sources
+from netbird_host.settings import Settings, SettingsError, read_sources
 from netbird_management.plugins import Hooks, load_hooks
 from netbird_management.services.domains import fold
 
@@ -60,6 +62,33 @@ class Listener(Section):
     @property
     def address(self) -> Address:
         return Address.parse(self.listen)
+
+    def judge(self, name: str) -> None:
+        """Read the certificate as a start would. Raises `SettingsError`; `name` is the section's."""
+        if self.certificate is None or self.key is None:
+            return
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        for what, path in (("certificate", self.certificate), ("key", self.key)):
+            try:
+                path.read_bytes()
+            except OSError as error:
+                raise SettingsError([f"{name}.{what}: {path}: {error.strerror}"]) from error
+        try:
+            # An encrypted key would ask on the terminal, and the process would hang where nobody looks.
+            context.load_cert_chain(self.certificate, self.key, password=lambda: b"")
+        except OSError as error:
+            told = f"{name}: {self.certificate} and {self.key} are no certificate with its key: {error}"
+            raise SettingsError([told]) from error
+
+    def bind(self, name: str) -> socket.socket:
+        """A listening socket: connections wait in it until somebody takes them. Raises `OSError` that says which."""
+        address = self.address
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        try:
+            return socket.create_server((address.host, address.port), family=family, backlog=512)
+        except OSError as error:
+            why = (error.strerror or str(error)).partition(" (while")[0]
+            raise OSError(f"{name}.listen {self.listen}: {why}") from error
 
 
 class ManagementSettings(Section):

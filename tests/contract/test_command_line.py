@@ -108,10 +108,7 @@ WRONG = {
     ),
     "an unknown setting in a section": (
         changed("token_file", "token_fle"),
-        [
-            "management: token_file, or the token itself in NB_PROXY_TOKEN, is required (file proxy.toml)",
-            "management.token_fle: there is no such setting; did you mean management.token_file? (file proxy.toml)",
-        ],
+        ["management.token_fle: there is no such setting; did you mean management.token_file? (file proxy.toml)"],
     ),
     "units that are none, two of them": (
         GOOD + '[limits]\nhead_timeout = "5 parsecs"\nhead_bytes = "64k"\n',
@@ -165,8 +162,11 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("command", ["run", "check"])
-@pytest.mark.parametrize("wrong", WRONG)
+FILES = ("no token", "a certificate that is none", "a state directory that is a file")
+"""What a check could pass over, as nothing in the settings themselves is wrong."""
+
+
+@pytest.mark.parametrize(("wrong", "command"), [*((one, "run") for one in WRONG), *((one, "check") for one in FILES)])
 def test_wrong_settings_stop_the_start(home: Path, wrong: str, command: str) -> None:
     """Every problem at once, each with its setting and its source; `check` finds what `run` would."""
     settings, expected = WRONG[wrong]
@@ -302,3 +302,71 @@ def test_every_command_explains_itself(home: Path, command: list[str]) -> None:
     assert "Usage: netbird-proxy " + " ".join(command) in out
     silent = [line for line in out.splitlines() if line.rstrip(" │").endswith(("<bool>", "<path>", "<str>"))]
     assert silent == []
+
+
+WRONG_MANAGEMENT = {
+    "an unknown setting": (
+        'state_dir = "state"',
+        2,
+        "state_dir: there is no such setting; did you mean state_directory? (file management.toml)",
+    ),
+    "a unit that is none": (
+        'grace = "5 parsecs"',
+        2,
+        "grace: expected seconds as a number, or a text such as 500ms, 90s or 1m30s, not '5 parsecs' "
+        "(file management.toml)",
+    ),
+    "a plugin that is not there": (
+        'plugins = ["private_servce"]',
+        2,
+        "plugin private_servce: is not installed (did you mean private_service?); ",
+    ),
+    "a certificate that is none": (
+        '[rest]\nlisten = "127.0.0.1:0"\ncertificate = "token"\nkey = "token"',
+        2,
+        "rest: token and token are no certificate with its key: ",
+    ),
+    "a certificate that is not there": (
+        '[grpc]\nlisten = "127.0.0.1:0"\ncertificate = "nowhere"\nkey = "token"',
+        2,
+        "grpc.certificate: nowhere: No such file or directory",
+    ),
+    "a state directory that is a file": (
+        'state_directory = "token"',
+        1,
+        "state_directory token is not a directory",
+    ),
+    "a state directory that is open to others": (
+        'state_directory = "open"',
+        1,
+        "state_directory open is open to others: chmod 700 it",
+    ),
+    "a port that is taken": (
+        'state_directory = "state"\n[grpc]\nlisten = "127.0.0.1:0"\n[rest]\nlisten = "127.0.0.1:{taken}"',
+        1,
+        "rest.listen 127.0.0.1:{taken}: Address already in use",
+    ),
+    "a port that is taken for gRPC": (
+        'state_directory = "state"\n[rest]\nlisten = "127.0.0.1:0"\n[grpc]\nlisten = "127.0.0.1:{taken}"',
+        1,
+        "grpc.listen 127.0.0.1:{taken}: Address already in use",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_MANAGEMENT)
+def test_management_says_what_is_wrong(home: Path, wrong: str) -> None:
+    """The same of the other host: one line, its setting, and what is the matter."""
+    settings, code, expected = WRONG_MANAGEMENT[wrong]
+    (home / "open").mkdir()
+    (home / "open").chmod(0o755)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        (home / "management.toml").write_text(settings.replace("{taken}", port))
+        found, out, err = run(home, MANAGEMENT, "run", "--config", "management.toml")
+
+    assert found == code
+    assert "ready" not in out
+    told = [line for line in err.splitlines() if not line.startswith("{")]  # log lines are JSON
+    assert len(told) == 1
+    assert told[0].startswith("netbird-management: " + expected.replace("{taken}", port))

@@ -193,7 +193,7 @@ def test_wrong_settings_stop_the_start(config: Path, text: str, words: str) -> N
     config.write_text(text)
     for command in (["check"], ["run"], ["init", "--email", "a@b.test"], ["token", "list"]):
         code, _, errors = invoke(*command, config=config)
-        assert (code, words in errors) == (1, True), errors
+        assert (code, words in errors) == (2, True), errors
     assert not (config.parent / "state").exists()
 
 
