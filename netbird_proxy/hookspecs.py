@@ -103,7 +103,7 @@ def endpoint(host: Mapping, proxy: Proxy) -> Endpoint | None:
     Returns: an ASGI application; asked before paths are matched, after the host's `restrict` steps, and by nobody else.
     Order: none; each has its own prefix. Nothing under `/__netbird__/` ever goes upstream.
     Failure: at apply, refuses the mapping; per exchange, 503 `step_failed`.
-    Used by: session (login, its return, logout).
+    Used by: nobody yet.
     """
 
 
@@ -152,7 +152,7 @@ def pages(proxy: Proxy) -> Pages | None:
     Returns: what makes a page. Without any, browsers get the plain text that programs get.
     Order: first.
     Failure: at load, the process does not start; per exchange, logged and counted, and the answer is plain text.
-    Used by: session.
+    Used by: nobody yet.
     """
 
 

@@ -130,14 +130,55 @@ class Deny:
 
 
 @dataclass(frozen=True, slots=True)
+class OfferField:
+    """One field of a login form.
+
+    Attributes:
+        autocomplete: HTML's token for what the field holds, such as `current-password`.
+        numeric: digits only, so that a phone shows its number keys.
+    """
+
+    name: str
+    label: str
+    autocomplete: str = "off"
+    numeric: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One way to log in. The ways of all plugins stand on one page.
+
+    Attributes:
+        method: `password`, `oidc`, …: stable, for programs.
+        label: what its button or link says.
+        action: an own path, `/__netbird__/<plugin>/…`: a form is posted there, and a link leads there.
+        fields: what the form asks for, secretly; without any it is a link.
+        hidden: what the form carries besides.
+        automatic: where it is the only one, a browser that is on its way to a page is sent there without being asked.
+    """
+
+    method: str
+    label: str
+    action: str
+    fields: tuple[OfferField, ...] = ()
+    hidden: tuple[tuple[str, str], ...] = ()
+    automatic: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Challenge:
-    """An answer that asks the client for something: a redirect, a 401, a page. It ends the exchange."""
+    """An answer that asks the client for something: a redirect, a 401, a page. It ends the exchange.
+
+    Attributes:
+        offers: ways to log in, for the page that is made where `body` is empty.
+    """
 
     status: int
     code: str
     headers: tuple[tuple[bytes, bytes], ...] = ()
     body: bytes = b""
     reason: str = ""
+    offers: tuple[Offer, ...] = ()
 
 
 Decision = Allow | Deny

@@ -19,14 +19,17 @@ from netbird_host.plugins import LoadedPlugin, PluginError, Plugins, load
 from netbird_proxy import hookspecs
 from netbird_proxy.errors import PluginFailed, RouteRefused
 from netbird_proxy.model import Kind, RouteSpec, Upstream
+from netbird_proxy.model import Mapping as ServiceMapping
 from netbird_proxy.steps import (
     PHASES,
     AccountHandle,
     Authenticator,
     Dialer,
+    Endpoint,
     Guard,
     MappingSettings,
     Observer,
+    Pages,
     Proxy,
     RequestTransform,
     TargetSettings,
@@ -124,6 +127,24 @@ class Hooks:
                 found.append((plugin, step))
         return sorted(found, key=lambda pair: PHASES.index(pair[1].phase))
 
+    def endpoint(self, host: ServiceMapping, proxy: Proxy) -> list[tuple[PluginId, Endpoint]]:
+        found: list[tuple[PluginId, Endpoint]] = []
+        for plugin, answer in self._answers("endpoint", host=host, proxy=proxy):
+            step = _typed(plugin, "endpoint", answer, Endpoint)
+            if not callable(step.app):
+                raise PluginFailed(plugin, f"endpoint: the application is {type(step.app).__name__}")
+            found.append((plugin, step))
+        return found
+
+    def pages(self, proxy: Proxy) -> tuple[PluginId, Pages] | None:
+        """What makes pages; None leaves browsers with plain text."""
+        for plugin, answer in self._answers("pages", proxy=proxy):
+            if not callable(answer):
+                raise PluginFailed(plugin, f"pages returned {type(answer).__name__}, which cannot be called")
+            _check_sync(plugin, "pages", answer)
+            return plugin, answer
+        return None
+
     def transform_request(self, route: RouteSpec, proxy: Proxy) -> list[tuple[PluginId, RequestTransform]]:
         found: list[tuple[PluginId, RequestTransform]] = []
         for plugin, answer in self._answers("transform_request", route=route, proxy=proxy):
@@ -200,7 +221,7 @@ class Hooks:
 
     def _answers(self, hook: str, **arguments: object) -> list[tuple[PluginId, object]]:
         """What the implementations say, without those that say nothing. A `first` hook's callers take the first."""
-        first = hook in ("dialer", "open_tunnel")
+        first = hook in ("dialer", "open_tunnel", "pages")
         answers: list[tuple[PluginId, object]] = []
         for plugin, call in self.plugins.calls(hook):
             try:

@@ -14,15 +14,17 @@ from typing import Any, Literal, Protocol, Self, TypeVar
 import grpc.aio
 from pydantic import BaseModel
 
-from netbird_proxy.exchange import ExchangeView, OutgoingHead
+from netbird_proxy.exchange import ASGIApp, ExchangeView, OutgoingHead
 from netbird_proxy.model import (
     AccountId,
     Address,
     Challenge,
     Decision,
     Deny,
+    ExchangeId,
     Identity,
     Kind,
+    Offer,
     Origin,
     Peer,
     PublicKey,
@@ -80,14 +82,16 @@ PHASES: tuple[Phase, ...] = ("exclusive", "credential", "ambient", "prompt")
 
 @dataclass(frozen=True, slots=True)
 class Authenticator:
-    """Who is calling? None passes the question on; anything else answers it.
+    """Who is calling? None passes the question on; anything else answers it, but for offers.
 
     Attributes:
         phase: when it is asked, see PHASES; inside a phase the operator's order holds.
+        identify: in phase `prompt` it may also offer ways to log in. Those of all plugins become one 401 page, unless a
+            later one answers.
     """
 
     phase: Phase
-    identify: Callable[[ExchangeView], Awaitable[Identity | Deny | Challenge | None]]
+    identify: Callable[[ExchangeView], Awaitable[Identity | Deny | Challenge | Offer | tuple[Offer, ...] | None]]
     kinds: frozenset[Kind] = HTTP_KINDS
     body_bytes: int = 0
 
@@ -108,6 +112,62 @@ class RequestTransform:
 
 Observer = Callable[[ExchangeView], None]
 """Called once for each exchange, last, whatever became of it. Sync and short; a failure is logged."""
+
+
+EXCHANGE_STATE = "netbird_proxy.exchange"
+"""Key in `scope["state"]` under which an endpoint finds the view of its exchange."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A plugin's own application under `/__netbird__/<plugin>/` of a host. What it is asked never goes upstream.
+
+    Its scope has the whole path in `path`, its prefix in `root_path`, and the exchange's view in its state, under
+    EXCHANGE_STATE.
+
+    Attributes:
+        app: run after the host's restrict steps, without authenticate and authorize: it judges by itself.
+        on_private: also on hosts whose routes only an `exclusive` authenticator opens; else it is not there.
+        body_bytes: what a request body may have; more answers 413.
+    """
+
+    app: ASGIApp
+    on_private: bool = False
+    body_bytes: int = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What an answer of the proxy's own has to say.
+
+    Attributes:
+        sentence: fixed by the code, and harmless: nothing about plugins, addresses, causes or groups.
+        own_path: of the request, so that a page may say "try again"; without its query.
+        offers: ways to log in, on a 401.
+        retry: whether asking again may help.
+    """
+
+    status: int
+    code: str
+    sentence: str
+    exchange: ExchangeId
+    host: str
+    own_path: str
+    offers: tuple[Offer, ...] = ()
+    retry: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A page as it is sent. `headers` come on top of the core's own, which say its type, length and `no-store`."""
+
+    body: bytes
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    content_type: bytes = b"text/html; charset=utf-8"
+
+
+Pages = Callable[[Page], Rendered]
+"""Makes the page that a browser gets. Sync and short; where it fails, the browser gets plain text."""
 
 
 # Dialing and tunnels --------------------------------------------------------------------------------------------------
@@ -300,21 +360,26 @@ class Proxy(Protocol):
 
 
 __all__ = [
+    "EXCHANGE_STATE",
     "HTTP_KINDS",
     "PHASES",
     "AccountHandle",
     "Authenticator",
     "Decision",
     "Dialer",
+    "Endpoint",
     "Guard",
     "ManagementChannel",
     "MappingSettings",
     "Observer",
     "OpenExchanges",
     "Origin",
+    "Page",
+    "Pages",
     "Phase",
     "ProtocolFactory",
     "Proxy",
+    "Rendered",
     "RequestTransform",
     "Revocations",
     "RouteSpec",

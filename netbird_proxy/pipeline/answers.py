@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from typing import Protocol
 
 from netbird_proxy.errors import ExchangeError
 from netbird_proxy.exchange import Exchange
 from netbird_proxy.headers import RawHeader
-from netbird_proxy.model import Challenge, Deny
+from netbird_proxy.model import Challenge, Deny, Offer
 from netbird_proxy.pipeline.downstream import Downstream
+from netbird_proxy.steps import Page, Pages, Rendered
 
 NO_ROUTE = Deny(404, "no_route", "no mapping has this host and path")
 AMBIGUOUS_PATH = Deny(400, "ambiguous_path", "the path and its folded form lead to routes with different guards")
@@ -25,6 +27,7 @@ _SENTENCES = {
     "not_in_group": "You are not allowed to use this service.",
     "tls_required": "This service must be reached over HTTPS.",
     "cross_site": "The request came from another site.",
+    "login_required": "Log in to go on.",
 }
 _BY_STATUS = {
     401: "Authentication is required.",
@@ -47,17 +50,28 @@ def sentence(status: int, code: str) -> str:
     )
 
 
-async def refuse(exchange: Exchange, downstream: Downstream, denial: Deny) -> None:
+class Environment(Protocol):
+    """What answers need of the process."""
+
+    @property
+    def pages(self) -> Pages | None: ...
+
+    def page_failed(self, error: Exception) -> None: ...
+
+
+async def refuse(exchange: Exchange, downstream: Downstream, denial: Deny, environment: Environment) -> None:
     """Answer a guard's no."""
     code = denial.code if _CODE.fullmatch(denial.code) else "denied"
-    await _answer(exchange, downstream, denial.status, code, sentence(denial.status, code), denial.headers)
+    page = _page(exchange, denial.status, code, sentence(denial.status, code))
+    await _answer(exchange, downstream, page, denial.headers, environment)
 
 
-async def challenge(exchange: Exchange, downstream: Downstream, asked: Challenge) -> None:
+async def challenge(exchange: Exchange, downstream: Downstream, asked: Challenge, environment: Environment) -> None:
     """Answer with what an authenticator asks for, or with the core's words where it brought no page."""
     if not asked.body:
         code = asked.code if _CODE.fullmatch(asked.code) else "challenge"
-        await _answer(exchange, downstream, asked.status, code, sentence(asked.status, code), asked.headers)
+        page = _page(exchange, asked.status, code, sentence(asked.status, code), asked.offers)
+        await _answer(exchange, downstream, page, asked.headers, environment)
         return
     headers = [
         pair for pair in asked.headers if (name := pair[0].lower()) == b"content-type" or name not in _NOT_A_STEPS
@@ -68,30 +82,64 @@ async def challenge(exchange: Exchange, downstream: Downstream, asked: Challenge
 
 
 async def fail(
-    exchange: Exchange, downstream: Downstream, error: ExchangeError, headers: Iterable[RawHeader] = ()
+    exchange: Exchange,
+    downstream: Downstream,
+    error: ExchangeError,
+    headers: Iterable[RawHeader],
+    environment: Environment,
 ) -> None:
     """Answer a failure."""
-    await _answer(exchange, downstream, error.status, error.code, error.sentence, headers)
+    page = _page(exchange, error.status, error.code, error.sentence)
+    await _answer(exchange, downstream, page, headers, environment)
+
+
+def _page(exchange: Exchange, status: int, code: str, told: str, offers: tuple[Offer, ...] = ()) -> Page:
+    return Page(
+        status=status,
+        code=code,
+        sentence=told,
+        exchange=exchange.id,
+        host=exchange.host,
+        own_path=exchange.raw_path.decode("latin-1"),
+        offers=offers,
+        retry=status >= 500 and exchange.method in ("GET", "HEAD"),
+    )
 
 
 async def _answer(
-    exchange: Exchange, downstream: Downstream, status: int, code: str, told: str, headers: Iterable[RawHeader]
+    exchange: Exchange, downstream: Downstream, page: Page, headers: Iterable[RawHeader], environment: Environment
 ) -> None:
-    accept = exchange.headers.get(b"accept") or b""
-    if b"json" in accept.lower():
-        kind = b"application/json"
-        body = json.dumps({"code": code, "message": told, "exchange": exchange.id}).encode() + b"\n"
-    else:
-        kind = b"text/plain; charset=utf-8"
-        body = f"{told}\n\ncode: {code}\nexchange: {exchange.id}\n".encode()
+    kind, body, own = _worded(exchange, page, environment)
     await downstream.start(
         exchange,
-        status,
+        page.status,
         [
             (b"content-type", kind),
             (b"content-length", b"%d" % len(body)),
             *_ALWAYS,
+            *own,
             *((name.lower(), value) for name, value in headers if name.lower() not in _NOT_A_STEPS),
         ],
     )
     await downstream.finish(b"" if exchange.method == "HEAD" else body)
+
+
+def _worded(exchange: Exchange, page: Page, environment: Environment) -> tuple[bytes, bytes, list[RawHeader]]:
+    """The page in the form that its reader wants: a browser a page, a program JSON or plain text."""
+    accept = (exchange.headers.get(b"accept") or b"").lower()
+    if b"text/html" in accept and environment.pages is not None:
+        try:
+            made = environment.pages(page)
+            if not isinstance(made, Rendered):
+                raise TypeError(f"the page is {type(made).__name__}")
+            own = [(name.lower(), value) for name, value in made.headers]
+            return made.content_type, made.body, [pair for pair in own if pair[0] not in _NOT_A_STEPS]
+        except Exception as exc:
+            environment.page_failed(exc)
+    if b"json" in accept:
+        said: dict[str, object] = {"code": page.code, "message": page.sentence, "exchange": page.exchange}
+        if page.offers:
+            said["methods"] = {offer.method: offer.action for offer in page.offers}
+        return b"application/json", json.dumps(said).encode() + b"\n", []
+    body = f"{page.sentence}\n\ncode: {page.code}\nexchange: {page.exchange}\n".encode()
+    return b"text/plain; charset=utf-8", body, []

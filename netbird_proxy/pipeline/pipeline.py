@@ -16,11 +16,13 @@ import structlog
 from netbird_proxy.errors import ClientGone, ExchangeError, ManagementError, StepFailed
 from netbird_proxy.exchange import Exchange, TrailEntry
 from netbird_proxy.headers import RawHeader
-from netbird_proxy.model import ALLOW, Challenge, Deny, Identity
+from netbird_proxy.model import ALLOW, Challenge, Deny, Identity, Offer
 from netbird_proxy.pipeline import answers
 from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard, BoundObserver
 from netbird_proxy.pipeline.deadline import GRACE, Deadline, LeftBehind
 from netbird_proxy.pipeline.downstream import Downstream
+from netbird_proxy.pipeline.offers import OWN_PATHS, prompt
+from netbird_proxy.steps import Pages
 
 log = structlog.get_logger("netbird_proxy.pipeline")
 
@@ -49,6 +51,7 @@ class Environment:
         timeout: seconds that the guards of one exchange have, together.
         grace: seconds that a cancelled guard has to end before its exchange is answered without it.
         count: adds one to a counter of the process.
+        pages: what makes the pages that browsers get; None leaves them with plain text.
     """
 
     def __init__(
@@ -58,6 +61,11 @@ class Environment:
         self.grace = grace
         self.count = count
         self.left_behind = LeftBehind()
+        self.pages: Pages | None = None
+
+    def page_failed(self, error: Exception) -> None:
+        self.count("page_failed")
+        log.warning("page.failed", error=f"{type(error).__name__}: {error}")
 
 
 class _Run:
@@ -99,7 +107,7 @@ class Ending:
                 downstream.abort()
         else:
             try:
-                await answers.fail(exchange, downstream, error, headers)
+                await answers.fail(exchange, downstream, error, headers, self.environment)
             except Exception as exc:
                 self.gone(exchange, downstream, ClientGone(f"{type(exc).__name__} while it was answered"))
 
@@ -149,7 +157,7 @@ class FixedAnswer:
         try:
             if isinstance(answer, Deny):
                 exchange.denial = answer
-                await answers.refuse(exchange, downstream, answer)
+                await answers.refuse(exchange, downstream, answer, self.ending.environment)
             else:
                 await self.ending.fail(exchange, downstream, answer)
         except asyncio.CancelledError:
@@ -189,9 +197,9 @@ class Pipeline:
         try:
             if self.guarded and (refusal := await self._guarded(run, exchange, downstream)) is not None:
                 if isinstance(refusal, Deny):
-                    await answers.refuse(exchange, downstream, refusal)
+                    await answers.refuse(exchange, downstream, refusal, ending.environment)
                 else:
-                    await answers.challenge(exchange, downstream, refusal)
+                    await answers.challenge(exchange, downstream, refusal, ending.environment)
             else:
                 await self.forward.forward(exchange, downstream)
         except _Abandoned:
@@ -227,7 +235,7 @@ class Pipeline:
             downstream.abort()
             return True
         try:
-            await answers.refuse(exchange, downstream, refusal)
+            await answers.refuse(exchange, downstream, refusal, self.ending.environment)
         except Exception as exc:
             self.ending.gone(exchange, downstream, ClientGone(f"{type(exc).__name__} while it was answered"))
         return True
@@ -310,6 +318,7 @@ class Pipeline:
             for guard in self.restrict:
                 if (refusal := await self._ask(run, guard, exchange, downstream)) is not None:
                     return refusal
+            offers: list[Offer] = []
             for authenticator in self.authenticate:
                 await self._prepare(run, authenticator, exchange, downstream)
                 answer = await authenticator.ask(exchange)
@@ -321,7 +330,13 @@ class Pipeline:
                     exchange.identity = answer.stamped(by=authenticator.plugin)
                     exchange.trail.append(TrailEntry("authenticate", authenticator.plugin, "identity", answer.method))
                     break
+                if authenticator.phase == "prompt" and isinstance(answer, Offer | tuple):
+                    offers += self._offers(authenticator, answer, exchange)
+                    continue
                 return self._refusal(authenticator, answer, exchange)
+            if offers and exchange.identity is None:
+                run.step = None
+                return prompt(exchange, offers)
             for guard in self.authorize:
                 if (refusal := await self._ask(run, guard, exchange, downstream)) is not None:
                     return refusal
@@ -373,6 +388,15 @@ class Pipeline:
             if deadline is not None:
                 deadline.restart()
         run.step = step
+
+    def _offers(self, step: BoundAuthenticator, answer: Offer | tuple[object, ...], exchange: Exchange) -> list[Offer]:
+        """What it offers. StepFailed for what is no offer, or leads elsewhere than to a plugin of ours."""
+        given = answer if isinstance(answer, tuple) else (answer,)
+        offers = [one for one in given if isinstance(one, Offer) and one.action.startswith(OWN_PATHS)]
+        if not offers or len(offers) != len(given):
+            raise self._step_failed(step, "offered what is no way to log in")
+        exchange.trail.append(TrailEntry("authenticate", step.plugin, "offer", ", ".join(one.method for one in offers)))
+        return offers
 
     def _refusal(self, step: BoundGuard | BoundAuthenticator, verdict: object, exchange: Exchange) -> Deny | Challenge:
         """What a step said instead of letting the exchange on.

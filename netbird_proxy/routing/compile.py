@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import structlog
@@ -17,13 +18,14 @@ from netbird_proxy.headers import fold
 from netbird_proxy.model import Mapping, RouteSpec, Upstream
 from netbird_proxy.pipeline.answers import AMBIGUOUS_PATH, NO_ROUTE
 from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard, BoundObserver, BoundTransform, GuardStage
+from netbird_proxy.pipeline.endpoint import EndpointApplication
 from netbird_proxy.pipeline.heads import CORE_NAMES, HeadRules, RequestHeads
 from netbird_proxy.pipeline.pipeline import Ending, Environment, FixedAnswer, Pipeline
 from netbird_proxy.pipeline.relay import Forwarder, Target
 from netbird_proxy.pipeline.response_heads import ResponseHeads
 from netbird_proxy.routing.pools import Pools, RetiringPool
-from netbird_proxy.routing.table import HostRoutes, Route
-from netbird_proxy.steps import Authenticator, Dialer, Guard, Observer, Proxy, RequestTransform
+from netbird_proxy.routing.table import OWN_PATHS, HostRoutes, Route
+from netbird_proxy.steps import Authenticator, Dialer, Endpoint, Guard, Observer, Pages, Proxy, RequestTransform
 
 log = structlog.get_logger("netbird_proxy.routing")
 
@@ -32,11 +34,13 @@ class RouteHooks(Protocol):
     """What compile asks of `netbird_proxy.plugins.Hooks`. All may raise RouteRefused or PluginFailed."""
 
     def restrict(self, route: RouteSpec, proxy: Proxy) -> Sequence[tuple[str, Guard]]: ...
+    def endpoint(self, host: Mapping, proxy: Proxy) -> Sequence[tuple[str, Endpoint]]: ...
     def authenticate(self, route: RouteSpec, proxy: Proxy) -> Sequence[tuple[str, Authenticator]]: ...
     def authorize(self, route: RouteSpec, proxy: Proxy) -> Sequence[tuple[str, Guard]]: ...
     def transform_request(self, route: RouteSpec, proxy: Proxy) -> Sequence[tuple[str, RequestTransform]]: ...
     def observe(self, route: RouteSpec | None, proxy: Proxy) -> Sequence[tuple[str, Observer]]: ...
     def dialer(self, route: RouteSpec, upstream: Upstream, proxy: Proxy) -> tuple[str, Dialer] | None: ...
+    def pages(self, proxy: Proxy) -> tuple[str, Pages] | None: ...
 
 
 class Compiled:
@@ -78,6 +82,8 @@ class Compiler:
         self.pseudonym = (pseudonym or f"netbird-proxy-{secrets.token_hex(4)}").encode("ascii")
         self._cookies = frozenset(name.encode("ascii") for name in cookies)
         self._observers = tuple(BoundObserver(*pair) for pair in observers)
+        if (found := hooks.pages(proxy)) is not None:
+            environment.pages = found[1]
         self._unrouted = self._ending(None)
         self.no_route = Route(None, FixedAnswer(NO_ROUTE, self._unrouted))
 
@@ -143,7 +149,30 @@ class Compiler:
             or spec.values != first_spec.values
             for spec, pipeline in pipelines[1:]
         )
-        return Compiled(HostRoutes(mapping.account, routes, ambiguous, differ=differ), pools)
+        endpoints = self._endpoints(mapping, [pipeline for _, pipeline in pipelines])
+        return Compiled(HostRoutes(mapping.account, routes, ambiguous, differ=differ, endpoints=endpoints), pools)
+
+    def _endpoints(self, mapping: Mapping, pipelines: Sequence[Pipeline]) -> dict[bytes, Route]:
+        """The plugins' own applications on this host, each behind what restricts the host."""
+        exclusive = any(step.phase == "exclusive" for pipeline in pipelines for step in pipeline.authenticate)
+        found: dict[bytes, Route] = {}
+        for plugin, endpoint in self._hooks.endpoint(mapping, self._proxy):
+            if exclusive and not endpoint.on_private:
+                continue
+            spec = replace(
+                mapping.routes[0],
+                prefix=OWN_PATHS + plugin.encode(),
+                upstreams=tuple(upstream for route in mapping.routes for upstream in route.upstreams),
+            )
+            pipeline = Pipeline(
+                restrict=self._guards("restrict", spec, self._hooks.restrict(spec, self._proxy)),
+                authenticate=(),
+                authorize=(),
+                forward=EndpointApplication(plugin, endpoint),
+                ending=self._ending(spec),
+            )
+            found[plugin.encode()] = Route(spec, pipeline, HeadRules(None, self._cookies, self.pseudonym))
+        return found
 
     def _route(
         self, spec: RouteSpec, pools: list[tuple[RouteSpec, Upstream, RetiringPool]]

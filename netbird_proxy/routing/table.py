@@ -39,23 +39,35 @@ class Route:
         return f"Route({self.spec.service} {self.spec.host}{self.spec.prefix.decode('latin-1')})"
 
 
+OWN_PATHS = b"/__netbird__/"
+"""What is below this on any host is ours, and never goes upstream."""
+
+
 class HostRoutes:
     """All routes of one host, which belong to one mapping.
 
     Args:
         routes: raw prefix → route.
+        endpoints: plugin → the route of its own application, under `/__netbird__/<plugin>/`.
         ambiguous: what answers a path that could be read in two ways.
         differ: whether the routes differ in guards, so that two readings of one path must meet.
     """
 
-    __slots__ = ("_ambiguous", "_differ", "_folded", "_routes", "account")
+    __slots__ = ("_ambiguous", "_differ", "_endpoints", "_folded", "_routes", "account")
 
     def __init__(
-        self, account: AccountId, routes: ReadOnlyDict[bytes, Route], ambiguous: Route, *, differ: bool = False
+        self,
+        account: AccountId,
+        routes: ReadOnlyDict[bytes, Route],
+        ambiguous: Route,
+        *,
+        differ: bool = False,
+        endpoints: ReadOnlyDict[bytes, Route] | None = None,
     ) -> None:
         self.account = account
         self._ambiguous = ambiguous
         self._differ = differ
+        self._endpoints = dict(endpoints or {})
         self._routes = _by_length({_bare(prefix): route for prefix, route in routes.items()})
         self._folded = _by_length({_bare(fold_path(prefix)): route for prefix, route in routes.items()})
 
@@ -65,6 +77,8 @@ class HostRoutes:
 
     def match(self, path: bytes) -> Route | None:
         """The route for a raw path; the ambiguous one where another reading of it would be guarded otherwise."""
+        if path.startswith(OWN_PATHS):
+            return self._endpoints.get(path[len(OWN_PATHS) :].partition(b"/")[0])
         route = _longest(self._routes, path)
         if self._differ and _SUSPICIOUS.search(path) and _longest(self._folded, fold_path(path)) is not route:
             return self._ambiguous

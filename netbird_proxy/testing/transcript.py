@@ -9,12 +9,12 @@ from typing import Any
 from netbird_proxy.app import ReverseProxy
 from netbird_proxy.errors import UpstreamError
 from netbird_proxy.exchange import ExchangeView, OutgoingHead
-from netbird_proxy.model import Challenge, Deny, Identity, Mapping, Origin, RouteSpec, Upstream
+from netbird_proxy.model import Challenge, Deny, Identity, Mapping, Offer, Origin, RouteSpec, Upstream
 from netbird_proxy.pipeline.pipeline import GUARD_TIMEOUT, Environment
 from netbird_proxy.routing.apply import Report, Routing
 from netbird_proxy.routing.compile import Compiler, RouteHooks
 from netbird_proxy.routing.pools import Pools
-from netbird_proxy.steps import Authenticator, Dialer, Guard, Observer, Proxy, RequestTransform
+from netbird_proxy.steps import Authenticator, Dialer, Endpoint, Guard, Observer, Pages, Proxy, RequestTransform
 from netbird_proxy.testing.asgi import Answer, Client
 from netbird_proxy.testing.fakes import FakeProxy, HostDialer
 from netbird_proxy.testing.makers import mapping
@@ -35,6 +35,8 @@ class StepHooks:
         transform_request: Sequence[tuple[str, RequestTransform]] = (),
         observe: Sequence[tuple[str, Observer]] = (),
         dialer: tuple[str, Dialer] | None = ("host", HostDialer()),
+        endpoint: Sequence[tuple[str, Endpoint]] = (),
+        pages: Pages | None = None,
     ) -> None:
         self.steps: dict[str, Sequence[tuple[str, Any]]] = {
             "restrict": restrict,
@@ -42,8 +44,10 @@ class StepHooks:
             "authorize": authorize,
             "transform_request": transform_request,
             "observe": observe,
+            "endpoint": endpoint,
         }
         self.the_dialer = dialer
+        self.the_pages = pages
 
     def restrict(self, route: RouteSpec, proxy: Proxy) -> Sequence[tuple[str, Guard]]:
         return self.steps["restrict"]
@@ -62,6 +66,12 @@ class StepHooks:
 
     def dialer(self, route: RouteSpec, upstream: Upstream, proxy: Proxy) -> tuple[str, Dialer] | None:
         return self.the_dialer
+
+    def endpoint(self, host: Mapping, proxy: Proxy) -> Sequence[tuple[str, Endpoint]]:
+        return self.steps["endpoint"]
+
+    def pages(self, proxy: Proxy) -> tuple[str, Pages] | None:
+        return None if self.the_pages is None else ("test", self.the_pages)
 
 
 class RecordedHooks:
@@ -92,6 +102,12 @@ class RecordedHooks:
     def dialer(self, route: RouteSpec, upstream: Upstream, proxy: Proxy) -> tuple[str, Dialer] | None:
         return self._hooks.dialer(route, upstream, proxy)
 
+    def endpoint(self, host: Mapping, proxy: Proxy) -> Sequence[tuple[str, Endpoint]]:
+        return self._hooks.endpoint(host, proxy)
+
+    def pages(self, proxy: Proxy) -> tuple[str, Pages] | None:
+        return self._hooks.pages(proxy)
+
     def _guard(self, stage: str, plugin: str, guard: Guard) -> Guard:
         return replace(guard, check=self._told(stage, plugin, guard.check))
 
@@ -120,6 +136,8 @@ def _worded(said: object) -> str:
         return f"deny {said.code}"
     if isinstance(said, Challenge):
         return f"challenge {said.code}"
+    if isinstance(said, Offer | tuple):
+        return "offer " + ", ".join(one.method for one in (said if isinstance(said, tuple) else (said,)))
     if isinstance(said, Identity):
         return f"identity {said.user_id}"
     return "pass" if said is None else repr(said).lower()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -19,18 +20,25 @@ from examples.plugins.proxy.authorize import Editors
 from examples.plugins.proxy.commands import HeaderCommands
 from examples.plugins.proxy.describe import Greeting, GreetingOptions
 from examples.plugins.proxy.dialer import UnixSockets, UnixSocketsOptions
+from examples.plugins.proxy.endpoint import Whose
 from examples.plugins.proxy.lifespan import Heartbeat
 from examples.plugins.proxy.observe import Answers
 from examples.plugins.proxy.open_tunnel import Interface, InterfaceOptions
+from examples.plugins.proxy.pages import Brand, BrandOptions
 from examples.plugins.proxy.restrict import OfficeHours
 from examples.plugins.proxy.transform_request import RequestIds
 from netbird_proxy import (
     AccountId,
     Address,
     Authenticator,
+    Deny,
     DialFailed,
+    Endpoint,
     ExchangeView,
     Identity,
+    Mapping,
+    Offer,
+    Page,
     Peer,
     PluginInfo,
     PublicKey,
@@ -246,6 +254,122 @@ def test_restrict_is_never_left_out() -> None:
     assert "are none" in Codec(loaded(OfficeHours())).decode(office(18, 8), source="management").mapping.refused
     without = Codec(loaded(Answers())).decode(office(8, 18), source="management").mapping.refused
     assert "plugin_settings.office_hours" in without
+
+
+async def test_endpoint() -> None:
+    """Its paths are its own on every host, also where nobody may come in, and nothing of them is dialed."""
+    transcript = Transcript(route(), hooks=loaded(Whose(), Exclusive()), notes=("whose",))
+
+    answer = await transcript.request(target="/__netbird__/example/")
+    assert (answer.status, json.loads(answer.body)["host"]) == (200, route().host)
+    assert transcript.exchange.notes == {"whose": route().service}
+    assert (await transcript.request(target="/__netbird__/example/other")).status == 404
+    assert (await transcript.request(target="/__netbird__/unknown/")).status == 404
+    assert (await transcript.request(target="/")).status == 403
+    assert not transcript.upstreams.dialed
+
+
+async def test_endpoint_keeps_to_its_place() -> None:
+    """It is behind what restricts the host; not there on a private one unless it says so; and closed when it fails."""
+    hooks = loaded(Whose(), OfficeHours(hour=lambda: 3))
+    behind = Transcript(Codec(hooks).decode(office(8, 18), source="management").mapping, hooks=hooks, notes=("whose",))
+    assert (await behind.request(target="/__netbird__/example/")).status == 403
+
+    class Public:
+        @hookimpl
+        def describe(self) -> PluginInfo:
+            return PluginInfo()
+
+        @hookimpl
+        def endpoint(self, host: Mapping) -> Endpoint:
+            async def app(_scope: object, _receive: object, _send: object) -> None:
+                raise RuntimeError("broken")
+
+            return Endpoint(app)
+
+    assert (await play(Public(), Exclusive()).request(target="/__netbird__/example/")).status == 404
+    broken = await play(Public()).request(target="/__netbird__/example/")
+    assert (broken.status, b"broken" in broken.body) == (503, False)
+
+
+class Exclusive:
+    """Lets nobody in, and alone decides."""
+
+    @hookimpl
+    def describe(self) -> PluginInfo:
+        return PluginInfo()
+
+    @hookimpl
+    def authenticate(self) -> Authenticator:
+        async def identify(_exchange: ExchangeView) -> Deny:
+            return Deny(403, "nobody", "by nature")
+
+        return Authenticator("exclusive", identify)
+
+
+async def test_pages() -> None:
+    """A browser gets the page, a program what programs get, and a page that fails costs nobody the answer."""
+    transcript = play(
+        Brand(), Offering(Offer("door", "The door", "/__netbird__/other0/")), options=(BrandOptions(name="A & B"),)
+    )
+
+    page = await transcript.request(headers=[(b"accept", b"text/html,*/*")])
+    assert page.status == 401
+    assert b"<h1>A &amp; B</h1>" in page.body
+    assert b'<a href="/__netbird__/other0/">The door</a>' in page.body
+    assert transcript.exchange.id.encode() in page.body
+    program = await transcript.request(headers=[(b"accept", b"application/json")])
+    assert json.loads(program.body)["methods"] == {"door": "/__netbird__/other0/"}
+
+    class Torn:
+        @hookimpl
+        def describe(self) -> PluginInfo:
+            return PluginInfo()
+
+        @hookimpl
+        def pages(self) -> object:
+            def page(_what: Page) -> object:
+                raise RuntimeError("torn")
+
+            return page
+
+    torn = await play(Torn(), Exclusive()).request(headers=[(b"accept", b"text/html")])
+    assert (torn.status, b"torn" in torn.body) == (403, False)
+
+
+class Offering:
+    """Offers ways to log in."""
+
+    def __init__(self, *offers: Offer) -> None:
+        self._offers = offers
+
+    @hookimpl
+    def describe(self) -> PluginInfo:
+        return PluginInfo()
+
+    @hookimpl
+    def authenticate(self) -> Authenticator:
+        async def identify(_exchange: ExchangeView) -> tuple[Offer, ...]:
+            return self._offers
+
+        return Authenticator("prompt", identify)
+
+
+async def test_authenticate_offers() -> None:
+    """Offers of all are one answer; the only one, where it asks nothing, is a way; and none leads to another site."""
+    way = Offer("sso", "Single sign-on", "/__netbird__/other0/start", automatic=True)
+    form = Offer("door", "The door", "/__netbird__/other1/")
+    browser = [(b"accept", b"text/html"), (b"sec-fetch-mode", b"navigate")]
+
+    both = await play(Offering(way), Offering(form)).request(headers=[(b"accept", b"application/json")])
+    assert (both.status, list(json.loads(both.body)["methods"])) == (401, ["sso", "door"])
+    alone = await play(Offering(way)).request(headers=browser)
+    assert (alone.status, alone.get(b"location")) == (302, b"/__netbird__/other0/start")
+    assert (await play(Offering(way)).request("POST", headers=browser)).status == 401
+    assert (await play(Offering(way)).request(headers=[(b"sec-fetch-mode", b"cors")])).status == 401
+    assert (await play(Offering(way, form), Signed(identity("a"))).request()).status == 200
+    elsewhere = Offer("sso", "Single sign-on", "https://evil.example/")
+    assert (await play(Offering(elsewhere)).request()).status == 503
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,42 @@
+"""The answers of the proxy's own, for browsers, with an operator's name on them."""
+
+from __future__ import annotations
+
+from html import escape
+
+from pydantic import BaseModel, ConfigDict
+
+from netbird_proxy import Page, Pages, PluginInfo, Proxy, Rendered, hookimpl
+
+
+class BrandOptions(BaseModel):
+    """`[brand]` in the settings file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = "Our proxy"
+
+
+class Brand:
+    """A heading, a sentence, the ways to log in, and the id that an operator can look for."""
+
+    @hookimpl
+    def describe(self) -> PluginInfo:
+        return PluginInfo(summary="pages with the operator's name", options=BrandOptions)
+
+    @hookimpl
+    def pages(self, proxy: Proxy) -> Pages:
+        name = proxy.options(BrandOptions).name
+
+        def page(what: Page) -> Rendered:
+            links = [f'<p><a href="{escape(one.action)}">{escape(one.label)}</a></p>' for one in what.offers]
+            lines = [
+                f'<!doctype html><html lang="en"><title>{escape(name)}</title>',
+                f"<h1>{escape(name)}</h1><p>{escape(what.sentence)}</p>",
+                *links,
+                f"<p>{escape(what.exchange)}</p></html>",
+            ]
+            policy = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+            return Rendered("\n".join(lines).encode(), headers=(policy,))
+
+        return page

@@ -1,0 +1,103 @@
+"""A plugin's own application under `/__netbird__/<plugin>/`, run in the place of an upstream."""
+
+from __future__ import annotations
+
+import asyncio
+from urllib.parse import unquote
+
+from netbird_proxy.errors import BodyTooLarge, ClientGone, ExchangeError, StepFailed
+from netbird_proxy.exchange import Exchange, Message, Scope
+from netbird_proxy.pipeline.downstream import Downstream
+from netbird_proxy.steps import EXCHANGE_STATE, Endpoint
+
+TIMEOUT = 30.0
+"""Seconds that it has until its answer begins."""
+_NOT_ITS = frozenset((b"connection", b"keep-alive", b"transfer-encoding", b"upgrade"))
+
+
+class EndpointApplication:
+    """Implements `pipeline.Forward`."""
+
+    __slots__ = ("_endpoint", "_plugin", "_root")
+
+    def __init__(self, plugin: str, endpoint: Endpoint) -> None:
+        self._plugin = plugin
+        self._endpoint = endpoint
+        self._root = f"/__netbird__/{plugin}"
+
+    async def forward(self, exchange: Exchange, downstream: Downstream) -> None:
+        """Run it to its end.
+
+        Raises:
+            StepFailed: it raised, answered nothing, or did not begin within its time.
+            ExchangeError: the request's body could not be read.
+        """
+        told = False
+        timer = asyncio.timeout(TIMEOUT)
+
+        async def receive() -> Message:
+            nonlocal told
+            if told and (downstream.exhausted or not _has_body(downstream)):
+                return await downstream.receive()
+            told = True
+            if not _has_body(downstream):
+                downstream.exhausted = True
+                return {"type": "http.request", "body": b"", "more_body": False}
+            try:
+                data = await downstream.read(exchange)
+            except ClientGone:
+                return {"type": "http.disconnect"}
+            if exchange.bytes_received > self._endpoint.body_bytes:
+                raise BodyTooLarge(f"the endpoint of {self._plugin} reads at most {self._endpoint.body_bytes} bytes")
+            return {"type": "http.request", "body": data, "more_body": not downstream.exhausted}
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                timer.reschedule(None)
+                headers = [(name.lower(), value) for name, value in message.get("headers", ())]
+                await downstream.start(exchange, message["status"], [one for one in headers if one[0] not in _NOT_ITS])
+            elif message["type"] == "http.response.body":
+                body = b"" if exchange.method == "HEAD" else message.get("body", b"")
+                exchange.bytes_sent += len(body)
+                if message.get("more_body", False):
+                    await downstream.send({"type": "http.response.body", "body": body, "more_body": True})
+                else:
+                    await downstream.finish(body)
+            else:
+                raise ValueError(f"no message for this: {message['type']}")
+
+        try:
+            async with timer:
+                await self._endpoint.app(self._scope(exchange), receive, send)
+        except ExchangeError:
+            raise
+        except TimeoutError as exc:
+            told_why = f"did not answer within {TIMEOUT:g} s" if timer.expired() else "TimeoutError"
+            raise StepFailed(self._plugin, "endpoint", told_why) from exc
+        except Exception as exc:
+            raise StepFailed(self._plugin, "endpoint", f"{type(exc).__name__}: {exc}") from exc
+        if not downstream.complete:
+            raise StepFailed(self._plugin, "endpoint", "returned without a complete answer")
+
+    def _scope(self, exchange: Exchange) -> Scope:
+        host, _, port = exchange.authority.decode("latin-1").rpartition(":")
+        usual = 443 if exchange.scheme == "https" else 80
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": exchange.http_version,
+            "method": exchange.method,
+            "scheme": exchange.scheme,
+            "path": unquote(exchange.raw_path.decode("latin-1")),
+            "raw_path": exchange.raw_path,
+            "root_path": self._root,
+            "query_string": exchange.query,
+            "headers": list(exchange.headers.raw),
+            "client": (exchange.client_address, 0) if exchange.client_address else None,
+            "server": (host, int(port)) if host and port.isdigit() else (exchange.host, usual),
+            "state": {EXCHANGE_STATE: exchange},
+        }
+
+
+def _has_body(downstream: Downstream) -> bool:
+    return downstream.connection is None or downstream.connection.has_body
