@@ -7,7 +7,7 @@ ProxyError
 ├─ ManagementError         a call to management failed          → guards close
 │  └─ ManagementUnavailable, ManagementTimeout, ManagementRefused
 └─ ExchangeError           one request failed; has side, status, code, retryable
-   ├─ DownstreamError      ClientGone, BadRequest, BodyTooLarge, ReadTimeout, TooSlow, UpgradeUnsupported
+   ├─ DownstreamError      ClientGone, BadRequest, BodyTooLarge, ReadTimeout, TooSlow, UpgradeUnsupported, StreamIdle
    ├─ UpstreamError        DialTimeout, DialRefused, DialUnreachable, DialFailed, AddressRefused, TunnelNotReady,
    │                       TlsFailed, HeadTimeout, ProtocolViolation, UpstreamClosed, UpstreamOverloaded
    └─ InternalError        StepFailed, RouteClosed, ForeignOrigin
@@ -121,6 +121,14 @@ class UpgradeUnsupported(DownstreamError):
     status = 501
     code = "upgrade_unsupported"
     sentence = "Protocol upgrades are not supported here."
+
+
+class StreamIdle(DownstreamError):
+    """An upgraded connection on which nothing passed for too long, either way."""
+
+    status = 408
+    code = "stream_idle"
+    sentence = "Nothing was sent for too long."
 
 
 class UpstreamError(ExchangeError):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from netbird_proxy.headers import FOLDED, Headers, RawHeader, fold, is_reserved
-from netbird_proxy.model import Deny, ExchangeId, Identity, Origin, RouteSpec, Upstream
+from netbird_proxy.model import Deny, ExchangeId, Identity, Kind, Origin, RouteSpec, Upstream
 
 if TYPE_CHECKING:
     from netbird_proxy.errors import ExchangeError
@@ -49,6 +49,10 @@ class ExchangeView(Protocol):
 
     @property
     def id(self) -> ExchangeId: ...
+    @property
+    def kind(self) -> Kind:
+        """`websocket` where the client asks for an upgrade, to that protocol or another; else `http`."""
+
     @property
     def origin(self) -> Origin | None:
         """None when the application is embedded in a server that is not ours: an untrusted host socket."""
@@ -147,6 +151,7 @@ class Exchange:
         "http_version",
         "id",
         "identity",
+        "kind",
         "method",
         "notes",
         "origin",
@@ -176,8 +181,10 @@ class Exchange:
         headers: Headers,
         client_address: str,
         allowed_notes: frozenset[str] = frozenset(),
+        kind: Kind = "http",
     ) -> None:
         self.id = id
+        self.kind = kind
         self.origin = origin
         self.method = method
         self.scheme = scheme
@@ -316,10 +323,16 @@ class UpstreamConnection(Protocol):
     After a 101 to a `send_head(…, upgrade=True)` the stream is raw both ways: `answer.read` gives what comes, `b""`
     when the upstream half-closed; `send_body(data, chunked=False)` sends; `finish_body([], chunked=False)` half-closes
     where the transport can (TLS cannot).
+
+    Attributes:
+        half_closes: whether that `finish_body` tells the upstream anything.
     """
 
     reused: bool
     """It has carried an exchange before, so that its closing before an answer's first byte may be a race."""
+
+    @property
+    def half_closes(self) -> bool: ...
 
     def send_head(self, head: bytes, *, method: bytes, has_body: bool, upgrade: bool = False) -> None:
         """Write the complete head, blank line included. `method` decides how the answer is framed.
@@ -384,6 +397,26 @@ CONNECTION_EXTENSION = "netbird_proxy.connection"
 """Key in `scope["extensions"]`: our own protocol's further abilities, see `DownstreamConnection`."""
 
 
+class RawDownstream(Protocol):
+    """A client's connection after its 101: bytes both ways. One task may write while another reads."""
+
+    @property
+    def gone(self) -> bool:
+        """It is closed; what had come before may still be read."""
+
+    async def read(self) -> bytes:
+        """The next piece as it came, beginning with what stood behind the request; `b""` when there is no more."""
+
+    async def write(self, data: bytes) -> None:
+        """Waits while the transport is above its high-water mark. Raises ConnectionResetError for a closed one."""
+
+    def finish(self) -> bool:
+        """We send no more. Whether the client is told so while it still sends; TLS cannot say it."""
+
+    def close(self) -> None:
+        """Close, once everything that was written is out. Idempotent."""
+
+
 class DownstreamConnection(Protocol):
     """What our own listening protocol can do beyond ASGI; it stands in `scope["extensions"]`.
 
@@ -395,6 +428,15 @@ class DownstreamConnection(Protocol):
     gone: bool
     has_body: bool
     """Whether a request body follows the head; if not, `receive` need not be called."""
+
+    upgrade: bool
+    """Whether the client asks for another protocol in a form that may be granted: HTTP/1.1, and no body."""
+
+    def switch(self, headers: list[RawHeader]) -> RawDownstream:
+        """Answer 101 instead of sending a response. `headers` have the `Upgrade` field; `Connection` is added.
+
+        Raises ConnectionResetError when the client has gone.
+        """
 
     async def inform(self, status: int, headers: list[RawHeader]) -> None:
         """Send an informational (1xx) head now."""
@@ -416,6 +458,7 @@ __all__ = [
     "NotTheOwner",
     "OutgoingHead",
     "Pool",
+    "RawDownstream",
     "Receive",
     "ResponseHead",
     "Scope",

@@ -189,6 +189,10 @@ class Http1Connection(asyncio.Protocol):
             await self._wait()
 
     @property
+    def half_closes(self) -> bool:
+        return self._transport is not None and self._transport.can_write_eof()
+
+    @property
     def nothing_received(self) -> bool:
         return self._answer is None or not self._answer.fed
 

@@ -98,6 +98,14 @@ def informational_head(status: int, headers: Iterable[RawHeader]) -> bytes:
     return checked(b"".join(pieces), lines)
 
 
+def switching_head(headers: Iterable[RawHeader]) -> bytes:
+    """A complete 101. What follows it on the connection is not HTTP."""
+    pieces, _, _ = field_lines(101, headers)
+    lines = len(pieces) // 2 + 3
+    pieces.append(b"\r\nconnection: Upgrade\r\n\r\n")
+    return checked(b"".join(pieces), lines)
+
+
 def _learn(name: bytes) -> tuple[bytes, int]:
     if not _TOKEN.fullmatch(name):
         raise UnframeableResponse(f"{name!r} is no field name")

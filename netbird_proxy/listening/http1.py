@@ -23,6 +23,7 @@ import httptools
 from netbird_proxy.exchange import CONNECTION_EXTENSION, ORIGIN_STATE, Scope
 from netbird_proxy.listening.framing import STATUS_LINES
 from netbird_proxy.listening.head import HOST, KNOWN, VALID_HOSTS, HeadRefused, Mark, judge_marks, judge_target, learn
+from netbird_proxy.listening.raw import RawStream
 from netbird_proxy.listening.request import ServedRequest
 
 if TYPE_CHECKING:
@@ -51,9 +52,9 @@ class Http1Protocol(asyncio.Protocol):
 
     __slots__ = (
         "_completed", "_deadline", "_discarded", "_discarding", "_drained", "_eof", "_fields", "_idle", "_lingering",
-        "_marks", "_parser", "_queue", "_reading", "_reading_paused", "_refusal", "_scope", "_segment", "_silent",
-        "_timer", "_timer_at", "_tls", "_unfinished", "_untaken", "_url", "app", "connections", "current", "limits",
-        "loop", "must_close", "origin", "transport", "write_paused",
+        "_marks", "_parser", "_queue", "_raw", "_reading", "_reading_paused", "_refusal", "_scope", "_segment",
+        "_silent", "_timer", "_timer_at", "_tls", "_unfinished", "_untaken", "_url", "app", "connections", "current",
+        "limits", "loop", "must_close", "origin", "transport", "write_paused",
     )  # fmt: skip
 
     def __init__(self, connections: Connections, loop: asyncio.AbstractEventLoop | None = None) -> None:
@@ -90,6 +91,7 @@ class Http1Protocol(asyncio.Protocol):
         self._unfinished = 0  # bytes of earlier pieces that belong to the head being parsed
         self._completed = False  # a head was completed by this piece
         self._silent = 0  # bytes of the body's framing since its last body byte
+        self._raw: RawStream | None = None  # takes what comes behind a request for an upgrade
         self._reading: ServedRequest | None = None
         self.current: ServedRequest | None = None
         self._queue: deque[tuple[ServedRequest, Scope] | HeadRefused] = deque()
@@ -134,7 +136,10 @@ class Http1Protocol(asyncio.Protocol):
         self._parser = None  # it holds our bound methods: without this every connection waits for the cycle collector
         current, self.current = self.current, None
         if current is not None:
-            self._leave(current)
+            if exc is None and current.raw is not None and current.raw.switched:
+                current.raw.lost()
+            else:
+                self._leave(current)
         self.write_paused = False
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
@@ -144,6 +149,12 @@ class Http1Protocol(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """The client has shut down its sending side; whoever sent a whole request still gets the answer."""
+        if self._raw is not None and self._raw.switched and not self._lingering:
+            if self._tls:  # it has no half-close: the transport closes
+                self._raw.lost()
+                return False
+            self._raw.feed_eof()
+            return True
         self._eof = True
         self._discarding = True
         if self._lingering or self.current is None:
@@ -255,15 +266,20 @@ class Http1Protocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._discarding:
-            self._discard(len(data))
+            if self._raw is None:
+                self._discard(len(data))
+            else:
+                self._raw.feed(data)
             return
         self._segment = size = len(data)
         self._completed = False
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # What follows belongs to the protocol that was asked for, which nobody here speaks.
+        except httptools.HttpParserUpgrade as upgrade:
+            # What follows belongs to the protocol that was asked for, and is no HTTP whatever the answer.
             self._discarding = True
+            if self._raw is not None and (behind := data[upgrade.args[0] :]):
+                self._raw.feed(behind)
             return
         except httptools.HttpParserError as error:
             if not self._discarding:  # else it is about what stands behind the last request
@@ -319,13 +335,14 @@ class Http1Protocol(asyncio.Protocol):
                 version = "1.1"
                 host = marks[0][1]
                 length = 0
-                expects = False
+                expects = upgrade = False
             else:
                 version = parser.get_http_version()
                 if version not in _VERSIONS:
                     raise HeadRefused("version", 505)
                 host, length, expects = judge_marks(version, marks)
-                if parser.should_upgrade():
+                upgrade = parser.should_upgrade()
+                if upgrade:
                     if length:
                         raise HeadRefused("upgrade_body")
                     keep_alive = False
@@ -336,6 +353,9 @@ class Http1Protocol(asyncio.Protocol):
         self._reading = served = ServedRequest(
             self, method == b"HEAD", version == "1.1", keep_alive, length != 0, expects
         )
+        if upgrade and version == "1.1":  # RFC 9110 §7.8: on 1.0 it must be ignored
+            served.upgrade = True
+            self._raw = served.raw = RawStream(self, served)
         self._silent = -1
         text = path.decode("ascii")
         # A copy with the same keys replaced is cheaper than a new dictionary.
@@ -517,6 +537,9 @@ class Http1Protocol(asyncio.Protocol):
 
     def _next(self, previous: ServedRequest) -> None:
         if not previous.keep_alive or self.must_close or (self._eof and not self._queue):
+            if self._raw is not None:  # not granted
+                self._discarded += self._raw.buffered
+                self._raw = None
             if self._discarded:
                 self._linger()
             else:
@@ -543,6 +566,27 @@ class Http1Protocol(asyncio.Protocol):
             # Only a reset tells this client that the end is not the end.
             _reset_on_close(self.transport)
         self.transport.abort()
+
+    def start_raw(self, raw: RawStream, head: bytes) -> None:
+        """The 101 goes out; from here the two sides end each by itself."""
+        raw.switched = True
+        if self._eof:
+            self._eof = False
+            self._deadline = 0.0
+            raw.feed_eof()
+        self.transport.write(head)
+
+    def close_raw(self, served: ServedRequest) -> None:
+        """An upgraded connection is over: close once what was written is out."""
+        if self.current is not served:
+            return  # it is lost already
+        self.current = None
+        raw, self._raw = self._raw, None
+        if self._tls or raw is None or raw.ended:
+            self._close()
+        else:
+            self._discarded = raw.buffered
+            self._linger()
 
     # Flow -------------------------------------------------------------------------------------------------------------
 
@@ -580,6 +624,7 @@ class Http1Protocol(asyncio.Protocol):
         full = (
             len(self._queue) >= self.limits.pipeline_depth
             or (reading is not None and not reading.done and reading.buffered > self.limits.body_buffer)
+            or (self._raw is not None and self._raw.buffered > self.limits.body_buffer)
             or (self._discarding and not self._lingering and self._discarded > self.limits.drain_bytes)
         )
         if full is not self._reading_paused and not self.transport.is_closing():

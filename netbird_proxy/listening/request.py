@@ -12,7 +12,9 @@ from netbird_proxy.listening.framing import (
     checked,
     field_lines,
     informational_head,
+    switching_head,
 )
+from netbird_proxy.listening.raw import RawStream
 
 if TYPE_CHECKING:
     from netbird_proxy.listening.http1 import Http1Protocol
@@ -39,12 +41,13 @@ class ServedRequest:
             can only be shown by truncation.
         remaining: bytes that the stated length still allows.
         done: the response is on the wire to its last byte, or given up.
+        raw: what the connection becomes if the upgrade that this request asks for is granted.
     """
 
     __slots__ = (
         "buffered", "chunks", "complete", "done", "ended", "expects", "fields", "framing", "gone", "has_body",
-        "head_only", "held_at", "http11", "keep_alive", "protocol", "remaining", "status", "task", "trailers",
-        "waiter", "will_trail",
+        "head_only", "held_at", "http11", "keep_alive", "protocol", "raw", "remaining", "status", "task", "trailers",
+        "upgrade", "waiter", "will_trail",
     )  # fmt: skip
 
     def __init__(
@@ -61,7 +64,8 @@ class ServedRequest:
         self.chunks: list[bytes] = _NO_PIECES
         self.waiter: asyncio.Future[None] | None = None
         self.trailers: list[RawHeader] | None = None
-        self.gone = self.complete = self.ended = self.will_trail = self.done = False
+        self.raw: RawStream | None = None
+        self.gone = self.complete = self.ended = self.will_trail = self.done = self.upgrade = False
         self.buffered = self.status = self.framing = 0
         self.fields: list[bytes] = _NO_PIECES
         self.remaining: int
@@ -271,6 +275,24 @@ class ServedRequest:
         self.protocol.transport.write(informational_head(status, headers))
         if self.protocol.write_paused:
             await self.protocol.writable()
+
+    def switch(self, headers: list[RawHeader]) -> RawStream:
+        """Answer 101; the connection is raw from here.
+
+        Raises:
+            ConnectionResetError: the client has gone.
+            UnframeableResponse: the head cannot be put on the wire.
+            RuntimeError: no upgrade was asked for, or something else was answered.
+        """
+        if self.gone:
+            raise ConnectionResetError("the client has gone")
+        if self.raw is None or self.status or self.done:
+            raise RuntimeError("there is no upgrade to grant")
+        head = switching_head(headers)
+        self.status = 101
+        self.framing = NO_BODY
+        self.protocol.start_raw(self.raw, head)
+        return self.raw
 
     def abort(self) -> None:
         """End the connection without completing the response, so that the client sees that it is cut off."""

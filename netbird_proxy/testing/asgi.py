@@ -30,6 +30,46 @@ class Answer:
         return next((value for key, value in self.headers if key == name), None)
 
 
+class RawClient:
+    """A client's end of an upgraded connection: it says its pieces, ends, and keeps what it hears in the answer's body.
+
+    Attributes:
+        gone: set by a test to let it leave in order.
+        half_closes: whether it can be told that the upstream has ended.
+        said: set when every piece has been read.
+        hold: it does not end before this is set.
+    """
+
+    def __init__(self, answer: Answer, pieces: list[bytes]) -> None:
+        self._answer = answer
+        self._pieces = pieces
+        self.gone = False
+        self.half_closes = True
+        self.finished = False
+        self.said = asyncio.Event()
+        self.hold = asyncio.Event()
+        self.hold.set()
+
+    async def read(self) -> bytes:
+        if self._pieces:
+            return self._pieces.pop(0)
+        self.said.set()
+        await self.hold.wait()
+        return b""
+
+    async def write(self, data: bytes) -> None:
+        if self.gone:
+            raise ConnectionResetError("the client has gone")
+        self._answer.body += data
+
+    def finish(self) -> bool:
+        self.finished = True
+        return self.half_closes and not self.gone
+
+    def close(self) -> None:
+        self._answer.complete = True
+
+
 class Client:
     """One request under way.
 
@@ -37,6 +77,8 @@ class Client:
         body: its pieces; None for a request without a body.
         own: as our own listener brings it, with its extension; else as a foreign ASGI server does.
         leaves: the client is gone once the body's pieces are through.
+        upgrade: the listener found a request for an upgrade that may be granted; `body` is then what the client says
+            behind the 101.
     """
 
     def __init__(
@@ -53,11 +95,14 @@ class Client:
         scheme: str = "http",
         http_version: str = "1.1",
         leaves: bool = False,
+        upgrade: bool = False,
         extra: dict[str, Any] | None = None,
     ) -> None:
         path, _, query = target.encode("latin-1").partition(b"?")
         self.answer = Answer()
-        self.has_body = body is not None
+        self.has_body = body is not None and not upgrade
+        self.upgrade = upgrade
+        self.raw: RawClient | None = None
         self.gone = False
         self.task: asyncio.Task[None] | None = None
         self.received = 0
@@ -127,6 +172,15 @@ class Client:
         self._left.set()
 
     # What our own listener adds ---------------------------------------------------------------------------------------
+
+    def switch(self, headers: list[RawHeader]) -> RawClient:
+        if self.gone:
+            raise ConnectionResetError("the client has gone")
+        assert self.upgrade, "switched without being asked"
+        self.answer.status = 101
+        self.answer.headers = list(headers)
+        self.raw = RawClient(self.answer, self._pieces)
+        return self.raw
 
     async def inform(self, status: int, headers: list[RawHeader]) -> None:
         self.answer.informational.append((status, headers))

@@ -72,10 +72,13 @@ class ScriptedConnection:
         self.complete = False
         self.aborted = False
         self.released = False
+        self.upgrade = False
+        self.half_closes = True
 
     def send_head(self, head: bytes, *, method: bytes, has_body: bool, upgrade: bool = False) -> None:
         self.head = head
         self.method = method
+        self.upgrade = upgrade
         if not has_body:
             self.complete = True
             self._sent.set()

@@ -1,0 +1,93 @@
+"""A connection after its 101: bytes both ways, unparsed, with back-pressure."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from netbird_proxy.listening.http1 import Http1Protocol
+    from netbird_proxy.listening.request import ServedRequest
+
+
+class RawStream:
+    """Implements `RawDownstream`. Made with the request that asks for it; until the 101 it only keeps what came behind.
+
+    Attributes:
+        buffered: bytes that nobody has read yet; above the listener's `body_buffer` the transport is not read.
+        switched: the 101 went out.
+        ended: the client sends no more.
+        gone: the connection is closed.
+    """
+
+    __slots__ = ("_chunks", "_protocol", "_served", "_waiter", "buffered", "ended", "gone", "switched")
+
+    def __init__(self, protocol: Http1Protocol, served: ServedRequest) -> None:
+        self._protocol = protocol
+        self._served = served
+        self._chunks: deque[bytes] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self.buffered = 0
+        self.switched = False
+        self.ended = False
+        self.gone = False
+
+    # What the protocol tells ------------------------------------------------------------------------------------------
+
+    def feed(self, data: bytes) -> None:
+        self._chunks.append(data)
+        self.buffered += len(data)
+        self._wake()
+        self._protocol.regulate_reading()
+
+    def feed_eof(self) -> None:
+        self.ended = True
+        self._wake()
+
+    def lost(self) -> None:
+        """The connection is closed, in order: what had come is still there to be read."""
+        self.gone = True
+        self.feed_eof()
+
+    # What the application does ----------------------------------------------------------------------------------------
+
+    async def read(self) -> bytes:
+        while not self._chunks:
+            if self.ended:
+                return b""
+            if self._waiter is not None:
+                raise RuntimeError("two tasks read one stream")
+            self._waiter = self._protocol.loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        data = self._chunks.popleft()
+        self.buffered -= len(data)
+        self._protocol.regulate_reading()
+        return data
+
+    async def write(self, data: bytes) -> None:
+        if self._served.done or self.gone:
+            raise ConnectionResetError("the client has gone")
+        protocol = self._protocol
+        protocol.transport.write(data)
+        if protocol.write_paused:
+            await protocol.writable()
+
+    def finish(self) -> bool:
+        transport = self._protocol.transport
+        if self.gone or not transport.can_write_eof():
+            return False
+        transport.write_eof()
+        return True
+
+    def close(self) -> None:
+        if not self._served.done:
+            self._served.done = True
+            self._protocol.close_raw(self._served)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
