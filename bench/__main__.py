@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from contextlib import AsyncExitStack
@@ -68,9 +69,12 @@ async def run(arguments: argparse.Namespace, directory: Path) -> str:
     async with AsyncExitStack() as exits:
         subjects, _ = await started(exits, directory, arguments.subjects, arguments.kinds)
         if arguments.hold:
-            for one in subjects:
-                print(one.name, one.process.pid, one.urls, one.hosts, one.prefix, flush=True)
-            await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+            for subject in subjects:
+                print(subject.name, subject.process.pid, subject.urls, subject.hosts, subject.prefix, flush=True)
+            stopped = asyncio.Event()
+            for one in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(one, stopped.set)
+            await stopped.wait()
             return ""
         held = [report.Held(one.name, Footprint.of(one.process.pid)) for one in subjects]
         for number in range(arguments.rounds + 1):  # the first warms up
@@ -112,7 +116,7 @@ def main() -> int:
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--write", action=argparse.BooleanOptionalAction, default=True, help="write the page")
     parser.add_argument(
-        "--hold", action="store_true", help="start all, print process ids, and wait for a line: to profile"
+        "--hold", action="store_true", help="start all, print process ids, and wait for Ctrl-C: to profile"
     )
     arguments = parser.parse_args()
     directory = Path(tempfile.mkdtemp(prefix="netbird-bench-"))

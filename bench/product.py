@@ -7,8 +7,8 @@ import asyncio
 from bench.measure import MEASURED_CORE, OTHER_CORE, pin
 from bench.overlay import Machine, join
 from bench.servers import Subject
+from examples.demo.calls import add_service, direct
 from examples.demo.stack import CLUSTER, Stack
-from examples.demo.story import add_service, direct
 from netbird_tunnel_netstack.wgconf import parse_config
 
 PUBLIC = f"public.{CLUSTER}"
