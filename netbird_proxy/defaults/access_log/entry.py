@@ -26,7 +26,6 @@ RESTRICTIONS = frozenset(
 )
 """Denials that stand as the mechanism, as NetBird's dashboard expects."""
 
-_BYTES = [bytes((number,)) for number in range(128)]
 _PERCENT, _NUL = 0x25, 0x00
 _REMEMBERED = 4096
 _TEXTS: dict[str, bytes] = {}
@@ -76,11 +75,10 @@ class EntryFormat:
         raw = exchange.raw_path
         host, method_name, address = exchange.host, exchange.method, exchange.client_address
         entry = (
-            b"\x0a%b%b\x12%b\x1a%b\x22%b\x2a%b\x32%b\x38%b\x42%b\x48%b\x52%b\x5a%b\x62%b\x68%b\x70%b\x78%b"
+            b"\x0a%b\x12%b\x1a%b\x22%b\x2a%b\x32%b\x38%b\x42%b\x48%b\x52%b\x5a%b\x62%b\x68%b\x70%b\x78%b"
             b"\x82\x01\x04http"
         ) % (
-            _BYTES[len(timestamp)],
-            timestamp,
+            _sized(timestamp),
             _sized(exchange.id.encode()),
             account,
             self._service,
@@ -88,7 +86,7 @@ class EntryFormat:
             _readable(raw),
             varint(duration // 1_000_000),
             _TEXTS.get(method_name) or _text(method_name),
-            varint(status),
+            _SMALL[status],
             _TEXTS.get(address) or _text(address),
             mechanism,
             user,
@@ -113,18 +111,33 @@ def request_of(entries: list[bytes], *, batch: bool) -> bytes:
     return b"".join([b"\xc2\x3e" + _sized(entry) for entry in entries])
 
 
-def varint(number: int) -> bytes:
-    """A whole number that is not negative, seven bits a byte."""
-    if number < 128:
-        return _BYTES[number]
-    if number < 16384:
-        return bytes((number & 127 | 128, number >> 7))
+def _encoded(number: int) -> bytes:
     found = bytearray()
     while number > 127:
         found.append(number & 127 | 128)
         number >>= 7
     found.append(number)
     return bytes(found)
+
+
+_SMALL = [_encoded(number) for number in range(2048)]
+
+
+def varint(number: int) -> bytes:
+    """A whole number that is not negative, seven bits a byte."""
+    if number < 2048:
+        return _SMALL[number]
+    if 268_435_456 <= number < 34_359_738_368:  # nanoseconds, mostly
+        return bytes(
+            (
+                number & 127 | 128,
+                number >> 7 & 127 | 128,
+                number >> 14 & 127 | 128,
+                number >> 21 & 127 | 128,
+                number >> 28,
+            )
+        )
+    return _encoded(number)
 
 
 def _sized(data: bytes) -> bytes:
