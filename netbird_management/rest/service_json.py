@@ -1,6 +1,7 @@
 """Services in JSON, both ways."""
 
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 from netbird_host.go_duration import format_duration, parse_duration
@@ -144,12 +145,15 @@ def service_of(body: ServiceBody, account_id: AccountId, service_id: ServiceId) 
     )
 
 
-def service_json(service: Service, account: AccountSnapshot, status: Status | None = None) -> dict[str, Any]:
-    """As callers see it: hosts looked up, secrets empty. `status` is that of its live proxies, if there are any."""
+def service_json(
+    service: Service, account: AccountSnapshot, status: Status | None = None, issued: datetime | None = None
+) -> dict[str, Any]:
+    """As callers see it: hosts looked up, secrets empty. `status` is that of its live proxies, if there are any;
+    `issued` is when its certificate was."""
     shown_enabled = service.enabled and not service.terminated
     meta = {"created_at": moment(service.meta.created_at), "status": (status or Status.PENDING).value}
-    if service.meta.certificate_issued_at is not None:
-        meta["certificate_issued_at"] = moment(service.meta.certificate_issued_at)
+    if issued is not None:
+        meta["certificate_issued_at"] = moment(issued)
     answer: dict[str, Any] = {
         "auth": _auth_json(service.auth),
         "domain": service.domain,

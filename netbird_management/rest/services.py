@@ -10,7 +10,7 @@ from netbird_management.rest.json import ApiResponse, read_body
 from netbird_management.rest.service_json import ServiceBody, proxy_status_json, sent_names, service_json, service_of
 from netbird_management.services.edit import create_service, delete_service, get_service, update_service
 from netbird_management.services.model import Service
-from netbird_management.services.statuses import proxy_statuses, worst_statuses
+from netbird_management.services.statuses import certificates_issued, proxy_statuses, worst_statuses
 
 router = APIRouter(prefix="/reverse-proxies/services")
 
@@ -18,8 +18,11 @@ router = APIRouter(prefix="/reverse-proxies/services")
 @router.get("")
 async def list_services(who: AdminCaller, context: InContext) -> Response:
     worst = await worst_statuses(context.state, who.account_id)
+    issued = await certificates_issued(context.state, who.account_id)
     services = sorted(who.account.services.values(), key=lambda service: service.id)
-    return ApiResponse([service_json(service, who.account, worst.get(service.id)) for service in services])
+    return ApiResponse(
+        [service_json(service, who.account, worst.get(service.id), issued.get(service.id)) for service in services]
+    )
 
 
 @router.post("")
@@ -68,4 +71,5 @@ async def list_proxies(service_id: str, who: AdminCaller, context: InContext) ->
 async def _answer(service: Service, who: Caller, context: Context) -> Response:
     account = context.state.snapshots.get(who.account_id) or who.account
     worst = await worst_statuses(context.state, who.account_id)
-    return ApiResponse(service_json(service, account, worst.get(service.id)))
+    issued = await certificates_issued(context.state, who.account_id)
+    return ApiResponse(service_json(service, account, worst.get(service.id), issued.get(service.id)))

@@ -14,7 +14,8 @@ from netbird_management.services import rows
 from netbird_management.services.domains import fold, is_under
 from netbird_management.services.mapping import unclaimed
 from netbird_management.services.model import AuthConfig, HeaderAuth, SecretAuth, Service
-from netbird_management.services.proxies import Cluster, cluster_of_domain
+from netbird_management.services.ports import with_port
+from netbird_management.services.proxies import Cluster, cluster_of_domain, clusters_of
 from netbird_management.services.validate import folded_name, validated
 from netbird_management.state import State
 from netbird_management.store.models import ServiceRow
@@ -45,6 +46,7 @@ async def create_service(
         service = _checked(service, None, sent, transaction.account, hooks)
         _check_secrets(service.auth)
         _check_domain(state, service)
+        service = with_port(state, service, None, custom_ports=cluster.supports_custom_ports)
         row = ServiceRow(
             id=service.id,
             account_id=service.account_id,
@@ -74,19 +76,23 @@ async def update_service(
     nothing, for an update after which nothing authenticates where something did, unless `confirm_public`.
     """
     account = _account(state, given.account_id)
-    validated(given, account)
     previous = get_service(state, given.account_id, given.id)
+    given = replace(given, mode=given.mode or previous.mode)
+    validated(given, account)
     domain, cluster = previous.domain, previous.proxy_cluster
     if _folded(given.domain) != domain:
         domain, found = await _place(state, account, given.domain, refused_domains)
         cluster = found.address
     hashed = await _hashed(given.auth)
+    reported = {one.address: one.supports_custom_ports for one in await clusters_of(state, given.account_id)}
     async with state.change(given.account_id) as transaction:
         old = transaction.account.services.get(given.id)
         if old is None:
             raise NotFound(f"service {given.id} not found")
         if old.terminated:
             raise PermissionDenied("service is terminated and cannot be updated")
+        if given.mode != old.mode:
+            raise InvalidArgument(f"the mode of a service cannot be changed: it is {old.mode}")
         service = replace(
             given,
             domain=domain,
@@ -100,6 +106,7 @@ async def update_service(
         service = _checked(service, old, sent, transaction.account, hooks)
         _check_secrets(service.auth)
         _check_domain(state, service)
+        service = with_port(state, service, old, custom_ports=reported.get(service.proxy_cluster))
         if _protected(old) and not _protected(service) and not confirm_public:
             raise PreconditionFailed(
                 "after this update anybody could use the service without being asked who they are: "

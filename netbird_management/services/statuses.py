@@ -1,6 +1,6 @@
 """How services fare on proxies: kept for each pair, shown as the worst of the live ones."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy import delete, select, update
 from sqlalchemy.dialects.sqlite import insert
@@ -101,3 +101,12 @@ async def worst_statuses(state: State, account_id: AccountId) -> dict[ServiceId,
             if id_ not in worst or SEVERITY.index(status) > SEVERITY.index(worst[id_]):
                 worst[id_] = status
     return worst
+
+
+async def certificates_issued(state: State, account_id: AccountId) -> dict[ServiceId, datetime]:
+    """When each service that has one last got a certificate. Not in snapshots: no proxy is told of it."""
+    query = select(ServiceRow.id, ServiceRow.certificate_issued_at).where(
+        ServiceRow.account_id == account_id, ServiceRow.certificate_issued_at.is_not(None)
+    )
+    async with state.read() as session:
+        return {ServiceId(id_): moment for id_, moment in (await session.execute(query)).all() if moment is not None}

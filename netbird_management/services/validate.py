@@ -42,6 +42,7 @@ OURS: Final = "x-netbird-"
 """Names that tell upstreams who is asking; nobody but the proxy may set one, under any spelling."""
 
 PROTOCOLS: Final = frozenset({"http", "https"})
+STREAM_MODES: Final = frozenset({"tcp", "udp", "tls"})
 _PORTS: Final = range(65536)
 
 
@@ -57,8 +58,8 @@ def validated(service: Service, account: AccountSnapshot) -> Service:
     for i, header in enumerate(service.auth.header_auths):
         _check_header_auth(f"header_auths[{i}]", header)
     service = replace(service, access_restrictions=_checked_restrictions(service.access_restrictions))
-    if service.mode in ("tcp", "udp", "tls"):
-        raise InvalidArgument(f"mode {service.mode} is not served yet: this management knows http services only")
+    if service.mode in STREAM_MODES:
+        return _validated_stream(service, account)
     if service.mode != "http":
         raise InvalidArgument(f'unsupported mode "{service.mode}"')
     if service.listen_port:
@@ -125,8 +126,36 @@ def _check_cidr(where: str, cidr: str) -> None:
         raise InvalidArgument(f'{where}: "{cidr}" has host bits set, use {network} instead')
 
 
-def _check_target(i: int, target: Target, account: AccountSnapshot) -> None:
-    options, kind = target.options, target.target_type
+def _validated_stream(service: Service, account: AccountSnapshot) -> Service:
+    """A service of bytes or datagrams: one target, nobody to ask for a credential. Its only target is always on."""
+    if service.auth.any_enabled:
+        raise InvalidArgument(f"auth is not supported for {service.mode} services")
+    if service.listen_port not in _PORTS:
+        raise InvalidArgument("listen_port must be between 0 and 65535")
+    if service.mode == "tls" and not service.listen_port:
+        raise InvalidArgument("listen_port is required for tls services")
+    if len(service.targets) != 1:
+        raise InvalidArgument(f"{service.mode} services must have exactly one target")
+    target = replace(service.targets[0], enabled=True)
+    options = target.options
+    _check_reference(0, target, account)
+    if target.protocol != ("udp" if service.mode == "udp" else "tcp"):
+        raise InvalidArgument(f'target 0: protocol "{target.protocol}" does not go with mode {service.mode}')
+    if not 0 < target.port < 65536:
+        raise InvalidArgument(f"target 0: port is required for {service.mode} services")
+    if target.path not in (None, "", "/"):
+        raise InvalidArgument(f"target 0: path is not supported for {service.mode} services")
+    if service.mode == "udp" and options.proxy_protocol:
+        raise InvalidArgument("target 0: proxy_protocol is not supported for udp services")
+    if options.request_timeout < 0 or options.session_idle_timeout < 0:
+        raise InvalidArgument("target 0: timeouts must not be negative")
+    if options.skip_tls_verify or options.path_rewrite or options.custom_headers:
+        raise InvalidArgument(f"target 0: options of http targets do not go with mode {service.mode}")
+    return replace(service, targets=(target,))
+
+
+def _check_reference(i: int, target: Target, account: AccountSnapshot) -> None:
+    kind = target.target_type
     if not target.target_id:
         raise InvalidArgument(f"target {i}: target_id is required")
     if kind in (TargetType.HOST, TargetType.DOMAIN, TargetType.SUBNET):
@@ -139,6 +168,11 @@ def _check_target(i: int, target: Target, account: AccountSnapshot) -> None:
         peer = account.peers.get(PeerId(target.target_id))
         if peer is None or peer.proxy is not None:
             raise InvalidArgument(f'peer target "{target.target_id}" not found in account')
+
+
+def _check_target(i: int, target: Target, account: AccountSnapshot) -> None:
+    options = target.options
+    _check_reference(i, target, account)
     if target.protocol not in PROTOCOLS:
         raise InvalidArgument(f'target {i}: protocol "{target.protocol}" does not go with mode http')
     if target.port not in _PORTS:

@@ -63,7 +63,7 @@ BROKEN: dict[str, dict[str, Any]] = {
     "a name with a line break": {"name": "a\nb"},
     "no targets": {"targets": []},
     "unknown mode": {"mode": "smtp"},
-    "tcp, which is not there yet": {"mode": "tcp", "listen_port": 1},
+    "tcp with http's protocol": {"mode": "tcp", "listen_port": 1},
     "a port with http": {"listen_port": 8080},
     "no domain": {"domain": ""},
     "a domain that is none": {"domain": "a b.px.test"},

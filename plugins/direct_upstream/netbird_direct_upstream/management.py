@@ -35,9 +35,7 @@ class DirectUpstream:
                     found.append(Violation(f"target {i}: a direct upstream needs a host", f"targets.{i}.host"))
             elif target.target_type is TargetType.CLUSTER:
                 found.append(
-                    Violation(
-                        f"target {i}: target_type cluster needs options.direct_upstream", f"targets.{i}.target_type"
-                    )
+                    Violation(f"target {i}: {target.host} has direct upstream disabled", f"targets.{i}.target_type")
                 )
         return found
 

@@ -57,10 +57,16 @@ class PrivateService:
         if service.mode not in ("", "http"):
             found.append(Violation(f"a private service needs mode http, not {service.mode}", "mode"))
         if not service.access_groups:
-            found.append(Violation("a private service needs at least one access group", "access_groups"))
+            found.append(Violation("private services require at least one access group", "access_groups"))
         bearer = service.auth.bearer_auth
         if bearer is not None and bearer.enabled:
-            found.append(Violation("a private service cannot use single sign-on as well", "auth.bearer_auth"))
+            found.append(
+                Violation(
+                    "private services cannot enable bearer auth (sso): "
+                    "netbird-only access and sso are mutually exclusive",
+                    "auth.bearer_auth",
+                )
+            )
         return found
 
     @hookimpl
