@@ -9,15 +9,16 @@ HEAD answer or a body that went around it could not be used again.
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 
 import httptools
 
 from netbird_proxy.errors import ProtocolViolation
-from netbird_proxy.headers import RawHeader
+from netbird_proxy.headers import ByName, RawHeader
 
 _FRAMING = frozenset((b"content-length", b"transfer-encoding", b"connection"))
+_NAMES: ByName[tuple[bytes, bool]] = ByName(lambda name: (name.lower(), name.lower() in _FRAMING))
+"""Name → in lower case, and whether it frames."""
 _VERSION_BYTES = 9  # b"HTTP/1.1 "
 
 _PARSED, _COUNTED, _RAW, _ENDED = range(4)
@@ -75,11 +76,12 @@ class AnswerParser:
         self.headers: list[RawHeader] = []
         self.trailers: list[RawHeader] = []
         self.interim: list[tuple[int, list[RawHeader]]] = []
-        self.pieces: deque[bytes] = deque()
+        self.pieces: list[bytes] = []
         self._method = method
         self._upgrade = upgrade
         self._limits = limits
         self._fields = self.headers
+        self._framing: list[RawHeader] = []
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
 
     def feed(self, data: bytes) -> None:
@@ -184,7 +186,11 @@ class AnswerParser:
         self.reason += piece
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._fields.append((name.lower(), value))
+        lower, frames = _NAMES[name]
+        pair = (lower, value)
+        self._fields.append(pair)
+        if frames:
+            self._framing.append(pair)
 
     def on_headers_complete(self) -> None:
         parser = self._parser
@@ -201,19 +207,20 @@ class AnswerParser:
             raise ProtocolViolation(f"not an HTTP/1.1 answer: it starts with {prefix!r}")
         length = -1
         chunked = close = keep = False
-        for name, value in self.headers:
-            if name in _FRAMING:
-                if name == b"content-length":
-                    # The parser has refused duplicates, signs and overflow.
-                    length = int(value)
-                elif name == b"transfer-encoding":
-                    if chunked or value.strip(b" \t").lower() != b"chunked":
-                        raise ProtocolViolation("a transfer coding other than chunked")
-                    chunked = True
-                else:
-                    value = value.lower()
-                    close = close or b"close" in value
-                    keep = keep or b"keep-alive" in value
+        for name, value in self._framing:
+            if name == b"content-length":
+                # The parser has refused duplicates, signs and overflow.
+                length = int(value)
+            elif name == b"transfer-encoding":
+                if chunked or value.strip(b" \t").lower() != b"chunked":
+                    raise ProtocolViolation("a transfer coding other than chunked")
+                chunked = True
+            elif value == b"keep-alive":
+                keep = True
+            else:
+                value = value.lower()
+                close = close or b"close" in value
+                keep = keep or b"keep-alive" in value
         if len(self.headers) > self._limits.lines:
             raise ProtocolViolation(f"more than {self._limits.lines} header lines")
         if status < 200:
@@ -264,4 +271,5 @@ class AnswerParser:
                 self.complete = True
         else:  # an informational head; the next one starts afresh
             self.headers = self._fields = []
+            self._framing = []
             self.reason = b""

@@ -56,7 +56,6 @@ class Http1Connection(asyncio.Protocol):
         "_drain_waiter",
         "_head_timeout",
         "_limits",
-        "_loop",
         "_missing",
         "_owner",
         "_read_paused",
@@ -68,6 +67,7 @@ class Http1Connection(asyncio.Protocol):
         "exchanges",
         "failure",
         "idle_since",
+        "loop",
         "name",
         "reused",
     )
@@ -85,7 +85,7 @@ class Http1Connection(asyncio.Protocol):
         self.exchanges = 0
         self.idle_since = 0.0
         self.failure: UpstreamError | None = None
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._head_timeout = head_timeout
         self._limits = limits or HeadLimits()
         self._owner = owner
@@ -143,14 +143,14 @@ class Http1Connection(asyncio.Protocol):
             if self._drain_waiter is not None:
                 raise RuntimeError("two tasks send on one connection")
             self._arm()
-            self._drain_waiter = self._loop.create_future()
+            self._drain_waiter = self.loop.create_future()
             try:
                 await self._drain_waiter
             finally:
                 self._drain_waiter = None
             if self.failure is not None:
                 raise self._failed()
-        self._deadline = self._loop.time() + self._head_timeout
+        self._deadline = self.loop.time() + self._head_timeout
 
     def finish_body(self, trailers: list[RawHeader], *, chunked: bool) -> None:
         if not self._request_open:
@@ -160,7 +160,7 @@ class Http1Connection(asyncio.Protocol):
         self._request_open = False
         if self.failure is not None or self._transport is None:
             return
-        self._deadline = self._loop.time() + self._head_timeout
+        self._deadline = self.loop.time() + self._head_timeout
         if chunked:
             if trailers:
                 lines = b"".join(b"%b: %b\r\n" % pair for pair in trailers)
@@ -186,7 +186,11 @@ class Http1Connection(asyncio.Protocol):
             if self.failure is not None:
                 raise self._failed()
             self._arm()
-            await self._wait()
+            waiter = self._wait()
+            try:
+                await waiter
+            finally:
+                self._waiter = None
 
     @property
     def half_closes(self) -> bool:
@@ -312,15 +316,12 @@ class Http1Connection(asyncio.Protocol):
             self._read_paused = False
             self._transport.resume_reading()
 
-    async def _wait(self) -> None:
-        """Until something has come or the connection has failed. One waiter at a time: one task reads."""
+    def _wait(self) -> asyncio.Future[None]:
+        """Something has come or the connection has failed. One waiter at a time, who clears it: one task reads."""
         if self._waiter is not None:
             raise RuntimeError("two tasks read one answer")
-        self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        waiter = self._waiter = self.loop.create_future()
+        return waiter
 
     def _wake(self) -> None:
         for waiter in (self._waiter, self._drain_waiter):
@@ -331,17 +332,17 @@ class Http1Connection(asyncio.Protocol):
         answer = self._answer
         if answer is None or answer.head_complete:
             return
-        self._deadline = self._loop.time() + self._head_timeout
+        self._deadline = self.loop.time() + self._head_timeout
         if self._timer is None:
-            self._timer = self._loop.call_at(self._deadline, self._on_timer)
+            self._timer = self.loop.call_at(self._deadline, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
         answer = self._answer
         if answer is None or answer.head_complete or (self._waiter is None and self._drain_waiter is None):
             return  # nobody waits; who waits next arms it again
-        if self._loop.time() < self._deadline:
-            self._timer = self._loop.call_at(self._deadline, self._on_timer)
+        if self.loop.time() < self._deadline:
+            self._timer = self.loop.call_at(self._deadline, self._on_timer)
         else:
             self._fail(HeadTimeout(f"{self.name}: no answer for {self._head_timeout:g} s"))
 
@@ -416,14 +417,18 @@ class Answer(AnswerParser):
                 raise connection._failed()
             if connection._answer is not self:
                 raise RuntimeError("the connection was given back before the answer was complete")
-            await connection._wait()
+            waiter = connection._wait()
+            try:
+                await waiter
+            finally:
+                connection._waiter = None
         if len(pieces) > 1 and self.buffered <= _SMALL_PIECE * len(pieces):
             # An upstream that writes tiny chunks should not cost a write each.
             piece = b"".join(pieces)
             pieces.clear()
             self.buffered = 0
         else:
-            piece = pieces.popleft()
+            piece = pieces.pop(0)  # there are few, or the upstream is not read any more
             self.buffered -= len(piece)
         if self._connection._read_paused:
             self._connection._taken(self)

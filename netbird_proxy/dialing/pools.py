@@ -109,11 +109,11 @@ class UpstreamPool:
             if self._retired or len(self._idle) >= self._max_idle:
                 connection.close()
             else:
-                loop = asyncio.get_running_loop()
-                connection.idle_since = loop.time()
+                # Not `get_running_loop`: on 3.11 that is a system call.
+                connection.idle_since = connection.loop.time()
                 self._idle.append(connection)
                 if self._timer is None:
-                    self._timer = loop.call_later(self._idle_timeout, self._expire)
+                    self._timer = connection.loop.call_later(self._idle_timeout, self._expire)
         if not self._busy:
             self._tell_if_empty()
 
