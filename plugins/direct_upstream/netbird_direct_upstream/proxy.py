@@ -137,7 +137,7 @@ class DirectDialer:
                 )
         except TimeoutError as exc:
             raise DialTimeout(f"resolve {address.host}: timed out after {timeout:g} s") from exc
-        except OSError as exc:
+        except (OSError, UnicodeError) as exc:  # a label that is none never gets to a resolver
             raise DialFailed(f"resolve {address.host}: {exc}") from exc
         return list(dict.fromkeys(str(info[4][0]) for info in found))
 
