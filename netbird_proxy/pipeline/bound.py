@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Literal
 
 from netbird_proxy.exchange import ExchangeView, OutgoingHead, TrailEntry
+from netbird_proxy.model import ALLOW, Deny
 from netbird_proxy.steps import Authenticator, Guard, Observer, RequestTransform
 
 GuardStage = Literal["restrict", "authenticate", "authorize"]
@@ -23,6 +24,27 @@ class BoundGuard:
         self.observe = guard.observe
         self.body_bytes = guard.body_bytes
         self.allowed = TrailEntry(stage, plugin, "allow")
+        if guard.observe:
+            self.ask = self._observed(guard.check)
+            self.allowed = TrailEntry(stage, plugin, "not enforced")
+
+    def _observed(
+        self, check: Callable[[ExchangeView], Awaitable[object]]
+    ) -> Callable[[ExchangeView], Awaitable[object]]:
+        """Say ALLOW whatever the guard says, and leave its verdict in the trail. It keeps to the deadline like any."""
+
+        async def ask(exchange: ExchangeView) -> object:
+            try:
+                verdict = await check(exchange)
+            except Exception as exc:
+                told, reason = "failed", f"{type(exc).__name__}: {exc}"
+            else:
+                told = f"deny {verdict.code}" if isinstance(verdict, Deny) else repr(verdict).lower()
+                reason = verdict.reason if isinstance(verdict, Deny) else ""
+            exchange.trail.append(TrailEntry(self.stage, self.plugin, f"observed {told}", reason))
+            return ALLOW
+
+        return ask
 
 
 class BoundAuthenticator:

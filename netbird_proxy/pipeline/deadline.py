@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, Protocol
+
+from netbird_proxy.exchange import Exchange
+from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard
+from netbird_proxy.pipeline.downstream import Downstream
 
 GRACE = 0.5
 """Seconds that a cancelled step has to return before it is left behind."""
@@ -46,44 +50,94 @@ class LeftBehind:
             await asyncio.wait(set(self._answers))
 
 
-class Deadline:
+class Abandoned(Protocol):
+    """Who answers for an exchange whose own task hangs in a step."""
+
+    def abandoned(
+        self, deadline: Deadline, exchange: Exchange, downstream: Downstream
+    ) -> Coroutine[Any, Any, None]: ...
+
+
+class Asking:
+    """Guards being asked about one exchange.
+
+    Attributes:
+        step: whose code is running; None: our own.
+    """
+
+    __slots__ = ("step",)
+
+    def __init__(self) -> None:
+        self.step: BoundGuard | BoundAuthenticator | None = None
+
+    def stop(self) -> None:
+        """Time that passes from now on is the client's, not a step's."""
+
+    def restart(self) -> None:
+        """The step's time begins anew."""
+
+
+class Deadline(Asking):
     """Cancels an exchange's task when its guards take too long; a little later gives up on it.
 
     Attributes:
+        blamed: whose code ran when time was up.
         expired: the task was cancelled by this timer; whatever the step then returns, it has failed.
         abandoned: the step still hung; somebody else has answered, and its task must touch nothing more.
     """
 
-    __slots__ = ("_abandon", "_expire", "_grace", "_handle", "_loop", "_seconds", "abandoned", "expired", "task")
+    __slots__ = (
+        "_answering",
+        "_downstream",
+        "_exchange",
+        "_grace",
+        "_handle",
+        "_left_behind",
+        "_loop",
+        "_seconds",
+        "abandoned",
+        "blamed",
+        "expired",
+        "task",
+    )
 
     def __init__(
-        self, seconds: float, grace: float, on_expiry: Callable[[], None], on_abandon: Callable[[], None]
+        self,
+        seconds: float,
+        grace: float,
+        left_behind: LeftBehind,
+        answering: Abandoned,
+        exchange: Exchange,
+        downstream: Downstream,
     ) -> None:
+        self.step = None
+        self.blamed: BoundGuard | BoundAuthenticator | None = None
+        self.expired = False
+        self.abandoned = False
+        self._seconds = seconds
+        self._grace = grace
+        self._left_behind = left_behind
+        self._answering = answering
+        self._exchange = exchange
+        self._downstream = downstream
         self._loop = asyncio.get_running_loop()
         task = asyncio.current_task(self._loop)
         assert task is not None, "the application runs in a task"  # noqa: S101 - narrows; asyncio promises it
         self.task = task
-        self._seconds = seconds
-        self._grace = grace
-        self._expire = on_expiry
-        self._abandon = on_abandon
-        self.expired = False
-        self.abandoned = False
         self._handle = self._loop.call_later(seconds, self._on_expiry)
 
     def stop(self) -> None:
         self._handle.cancel()
 
     def restart(self) -> None:
-        """The full time again: what came in between was the client's time, not a step's."""
         self._handle = self._loop.call_later(self._seconds, self._on_expiry)
 
     def _on_expiry(self) -> None:
         self.expired = True
-        self._expire()
+        self.blamed = self.step
         self.task.cancel()
         self._handle = self._loop.call_later(self._grace, self._on_grace)
 
     def _on_grace(self) -> None:
         self.abandoned = True
-        self._abandon()
+        self._left_behind.left(self._answering.abandoned(self, self._exchange, self._downstream))

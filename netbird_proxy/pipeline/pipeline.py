@@ -19,7 +19,7 @@ from netbird_proxy.headers import RawHeader
 from netbird_proxy.model import ALLOW, Challenge, Deny, Identity, Offer
 from netbird_proxy.pipeline import answers
 from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard, BoundObserver
-from netbird_proxy.pipeline.deadline import GRACE, Deadline, LeftBehind
+from netbird_proxy.pipeline.deadline import GRACE, Asking, Deadline, LeftBehind
 from netbird_proxy.pipeline.downstream import Downstream
 from netbird_proxy.pipeline.offers import OWN_PATHS, prompt
 from netbird_proxy.steps import Pages
@@ -66,17 +66,6 @@ class Environment:
     def page_failed(self, error: Exception) -> None:
         self.count("page_failed")
         log.warning("page.failed", error=f"{type(error).__name__}: {error}")
-
-
-class _Run:
-    """One exchange on its way through the guards."""
-
-    __slots__ = ("blamed", "deadline", "step")
-
-    def __init__(self) -> None:
-        self.step: BoundGuard | BoundAuthenticator | None = None  # whose code is running; None: our own
-        self.blamed: BoundGuard | BoundAuthenticator | None = None  # whose code ran when time was up
-        self.deadline: Deadline | None = None
 
 
 class Ending:
@@ -192,16 +181,20 @@ class Pipeline:
 
     async def run(self, exchange: Exchange, downstream: Downstream) -> None:
         """Take an exchange from its route to its end. Raises nothing but the cancellation it was given."""
-        run = _Run()
         ending = self.ending
+        deadline: Deadline | None = None
+        refusal: Deny | Challenge | None = None
         try:
-            if self.guarded and (refusal := await self._guarded(run, exchange, downstream)) is not None:
-                if isinstance(refusal, Deny):
-                    await answers.refuse(exchange, downstream, refusal, ending.environment)
-                else:
-                    await answers.challenge(exchange, downstream, refusal, ending.environment)
-            else:
+            if self.guarded:
+                shared = ending.environment
+                deadline = Deadline(shared.timeout, shared.grace, shared.left_behind, self, exchange, downstream)
+                refusal = await self._guarded(deadline, exchange, downstream)
+            if refusal is None:
                 await self.forward.forward(exchange, downstream)
+            elif isinstance(refusal, Deny):
+                await answers.refuse(exchange, downstream, refusal, ending.environment)
+            else:
+                await answers.challenge(exchange, downstream, refusal, ending.environment)
         except _Abandoned:
             return
         except ExchangeError as error:
@@ -213,7 +206,7 @@ class Pipeline:
         except Exception as exc:
             await self._failed(exchange, downstream, self._unforeseen(exchange, downstream, exc))
         finally:
-            if run.deadline is not None and run.deadline.abandoned:
+            if deadline is not None and deadline.abandoned:
                 ending.environment.left_behind.returned()
             else:
                 ending.observe(exchange)
@@ -223,7 +216,7 @@ class Pipeline:
 
         The caller bounds the time. Raises whatever a step raises, and StepFailed: it may not go on then either.
         """
-        return await self.admit(_Run(), exchange, downstream)
+        return await self.admit(Asking(), exchange, downstream)
 
     async def _cut(self, exchange: Exchange, downstream: Downstream, refusal: Deny) -> bool:
         """End an exchange that was cancelled because it may not go on. False: its client has left as well."""
@@ -257,7 +250,7 @@ class Pipeline:
             self.ending.gone(exchange, downstream, ClientGone("it left while it was answered"))
             raise
 
-    async def _guarded(self, run: _Run, exchange: Exchange, downstream: Downstream) -> Deny | Challenge | None:
+    async def _guarded(self, deadline: Deadline, exchange: Exchange, downstream: Downstream) -> Deny | Challenge | None:
         """Ask the guards under the deadline.
 
         Raises:
@@ -266,22 +259,14 @@ class Pipeline:
             _Abandoned: time ran out, the step still hung, and the exchange has been answered without this task.
         """
 
-        def blame() -> None:
-            run.blamed = run.step
-
-        def abandon() -> None:
-            self.ending.environment.left_behind.left(self._abandoned(run, exchange, downstream))
-
-        environment = self.ending.environment
-        deadline = run.deadline = Deadline(environment.timeout, environment.grace, blame, abandon)
         refusal: Deny | Challenge | None = None
         try:
-            refusal = await self.admit(run, exchange, downstream)
+            refusal = await self.admit(deadline, exchange, downstream)
         except asyncio.CancelledError as exc:
-            if not deadline.expired and (run.step is None or deadline.task.cancelling()):
+            if not deadline.expired and (deadline.step is None or deadline.task.cancelling()):
                 raise
             if not deadline.expired:  # nobody cancelled this task: the step made it up
-                raise self._step_failed(run.step, "raised CancelledError") from exc
+                raise self._step_failed(deadline.step, "raised CancelledError") from exc
         except StepFailed as failed:
             if not deadline.expired:
                 raise
@@ -292,17 +277,18 @@ class Pipeline:
             raise _Abandoned
         if deadline.expired:
             if not deadline.task.uncancel():
-                raise self._step_failed(run.blamed, f"did not answer within {environment.timeout:g} s")
+                seconds = self.ending.environment.timeout
+                raise self._step_failed(deadline.blamed, f"did not answer within {seconds:g} s")
         elif not deadline.task.cancelling():
             return refusal
         # The client left, and a step swallowed the cancellation that said so. Its answer counts for nothing, and nobody
         # waits for one.
         raise asyncio.CancelledError
 
-    async def _abandoned(self, run: _Run, exchange: Exchange, downstream: Downstream) -> None:
+    async def abandoned(self, deadline: Deadline, exchange: Exchange, downstream: Downstream) -> None:
         """What the timer does for an exchange whose own task hangs in a step."""
         self.ending.environment.count("step_left_behind")
-        error = self._step_failed(run.blamed, "hangs and ignores its cancellation")
+        error = self._step_failed(deadline.blamed, "hangs and ignores its cancellation")
         try:
             await self.ending.fail(exchange, downstream, error)
         finally:
@@ -312,82 +298,72 @@ class Pipeline:
     def _step_failed(step: BoundGuard | BoundAuthenticator | None, message: str) -> StepFailed:
         return StepFailed(step.plugin if step else "core", step.stage if step else "admit", message)
 
-    async def admit(self, run: _Run, exchange: Exchange, downstream: Downstream) -> Deny | Challenge | None:
+    async def admit(self, asking: Asking, exchange: Exchange, downstream: Downstream) -> Deny | Challenge | None:
         """Ask the guards in order. None means: go on and dial."""
+        refusal: Deny | Challenge | None = None
         try:
-            for guard in self.restrict:
-                if (refusal := await self._ask(run, guard, exchange, downstream)) is not None:
-                    return refusal
-            offers: list[Offer] = []
-            for authenticator in self.authenticate:
-                await self._prepare(run, authenticator, exchange, downstream)
-                answer = await authenticator.ask(exchange)
-                exchange.body = None
-                if answer is None:
-                    exchange.trail.append(authenticator.passed)
-                    continue
-                if isinstance(answer, Identity):
-                    exchange.identity = answer.stamped(by=authenticator.plugin)
-                    exchange.trail.append(TrailEntry("authenticate", authenticator.plugin, "identity", answer.method))
-                    break
-                if authenticator.phase == "prompt" and isinstance(answer, Offer | tuple):
-                    offers += self._offers(authenticator, answer, exchange)
-                    continue
-                return self._refusal(authenticator, answer, exchange)
-            if offers and exchange.identity is None:
-                run.step = None
-                return prompt(exchange, offers)
-            for guard in self.authorize:
-                if (refusal := await self._ask(run, guard, exchange, downstream)) is not None:
-                    return refusal
+            if self.restrict:
+                refusal = await self._all(self.restrict, asking, exchange, downstream)
+            if refusal is None and self.authenticate:
+                refusal = await self._who(asking, exchange, downstream)
+            if refusal is None and self.authorize:
+                refusal = await self._all(self.authorize, asking, exchange, downstream)
         except StepFailed:
             raise
         except Exception as exc:
-            if run.step is None:  # our own reading of the request body
+            if asking.step is None:  # our own reading of the request body
                 raise
-            raise self._step_failed(run.step, f"{type(exc).__name__}: {exc}") from exc
-        run.step = None
-        return None
+            raise self._step_failed(asking.step, f"{type(exc).__name__}: {exc}") from exc
+        asking.step = None
+        return refusal
 
-    async def _ask(
-        self, run: _Run, guard: BoundGuard, exchange: Exchange, downstream: Downstream
+    async def _all(
+        self, guards: tuple[BoundGuard, ...], asking: Asking, exchange: Exchange, downstream: Downstream
     ) -> Deny | Challenge | None:
-        if guard.body_bytes:
-            await self._prepare(run, guard, exchange, downstream)
-        run.step = guard
-        if not guard.observe:
+        """Every one must say ALLOW; the first that does not ends the exchange."""
+        for guard in guards:
+            if guard.body_bytes:
+                await self._read_ahead(asking, guard, exchange, downstream)
+            asking.step = guard
             verdict = await guard.ask(exchange)
             exchange.body = None
             if verdict is ALLOW:
                 exchange.trail.append(guard.allowed)
-                return None
-            return self._refusal(guard, verdict, exchange)
-        try:
-            verdict = await guard.ask(exchange)
-        except Exception as exc:
-            told = f"{type(exc).__name__}: {exc}"
-            exchange.trail.append(TrailEntry(guard.stage, guard.plugin, "observed failed", told))
-        else:
-            _discard(verdict)
-            told = f"deny {verdict.code}" if isinstance(verdict, Deny) else repr(verdict).lower()
-            exchange.trail.append(TrailEntry(guard.stage, guard.plugin, f"observed {told}"))
-        exchange.body = None
+            else:
+                return self._refusal(guard, verdict, exchange)
         return None
 
+    async def _who(self, asking: Asking, exchange: Exchange, downstream: Downstream) -> Deny | Challenge | None:
+        """The first who knows the caller, or knows better, ends the question; else who can, may log in."""
+        offers: list[Offer] = []
+        for authenticator in self.authenticate:
+            if authenticator.body_bytes:
+                await self._read_ahead(asking, authenticator, exchange, downstream)
+            asking.step = authenticator
+            answer = await authenticator.ask(exchange)
+            exchange.body = None
+            if answer is None:
+                exchange.trail.append(authenticator.passed)
+            elif isinstance(answer, Identity):
+                exchange.identity = answer.stamped(by=authenticator.plugin)
+                exchange.trail.append(TrailEntry("authenticate", authenticator.plugin, "identity", answer.method))
+                return None
+            elif authenticator.phase == "prompt" and isinstance(answer, Offer | tuple):
+                offers += self._offers(authenticator, answer, exchange)
+            else:
+                return self._refusal(authenticator, answer, exchange)
+        asking.step = None
+        return prompt(exchange, offers) if offers else None
+
     @staticmethod
-    async def _prepare(
-        run: _Run, step: BoundGuard | BoundAuthenticator, exchange: Exchange, downstream: Downstream
+    async def _read_ahead(
+        asking: Asking, step: BoundGuard | BoundAuthenticator, exchange: Exchange, downstream: Downstream
     ) -> None:
-        """Make the step the one to blame, after the request body was read for it if it wants one."""
-        if step.body_bytes:
-            run.step = None
-            deadline = run.deadline
-            if deadline is not None:
-                deadline.stop()
-            exchange.body = await downstream.read_ahead(exchange, step.body_bytes)
-            if deadline is not None:
-                deadline.restart()
-        run.step = step
+        """Read the request body for a step that wants it. Its time is the client's, and so are its failures."""
+        asking.step = None
+        asking.stop()
+        exchange.body = await downstream.read_ahead(exchange, step.body_bytes)
+        asking.restart()
 
     def _offers(self, step: BoundAuthenticator, answer: Offer | tuple[object, ...], exchange: Exchange) -> list[Offer]:
         """What it offers. StepFailed for what is no offer, or leads elsewhere than to a plugin of ours."""

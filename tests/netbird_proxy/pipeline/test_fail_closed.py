@@ -348,8 +348,11 @@ async def test_observe_mode_records_and_lets_through() -> None:
     assert play.exchange.denial is None
     assert [(entry.plugin, entry.verdict) for entry in play.exchange.trail] == [
         ("says no", "observed deny not_in_group"),
+        ("says no", "not enforced"),
         ("breaks", "observed failed"),
+        ("breaks", "not enforced"),
         ("says yes", "observed allow"),
+        ("says yes", "not enforced"),
     ]
 
 
