@@ -20,7 +20,7 @@ from netbird_proxy.errors import (
 )
 from netbird_proxy.model import AccountId, Address
 from netbird_proxy.testing.asgi import ask
-from netbird_proxy.testing.makers import mapping, route, upstream
+from netbird_proxy.testing.makers import mapping
 from netbird_proxy.testing.upstreams import ScriptedServer
 from netbird_wire.proxy_service_pb2 import PathMapping, ProxyMapping
 
@@ -59,8 +59,9 @@ class Direct:
         return proxy.host_dialer()
 
 
-def served(port: int) -> Any:
-    return mapping(route(to=upstream(f"http://127.0.0.1:{port}")))
+def served(port: int) -> ProxyMapping:
+    target = PathMapping(path="/", target=f"http://127.0.0.1:{port}")
+    return ProxyMapping(id="svc-1", account_id="acct-1", domain="App.Example.com", path=[target])
 
 
 async def test_program_calls_it_in_process() -> None:
@@ -83,15 +84,12 @@ async def test_program_calls_it_in_process() -> None:
 
 async def test_mapping_as_the_wire_says_it() -> None:
     """A program that has no model of its own may say it as management would."""
-    async with ScriptedServer.serving(lambda _head: REPLY) as server, asyncio.timeout(20):
-        said = ProxyMapping(
-            id="svc-1",
-            account_id="acct-1",
-            domain="App.Example.com",
-            path=[PathMapping(path="/", target=f"http://127.0.0.1:{server.port}")],
-        )
-        async with EmbeddedProxy([said], [("direct", Direct())]).running() as app:
-            assert (await ask(app, own=False)).body == b"hello"
+    async with (
+        asyncio.timeout(20),
+        ScriptedServer.serving(lambda _head: REPLY) as server,
+        EmbeddedProxy([served(server.port)], [("direct", Direct())]).running() as app,
+    ):
+        assert (await ask(app, own=False)).body == b"hello"
 
 
 async def test_private_mapping_is_refused() -> None:
