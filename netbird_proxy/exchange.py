@@ -6,6 +6,7 @@ read-only, so that mypy holds "one writer a field". The heads and the seam betwe
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -426,6 +427,9 @@ class DownstreamConnection(Protocol):
     """
 
     gone: bool
+    task: asyncio.Task[None] | None
+    """What runs the application for this request; None once it has returned."""
+
     has_body: bool
     """Whether a request body follows the head; if not, `receive` need not be called."""
 

@@ -15,6 +15,9 @@ _NAME = r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}"
 _FOLDED_NAME = re.compile(_NAME)
 _AUTHORITY = re.compile(rf"({_NAME})(?::[0-9]{{0,5}})?".encode())
 _PORT = re.compile(r":[0-9]{0,5}$")
+_HOSTS: dict[bytes, str] = {}
+_REMEMBERED = 4096
+# They come from clients, so it stops growing instead of evicting.
 
 
 def fold_host(host: str) -> str:
@@ -52,10 +55,16 @@ def fold_authority(authority: bytes) -> str:
     Raises:
         ValueError: as `fold_host`.
     """
-    match = _AUTHORITY.fullmatch(authority)
-    if match is not None and len(authority) <= 253:
-        return match[1].decode("ascii")
-    return fold_host(authority.decode("ascii"))
+    host = _HOSTS.get(authority)
+    if host is None:
+        match = _AUTHORITY.fullmatch(authority)
+        if match is not None and len(authority) <= 253:
+            host = match[1].decode("ascii")
+        else:
+            host = fold_host(authority.decode("ascii"))
+        if len(_HOSTS) < _REMEMBERED:
+            _HOSTS[authority] = host
+    return host
 
 
 def fold_path(raw: bytes) -> bytes:

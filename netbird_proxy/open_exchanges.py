@@ -63,7 +63,9 @@ class OpenExchanges:
 
     def enter(self, exchange: Exchange, downstream: Downstream) -> UnderWay:
         """An exchange begins, in the calling task."""
-        task = asyncio.current_task()
+        # Our own listener knows its task; to ask for the current one is a system call on 3.11.
+        connection = downstream.connection
+        task = asyncio.current_task() if connection is None else connection.task
         assert task is not None, "the application runs in a task"  # noqa: S101 - narrows; asyncio promises it
         one = UnderWay(exchange, downstream, task)
         self._open.add(one)
