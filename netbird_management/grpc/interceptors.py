@@ -138,12 +138,12 @@ class Edge(grpc.aio.ServerInterceptor):
     async def _token(self, authorization: str | None) -> tuple[ProxyToken, str]:
         unauthenticated = grpc.StatusCode.UNAUTHENTICATED
         if authorization is None:
-            raise Refused(unauthenticated, "missing authorization metadata")
+            raise Refused(unauthenticated, "missing authorization header")
         if not authorization.startswith("Bearer "):
             raise Refused(unauthenticated, "invalid authorization scheme: want Bearer")
         text = authorization.removeprefix("Bearer ")
         if not well_formed(text, TokenKind.PROXY):
-            raise Refused(unauthenticated, "invalid proxy token")
+            raise Refused(unauthenticated, "invalid token format")
         hashed = stored_hash(text)
         token = self._connections.known_token(hashed)
         if token is None:

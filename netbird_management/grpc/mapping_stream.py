@@ -29,6 +29,8 @@ from netbird_management.state import State
 from netbird_wire.extensions import Extension
 from netbird_wire.proxy_service_pb2 import (
     UPDATE_TYPE_CREATED,
+    GetMappingUpdateRequest,
+    GetMappingUpdateResponse,
     ProxyCapabilities,
     SyncMappingsInit,
     SyncMappingsRequest,
@@ -64,13 +66,22 @@ class MappingStreams:
 
     async def serve(self, caller: Caller, context: Any) -> None:
         """The whole conversation. Raises `Refused` for how it ends, unless the proxy just left."""
-        connection = await self._introduced(caller, await _read(context))
+        first = await _read(context)
+        if first is None or first.WhichOneof("msg") != "init":
+            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "first message must be init")
+        await self._serve(await self._introduced(caller, first.init), _Acknowledged(context))
+
+    async def serve_one_way(self, caller: Caller, request: GetMappingUpdateRequest, context: Any) -> None:
+        """The same for a proxy that only listens: nothing is acknowledged."""
+        await self._serve(await self._introduced(caller, request), _OneWay(context))
+
+    async def _serve(self, connection: Connection, channel: "_Acknowledged | _OneWay") -> None:
         self._connections.join(connection)
         try:
             await register_proxy(self._state, connection.registration)
             async with asyncio.TaskGroup() as tasks:
                 children = [
-                    tasks.create_task(self._converse(connection, context, tasks)),
+                    tasks.create_task(self._converse(connection, channel, tasks)),
                     tasks.create_task(self._heartbeats(connection)),
                 ]
                 try:
@@ -89,14 +100,11 @@ class MappingStreams:
         if connection.why is not None:
             raise connection.why
 
-    async def _introduced(self, caller: Caller, first: SyncMappingsRequest | None) -> Connection:
-        if first is None or first.WhichOneof("msg") != "init":
-            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be init")
-        init = first.init
+    async def _introduced(self, caller: Caller, init: SyncMappingsInit | GetMappingUpdateRequest) -> Connection:
         if not init.proxy_id or len(init.proxy_id) > 255 or not init.proxy_id.isprintable():
             raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "proxy_id is required")
         if len(init.address) > 255 or not _is_address(init.address):
-            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "address must be an IP address or a domain name")
+            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "proxy address is invalid")
         account_id, proxy_id = caller.token.account_id, ProxyId(init.proxy_id)
         if account_id is not None and not await address_is_free(self._state, init.address, account_id):
             raise Refused(grpc.StatusCode.ALREADY_EXISTS, f"cluster address {init.address} is already in use")
@@ -113,7 +121,9 @@ class MappingStreams:
         )
         return Connection(registration, caller.token, caller.token_hash)
 
-    async def _converse(self, connection: Connection, context: Any, tasks: asyncio.TaskGroup) -> None:
+    async def _converse(
+        self, connection: Connection, channel: "_Acknowledged | _OneWay", tasks: asyncio.TaskGroup
+    ) -> None:
         mappings = self._mappings.snapshot(connection)
         revoked = self._mappings.revocations(connection)
         starts = range(0, len(mappings), BATCH) or range(1)
@@ -127,15 +137,15 @@ class MappingStreams:
                 # With the first: no mapping of it is in force before them.
                 revocations=revoked if start == 0 else (),
             )
-            await context.write(message)
-            await _acknowledged(context)
+            await channel.write(message)
+            await channel.acknowledged()
         _log.info(
             "proxy.connected", extra={"proxy_id": connection.proxy_id, "cluster": connection.registration.cluster}
         )
-        reader = tasks.create_task(_read_to_the_end(connection, context))
+        reader = tasks.create_task(channel.read_to_the_end(connection))
         try:
             while True:
-                await context.write(await connection.next())
+                await channel.write(await connection.next())
         finally:
             reader.cancel()
 
@@ -162,21 +172,53 @@ async def _read(context: Any) -> SyncMappingsRequest | None:
     return None if message is grpc.aio.EOF else message
 
 
-async def _acknowledged(context: Any) -> None:
-    try:
-        async with asyncio.timeout(ACK_SECONDS):
-            message = await _read(context)
-    except TimeoutError as error:
-        raise Refused(grpc.StatusCode.DEADLINE_EXCEEDED, "a batch of the snapshot was not acknowledged") from error
-    if message is None or message.WhichOneof("msg") != "ack":
-        raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "after each batch of the snapshot comes an ack")
+class _Acknowledged:
+    """A stream of both directions: each batch of the snapshot is acknowledged before the next is sent."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+
+    async def write(self, message: SyncMappingsResponse) -> None:
+        await self._context.write(message)
+
+    async def acknowledged(self) -> None:
+        try:
+            async with asyncio.timeout(ACK_SECONDS):
+                message = await _read(self._context)
+        except TimeoutError as error:
+            raise Refused(grpc.StatusCode.DEADLINE_EXCEEDED, "a batch of the snapshot was not acknowledged") from error
+        if message is None or message.WhichOneof("msg") != "ack":
+            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "after each batch of the snapshot comes an ack")
+
+    async def read_to_the_end(self, connection: Connection) -> None:
+        """Acknowledgements after the snapshot say nothing; the end of them is the end of the stream."""
+        while await _read(self._context) is not None:
+            pass
+        connection.end(None)
 
 
-async def _read_to_the_end(connection: Connection, context: Any) -> None:
-    """Acknowledgements after the snapshot say nothing; the end of them is the end of the stream."""
-    while await _read(context) is not None:
-        pass
-    connection.end(None)
+class _OneWay:
+    """A stream of one direction, of a proxy that knows no other. That it left is told by cancellation."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+
+    async def write(self, message: SyncMappingsResponse) -> None:
+        await self._context.write(
+            GetMappingUpdateResponse(
+                mapping=message.mapping,
+                initial_sync_complete=message.initial_sync_complete,
+                management_extensions=message.management_extensions,
+                revocations=message.revocations,
+                revalidations=message.revalidations,
+            )
+        )
+
+    async def acknowledged(self) -> None:
+        """At once: flow control is all the back-pressure there is."""
+
+    async def read_to_the_end(self, connection: Connection) -> None:
+        await connection.ended()
 
 
 def _first(group: BaseExceptionGroup[Refused]) -> Refused:
@@ -198,7 +240,7 @@ def _is_address(text: str) -> bool:
     return True
 
 
-def _capabilities(init: SyncMappingsInit) -> Capabilities:
+def _capabilities(init: SyncMappingsInit | GetMappingUpdateRequest) -> Capabilities:
     given: ProxyCapabilities = init.capabilities
 
     def reported(has: bool, value: bool) -> bool | None:

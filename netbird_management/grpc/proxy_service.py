@@ -27,6 +27,7 @@ from netbird_wire.proxy_service_pb2 import (
     PROXY_STATUS_TUNNEL_NOT_CREATED,
     CreateProxyPeerRequest,
     CreateProxyPeerResponse,
+    GetMappingUpdateRequest,
     SendAccessLogRequest,
     SendAccessLogResponse,
     SendStatusUpdateRequest,
@@ -67,6 +68,9 @@ class ProxyService(ProxyServiceServicer):
     # abandoned generator cannot.
     async def SyncMappings(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]  # noqa: N802
         await self._streams.serve(caller(), context)
+
+    async def GetMappingUpdate(self, request: GetMappingUpdateRequest, context: Any) -> None:  # type: ignore[override]  # noqa: N802
+        await self._streams.serve_one_way(caller(), request, context)
 
     async def ValidateTunnelPeer(  # noqa: N802
         self, request: ValidateTunnelPeerRequest, context: Any

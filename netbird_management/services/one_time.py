@@ -49,20 +49,20 @@ def verify(vault: Vault, text: str, account_id: AccountId, service_id: ServiceId
     try:
         raw = base64.b64decode(text, altchars=b"-_", validate=True)
     except (binascii.Error, ValueError) as error:
-        raise PermissionDenied("invalid authentication token") from error
+        raise PermissionDenied("token validation: invalid token") from error
     head, mac = raw[: 8 + _NONCE_BYTES], raw[8 + _NONCE_BYTES :]
     if not hmac.compare_digest(mac, _mac(vault, account_id, service_id, proxy_token_id, head)):
-        raise PermissionDenied("invalid authentication token")
+        raise PermissionDenied("token validation: invalid token")
     expires_at = datetime.fromtimestamp(struct.unpack(">Q", head[:8])[0], UTC)
     if expires_at < now():
-        raise PermissionDenied("invalid authentication token")
+        raise PermissionDenied("token validation: invalid token")
     return OneTimeToken(head[8:].hex(), expires_at)
 
 
 async def spend(session: AsyncSession, token: OneTimeToken) -> None:
     """Marks a token as used. Raises `PermissionDenied` if it was already; the caller's transaction must then end."""
     if await session.get(SpentNonceRow, token.nonce) is not None or token.expires_at < now():
-        raise PermissionDenied("invalid authentication token")
+        raise PermissionDenied("token validation: invalid token")
     session.add(SpentNonceRow(nonce=token.nonce, expires_at=token.expires_at))
     await session.execute(delete(SpentNonceRow).where(SpentNonceRow.expires_at < now()))
     await session.flush()

@@ -182,7 +182,7 @@ def test_a_one_time_token_is_for_exactly_these(home: Home) -> None:
         (mint(type(vault)(bytes(32)), home.account_id, SERVICE, "t"), home.account_id, SERVICE, "t"),
     ]
     for given, account_id, service_id, proxy_token in wrong:
-        with pytest.raises(PermissionDenied, match="invalid authentication token"):
+        with pytest.raises(PermissionDenied, match="token validation: invalid token"):
             verify(vault, given, account_id, service_id, proxy_token)  # type: ignore[arg-type]
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ class Stage:
     rest: httpx.AsyncClient
     proxy: FakeProxy
     port: int
+    ids: dict[str, str] = field(default_factory=dict)
+    """Ours for theirs, of what was made anew."""
 
 
 def _moment(text: str | None) -> datetime | None:

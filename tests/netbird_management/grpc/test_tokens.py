@@ -15,7 +15,6 @@ from netbird_wire.proxy_service_pb2 import (
     AccessLog,
     AuthenticateRequest,
     CreateProxyPeerRequest,
-    GetMappingUpdateRequest,
     GetOIDCURLRequest,
     SendAccessLogRequest,
     SendStatusUpdateRequest,
@@ -174,8 +173,6 @@ async def test_calls_that_are_not_there_say_so(lab: Lab) -> None:
     ):
         assert (await code_of(proxy.unary(method, request, metadata=metadata)))[0] is Code.UNIMPLEMENTED
         assert (await code_of(proxy.unary(method, request, metadata=())))[0] is Code.UNAUTHENTICATED
-    call = proxy.stub.GetMappingUpdate(GetMappingUpdateRequest(proxy_id="x", address="px.test"), metadata=metadata)
-    assert (await code_of(soon(call.read())))[0] is Code.UNIMPLEMENTED
 
 
 async def test_an_enormous_request_is_not_taken(lab: Lab) -> None:
