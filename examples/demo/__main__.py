@@ -12,9 +12,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from examples.demo.calls import LOBBY, STATUS, WIKI
 from examples.demo.processes import ProcessFailed
 from examples.demo.stack import Stack, stack
-from examples.demo.story import LOBBY, STATUS, STORY, WIKI
+from examples.demo.story import STORY
 
 out = Console(highlight=False, soft_wrap=True)
 

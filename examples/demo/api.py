@@ -34,6 +34,9 @@ class Api:
     async def put(self, path: str, body: Any) -> Any:
         return await self._call("PUT", path, body)
 
+    async def delete(self, path: str) -> None:
+        _check(await self._client.delete(path))
+
     async def text(self, path: str) -> str:
         answer = await self._client.get(path)
         _check(answer)

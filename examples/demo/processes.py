@@ -53,12 +53,16 @@ class Process:
         except TimeoutError as exc:
             raise ProcessFailed(f"{self.name} did not say {pattern!r} in {timeout:g} s:\n{self.tail()}") from exc
 
+    def send(self, sign: signal.Signals) -> None:
+        self.handle.send_signal(sign)
+
     def tail(self, count: int = 30) -> str:
         return "\n".join(f"    {line}" for line in self.lines[-count:])
 
     async def stop(self, *, sign: signal.Signals = signal.SIGTERM, timeout: float = 20.0) -> int:
         """Ask it to stop, wait, and kill it if it does not. Returns its exit code."""
         if self.running:
+            self.handle.send_signal(signal.SIGCONT)  # one that is held would not hear of it
             self.handle.send_signal(sign)
             try:
                 await asyncio.wait_for(self.handle.wait(), timeout)

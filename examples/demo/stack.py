@@ -67,6 +67,9 @@ class Stack:
     grpc: str = ""
     owner: str = ""
     token: str = ""
+    management: Process = field(init=False)
+    patience: float = float(os.environ.get("DEMO_PATIENCE", "1"))
+    """By how much bounds that begin with the start of a process are widened, on machines that are busy with others."""
     proxies: dict[str, Proxy] = field(default_factory=dict)
     upstreams: dict[str, int] = field(default_factory=dict)
     ids: dict[str, str] = field(default_factory=dict)
@@ -93,7 +96,19 @@ class Stack:
         ready = await process.said(r"^ready rest=(\S+) grpc=(\S+)")
         self.rest, self.grpc = f"http://{ready[1]}", f"http://{ready[2]}"
         self.api = Api(self.rest, self.owner)
+        self.management = process
         return process
+
+    async def restart_management(self) -> Process:
+        """The same again, after it ended: its state, its addresses."""
+        config = self.directory / "management.toml"
+        text = config.read_text().replace('[rest]\nlisten = "127.0.0.1:0"', f'[rest]\nlisten = "{self.rest[7:]}"')
+        config.write_text(text.replace('[grpc]\nlisten = "127.0.0.1:0"', f'[grpc]\nlisten = "{self.grpc[7:]}"'))
+        self.management = await self.processes.start(
+            "management", [str(BIN / "netbird-management"), "run", "--config", str(config)]
+        )
+        await self.management.said(r"^ready rest=(\S+) grpc=(\S+)")
+        return self.management
 
     async def start_proxy(
         self,
@@ -104,11 +119,13 @@ class Stack:
         allow: Sequence[str] = ("127.0.0.1/32",),
         domain: str = CLUSTER,
         extra: str = "",
+        wait: bool = True,
     ) -> Proxy:
         """One proxy, ready; a second start under the same name uses the same settings file and state.
 
         Args:
             extra: more tables for its settings file.
+            wait: until it says that it is ready.
         """
         home = self.directory / name
         home.mkdir(mode=0o700, exist_ok=True)
@@ -137,7 +154,8 @@ class Stack:
             + extra
         )
         process = await self.processes.start(name, [str(BIN / "netbird-proxy"), "run", "--config", str(config)])
-        await process.said(r"proxy\.ready")
+        if wait:
+            await process.said(r"proxy\.ready")
         self.proxies[name] = Proxy(process, config, admin, http, https)
         return self.proxies[name]
 

@@ -4,48 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import os
 import re
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any
 
 import httpx
 
+from examples.demo.calls import (
+    ALICE,
+    ALICE_SEEN,
+    BOB,
+    FORGED,
+    INTRANET,
+    LOBBY,
+    STATUS,
+    WIKI,
+    Answer,
+    Step,
+    StoryFailed,
+    add_service,
+    direct,
+    expect,
+    identity_seen,
+    outside,
+    overlay,
+)
+from examples.demo.changes import CHANGES
 from examples.demo.stack import CLUSTER, PLUGINS, Stack
 from netbird_tunnel_netstack.node import peer_node
 from netbird_tunnel_netstack.wgconf import parse_config
-
-ALICE, BOB = "alice@demo.example", "bob@demo.example"
-WIKI, LOBBY, STATUS, INTRANET = (f"{name}.{CLUSTER}" for name in ("wiki", "lobby", "status", "intranet"))
-FORGED = (
-    "X-NetBird-User: mallory",
-    "x_netbird_user: mallory",
-    "X.NetBird.User: mallory",
-    "X-NetBird-User: mallory-again",
-    "X-NetBird-Groups: admins",
-    "X_NetBird_Groups: admins",
-    "Connection: X-NetBird-User, X-NetBird-Groups",
-)
-
-
-class StoryFailed(Exception):
-    """A step did not go as it must; the message says what came instead."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One line of the story, and what it takes. `play` returns what is worth showing."""
-
-    line: str
-    play: Callable[[Stack], Awaitable[str]]
-
-
-def expect(what: str, found: object, wanted: object) -> None:
-    if found != wanted:
-        raise StoryFailed(f"{what}: expected {wanted!r}, found {found!r}")
-
 
 # The house is built ---------------------------------------------------------------------------------------------------
 
@@ -108,70 +94,7 @@ async def peers_files(stack: Stack) -> str:
     return f"{stack.configs['alice-laptop']}"
 
 
-def direct(host: str, port: int) -> dict[str, Any]:
-    options = {"direct_upstream": True}
-    return {"target_id": CLUSTER, "target_type": "cluster", "host": host, "port": port, "options": options}
-
-
-async def add_service(
-    stack: Stack, name: str, domain: str, target: dict[str, Any], *, groups: list[str] | None = None
-) -> None:
-    body: dict[str, Any] = {
-        "name": name,
-        "domain": domain,
-        "enabled": True,
-        "mode": "http",
-        "auth": {},
-        "targets": [{"protocol": "http", "path": "/", "enabled": True, **target}],
-    }
-    if groups is not None:
-        body |= {"private": True, "access_groups": [stack.ids[group] for group in groups]}
-    stack.ids[name] = (await stack.api.post("/reverse-proxies/services", body))["id"]
-
-
 # Calls over the overlay -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    status: int
-    headers: httpx.Headers
-    body: str
-
-    @property
-    def json(self) -> Any:
-        try:
-            return json.loads(self.body)
-        except ValueError as exc:
-            raise StoryFailed(f"{self.status}, and no JSON: {self.body[:400]!r}") from exc
-
-    @property
-    def exchange(self) -> str:
-        found = re.search(r"\b[0-9a-f]{32}\b", self.body)
-        if not found:
-            raise StoryFailed(f"no exchange id in {self.body!r}")
-        return found[0]
-
-
-async def overlay(stack: Stack, who: str, url: str, *options: str) -> Answer:
-    code, output, errors = await stack.peer_get(who, url, *options)
-    match = re.match(r"HTTP/1\.1 (\d{3})[^\n]*\n(.*?)\r?\n\r?\n(.*)", output.replace("\r\n", "\n"), re.DOTALL)
-    if not match:
-        raise StoryFailed(f"{who} got no answer from {url}: {errors.strip() or output!r} (exit code {code})")
-    lines = [tuple(line.split(": ", 1)) for line in match[2].split("\n") if ": " in line]
-    expect("exit code", code, 22 if int(match[1]) >= 400 else 0)
-    return Answer(int(match[1]), httpx.Headers(lines), match[3])
-
-
-def identity_seen(answer: Answer) -> list[list[str]]:
-    """What the upstream saw of names that anybody might take for ours, under any spelling, trailers included."""
-    expect("status", answer.status, 200)
-    seen = [*answer.json["headers"], *answer.json["trailers"]]
-    reserved = [pair for pair in seen if re.sub(r"[_.]", "-", pair[0].lower()).startswith("x-netbird-")]
-    return sorted([name.lower(), value] for name, value in reserved)
-
-
-ALICE_SEEN = [["x-netbird-groups", "All,engineering"], ["x-netbird-user", ALICE]]
 
 
 async def alice_opens_wiki(stack: Stack) -> str:
@@ -265,20 +188,6 @@ async def stranger_gets_no_answer(stack: Stack) -> str:
 # Calls from outside ---------------------------------------------------------------------------------------------------
 
 
-async def outside(stack: Stack, host: str, *, tls: bool = False, proxy: str = "proxy") -> httpx.Response:
-    """A request through the host listener, with every forged header there is."""
-    import ssl
-
-    known = stack.proxies[proxy]
-    context = ssl.create_default_context(cafile=str(stack.certificates.authority))
-    forged = [(name, value) for name, _, value in (line.partition(": ") for line in FORGED[:-1])]
-    forged += [("Host", host), ("X-Forwarded-For", "100.64.0.9"), ("X-Real-IP", "100.64.0.9")]
-    forged += [("Forwarded", "for=100.64.0.9"), ("X-Forwarded-Host", host)]
-    async with httpx.AsyncClient(verify=context, trust_env=False, timeout=10) as client:
-        url = f"https://127.0.0.1:{known.https}/" if tls else f"http://127.0.0.1:{known.http}/"
-        return await client.get(url, headers=forged, extensions={"sni_hostname": host} if tls else {})
-
-
 async def outsiders_are_refused(stack: Stack) -> str:
     for host in (WIKI, LOBBY):
         for tls in (False, True):
@@ -358,4 +267,5 @@ STORY = (
     Step("alice's file is still good after the restart", files_outlive_restarts),
     Step("a proxy without the plugin does not get wiki", without_the_plugin),
     Step("a proxy without `private` refuses wiki", without_private),
+    *CHANGES,
 )

@@ -11,6 +11,7 @@ import json
 import sys
 
 MAX_HEAD = 1 << 20
+SLOW_CHUNKS = 40
 
 
 class Upstream:
@@ -36,6 +37,10 @@ class Upstream:
         headers = [line.split(":", 1) for line in lines]
         fields = {name.lower(): value.strip() for name, value in headers}
         body, trailers = await self._body(reader, fields)
+        if target in ("/__drip__", "/__slow__", "/__echo__"):
+            self.seen += 1
+            await self._at_length(target, reader, writer)
+            return False
         if target == "/__seen__":
             answer = json.dumps({"upstream": self.name, "seen": self.seen}).encode()
         else:
@@ -57,6 +62,22 @@ class Upstream:
         )
         await writer.drain()
         return True
+
+    async def _at_length(self, target: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """A page without end, one that takes two seconds, or an upgrade that echoes."""
+        if target == "/__echo__":
+            writer.write(b"HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n")
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+            return
+        count = SLOW_CHUNKS if target == "/__slow__" else 1 << 30
+        length = b"content-length: %d\r\n" % (4 * count) if target == "/__slow__" else b""
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\nconnection: close\r\n" + length + b"\r\n")
+        for _ in range(count):
+            writer.write(b"drip")
+            await writer.drain()
+            await asyncio.sleep(0.05)
 
     async def _body(self, reader: asyncio.StreamReader, fields: dict[str, str]) -> tuple[bytes, list[list[str]]]:
         if fields.get("transfer-encoding", "").lower() != "chunked":

@@ -10,14 +10,9 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from examples.demo.calls import ALICE_SEEN, LOBBY, WIKI, Answer, expect, identity_seen
 from examples.demo.stack import Stack, stack
 from examples.demo.story import (
-    ALICE_SEEN,
-    LOBBY,
-    WIKI,
-    Answer,
-    expect,
-    identity_seen,
     management_starts,
     peers_files,
     people_and_peers,

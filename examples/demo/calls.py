@@ -1,0 +1,250 @@
+"""What the story's steps are made of: who asks whom for what, over the overlay and from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from examples.demo.stack import CLUSTER, Stack
+from netbird_tunnel_netstack.driver import Driver
+from netbird_tunnel_netstack.node import peer_node
+from netbird_tunnel_netstack.wgconf import parse_config
+
+ALICE, BOB = "alice@demo.example", "bob@demo.example"
+WIKI, LOBBY, STATUS, INTRANET = (f"{name}.{CLUSTER}" for name in ("wiki", "lobby", "status", "intranet"))
+FORGED = (
+    "X-NetBird-User: mallory",
+    "x_netbird_user: mallory",
+    "X.NetBird.User: mallory",
+    "X-NetBird-User: mallory-again",
+    "X-NetBird-Groups: admins",
+    "X_NetBird_Groups: admins",
+    "Connection: X-NetBird-User, X-NetBird-Groups",
+)
+
+
+class StoryFailed(Exception):
+    """A step did not go as it must; the message says what came instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One line of the story, and what it takes. `play` returns what is worth showing."""
+
+    line: str
+    play: Callable[[Stack], Awaitable[str]]
+
+
+def expect(what: str, found: object, wanted: object) -> None:
+    if found != wanted:
+        raise StoryFailed(f"{what}: expected {wanted!r}, found {found!r}")
+
+
+def direct(host: str, port: int) -> dict[str, Any]:
+    options = {"direct_upstream": True}
+    return {"target_id": CLUSTER, "target_type": "cluster", "host": host, "port": port, "options": options}
+
+
+async def add_service(
+    stack: Stack, name: str, domain: str, target: dict[str, Any], *, groups: list[str] | None = None
+) -> None:
+    body = service_body(stack, name, domain, target, groups=groups)
+    stack.ids[name] = (await stack.api.post("/reverse-proxies/services", body))["id"]
+
+
+async def change_service(
+    stack: Stack, name: str, domain: str, target: dict[str, Any], *, groups: list[str] | None = None
+) -> None:
+    body = service_body(stack, name, domain, target, groups=groups)
+    await stack.api.put(f"/reverse-proxies/services/{stack.ids[name]}", body)
+
+
+def service_body(
+    stack: Stack, name: str, domain: str, target: dict[str, Any], *, groups: list[str] | None = None
+) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "name": name,
+        "domain": domain,
+        "enabled": True,
+        "mode": "http",
+        "auth": {},
+        "targets": [{"protocol": "http", "path": "/", "enabled": True, **target}],
+    }
+    if groups is not None:
+        body |= {"private": True, "access_groups": [stack.ids[group] for group in groups]}
+    return body
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: int
+    headers: httpx.Headers
+    body: str
+
+    @property
+    def json(self) -> Any:
+        try:
+            return json.loads(self.body)
+        except ValueError as exc:
+            raise StoryFailed(f"{self.status}, and no JSON: {self.body[:400]!r}") from exc
+
+    @property
+    def exchange(self) -> str:
+        found = re.search(r"\b[0-9a-f]{32}\b", self.body)
+        if not found:
+            raise StoryFailed(f"no exchange id in {self.body!r}")
+        return found[0]
+
+
+async def overlay(stack: Stack, who: str, url: str, *options: str) -> Answer:
+    code, output, errors = await stack.peer_get(who, url, *options)
+    match = re.match(r"HTTP/1\.1 (\d{3})[^\n]*\n(.*?)\r?\n\r?\n(.*)", output.replace("\r\n", "\n"), re.DOTALL)
+    if not match:
+        raise StoryFailed(f"{who} got no answer from {url}: {errors.strip() or output!r} (exit code {code})")
+    lines = [tuple(line.split(": ", 1)) for line in match[2].split("\n") if ": " in line]
+    expect("exit code", code, 22 if int(match[1]) >= 400 else 0)
+    return Answer(int(match[1]), httpx.Headers(lines), match[3])
+
+
+def identity_seen(answer: Answer) -> list[list[str]]:
+    """What the upstream saw of names that anybody might take for ours, under any spelling, trailers included."""
+    expect("status", answer.status, 200)
+    seen = [*answer.json["headers"], *answer.json["trailers"]]
+    reserved = [pair for pair in seen if re.sub(r"[_.]", "-", pair[0].lower()).startswith("x-netbird-")]
+    return sorted([name.lower(), value] for name, value in reserved)
+
+
+ALICE_SEEN = [["x-netbird-groups", "All,engineering"], ["x-netbird-user", ALICE]]
+
+
+async def outside(stack: Stack, host: str, *, tls: bool = False, proxy: str = "proxy") -> httpx.Response:
+    """A request through the host listener, with every forged header there is."""
+    known = stack.proxies[proxy]
+    context = ssl.create_default_context(cafile=str(stack.certificates.authority))
+    forged = [(name, value) for name, _, value in (line.partition(": ") for line in FORGED[:-1])]
+    forged += [("Host", host), ("X-Forwarded-For", "100.64.0.9"), ("X-Real-IP", "100.64.0.9")]
+    forged += [("Forwarded", "for=100.64.0.9"), ("X-Forwarded-Host", host)]
+    async with httpx.AsyncClient(verify=context, trust_env=False, timeout=10) as client:
+        url = f"https://127.0.0.1:{known.https}/" if tls else f"http://127.0.0.1:{known.http}/"
+        return await client.get(url, headers=forged, extensions={"sni_hostname": host} if tls else {})
+
+
+# Callers that stay ----------------------------------------------------------------------------------------------------
+
+
+class Stream:
+    """An exchange whose answer has begun, or an upgrade that was switched."""
+
+    def __init__(self, reader: asyncio.StreamReader, transport: asyncio.WriteTransport) -> None:
+        self.reader = reader
+        self.transport = transport
+        self.status = 0
+        self.head = ""
+
+    async def begin(self, host: str, target: str, *lines: str) -> Stream:
+        head = f"GET {target} HTTP/1.1\r\nHost: {host}\r\n" + "".join(f"{line}\r\n" for line in lines) + "\r\n"
+        self.transport.write(head.encode())
+        self.head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        self.status = int(self.head.split(" ", 2)[1])
+        return self
+
+    async def echo(self, text: bytes) -> bytes:
+        self.transport.write(text)
+        return await self.reader.readexactly(len(text))
+
+    async def until_cut(self) -> float:
+        """Read until it ends, however; the loop's time of that."""
+        with suppress(OSError, asyncio.IncompleteReadError):
+            while await self.reader.read(65536):
+                pass
+        return asyncio.get_running_loop().time()
+
+    def close(self) -> None:
+        self.transport.close()
+
+
+UPGRADE = (
+    "Connection: Upgrade",
+    "Upgrade: websocket",
+    "Sec-WebSocket-Version: 13",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+)
+
+
+class Caller:
+    """A person's peer that stays connected: one WireGuard session for all that it asks."""
+
+    def __init__(self, node: Driver, proxy: str) -> None:
+        self._node = node
+        self._proxy = proxy
+
+    async def connect(self, *, timeout: float = 10) -> Stream:
+        reader = asyncio.StreamReader()
+        transport, _ = await self._node.connect(
+            lambda: asyncio.StreamReaderProtocol(reader), self._proxy, 80, timeout=timeout
+        )
+        return Stream(reader, transport)
+
+    async def get(self, host: str, target: str = "/", *, timeout: float = 20) -> Answer:
+        async with asyncio.timeout(timeout):
+            stream = await self.connect()
+            try:
+                await stream.begin(host, target, "Connection: close")
+                body = await stream.reader.read()
+            finally:
+                stream.close()
+        lines = [tuple(line.split(": ", 1)) for line in stream.head.split("\r\n")[1:] if ": " in line]
+        return Answer(stream.status, httpx.Headers(lines), body.decode())
+
+    async def open(self, host: str, target: str, *lines: str) -> Stream:
+        async with asyncio.timeout(20):
+            return await (await self.connect()).begin(host, target, *lines)
+
+
+@asynccontextmanager
+async def caller(stack: Stack, who: str) -> AsyncIterator[Caller]:
+    """Somebody's peer, by the file that management gave out. While it is up, nobody else may use that file."""
+    config = parse_config(stack.configs[who].read_text())
+    proxy = str(config.peers[0].allowed_ips[0].network_address)
+    try:
+        async with peer_node(config) as node:
+            yield Caller(node, proxy)
+    except BaseExceptionGroup as group:
+        # A node's tasks wrap what happens inside; what went wrong in the story comes out as it was.
+        cause: BaseException = group
+        while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
+            cause = cause.exceptions[0]
+        raise cause from None
+
+
+async def open_outside(stack: Stack, host: str, target: str, *lines: str, proxy: str = "proxy") -> Stream:
+    """An exchange through the host listener, begun."""
+    async with asyncio.timeout(20):
+        reader, writer = await asyncio.open_connection("127.0.0.1", stack.proxies[proxy].http)
+        return await Stream(reader, writer.transport).begin(host, target, *lines)
+
+
+async def until(what: str, probe: Callable[[], Awaitable[bool]], *, timeout: float) -> float:
+    """Seconds until something is so. StoryFailed if it takes longer."""
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    try:
+        async with asyncio.timeout(timeout):
+            while not await probe():  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0.02)
+    except TimeoutError as exc:
+        raise StoryFailed(f"{what}: not within {timeout:g} s") from exc
+    return loop.time() - start
+
+
+def within(what: str, seconds: float, bound: float) -> None:
+    if seconds > bound:
+        raise StoryFailed(f"{what}: after {seconds:.2f} s, and the bound is {bound:g} s")
