@@ -17,6 +17,7 @@ from netbird_proxy.errors import (
     UpstreamError,
 )
 from netbird_proxy.exchange import ExchangeView, OutgoingHead, TrailEntry, Try
+from netbird_proxy.forwarded import Forwarded, TrustedProxies
 from netbird_proxy.headers import Headers, fold
 from netbird_proxy.hookspecs import hookimpl
 from netbird_proxy.model import (
@@ -85,6 +86,7 @@ __all__ = [
     "Endpoint",
     "ExchangeId",
     "ExchangeView",
+    "Forwarded",
     "Group",
     "Guard",
     "Headers",
@@ -119,6 +121,7 @@ __all__ = [
     "ServiceId",
     "TargetSettings",
     "TrailEntry",
+    "TrustedProxies",
     "Try",
     "Tunnel",
     "TunnelListener",

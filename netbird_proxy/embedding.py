@@ -14,7 +14,7 @@ import grpc.aio
 import structlog
 from pydantic import BaseModel
 
-from netbird_proxy.app import ReverseProxy
+from netbird_proxy.app import ClientAddress, ReverseProxy
 from netbird_proxy.control.claims import CORE_CLAIMS
 from netbird_proxy.control.codec import Codec
 from netbird_proxy.defaults import DEFAULTS
@@ -22,6 +22,7 @@ from netbird_proxy.dialing.host import HostDialer
 from netbird_proxy.dialing.pools import UpstreamPool
 from netbird_proxy.errors import ManagementUnavailable, RouteRefused, SettingsError, TunnelNotReady
 from netbird_proxy.exchange import Receive, Scope, Send
+from netbird_proxy.forwarded import TrustedProxies
 from netbird_proxy.listening.head import check_scope
 from netbird_proxy.model import AccountId, Address, Mapping
 from netbird_proxy.pipeline.pipeline import GUARD_TIMEOUT, Environment
@@ -51,6 +52,8 @@ class EmbeddedProxy(ReverseProxy):
         plugins: entry-point names, or `(id, object)` pairs.
         options: the plugins' sections, as their models; a missing one is made from its defaults.
         timeout: seconds that the guards of one exchange have, together.
+        client_address: who sent a scope, as an IP literal; "" where that is not known. Without it mappings that
+            restrict by address are refused: the server around us may believe anybody's headers.
 
     Raises:
         PluginFailed: a plugin is missing or wrong.
@@ -64,14 +67,15 @@ class EmbeddedProxy(ReverseProxy):
         *,
         options: Iterable[BaseModel] = (),
         timeout: float = GUARD_TIMEOUT,
+        client_address: ClientAddress | None = None,
     ) -> None:
         self._hooks = load_hooks(plugins, defaults=DEFAULTS, core_claims=CORE_CLAIMS)
         self._codec = Codec(self._hooks)
-        self.proxy = _Host(options)
+        self.proxy = _Host(options, knows_clients=client_address is not None)
         self._pools = Pools(UpstreamPool)
         environment = Environment(timeout=timeout, count=self.proxy.count)
         routing = Routing(Compiler(self._hooks, self.proxy, self._pools, environment, cookies=self._hooks.cookies))
-        super().__init__(routing, check_head=check_scope, notes=self._hooks.notes)
+        super().__init__(routing, check_head=check_scope, client_address=client_address, notes=self._hooks.notes)
         self.proxy.exchanges = self.exchanges
         self._running = False
         self._wanted = [self._decoded(one) for one in mappings]
@@ -161,7 +165,8 @@ class _Host:
     private = False
     exchanges: OpenExchanges
 
-    def __init__(self, options: Iterable[BaseModel]) -> None:
+    def __init__(self, options: Iterable[BaseModel], *, knows_clients: bool) -> None:
+        self.knows_clients = knows_clients
         self.version = distribution_version("netbird-proxy")
         self.management: ManagementChannel = _NoManagement()
         self.counters: Counter[str] = Counter()
@@ -191,6 +196,9 @@ class _Host:
 
     def listening_addresses(self) -> Sequence[Address]:
         return ()
+
+    def trust(self, proxies: TrustedProxies | None) -> None:
+        """There is no connection whose peer could be told apart from a client: the embedder resolves addresses."""
 
     def count(self, name: str, amount: int = 1) -> None:
         self.counters[name] += amount

@@ -55,7 +55,8 @@ def lifespan(proxy: Proxy) -> AbstractAsyncContextManager[None] | None:
     Returns: an async context manager; background work belongs into a TaskGroup inside it.
     Order: entered in plugin order, left in reverse, after the last exchange has ended.
     Failure: on entering, the process does not start; on leaving, logged, and the exit code is not 0.
-    Used by: private_service (its cache and rate limits), telemetry (its exporter), access_log (its queue).
+    Used by: private_service (its cache and rate limits), telemetry (its exporter), access_log (its queue),
+        access_restrictions (its database), forwarding (whom to believe).
     """
 
 
@@ -91,7 +92,7 @@ def restrict(route: RouteSpec, proxy: Proxy) -> Guard | None:
     Returns: a guard, asked per exchange; the first that does not say ALLOW ends it.
     Order: plugin order.
     Failure: at apply, refuses the route; per exchange, 503 `step_failed`.
-    Used by: private_service (a route that only its account's tunnel may reach).
+    Used by: private_service (a route that only its account's tunnel may reach), access_restrictions.
     """
 
 
@@ -140,7 +141,7 @@ def transform_request(route: RouteSpec, proxy: Proxy) -> RequestTransform | None
     Returns: a transform with the names it owns on this route. Two owners of one name refuse the route.
     Order: plugin order, after the core has removed hop-by-hop, reserved and owned names.
     Failure: at apply, refuses the route; per exchange, 503 `step_failed`, nothing dialed.
-    Used by: identity_headers (`trylast`), telemetry (trace context).
+    Used by: identity_headers (`trylast`), telemetry (trace context), forwarding.
     """
 
 

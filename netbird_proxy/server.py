@@ -31,6 +31,7 @@ from netbird_proxy.dialing.host import HostDialer
 from netbird_proxy.dialing.pools import UpstreamPool
 from netbird_proxy.errors import ProxyError, SettingsError
 from netbird_proxy.folding import fold_host
+from netbird_proxy.forwarded import TrustedProxies
 from netbird_proxy.listening.connections import Connections, ListenLimits
 from netbird_proxy.listening.origins import Origins
 from netbird_proxy.listening.sockets import HostListener, serve_host
@@ -358,6 +359,13 @@ class ProxyServer:
         host = [listener.address for listener in self._listeners]
         inside = [address for listener in self._inside.values() for address in listener.addresses]
         return [*host, *inside]
+
+    @property
+    def knows_clients(self) -> bool:
+        return True
+
+    def trust(self, proxies: TrustedProxies | None) -> None:
+        self._app.trusted = proxies
 
     def count(self, name: str, amount: int = 1) -> None:
         self._counters[name] += amount

@@ -330,6 +330,10 @@ _NETBIRD: dict[str, tuple[tuple[str, ...], Callable[[str], Any]]] = {
     "NB_PROXY_DOMAIN": (("management", "domain"), _text),
     "NB_PROXY_ALLOW_INSECURE": (("management", "allow_insecure"), _boolean),
     "NB_PROXY_ADDRESS": (("listen",), _listen),
+def _list(text: str) -> list[str]:
+    return [item for part in text.split(",") if (item := part.strip())]
+
+
     "NB_PROXY_PRIVATE": (("private",), _boolean),
     "NB_PROXY_LOG_LEVEL": (("log", "level"), _level),
     "NB_PROXY_WG_PORT": (("tunnel", "ports"), _count),
@@ -342,3 +346,4 @@ _NETBIRD: dict[str, tuple[tuple[str, ...], Callable[[str], Any]]] = {
 }
 _CERTIFICATE_FILES = {"NB_PROXY_CERTIFICATE_FILE": "tls.crt", "NB_PROXY_CERTIFICATE_KEY_FILE": "tls.key"}
 _CERTIFICATE = {"NB_PROXY_CERTIFICATE_DIRECTORY", *_CERTIFICATE_FILES}
+    "NB_PROXY_TRUSTED_PROXIES": (("forwarding", "trusted_proxies"), _list),

@@ -15,6 +15,7 @@ import grpc.aio
 from pydantic import BaseModel
 
 from netbird_proxy.exchange import ASGIApp, ExchangeView, OutgoingHead
+from netbird_proxy.forwarded import TrustedProxies
 from netbird_proxy.model import (
     AccountId,
     Address,
@@ -354,6 +355,13 @@ class Proxy(Protocol):
 
     def listening_addresses(self) -> Sequence[Address]:
         """Every address this process itself accepts on, tunnel listeners and admin sockets included."""
+
+    @property
+    def knows_clients(self) -> bool:
+        """Whether `client_address` can be believed: our own listeners took it, or whoever embeds us says how."""
+
+    def trust(self, proxies: TrustedProxies | None) -> None:
+        """Believe these about a client's address, on host listeners; None: nobody. A tunnel's peers are never asked."""
 
     def count(self, name: str, amount: int = 1) -> None:
         """Add to one of the process's counters; names are `snake_case` and bounded in number."""

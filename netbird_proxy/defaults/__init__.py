@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 DEFAULTS: Mapping[str, str] = {
+    "access_restrictions": "netbird_proxy.defaults.access_restrictions:AccessRestrictions",
+    "forwarding": "netbird_proxy.defaults.forwarding:Forwarding",
     "access_log": "netbird_proxy.defaults.access_log:AccessLog",
     "telemetry": "netbird_proxy.defaults.telemetry:Telemetry",
 }

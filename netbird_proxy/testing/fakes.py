@@ -12,6 +12,7 @@ import grpc.aio
 from pydantic import BaseModel
 
 from netbird_proxy.errors import DialRefused, ManagementUnavailable, TunnelNotReady
+from netbird_proxy.forwarded import TrustedProxies
 from netbird_proxy.model import AccountId, Address, Peer, PublicKey, ServiceId, UserId
 from netbird_proxy.revocations import RevokedSessions
 from netbird_proxy.steps import Dialer, ProtocolFactory, Tunnel, TunnelListener
@@ -178,12 +179,15 @@ class FakeProxy:
         options: Sequence[BaseModel] = (),
         state_directory: Path | None = None,
         private: bool = True,
+        knows_clients: bool = True,
         listening: Sequence[Address] = (),
     ) -> None:
         self.id = "proxy-1"
         self.version = "0"
         self.domain = "proxy.example.com"
         self.private = private
+        self.knows_clients = knows_clients
+        self.trusted: TrustedProxies | None = None
         self.management = management or FakeManagement()
         self.exchanges = FakeExchanges()
         self.revocations = RevokedSessions()
@@ -218,6 +222,9 @@ class FakeProxy:
 
     def listening_addresses(self) -> Sequence[Address]:
         return self._listening
+
+    def trust(self, proxies: TrustedProxies | None) -> None:
+        self.trusted = proxies
 
     def count(self, name: str, amount: int = 1) -> None:
         self.counters[name] += amount

@@ -1,0 +1,147 @@
+"""The hooks of the access restrictions."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from ipaddress import IPv6Address, ip_address
+from pathlib import Path
+
+import structlog
+from pydantic import BaseModel, ConfigDict
+
+from netbird_proxy import (
+    ALLOW,
+    Claim,
+    Decision,
+    Deny,
+    ExchangeView,
+    Guard,
+    PluginInfo,
+    Proxy,
+    RouteRefused,
+    RouteSpec,
+    always,
+    hookimpl,
+)
+from netbird_proxy.defaults.access_restrictions.geo import Countries, GeoUnavailable
+from netbird_proxy.defaults.access_restrictions.networks import Address, Networks
+from netbird_proxy.defaults.access_restrictions.settings import RestrictionSettings
+
+log = structlog.get_logger("netbird_proxy.access_restrictions")
+
+_NOTHING = RestrictionSettings()
+_LISTS = ("allowed_cidrs", "blocked_cidrs", "allowed_countries", "blocked_countries")
+
+
+class AccessRestrictionsOptions(BaseModel):
+    """`[access_restrictions]` in the settings file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    geo_database: Path | None = None
+    """A database of countries in MaxMind's format (`.mmdb`). Without one, services with country rules are closed."""
+
+
+class AccessRestrictions:
+    """Lets a service be reached from some networks and countries only."""
+
+    def __init__(self) -> None:
+        self._countries: Countries | None = None
+
+    @hookimpl
+    def describe(self) -> PluginInfo:
+        return PluginInfo(
+            summary="who may come in by address: networks and countries",
+            claims=(
+                *(Claim(f"access_restrictions.{name}", guards=always) for name in _LISTS),
+                Claim("access_restrictions.crowdsec_mode", guards=_enforced),
+            ),
+            options=AccessRestrictionsOptions,
+            settings=(RestrictionSettings,),
+        )
+
+    @hookimpl
+    def lifespan(self, proxy: Proxy) -> AbstractAsyncContextManager[None]:
+        return self._running(proxy.options(AccessRestrictionsOptions).geo_database)
+
+    @asynccontextmanager
+    async def _running(self, file: Path | None) -> AsyncIterator[None]:
+        with ExitStack() as stack:
+            if file is not None:
+                self._countries = stack.enter_context(Countries(file))
+            try:
+                yield
+            finally:
+                self._countries = None
+
+    @hookimpl
+    def restrict(self, route: RouteSpec, proxy: Proxy) -> Guard | None:
+        # A route that a program made may say nothing of us; one whose lists guard is refused where nothing is bound.
+        settings: RestrictionSettings = route.values.get(RestrictionSettings, _NOTHING)
+        if settings.observes:
+            log.warning(
+                "access_restrictions.not_observed", service=route.service, reason="nobody here knows reputations"
+            )
+        if not settings:
+            return None
+        if not proxy.knows_clients:
+            raise RouteRefused("who may come in depends on the address, and here nobody vouches for addresses")
+        if settings.by_country and self._countries is None:
+            log.warning(
+                "access_restrictions.no_database", service=route.service, reason="set access_restrictions.geo_database"
+            )
+        return Guard(_Restriction(self, settings).check)
+
+    def country(self, address: Address) -> str:
+        """See `Countries.country`; without a database nothing can be told."""
+        if self._countries is None:
+            raise GeoUnavailable("there is no database of countries")
+        return self._countries.country(address)
+
+
+def _enforced(mode: object) -> bool:
+    return mode != "observe"
+
+
+class _Restriction:
+    """The lists of one service, ready to be asked. The first layer that denies decides."""
+
+    def __init__(self, plugin: AccessRestrictions, settings: RestrictionSettings) -> None:
+        self._plugin = plugin
+        self._settings = settings
+        self._allowed = Networks(settings.allowed)
+        self._blocked = Networks(settings.blocked)
+
+    async def check(self, exchange: ExchangeView) -> Decision:
+        try:
+            address = _parsed(exchange.client_address)
+        except ValueError:
+            return Deny(403, "ip_restricted", f"{exchange.client_address!r} is no address")
+        if self._allowed and address not in self._allowed:
+            return Deny(403, "ip_restricted", f"{address} is in none of the allowed networks")
+        if address in self._blocked:
+            return Deny(403, "ip_restricted", f"{address} is in a blocked network")
+        if self._settings.by_country and not (exchange.origin is not None and exchange.origin.is_tunnel):
+            return self._by_country(address)
+        return ALLOW  # an overlay address is in no country
+
+    def _by_country(self, address: Address) -> Decision:
+        settings = self._settings
+        try:
+            country = self._plugin.country(address)
+        except GeoUnavailable as error:
+            return Deny(403, "geo_unavailable", str(error))
+        where = f"{address} is in {country or 'no known country'}"
+        if settings.allowed_countries and country not in settings.allowed_countries:
+            return Deny(403, "country_restricted", f"{where}, which is not allowed")
+        if country in settings.blocked_countries:
+            return Deny(403, "country_restricted", f"{where}, which is blocked")
+        return ALLOW
+
+
+def _parsed(text: str) -> Address:
+    found = ip_address(text)
+    if isinstance(found, IPv6Address) and found.ipv4_mapped is not None:
+        return found.ipv4_mapped
+    return found

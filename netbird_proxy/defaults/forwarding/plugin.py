@@ -1,0 +1,112 @@
+"""The forwarding's hooks."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, IPvAnyNetwork
+
+from netbird_proxy import (
+    ExchangeView,
+    OutgoingHead,
+    PluginInfo,
+    Proxy,
+    RequestTransform,
+    RouteSpec,
+    TrustedProxies,
+    hookimpl,
+)
+
+FORWARDED = b"forwarded"
+FOR, HOST, PROTO, PORT = b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-forwarded-port"
+REAL_IP = b"x-real-ip"
+
+
+class ForwardingOptions(BaseModel):
+    """`[forwarding]` in the settings file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    trusted_proxies: tuple[IPvAnyNetwork, ...] = ()
+    """Proxies in front of this one, whose word about the client is taken. Never on a tunnel."""
+    field: Literal["x-forwarded-for", "forwarded"] = "x-forwarded-for"
+    """Where those proxies say it. Whichever they do not write themselves may be a client's own."""
+    forwarded: bool = False
+    """Tell upstreams in `Forwarded` (RFC 7239) too."""
+
+
+class Forwarding:
+    """Says who is calling, on whose word, and how it was asked."""
+
+    @hookimpl
+    def describe(self) -> PluginInfo:
+        return PluginInfo(
+            summary="tells upstreams who is calling, behind trusted proxies too", options=ForwardingOptions
+        )
+
+    @hookimpl
+    def lifespan(self, proxy: Proxy) -> AbstractAsyncContextManager[None]:
+        return self._running(proxy)
+
+    @asynccontextmanager
+    async def _running(self, proxy: Proxy) -> AsyncIterator[None]:
+        options = proxy.options(ForwardingOptions)
+        if options.trusted_proxies:
+            proxy.trust(TrustedProxies(options.trusted_proxies, field=options.field))
+        try:
+            yield
+        finally:
+            proxy.trust(None)
+
+    @hookimpl
+    def transform_request(self, route: RouteSpec, proxy: Proxy) -> RequestTransform | None:
+        options = proxy.options(ForwardingOptions)
+        if not options.trusted_proxies and not options.forwarded:
+            return None  # the core says it from the socket, and faster
+        owns = (FORWARDED, FOR, REAL_IP, HOST, PROTO, PORT)
+        return RequestTransform(_also_forwarded if options.forwarded else _say, owns=owns)
+
+
+def _say(exchange: ExchangeView, outgoing: OutgoingHead) -> None:
+    said = exchange.forwarded
+    peer = _peer(exchange)
+    proto = (said.proto if said is not None else "") or exchange.scheme
+    host = (said.host.encode("latin-1") if said is not None else b"") or exchange.authority
+    if peer:
+        chain = (*said.chain, peer) if said is not None else (peer,)
+        outgoing.set(FOR, ", ".join(chain).encode("latin-1"))
+        outgoing.set(REAL_IP, ((said.real_ip if said is not None else "") or exchange.client_address).encode())
+    outgoing.set(HOST, host)
+    outgoing.set(PROTO, proto.encode())
+    outgoing.set(PORT, (said.port.encode() if said is not None else b"") or _port(exchange.authority, proto))
+
+
+def _also_forwarded(exchange: ExchangeView, outgoing: OutgoingHead) -> None:
+    _say(exchange, outgoing)
+    said = exchange.forwarded
+    proto = (said.proto if said is not None else "") or exchange.scheme
+    host = (said.host if said is not None else "") or exchange.authority.decode("latin-1")
+    chain = said.chain if said is not None else ()
+    # What the chain says is other proxies' word; only the last element is ours, and only it says host and scheme.
+    elements = [f"for={_node(one)}" for one in chain]
+    elements.append(f'for={_node(_peer(exchange) or "unknown")};host="{host}";proto={proto}')
+    outgoing.set(FORWARDED, ", ".join(elements).encode("latin-1"))
+
+
+def _peer(exchange: ExchangeView) -> str:
+    return exchange.origin.peer.host if exchange.origin is not None else exchange.client_address
+
+
+def _port(authority: bytes, proto: str) -> bytes:
+    _, colon, port = authority.rpartition(b":")
+    return port if colon and port.isdigit() else b"443" if proto == "https" else b"80"
+
+
+def _node(address: str) -> str:
+    """RFC 7239 §6: an IPv6 address in brackets and quotes; what is no address is not repeated."""
+    bare = address.strip("[]") if address.count("[") == 1 and address.endswith("]") else address
+    if ":" in bare and all(char in "0123456789abcdefABCDEF:." for char in bare):
+        return f'"[{bare}]"' if bare.count(":") > 1 else f'"{bare}"'
+    return bare if bare and all(char in "0123456789." for char in bare) else "unknown"
