@@ -5,14 +5,20 @@ A page is written by hand, but for what stands between `<!-- begin NAME -->` and
 
 from __future__ import annotations
 
+import ast
 import inspect
+import itertools
 import re
 import sys
-from collections.abc import Callable, Iterator
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Final
+from typing import Final, Literal, get_args, get_origin
+
+from pydantic import BaseModel, BeforeValidator, SecretStr
+from pydantic.fields import FieldInfo
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 DOCS: Final = ROOT / "docs"
@@ -95,9 +101,148 @@ def hook_sections(host: str) -> Iterator[str]:
         yield f"| Example | [{hook.example}](../{hook.example}) |\n"
 
 
+# Settings ------------------------------------------------------------------------------------------------------------
+
+
+def settings_rows(model: type[BaseModel], at: str = "") -> Iterator[tuple[str, str, str, str]]:
+    """Path, kind, default and meaning of each setting of a model, those of the sections in it included."""
+    said = _meanings(model)
+    for name, field in model.model_fields.items():
+        path = f"{at}{name}"
+        section = _section(field.annotation)
+        if section is None:
+            yield path, _kind(field), _default(field), said.get(name, "")
+        else:
+            many = get_origin(field.annotation) is not None
+            yield from settings_rows(section, f"{path}[]." if many else f"{path}.")
+
+
+def _section(annotation: object) -> type[BaseModel] | None:
+    """The model of a section, or of the items of a list of sections."""
+    for one in (annotation, *get_args(annotation)):
+        if isinstance(one, type) and issubclass(one, BaseModel):
+            return one
+    return None
+
+
+def _meanings(model: type[BaseModel]) -> dict[str, str]:
+    """The text under each field, which Python itself forgets."""
+    meanings: dict[str, str] = {}
+    for cls in reversed(model.__mro__):
+        if not issubclass(cls, BaseModel) or cls.__module__.startswith("pydantic"):
+            continue
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+        assert isinstance(body, ast.ClassDef)  # noqa: S101 - a class's source is a class
+        for statement, after in itertools.pairwise(body.body):
+            if (
+                isinstance(statement, ast.AnnAssign)
+                and isinstance(statement.target, ast.Name)
+                and isinstance(after, ast.Expr)
+                and isinstance(after.value, ast.Constant)
+            ):
+                meanings[statement.target.id] = " ".join(str(after.value.value).split())
+    return meanings
+
+
+_KINDS: Final = ((bool, "yes or no"), (int, "number"), (float, "number"), (str, "text"), (Path, "path"))
+
+
+def _kind(field: FieldInfo) -> str:
+    annotation = field.annotation
+    parse = [getattr(one.func, "__name__", "") for one in field.metadata if isinstance(one, BeforeValidator)]
+    for one in get_args(annotation):  # an optional `Annotated` keeps its validators to itself
+        parse += [getattr(two.func, "__name__", "") for two in get_args(one) if isinstance(two, BeforeValidator)]
+    if "_seconds" in parse:
+        return "seconds"
+    if get_origin(annotation) is Literal:
+        return " or ".join(f"`{one}`" for one in get_args(annotation))
+    if get_origin(annotation) in (tuple, list, frozenset, dict):
+        return "table" if get_origin(annotation) is dict else "list"
+    arms = [one for one in (annotation, *get_args(annotation)) if isinstance(one, type) and one is not type(None)]
+    if any(issubclass(one, SecretStr) for one in arms):
+        return "secret"
+    if "_address" in parse or any(one.__name__ == "Address" for one in arms):
+        return "`host:port`"
+    return next((word for kind, word in _KINDS if any(issubclass(one, kind) for one in arms)), "value")
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    if field.default_factory is not None:
+        return "see below"
+    value = field.default
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if value is None or value in ("", (), {}):
+        return ""
+    if isinstance(value, float):
+        return f"`{value:g}`"
+    return f"`{list(value)}`" if isinstance(value, tuple) else f"`{value}`"
+
+
+def settings_table(rows: Iterable[tuple[str, str, str, str]]) -> Iterator[str]:
+    yield "| setting | kind | default | meaning |\n|---|---|---|---|"
+    for path, kind, default, meaning in rows:
+        yield f"| `{path}` | {kind} | {default} | {meaning.replace('|', chr(92) + '|')} |"
+
+
+def _proxy_settings() -> Iterator[str]:
+    from netbird_proxy.settings import ProxySettings
+
+    return settings_table(settings_rows(ProxySettings))
+
+
+def _plugin_settings() -> Iterator[str]:
+    from netbird_proxy.control.claims import CORE_CLAIMS
+    from netbird_proxy.defaults import DEFAULTS
+    from netbird_proxy.plugins import load_hooks
+
+    hooks = load_hooks(FIRST_PARTY, defaults=DEFAULTS, core_claims=CORE_CLAIMS)
+    for section, model in sorted(hooks.options.items(), key=lambda pair: pair[0]):
+        yield f"`[{section}]`\n"
+        yield from settings_table(settings_rows(model))
+        yield ""
+
+
+FIRST_PARTY: Final = ("private_service", "identity_headers", "direct_upstream", "tunnel_netstack")
+
+
+def _environment() -> Iterator[str]:
+    from netbird_proxy.settings import _CERTIFICATE, _NETBIRD
+
+    yield "| NetBird's name | setting here |\n|---|---|"
+    for name, (path, _) in sorted(_NETBIRD.items()):
+        yield f"| `{name}` | `{'.'.join(path)}` |"
+    yield f"| {', '.join(f'`{name}`' for name in sorted(_CERTIFICATE))} | `tls.certificates` |"
+
+
+# Log events -----------------------------------------------------------------------------------------------------------
+
+_EVENT = re.compile(r"\b_?log\.(debug|info|warning|error|exception)\(\s*\"([a-z_]+(?:\.[a-z_]+)+)\"")
+
+
+def events(*packages: str) -> Iterator[str]:
+    """Every event that is logged by these packages, with its level."""
+    found: dict[str, set[str]] = {}
+    for package in packages:
+        for file in sorted((ROOT / package).rglob("*.py")):
+            if "tests" not in file.parts and "testing" not in file.parts:
+                for level, event in _EVENT.findall(file.read_text()):
+                    found.setdefault(event, set()).add("error" if level == "exception" else level)
+    yield "| event | level |\n|---|---|"
+    for event, levels in sorted(found.items()):
+        yield f"| `{event}` | {', '.join(sorted(levels))} |"
+
+
 PARTS: Final[dict[str, Callable[[], Iterator[str]]]] = {
     "proxy-hooks": lambda: hook_sections("proxy"),
     "management-hooks": lambda: hook_sections("management"),
+    "proxy-settings": _proxy_settings,
+    "plugin-settings": _plugin_settings,
+    "environment": _environment,
+    "proxy-events": lambda: events("netbird_host", "netbird_proxy", "plugins"),
+    "management-events": lambda: events("netbird_management"),
 }
 
 

@@ -62,11 +62,13 @@ class Management(Section):
     """Where mappings come from."""
 
     url: Annotated[str, AfterValidator(_url)]
+    """`https://host:port`, or `http://…` with allow_insecure."""
     domain: Annotated[str, AfterValidator(_domain)]
     """The cluster's address: what services' domains end in and clients find us under."""
     token: Secret | None = None
     """For the environment; it beats `token_file`."""
     token_file: Path | None = None
+    """A file that holds the access token which management gave for this proxy."""
     roots: Path | None = None
     """PEM file of certificate authorities to trust instead of the system's."""
     allow_insecure: bool = False
@@ -102,7 +104,9 @@ class Listen(Section):
     """One socket that clients connect to."""
 
     address: ListenAddress
+    """`127.0.0.1:8080`, `[::1]:8080`, or `:443` for every address of this machine."""
     tls: bool = False
+    """TLS ends here; needs `tls.certificates`."""
     tls_ahead: bool = False
     """TLS ends in front of us, so what arrives here counts as https."""
 
@@ -117,12 +121,13 @@ class Certificate(Section):
     """A certificate chain and its key, in PEM files."""
 
     cert: Path
+    """PEM: the chain, leaf first. The first pair answers for names that no other has."""
     key: Path
+    """PEM, without a pass phrase."""
 
 
 class Tls(Section):
     certificates: tuple[Certificate, ...] = ()
-    """The first one answers for names that no other has."""
 
 
 class Admin(Section):
@@ -132,6 +137,7 @@ class Admin(Section):
 
 class Log(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
+    """Of events; the access log is apart from it."""
     format: Literal["auto", "json", "console"] = "auto"
     """`auto`: JSON, unless standard error is a terminal."""
 
@@ -142,7 +148,9 @@ class Limits(Section):
     head_timeout: Seconds = 10.0
     """For a request head, from its first byte; for a TLS handshake; for a connection's first byte."""
     head_bytes: Count = 65_536
+    """Of a request head."""
     head_lines: Count = 100
+    """Fields of a request head."""
     keep_alive: Seconds = 75.0
     """How long an idle downstream connection stays open."""
     body_idle: Seconds = 30.0
@@ -150,6 +158,7 @@ class Limits(Section):
     min_rate: Annotated[float, Field(ge=0)] = 240.0
     """Bytes a second that a body must come or go at, once min_rate_grace is over; 0 asks for nothing."""
     min_rate_grace: SecondsOrZero = 10.0
+    """Before min_rate is asked for."""
     dial_timeout: Seconds = 10.0
     """For reaching an upstream, TLS included, where its mapping says nothing."""
     max_dial_timeout: Seconds | None = None
@@ -194,6 +203,7 @@ class ProxySettings(Section):
     plugins: tuple[str, ...] = ()
     """What is loaded, in this order; what is not named here is not imported."""
     state_directory: Path = Field(default_factory=default_state_directory)
+    """Keys, ports and the proxy's id: private to this user."""
     private: bool = False
     """Listen inside the accounts' tunnels."""
     management: Management
@@ -320,6 +330,10 @@ def _listen(text: str) -> object:
     return [{"address": text, "tls": True}]
 
 
+def _list(text: str) -> list[str]:
+    return [item for part in text.split(",") if (item := part.strip())]
+
+
 def _text(text: str) -> str:
     return text
 
@@ -330,10 +344,6 @@ _NETBIRD: dict[str, tuple[tuple[str, ...], Callable[[str], Any]]] = {
     "NB_PROXY_DOMAIN": (("management", "domain"), _text),
     "NB_PROXY_ALLOW_INSECURE": (("management", "allow_insecure"), _boolean),
     "NB_PROXY_ADDRESS": (("listen",), _listen),
-def _list(text: str) -> list[str]:
-    return [item for part in text.split(",") if (item := part.strip())]
-
-
     "NB_PROXY_PRIVATE": (("private",), _boolean),
     "NB_PROXY_LOG_LEVEL": (("log", "level"), _level),
     "NB_PROXY_WG_PORT": (("tunnel", "ports"), _count),
@@ -343,7 +353,7 @@ def _list(text: str) -> list[str]:
     "NB_PROXY_IDLE_CONN_TIMEOUT": (("limits", "upstream_idle"), _duration),
     "NB_PROXY_MAX_IDLE_CONNS_PER_HOST": (("limits", "upstream_idle_connections"), _count),
     "NB_PROXY_MAX_INFLIGHT": (("limits", "in_flight"), _count),
+    "NB_PROXY_TRUSTED_PROXIES": (("forwarding", "trusted_proxies"), _list),
 }
 _CERTIFICATE_FILES = {"NB_PROXY_CERTIFICATE_FILE": "tls.crt", "NB_PROXY_CERTIFICATE_KEY_FILE": "tls.key"}
 _CERTIFICATE = {"NB_PROXY_CERTIFICATE_DIRECTORY", *_CERTIFICATE_FILES}
-    "NB_PROXY_TRUSTED_PROXIES": (("forwarding", "trusted_proxies"), _list),

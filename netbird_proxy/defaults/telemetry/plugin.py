@@ -46,6 +46,7 @@ class TelemetryOptions(BaseModel):
     sample: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Which part of the exchanges is traced."""
     service_name: Annotated[str, Field(min_length=1)] = "netbird-proxy"
+    """`service.name` of every span."""
     interval: Annotated[float, Field(gt=0, le=60)] = 1.0
     """Seconds that spans are gathered before they are sent together."""
 

@@ -39,8 +39,11 @@ class AllowEntry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     accounts: tuple[str, ...] = Field(min_length=1)
+    """Account ids, or `"*"` for all."""
     networks: tuple[IPvAnyNetwork, ...] = Field(min_length=1)
+    """Networks that they may reach although they are closed by rule, such as `127.0.0.1/32`."""
     ports: tuple[int, ...] = ()
+    """Only these; none for all."""
 
 
 class DirectUpstreamOptions(BaseModel):

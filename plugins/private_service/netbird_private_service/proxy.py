@@ -53,9 +53,13 @@ class PrivateServiceOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     cache_seconds: float = Field(300.0, gt=0, le=3600)
+    """How long management's grant is believed where no change of the account ends it before. Seconds."""
     cache_entries_per_account: int = Field(1024, ge=1)
+    """Grants remembered; beyond that the oldest goes."""
     peer_burst: int = Field(20, ge=1)
+    """Questions to management that one peer may cause at once."""
     peer_rate: float = Field(10.0, gt=0)
+    """Questions a second that one peer may cause after that; more are answered 503 with `Retry-After`."""
 
 
 class PrivateService:

@@ -1,0 +1,110 @@
+"""The pages say what is there: links lead somewhere, tests and counters that they name exist, every setting is told."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from docs.generate import DOCS, FIRST_PARTY, ROOT, settings_rows
+from netbird_management.settings import ManagementSettings
+from netbird_proxy.admin import application
+from netbird_proxy.control.claims import CORE_CLAIMS
+from netbird_proxy.defaults import DEFAULTS
+from netbird_proxy.plugins import load_hooks
+from netbird_proxy.settings import ProxySettings
+
+PAGES = [
+    ROOT / "README.md",
+    *sorted(DOCS.glob("*.md")),
+    *sorted((ROOT / "plugins").glob("*/README.md")),
+    ROOT / "proto" / "README.md",
+]
+PROMISES = 9
+
+
+@cache
+def known_tests() -> frozenset[str]:
+    """Every test function of the repository, as `file::name`, and every file of tests."""
+
+    def found() -> Iterator[str]:
+        for place in ("tests", "plugins"):
+            for file in (ROOT / place).rglob("test_*.py"):
+                name = str(file.relative_to(ROOT))
+                yield name
+                for node in ast.walk(ast.parse(file.read_text())):
+                    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                        yield f"{name}::{node.name}"
+
+    return frozenset(found())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    """Every relative link of a page is a file or folder here."""
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
+
+    broken = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+
+    assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_named_tests_exist(page: Path) -> None:
+    """A test that a page leans on is there, and still called so."""
+    named = set(re.findall(r"`((?:tests|plugins)/[\w/]+\.py(?:::\w+)?)`", page.read_text()))
+
+    assert named - known_tests() == set()
+    listed = re.findall(r"\[`(test_\w+)`\]\(\.\./([\w/]+\.py)\)", page.read_text())
+    assert [name for name, file in listed if f"{file}::{name}" not in known_tests()] == []
+
+
+def test_every_promise_has_tests() -> None:
+    """The page of promises names tests for each."""
+    page = (DOCS / "security.md").read_text()
+    sections = re.split(r"^## (?=\d)", page, flags=re.MULTILINE)[1:]
+    assert [section.split(".")[0] for section in sections] == [str(n + 1) for n in range(PROMISES)]
+    named = {n + 1: set(re.findall(r"\[`(test_\w+)`\]", section)) for n, section in enumerate(sections)}
+
+    assert [n for n, tests in named.items() if not tests] == []
+
+
+def test_every_setting_is_told() -> None:
+    """Each has a word on what it means; management's page names all of management's."""
+    hooks = load_hooks(FIRST_PARTY, defaults=DEFAULTS, core_claims=CORE_CLAIMS)
+    untold = [path for path, _, _, meaning in settings_rows(ProxySettings) if not meaning]
+    for section, model in hooks.options.items():
+        untold += [f"{section}.{path}" for path, _, _, meaning in settings_rows(model) if not meaning]
+    assert untold == []
+    page = (DOCS / "management.md").read_text()
+    names = {path.rpartition(".")[2] for path, _, _, _ in settings_rows(ManagementSettings)}
+    assert sorted(name for name in names if not re.search(rf"`[^`]*\b{name}\b[^`]*`", page)) == []
+
+
+def test_counters_are_told() -> None:
+    """Every counter that something counts is explained, and none that nothing counts."""
+    counted: set[str] = set()
+    for package in ("netbird_proxy", "plugins"):
+        for file in (ROOT / package).rglob("*.py"):
+            if not {"tests", "testing"} & set(file.parts):
+                counted |= set(re.findall(r"\bcount\(\s*f?\"([a-z_{}]+)\"", file.read_text()))
+    page = (DOCS / "operations.md").read_text().partition("## Counters")[2]
+    told = set(re.findall(r"^\| `([a-z_*]+)` \|", page, flags=re.MULTILINE))
+
+    assert {re.sub(r"\{\w+\}", "*", name) for name in counted} == told
+
+
+def test_the_admin_socket_is_told() -> None:
+    """Every path that it answers on is on the page."""
+
+    class Server:
+        decisions: object
+
+    page = (DOCS / "operations.md").read_text()
+    paths = [route.path for route in application(Server()).routes]  # type: ignore[arg-type, attr-defined]
+
+    assert [path for path in paths if f"`{path}" not in page] == []
