@@ -5,8 +5,9 @@ head is judged here, by our own protocol on the raw bytes and, as far as an ASGI
 `check_scope` for the application under somebody else's server.
 
 What is refused, beyond RFC 9112:
-- a path that means another path to somebody: dot segments (encoded, or with `;parameters`), encoded separators, NUL,
-  overlong UTF-8, escapes that are none; and the raw bytes `\\`, `"`, `<`, `>` and backtick, which browsers encode.
+- a path that means another path to somebody: dot segments (encoded, with `;parameters`, or between encoded
+  separators), NUL, overlong UTF-8, escapes that are none (encoded separators are the routing's to judge: some services
+  need them); and the raw bytes `\\`, `"`, `<`, `>` and backtick, which browsers encode.
   `|`, `^`, `{`, `}`, `[` and `]` are not in RFC 3986's path either, but common clients send them and nobody reads them
   as anything else, so they pass. `//` at the start is a path, never an authority.
 - in a query only what cannot stand on a request line, and `#`: it routes nothing, and people send `"` and `%` there.
@@ -192,13 +193,11 @@ def judge_path(path: bytes) -> None:
     if _PERCENT in path:
         if _BAD_ESCAPE.search(path):
             raise HeadRefused("path_escape")
-        if _ENCODED_SEPARATOR.search(path):
-            raise HeadRefused("path_separator")
         if path.find(b"%00") >= 0:
             raise HeadRefused("path_nul")
         if _OVERLONG.search(path):
             raise HeadRefused("path_overlong")
-        path = path.replace(b"%2e", b".").replace(b"%2E", b".")
+        path = _ENCODED_SEPARATOR.sub(b"/", path.replace(b"%2e", b".").replace(b"%2E", b"."))
     if path.find(b"/.") >= 0:
         for segment in path.split(b"/"):
             # `/..;x/` is `/../` to servlet containers.

@@ -15,7 +15,7 @@ from netbird_proxy.pipeline.downstream import Downstream
 from netbird_proxy.steps import Page, Pages, Rendered
 
 NO_ROUTE = Deny(404, "no_route", "no mapping has this host and path")
-AMBIGUOUS_PATH = Deny(400, "ambiguous_path", "the path and its folded form lead to routes with different guards")
+AMBIGUOUS_PATH = Deny(400, "ambiguous_path", "the path can be read in two ways")
 LOOP_DETECTED = Deny(508, "loop_detected", "the request has been through this proxy already")
 
 _SENTENCES = {

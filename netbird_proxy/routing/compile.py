@@ -168,6 +168,8 @@ class Compiler:
                 restrict=self._guards("restrict", spec, self._hooks.restrict(spec, self._proxy)),
                 authenticate=(),
                 authorize=(),
+        if differ and first_spec.pass_ambiguous:
+            raise RouteRefused("ambiguous_path is pass, and the service's paths are guarded differently")
                 forward=EndpointApplication(plugin, endpoint),
                 ending=self._ending(spec),
             )

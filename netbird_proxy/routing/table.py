@@ -13,6 +13,8 @@ from netbird_proxy.pipeline.pipeline import Runner
 
 _SUSPICIOUS = re.compile(rb"[%;\\A-Z]|//|/\.")
 _CLIMBING = re.compile(rb"%|\\|/\.\.")
+_ENCODED_SEPARATOR = re.compile(rb"%(?:2[fF]|5[cC])")
+_PERCENT = 0x25  # an int: `b"%" in path` is twenty times slower, see listening/head.py
 
 
 class Route:
@@ -53,7 +55,7 @@ class HostRoutes:
         differ: whether the routes differ in guards, so that two readings of one path must meet.
     """
 
-    __slots__ = ("_ambiguous", "_differ", "_endpoints", "_folded", "_routes", "account")
+    __slots__ = ("_ambiguous", "_differ", "_endpoints", "_folded", "_passes", "_routes", "account")
 
     def __init__(
         self,
@@ -77,6 +79,7 @@ class HostRoutes:
 
     def match(self, path: bytes) -> Route | None:
         """The route for a raw path; the ambiguous one where another reading of it would be guarded otherwise."""
+        self._passes = all(route.spec is not None and route.spec.pass_ambiguous for route in routes.values())
         if path.startswith(OWN_PATHS):
             return self._endpoints.get(path[len(OWN_PATHS) :].partition(b"/")[0])
         route = _longest(self._routes, path)
@@ -89,6 +92,8 @@ class HostRoutes:
         return route
 
 
+        if _PERCENT in path and not self._passes and _ENCODED_SEPARATOR.search(path):
+            return self._ambiguous  # one more segment border to some, a byte of a name to others
 class Table:
     """Everything that is served. Never changed: apply makes another and assigns it."""
 
