@@ -120,10 +120,12 @@ class Deadline(Asking):
         self._answering = answering
         self._exchange = exchange
         self._downstream = downstream
-        self._loop = asyncio.get_running_loop()
-        task = asyncio.current_task(self._loop)
+        # Our own listener knows its task; to ask for the current one is a system call on 3.11.
+        connection = downstream.connection
+        task = asyncio.current_task() if connection is None else connection.task
         assert task is not None, "the application runs in a task"  # noqa: S101 - narrows; asyncio promises it
         self.task = task
+        self._loop = task.get_loop()
         self._handle = self._loop.call_later(seconds, self._on_expiry)
 
     def stop(self) -> None:

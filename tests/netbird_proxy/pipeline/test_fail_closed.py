@@ -174,8 +174,9 @@ async def test_step_that_ignores_its_cancellation_is_left_behind(stage: str) -> 
         if message["type"] == "http.response.body":
             answered.set()
 
+    client.send = tell  # type: ignore[method-assign]
     async with asyncio.timeout(20), asyncio.TaskGroup() as group:
-        task = group.create_task(play.app(client.scope, client.receive, tell))
+        task = group.create_task(client.ask(play.app))
         await answered.wait()
         await play.environment.left_behind.answered()
 
