@@ -51,6 +51,8 @@ MAX_MESSAGE_BYTES = 16 << 20
 """gRPC's own 4 MiB is too small for a batch of 500 large mappings or for a big account's map."""
 FIRST_DELAY, FACTOR, MAX_DELAY = 0.8, 1.7, 10.0
 """Reconnect back-off in seconds; each wait is uniform in [0, 2 × interval]."""
+BACK_SPREAD = 0.5
+"""Seconds over which proxies spread when management is there again, so that they do not all come at once."""
 CREATE_PEER_TIMEOUT = 30.0
 
 Update = SyncMappingsResponse | GetMappingUpdateResponse
@@ -243,8 +245,24 @@ class ManagementClient:
                 continue
             if was_connected:
                 interval = FIRST_DELAY
-            await asyncio.sleep(self._pick(0, 2 * interval))
+            await self._pause(self._pick(0, 2 * interval))
             interval = min(interval * FACTOR, MAX_DELAY)
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, but not on after a management that could not be reached is there again.
+
+        One that is reached and refuses is left alone for the whole time.
+        """
+        state = self._channel.get_state(try_to_connect=True)
+        if state is grpc.ChannelConnectivity.READY:
+            await asyncio.sleep(seconds)
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while state is not grpc.ChannelConnectivity.READY:
+                    await self._channel.wait_for_state_change(state)
+                    state = self._channel.get_state(try_to_connect=True)
+                await asyncio.sleep(self._pick(0, BACK_SPREAD))
 
     _had_message = False
 

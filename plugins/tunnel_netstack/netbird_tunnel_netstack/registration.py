@@ -88,6 +88,10 @@ class Enrollment:
         self._meta = meta
         self._stub = ManagementServiceStub(account.management.channel)
 
+    @property
+    def management_connected(self) -> bool:
+        return self._account.management.connected
+
     async def register(self) -> None:
         """Spend a one-time token on making our key known. Raises ManagementError."""
         await self._account.register(PublicKey(self._public_key), endpoint=self._endpoint)

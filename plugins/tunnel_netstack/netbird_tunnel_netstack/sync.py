@@ -19,6 +19,8 @@ log = structlog.get_logger("netbird_tunnel_netstack.sync")
 
 FIRST_DELAY, FACTOR, MAX_DELAY = 0.8, 1.7, 10.0
 """Back-off in seconds; each wait is uniform in [0, 2 × interval]."""
+LOOK_INTERVAL = 0.2
+"""How often a pause looks whether management is there again."""
 
 
 class AddressesChanged(Exception):
@@ -34,9 +36,17 @@ class Backoff:
     def reset(self) -> None:
         self._interval = FIRST_DELAY
 
-    async def wait(self) -> None:
-        await asyncio.sleep(random.uniform(0, 2 * self._interval))  # noqa: S311 - jitter, not a secret
+    async def wait(self, connected: Callable[[], bool] = lambda: False) -> None:
+        """One pause; over at once when management, which was away, is connected."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + random.uniform(0, 2 * self._interval)  # noqa: S311 - jitter, not a secret
         self._interval = min(self._interval * FACTOR, MAX_DELAY)
+        was = connected()
+        while (left := until - loop.time()) > 0:
+            await asyncio.sleep(min(left, LOOK_INTERVAL))
+            was, before = connected(), was
+            if was and not before:
+                return
 
 
 async def enroll(enrollment: Enrollment) -> OwnNode:
@@ -115,7 +125,7 @@ class MapSync:
             except (ManagementError, MapError) as exc:
                 self.last_error = str(exc)
             log.warning("tunnel.sync_lost", error=self.last_error)
-            await backoff.wait()
+            await backoff.wait(lambda: self._enrollment.management_connected)
 
     def _take(self, response: SyncResponse) -> None:
         if response.Version or response.HasField("NetworkMapEnvelope"):

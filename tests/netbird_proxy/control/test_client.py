@@ -184,6 +184,42 @@ async def test_stream_that_ends_is_opened_again_at_the_first_delay() -> None:
         assert waits == [1.6, 1.6]
 
 
+async def test_management_that_is_back_is_not_waited_for() -> None:
+    """However long the pause would have been: once it can be reached again, the stream is opened."""
+
+    def patient(_low: float, high: float) -> float:
+        return 0.0 if high < 1 else 3600.0
+
+    sink = Sink()
+    first, again = grpc.aio.server(), grpc.aio.server()
+    add_ProxyServiceServicer_to_server(Management(hold), first)
+    add_ProxyServiceServicer_to_server(Management(hold), again)
+    port = first.add_insecure_port("127.0.0.1:0")
+    await first.start()
+    connection = Connection(
+        url=f"http://127.0.0.1:{port}",
+        token="nbx_secret",
+        proxy_id="proxy-1",
+        version="1.0",
+        domain="proxy.example",
+        allow_insecure=True,
+    )
+    client = ManagementClient(connection, lambda: ProxyCapabilities(private=True), sink, pick=patient)
+    try:
+        async with asyncio.TaskGroup() as group:
+            stream = group.create_task(client.run())
+            await sink.saw("opened", "apply [] True")
+            await first.stop(None)
+            await sink.saw("lost")
+            again.add_insecure_port(f"127.0.0.1:{port}")
+            await again.start()
+            await sink.saw("opened", "apply [] True")
+            stream.cancel()
+    finally:
+        await client.close()
+        await again.stop(None)
+
+
 async def test_refused_token_backs_off_further_each_time() -> None:
     """A server that refuses us before any message must not be hammered, however well the send went."""
 
