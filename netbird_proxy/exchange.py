@@ -306,6 +306,8 @@ class UpstreamAnswer(Protocol):
     """Lower-case names, in order, hop-by-hop fields still in."""
     trailers: list[RawHeader]
     """Complete once `read` has returned `b""`."""
+    complete: bool
+    """Whether all of it has come; what nobody has read yet is still to be read."""
 
     async def read(self) -> bytes:
         """The next piece of the body as it came, `b""` at its end. Raises UpstreamClosed on a truncated body."""
@@ -444,6 +446,12 @@ class DownstreamConnection(Protocol):
 
     async def inform(self, status: int, headers: list[RawHeader]) -> None:
         """Send an informational (1xx) head now."""
+
+    def answer_whole(self, status: int, headers: list[RawHeader], body: bytes) -> bool:
+        """Send an answer that is all there, as `send` would; False, with nothing done, where `send` must do it.
+
+        For whoever holds this connection's own `send`: a middleware's must see the messages.
+        """
 
     def abort(self) -> None:
         """Close the downstream connection without completing the response."""

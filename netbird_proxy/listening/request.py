@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
 from netbird_proxy.exchange import Message
@@ -173,6 +174,42 @@ class ServedRequest:
                 self._finish()
         else:
             raise RuntimeError(f"{kind!r} is no message of an HTTP response")
+
+    def answer_whole(self, status: int, headers: Iterable[RawHeader], body: bytes) -> bool:
+        """Send a small answer that is all there, in one write: what `send` would do with its two messages.
+
+        Nothing is sent, and the answer is False, unless this is the plain case: the stated length is the body's, and
+        nothing about status, client or connection asks for more than that.
+
+        Raises:
+            UnframeableResponse: the answer cannot be put on the wire.
+        """
+        protocol = self.protocol
+        if (
+            self.status
+            or self.gone
+            or self.expects
+            or self.head_only
+            or not self.http11
+            or not self.keep_alive
+            or protocol.must_close
+            or status < 200
+            or status == 204
+            or status == 304
+            or len(body) > _JOIN_BYTES
+        ):
+            return False
+        fields, length, close = field_lines(status, headers)
+        if close or length != len(body):
+            return False
+        lines = len(fields) // 2 + 2
+        fields.append(b"\r\n\r\n")
+        head = checked(b"".join(fields), lines)
+        self.status = status
+        self.framing = LENGTH
+        protocol.transport.write(head + body)
+        self._finish()
+        return True
 
     def _head(self, first: int, more: bool) -> bytes:
         """The response head, with the framing that fits what is known of the body by now."""

@@ -6,6 +6,7 @@ from netbird_proxy.errors import BodyTooLarge, ClientGone
 from netbird_proxy.exchange import DownstreamConnection, Exchange, Message, Receive, Send
 from netbird_proxy.headers import RawHeader
 from netbird_proxy.model import Deny
+from netbird_proxy.pipeline.response_heads import informational
 
 
 class Downstream:
@@ -42,6 +43,11 @@ class Downstream:
     async def finish(self, body: bytes = b"") -> None:
         self.complete = True
         await self.send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def inform(self, status: int, headers: list[RawHeader]) -> None:
+        """Pass an informational head on. Not 100: the listener says that itself, when the body is first wanted."""
+        if status != 100 and self.connection is not None:
+            await self.connection.inform(status, informational(headers))
 
     async def read(self, exchange: Exchange) -> bytes:
         """The next piece of the request body from the wire; `b""` may be an empty piece: see `exhausted`.

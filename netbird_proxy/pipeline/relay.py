@@ -23,11 +23,16 @@ from netbird_proxy.headers import RawHeader
 from netbird_proxy.model import Upstream
 from netbird_proxy.pipeline.downstream import Downstream
 from netbird_proxy.pipeline.heads import RequestHeads, WrittenHead
-from netbird_proxy.pipeline.response_heads import ResponseHeads, informational
+from netbird_proxy.pipeline.response_heads import ResponseHeads
 
 log = structlog.get_logger("netbird_proxy.pipeline")
 
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))  # RFC 9110 §9.2.2
+
+
+def _is_its_own(send: object, client: object) -> bool:
+    """Whether nobody stands between us and our own listener, who would want to see the messages."""
+    return getattr(send, "__self__", None) is client
 
 
 class Target:
@@ -171,14 +176,9 @@ class Forwarder:
         request: WrittenHead,
         attempt: Try,
     ) -> None:
-        inform = None
-        if (client := downstream.connection) is not None and exchange.http_version != "1.0":
-
-            async def inform(status: int, headers: list[RawHeader]) -> None:
-                if status != 100:  # the listener says 100 itself, when the body is first wanted
-                    await client.inform(status, informational(headers))
-
-        answer = await connection.answer(inform)
+        client = downstream.connection
+        informed = client is not None and exchange.http_version != "1.0"
+        answer = await connection.answer(downstream.inform if informed else None)
         status = answer.status
         attempt.head_ns = time.monotonic_ns()
         attempt.status = status
@@ -188,6 +188,13 @@ class Forwarder:
         trailing = trailing and client is not None
         exchange.status = status
         downstream.started = True
+        data = b""
+        if length and answer.complete and client is not None and _is_its_own(downstream.send, client):
+            data = await answer.read()
+            if len(data) == length and client.answer_whole(status, headers, data):
+                downstream.complete = True
+                exchange.bytes_sent += length
+                return
         start = {"type": "http.response.start", "status": status, "headers": headers}
         if trailing:
             start["trailers"] = True
@@ -198,7 +205,7 @@ class Forwarder:
             await downstream.finish()
             return
         sent = 0
-        while data := await answer.read():
+        while data or (data := await answer.read()):
             sent += len(data)
             exchange.bytes_sent += len(data)
             if sent == length:
@@ -207,6 +214,7 @@ class Forwarder:
                 await answer.read()
                 return
             await send({"type": "http.response.body", "body": data, "more_body": True})
+            data = b""
         if length is not None and length != sent:
             raise UpstreamClosed(f"{target.upstream} sent {sent} of {length} bytes")
         await self._end(downstream, target, answer, trailing)

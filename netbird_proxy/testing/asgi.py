@@ -182,6 +182,9 @@ class Client:
         self.raw = RawClient(self.answer, self._pieces)
         return self.raw
 
+    def answer_whole(self, status: int, headers: list[RawHeader], body: bytes) -> bool:
+        return False  # a transcript states the messages
+
     async def inform(self, status: int, headers: list[RawHeader]) -> None:
         self.answer.informational.append((status, headers))
 

@@ -36,6 +36,7 @@ class ScriptedAnswer:
     waits: bool = True
     hold: asyncio.Event | None = None
     reason: bytes = b""
+    complete: bool = False
     _pieces: deque[bytes | BaseException] | None = None
 
     async def read(self) -> bytes:
