@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
+import shlex
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
+import typer
+from pydantic import BaseModel
 
+import netbird_management.cli
+import netbird_proxy.cli
 from docs.generate import DOCS, FIRST_PARTY, ROOT, settings_rows
+from netbird_management.rest.service_json import OptionsBody, ServiceBody, TargetBody
+from netbird_management.services.model import TargetType
 from netbird_management.settings import ManagementSettings
 from netbird_proxy.admin import application
 from netbird_proxy.control.claims import CORE_CLAIMS
 from netbird_proxy.defaults import DEFAULTS
 from netbird_proxy.plugins import load_hooks
-from netbird_proxy.settings import ProxySettings
+from netbird_proxy.server import load
+from netbird_proxy.settings import ProxySettings, read_settings
 
 PAGES = [
     ROOT / "README.md",
@@ -108,3 +117,83 @@ def test_the_admin_socket_is_told() -> None:
     paths = [route.path for route in application(Server()).routes]  # type: ignore[arg-type, attr-defined]
 
     assert [path for path in paths if f"`{path}" not in page] == []
+
+
+BASE = """
+[management]
+url = "https://management.example"
+token_file = "token"
+domain = "proxy.example"
+"""
+LISTEN = '[[listen]]\naddress = "127.0.0.1:0"\n'
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """Every fenced block of a language, with its page and its number there."""
+    fence = re.compile(rf"^```{language}\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    return [
+        (f"{page.relative_to(ROOT)}-{number}", text)
+        for page in PAGES
+        for number, text in enumerate(fence.findall(page.read_text()), 1)
+    ]
+
+
+SETTINGS = [(where, text) for where, text in blocks("toml") if "[project" not in text]
+
+
+@pytest.mark.parametrize("text", [text for _, text in SETTINGS], ids=[where for where, _ in SETTINGS])
+def test_settings_on_pages_are_good(text: str, tmp_path: Path) -> None:
+    """What a page tells people to write is what the models take."""
+    file = tmp_path / "settings.toml"
+    whole = "[management]" in text
+    file.write_text(text if whole else f"{text}\n{BASE}\n{LISTEN}")
+
+    loaded = load(read_settings(file, environment={}))
+
+    assert loaded.settings.plugins
+
+
+@pytest.mark.parametrize("text", [text for _, text in blocks("json")], ids=[where for where, _ in blocks("json")])
+def test_services_on_pages_are_good(text: str) -> None:
+    """Every member of a service on a page is one that the API knows, and its targets are such as it takes."""
+    body = json.loads(text)
+
+    def known(value: object, model: type[BaseModel]) -> list[str]:
+        assert isinstance(value, dict)
+        return sorted(set(value) - set(model.model_fields))
+
+    assert known(body, ServiceBody) == []
+    for target in body["targets"]:
+        assert known(target, TargetBody) == []
+        assert known(target.get("options", {}), OptionsBody) == []
+        assert target["target_type"] in set(TargetType)
+    ServiceBody.model_validate(body)
+
+
+def _commands() -> list[tuple[str, str]]:
+    found = []
+    for language in ("sh", "console", ""):
+        for where, text in blocks(language):
+            lines = (line.removeprefix("$ ").split("  #")[0] for line in text.splitlines())
+            found += [(where, line) for line in lines if line.startswith(("netbird-proxy ", "netbird-management "))]
+    return [(where, line) for where, line in found if "|" not in line]
+
+
+@pytest.mark.parametrize(("where", "line"), _commands(), ids=[line for _, line in _commands()])
+def test_commands_on_pages_are_good(where: str, line: str) -> None:
+    """A command that a page tells people to type is understood, options and all."""
+    program, *arguments = shlex.split(line)
+    hooks = load_hooks(["tunnel_netstack"], core_claims=CORE_CLAIMS)
+    proxy = typer.Typer()
+    for command in netbird_proxy.cli.app.registered_commands:
+        proxy.registered_commands.append(command)
+    for _, peer in hooks.commands():
+        proxy.add_typer(peer, name="peer")
+    app = typer.main.get_command(proxy if program == "netbird-proxy" else netbird_management.cli.app)
+
+    name, resolved = program, app
+    while (commands := getattr(resolved, "commands", None)) is not None:
+        name, *arguments = arguments
+        resolved = commands[name]
+
+    resolved.make_context(name, arguments)
