@@ -22,6 +22,7 @@ from netbird_proxy.model import ExchangeId, Origin
 from netbird_proxy.open_exchanges import INTERVAL, OpenExchanges
 from netbird_proxy.pipeline.answers import LOOP_DETECTED
 from netbird_proxy.pipeline.downstream import Downstream
+from netbird_proxy.pipeline.heads import offers
 from netbird_proxy.pipeline.pipeline import FixedAnswer
 from netbird_proxy.routing.apply import Routing
 
@@ -120,9 +121,17 @@ class ReverseProxy:
         route = self.routing.table.match(host, path, None if origin is None else origin.account)
         exchange.route = route.spec
         exchange.headers = route.rules.incoming(raw)
+        runner = route.runner
+        if connection is None:
+            asks = scope["type"] == "websocket"
+        else:
+            asks = connection.upgrade and bool(offers(value for name, value in raw if name == b"upgrade"))
+        if asks:
+            exchange.kind = "websocket"
+            runner = route.upgrades
         under_way = self.exchanges.enter(exchange, downstream)
         try:
-            await route.runner.run(exchange, downstream)
+            await runner.run(exchange, downstream)
         finally:
             self.exchanges.leave(under_way)
 

@@ -157,8 +157,11 @@ class OpenExchanges:
         was = one.exchange
         account = was.origin.account if was.origin is not None else None
         route = self._routing.table.match(was.host, was.raw_path, account)
-        if route.spec is None or was.route is None or not isinstance(route.runner, Pipeline):
+        runner = route.runner if was.kind == "http" else route.upgrades
+        if route.spec is None or was.route is None or not isinstance(runner, Pipeline):
             return ROUTE_GONE
+        if was.kind != "http" and runner is route.runner:
+            return Deny(403, "upgrade_unsupported", "a guard of its route cannot judge upgrades")
         if (route.spec.service, route.spec.account) != (was.route.service, was.route.account):
             return ROUTE_GONE
         again = Exchange(
@@ -174,11 +177,12 @@ class OpenExchanges:
             headers=was.headers,
             client_address=was.client_address,
             allowed_notes=was.allowed_notes,
+            kind=was.kind,
         )
         again.route = route.spec
         body = Downstream(one.downstream.receive, one.downstream.send, one.downstream.connection)
         body.taken, body.exhausted = one.downstream.taken, True
-        refusal = await route.runner.readmit(again, body)
+        refusal = await runner.readmit(again, body)
         if isinstance(refusal, Challenge):
             return Deny(403, refusal.code, f"asked again, it was challenged: {refusal.reason}")
         if refusal is None and was.identity is not None:

@@ -55,6 +55,7 @@ FORWARDED = frozenset(
 )
 """Who the client is, as an upstream believes it: a client's own word never passes."""
 _FORWARDED_PREFIX = b"x-forwarded-"
+_SAID = frozenset((b"x-forwarded-for", b"x-real-ip", b"x-forwarded-host", b"x-forwarded-proto", b"x-forwarded-port"))
 
 CORE_NAMES = HOP_BY_HOP | _FRAMING
 _NEVER_TRAILERS = CORE_NAMES | FORWARDED | {b"authorization", b"content-encoding", b"content-type", b"cookie", b"via"}
@@ -66,6 +67,8 @@ SESSION_PARAMETER = b"session_token"
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE = re.compile(rb"[^\r\n\0]*")
+_PROTOCOL = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+(?:/[!#$%&'*+.^_`|~0-9A-Za-z-]+)?")
+_CARRIES_REQUESTS = frozenset((b"h2", b"h2c", b"h3", b"http", b"tls"))
 _TARGET_PATH = re.compile(rb"/[!-~]*")
 _READ = frozenset((b"connection", b"content-length", b"te", b"transfer-encoding", b"upgrade"))
 """What write() reads before it is dropped."""
@@ -172,6 +175,20 @@ def without_session_token(query: bytes) -> bytes:
     )
 
 
+def offers(values: Iterable[bytes]) -> tuple[bytes, ...]:
+    """The protocols of `Upgrade` fields that an upstream may be asked for.
+
+    None that carries requests, alone or below TLS: they would pass every guard in the wake of the one that was judged.
+    """
+    return tuple(
+        token
+        for value in values
+        for part in value.split(b",")
+        if _PROTOCOL.fullmatch(token := part.strip(b" \t"))
+        and token.partition(b"/")[0].lower() not in _CARRIES_REQUESTS
+    )
+
+
 @dataclass(slots=True)
 class WrittenHead:
     """A request head ready for the wire, and how its body is framed."""
@@ -180,7 +197,8 @@ class WrittenHead:
     method: bytes
     has_body: bool
     chunked: bool
-    upgrade: bool
+    upgrade: tuple[bytes, ...]
+    """The protocols that are asked for."""
     dropped: frozenset[bytes]
     """Folded names that may not come back as trailers."""
 
@@ -216,7 +234,7 @@ class RequestHeads:
         self.rules = rules
         self._transforms = tuple(transforms)
         core = CORE_NAMES | (FORWARDED - rules.owners.keys())
-        self._forwards = FORWARDED.isdisjoint(rules.owners)
+        self._says = _SAID if _SAID.isdisjoint(rules.owners) else _SAID.difference(rules.owners)
         self._owners = {**dict.fromkeys(core, CORE), **rules.owners}
         self._custom = custom_headers(upstream, self._owners)
         self._dropped = core | {fold(name) for name, _ in self._custom}
@@ -239,7 +257,8 @@ class RequestHeads:
         fields: list[RawHeader] = []
         length: bytes | None = None
         listed: set[bytes] = set()
-        encoded = upgrade = trailers_wanted = False
+        asked: list[bytes] = []
+        encoded = trailers_wanted = False
         for pair in exchange.headers.raw:
             verdict = verdicts[pair[0]]
             if verdict == _KEEP:
@@ -256,18 +275,25 @@ class RequestHeads:
                 elif name == b"transfer-encoding":
                     encoded = True
                 elif name == b"upgrade":
-                    upgrade = value.strip().lower() not in (b"h2c", b"")
+                    asked.append(value)
                 elif name == b"te":
                     trailers_wanted = trailers_wanted or b"trailers" in value.lower()
                 elif value := self.rules.cookie(value):
                     fields.append((name, value))
         if listed:
             fields = [pair for pair in fields if fold(pair[0]) not in listed]
-        if trailers_wanted:
+        upgrade: tuple[bytes, ...] = ()
+        if exchange.kind == "websocket" or (asked and carried_body is None and b"upgrade" in listed):
+            upgrade = offers(asked)
+        if upgrade:
+            fields.append((b"connection", b"Upgrade"))
+            fields.append((b"upgrade", b", ".join(upgrade)))
+        elif trailers_wanted:
             fields.append((b"te", b"trailers"))
             fields.append((b"connection", b"TE"))
-        said = _forwarded(exchange)
-        fields += said if self._forwards else [pair for pair in said if pair[0] not in self.rules.owners]
+        if says := self._says:
+            said = _forwarded(exchange)
+            fields += said if says is _SAID else [pair for pair in said if pair[0] in says]
         fields.extend(self._custom)
         fields.append(self._via)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from typing import ClassVar
 
 import structlog
 
@@ -51,6 +52,8 @@ class Forwarder:
     """Sends admitted exchanges to a route's upstreams: the only one, or each in turn."""
 
     __slots__ = ("_next", "targets")
+    grants: ClassVar[bool] = False
+    """Whether it can carry an upgrade."""
 
     def __init__(self, targets: Sequence[Target]) -> None:
         self.targets = tuple(targets)
@@ -68,7 +71,7 @@ class Forwarder:
         self._next += 1
         connection = downstream.connection
         request = target.requests.write(exchange, None if connection is None else connection.has_body)
-        if request.upgrade:
+        if request.upgrade and not self.grants:
             raise UpgradeUnsupported(f"upgrade to {exchange.headers.get(b'upgrade')!r}")
         if not await self._attempt(exchange, downstream, target, request, fresh=False):
             await self._attempt(exchange, downstream, target, request, fresh=True)
@@ -88,7 +91,7 @@ class Forwarder:
         attempt.connected_ns = time.monotonic_ns()
         attempt.reused = connection.reused
         try:
-            connection.send_head(request.head, method=request.method, has_body=request.has_body)
+            connection.send_head(request.head, method=request.method, has_body=request.has_body, upgrade=self.grants)
             if request.has_body or downstream.connection is None:
                 await self._both_ways(exchange, downstream, connection, target, request, attempt)
             else:
@@ -183,7 +186,8 @@ class Forwarder:
         attempt.head_ns = time.monotonic_ns()
         attempt.status = status
         if status < 200:
-            raise ProtocolViolation(f"{target.upstream} switched protocols without being asked")
+            await self._switched(exchange, downstream, connection, target, request, answer)
+            return
         headers, length, trailing = target.responses.read(exchange, status, answer.headers)
         trailing = trailing and client is not None
         exchange.status = status
@@ -218,6 +222,18 @@ class Forwarder:
         if length is not None and length != sent:
             raise UpstreamClosed(f"{target.upstream} sent {sent} of {length} bytes")
         await self._end(downstream, target, answer, trailing)
+
+    async def _switched(
+        self,
+        exchange: Exchange,
+        downstream: Downstream,
+        connection: UpstreamConnection,
+        target: Target,
+        request: WrittenHead,
+        answer: UpstreamAnswer,
+    ) -> None:
+        """The upstream answered 101."""
+        raise ProtocolViolation(f"{target.upstream} switched protocols without being asked")
 
     @staticmethod
     async def _end(downstream: Downstream, target: Target, answer: UpstreamAnswer, trailing: bool) -> None:

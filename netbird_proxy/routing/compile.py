@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import structlog
 
 from netbird_proxy.errors import PluginFailed, RouteClosed, RouteRefused
 from netbird_proxy.headers import fold
-from netbird_proxy.model import Mapping, RouteSpec, Upstream
+from netbird_proxy.model import Kind, Mapping, RouteSpec, Upstream
 from netbird_proxy.pipeline.answers import AMBIGUOUS_PATH, NO_ROUTE
 from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard, BoundObserver, BoundTransform, GuardStage
 from netbird_proxy.pipeline.endpoint import EndpointApplication
@@ -23,6 +23,7 @@ from netbird_proxy.pipeline.heads import CORE_NAMES, HeadRules, RequestHeads
 from netbird_proxy.pipeline.pipeline import Ending, Environment, FixedAnswer, Pipeline
 from netbird_proxy.pipeline.relay import Forwarder, Target
 from netbird_proxy.pipeline.response_heads import ResponseHeads
+from netbird_proxy.pipeline.upgrade import IDLE, Upgrader
 from netbird_proxy.routing.pools import Pools, RetiringPool
 from netbird_proxy.routing.table import OWN_PATHS, HostRoutes, Route
 from netbird_proxy.steps import Authenticator, Dialer, Endpoint, Guard, Observer, Pages, Proxy, RequestTransform
@@ -41,6 +42,21 @@ class RouteHooks(Protocol):
     def observe(self, route: RouteSpec | None, proxy: Proxy) -> Sequence[tuple[str, Observer]]: ...
     def dialer(self, route: RouteSpec, upstream: Upstream, proxy: Proxy) -> tuple[str, Dialer] | None: ...
     def pages(self, proxy: Proxy) -> tuple[str, Pages] | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Steps:
+    """What the hooks returned for one route."""
+
+    restrict: Sequence[tuple[str, Guard]]
+    authenticate: Sequence[tuple[str, Authenticator]]
+    authorize: Sequence[tuple[str, Guard]]
+
+    def judge_upgrades(self, kind: Kind) -> bool:
+        """Whether everything that can refuse a request can refuse an upgrade as well: nothing may pass beside it."""
+        needed = [guard.kinds for _, guard in (*self.restrict, *self.authorize) if not guard.observe]
+        needed += [step.kinds for _, step in self.authenticate if step.phase == "exclusive"]
+        return all("websocket" in kinds for kinds in needed if kind in kinds)
 
 
 class Compiled:
@@ -62,6 +78,7 @@ class Compiler:
             alone, so that a proxy of this kind behind another one is no loop.
         cookies: names of cookies that plugins set; upstreams neither see nor set them.
         observers: of every exchange, besides those of plugins, such as the memory behind `explain`.
+        upgrade_idle: seconds in which something must pass on an upgraded connection.
     """
 
     def __init__(
@@ -74,7 +91,9 @@ class Compiler:
         pseudonym: str = "",
         cookies: Collection[str] = (),
         observers: Sequence[tuple[str, Observer]] = (),
+        upgrade_idle: float = IDLE,
     ) -> None:
+        self._upgrade_idle = upgrade_idle
         self._hooks = hooks
         self._proxy = proxy
         self._pools = pools
@@ -126,6 +145,7 @@ class Compiler:
             raise RouteRefused("the mapping has no target")
         routes: dict[bytes, Route] = {}
         pipelines: list[tuple[RouteSpec, Pipeline]] = []
+        guards: list[object] = []
         for spec in mapping.routes:
             if (spec.service, spec.account, spec.host) != (mapping.id, mapping.account, mapping.host):
                 raise RouteRefused(f"the route {spec.host}{_path(spec)} is not the mapping's own")
@@ -137,18 +157,19 @@ class Compiler:
                 raise RouteRefused(f"two routes have the path {_path(spec)}")
             if not spec.upstreams:
                 raise RouteRefused(f"the route {_path(spec)} has no target")
-            pipeline, rules = self._route(spec, pools)
+            pipeline, upgrades, rules = self._route(spec, pools)
             bounded = any(upstream.path != b"/" for upstream in spec.upstreams)
-            routes[spec.prefix] = Route(spec, pipeline, rules, bounded=bounded)
+            routes[spec.prefix] = Route(spec, pipeline, rules, upgrades=upgrades, bounded=bounded)
             pipelines.append((spec, pipeline))
+            guards.append((_guards(pipeline), _guards(upgrades) if upgrades is not None else ()))
         first_spec, first = pipelines[0]
         ambiguous = Route(None, FixedAnswer(AMBIGUOUS_PATH, first.ending))
         differ = any(
-            _guards(pipeline) != _guards(first)
-            or spec.guarding != first_spec.guarding
-            or spec.values != first_spec.values
-            for spec, pipeline in pipelines[1:]
+            own != guards[0] or spec.guarding != first_spec.guarding or spec.values != first_spec.values
+            for own, (spec, _) in zip(guards, pipelines, strict=True)
         )
+        if differ and first_spec.pass_ambiguous:
+            raise RouteRefused("ambiguous_path is pass, and the service's paths are guarded differently")
         endpoints = self._endpoints(mapping, [pipeline for _, pipeline in pipelines])
         return Compiled(HostRoutes(mapping.account, routes, ambiguous, differ=differ, endpoints=endpoints), pools)
 
@@ -168,8 +189,6 @@ class Compiler:
                 restrict=self._guards("restrict", spec, self._hooks.restrict(spec, self._proxy)),
                 authenticate=(),
                 authorize=(),
-        if differ and first_spec.pass_ambiguous:
-            raise RouteRefused("ambiguous_path is pass, and the service's paths are guarded differently")
                 forward=EndpointApplication(plugin, endpoint),
                 ending=self._ending(spec),
             )
@@ -178,15 +197,11 @@ class Compiler:
 
     def _route(
         self, spec: RouteSpec, pools: list[tuple[RouteSpec, Upstream, RetiringPool]]
-    ) -> tuple[Pipeline, HeadRules]:
+    ) -> tuple[Pipeline, Pipeline | None, HeadRules]:
+        """What runs for requests; what runs for upgrades, if they can be judged; the rules of both."""
         hooks, proxy = self._hooks, self._proxy
-        restrict = self._guards("restrict", spec, hooks.restrict(spec, proxy))
-        authenticate = [
-            BoundAuthenticator(plugin, step)
-            for plugin, step in hooks.authenticate(spec, proxy)
-            if spec.kind in step.kinds
-        ]
-        authorize = self._guards("authorize", spec, hooks.authorize(spec, proxy))
+        steps = _Steps(hooks.restrict(spec, proxy), hooks.authenticate(spec, proxy), hooks.authorize(spec, proxy))
+        restrict, authenticate, authorize = self._bound(spec, steps, spec.kind)
         _must_enforce(spec, restrict, authenticate, authorize)
         transforms = [BoundTransform(plugin, step) for plugin, step in hooks.transform_request(spec, proxy)]
         rules = HeadRules(_owners(transforms), self._cookies, self.pseudonym)
@@ -202,21 +217,43 @@ class Compiler:
             pool = self._pools.take(spec.account, upstream, found[1])
             pools.append((spec, upstream, pool))
             targets.append(Target(upstream, pool, requests, responses))
+        ending = self._ending(spec)
         pipeline = Pipeline(
             restrict=restrict,
             authenticate=authenticate,
             authorize=authorize,
             forward=Forwarder(targets),
-            ending=self._ending(spec),
+            ending=ending,
         )
-        return pipeline, rules
+        if not steps.judge_upgrades(spec.kind):
+            return pipeline, None, rules
+        restrict, authenticate, authorize = self._bound(spec, steps, "websocket")
+        upgrades = Pipeline(
+            restrict=restrict,
+            authenticate=authenticate,
+            authorize=authorize,
+            forward=Upgrader(targets, idle=self._upgrade_idle),
+            ending=ending,
+        )
+        return pipeline, upgrades, rules
+
+    def _bound(
+        self, spec: RouteSpec, steps: _Steps, kind: Kind
+    ) -> tuple[list[BoundGuard], list[BoundAuthenticator], list[BoundGuard]]:
+        return (
+            self._guards("restrict", spec, steps.restrict, kind),
+            [BoundAuthenticator(plugin, step) for plugin, step in steps.authenticate if kind in step.kinds],
+            self._guards("authorize", spec, steps.authorize, kind),
+        )
 
     @staticmethod
-    def _guards(stage: GuardStage, spec: RouteSpec, found: Sequence[tuple[str, Guard]]) -> list[BoundGuard]:
+    def _guards(
+        stage: GuardStage, spec: RouteSpec, found: Sequence[tuple[str, Guard]], kind: Kind | None = None
+    ) -> list[BoundGuard]:
         for plugin, guard in found:
             if guard.observe and plugin in spec.guarding:
                 raise RouteRefused(f"{plugin} only observes what {', '.join(spec.guarding[plugin])} asks it to guard")
-        return [BoundGuard(plugin, stage, guard) for plugin, guard in found if spec.kind in guard.kinds]
+        return [BoundGuard(plugin, stage, guard) for plugin, guard in found if (kind or spec.kind) in guard.kinds]
 
     def _ending(self, spec: RouteSpec | None) -> Ending:
         found = [BoundObserver(plugin, step) for plugin, step in self._hooks.observe(spec, self._proxy)]

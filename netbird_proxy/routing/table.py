@@ -22,16 +22,25 @@ class Route:
 
     Attributes:
         spec: None where there is no mapping behind it.
+        upgrades: what runs where the client asks for an upgrade; `runner`, which refuses it, where a guard of the route
+            cannot judge that.
         bounded: a target path is below `/`, so that dot segments must not lead above it.
     """
 
-    __slots__ = ("bounded", "rules", "runner", "spec")
+    __slots__ = ("bounded", "rules", "runner", "spec", "upgrades")
 
     def __init__(
-        self, spec: RouteSpec | None, runner: Runner, rules: HeadRules | None = None, *, bounded: bool = False
+        self,
+        spec: RouteSpec | None,
+        runner: Runner,
+        rules: HeadRules | None = None,
+        *,
+        upgrades: Runner | None = None,
+        bounded: bool = False,
     ) -> None:
         self.spec = spec
         self.runner = runner
+        self.upgrades = upgrades or runner
         self.rules = rules or HeadRules()
         self.bounded = bounded
 
@@ -70,6 +79,7 @@ class HostRoutes:
         self._ambiguous = ambiguous
         self._differ = differ
         self._endpoints = dict(endpoints or {})
+        self._passes = all(route.spec is not None and route.spec.pass_ambiguous for route in routes.values())
         self._routes = _by_length({_bare(prefix): route for prefix, route in routes.items()})
         self._folded = _by_length({_bare(fold_path(prefix)): route for prefix, route in routes.items()})
 
@@ -79,10 +89,11 @@ class HostRoutes:
 
     def match(self, path: bytes) -> Route | None:
         """The route for a raw path; the ambiguous one where another reading of it would be guarded otherwise."""
-        self._passes = all(route.spec is not None and route.spec.pass_ambiguous for route in routes.values())
         if path.startswith(OWN_PATHS):
             return self._endpoints.get(path[len(OWN_PATHS) :].partition(b"/")[0])
         route = _longest(self._routes, path)
+        if _PERCENT in path and not self._passes and _ENCODED_SEPARATOR.search(path):
+            return self._ambiguous  # one more segment border to some, a byte of a name to others
         if self._differ and _SUSPICIOUS.search(path) and _longest(self._folded, fold_path(path)) is not route:
             return self._ambiguous
         if route is not None and route.bounded and _CLIMBING.search(path):
@@ -92,8 +103,6 @@ class HostRoutes:
         return route
 
 
-        if _PERCENT in path and not self._passes and _ENCODED_SEPARATOR.search(path):
-            return self._ambiguous  # one more segment border to some, a byte of a name to others
 class Table:
     """Everything that is served. Never changed: apply makes another and assigns it."""
 

@@ -120,7 +120,7 @@ def test_hop_by_hop_fields_stay_behind() -> None:
         b"x-forwarded-port",
         b"via",
     ]
-    assert (written.has_body, written.chunked, written.upgrade) == (False, False, False)
+    assert (written.has_body, written.chunked, written.upgrade) == (False, False, ())
 
 
 def test_te_trailers_is_said_anew() -> None:
@@ -354,10 +354,12 @@ def test_via_names_us_behind_the_others() -> None:
 
 
 @pytest.mark.parametrize(("token", "asks"), [(b"websocket", True), (b"h2c", False), (b"", False), (b"foo/2", True)])
-def test_upgrade_is_noticed(token: bytes, asks: bool) -> None:
-    """An upgrade must be answered; h2c is an offer that may be ignored."""
+def test_upgrade_is_noticed_under_a_foreign_server(token: bytes, asks: bool) -> None:
+    """There nobody has looked for one yet; h2c is an offer that may be ignored."""
     made = exchange(headers=[(b"connection", b"upgrade"), (b"upgrade", token)])
-    assert write(made).upgrade is asks
+    written = write(made, body=None)
+    assert written.upgrade == ((token,) if asks else ())
+    assert values(written, b"upgrade") == list(written.upgrade)
 
 
 # Responses ------------------------------------------------------------------------------------------------------------

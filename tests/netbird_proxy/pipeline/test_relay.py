@@ -308,14 +308,6 @@ async def test_switching_protocols_unasked_is_a_violation() -> None:
     assert play.upstreams.last.aborted
 
 
-async def test_upgrade_is_not_supported_yet() -> None:
-    """An upgrade is answered 501 and nothing is dialed."""
-    play = Transcript(route())
-    got = await play.request(headers=[(b"connection", b"upgrade"), (b"upgrade", b"websocket")], origin=ORIGIN)
-    assert got.status == 501
-    assert play.upstreams.dialed == 0
-
-
 async def test_informational_heads_pass() -> None:
     """103 goes on at once, without hop-by-hop fields; 100 is our listener's to say."""
     hints = [(b"link", b"</a.css>"), (b"connection", b"close")]
