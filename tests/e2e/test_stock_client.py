@@ -48,7 +48,12 @@ async def curl(there: Namespace, config: Path, url: str, *options: str) -> Answe
     resolve = [part for port in (80, 443) for part in ("--resolve", f"{host}:{port}:{overlay}")]
     argv = ["curl", "-sS", "--max-time", "20", "-i", *resolve, *options, url]
     done = await asyncio.to_thread(there.run, *argv)
-    head, _, body = done.stdout.partition("\n\n")
+    return answer_of(done.stdout)
+
+
+def answer_of(output: str) -> Answer:
+    """What `curl -i` printed."""
+    head, _, body = output.partition("\n\n")
     return Answer(int(head.split(" ", 2)[1]), httpx.Headers(), body)
 
 
