@@ -303,14 +303,17 @@ class RequestHeads:
             fields = self._transformed(exchange, method, target, fields)
         has_body, chunked = self._framing(exchange, carried_body, length, encoded)
         host = exchange.authority if self._host is None else self._host
-        lines = [b"%b %b HTTP/1.1\r\nhost: %b" % (method, target, host)]
-        lines += [b"%b: %b" % pair for pair in fields]
         if chunked:
-            lines.append(b"transfer-encoding: chunked")
+            fields.append((b"transfer-encoding", b"chunked"))
         elif length is not None:
-            lines.append(b"content-length: " + length)
-        lines.append(b"\r\n")
-        return WrittenHead(b"\r\n".join(lines), method, has_body, chunked, upgrade, self._dropped)
+            fields.append((b"content-length", length))
+        head = b"%b %b HTTP/1.1\r\nhost: %b\r\n%b\r\n\r\n" % (
+            method,
+            target,
+            host,
+            b"\r\n".join(map(_FIELD, fields)),  # never empty: `via` is always there
+        )
+        return WrittenHead(head, method, has_body, chunked, upgrade, self._dropped)
 
     def _target(self, exchange: Exchange) -> bytes:
         """The bytes after the matched prefix are sent as they came; the prefix is replaced by the target's own path."""
@@ -357,19 +360,26 @@ class RequestHeads:
         return outgoing.headers
 
 
-def _forwarded(exchange: Exchange) -> list[RawHeader]:
+_FIELD = b": ".join
+_FORWARDED: dict[tuple[str, str, bytes], list[RawHeader]] = {}
+_REMEMBERED = 1024
+# A connection says the same each time. What it says comes from clients, so the table stops growing instead of evicting.
+
+
+def _forwarded(exchange: Exchange) -> Sequence[RawHeader]:
     """Who is calling, by the connection alone. A `forwarding` plugin that owns these names says it instead."""
-    address = (exchange.origin.peer.host if exchange.origin is not None else exchange.client_address).encode("latin-1")
-    scheme = exchange.scheme.encode()
-    _, colon, port = exchange.authority.rpartition(b":")
-    if not colon or not port.isdigit():
-        port = b"443" if scheme == b"https" else b"80"
-    said = [(b"x-forwarded-for", address), (b"x-real-ip", address)] if address else []
-    said += [
-        (b"x-forwarded-host", exchange.authority),
-        (b"x-forwarded-proto", scheme),
-        (b"x-forwarded-port", port),
-    ]
+    origin, authority = exchange.origin, exchange.authority
+    key = (origin.peer.host if origin is not None else exchange.client_address, exchange.scheme, authority)
+    said = _FORWARDED.get(key)
+    if said is None:
+        address, scheme = key[0].encode("latin-1"), key[1].encode()
+        _, colon, port = authority.rpartition(b":")
+        if not colon or not port.isdigit():
+            port = b"443" if scheme == b"https" else b"80"
+        said = [(b"x-forwarded-for", address), (b"x-real-ip", address)] if address else []
+        said += [(b"x-forwarded-host", authority), (b"x-forwarded-proto", scheme), (b"x-forwarded-port", port)]
+        if len(_FORWARDED) < _REMEMBERED:
+            _FORWARDED[key] = said
     return said
 
 
