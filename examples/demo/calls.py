@@ -148,6 +148,8 @@ class Stream:
         self.transport = transport
         self.status = 0
         self.head = ""
+        self.kept: object = None
+        """What closes the transport when it is forgotten."""
 
     async def begin(self, host: str, target: str, *lines: str) -> Stream:
         head = f"GET {target} HTTP/1.1\r\nHost: {host}\r\n" + "".join(f"{line}\r\n" for line in lines) + "\r\n"
@@ -229,7 +231,9 @@ async def open_outside(stack: Stack, host: str, target: str, *lines: str, proxy:
     """An exchange through the host listener, begun."""
     async with asyncio.timeout(20):
         reader, writer = await asyncio.open_connection("127.0.0.1", stack.proxies[proxy].http)
-        return await Stream(reader, writer.transport).begin(host, target, *lines)
+        stream = Stream(reader, writer.transport)
+        stream.kept = writer
+        return await stream.begin(host, target, *lines)
 
 
 async def until(what: str, probe: Callable[[], Awaitable[bool]], *, timeout: float) -> float:

@@ -337,8 +337,10 @@ async def proxy_stops_during_a_download(stack: Stack) -> str:
 CHANGES = (
     Step("bob joins engineering and is served; he leaves, is refused, and his open page is cut", bob_joins_and_leaves),
     Step("a service's upstream changes a hundred times under load: nobody notices", busy_changes_its_upstream),
+    Step("a public service turns private under open websockets", board_turns_private),
     Step("management is frozen, and thaws", management_is_frozen),
     Step("management is killed, and comes back", management_is_killed),
     Step("what was deleted meanwhile is gone", deleted_meanwhile),
     Step("the proxy is killed hard, and comes back", proxy_is_killed),
+    Step("the proxy is told to stop during a download", proxy_stops_during_a_download),
 )
