@@ -104,7 +104,7 @@ def endpoint(host: Mapping, proxy: Proxy) -> Endpoint | None:
     Returns: an ASGI application; asked before paths are matched, after the host's `restrict` steps, and by nobody else.
     Order: none; each has its own prefix. Nothing under `/__netbird__/` ever goes upstream.
     Failure: at apply, refuses the mapping; per exchange, 503 `step_failed`.
-    Used by: nobody yet.
+    Used by: session (login, its return, logout).
     """
 
 
@@ -117,7 +117,7 @@ def authenticate(route: RouteSpec, proxy: Proxy) -> Authenticator | list[Authent
         `prompt` are gathered into one page.
     Order: by phase (`exclusive`, `credential`, `ambient`, `prompt`), inside a phase plugin order.
     Failure: at apply, refuses the route; per exchange, 503 `step_failed`.
-    Used by: private_service.
+    Used by: private_service, session.
     """
 
 
@@ -129,7 +129,7 @@ def authorize(route: RouteSpec, proxy: Proxy) -> Guard | None:
     Returns: a guard, asked per exchange; every one must say ALLOW.
     Order: plugin order.
     Failure: at apply, refuses the route; per exchange, 503 `step_failed`.
-    Used by: private_service.
+    Used by: private_service, session.
     """
 
 
@@ -141,7 +141,7 @@ def transform_request(route: RouteSpec, proxy: Proxy) -> RequestTransform | None
     Returns: a transform with the names it owns on this route. Two owners of one name refuse the route.
     Order: plugin order, after the core has removed hop-by-hop, reserved and owned names.
     Failure: at apply, refuses the route; per exchange, 503 `step_failed`, nothing dialed.
-    Used by: identity_headers (`trylast`), telemetry (trace context), forwarding.
+    Used by: identity_headers (`trylast`), telemetry (trace context), forwarding, session (keeps credentials).
     """
 
 
@@ -153,7 +153,7 @@ def pages(proxy: Proxy) -> Pages | None:
     Returns: what makes a page. Without any, browsers get the plain text that programs get.
     Order: first.
     Failure: at load, the process does not start; per exchange, logged and counted, and the answer is plain text.
-    Used by: nobody yet.
+    Used by: session.
     """
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 DEFAULTS: Mapping[str, str] = {
     "access_restrictions": "netbird_proxy.defaults.access_restrictions:AccessRestrictions",
+    "session": "netbird_proxy.defaults.session:Session",
     "forwarding": "netbird_proxy.defaults.forwarding:Forwarding",
     "access_log": "netbird_proxy.defaults.access_log:AccessLog",
     "telemetry": "netbird_proxy.defaults.telemetry:Telemetry",

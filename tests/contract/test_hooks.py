@@ -21,7 +21,7 @@ from netbird_proxy.defaults import DEFAULTS
 FOREIGN_NAMES = {"AbstractAsyncContextManager", "None", "ProxyMapping", "Typer"}
 """What signatures may name beside the host's public names: standard library, wire, and the command line's library."""
 
-UNUSED = {("management", "lifespan"), ("proxy", "endpoint"), ("proxy", "pages")}
+UNUSED = {("management", "lifespan")}
 """Hooks that no plugin of ours uses yet. Both hosts offer a lifespan, and management's plugins so far need none."""
 
 HOOKS = [*hooks("proxy"), *hooks("management")]

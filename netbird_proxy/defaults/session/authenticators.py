@@ -1,0 +1,215 @@
+"""Who is calling, by a session's cookie or by a credential in a header; and what is offered to those who are nobody."""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable
+
+from netbird_proxy import (
+    Challenge,
+    Deny,
+    ExchangeView,
+    Identity,
+    ManagementError,
+    ManagementRefused,
+    Offer,
+    OfferField,
+    Proxy,
+    UserId,
+    is_cross_site,
+    is_unsafe,
+)
+from netbird_proxy.defaults.session.confirmations import Confirmations
+from netbird_proxy.defaults.session.cookies import SESSION, find
+from netbird_proxy.defaults.session.places import ROOT, wanted, with_wanted
+from netbird_proxy.defaults.session.site import Judge, Login, Site, oidc_url
+from netbird_proxy.defaults.session.tokens import SessionToken
+from netbird_wire.proxy_service_pb2 import AuthenticateRequest, HeaderAuthRequest
+
+CREDENTIAL_SECONDS = 300.0
+CREDENTIALS = 4096
+OFFERED_SECONDS = 60.0
+"""How long it is remembered whether management has an identity provider."""
+
+
+def of_session(session: SessionToken, groups: tuple[object, ...] | None = None) -> Identity:
+    return Identity(
+        user_id=UserId(session.subject),
+        email=session.email,
+        groups=session.groups if groups is None else groups,  # type: ignore[arg-type]
+        method=session.method,
+        attributes={"issued_at": str(session.issued_at)},
+    )
+
+
+class ByCookie:
+    """A session that was made by a login here. Whatever is wrong with it, nobody is known by it."""
+
+    def __init__(
+        self, site: Site, proxy: Proxy, judge: Judge, confirmations: Confirmations, clock: Callable[[], float]
+    ) -> None:
+        self._site = site
+        self._proxy = proxy
+        self._tokens = judge.tokens
+        self._confirmations = confirmations
+        self._clock = clock
+
+    async def identify(self, exchange: ExchangeView) -> Identity | Deny | None:
+        if exchange.scheme != "https":
+            return None
+        found = find(exchange.headers, SESSION)
+        if len(found) != 1:
+            return None
+        site, token = self._site, found[0]
+        session = self._tokens.verify(token, site.settings.key, site.host)
+        if session is None or session.method not in site.settings.methods:
+            return None
+        if session.issued_at + site.settings.max_age <= self._clock():
+            return None
+        if self._proxy.revocations.revoked(
+            site.account, subject=session.subject, token_hash=session.hash, issued_at=session.issued_at
+        ):
+            return None
+        groups = None
+        if session.method == "oidc":
+            confirmed = await self._confirmations.groups(site, self._proxy, token, session)
+            if confirmed is None or isinstance(confirmed, Deny):
+                return confirmed
+            groups = confirmed
+        if site.same_origin and is_unsafe(exchange) and is_cross_site(exchange):
+            return Deny(403, "cross_site", "another site's page had a browser send this with its session")
+        return of_session(session, groups)
+
+
+class ByHeader:
+    """A credential that comes with each request. Right ones are remembered for a while, as an HMAC under a key of this
+    process: nothing here can be turned back into a credential, nor tried elsewhere."""
+
+    def __init__(self, site: Site, proxy: Proxy, judge: Judge, known: Credentials) -> None:
+        self._site = site
+        self._proxy = proxy
+        self._judge = judge
+        self._known = known
+        self._mapping = secrets.token_bytes(16)  # this object lives as long as the mapping is what it is
+        self._names = [(name.lower().encode(), name) for name in site.settings.headers]
+
+    async def identify(self, exchange: ExchangeView) -> Identity | Deny | None:
+        if exchange.scheme != "https":
+            return None
+        for name, spelled in self._names:
+            values = exchange.headers.get_all(name)
+            if not any(values):
+                continue
+            if len(values) != 1:
+                return Deny(401, "wrong_credentials", f"{spelled} came {len(values)} times")
+            return await self._judged(exchange, name, spelled, values[0])
+        return None
+
+    async def _judged(self, exchange: ExchangeView, name: bytes, spelled: str, value: bytes) -> Identity | Deny:
+        generation = self._proxy.generation(self._site.account)
+        key = self._known.key(self._mapping, generation, name, value)
+        session = self._known.get(key)
+        if session is None:
+            try:
+                text = value.decode()
+            except UnicodeDecodeError:
+                return Deny(401, "wrong_credentials", f"{spelled} is not text")
+            request = AuthenticateRequest(header_auth=HeaderAuthRequest(header_name=spelled, header_value=text))
+            login = await self._judge.authenticate(exchange, self._site, self._proxy, request)
+            if not isinstance(login, Login):
+                return login
+            session = login.session
+            self._known.put(key, session)
+        return of_session(session)
+
+
+class Credentials:
+    """The right credentials of late, by their HMAC. Bounded: the oldest goes first."""
+
+    def __init__(self, clock: Callable[[], float], wall: Callable[[], float]) -> None:
+        self._clock = clock
+        self._wall = wall
+        self._secret = secrets.token_bytes(32)
+        self._known: OrderedDict[bytes, tuple[SessionToken, float]] = OrderedDict()
+
+    def key(self, mapping: bytes, generation: int, name: bytes, value: bytes) -> bytes:
+        return hmac.digest(self._secret, b"%b%d:%d:%b%b" % (mapping, generation, len(name), name, value), "sha256")
+
+    def get(self, key: bytes) -> SessionToken | None:
+        found = self._known.get(key)
+        if found is None or self._clock() >= found[1]:
+            return None
+        return found[0]
+
+    def put(self, key: bytes, session: SessionToken) -> None:
+        left = min(CREDENTIAL_SECONDS, session.expires_at - self._wall())
+        self._known[key] = (session, self._clock() + left)
+        if len(self._known) > CREDENTIALS:
+            self._known.popitem(last=False)
+
+
+class Prompt:
+    """The ways to log in that this service has; asked of nobody whose words could be read on the way."""
+
+    def __init__(self, site: Site, proxy: Proxy, clock: Callable[[], float]) -> None:
+        self._site = site
+        self._proxy = proxy
+        self._clock = clock
+        self._provider: tuple[bool, float] | None = None
+
+    async def identify(self, exchange: ExchangeView) -> tuple[Offer, ...] | Deny | Challenge:
+        if exchange.scheme != "https":
+            return over_tls(exchange)
+        to = wanted(exchange)
+        try:
+            offers = await self.offers(to)
+        except ManagementError as error:
+            retry = (b"retry-after", b"%d" % max(1, round(error.retry_after)))
+            return Deny(503, "management_unavailable", str(error), headers=(retry,))
+        if offers:
+            return offers
+        if self._site.settings.oidc:
+            return Deny(503, "login_unavailable", "single sign-on is the only way in, and management has no provider")
+        return Deny(401, "credentials_required", f"no credential came in {', '.join(self._site.settings.headers)}")
+
+    async def offers(self, to: str) -> tuple[Offer, ...]:
+        """Raises ManagementError where only management could say whether there is any."""
+        settings = self._site.settings
+        hidden = (("to", to),)
+        found = []
+        if settings.password:
+            field = OfferField("password", "Password", autocomplete="current-password")
+            found.append(Offer("password", "Continue", f"{ROOT}/login", (field,), hidden))
+        if settings.pin:
+            field = OfferField("pin", "PIN", numeric=True)
+            found.append(Offer("pin", "Continue", f"{ROOT}/login", (field,), hidden))
+        if settings.oidc and await self._has_provider(alone=not found):
+            found.append(Offer("oidc", "Single sign-on", with_wanted(f"{ROOT}/start", to), automatic=True))
+        return tuple(found)
+
+    async def _has_provider(self, *, alone: bool) -> bool:
+        known = self._provider
+        if known is None or self._clock() >= known[1]:
+            try:
+                await oidc_url(self._site, self._proxy, f"https://{self._site.host}{ROOT}/return")
+            except ManagementRefused:
+                known = self._provider = (False, self._clock() + OFFERED_SECONDS)
+            except ManagementError:
+                if alone:
+                    raise
+                return False
+            else:
+                known = self._provider = (True, self._clock() + OFFERED_SECONDS)
+        return known[0]
+
+
+def over_tls(exchange: ExchangeView) -> Challenge | Deny:
+    """The way to the same place over TLS, for what may be repeated there; else the door is shut."""
+    if is_unsafe(exchange):
+        return Deny(403, "tls_required", "nobody logs in, nor is known by a session, without TLS")
+    query = b"?" + exchange.query if exchange.query else b""
+    host = f"[{exchange.host}]" if ":" in exchange.host else exchange.host
+    place = b"https://" + host.encode("ascii") + exchange.raw_path + query
+    return Challenge(308, "tls_required", headers=((b"location", place),), reason="asked for without TLS")

@@ -1,0 +1,28 @@
+"""Our cookies. `__Host-` ties each to this very host over TLS, so that no sibling domain can set one."""
+
+from __future__ import annotations
+
+from netbird_proxy import Headers
+
+SESSION = b"__Host-nb_session"
+ATTRIBUTES = b"; Path=/; HttpOnly; Secure; SameSite=Lax"
+
+
+def find(headers: Headers, name: bytes) -> list[bytes]:
+    """Every value that a cookie of this name has; more than one means that somebody planted one."""
+    found: list[bytes] = []
+    for line in headers.get_all(b"cookie"):
+        if name in line:
+            for part in line.split(b";"):
+                key, _, value = part.strip(b" \t").partition(b"=")
+                if key == name:
+                    found.append(value)
+    return found
+
+
+def set_cookie(name: bytes, value: bytes, max_age: int) -> tuple[bytes, bytes]:
+    return b"set-cookie", b"%b=%b; Max-Age=%d%b" % (name, value, max_age, ATTRIBUTES)
+
+
+def drop_cookie(name: bytes) -> tuple[bytes, bytes]:
+    return set_cookie(name, b"", 0)

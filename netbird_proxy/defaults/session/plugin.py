@@ -1,0 +1,152 @@
+"""The plugin: what each route gets, by what its mapping says."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from netbird_proxy import (
+    ALLOW,
+    Authenticator,
+    Claim,
+    Decision,
+    Deny,
+    Endpoint,
+    ExchangeView,
+    Guard,
+    Mapping,
+    OutgoingHead,
+    Pages,
+    PluginInfo,
+    Proxy,
+    RequestTransform,
+    RouteSpec,
+    always,
+    hookimpl,
+)
+from netbird_proxy.defaults.session.authenticators import ByCookie, ByHeader, Credentials, Prompt
+from netbird_proxy.defaults.session.confirmations import Confirmations
+from netbird_proxy.defaults.session.cookies import SESSION
+from netbird_proxy.defaults.session.endpoint import LoginPlace
+from netbird_proxy.defaults.session.guesses import Guesses
+from netbird_proxy.defaults.session.pages import Renderer
+from netbird_proxy.defaults.session.settings import FIELDS, SessionSettings
+from netbird_proxy.defaults.session.site import Judge, Site
+from netbird_proxy.defaults.session.tokens import Tokens
+
+PLUGIN = "session"
+OWN = frozenset((PLUGIN, "private_service"))
+"""Whose word on a caller a route with schemes takes, besides those that the operator names."""
+
+
+class SessionOptions(BaseModel):
+    """`[session]` in the settings file.
+
+    Attributes:
+        templates: a directory whose files stand in for the pages' own, by name.
+        accept: plugins whose identities open routes with schemes, besides this one's and private_service's.
+        confirm_seconds: after which a single sign-on session is asked about again.
+        stale_seconds: for which it goes on where management cannot be asked.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    templates: Path | None = None
+    accept: tuple[str, ...] = ()
+    confirm_seconds: float = Field(60.0, ge=0, le=3600)
+    stale_seconds: float = Field(3600.0, ge=0, le=86_400)
+
+
+class Session:
+    """Nothing but what the mapping asks for: a route without schemes gets no step at all."""
+
+    def __init__(self) -> None:
+        self._judge = Judge(Tokens(), Guesses(time.monotonic))
+        self._credentials = Credentials(time.monotonic, time.time)
+        self._confirmations: Confirmations | None = None
+        self._renderer: Renderer | None = None
+
+    @hookimpl
+    def describe(self) -> PluginInfo:
+        return PluginInfo(
+            summary="logins by password, PIN, header or single sign-on; sessions; and the pages people see",
+            claims=tuple(Claim(field, guards=always) for field in FIELDS),
+            cookies=(SESSION.decode(),),
+            options=SessionOptions,
+            settings=(SessionSettings,),
+        )
+
+    @hookimpl
+    def pages(self, proxy: Proxy) -> Pages:
+        return self._pages(proxy).page
+
+    @hookimpl
+    def authenticate(self, route: RouteSpec, proxy: Proxy) -> list[Authenticator]:
+        site = Site.of(route)
+        if site.settings.private or not site.settings.guards:
+            return []
+        found = []
+        if site.settings.methods:
+            cookie = ByCookie(site, proxy, self._judge, self._confirmed(proxy), time.time)
+            found.append(Authenticator("credential", cookie.identify))
+        if site.settings.headers:
+            header = ByHeader(site, proxy, self._judge, self._credentials)
+            found.append(Authenticator("credential", header.identify))
+        return [*found, Authenticator("prompt", Prompt(site, proxy, time.monotonic).identify)]
+
+    @hookimpl
+    def authorize(self, route: RouteSpec, proxy: Proxy) -> Guard | None:
+        if not Site.of(route).settings.guards:
+            return None
+        accepted = OWN | frozenset(proxy.options(SessionOptions).accept)
+
+        async def known(exchange: ExchangeView) -> Decision:
+            who = exchange.identity
+            if who is None or who.by not in accepted:
+                return Deny(403, "not_allowed", f"nobody logged in: identified by {who.by if who else 'nobody'}")
+            return ALLOW
+
+        return Guard(known)
+
+    @hookimpl
+    def transform_request(self, route: RouteSpec) -> RequestTransform | None:
+        names = tuple(name.lower().encode() for name in Site.of(route).settings.headers)
+        if not names:
+            return None
+
+        def keep_credentials(_exchange: ExchangeView, outgoing: OutgoingHead) -> None:
+            # Whoever came in otherwise may have sent a right one nevertheless: it is the proxy's, never the upstream's.
+            for name in names:
+                outgoing.delete(name)
+
+        return RequestTransform(keep_credentials)
+
+    @hookimpl
+    def endpoint(self, host: Mapping, proxy: Proxy) -> Endpoint | None:
+        site = Site.of(host.routes[0])
+        if not site.settings.methods:
+            return None
+        place = LoginPlace(
+            site,
+            proxy,
+            self._judge,
+            self._confirmed(proxy),
+            Prompt(site, proxy, time.monotonic),
+            self._pages(proxy),
+        )
+        return Endpoint(place, body_bytes=16_384)
+
+    def _confirmed(self, proxy: Proxy) -> Confirmations:
+        if self._confirmations is None:
+            options = proxy.options(SessionOptions)
+            self._confirmations = Confirmations(
+                time.monotonic, fresh=options.confirm_seconds, stale=options.stale_seconds
+            )
+        return self._confirmations
+
+    def _pages(self, proxy: Proxy) -> Renderer:
+        if self._renderer is None:
+            self._renderer = Renderer(proxy.options(SessionOptions).templates)
+        return self._renderer

@@ -1,0 +1,124 @@
+"""One service as logins see it, and the calls to management that are about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from netbird_proxy import (
+    AccountId,
+    Deny,
+    ExchangeView,
+    ManagementError,
+    Proxy,
+    RouteSpec,
+    ServiceId,
+)
+from netbird_proxy.defaults.session.guesses import Guesses, source_of
+from netbird_proxy.defaults.session.settings import SessionSettings
+from netbird_proxy.defaults.session.tokens import SessionToken, Tokens
+from netbird_wire.extensions import Extension
+from netbird_wire.proxy_service_pb2 import (
+    AuthenticateRequest,
+    AuthenticateResponse,
+    GetOIDCURLRequest,
+    GetOIDCURLResponse,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """A credential that was right: the token as it came, and what it says."""
+
+    token: bytes
+    session: SessionToken
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A service with its schemes; `host` is folded, `domain` as management knows it."""
+
+    service: ServiceId
+    account: AccountId
+    host: str
+    domain: str
+    same_origin: bool
+    settings: SessionSettings
+
+    @classmethod
+    def of(cls, route: RouteSpec) -> Site:
+        settings = route.values.get(SessionSettings, _NONE)
+        return cls(route.service, route.account, route.host, route.domain, route.same_origin, settings)
+
+
+_NONE = SessionSettings()
+
+
+class Judge:
+    """Asks management about credentials, as often as a source may ask."""
+
+    def __init__(self, tokens: Tokens, guesses: Guesses) -> None:
+        self.tokens = tokens
+        self._guesses = guesses
+
+    async def authenticate(
+        self, exchange: ExchangeView, site: Site, proxy: Proxy, request: AuthenticateRequest
+    ) -> Login | Deny:
+        """What management says of a credential: a login of the wanted method, or why there is none.
+
+        401 `wrong_credentials`, 429 `too_many_tries`, 503 where it could not be asked or its answer is of no use.
+        """
+        source = _source(exchange, site, proxy)
+        if wait := self._guesses.reserve(site.service, source):
+            return _later(429, "too_many_tries", f"{source} was wrong too often", wait)
+        request.id, request.account_id = site.service, site.account
+        if Extension.CLIENT_ADDRESS in proxy.management.extensions:
+            request.client_address = exchange.client_address
+        try:
+            answer = await proxy.management.call("Authenticate", request)
+        except ManagementError as error:
+            self._guesses.unjudged(site.service, source)
+            return _later(503, "management_unavailable", str(error), error.retry_after)
+        except BaseException:
+            self._guesses.unjudged(site.service, source)
+            raise
+        if not isinstance(answer, AuthenticateResponse):
+            self._guesses.unjudged(site.service, source)
+            return _later(503, "login_failed", "Authenticate: not an answer", 2)
+        if not answer.success:
+            return Deny(401, "wrong_credentials", f"management did not accept the {request.WhichOneof('request')}")
+        self._guesses.right(site.service, source)
+        token = answer.session_token.encode()
+        session = self.tokens.verify(token, site.settings.key, site.host)
+        wanted = {"password": "password", "pin": "pin", "header_auth": "header"}[str(request.WhichOneof("request"))]
+        if session is None or session.method != wanted:
+            return _later(503, "login_failed", "management's session token is not one of this service", 2)
+        return Login(token, session)
+
+
+async def oidc_url(site: Site, proxy: Proxy, redirect_url: str) -> str:
+    """Where the login at the identity provider begins.
+
+    Raises:
+        ManagementError: management could not be asked, has no provider, or names no address.
+    """
+    request = GetOIDCURLRequest(id=site.service, account_id=site.account, redirect_url=redirect_url)
+    answer = await proxy.management.call("GetOIDCURL", request)
+    url = answer.url if isinstance(answer, GetOIDCURLResponse) else ""
+    parts = urlsplit(url)
+    if parts.scheme not in ("https", "http") or not parts.netloc or not all("!" <= char <= "~" for char in url):
+        raise ManagementError("GetOIDCURL: not an address")
+    return url
+
+
+def _source(exchange: ExchangeView, site: Site, proxy: Proxy) -> str:
+    origin = exchange.origin
+    if origin is not None and origin.account is not None:
+        tunnel = proxy.tunnel(site.account)
+        peer = tunnel.whois(origin.peer.host) if tunnel is not None else None
+        return f"peer {peer.public_key}" if peer is not None else origin.peer.host
+    return source_of(exchange.client_address)
+
+
+def _later(status: int, code: str, reason: str, seconds: float) -> Deny:
+    return Deny(status, code, reason, headers=((b"retry-after", b"%d" % max(1, round(seconds + 0.49))),))

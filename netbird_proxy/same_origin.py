@@ -1,0 +1,25 @@
+"""Requests that other sites make a browser send, with the caller's own cookie or address on them."""
+
+from __future__ import annotations
+
+from netbird_proxy.exchange import ExchangeView
+
+SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))
+"""RFC 9110 §9.2.1: they change nothing, so nothing is gained by forging one."""
+
+
+def is_unsafe(exchange: ExchangeView) -> bool:
+    """Whether it may change something. An upgrade may: what follows it is beyond every method."""
+    return exchange.method not in SAFE_METHODS or exchange.headers.get(b"upgrade") is not None
+
+
+def is_cross_site(exchange: ExchangeView) -> bool:
+    """Whether another site's page had this sent. What says nothing about it is no browser, and nobody was tricked.
+
+    A sibling of this host counts as another site: it may be another tenant's.
+    """
+    sites = exchange.headers.get_all(b"sec-fetch-site")
+    if sites:
+        return any(site not in (b"same-origin", b"none") for site in sites)
+    own = f"{exchange.scheme}://".encode() + exchange.authority.lower()
+    return any(origin.lower() != own for origin in exchange.headers.get_all(b"origin"))

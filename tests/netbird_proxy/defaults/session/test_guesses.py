@@ -1,0 +1,105 @@
+"""How often somebody may be wrong, in virtual time."""
+
+from __future__ import annotations
+
+import pytest
+
+from netbird_proxy.defaults.session.guesses import FREE, LONGEST, SERVICE_FAILURES, Guesses, source_of
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def test_each_wrong_try_costs_twice_the_last(clock: Clock) -> None:
+    """Five are free; then one second, two, four, up to the longest; a try while waiting costs nothing."""
+    guesses = Guesses(clock)
+    waits = []
+    for _ in range(FREE + 10):
+        assert guesses.reserve("s", "a") == 0
+        wait = guesses.reserve("s", "a") if len(waits) >= FREE - 1 else 0.0
+        waits.append(wait)
+        clock.now += wait
+
+    assert waits[FREE - 2 : FREE + 3] == [0, 1, 2, 4, 8]
+    assert waits[-1] == LONGEST
+
+
+def test_many_at_once_are_no_way_around(clock: Clock) -> None:
+    """A try counts from when it is made, not from when it is judged."""
+    guesses = Guesses(clock)
+
+    assert [guesses.reserve("s", "a") > 0 for _ in range(20)] == [False] * FREE + [True] * (20 - FREE)
+
+
+def test_a_right_one_makes_up_for_wrong_ones(clock: Clock) -> None:
+    """And one that nobody judged is as if it had not been."""
+    guesses = Guesses(clock)
+    for _ in range(FREE - 1):
+        guesses.reserve("s", "a")
+    guesses.reserve("s", "a")
+    guesses.right("s", "a")
+    for _ in range(FREE - 1):
+        assert guesses.reserve("s", "a") == 0
+    for _ in range(10):
+        assert guesses.reserve("s", "a") == 0
+        guesses.unjudged("s", "a")
+
+
+def test_sources_and_services_are_apart(clock: Clock) -> None:
+    """Nobody is held up by another's guesses, nor by their own at another service."""
+    guesses = Guesses(clock)
+    for _ in range(FREE):
+        guesses.reserve("s", "a")
+
+    assert guesses.reserve("s", "a") > 0
+    assert guesses.reserve("s", "b") == 0
+    assert guesses.reserve("t", "a") == 0
+
+
+def test_guessing_from_everywhere_stops_strangers_only(clock: Clock) -> None:
+    """Many sources, one wrong try each: who was right before still gets in, others wait until it has calmed down."""
+    guesses = Guesses(clock)
+    guesses.reserve("s", "friend")
+    guesses.right("s", "friend")
+    for i in range(SERVICE_FAILURES):
+        assert guesses.reserve("s", f"bot-{i}") == 0
+
+    assert guesses.reserve("s", "stranger") > 0
+    assert guesses.reserve("s", "friend") == 0
+    assert guesses.reserve("t", "stranger") == 0
+    clock.now += 61
+    assert guesses.reserve("s", "stranger") == 0
+
+
+def test_memory_is_bounded(clock: Clock) -> None:
+    """The source that has been quiet for longest is forgotten first."""
+    guesses = Guesses(clock, sources=100)
+    for i in range(10_000):
+        guesses.reserve(f"s{i}", f"source-{i}")
+
+    assert len(guesses._sources) == 100
+
+
+@pytest.mark.parametrize(
+    ("address", "source"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2:ffff::1", "2001:db8:1:2::/64"),
+        ("nothing", "nothing"),
+    ],
+)
+def test_source_of(address: str, source: str) -> None:
+    """An IPv6 host has a whole network to guess from."""
+    assert source_of(address) == source

@@ -1,0 +1,260 @@
+"""Logging in by password, PIN and header: what is asked, what is remembered, and where one ends up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from urllib.parse import quote
+
+import pytest
+
+from netbird_proxy import ManagementTimeout
+from netbird_proxy.testing.makers import host_origin
+from tests.netbird_proxy.defaults.session.service import BROWSER, FORM, Service, cookies_of
+
+COOKIE = b"__Host-nb_session"
+
+
+async def test_password_login_ends_where_it_began(password: Service) -> None:
+    """The form carries the wanted path and query; a right password is a cookie and a redirect there; the page opens."""
+    password.accepts("right horse")
+    page = await password.get("/reports/a%20b?year=2026&x=%3C")
+    assert page.status == 401
+    assert b'action="/__netbird__/session/login"' in page.body
+    assert b'value="/reports/a%20b?year=2026&amp;x=%3C"' in page.body
+
+    to = quote("/reports/a%20b?year=2026&x=%3C", safe="")
+    login = await password.post(f"password=right+horse&to={to}".encode())
+
+    assert (login.status, login.get(b"location")) == (303, b"/reports/a%20b?year=2026&x=%3C")
+    assert login.get(b"referrer-policy") == b"no-referrer"
+    value, _, attributes = cookies_of(login)[COOKIE].partition(b"; ")
+    assert attributes == b"Max-Age=86400; Path=/; HttpOnly; Secure; SameSite=Lax"
+    opened = await password.get("/reports/a%20b?year=2026&x=%3C", cookie=COOKIE + b"=" + value)
+    assert opened.status == 200
+    assert password.asked == ["Authenticate"]
+    request = password.management.calls[0][1]
+    assert (request.id, request.account_id, request.password.password) == ("svc-1", "acct-1", "right horse")
+    assert request.client_address == ""
+
+
+async def test_pin_login() -> None:
+    """A PIN is another scheme: its session is its own, and on a service without passwords a password is none."""
+    service = Service(pin=True)
+    service.accepts("1234", method="pin", subject="pin-user")
+
+    login = await service.post(b"pin=1234&to=/")
+    value = cookies_of(login)[COOKIE].partition(b";")[0]
+    assert (await service.get(cookie=COOKIE + b"=" + value)).status == 200
+    assert (await service.post(b"password=1234")).status == 400
+    assert service.asked == ["Authenticate"]
+
+
+async def test_wrong_password_shows_the_form_again(password: Service) -> None:
+    """401, no cookie, the place is kept, and neither the password nor anything internal is on the page."""
+    password.accepts("right")
+
+    answer = await password.post(b"password=wr0ng-one&to=/a?b")
+
+    assert (answer.status, cookies_of(answer)) == (401, {})
+    assert b"That was not right" in answer.body
+    assert b'value="/a?b"' in answer.body
+    assert b"wr0ng-one" not in answer.body
+    assert password.play.exchange.id.encode() in answer.body
+
+
+@pytest.mark.parametrize(
+    "to",
+    [
+        "//evil.example/p",
+        "https://evil.example/",
+        "/\\evil.example",
+        "\\\\evil.example",
+        "/\t/evil.example",
+        "/\r\nSet-Cookie: a=b",
+        "javascript:alert(1)",
+        "evil",
+        "",
+        "/%0d%0a ",
+        "/__netbird__/session/logout",
+        "/é",
+        "/" + "a" * 5000,
+    ],
+)
+async def test_a_login_leads_to_no_other_place(to: str, password: Service) -> None:
+    """Whatever the form says, the redirect is a path of this host."""
+    password.accepts("right")
+
+    answer = await password.post(f"password=right&to={quote(to, safe='')}".encode())
+
+    location = answer.get(b"location")
+    assert answer.status == 303
+    assert location in (b"/", b"/evil.example/p")
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"password=a&pin=b", b"other=1", b"password=a&password=b", b"pin=1", b"\xff=\xfe"]
+)
+async def test_what_is_no_login_is_not_asked_about(body: bytes, password: Service) -> None:
+    """Management hears of exactly one credential of a scheme that the service has, or of none."""
+    answer = await password.post(body)
+
+    assert answer.status in (400, 415)
+    assert password.asked == []
+
+
+async def test_logins_take_forms_of_this_site_only(password: Service) -> None:
+    """Other sites' forms, other types and other methods log nobody in; a large body is not read."""
+    password.accepts("right")
+    cross = [FORM, (b"sec-fetch-site", b"cross-site")]
+    assert (await password.post(b"password=right", headers=cross)).status == 403
+    foreign = [FORM, (b"origin", b"https://evil.example")]
+    assert (await password.post(b"password=right", headers=foreign)).status == 403
+    json_type = [(b"content-type", b"application/json"), (b"sec-fetch-site", b"same-origin")]
+    assert (await password.post(b'{"password":"right"}', headers=json_type)).status == 415
+    assert (await password.post(b"password=right&x=" + b"a" * 20_000)).status == 413
+    assert (await password.get("/__netbird__/session/login?password=right")).status == 200
+    assert (await password.get("/__netbird__/session/login", method="PUT")).status == 404
+    assert password.asked == []
+
+
+async def test_a_password_elsewhere_is_the_upstreams_business(password: Service) -> None:
+    """A field of that name in the service's own query or form is no login, and goes upstream untouched."""
+    cookie = COOKIE + b"=" + password.token()
+
+    assert (await password.get("/?password=x&pin=y")).status == 401
+    assert password.asked == []
+    await password.get("/?password=x&pin=y", cookie=cookie)
+    assert b"/?password=x&pin=y" in password.play.upstreams.last.head
+
+
+@pytest.mark.parametrize("how", ["unreachable", "late", "nonsense", "foreign token", "no token", "another scheme"])
+async def test_no_login_without_managements_word(how: str, password: Service) -> None:
+    """503 and no cookie where management cannot be asked, or where what it gives is no session of this service."""
+    from netbird_wire.proxy_service_pb2 import AuthenticateResponse
+
+    foreign = Service(password=True)
+    answers = {
+        "late": ManagementTimeout("late"),
+        "nonsense": object(),
+        "foreign token": AuthenticateResponse(success=True, session_token=foreign.token().decode()),
+        "no token": AuthenticateResponse(success=True),
+        "another scheme": AuthenticateResponse(success=True, session_token=password.token(method="oidc").decode()),
+    }
+    if how in answers:
+        password.management.answers["Authenticate"] = answers[how]
+
+    answer = await password.post(b"password=right")
+
+    assert (answer.status, cookies_of(answer)) == (503, {})
+    assert answer.get(b"retry-after") is not None
+
+
+async def test_guessing_is_slowed_down_by_source(password: Service) -> None:
+    """After five wrong tries a source waits, and management is not asked; others are let try."""
+    password.accepts("right")
+    tries = await asyncio.gather(*(password.post(b"password=wrong") for _ in range(9)))
+
+    assert [answer.status for answer in tries] == [401] * 5 + [429] * 4
+    assert tries[-1].get(b"retry-after") == b"1"
+    assert len(password.asked) == 5
+    other = await password.post(b"password=right", origin=host_origin("198.51.100.7"))
+    assert other.status == 303
+
+
+async def test_the_clients_address_is_told_where_it_is_understood() -> None:
+    """An extension of our management's: NetBird's gets nothing that it does not know."""
+    service = Service(password=True)
+    service.management.extensions = frozenset({"client_address"})
+    service.accepts("right")
+
+    await service.post(b"password=right", origin=host_origin("198.51.100.7"))
+
+    assert service.management.calls[0][1].client_address == "198.51.100.7"
+
+
+async def test_header_credentials_are_asked_about_once() -> None:
+    """The first use is an RPC; later ones are not; no cookie is set, and the credential goes no further."""
+    service = Service(headers=["X-Api-Key"])
+    service.accepts("s3cret", method="header", subject="header-user")
+    key = (b"x-api-key", b"s3cret")
+
+    for _ in range(3):
+        answer = await service.get(headers=[key])
+        assert (answer.status, cookies_of(answer)) == (200, {})
+        assert b"s3cret" not in service.play.upstreams.last.head
+    assert service.asked == ["Authenticate"]
+    request = service.management.calls[0][1]
+    assert (request.header_auth.header_name, request.header_auth.header_value) == ("X-Api-Key", "s3cret")
+
+    service.proxy.generations["acct-1"] += 1
+    await service.get(headers=[key])
+    assert service.asked == ["Authenticate"] * 2
+
+
+async def test_wrong_and_missing_header_credentials() -> None:
+    """401, nothing dialed; two lines of the header are none; over the bound it is 429; without TLS none is read."""
+    service = Service(headers=["Authorization"])
+    service.accepts("Bearer right", method="header", subject="header-user")
+    program = [(b"accept", b"application/json")]
+
+    missing = await service.get(headers=program)
+    assert (missing.status, json.loads(missing.body)["code"]) == (401, "credentials_required")
+    wrong = await service.get(headers=[*program, (b"authorization", b"Bearer wrong")])
+    assert (wrong.status, json.loads(wrong.body)["code"]) == (401, "wrong_credentials")
+    two = [(b"authorization", b"Bearer right"), (b"authorization", b"Bearer right")]
+    assert (await service.get(headers=two)).status == 401
+    assert (await service.get(headers=[(b"authorization", b"\xff\xfe")])).status == 401
+    plain = await service.play.request("POST", headers=[(b"authorization", b"Bearer right")])
+    assert plain.status == 403
+    assert len(service.asked) == 1
+    for _ in range(4):
+        await service.get(headers=[(b"authorization", b"Bearer wrong")])
+    assert (await service.get(headers=[(b"authorization", b"Bearer right")])).status == 429
+    assert not service.play.upstreams.dialed
+
+
+async def test_several_schemes_stand_on_one_page() -> None:
+    """Password and PIN are two forms of one page; JSON names both; a header is asked of programs only."""
+    service = Service(password=True, pin=True, headers=["X-Api-Key"])
+
+    page = await service.get("/x")
+    assert (page.status, page.body.count(b"<form")) == (401, 2)
+    named = await service.get("/x", headers=[(b"accept", b"application/json")])
+    assert set(json.loads(named.body)["methods"]) == {"password", "pin"}
+
+
+async def test_pages_are_shut_against_everything(password: Service) -> None:
+    """No scripts, nothing from elsewhere, no framing, no storing; and what a path holds is text."""
+    page = await password.get('/"><script>alert(1)</script>?<b>')
+
+    policy = page.get(b"content-security-policy") or b""
+    assert policy.startswith(b"default-src 'none'; style-src 'sha256-")
+    assert b"frame-ancestors 'none'" in policy
+    assert b"<script" not in page.body
+    assert (page.get(b"cache-control"), page.get(b"x-content-type-options")) == (b"no-store", b"nosniff")
+
+
+async def test_logout_needs_a_form_of_this_site(password: Service) -> None:
+    """The cookie goes with a POST of our own page, and with nothing else."""
+    cookie = (b"cookie", COOKIE + b"=" + password.token())
+    page = await password.get("/__netbird__/session/logout", headers=[*BROWSER, cookie])
+    assert (page.status, cookies_of(page)) == (200, {})
+    cross = [FORM, (b"sec-fetch-site", b"cross-site"), cookie]
+    refused = await password.post(b"", "/__netbird__/session/logout", headers=cross)
+    assert (refused.status, cookies_of(refused)) == (403, {})
+
+    own = [FORM, (b"sec-fetch-site", b"same-origin"), cookie]
+    left = await password.post(b"", "/__netbird__/session/logout", headers=own)
+    assert left.status == 303
+    assert cookies_of(left)[COOKIE].startswith(b"; Max-Age=0")
+
+
+async def test_browsers_get_pages_for_refusals_and_unknown_hosts() -> None:
+    """Status and id on the page, nothing internal; programs get text or JSON."""
+    service = Service(password=True)
+
+    unknown = await service.get("/", host="nowhere.example.com")
+    assert (unknown.status, b"<h1>Not found</h1>" in unknown.body) == (404, True)
+    program = await service.get("/", host="nowhere.example.com", headers=[])
+    assert program.get(b"content-type") == b"text/plain; charset=utf-8"
