@@ -131,6 +131,7 @@ class ProxyServer:
             self._environment,
             cookies=loaded.hooks.cookies,
             observers=[("core", self.decisions.record)],
+            upgrade_idle=limits.upgrade_idle,
         )
         self.routing = Routing(self._compiler)
         self._app = ReverseProxy(

@@ -153,6 +153,8 @@ class Limits(Section):
     """Fields of a request head."""
     keep_alive: Seconds = 75.0
     """How long an idle downstream connection stays open."""
+    upgrade_idle: Seconds = 300.0
+    """In which something must pass on an upgraded connection, such as a websocket, either way."""
     body_idle: Seconds = 30.0
     """Between two pieces of a request body."""
     min_rate: Annotated[float, Field(ge=0)] = 240.0
