@@ -269,13 +269,13 @@ def test_slow_reader_slows_the_writer(run: Run, way: str) -> None:
             assert isinstance(protocol, Http1Protocol)
             if way == "up":
                 group.create_task(write_all(writer, written))
-                while not protocol._reading_paused:
+                while not protocol._reading_paused:  # noqa: ASYNC110 - nothing tells of it
                     await asyncio.sleep(0.01)
                 raw = protocol._raw
                 assert raw is not None
                 assert raw.buffered < 1 << 20
             else:
-                while not protocol.write_paused:
+                while not protocol.write_paused:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
                 assert protocol.transport.get_write_buffer_size() < 1 << 20
             assert not written.is_set()
