@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mappi
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
-from netbird_host.info import PluginId
+from netbird_host.info import Claim, PluginId
 from netbird_host.plugins import Plugins, load
 from netbird_management import hookspecs
 from netbird_management.network.snapshot import AccountSnapshot
@@ -44,7 +44,10 @@ class Hooks:
 
     def __init__(self, plugins: Plugins) -> None:
         self.plugins = plugins
-        self.claims: frozenset[str] = frozenset(claim.field for plugin in plugins for claim in plugin.info.claims)
+        self.by_field: Mapping[str, Claim] = {claim.field: claim for plugin in plugins for claim in plugin.info.claims}
+        self.claims: frozenset[str] = frozenset(self.by_field)
+        self.settings = tuple((plugin.id, model) for plugin in plugins for model in plugin.info.settings)
+        self.target_settings = tuple((plugin.id, model) for plugin in plugins for model in plugin.info.target_settings)
 
     def _each(
         self, hook: str, kind: type[Any] | tuple[type[Any], ...], arguments: Mapping[str, object]

@@ -46,6 +46,7 @@ class TargetBody(Body):
     host: str | None = None
     path: str | None = None
     options: OptionsBody | None = None
+    extensions: dict[str, dict[str, Any]] | None = None
 
 
 class PasswordBody(Body):
@@ -97,6 +98,7 @@ class ServiceBody(Body):
     access_restrictions: RestrictionsBody | None = None
     private: bool | None = None
     access_groups: list[str] | None = None
+    extensions: dict[str, dict[str, Any]] | None = None
     confirm_public: bool = False
 
 
@@ -142,6 +144,7 @@ def service_of(body: ServiceBody, account_id: AccountId, service_id: ServiceId) 
         ),
         private=bool(body.private),
         access_groups=tuple(GroupId(id_) for id_ in body.access_groups or ()),
+        extensions=body.extensions or {},
     )
 
 
@@ -174,6 +177,8 @@ def service_json(
         answer["proxy_cluster"] = service.proxy_cluster
     if service.access_groups:
         answer["access_groups"] = list(service.access_groups)
+    if service.extensions:
+        answer["extensions"] = service.extensions
     if service.access_restrictions:
         answer["access_restrictions"] = {
             name: list(value) if isinstance(value, tuple) else value
@@ -224,6 +229,7 @@ def _target(i: int, body: TargetBody) -> Target:
         host=(body.host or "").strip(),
         path=body.path,
         options=options,
+        extensions=body.extensions or {},
     )
 
 
@@ -273,6 +279,8 @@ def _target_json(target: Target, account: AccountSnapshot, shown: bool) -> dict[
         "target_id": target.target_id,
         "target_type": target.target_type.value,
     }
+    if target.extensions:
+        answer["extensions"] = target.extensions
     return answer if target.path is None else {**answer, "path": target.path}
 
 

@@ -10,9 +10,9 @@ from netbird_management.login.passwords import hash_secret
 from netbird_management.login.sessions import new_key_pair
 from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.plugins import Hooks
-from netbird_management.services import rows
+from netbird_management.services import extensions, rows
 from netbird_management.services.domains import fold, is_under
-from netbird_management.services.mapping import unclaimed
+from netbird_management.services.mapping import judged, unclaimed
 from netbird_management.services.model import AuthConfig, HeaderAuth, SecretAuth, Service
 from netbird_management.services.ports import with_port
 from netbird_management.services.proxies import Cluster, cluster_of_domain, clusters_of
@@ -71,7 +71,8 @@ async def update_service(
 ) -> Service:
     """Replaces a service by what the caller asked for, under the same id.
 
-    An empty secret keeps the stored one; leaving out `private` *and* `access_groups` keeps both. Raises as
+    An empty secret keeps the stored one; leaving out `private` *and* `access_groups` keeps both, and leaving out
+    `extensions` keeps those. Raises as
     `create_service`; `NotFound`; `PermissionDenied` for a terminated service; and `PreconditionFailed`, changing
     nothing, for an update after which nothing authenticates where something did, unless `confirm_public`.
     """
@@ -107,6 +108,7 @@ async def update_service(
         _check_secrets(service.auth)
         _check_domain(state, service)
         service = with_port(state, service, old, custom_ports=reported.get(service.proxy_cluster))
+        service = extensions.kept(service, old, sent)
         if _protected(old) and not _protected(service) and not confirm_public:
             raise PreconditionFailed(
                 "after this update anybody could use the service without being asked who they are: "
@@ -176,6 +178,7 @@ async def _place(
     if folded in refused_domains:
         raise InvalidArgument(f"domain {folded} is not available for services here")
     cluster = await cluster_of_domain(state, account, folded)
+    judged(service, account, hooks)
     if folded == cluster.address.lower().rstrip("."):
         raise InvalidArgument(f"domain {folded} is the address of the proxies themselves: use a name below it")
     return folded, cluster

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import AddressValueError, IPv6Address
 from typing import Final
 
+from netbird_management.errors import InvalidArgument
 from netbird_management.ids import PeerId
 from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.plugins import HookError, Hooks
+from netbird_management.services import extensions
 from netbird_management.services.domains import is_under
 from netbird_management.services.model import Capabilities, Service, Target, TargetType
 from netbird_management.steps import ALLOW, Deny, WithholdPredicate
@@ -44,6 +46,8 @@ class BuiltMapping:
 
     mapping: ProxyMapping
     withheld: str = ""
+    needed: frozenset[str] = frozenset()
+    """Settings of plugins that a proxy must enforce, by dotted name."""
     predicates: tuple[tuple[str, WithholdPredicate], ...] = ()
     _answers: dict[Capabilities, str] = field(default_factory=dict, repr=False)
 
@@ -59,6 +63,8 @@ class BuiltMapping:
         custom_port = self.mapping.listen_port != 0 and self.mapping.mode != "tls"
         if custom_port and capabilities.supports_custom_ports is None:
             return "the proxy does not know about custom ports"
+        if missing := self.needed - (capabilities.claims or frozenset()):
+            return f"the proxy does not enforce {', '.join(sorted(missing))}"
         for plugin, predicate in self.predicates:
             try:
                 decision = predicate(capabilities)
@@ -88,23 +94,30 @@ def resolve(target: Target, account: AccountSnapshot) -> str:
     return target.host
 
 
+def judged(service: Service, account: AccountSnapshot, hooks: Hooks) -> None:
+    """Raises `InvalidArgument` for extensions that a plugin cannot use, also those of disabled targets."""
+    whole = replace(service, targets=tuple(replace(target, enabled=True) for target in service.targets))
+    extensions.check(service, _core(whole, account), hooks)
+
+
 def build(service: Service, account: AccountSnapshot, hooks: Hooks) -> BuiltMapping:
     """What proxies get of a service, if they may. Never raises: what fails is withheld, with the reason."""
     mapping = _core(service, account)
     if not _is_validated(service, account):
         return BuiltMapping(mapping, withheld="its custom domain is not validated yet")
-    if missing := unclaimed(service, hooks):
+    if missing := (*unclaimed(service, hooks), *extensions.unclaimed(service, hooks)):
         return BuiltMapping(mapping, withheld=f"no plugin of management claims {', '.join(missing)}")
     try:
+        extensions.write(service, mapping)
         hooks.build_mapping(service, mapping)
         predicates = hooks.withhold_mapping(service)
-    except HookError as error:
+    except (HookError, InvalidArgument) as error:
         return BuiltMapping(mapping, withheld=str(error))
     for name, (is_set, arrived) in CLAIMABLE.items():
         if is_set(service) and not arrived(service, mapping):
             # A plugin that claims a guarding field and forgets to send it would make the service public.
             return BuiltMapping(mapping, withheld=f"{name} is set and did not arrive in the mapping")
-    return BuiltMapping(mapping, predicates=predicates)
+    return BuiltMapping(mapping, needed=extensions.guarding(mapping, hooks), predicates=predicates)
 
 
 def _is_validated(service: Service, account: AccountSnapshot) -> bool:

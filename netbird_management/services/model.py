@@ -1,9 +1,10 @@
 """A service as an operator edits it, decoded: frozen, complete, without wire or database types."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from netbird_management.ids import AccountId, GroupId, ProxyId, ServiceId
 
@@ -68,6 +69,8 @@ class Target:
     host: str = ""
     path: str | None = None
     options: TargetOptions = TargetOptions()
+    extensions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """As `Service.extensions`, for this target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +164,8 @@ class Service:
     session_public_key: str = ""
     source: str = "permanent"
     source_peer: str = ""
+    extensions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What it says to plugins, by plugin, and to the core under `core`. Shown as it was sent: no place for secrets."""
 
     @property
     def served(self) -> bool:

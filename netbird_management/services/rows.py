@@ -43,6 +43,7 @@ def service(row: ServiceRow) -> Service:
         session_public_key=row.session_public_key,
         source=row.source,
         source_peer=row.source_peer,
+        extensions=row.extensions,
     )
 
 
@@ -66,6 +67,7 @@ def columns(service: Service) -> dict[str, Any]:
         "access_groups": list(service.access_groups),
         "source": service.source,
         "source_peer": service.source_peer,
+        "extensions": dict(service.extensions),
     }
 
 

@@ -249,6 +249,7 @@ class SpentNonceRow(Row):
     __tablename__ = "spent_nonces"
 
     nonce: Mapped[str] = mapped_column(primary_key=True)
+    extensions: Mapped[dict[str, Any]] = mapped_column(default=dict)
     expires_at: Mapped[datetime] = mapped_column(index=True)
 
 

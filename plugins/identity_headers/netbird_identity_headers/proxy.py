@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from netbird_proxy import ExchangeView, Identity, OutgoingHead, PluginInfo, Proxy, RequestTransform, RouteSpec, hookimpl
+from netbird_identity_headers.settings import FIELD, IdentityHeadersSettings
+from netbird_proxy import (
+    ALLOW,
+    Claim,
+    Decision,
+    Deny,
+    ExchangeView,
+    Guard,
+    Identity,
+    OutgoingHead,
+    PluginInfo,
+    Proxy,
+    RequestTransform,
+    RouteSpec,
+    hookimpl,
+)
 
 USER_HEADER = b"x-netbird-user"
 GROUPS_HEADER = b"x-netbird-groups"
+OMITTED_HEADER = b"x-netbird-groups-omitted"
+"""How many groups the caller has where they are too many to be told."""
 
 
 class IdentityHeadersOptions(BaseModel):
@@ -29,19 +47,62 @@ class IdentityHeaders:
         return PluginInfo(
             version=version("netbird-identity-headers"),
             summary="tells the upstream the caller's e-mail and groups",
+            claims=(Claim(FIELD, guards=_denies),),
             options=IdentityHeadersOptions,
+            settings=(IdentityHeadersSettings,),
         )
+
+    @hookimpl
+    def authorize(self, route: RouteSpec) -> Guard | None:
+        """Refuses a caller whose groups are more than the service's upstream may be told, where it wants that."""
+        settings = _settings(route)
+        if not settings.denies:
+            return None
+
+        async def within(exchange: ExchangeView) -> Decision:
+            who = exchange.identity
+            if who is None or _fits(_groups(who), settings):
+                return ALLOW
+            return Deny(403, "too_many_groups", f"{len(who.groups)} groups are over {settings.groups_max_bytes} bytes")
+
+        return Guard(within)
 
     @hookimpl(trylast=True)  # after every other transform, so that what we stamp is what is sent
     def transform_request(self, route: RouteSpec, proxy: Proxy) -> RequestTransform:
         users_only = proxy.options(IdentityHeadersOptions).users_only
+        settings = _settings(route)
+        tells_groups = settings.groups == "all"
 
         def stamp(exchange: ExchangeView, outgoing: OutgoingHead) -> None:
             who = exchange.identity
             outgoing.set_or_delete(USER_HEADER, _user(who, users_only) if who else None)
-            outgoing.set_or_delete(GROUPS_HEADER, _groups(who) if who else None)
+            groups, omitted = _groups(who) if who and tells_groups else None, None
+            if who is not None and not _fits(groups, settings):
+                if settings.denies:
+                    raise ValueError("the groups are too many, and nobody refused them")
+                groups, omitted = None, b"%d" % len(who.groups)
+            outgoing.set_or_delete(GROUPS_HEADER, groups)
+            outgoing.set_or_delete(OMITTED_HEADER, omitted)
 
-        return RequestTransform(stamp, owns=(USER_HEADER, GROUPS_HEADER))
+        return RequestTransform(stamp, owns=(USER_HEADER, GROUPS_HEADER, OMITTED_HEADER))
+
+
+def _denies(said: Any) -> bool:
+    """Whether these settings, as the wire's struct, need somebody who says no. Without groups nothing overflows."""
+    return ("groups_overflow", "deny") in said.items() and ("groups", "none") not in said.items()
+
+
+_UNSAID = IdentityHeadersSettings()
+
+
+def _settings(route: RouteSpec) -> IdentityHeadersSettings:
+    """The service's own; a route that a program made may say nothing."""
+    found: IdentityHeadersSettings = route.values.get(IdentityHeadersSettings, _UNSAID)
+    return found
+
+
+def _fits(groups: bytes | None, settings: IdentityHeadersSettings) -> bool:
+    return groups is None or settings.groups_max_bytes is None or len(groups) <= settings.groups_max_bytes
 
 
 def _printable(text: str) -> bytes | None:

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
-from netbird_identity_headers.proxy import _groups, _printable, _user
-from netbird_proxy import Group, Identity, UserId
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from netbird_identity_headers.proxy import IdentityHeaders, _groups, _printable, _user
+from netbird_identity_headers.settings import PLUGIN, IdentityHeadersSettings
+from netbird_proxy import Authenticator, Dialer, Group, Identity, PluginInfo, UserId, hookimpl
+from netbird_proxy.control.claims import CORE_CLAIMS
+from netbird_proxy.control.codec import Codec
+from netbird_proxy.model import Mapping
+from netbird_proxy.plugins import Hooks, load_hooks
+from netbird_proxy.testing.fakes import HostDialer
+from netbird_proxy.testing.makers import host_origin
+from netbird_proxy.testing.transcript import Transcript
+from netbird_wire.plugin_settings import write_settings
+from netbird_wire.proxy_service_pb2 import PathMapping, ProxyMapping
 
 
 def who(email: str = "alice@example.com", *groups: Group, user: str | None = None) -> Identity:
@@ -50,3 +65,112 @@ def test_tab_is_the_only_control_byte_that_passes() -> None:
     allowed = {byte for byte in range(128) if _printable(chr(byte)) is not None}
 
     assert allowed == {9, *range(0x20, 0x7F)}
+
+
+# The budget for groups ------------------------------------------------------------------------------------------------
+
+MEMBER = Identity(UserId("u1"), email="alice@example.com", groups=(Group("g1", "All"), Group("g2", "engineering")))
+NAMES = (b"x-netbird-user", b"x-netbird-groups", b"x-netbird-groups-omitted")
+
+
+class Knows:
+    """Somebody who dials, and knows who calls."""
+
+    @hookimpl
+    def describe(self) -> PluginInfo:
+        return PluginInfo()
+
+    @hookimpl
+    def dialer(self) -> Dialer:
+        return HostDialer()
+
+    @hookimpl
+    def authenticate(self) -> Authenticator:
+        async def alice(_exchange: object) -> Identity:
+            return MEMBER
+
+        return Authenticator("ambient", alice)
+
+
+def hooks() -> Hooks:
+    return load_hooks([(PLUGIN, IdentityHeaders), ("knows", Knows)], core_claims=CORE_CLAIMS)
+
+
+def applied(**said: Any) -> Mapping:
+    """A mapping with these settings, as the proxy reads it."""
+    wire = ProxyMapping(id="svc-1", account_id="acct-1", domain="app.example.com")
+    wire.path.append(PathMapping(path="/", target="http://10.0.0.7/"))
+    if said:
+        write_settings(wire, PLUGIN, said)
+    return Codec(hooks()).decode(wire, source="management").mapping
+
+
+@pytest.mark.parametrize(
+    ("said", "groups", "omitted"),
+    [
+        ({}, [b"All,engineering"], []),
+        ({"groups": "all"}, [b"All,engineering"], []),
+        ({"groups": "none"}, [], []),
+        ({"groups_max_bytes": 15, "groups_overflow": "leave_out"}, [b"All,engineering"], []),
+        ({"groups_max_bytes": 14, "groups_overflow": "leave_out"}, [], [b"2"]),
+        ({"groups_max_bytes": 15, "groups_overflow": "deny"}, [b"All,engineering"], []),
+        ({"groups": "none", "groups_max_bytes": 1, "groups_overflow": "deny"}, [], []),
+    ],
+)
+async def test_groups_within_their_budget(said: dict[str, Any], groups: list[bytes], omitted: list[bytes]) -> None:
+    """All or none, never half a list; and a client can say neither header."""
+    play = Transcript(applied(**said), hooks=hooks())
+
+    answer = await play.request(origin=host_origin(), headers=[(name, b"eve") for name in NAMES])
+
+    assert answer.status == 200
+    told = [play.upstreams.last.get(name) for name in NAMES]
+    assert told == [[b"alice@example.com"], groups, omitted]
+
+
+async def test_too_many_groups_can_be_refused() -> None:
+    """Before anything is dialed, and without a word of them to the client."""
+    play = Transcript(applied(groups_max_bytes=14, groups_overflow="deny"), hooks=hooks())
+
+    answer = await play.request(origin=host_origin())
+
+    play.saw(
+        "authenticate knows: identity u1",
+        "authorize identity_headers: deny too_many_groups",
+        "respond 403",
+        "observe 403 too_many_groups",
+    )
+    assert b"engineering" not in answer.body
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"groups": "some"},
+        {"groups_max_bytes": 10},
+        {"groups_overflow": "deny"},
+        {"groups_max_bytes": 0, "groups_overflow": "deny"},
+        {"groups_max_bytes": 1.5, "groups_overflow": "deny"},
+        {"groups_max_bytes": "10", "groups_overflow": "deny"},
+        {"groups_max_bytes": 10, "groups_overflow": "truncate"},
+        {"max_bytes": 10},
+    ],
+)
+def test_budget_that_is_none_refuses_the_mapping(said: dict[str, Any]) -> None:
+    """At apply, as at save: the one model judges both times."""
+    with pytest.raises(ValidationError):
+        IdentityHeadersSettings.model_validate(said)
+    assert "plugin identity_headers cannot use its settings" in applied(**said).refused
+
+
+BUDGET = st.tuples(st.integers(1, 65_536), st.sampled_from(["leave_out", "deny"])) | st.just((None, None))
+
+
+@given(st.sampled_from(["all", "none"]), BUDGET)
+def test_settings_survive_the_wire(groups: Any, budget: Any) -> None:
+    """What one half writes the other half reads."""
+    settings = IdentityHeadersSettings(groups=groups, groups_max_bytes=budget[0], groups_overflow=budget[1])
+    wire = ProxyMapping()
+    settings.to_wire(wire)
+
+    assert IdentityHeadersSettings.from_wire(ProxyMapping.FromString(wire.SerializeToString())) == settings
