@@ -126,11 +126,14 @@ def _section(annotation: object) -> type[BaseModel] | None:
 
 
 def _meanings(model: type[BaseModel]) -> dict[str, str]:
-    """The text under each field, which Python itself forgets."""
+    """The text under each field, which Python itself forgets, or the field's entry in the model's own text."""
     meanings: dict[str, str] = {}
     for cls in reversed(model.__mro__):
         if not issubclass(cls, BaseModel) or cls.__module__.startswith("pydantic"):
             continue
+        listed = (inspect.getdoc(cls) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
+        pieces = re.split(r"^    (\w+): ", listed, flags=re.MULTILINE)
+        meanings |= {name: _sentence(said) for name, said in zip(pieces[1::2], pieces[2::2], strict=True)}
         (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
         assert isinstance(body, ast.ClassDef)  # noqa: S101 - a class's source is a class
         for statement, after in itertools.pairwise(body.body):
@@ -140,8 +143,13 @@ def _meanings(model: type[BaseModel]) -> dict[str, str]:
                 and isinstance(after, ast.Expr)
                 and isinstance(after.value, ast.Constant)
             ):
-                meanings[statement.target.id] = " ".join(str(after.value.value).split())
+                meanings[statement.target.id] = _sentence(str(after.value.value))
     return meanings
+
+
+def _sentence(text: str) -> str:
+    said = " ".join(text.split())
+    return said[:1].upper() + said[1:]
 
 
 _KINDS: Final = ((bool, "yes or no"), (int, "number"), (float, "number"), (str, "text"), (Path, "path"))
