@@ -43,19 +43,16 @@ class EntryFormat:
         self._second = -1
         self._second_bytes = b""
 
-    def entry(self, exchange: ExchangeView, *, groups: bool) -> bytes | None:
-        """The message, or None where management could not say whose it is.
+    def entry(self, exchange: ExchangeView, *, groups: bool) -> bytes:
+        """The message; without an account for a stranger on a host listener, see `under`.
 
         Args:
             groups: whether management reads `user_groups`.
         """
         account = self._account
         if account is None:
-            # An account-scoped token may not report an unknown host, and we cannot know our token's scope.
             origin = exchange.origin
-            if origin is None or origin.account is None:
-                return None
-            account = _text(origin.account)
+            account = b"\0" if origin is None or origin.account is None else _text(origin.account)
         status = status_of(exchange)
         who, denial = exchange.identity, exchange.denial
         mechanism = user = b"\0"  # an empty text: its length
@@ -101,6 +98,11 @@ class EntryFormat:
             for group in who.groups:
                 entry += b"\xc2\x3e" + _sized((group.name or group.id).encode())
         return entry
+
+
+def under(account: str, entry: bytes) -> bytes:
+    """An entry that has no account, told as this one's: of a field that stands twice the last one counts."""
+    return entry + b"\x1a" + _text(account)
 
 
 def request_of(entries: list[bytes], *, batch: bool) -> bytes:

@@ -43,6 +43,7 @@ class AccessLog:
     def __init__(self) -> None:
         self._writer: LineWriter | None = None
         self._sender: Sender | None = None
+        self._accounts: set[str] = set()  # those that had a route
 
     @hookimpl
     def describe(self) -> PluginInfo:
@@ -72,7 +73,7 @@ class AccessLog:
             if not options.management:
                 yield
                 return
-            sender = Sender(proxy, queue=options.queue)
+            sender = Sender(proxy, self._accounts, queue=options.queue)
             async with sender.running():
                 self._sender = sender
                 try:
@@ -90,14 +91,21 @@ class AccessLog:
         if unwanted and all(unwanted):
             return None
         lines, entries = LineFormat(route), EntryFormat(route)
+        if route is not None:
+            self._accounts.add(route.account)
 
         def record(exchange: ExchangeView) -> None:
-            own = exchange.raw_path.startswith(OWN_PATHS)
-            if (writer := self._writer) is not None and not (own and b"/assets/" in exchange.raw_path):
+            raw = exchange.raw_path
+            if raw.startswith(OWN_PATHS) and b"/assets/" in raw:
+                return
+            if (writer := self._writer) is not None:
                 writer.write(lines.line(exchange))
-            if (sender := self._sender) is not None and not own:
+            if (sender := self._sender) is not None:
                 groups = exchange.identity is not None and sender.batches
-                if (entry := entries.entry(exchange, groups=groups)) is not None:
+                entry = entries.entry(exchange, groups=groups)
+                if route is None and (exchange.origin is None or exchange.origin.account is None):
+                    sender.put_stranger(entry)
+                else:
                     sender.put(entry)
 
         def record_unless_disabled(exchange: ExchangeView) -> None:

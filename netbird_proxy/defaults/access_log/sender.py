@@ -1,23 +1,29 @@
-"""Entries on their way to management: a bounded queue, and workers that empty it. No entry is sent twice."""
+"""Entries on their way to management: a bounded queue, and workers that empty it. No entry is taken twice.
+
+An exchange for a host that nobody has belongs to no account. A management-wide token may report it; an account's token
+may not, and which of the two ours is only a refusal tells. From then on such entries go under the one account that we
+serve, or nowhere.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
+from typing import NamedTuple
 
 import structlog
 
-from netbird_proxy import ManagementError, Proxy
-from netbird_proxy.defaults.access_log.entry import request_of
+from netbird_proxy import ManagementError, ManagementRefused, Proxy
+from netbird_proxy.defaults.access_log.entry import request_of, under
 from netbird_wire.extensions import Extension
 from netbird_wire.proxy_service_pb2 import SendAccessLogRequest
 
 log = structlog.get_logger("netbird_proxy.access_log")
 
-WORKERS = 8
-"""NetBird's management takes one entry a call, so several calls must be under way at once."""
+WORKERS = 64
+"""Calls under way at most. NetBird's management takes one entry a call, so several must be."""
 BATCH = 256
 GATHER = 0.2
 """Seconds for which entries of one batch are gathered: a call costs as much as a hundred entries."""
@@ -27,15 +33,28 @@ TELL_INTERVAL = 10.0
 """Seconds between two lines about lost entries."""
 
 
+class _Call(NamedTuple):
+    """What travels together: only entries of accounts, or only strangers', so that neither is refused for the other."""
+
+    entries: list[bytes]
+    strangers: bool
+
+
 class Sender:
     """Takes entries on the loop's hot path and sends them behind its back."""
 
-    def __init__(self, proxy: Proxy, *, queue: int) -> None:
+    def __init__(self, proxy: Proxy, accounts: Collection[str], *, queue: int) -> None:
+        """Args:
+        accounts: those that have, or had, a route here; grows meanwhile.
+        """
         self._proxy = proxy
+        self._accounts = accounts
+        self._scoped = False  # our token is an account's: management has refused a stranger's entry
+        self._strangers: list[bytes] = []
         self._loop = asyncio.get_running_loop()
         self._room = queue
         self._gathered: list[bytes] = []
-        self._calls: asyncio.Queue[list[bytes]] = asyncio.Queue()  # one item a call; `_room` bounds it
+        self._calls: asyncio.Queue[_Call] = asyncio.Queue()  # `_room` bounds it
         self._timer: asyncio.TimerHandle | None = None
         self._lost = 0
         self._told_at = float("-inf")
@@ -59,6 +78,23 @@ class Sender:
             self._timer.cancel()
             self._hand_over()
 
+    def put_stranger(self, entry: bytes) -> None:
+        """Take the entry of an exchange for a host that nobody has."""
+        if self._scoped:
+            if len(self._accounts) != 1:
+                self._lose(1, "nobody has the host, and our token is an account's")
+                return
+            (account,) = self._accounts
+            self.put(under(account, entry))
+            return
+        if not self._room:
+            self._lose(1, "the queue is full")
+            return
+        self._room -= 1
+        self._strangers.append(entry)
+        if self._timer is None:
+            self._timer = self._loop.call_later(GATHER, self._hand_over)
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Send while this lasts; on leaving, for a bounded time, what is still there."""
@@ -77,27 +113,34 @@ class Sender:
                     worker.cancel()
         left = 0
         while not self._calls.empty():
-            left += len(self._calls.get_nowait())
+            left += len(self._calls.get_nowait().entries)
         if left:
             self._told_at = float("-inf")
             self._lose(left, "the process ends")
 
     def _hand_over(self) -> None:
         self._timer = None
-        entries, self._gathered = self._gathered, []
-        if self.batches:
-            self._calls.put_nowait(entries)
-        else:
-            for entry in entries:
-                self._calls.put_nowait([entry])
+        for entries, strangers in ((self._gathered, False), (self._strangers, True)):
+            size = BATCH if self.batches else 1
+            for start in range(0, len(entries), size):
+                self._calls.put_nowait(_Call(entries[start : start + size], strangers))
+        self._gathered, self._strangers = [], []
 
     async def _work(self) -> None:
         while True:
-            entries = await self._calls.get()
+            call = await self._calls.get()
+            entries = call.entries
             self._room += len(entries)
             try:
                 request = SendAccessLogRequest.FromString(request_of(entries, batch=self.batches or len(entries) > 1))
                 await self._proxy.management.call("SendAccessLog", request, timeout=CALL_TIMEOUT)
+            except ManagementRefused as error:
+                if not call.strangers:
+                    self._lose(len(entries), str(error))
+                else:
+                    self._scoped = True
+                    for entry in entries:
+                        self.put_stranger(entry)
             except Exception as error:  # a log that cannot be sent is no reason to end the proxy
                 self._lose(len(entries), str(error) if isinstance(error, ManagementError) else repr(error))
             finally:

@@ -44,6 +44,7 @@ class Management(ProxyServiceServicer):
     def __init__(self, extensions: tuple[str, ...]) -> None:
         self.extensions = extensions
         self.calls: asyncio.Queue[SendAccessLogRequest] = asyncio.Queue()
+        self.seen: list[AccessLog] = []
         self.answer: Callable[[grpc.aio.ServicerContext[Any, Any]], Any] | None = None
 
     async def SyncMappings(self, requests: Any, context: Any) -> AsyncIterator[SyncMappingsResponse]:
@@ -52,6 +53,7 @@ class Management(ProxyServiceServicer):
 
     async def SendAccessLog(self, request: SendAccessLogRequest, context: Any) -> SendAccessLogResponse:
         self.calls.put_nowait(request)
+        self.seen += request.logs or [request.log]
         if self.answer is not None:
             await self.answer(context)
         return SendAccessLogResponse()

@@ -35,7 +35,8 @@ from netbird_proxy import (
 )
 from netbird_proxy.defaults import DEFAULTS
 from netbird_proxy.defaults.access_log import AccessLogOptions
-from netbird_proxy.defaults.access_log.entry import LONGEST_PATH, EntryFormat, request_of, varint
+from netbird_proxy.defaults.access_log.entry import LONGEST_PATH, EntryFormat, request_of, under, varint
+from netbird_proxy.defaults.access_log.sender import WORKERS
 from netbird_proxy.defaults.access_log.writer import MAX_PENDING_BYTES, LineWriter
 from netbird_proxy.errors import ClientGone, UpstreamClosed
 from netbird_proxy.exchange import Exchange
@@ -46,10 +47,9 @@ TUNNEL = Identity(UserId("alice"), "alice@example.com", (Group("g1", "engineerin
 WAIT = 20.0
 
 
-def entry_of(exchange: Exchange, *, groups: bool = False) -> AccessLog | None:
+def entry_of(exchange: Exchange, *, groups: bool = False) -> AccessLog:
     """The entry as management reads it."""
-    written = EntryFormat(exchange.route).entry(exchange, groups=groups)
-    return None if written is None else AccessLog.FromString(written)
+    return AccessLog.FromString(EntryFormat(exchange.route).entry(exchange, groups=groups))
 
 
 @pytest.fixture(autouse=True)
@@ -225,13 +225,14 @@ def test_how_the_caller_was_known(
     assert (entry.auth_mechanism, entry.user_id, entry.auth_success) == (mechanism, user, success)
 
 
-def test_what_belongs_to_no_account_is_not_sent(exchange: Any) -> None:
-    """An account-scoped token would be refused; on a tunnel the account is known without a route."""
+def test_what_belongs_to_no_account_names_none(exchange: Any) -> None:
+    """On a tunnel the account is known without a route."""
     known = entry_of(exchange(routed=False), groups=False)
 
-    assert known is not None
     assert (known.account_id, known.service_id) == ("acct-1", "")
-    assert entry_of(exchange(routed=False, origin=None), groups=False) is None
+    assert entry_of(exchange(routed=False, origin=None), groups=False).account_id == ""
+    written = EntryFormat(None).entry(exchange(routed=False, origin=None), groups=False)
+    assert AccessLog.FromString(under("acct-9", written)).account_id == "acct-9"
 
 
 def test_an_entry_is_bounded(exchange: Any) -> None:
@@ -293,18 +294,87 @@ def test_varints_are_protobufs(number: int) -> None:
     assert AccessLog.FromString(b"\x70" + varint(number)).bytes_upload == number
 
 
-async def test_own_paths_are_not_for_management(connect: Any, host: Any, exchange: Any) -> None:
-    """What the proxy served itself is not an access of the service."""
+async def test_management_hears_of_endpoints_and_not_of_assets(connect: Any, host: Any, exchange: Any) -> None:
+    """A login is an access of the service; the pictures on its page are not."""
     async with connect() as (management, client):
         proxy, made = host(AccessLogOptions(output="off"), management=client), hooks()
         async with made.running(proxy):
-            observe = observer(made, None, proxy)
+            observe = observer(made, exchange().route, proxy)
+            observe(exchange(b"/__netbird__/session/assets/logo.svg"))
             observe(exchange(b"/__netbird__/session/login"))
-            observe(exchange(b"/other"))
             (entry,) = await management.entries(1)
 
-    assert entry.path == "/other"
+    assert (entry.path, entry.service_id) == ("/__netbird__/session/login", "svc-1")
     assert management.calls.empty()
+
+
+async def test_client_that_left_is_told(connect: Any, host: Any, exchange: Any) -> None:
+    """An exchange that was cut is an access as well, with the bytes that went by: 499."""
+    async with connect() as (management, client):
+        proxy, made = host(AccessLogOptions(output="off"), management=client), hooks()
+        async with made.running(proxy):
+            one = exchange(error=ClientGone("left"), status=200)
+            observer(made, one.route, proxy)(one)
+            (entry,) = await management.entries(1)
+
+    assert (entry.response_code, entry.bytes_download) == (499, 1234)
+
+
+def stranger(exchange: Any) -> Exchange:
+    """Somebody who asked for a host that nobody has, on a host listener."""
+    made: Exchange = exchange(routed=False, origin=None, status=404)
+    return made
+
+
+@pytest.mark.parametrize("extensions", [(), ("access_log_batch",)])
+async def test_strangers_are_told_with_a_token_for_everybody(
+    connect: Any, host: Any, exchange: Any, extensions: tuple[str, ...]
+) -> None:
+    """Without an account, and never in one call with others: those must not be refused with them."""
+    async with connect(*extensions) as (management, client):
+        proxy, made = host(AccessLogOptions(output="off"), management=client), hooks()
+        async with made.running(proxy):
+            observe, observe_strangers = observer(made, exchange().route, proxy), observer(made, None, proxy)
+            for _ in range(3):
+                observe(exchange())
+                observe_strangers(stranger(exchange))
+            calls = []
+            while sum(len(call.logs) or 1 for call in calls) < 6:
+                async with asyncio.timeout(WAIT):
+                    calls.append(await management.calls.get())
+
+    accounts = [{log.account_id for log in call.logs or [call.log]} for call in calls]
+    assert all(len(found) == 1 for found in accounts)
+    each = 1 if extensions else 3
+    assert sorted(found.pop() for found in accounts) == [""] * each + ["acct-1"] * each
+    assert proxy.counters == {}
+
+
+@pytest.mark.parametrize("accounts", [0, 1, 2])
+async def test_strangers_under_an_accounts_token(
+    connect: Any, host: Any, exchange: Any, events: list[Any], accounts: int
+) -> None:
+    """Refused once, they go under the only account that has routes here; with several, or none, nobody may tell."""
+
+    async def refuse_strangers(context: Any) -> None:
+        if not management.seen[-1].account_id:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "account-scoped token cannot access account ")
+
+    async with connect("access_log_batch") as (management, client):
+        management.answer = refuse_strangers
+        proxy, made = host(AccessLogOptions(output="off"), management=client), hooks()
+        async with made.running(proxy):
+            for number in range(accounts):
+                observer(made, replace(exchange().route, account=AccountId(f"acct-{number + 1}")), proxy)
+            observe = observer(made, None, proxy)
+            observe(stranger(exchange))
+            assert [one.account_id for one in await management.entries(1)] == [""]
+            if accounts == 1:
+                assert [one.account_id for one in await management.entries(1)] == ["acct-1"]
+                observe(stranger(exchange))
+                (again,) = await management.entries(1)
+                assert (again.account_id, again.response_code) == ("acct-1", 404)
+        assert proxy.counters == ({} if accounts == 1 else {"access_log_lost": 1})
 
 
 async def test_entries_that_fail_are_counted_and_told_once(
@@ -338,18 +408,18 @@ async def test_a_hanging_management_costs_entries_and_not_memory_or_the_end(
 
     async with connect() as (management, client):
         management.answer = hang
-        proxy, made = host(AccessLogOptions(output="off", queue=10), management=client), hooks()
+        proxy, made = host(AccessLogOptions(output="off", queue=WORKERS + 10), management=client), hooks()
         async with asyncio.timeout(WAIT):
             async with made.running(proxy):
                 observe = observer(made, None, proxy)
-                for _ in range(8):
+                for _ in range(WORKERS):
                     observe(exchange())
-                await management.entries(8)  # every worker hangs
-                for _ in range(15):
+                await management.entries(WORKERS)  # every worker hangs
+                for _ in range(WORKERS + 15):
                     observe(exchange())
                 assert proxy.counters == {"access_log_lost": 5}
 
-    assert proxy.counters == {"access_log_lost": 15}
+    assert proxy.counters == {"access_log_lost": WORKERS + 15}
 
 
 async def test_what_is_queued_is_sent_before_the_end(connect: Any, host: Any, exchange: Any) -> None:
