@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from netbird_proxy.exchange import Exchange
+from netbird_proxy.folding import fold_authority
 from netbird_proxy.headers import RawHeader, fold
 from netbird_proxy.model import RouteSpec, Upstream
 from netbird_proxy.pipeline.heads import CORE_NAMES, HOP_BY_HOP, QUIET_CONNECTION, HeadRules
@@ -13,6 +14,7 @@ from netbird_proxy.pipeline.heads import CORE_NAMES, HOP_BY_HOP, QUIET_CONNECTIO
 _NEVER_TRAILERS = CORE_NAMES | {b"set-cookie", b"location", b"content-encoding", b"content-type"}
 _LOOKED_AT = HOP_BY_HOP | {b"content-length", b"location", b"set-cookie"}
 _SAME_ENDPOINT = {b"http": 80, b"https": 443}
+_AFTER_A_SEGMENT = (b"", b"/", b"?", b"#")
 _LOCATION = re.compile(rb"(https?)://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 
 
@@ -22,7 +24,9 @@ class ResponseHeads:
     def __init__(self, spec: RouteSpec, upstream: Upstream, rules: HeadRules) -> None:
         self.rules = rules
         self._rewrites = spec.rewrite_redirects
-        self._authority = (upstream.address.host.lower().encode(), upstream.address.port)
+        host, port = upstream.address
+        self._authority = (f"[{host}]" if ":" in host else host, port)
+        self._base = upstream.path.partition(b"?")[0].rstrip(b"/")
         self._prefix = spec.prefix if spec.strip_prefix and spec.prefix != b"/" else b""
 
     def read(
@@ -66,9 +70,16 @@ class ResponseHeads:
         if match is None:
             return value
         scheme, authority, rest = match[1].lower(), match[2].lower(), match[3]
-        host, port = split_authority(authority, _SAME_ENDPOINT[scheme])
-        if (host, port) != self._authority:
+        _, port = split_authority(authority, _SAME_ENDPOINT[scheme])
+        try:
+            if (fold_authority(authority), port) != self._authority:
+                return value
+        except ValueError:
             return value
+        if base := self._base:
+            if not rest.startswith(base) or rest[len(base) : len(base) + 1] not in _AFTER_A_SEGMENT:
+                return value  # outside of what the client can reach through us
+            rest = rest[len(base) :]
         if self._prefix and not rest.startswith(b"/"):
             rest = b"/" + rest
         return b"%b://%b%b%b" % (exchange.scheme.encode(), exchange.authority, self._prefix, rest)

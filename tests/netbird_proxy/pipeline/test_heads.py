@@ -444,6 +444,64 @@ def test_redirect_to_the_upstreams_address_is_told_as_the_clients(location: byte
 
 
 @pytest.mark.parametrize(
+    ("url", "location", "told"),
+    [
+        ("http://a.example:80", b"http://a.example/x", b"http://app.example.com/app/x"),
+        ("http://a.example:80", b"http://a.example:80/x", b"http://app.example.com/app/x"),
+        ("http://a.example:80", b"http://A.Example.:/x", b"http://app.example.com/app/x"),
+        ("https://a.example:443", b"https://a.example/x", b"http://app.example.com/app/x"),
+        ("https://a.example:443", b"https://a.example:443/x", b"http://app.example.com/app/x"),
+        ("https://a.example:8443", b"https://a.example/x", b"https://a.example/x"),
+        ("https://a.example:443", b"https://a.example:8443/x", b"https://a.example:8443/x"),
+        ("https://a.example:443", b"http://a.example/x", b"http://a.example/x"),
+        ("http://a.example:8080", b"http://a.example/x", b"http://a.example/x"),
+        ("http://a.example:80", b"http://a.example:8080/x", b"http://a.example:8080/x"),
+        ("http://[fd00::7]:80", b"http://[FD00:0::7]/x", b"http://app.example.com/app/x"),
+        ("http://a.example:80", b"http://u@a.example/x", b"http://u@a.example/x"),
+        (
+            "http://a.example:80",
+            b"http://a.example/%2e/%C3%A4?q=%20#f",
+            b"http://app.example.com/app/%2e/%C3%A4?q=%20#f",
+        ),
+        ("http://a.example:80", b"http://a.example/x/", b"http://app.example.com/app/x/"),
+        ("http://a.example:80", b"", b""),
+        ("http://a.example:80", b"x/y", b"x/y"),
+        ("http://a.example:80", b"http://\xff/x", b"http://\xff/x"),
+    ],
+)
+def test_redirects_know_the_targets_own_address_and_port(url: str, location: bytes, told: bytes) -> None:
+    """Whatever its spelling; a scheme's own port is as good as none, and another port is another place."""
+    to = upstream(url)
+    heads = ResponseHeads(route(b"/app", to=to, rewrite_redirects=True), to, HeadRules())
+
+    assert heads.read(exchange(), 302, [(b"location", location)])[0] == [(b"location", told)]
+
+
+@pytest.mark.parametrize(
+    ("spec", "location", "told"),
+    [
+        ({"prefix": b"/app"}, b"http://10.0.0.7:8080/base/x", b"http://app.example.com/app/x"),
+        ({"prefix": b"/app"}, b"http://10.0.0.7:8080/base", b"http://app.example.com/app/"),
+        ({"prefix": b"/app"}, b"http://10.0.0.7:8080/base?q", b"http://app.example.com/app/?q"),
+        ({"prefix": b"/app"}, b"http://10.0.0.7:8080/basement", b"http://10.0.0.7:8080/basement"),
+        ({"prefix": b"/app"}, b"http://10.0.0.7:8080/x", b"http://10.0.0.7:8080/x"),
+        ({"prefix": b"/"}, b"http://10.0.0.7:8080/base/x", b"http://app.example.com/x"),
+        (
+            {"prefix": b"/app", "strip_prefix": False},
+            b"http://10.0.0.7:8080/base/app/x",
+            b"http://app.example.com/app/x",
+        ),
+    ],
+)
+def test_redirects_leave_the_targets_own_path(spec: dict[str, Any], location: bytes, told: bytes) -> None:
+    """A client does not know it; what lies outside it cannot be reached through us, and is told as it is."""
+    to = upstream(path=b"/base/")
+    heads = ResponseHeads(route(to=to, rewrite_redirects=True, **spec), to, HeadRules())
+
+    assert heads.read(exchange(), 302, [(b"location", location)])[0] == [(b"location", told)]
+
+
+@pytest.mark.parametrize(
     ("authority", "split"),
     [
         (b"a", (b"a", 80)),
