@@ -301,6 +301,12 @@ class ProxyServer:
             head_bytes=limits.head_bytes,
             head_lines=limits.head_lines,
             idle_timeout=limits.keep_alive,
+            body_idle=limits.body_idle,
+            min_rate=limits.min_rate,
+            min_rate_grace=limits.min_rate_grace,
+            write_timeout=limits.write_timeout,
+            half_close_timeout=limits.half_close,
+            linger_timeout=limits.linger,
         )
 
     def _on_account(self, state: AccountState) -> None:

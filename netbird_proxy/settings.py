@@ -156,11 +156,17 @@ class Limits(Section):
     upgrade_idle: Seconds = 300.0
     """In which something must pass on an upgraded connection, such as a websocket, either way."""
     body_idle: Seconds = 30.0
-    """Between two pieces of a request body."""
+    """Between two pieces of a request body; then 408."""
     min_rate: Annotated[float, Field(ge=0)] = 240.0
-    """Bytes a second that a body must come or go at, once min_rate_grace is over; 0 asks for nothing."""
+    """Bytes a second that a request body must come at, else 408, and a response be taken at; 0 asks for nothing."""
     min_rate_grace: SecondsOrZero = 10.0
-    """Before min_rate is asked for."""
+    """That a request body may lag behind min_rate."""
+    write_timeout: Seconds = 60.0
+    """In which a client must take something of what waits for it, at min_rate; then its connection is cut."""
+    half_close: Seconds = 10.0
+    """For a client that has shut down its sending side and takes nothing; it may have left altogether."""
+    linger: Seconds = 5.0
+    """For a closing connection to end on the client's side too, once everything is out."""
     dial_timeout: Seconds = 10.0
     """For reaching an upstream, TLS included, where its mapping says nothing."""
     max_dial_timeout: Seconds | None = None

@@ -23,12 +23,15 @@ class ListenLimits:
         head_bytes: of one request's head, and of its trailers.
         head_lines: field lines in one head, and in its trailers.
         idle_timeout: between requests.
+        body_idle: how long the application may wait for the next piece of a request body.
+        min_rate: bytes a second that a client must send and take at; 0 asks for nothing. See `Pace`.
+        min_rate_grace: how long the application may wait for a request body that comes slower.
         body_buffer: request body bytes kept before the transport stops reading.
         drain_bytes: of a body nobody wants that are read and dropped, so that the connection can be kept.
         linger_timeout: how long a closing connection may take to deliver its last bytes and swallow the client's.
-        half_close_timeout: how long a request goes on whose client has shut down its sending side. A client that left
-            altogether looks the same until something is written to it, so this also bounds that.
-        write_timeout: in which a client must take something of what waits for it, or counts as gone.
+        half_close_timeout: how long a request goes on whose client has shut down its sending side and takes nothing. A
+            client that left altogether looks the same until something is written to it, so this also bounds that.
+        write_timeout: in which a client must take something of what waits for it, at `min_rate`, or counts as gone.
         pipeline_depth: complete requests waiting behind the one that is served, before the transport stops reading.
     """
 
@@ -36,6 +39,9 @@ class ListenLimits:
     head_bytes: int = 65536
     head_lines: int = 100
     idle_timeout: float = 75.0
+    body_idle: float = 30.0
+    min_rate: float = 240.0
+    min_rate_grace: float = 10.0
     body_buffer: int = 65536
     drain_bytes: int = 262144
     linger_timeout: float = 5.0

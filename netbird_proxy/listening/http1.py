@@ -20,9 +20,11 @@ from urllib.parse import unquote
 
 import httptools
 
+from netbird_proxy.errors import DownstreamError
 from netbird_proxy.exchange import CONNECTION_EXTENSION, ORIGIN_STATE, Scope
 from netbird_proxy.listening.framing import STATUS_LINES
 from netbird_proxy.listening.head import HOST, KNOWN, VALID_HOSTS, HeadRefused, Mark, judge_marks, judge_target, learn
+from netbird_proxy.listening.pace import Uptake
 from netbird_proxy.listening.raw import RawStream
 from netbird_proxy.listening.request import ServedRequest
 
@@ -53,7 +55,7 @@ class Http1Protocol(asyncio.Protocol):
     __slots__ = (
         "_completed", "_deadline", "_discarded", "_discarding", "_drained", "_eof", "_fields", "_idle", "_lingering",
         "_marks", "_parser", "_queue", "_raw", "_reading", "_reading_paused", "_refusal", "_scope", "_segment",
-        "_silent", "_timer", "_timer_at", "_tls", "_unfinished", "_untaken", "_url", "app", "connections", "current",
+        "_silent", "_timer", "_timer_at", "_tls", "_unfinished", "_uptake", "_url", "app", "connections", "current",
         "limits", "loop", "must_close", "origin", "transport", "write_paused",
     )  # fmt: skip
 
@@ -71,7 +73,7 @@ class Http1Protocol(asyncio.Protocol):
         self.write_paused = False
         self._parser: Any = httptools.HttpRequestParser(self)
         self._drained: asyncio.Future[None] | None = None
-        self._untaken = 0  # bytes that waited for the client when it was last looked at
+        self._uptake: Uptake | None = None  # while something waits that the client does not take
         self._reading_paused = False
         self._eof = False
         self._tls = False
@@ -169,6 +171,7 @@ class Http1Protocol(asyncio.Protocol):
             return False
         if reading is not None:
             self._queue.pop()
+        self._uptake = Uptake(self.transport)
         self._arm(self.limits.half_close_timeout)
         return True
 
@@ -200,8 +203,17 @@ class Http1Protocol(asyncio.Protocol):
         """Close once everything that was written is out, within the linger bound."""
         self._discarding = True
         self._lingering = True
+        self._arm_linger()
         self.transport.close()
-        self._arm(self.limits.linger_timeout)
+
+    def _arm_linger(self) -> None:
+        """What a client still takes at its pace is not cut off: an answer's end is worth no less than its middle."""
+        if self.transport.get_write_buffer_size():
+            self._uptake = Uptake(self.transport)
+            self._arm(self.limits.write_timeout)
+        else:
+            self._uptake = None
+            self._arm(self.limits.linger_timeout)
 
     def _linger(self) -> None:
         """Say that we are done, and swallow what the client still sends.
@@ -216,10 +228,10 @@ class Http1Protocol(asyncio.Protocol):
         if self._eof:
             self._close()
             return
+        self._arm_linger()
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.regulate_reading()
-        self._arm(self.limits.linger_timeout)
 
     def _discard(self, size: int) -> None:
         self._discarded += size
@@ -232,8 +244,11 @@ class Http1Protocol(asyncio.Protocol):
     # Timers: one handle a connection, moved lazily; a request that arrives whole touches none -------------------------
 
     def _arm(self, seconds: float) -> None:
-        when = self.loop.time() + seconds
-        self._deadline = when
+        self._deadline = when = self.loop.time() + seconds
+        self.ring_at(when)
+
+    def ring_at(self, when: float) -> None:
+        """Look again then, at the latest."""
         if self._timer is None or self._timer_at > when:
             if self._timer is not None:
                 self._timer.cancel()
@@ -242,18 +257,25 @@ class Http1Protocol(asyncio.Protocol):
 
     def _on_timer(self) -> None:
         self._timer = None
+        now = self.loop.time()
+        current = self.current
+        if current is not None and (pace := current.pace) is not None and pace.due:
+            if now < pace.due:
+                self.ring_at(pace.due)
+            else:
+                current.late()
         if not self._deadline:
             return
-        if self.loop.time() < self._deadline:
-            self._timer_at = self._deadline
-            self._timer = self.loop.call_at(self._deadline, self._on_timer)
+        if now < self._deadline:
+            self.ring_at(self._deadline)
             return
         self._deadline = 0.0
         if self._lingering:
-            self.transport.abort()
-        elif self.current is not None:
-            if self._eof or (self.write_paused and not self._took_something()):
-                self._leave(self.current)
+            if not (self.transport.get_write_buffer_size() and self._takes_enough()):
+                self.transport.abort()
+        elif current is not None:
+            if not (self._is_there() if self._eof else not self.write_paused or self._takes_enough()):
+                self._leave(current)
                 self.transport.abort()
         elif self._reading is not None:  # a body that nobody wants, and that does not end
             self._linger()
@@ -484,6 +506,8 @@ class Http1Protocol(asyncio.Protocol):
             await self.app(scope, served.receive, served.send)
         except asyncio.CancelledError:
             served.abort()
+        except DownstreamError as error:  # from `receive`; an application that knows it answers by itself
+            self._fail(served, error.status)
         except Exception as error:
             if not served.gone:
                 self.connections.log.error("application.failed", listener=self.connections.listener, exc_info=error)
@@ -498,7 +522,7 @@ class Http1Protocol(asyncio.Protocol):
                 self.connections.tasks.discard(task)
                 served.task = None
 
-    def _fail(self, served: ServedRequest) -> None:
+    def _fail(self, served: ServedRequest, status: int = 500) -> None:
         """The application gave up: say so while that is possible, else let the client see that it is cut off."""
         if served.done:
             return
@@ -508,7 +532,7 @@ class Http1Protocol(asyncio.Protocol):
         self.connections.held.discard(served)
         served.done = True
         served.keep_alive = False
-        self.transport.write(_refusal_response(500, with_body=not served.head_only))
+        self.transport.write(_refusal_response(status, with_body=not served.head_only))
         self.response_done(served)
 
     def response_done(self, served: ServedRequest) -> None:
@@ -593,15 +617,25 @@ class Http1Protocol(asyncio.Protocol):
     def pause_writing(self) -> None:
         self.write_paused = True
         if not self._deadline:
-            self._untaken = self.transport.get_write_buffer_size()
+            self._uptake = Uptake(self.transport)
             self._arm(self.limits.write_timeout)
 
-    def _took_something(self) -> bool:
-        """Whether the client has read any of what waits for it since the last look; then it has as long again."""
-        untaken, self._untaken = self._untaken, self.transport.get_write_buffer_size()
-        if self._untaken >= untaken:
+    def _takes_enough(self) -> bool:
+        """Whether the client has read enough of what waits for it since the last look; then it has as long again."""
+        if self._uptake is None:
             return False
-        self._arm(self.limits.write_timeout)
+        limits = self.limits
+        if self._uptake.since_last_look() < max(1.0, limits.min_rate * limits.write_timeout):
+            self.connections.count("write_too_slow")
+            return False
+        self._arm(limits.write_timeout)
+        return True
+
+    def _is_there(self) -> bool:
+        """Whether a client that sends no more has read anything since the last look."""
+        if self._uptake is None or not self._uptake.since_last_look():
+            return False
+        self._arm(self.limits.half_close_timeout)
         return True
 
     def resume_writing(self) -> None:

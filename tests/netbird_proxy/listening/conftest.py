@@ -57,7 +57,8 @@ class MemoryTransport(asyncio.Transport):
             self.protocol.resume_writing()
 
     def get_write_buffer_size(self) -> int:
-        return self.unread
+        """What is below the high-water mark has left us: a kernel has it."""
+        return self.unread if self.paused_protocol else 0
 
     def can_write_eof(self) -> bool:
         return True

@@ -609,7 +609,7 @@ async def test_a_client_that_takes_a_little_is_waited_for(connect: Any) -> None:
     """Slow is not gone: each time that something was taken, the client has as long again."""
     gate = Gate(respond(b"x" * 200, b"y"))
     gate.open.set()
-    client = connect(gate, high_water=100, limits=ListenLimits(write_timeout=0.2))
+    client = connect(gate, high_water=100, limits=ListenLimits(write_timeout=0.2, min_rate=50))
     client.feed(GET)
     await client.settle()
     client.transport.unread -= 10
