@@ -17,6 +17,7 @@ from netbird_proxy.exchange import (
     Send,
 )
 from netbird_proxy.folding import fold_authority
+from netbird_proxy.forwarded import TrustedProxies
 from netbird_proxy.headers import Headers, RawHeader
 from netbird_proxy.model import ExchangeId, Origin
 from netbird_proxy.open_exchanges import INTERVAL, OpenExchanges
@@ -28,6 +29,9 @@ from netbird_proxy.routing.apply import Routing
 
 Recognizes = Callable[[object], bool]
 """Whether an object is an origin that a live listener of this server issued."""
+
+ClientAddress = Callable[[Scope], str]
+"""The address that a scope's client has, as an IP literal; "" where it is not known."""
 
 CheckHead = Callable[[Scope], str | None]
 """Why a scope from a foreign server must be refused with 400, or None."""
@@ -44,11 +48,14 @@ class ReverseProxy:
         recognizes: asked for every origin that a scope carries. By default none is real: embedded, a scope has none,
             and its client is an untrusted one on a host socket.
         check_head: asked under foreign servers, which let through what our own parser refuses.
+        client_address: under foreign servers, whose address a scope came from: an embedder's word. Without it the
+            server's own is noted, and nobody is let in by it.
         notes: keys that steps may leave, see `PluginInfo.notes`.
         revalidate: seconds after which open exchanges are asked about again where no event told of a change.
         before_all: called before each such asking.
 
     Attributes:
+        trusted: proxies in front of our host listeners whose word about a client counts.
         exchanges: those under way; whoever starts the application runs `exchanges.run()` beside it.
     """
 
@@ -58,6 +65,7 @@ class ReverseProxy:
         *,
         recognizes: Recognizes = _nobodys,
         check_head: CheckHead | None = None,
+        client_address: ClientAddress | None = None,
         notes: Collection[str] = (),
         revalidate: float = INTERVAL,
         before_all: Callable[[], None] = lambda: None,
@@ -65,6 +73,8 @@ class ReverseProxy:
         self.routing = routing
         self._recognizes = recognizes
         self._check_head = check_head
+        self._client_address = client_address
+        self.trusted: TrustedProxies | None = None
         self._notes = frozenset(notes)
         self._pseudonym = routing.compiler.pseudonym
         self.exchanges = OpenExchanges(routing, interval=revalidate, before_all=before_all)
@@ -137,12 +147,19 @@ class ReverseProxy:
 
     def _exchange(self, scope: Scope, origin: Origin | None, host: str, authority: bytes, path: bytes) -> Exchange:
         scheme = "https" if scope["scheme"] in ("https", "wss") or (origin is not None and origin.tls_ahead) else "http"
+        forwarded = None
         if origin is not None:
             address = origin.peer.host
+            if self.trusted is not None and origin.account is None:
+                forwarded = self.trusted.read(address, scope["headers"])
+                if forwarded is not None:
+                    address = forwarded.client
+        elif self._client_address is not None:
+            address = self._client_address(scope)
         else:
             client = scope.get("client")
             address = client[0] if client else ""
-        return Exchange(
+        exchange = Exchange(
             id=ExchangeId(os.urandom(16).hex()),
             origin=origin,
             method=scope.get("method", "GET"),
@@ -156,6 +173,8 @@ class ReverseProxy:
             client_address=address,
             allowed_notes=self._notes,
         )
+        exchange.forwarded = forwarded
+        return exchange
 
     def _fixed(self) -> FixedAnswer:
         """What answers where no route was looked for."""

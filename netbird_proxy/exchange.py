@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from netbird_proxy.forwarded import Forwarded
 from netbird_proxy.headers import FOLDED, Headers, RawHeader, fold, is_reserved
 from netbird_proxy.model import Deny, ExchangeId, Identity, Kind, Origin, RouteSpec, Upstream
 
@@ -89,6 +90,10 @@ class ExchangeView(Protocol):
         """Who is calling, for restrictions and logs: the socket's peer, or what a trusted proxy in front says."""
 
     @property
+    def forwarded(self) -> Forwarded | None:
+        """What a trusted proxy in front says; None where the connection's own peer is no such proxy."""
+
+    @property
     def route(self) -> RouteSpec | None: ...
     @property
     def identity(self) -> Identity | None: ...
@@ -147,6 +152,7 @@ class Exchange:
         "denial",
         "ended_ns",
         "error",
+        "forwarded",
         "headers",
         "host",
         "http_version",
@@ -197,6 +203,7 @@ class Exchange:
         self.headers = headers
         self.client_address = client_address
         self.allowed_notes = allowed_notes
+        self.forwarded: Forwarded | None = None  # app, on arrival
         self.route: RouteSpec | None = None  # app, after the match
         self.identity: Identity | None = None  # pipeline, authenticate
         self.denial: Deny | None = None  # pipeline
