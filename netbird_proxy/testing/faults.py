@@ -159,11 +159,9 @@ class TcpRelay:
         finally:
             self.heal()
             self._server.close()
-            self.cut()
-            for task in self._serving:
-                task.cancel()
-            if self._serving:
-                await asyncio.wait(self._serving)
+            while self._serving:
+                self.cut()  # again, as one may just have come about
+                await asyncio.wait(self._serving, timeout=0.05)
             await self._server.wait_closed()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
