@@ -43,6 +43,7 @@ ACK_SECONDS: Final = 150.0
 """How long a proxy may take over one batch of its snapshot."""
 EXTENSIONS: Final = (
     Extension.ACCESS_LOG_BATCH,
+    Extension.CLIENT_ADDRESS,
     Extension.PLUGIN_SETTINGS,
     Extension.PRINCIPAL,
     Extension.PROXY_ID,

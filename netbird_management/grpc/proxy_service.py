@@ -10,6 +10,7 @@ from netbird_management.grpc.access_log import AccessLogs
 from netbird_management.grpc.connections import Connection, Connections
 from netbird_management.grpc.errors import Refused
 from netbird_management.grpc.interceptors import Caller, caller
+from netbird_management.grpc.login_service import Logins
 from netbird_management.grpc.mapping_stream import MappingStreams
 from netbird_management.grpc.tunnel_peers import TunnelPeers
 from netbird_management.ids import AccountId, ServiceId
@@ -25,13 +26,19 @@ from netbird_wire.proxy_service_pb2 import (
     PROXY_STATUS_CERTIFICATE_PENDING,
     PROXY_STATUS_PENDING,
     PROXY_STATUS_TUNNEL_NOT_CREATED,
+    AuthenticateRequest,
+    AuthenticateResponse,
     CreateProxyPeerRequest,
     CreateProxyPeerResponse,
     GetMappingUpdateRequest,
+    GetOIDCURLRequest,
+    GetOIDCURLResponse,
     SendAccessLogRequest,
     SendAccessLogResponse,
     SendStatusUpdateRequest,
     SendStatusUpdateResponse,
+    ValidateSessionRequest,
+    ValidateSessionResponse,
     ValidateTunnelPeerRequest,
     ValidateTunnelPeerResponse,
 )
@@ -57,12 +64,14 @@ class ProxyService(ProxyServiceServicer):
         streams: MappingStreams,
         tunnel_peers: TunnelPeers,
         access_logs: AccessLogs,
+        logins: Logins,
     ) -> None:
         self._state = state
         self._connections = connections
         self._streams = streams
         self._tunnel_peers = tunnel_peers
         self._access_logs = access_logs
+        self._logins = logins
 
     # grpc.aio also serves a coroutine that reads and writes by its context, which can be awaited to its end where an
     # abandoned generator cannot.
@@ -76,6 +85,17 @@ class ProxyService(ProxyServiceServicer):
         self, request: ValidateTunnelPeerRequest, context: Any
     ) -> ValidateTunnelPeerResponse:
         return await self._tunnel_peers.validate(request, caller())
+
+    async def Authenticate(self, request: AuthenticateRequest, context: Any) -> AuthenticateResponse:  # noqa: N802
+        return await self._logins.authenticate(request, caller())
+
+    async def GetOIDCURL(self, request: GetOIDCURLRequest, context: Any) -> GetOIDCURLResponse:  # noqa: N802
+        return await self._logins.oidc_url(request, caller())
+
+    async def ValidateSession(  # noqa: N802
+        self, request: ValidateSessionRequest, context: Any
+    ) -> ValidateSessionResponse:
+        return await self._logins.validate_session(request, caller())
 
     async def CreateProxyPeer(  # noqa: N802
         self, request: CreateProxyPeerRequest, context: Any

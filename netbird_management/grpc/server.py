@@ -14,6 +14,7 @@ from netbird_management.grpc.access_log import AccessLogs
 from netbird_management.grpc.connections import Connections
 from netbird_management.grpc.errors import Refused
 from netbird_management.grpc.interceptors import Edge
+from netbird_management.grpc.login_service import Logins
 from netbird_management.grpc.management_service import ManagementService
 from netbird_management.grpc.mapping_stream import HEARTBEAT_SECONDS, MappingStreams
 from netbird_management.grpc.mappings import Mappings
@@ -75,6 +76,7 @@ async def serve_grpc(
             MappingStreams(state, connections, mappings, heartbeat=timing.heartbeat),
             TunnelPeers(state, hooks, host, recorder),
             access_logs,
+            Logins(state),
         ),
         server,
     )

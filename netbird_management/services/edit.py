@@ -115,6 +115,10 @@ async def update_service(
                 'send "confirm_public": true if you mean it'
             )
         row = await transaction.session.get_one(ServiceRow, service.id)
+        if lost_credentials(old.auth, service.auth):
+            # Whoever came in by what is gone now must not stay in: their tokens are nobody's from here on.
+            private_key, row.session_public_key = new_key_pair()
+            row.session_private_key = state.vault.seal(private_key)
         for column, value in rows.columns(service).items():
             setattr(row, column, value)
         transaction.touch(services=[service.id])
@@ -234,6 +238,27 @@ def _with_kept_secrets(auth: AuthConfig, old: AuthConfig) -> AuthConfig:
         password_auth=scheme(auth.password_auth, old.password_auth),
         pin_auth=scheme(auth.pin_auth, old.pin_auth),
         header_auths=tuple(kept(header) for header in auth.header_auths),
+    )
+
+
+def lost_credentials(old: AuthConfig, new: AuthConfig) -> bool:
+    """Whether something that let people in does not any more: a scheme went, or a secret is another."""
+
+    def secret(scheme: SecretAuth | None) -> str:
+        return scheme.secret if scheme is not None and scheme.enabled else ""
+
+    def headers(auth: AuthConfig) -> set[tuple[str, str]]:
+        return {(folded_name(one.header), one.value) for one in auth.header_auths if one.enabled}
+
+    bearer_before = old.bearer_auth is not None and old.bearer_auth.enabled
+    bearer_after = new.bearer_auth is not None and new.bearer_auth.enabled
+    return (
+        any(
+            secret(before) not in ("", secret(after))
+            for before, after in ((old.password_auth, new.password_auth), (old.pin_auth, new.pin_auth))
+        )
+        or (bearer_before and not bearer_after)
+        or not headers(old) <= headers(new)
     )
 
 

@@ -1198,17 +1198,21 @@ class AuthenticateResponse(_message.Message):
 
     SUCCESS_FIELD_NUMBER: _builtins.int
     SESSION_TOKEN_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_SECONDS_FIELD_NUMBER: _builtins.int
     success: _builtins.bool
     session_token: _builtins.str
+    retry_after_seconds: _builtins.int
+    """Not judged: whoever tries has been wrong too often, and may try again in so many seconds."""
     def __init__(
         self,
         *,
         success: _builtins.bool = ...,
         session_token: _builtins.str = ...,
+        retry_after_seconds: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["session_token", b"session_token", "success", b"success"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["retry_after_seconds", b"retry_after_seconds", "session_token", b"session_token", "success", b"success"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1291,17 +1295,21 @@ class ValidateSessionRequest(_message.Message):
 
     DOMAIN_FIELD_NUMBER: _builtins.int
     SESSION_TOKEN_FIELD_NUMBER: _builtins.int
+    END_SESSION_FIELD_NUMBER: _builtins.int
     domain: _builtins.str
     session_token: _builtins.str
+    end_session: _builtins.bool
+    """Whoever holds the token logs out: it is to be refused everywhere from now on."""
     def __init__(
         self,
         *,
         domain: _builtins.str = ...,
         session_token: _builtins.str = ...,
+        end_session: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "session_token", b"session_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "end_session", b"end_session", "session_token", b"session_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -16,10 +16,10 @@ from netbird_proxy import EXCHANGE_STATE, Deny, ExchangeView, ManagementError, P
 from netbird_proxy.defaults.session import sign_on
 from netbird_proxy.defaults.session.authenticators import Prompt, over_tls
 from netbird_proxy.defaults.session.confirmations import Confirmations
-from netbird_proxy.defaults.session.cookies import SESSION, drop_cookie, set_cookie
+from netbird_proxy.defaults.session.cookies import SESSION, drop_cookie, find, set_cookie
 from netbird_proxy.defaults.session.pages import Renderer
 from netbird_proxy.defaults.session.places import ROOT, own_path, with_wanted
-from netbird_proxy.defaults.session.site import Judge, Login, Site
+from netbird_proxy.defaults.session.site import Judge, Login, Site, end_session
 from netbird_wire.proxy_service_pb2 import AuthenticateRequest, PasswordRequest, PinRequest
 
 Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
@@ -32,6 +32,7 @@ NOTICES = {
     "login_failed": "The login could not be completed. Try again.",
     "login_expired": "The login took too long, or was begun elsewhere. Try again.",
     "login_canceled": "The login was canceled, or refused by the sign-on service.",
+    "logout_failed": "You could not be logged out everywhere right now. Try again in a moment.",
     "logged_out": "You are logged out.",
     "user_unknown": "Your account is not known here.",
     "pending_approval": "Your account waits for an administrator's approval.",
@@ -177,7 +178,16 @@ class LoginPlace:
         made = self._pages.logout(exchange, f"{ROOT}/logout")
         return 200, made[0], made[1]
 
-    async def _logout(self, _request: Request, _exchange: ExchangeView) -> Answer:
+    async def _logout(self, _request: Request, exchange: ExchangeView) -> Answer:
+        found = find(exchange.headers, SESSION)
+        if len(found) == 1 and self._judge.tokens.verify(found[0], self._site.settings.key, self._site.host):
+            try:
+                await end_session(self._site, self._proxy, found[0])
+            except ManagementError:
+                # Somebody else may have a copy, and would stay in: the person must know, and try again.
+                return self._page(
+                    exchange, 503, "management_unavailable", NOTICES["logout_failed"], retry=f"{ROOT}/logout"
+                )
         return self._redirect(_notice("logged_out", "/"), drop_cookie(SESSION))
 
     # Answers

@@ -23,6 +23,7 @@ from netbird_wire.proxy_service_pb2 import (
     AuthenticateResponse,
     GetOIDCURLRequest,
     GetOIDCURLResponse,
+    ValidateSessionRequest,
 )
 
 
@@ -85,6 +86,9 @@ class Judge:
         if not isinstance(answer, AuthenticateResponse):
             self._guesses.unjudged(site.service, source)
             return _later(503, "login_failed", "Authenticate: not an answer", 2)
+        if not answer.success and answer.retry_after_seconds:
+            self._guesses.unjudged(site.service, source)
+            return _later(429, "too_many_tries", "management has seen too many wrong tries", answer.retry_after_seconds)
         if not answer.success:
             return Deny(401, "wrong_credentials", f"management did not accept the {request.WhichOneof('request')}")
         self._guesses.right(site.service, source)
@@ -109,6 +113,19 @@ async def oidc_url(site: Site, proxy: Proxy, redirect_url: str) -> str:
     if parts.scheme not in ("https", "http") or not parts.netloc or not all("!" <= char <= "~" for char in url):
         raise ManagementError("GetOIDCURL: not an address")
     return url
+
+
+async def end_session(site: Site, proxy: Proxy, token: bytes) -> None:
+    """Have a session refused everywhere, where management can see to that.
+
+    NetBird's cannot: there only the browser forgets it, and its token lives on until it expires.
+
+    Raises:
+        ManagementError: it could, and was not reached.
+    """
+    if Extension.REVOCATIONS in proxy.management.extensions:
+        request = ValidateSessionRequest(domain=site.domain, session_token=token.decode("ascii"), end_session=True)
+        await proxy.management.call("ValidateSession", request)
 
 
 def _source(exchange: ExchangeView, site: Site, proxy: Proxy) -> str:

@@ -69,6 +69,7 @@ async def test_the_snapshot_of_nothing(lab: Lab) -> None:
     assert (list(message.mapping), message.initial_sync_complete) == ([], True)
     assert set(message.management_extensions) == {
         "access_log_batch",
+        "client_address",
         "plugin_settings",
         "principal",
         "proxy_id",

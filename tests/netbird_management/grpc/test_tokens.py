@@ -13,16 +13,15 @@ from netbird_management.network.accounts import create_account
 from netbird_management.services.tokens import create_proxy_token, revoke_proxy_token
 from netbird_wire.proxy_service_pb2 import (
     AccessLog,
-    AuthenticateRequest,
+    CheckLLMPolicyLimitsRequest,
     CreateProxyPeerRequest,
-    GetOIDCURLRequest,
+    RecordLLMUsageRequest,
     SendAccessLogRequest,
     SendStatusUpdateRequest,
-    ValidateSessionRequest,
     ValidateTunnelPeerRequest,
 )
 from netbird_wire.tokens import TokenKind, mint
-from tests.netbird_management.grpc.conftest import FakeProxy, Lab, soon
+from tests.netbird_management.grpc.conftest import FakeProxy, Lab
 
 ASK = ValidateTunnelPeerRequest(domain="nobody.test", tunnel_ip="100.64.0.1")
 Code = grpc.StatusCode
@@ -167,9 +166,8 @@ async def test_calls_that_are_not_there_say_so(lab: Lab) -> None:
     metadata = (("authorization", f"Bearer {lab.token}"),)
     proxy = lab.proxy()
     for method, request in (
-        ("Authenticate", AuthenticateRequest()),
-        ("GetOIDCURL", GetOIDCURLRequest()),
-        ("ValidateSession", ValidateSessionRequest()),
+        ("CheckLLMPolicyLimits", CheckLLMPolicyLimitsRequest()),
+        ("RecordLLMUsage", RecordLLMUsageRequest()),
     ):
         assert (await code_of(proxy.unary(method, request, metadata=metadata)))[0] is Code.UNIMPLEMENTED
         assert (await code_of(proxy.unary(method, request, metadata=())))[0] is Code.UNAUTHENTICATED

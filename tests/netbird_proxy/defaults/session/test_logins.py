@@ -10,6 +10,7 @@ import pytest
 
 from netbird_proxy import ManagementTimeout
 from netbird_proxy.testing.makers import host_origin
+from netbird_wire.proxy_service_pb2 import AuthenticateResponse, ValidateSessionResponse
 from tests.netbird_proxy.defaults.session.service import BROWSER, FORM, Service, cookies_of
 
 COOKIE = b"__Host-nb_session"
@@ -131,8 +132,6 @@ async def test_a_password_elsewhere_is_the_upstreams_business(password: Service)
 @pytest.mark.parametrize("how", ["unreachable", "late", "nonsense", "foreign token", "no token", "another scheme"])
 async def test_no_login_without_managements_word(how: str, password: Service) -> None:
     """503 and no cookie where management cannot be asked, or where what it gives is no session of this service."""
-    from netbird_wire.proxy_service_pb2 import AuthenticateResponse
-
     foreign = Service(password=True)
     answers = {
         "late": ManagementTimeout("late"),
@@ -248,6 +247,30 @@ async def test_logout_needs_a_form_of_this_site(password: Service) -> None:
     left = await password.post(b"", "/__netbird__/session/logout", headers=own)
     assert left.status == 303
     assert cookies_of(left)[COOKIE].startswith(b"; Max-Age=0")
+
+
+async def test_logout_is_told_where_it_is_understood(password: Service) -> None:
+    """Our management ends the session everywhere; where it is out of reach the person is told, and keeps the cookie."""
+    token = password.token()
+    own = [FORM, (b"sec-fetch-site", b"same-origin"), (b"cookie", COOKIE + b"=" + token)]
+    password.management.extensions = frozenset({"revocations"})
+
+    failed = await password.post(b"", "/__netbird__/session/logout", headers=own)
+    assert (failed.status, cookies_of(failed)) == (503, {})
+    password.management.answers["ValidateSession"] = ValidateSessionResponse(denied_reason="session_ended")
+    left = await password.post(b"", "/__netbird__/session/logout", headers=own)
+    assert (left.status, list(cookies_of(left))) == (303, [COOKIE])
+    request = password.management.calls[-1][1]
+    assert (request.session_token.encode(), request.end_session) == (token, True)
+
+
+async def test_management_counts_too(password: Service) -> None:
+    """Where it has seen too many tries by way of other proxies, the wait is what it says."""
+    password.management.answers["Authenticate"] = AuthenticateResponse(retry_after_seconds=7)
+
+    for _ in range(8):
+        slowed = await password.post(b"password=right")
+        assert (slowed.status, slowed.get(b"retry-after")) == (429, b"7")
 
 
 async def test_browsers_get_pages_for_refusals_and_unknown_hosts() -> None:

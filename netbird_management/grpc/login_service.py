@@ -1,0 +1,206 @@
+"""Who is at the door of a public service: credentials judged, sessions minted, asked about and ended."""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import grpc
+
+from netbird_management.grpc.errors import Refused
+from netbird_management.grpc.interceptors import Caller
+from netbird_management.ids import ServiceId, UserId
+from netbird_management.login.guesses import Guesses
+from netbird_management.login.passwords import verify_secret
+from netbird_management.login.sessions import Method, Session, mint_session_token, read_session_token
+from netbird_management.network.model import Group, User
+from netbird_management.network.revocations import revoke
+from netbird_management.network.snapshot import AccountSnapshot
+from netbird_management.services.model import SecretAuth, Service
+from netbird_management.services.validate import folded_name
+from netbird_management.state import State
+from netbird_wire.proxy_service_pb2 import (
+    AuthenticateRequest,
+    AuthenticateResponse,
+    GetOIDCURLRequest,
+    GetOIDCURLResponse,
+    Principal,
+    ValidateSessionRequest,
+    ValidateSessionResponse,
+)
+
+HASHED_AT_ONCE: Final = 2
+"""Each takes a core and 19 MiB for some 20 ms."""
+HASHES_WAITING: Final = 16
+"""More than these are answered at once that nobody has time."""
+LONGEST_SECRET: Final = 1024
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Credential:
+    secret: str
+    hashes: Sequence[str]
+    subject: str
+    method: Method
+
+
+class Logins:
+    """Answers `Authenticate`, `GetOIDCURL` and `ValidateSession`."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._guesses = Guesses(asyncio.get_running_loop().time)
+        self._places = asyncio.Semaphore(HASHED_AT_ONCE)
+        self._waiting = 0
+
+    async def authenticate(self, request: AuthenticateRequest, caller: Caller) -> AuthenticateResponse:
+        """Raises `Refused`: not the caller's service; nobody has time to judge; or the session cannot be signed."""
+        caller.check_account(request.account_id)
+        account = self._state.snapshots.get(request.account_id)
+        service = account.services.get(ServiceId(request.id)) if account is not None else None
+        if service is None:
+            raise Refused(grpc.StatusCode.FAILED_PRECONDITION, "no such service")
+        credential = _credential(service, request)
+        if credential is None:
+            return AuthenticateResponse(success=False)
+        if wait := self._guesses.reserve(service.id, request.client_address):
+            return AuthenticateResponse(success=False, retry_after_seconds=max(1, round(wait + 0.49)))
+        judged = right = False
+        try:
+            async with self._place():
+                right = await _matches(credential)
+                judged = True
+        finally:
+            if not judged:
+                self._guesses.unjudged(service.id, request.client_address)
+        if not right:
+            _log.info("login.refused", extra={"service_id": service.id, "method": credential.method})
+            return AuthenticateResponse(success=False)
+        self._guesses.right(service.id, request.client_address)
+        try:
+            token = await mint_session_token(self._state, service, credential.subject, credential.method)
+        except Exception as error:
+            _log.exception("session.sign.failed", extra={"service_id": service.id})
+            raise Refused(grpc.StatusCode.INTERNAL, "the session could not be signed") from error
+        return AuthenticateResponse(success=True, session_token=token)
+
+    async def oidc_url(self, request: GetOIDCURLRequest, caller: Caller) -> GetOIDCURLResponse:
+        """Raises `Refused`: there is no identity provider here."""
+        caller.check_account(request.account_id)
+        raise Refused(grpc.StatusCode.FAILED_PRECONDITION, "no identity provider is set up here")
+
+    async def validate_session(self, request: ValidateSessionRequest, caller: Caller) -> ValidateSessionResponse:
+        """The order of the checks is part of the contract: what a denial tells depends on how far it came."""
+        if not request.domain or not request.session_token:
+            return _denied("missing domain or session_token")
+        found = self._state.snapshots.by_domain(request.domain)
+        if found is None:
+            return _denied("service_not_found")
+        account, service = found
+        caller.check_account(service.account_id)
+        try:
+            session = read_session_token(request.session_token, service.session_public_key, service.domain)
+        except ValueError:
+            return _denied("invalid_service_config")
+        digest = hashlib.sha256(request.session_token.encode()).digest()
+        if session is None or _is_revoked(account, session, digest):
+            return _denied("invalid_token")
+        if request.end_session:
+            async with self._state.change(account.account.id) as transaction:
+                await revoke(transaction, token_hash=digest)
+            return _denied("session_ended")
+        return self._judged(account, service, session)
+
+    def _judged(self, account: AccountSnapshot, service: Service, session: Session) -> ValidateSessionResponse:
+        user = account.users.get(UserId(session.subject))
+        if user is None:
+            elsewhere = any(UserId(session.subject) in other.users for other in self._state.snapshots.all())
+            return _denied("account_mismatch" if elsewhere else "user_not_found")
+        groups = [group for id_ in user.auto_groups if (group := account.groups.get(id_)) is not None]
+        answer = _about(user, groups)
+        if user.pending_approval:
+            answer.denied_reason = "pending_approval"
+        elif user.blocked:
+            answer.denied_reason = "user_blocked"
+        elif not may_use(service, user):
+            answer.denied_reason = "not_in_group"
+        else:
+            answer.valid = True
+        return answer
+
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        if self._waiting >= HASHES_WAITING:
+            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many logins at once")
+        self._waiting += 1
+        try:
+            async with self._places:
+                yield
+        finally:
+            self._waiting -= 1
+
+
+def may_use(service: Service, user: User) -> bool:
+    """Whether single sign-on lets this person use the service: by the groups it names, if it names any."""
+    bearer = service.auth.bearer_auth
+    if bearer is None or not bearer.enabled or not bearer.distribution_groups:
+        return True
+    return bool(set(bearer.distribution_groups) & set(user.auto_groups))
+
+
+def _credential(service: Service, request: AuthenticateRequest) -> _Credential | None:
+    """What is to be judged; None where the service has no such scheme, or nothing was given."""
+    kind = request.WhichOneof("request")
+    found: _Credential | None = None
+    if kind == "password":
+        hashes = _enabled(service.auth.password_auth)
+        found = _Credential(request.password.password, hashes, "password-user", "password")
+    elif kind == "pin":
+        found = _Credential(request.pin.pin, _enabled(service.auth.pin_auth), "pin-user", "pin")
+    elif kind == "header_auth":
+        name = folded_name(request.header_auth.header_name)
+        hashes = [
+            one.value
+            for one in service.auth.header_auths
+            if one.enabled and (not name or folded_name(one.header) == name)
+        ]
+        found = _Credential(request.header_auth.header_value, hashes, "header-user", "header")
+    if found is None or not found.hashes or not 0 < len(found.secret) <= LONGEST_SECRET:
+        return None
+    return found
+
+
+def _enabled(scheme: SecretAuth | None) -> list[str]:
+    return [scheme.secret] if scheme is not None and scheme.enabled else []
+
+
+async def _matches(credential: _Credential) -> bool:
+    for stored in credential.hashes:
+        if await verify_secret(credential.secret, stored):
+            return True
+    return False
+
+
+def _is_revoked(account: AccountSnapshot, session: Session, digest: bytes) -> bool:
+    return any(
+        one.token_hash == digest or (one.subject == session.subject and session.issued_at < one.not_before.timestamp())
+        for one in account.revocations
+    )
+
+
+def _denied(reason: str) -> ValidateSessionResponse:
+    return ValidateSessionResponse(denied_reason=reason)
+
+
+def _about(user: User, groups: Sequence[Group]) -> ValidateSessionResponse:
+    return ValidateSessionResponse(
+        user_id=user.id,
+        user_email=user.email,
+        peer_group_ids=[group.id for group in groups],
+        peer_group_names=[group.name for group in groups],
+        principal=Principal(user_id=user.id),
+    )
