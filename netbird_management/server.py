@@ -13,12 +13,13 @@ from starlette.types import ASGIApp
 
 from netbird_management.grpc.server import serve_grpc
 from netbird_management.ids import AccountId
-from netbird_management.network.peers import disconnect_all_peers, sweep_proxy_peers
+from netbird_management.network.peers import disconnect_all_peers, sweep_ephemeral_peers
 from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.plugins import Hooks
 from netbird_management.rest.app import create_app
 from netbird_management.rest.context import Context
 from netbird_management.services.access_log import forget_old_entries
+from netbird_management.services.custom_domains import DnsResolver
 from netbird_management.services.proxies import disconnect_all_proxies, forget_stale_proxies
 from netbird_management.settings import ManagementSettings
 from netbird_management.state import State
@@ -71,6 +72,7 @@ async def _listening(settings: ManagementSettings, hooks: Hooks, state: State) -
         refused_domains=(*settings.hosts, *settings.refused_domains),
         setup_secret=server.setup_secret,
         dns_domain=settings.dns_domain,
+        resolver=DnsResolver(settings.dns_servers),
     )
     async with (
         hooks.lifespan(server),
@@ -124,7 +126,7 @@ async def _keep_house(server: ManagementServer) -> None:
     while True:
         try:
             await forget_stale_proxies(server.state)
-            await sweep_proxy_peers(server.state)
+            await sweep_ephemeral_peers(server.state)
             await forget_old_entries(server.state, server.settings.access_log_days)
         except Exception:
             _log.exception("housekeeping.failed")

@@ -102,6 +102,8 @@ class ManagementSettings(Section):
     hosts: tuple[Annotated[str, AfterValidator(fold)], ...] = ()
     refused_domains: tuple[Annotated[str, AfterValidator(fold)], ...] = ()
     dns_domain: Annotated[str, AfterValidator(fold)] = "netbird.selfhosted"
+    dns_servers: tuple[str, ...] = ()
+    """`address` or `address:port` of the servers that custom domains are validated by; none are the system's."""
     access_log_days: Count = 7
     rest: Listener = Listener(listen="127.0.0.1:8080")
     grpc: Listener = Listener(listen="127.0.0.1:8081")

@@ -8,30 +8,39 @@ snapshots are replaced in the order of commits.
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from netbird_management.ids import AccountId, GroupId, PeerId, PolicyId, ServiceId, UserId
+from netbird_management.clock import now
+from netbird_management.ids import AccountId, GroupId, PeerId, PolicyId, ServiceId, UserId, new_id
 from netbird_management.network import rows as network_rows
 from netbird_management.network.snapshot import AccountSnapshot, Snapshots, Touched
 from netbird_management.services import rows as service_rows
+from netbird_management.store.activity import Activity
 from netbird_management.store.engine import DATABASE_FILE, migrate, open_engine
 from netbird_management.store.models import (
     AccountRow,
     DomainRow,
+    EventRow,
     GroupPeerRow,
     GroupRow,
+    NameserverGroupRow,
     PeerRow,
     PolicyRow,
     RevocationRow,
     ServiceRow,
     UserRow,
+    ZoneRow,
 )
 from netbird_management.store.vault import Vault
+
+acting: ContextVar[str] = ContextVar("acting", default="")
+"""The id of the user this task works for, "" for nobody in particular: who is named in events."""
 
 
 class Transaction:
@@ -43,6 +52,24 @@ class Transaction:
         self.before = before
         """The account as it is; nobody else can change it until this is over."""
         self.touched = Touched()
+        self.events: list[EventRow] = []
+
+    def record(self, activity: Activity, target_id: str, *, initiator: str | None = None, **details: Any) -> None:
+        """Note what is changed, for people to read. It is written with the change, or not at all.
+
+        `initiator` is who did it, if it is not whoever this process acts for (`acting`).
+        """
+        self.events.append(
+            EventRow(
+                id=new_id(),
+                account_id=self.account_id,
+                timestamp=now(),
+                activity=activity.value,
+                initiator_id=acting.get() if initiator is None else initiator,
+                target_id=target_id,
+                details={name: value for name, value in details.items() if value is not None},
+            )
+        )
 
     @property
     def account(self) -> AccountSnapshot:
@@ -61,6 +88,7 @@ class Transaction:
         policies: Iterable[PolicyId] = (),
         account: bool = False,
         domains: bool = False,
+        dns: bool = False,
         revocations: bool = False,
     ) -> None:
         """Name the rows written, made or deleted. What is not named is not read again."""
@@ -72,6 +100,7 @@ class Transaction:
             policies=frozenset(policies),
             account=account,
             domains=domains,
+            dns=dns,
             revocations=revocations,
         )
 
@@ -80,6 +109,19 @@ class Transaction:
         row = await self.session.get_one(AccountRow, self.account_id)
         row.serial += 1
         self.touch(account=True)
+
+
+async def _number(session: AsyncSession, transaction: Transaction) -> None:
+    """Counts one more change of the account, and writes down what was recorded of it."""
+    counted = update(AccountRow).where(AccountRow.id == transaction.account_id)
+    counted = counted.values(changes=AccountRow.changes + 1).returning(AccountRow.changes)
+    number = await session.scalar(counted.execution_options(synchronize_session=False))
+    if number is None:
+        return  # the account went, and its events with it
+    for event in transaction.events:
+        event.number = number
+        session.add(event)
+    await session.flush()
 
 
 class State:
@@ -139,9 +181,10 @@ class State:
         try:
             transaction = Transaction(session, account_id, self.snapshots.get(account_id))
             yield transaction
-            if transaction.before is not None and transaction.touched == Touched():
+            if transaction.before is not None and transaction.touched == Touched() and not transaction.events:
                 return  # nothing was changed, so there is nothing to tell
             await session.flush()
+            await _number(session, transaction)
             session.expire_all()
             after = await self._read_account(session, account_id, transaction.before, transaction.touched)
             handed_over = True
@@ -198,6 +241,13 @@ class State:
         if domains is None:
             found = await session.scalars(select(DomainRow).where(DomainRow.account_id == account_id))
             domains = tuple(network_rows.domain(domain) for domain in found.all())
+        dns = old.dns if old is not None and not touched.dns else None
+        if dns is None:
+            servers = await session.scalars(
+                select(NameserverGroupRow).where(NameserverGroupRow.account_id == account_id)
+            )
+            zones = await session.scalars(select(ZoneRow).where(ZoneRow.account_id == account_id))
+            dns = network_rows.dns(servers.all(), zones.all())
         revocations = old.revocations if old is not None and not touched.revocations else None
         if revocations is None:
             query = select(RevocationRow).where(RevocationRow.account_id == account_id)
@@ -211,6 +261,7 @@ class State:
             services=await part(ServiceRow, old.services if old else empty, touched.services, service_rows.service),
             policies=await part(PolicyRow, old.policies if old else empty, touched.policies, network_rows.policy),
             custom_domains=domains,
+            dns=dns,
             revocations=revocations,
             generation=self._generation,
         )

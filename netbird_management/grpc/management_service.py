@@ -9,12 +9,14 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from nacl.public import PrivateKey
 
+from netbird_management.errors import Conflict
 from netbird_management.grpc.errors import Refused
 from netbird_management.grpc.interceptors import peer_address
 from netbird_management.grpc.peer_streams import QUIET_SECONDS, PeerStream, PeerStreams
 from netbird_management.network.model import Peer, PeerMeta
 from netbird_management.network.network_map import NetworkMaps, peer_config
 from netbird_management.network.peers import note_login, set_connected, set_disconnected, update_peer_meta
+from netbird_management.network.setup_keys import enroll
 from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.state import State
 from netbird_wire.envelope import Envelope, EnvelopeError, format_key, parse_key
@@ -78,7 +80,7 @@ class ManagementService(ManagementServiceServicer):
         envelope, login = self._opened(request, LoginRequest)
         if not login.HasField("meta"):
             raise Refused(grpc.StatusCode.FAILED_PRECONDITION, "peer system meta has to be provided")
-        peer = self._known(request.wgPubKey, login)
+        peer = await self._known(request.wgPubKey, login)
         ssh_key = login.peerKeys.sshPubKey.decode("utf-8", "replace")[:4096] if login.HasField("peerKeys") else None
         # What it can do decides on the addresses it is told here, which must be those of the maps that follow.
         peer = await update_peer_meta(self._state, peer, _meta(login.meta), ssh_key=ssh_key)
@@ -110,18 +112,28 @@ class ManagementService(ManagementServiceServicer):
                 sent = network_map
                 await context.write(self._sealed(envelope, self._response(account, peer, sent, first=False)))
 
-    def _known(self, key: str, login: LoginRequest) -> Peer:
+    async def _known(self, key: str, login: LoginRequest) -> Peer:
         """The peer with this key, if it may log in. Raises `Refused`."""
         found = self._state.snapshots.by_peer_key(key)
         if found is None:
             if login.setupKey:
-                raise Refused(grpc.StatusCode.NOT_FOUND, "this management server has no setup keys yet")
+                return await self._enrolled(key, login)
             if login.jwtToken:
                 raise Refused(grpc.StatusCode.PERMISSION_DENIED, "this management server has no sign-in for peers yet")
             raise Refused(grpc.StatusCode.PERMISSION_DENIED, _NOT_REGISTERED)
         account, peer = found
         _check_owner(account, peer)
         return peer
+
+    async def _enrolled(self, key: str, login: LoginRequest) -> Peer:
+        meta = _meta(login.meta)
+        ssh_key = login.peerKeys.sshPubKey.decode("utf-8", "replace")[:4096] if login.HasField("peerKeys") else ""
+        try:
+            return await enroll(
+                self._state, login.setupKey, key=key, hostname=meta.hostname, meta=meta, ssh_key=ssh_key
+            )
+        except Conflict as error:  # somebody registered this very key meanwhile
+            raise Refused(grpc.StatusCode.FAILED_PRECONDITION, error.message) from error
 
     def _current(self, key: str) -> tuple[AccountSnapshot, Peer]:
         found = self._state.snapshots.by_peer_key(key)

@@ -15,6 +15,7 @@ from netbird_management.network import rows
 from netbird_management.network.model import ALL_GROUP, AccountSettings, Policy, PolicyRule, Role, User
 from netbird_management.network.users import checked_email
 from netbird_management.state import State
+from netbird_management.store.activity import Activity
 from netbird_management.store.models import AccountRow, GroupRow, UserRow
 
 DNS_DOMAIN: Final = "netbird.selfhosted"
@@ -78,6 +79,7 @@ async def create_account(
         session.add(GroupRow(id=group_id, account_id=account_id, name=ALL_GROUP))
         policy = Policy(PolicyId(policy_id), "Default", rules=(rule,), description=described)
         session.add(rows.policy_row(account_id, policy))
+        transaction.record(Activity.ACCOUNT_CREATE, account_id, initiator=created_by or user_id)
     snapshot = state.snapshots.get(account_id)
     if snapshot is None:
         raise LookupError("the account is gone already")

@@ -2,13 +2,16 @@
 
 from collections.abc import Iterable
 
+from sqlalchemy import select
+
 from netbird_management.errors import BadRequest, Conflict, InvalidArgument, NotFound
 from netbird_management.ids import AccountId, GroupId, PeerId, new_id
 from netbird_management.network.membership import move
 from netbird_management.network.model import ALL_GROUP, Group
 from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.state import State
-from netbird_management.store.models import GroupRow
+from netbird_management.store.activity import Activity
+from netbird_management.store.models import GroupRow, SetupKeyRow
 
 
 async def create_group(state: State, account_id: AccountId, *, name: str, peers: Iterable[PeerId] = ()) -> Group:
@@ -18,6 +21,7 @@ async def create_group(state: State, account_id: AccountId, *, name: str, peers:
         _check(transaction.account, name, members, None)
         transaction.session.add(GroupRow(id=group_id, account_id=account_id, name=name))
         transaction.touch(groups=[group_id])
+        transaction.record(Activity.GROUP_ADD, group_id, name=name)
         await transaction.session.flush()
         await move(transaction, members, join=[group_id])
     return _group(state, account_id, group_id)
@@ -37,6 +41,7 @@ async def update_group(
         _check(transaction.account, name, members, group)
         (await transaction.session.get_one(GroupRow, group_id)).name = name
         transaction.touch(groups=[group_id])
+        transaction.record(Activity.GROUP_UPDATE, group_id, name=name)
         await transaction.session.flush()
         await move(transaction, group.peers - members, leave=[group_id])
         await move(transaction, members - group.peers, join=[group_id])
@@ -53,8 +58,15 @@ async def delete_group(state: State, account_id: AccountId, group_id: GroupId) -
             raise InvalidArgument("deleting group all is not allowed")
         if user := _user_of(transaction.account, group_id):
             raise BadRequest(f"group has been linked to {user}")
+        keys = await transaction.session.scalars(
+            select(SetupKeyRow).where(SetupKeyRow.account_id == account_id).order_by(SetupKeyRow.id)
+        )
+        for key in keys.all():
+            if group_id in key.auto_groups:
+                raise BadRequest(f"group has been linked to setup key: {key.name}")
         await transaction.session.delete(await transaction.session.get_one(GroupRow, group_id))
         transaction.touch(groups=[group_id])
+        transaction.record(Activity.GROUP_DELETE, group_id, name=group.name)
         await transaction.raise_serial()
 
 
@@ -68,6 +80,16 @@ def _user_of(account: AccountSnapshot, group_id: GroupId) -> str:
     for policy in account.policies.values():
         if any(group_id in (*rule.sources, *rule.destinations) for rule in policy.rules):
             return f"policy: {policy.name}"
+    for servers in account.dns.nameservers:
+        if group_id in servers.groups:
+            return f"name server groups: {servers.name}"
+    for zone in account.dns.zones:
+        if group_id in zone.distribution_groups:
+            return f"dns zone: {zone.domain}"
+    if group_id in account.account.settings.disabled_management_groups:
+        return "disabled DNS management groups"
+    if group_id in account.account.settings.peer_expose_groups:
+        return "settings"
     for user in account.users.values():
         if group_id in user.auto_groups:
             return f"user: {user.id}"

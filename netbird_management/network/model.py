@@ -20,6 +20,14 @@ class AccountSettings:
     routing_peer_dns_resolution_enabled: bool = True
     regular_users_view_blocked: bool = True
     lazy_connection_enabled: bool = False
+    peer_inactivity_expiration_enabled: bool = False
+    peer_inactivity_expiration: int = 600
+    peer_expose_enabled: bool = False
+    peer_expose_groups: tuple[GroupId, ...] = ()
+    groups_propagation_enabled: bool = True
+    user_approval_required: bool = True
+    disabled_management_groups: tuple[GroupId, ...] = ()
+    """The groups whose peers are told nothing about names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +50,8 @@ class Account:
 class Role(StrEnum):
     OWNER = "owner"
     ADMIN = "admin"
+    NETWORK_ADMIN = "network_admin"
+    AUDITOR = "auditor"
     USER = "user"
 
 
@@ -201,3 +211,59 @@ class CustomDomain:
     domain: str
     target_cluster: str
     validated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Nameserver:
+    ip: str
+    port: int = 53
+
+
+@dataclass(frozen=True, slots=True)
+class NameserverGroup:
+    """Servers that the members of some groups ask: for everything (`primary`), or for names under `domains`."""
+
+    id: str
+    name: str
+    nameservers: tuple[Nameserver, ...]
+    groups: tuple[GroupId, ...]
+    domains: tuple[str, ...] = ()
+    description: str = ""
+    enabled: bool = True
+    primary: bool = False
+    search_domains_enabled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ZoneRecord:
+    """`name` is the full name without trailing dot; `type` is A, AAAA or CNAME."""
+
+    id: str
+    name: str
+    type: str
+    content: str
+    ttl: int
+
+
+@dataclass(frozen=True, slots=True)
+class Zone:
+    """Names of the operator's own, for the members of some groups."""
+
+    id: str
+    name: str
+    domain: str
+    distribution_groups: tuple[GroupId, ...]
+    records: tuple[ZoneRecord, ...] = ()
+    enabled: bool = True
+    enable_search_domain: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Dns:
+    """What an account adds to its peers' resolvers by itself, each part by id."""
+
+    nameservers: tuple[NameserverGroup, ...] = ()
+    zones: tuple[Zone, ...] = ()
+
+
+NO_DNS = Dns()

@@ -4,7 +4,7 @@ What services add to a network is kept for each service, and what a snapshot's p
 snapshot of each account, so that a change costs what it touches and many peers share one computation.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
@@ -14,10 +14,10 @@ from netbird_management.network.differences import network_differs
 from netbird_management.network.model import Peer, Policy, PolicyRule, Resource, ResourceType
 from netbird_management.network.policies import target_policies
 from netbird_management.network.snapshot import AccountSnapshot
-from netbird_management.network.zones import fqdn, has_ipv6, peers_zone, service_zones
+from netbird_management.network.zones import fqdn, has_ipv6, nameserver_groups, peers_zone, service_zones, user_zones
 from netbird_management.plugins import Hooks
 from netbird_management.services.model import Service
-from netbird_management.steps import NetworkPatch
+from netbird_management.steps import DnsRecord, NetworkPatch
 from netbird_wire.management_pb2 import (
     ACCEPT,
     ALL,
@@ -88,15 +88,11 @@ class NetworkMaps:
             peerConfig=peer_config(account, peer),
             remotePeers=[_remote(peer, other, account) for other in others],
             remotePeersIsEmpty=not others,
-            DNSConfig=DNSConfig(
-                ServiceEnable=True,
-                CustomZones=[
-                    peers_zone(peer, others, account),
-                    *service_zones(
-                        peer, (record for _, patch in known.patches.values() for record in patch.records), account
-                    ),
-                ],
-                ForwarderPort=FORWARDER_PORT,
+            DNSConfig=_dns(
+                peer,
+                others,
+                account,
+                (record for _, patch in known.patches.values() for record in patch.records),
             ),
             FirewallRules=rules.values(),
             firewallRulesIsEmpty=not rules,
@@ -130,6 +126,22 @@ class NetworkMaps:
             policies=(*target_policies(service, account), *(policy for patch in added for policy in patch.policies)),
             records=tuple(record for patch in added for record in patch.records),
         )
+
+
+def _dns(peer: Peer, others: list[Peer], account: AccountSnapshot, records: Iterable[DnsRecord]) -> DNSConfig:
+    groups = frozenset(group.id for group in account.groups_of(peer.id))
+    if groups.intersection(account.account.settings.disabled_management_groups):
+        return DNSConfig(ServiceEnable=False, ForwarderPort=FORWARDER_PORT)
+    return DNSConfig(
+        ServiceEnable=True,
+        NameServerGroups=nameserver_groups(groups, account),
+        CustomZones=[
+            peers_zone(peer, others, account),
+            *user_zones(groups, account),
+            *service_zones(peer, records, account),
+        ],
+        ForwarderPort=FORWARDER_PORT,
+    )
 
 
 def peer_config(account: AccountSnapshot, peer: Peer) -> PeerConfig:

@@ -21,6 +21,7 @@ from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.services.model import TargetType
 from netbird_management.services.one_time import OneTimeToken, spend
 from netbird_management.state import State, Transaction
+from netbird_management.store.activity import Activity
 from netbird_management.store.models import PeerRow
 
 SEEN_SECONDS: Final = 3600
@@ -59,10 +60,11 @@ async def create_stock_peer(
         if unknown:
             raise InvalidArgument(f"group {unknown[0]} not found")
         groups = {account.group_all.id, *group_ids, *(user.auto_groups if user is not None else ())}
-        peer_id = await _insert(
+        peer_id = await insert_peer(
             state, transaction, key=public_key, name=name, hostname=name, user_id=user_id, stock=True
         )
         await move(transaction, [peer_id], join=groups)
+        transaction.record(Activity.PEER_ADD, peer_id, name=name, user_id=user_id)
     return get_peer(state, account_id, peer_id), private_key
 
 
@@ -94,7 +96,7 @@ async def create_proxy_peer(
             transaction.touch(peers=[peer_id])
         else:
             name = f"proxy-{new_id()}"
-            peer_id = await _insert(
+            peer_id = await insert_peer(
                 state,
                 transaction,
                 key=key,
@@ -185,6 +187,7 @@ async def rename_peer(state: State, account_id: AccountId, peer_id: PeerId, *, n
     async with state.change(account_id) as transaction:
         (await _row(transaction, peer)).name = name
         transaction.touch(peers=[peer_id])
+        transaction.record(Activity.PEER_RENAME, peer_id, name=name, old_name=peer.name)
     return get_peer(state, account_id, peer_id)
 
 
@@ -196,11 +199,13 @@ async def delete_peer(state: State, account_id: AccountId, peer_id: PeerId) -> N
         for service in transaction.account.services.values():
             if any(target.target_id == peer_id and target.target_type is TargetType.PEER for target in service.targets):
                 raise PreconditionFailed(f"peer {peer_id} is a target of service {service.id}")
+        transaction.record(Activity.PEER_DELETE, peer_id, name=transaction.account.peers[peer_id].name)
         await _delete(transaction, [peer_id])
 
 
-async def sweep_proxy_peers(state: State) -> None:
-    """Removes proxies' peers that have been away too long and that no stock client relies on."""
+async def sweep_ephemeral_peers(state: State) -> None:
+    """Removes what was made to go when it is away for long: peers of ephemeral keys, and proxies' peers that no stock
+    client relies on."""
     cutoff = now() - timedelta(seconds=PROXY_ABSENT_SECONDS)
     for snapshot in state.snapshots.all():
         if not _absent(snapshot, cutoff):
@@ -237,7 +242,7 @@ def checked_key(key: str) -> str:
     return key
 
 
-async def _insert(
+async def insert_peer(
     state: State,
     transaction: Transaction,
     *,
@@ -250,7 +255,9 @@ async def _insert(
     stock: bool = False,
     cluster: str | None = None,
     wireguard_endpoint: str = "",
+    ssh_key: str = "",
 ) -> PeerId:
+    """A new row, with an address and a label of its own, in no group yet. Raises `Conflict` for a known key."""
     if state.snapshots.by_peer_key(key) is not None:
         raise Conflict("a peer with this WireGuard key already exists")
     account, peer_id = transaction.account, PeerId(new_id())
@@ -266,6 +273,7 @@ async def _insert(
             dns_label=_free_label(account, hostname, ip),
             user_id=user_id,
             meta=asdict(meta if meta is not None else PeerMeta(hostname=hostname)),
+            ssh_key=ssh_key,
             created_at=now(),
             ephemeral=ephemeral,
             stock=stock,
@@ -329,8 +337,7 @@ def _absent(account: AccountSnapshot, cutoff: datetime) -> list[Peer]:
     return [
         peer
         for peer in account.peers.values()
-        if peer.proxy is not None
-        and not peer.proxy.wireguard_endpoint
+        if (peer.ephemeral if peer.proxy is None else not peer.proxy.wireguard_endpoint)
         and not peer.connected
         and (peer.last_seen or peer.created_at) < cutoff
     ]

@@ -10,7 +10,10 @@ from netbird_management.network.model import (
     Account,
     AccountSettings,
     CustomDomain,
+    Dns,
     Group,
+    Nameserver,
+    NameserverGroup,
     Peer,
     PeerMeta,
     Policy,
@@ -22,8 +25,20 @@ from netbird_management.network.model import (
     Revoked,
     Role,
     User,
+    Zone,
+    ZoneRecord,
 )
-from netbird_management.store.models import AccountRow, DomainRow, GroupRow, PeerRow, PolicyRow, RevocationRow, UserRow
+from netbird_management.store.models import (
+    AccountRow,
+    DomainRow,
+    GroupRow,
+    NameserverGroupRow,
+    PeerRow,
+    PolicyRow,
+    RevocationRow,
+    UserRow,
+    ZoneRow,
+)
 
 
 def account(row: AccountRow) -> Account:
@@ -35,7 +50,48 @@ def account(row: AccountRow) -> Account:
         network_v6=IPv6Network(row.network_v6),
         dns_domain=row.dns_domain,
         serial=row.serial,
-        settings=AccountSettings(**row.settings),
+        settings=settings(row.settings),
+    )
+
+
+def settings(stored: dict[str, Any]) -> AccountSettings:
+    """From a row, also of a version that knew fewer; lists become tuples."""
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()
+    }
+    return AccountSettings(**fields)
+
+
+def dns(servers: Iterable[NameserverGroupRow], zones: Iterable[ZoneRow]) -> Dns:
+    return Dns(
+        nameservers=tuple(nameserver_group(row) for row in sorted(servers, key=lambda row: row.id)),
+        zones=tuple(zone(row) for row in sorted(zones, key=lambda row: row.id)),
+    )
+
+
+def nameserver_group(row: NameserverGroupRow) -> NameserverGroup:
+    return NameserverGroup(
+        id=row.id,
+        name=row.name,
+        nameservers=tuple(Nameserver(**server) for server in row.nameservers),
+        groups=tuple(GroupId(id_) for id_ in row.groups),
+        domains=tuple(row.domains),
+        description=row.description,
+        enabled=row.enabled,
+        primary=row.primary,
+        search_domains_enabled=row.search_domains_enabled,
+    )
+
+
+def zone(row: ZoneRow) -> Zone:
+    return Zone(
+        id=row.id,
+        name=row.name,
+        domain=row.domain,
+        distribution_groups=tuple(GroupId(id_) for id_ in row.distribution_groups),
+        records=tuple(ZoneRecord(**record) for record in row.records),
+        enabled=row.enabled,
+        enable_search_domain=row.enable_search_domain,
     )
 
 

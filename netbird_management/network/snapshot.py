@@ -12,7 +12,18 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from types import MappingProxyType
 
 from netbird_management.ids import AccountId, GroupId, PeerId, PolicyId, ServiceId, UserId
-from netbird_management.network.model import ALL_GROUP, Account, CustomDomain, Group, Peer, Policy, Revoked, User
+from netbird_management.network.model import (
+    ALL_GROUP,
+    NO_DNS,
+    Account,
+    CustomDomain,
+    Dns,
+    Group,
+    Peer,
+    Policy,
+    Revoked,
+    User,
+)
 from netbird_management.services.domains import fold
 from netbird_management.services.model import Service
 
@@ -28,6 +39,7 @@ class AccountSnapshot:
     services: Mapping[ServiceId, Service]
     policies: Mapping[PolicyId, Policy]
     custom_domains: tuple[CustomDomain, ...] = ()
+    dns: Dns = NO_DNS
     revocations: tuple[Revoked, ...] = ()
     """Of the last day, when it was read; the oldest first."""
     generation: int = 0
@@ -49,6 +61,7 @@ class AccountSnapshot:
         services: Mapping[ServiceId, Service] | None = None,
         policies: Mapping[PolicyId, Policy] | None = None,
         custom_domains: tuple[CustomDomain, ...] = (),
+        dns: Dns = NO_DNS,
         revocations: tuple[Revoked, ...] = (),
         generation: int = 0,
     ) -> "AccountSnapshot":
@@ -75,6 +88,7 @@ class AccountSnapshot:
             services=MappingProxyType(services),
             policies=MappingProxyType(policies),
             custom_domains=custom_domains,
+            dns=dns,
             revocations=revocations,
             generation=generation,
             _by_domain={service.domain: service for service in services.values()},
@@ -137,6 +151,7 @@ class Touched:
     policies: frozenset[PolicyId] = frozenset()
     account: bool = False
     domains: bool = False
+    dns: bool = False
     revocations: bool = False
 
     def __or__(self, other: "Touched") -> "Touched":
@@ -148,6 +163,7 @@ class Touched:
             policies=self.policies | other.policies,
             account=self.account or other.account,
             domains=self.domains or other.domains,
+            dns=self.dns or other.dns,
             revocations=self.revocations or other.revocations,
         )
 

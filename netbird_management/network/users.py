@@ -8,13 +8,14 @@ from typing import Final
 from sqlalchemy import delete, select, update
 
 from netbird_management.clock import now
-from netbird_management.errors import InvalidArgument, NotFound, PermissionDenied
+from netbird_management.errors import InvalidArgument, NotFound, PermissionDenied, PreconditionFailed
 from netbird_management.ids import AccountId, GroupId, TokenId, UserId, new_id
 from netbird_management.network.membership import move
 from netbird_management.network.model import ALL_GROUP, Role, User
 from netbird_management.network.revocations import revoke
 from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.state import State
+from netbird_management.store.activity import Activity
 from netbird_management.store.models import PeerRow, PersonalTokenRow, UserRow
 from netbird_wire.tokens import TokenKind, mint, stored_hash, well_formed
 
@@ -75,6 +76,7 @@ async def create_user(
         )
         transaction.session.add(row)
         transaction.touch(users=[user_id])
+        transaction.record(Activity.USER_CREATE, user_id, email=address or None, name=name or None, role=role.value)
     return _user(state, account_id, user_id)
 
 
@@ -99,12 +101,46 @@ async def update_user(
         if not blocked:
             row.pending_approval = False
         transaction.touch(users=[user_id])
+        if role is not user.role:
+            transaction.record(Activity.USER_ROLE, user_id, role=role.value)
+        if tuple(auto_groups) != user.auto_groups:
+            transaction.record(Activity.USER_GROUPS, user_id, groups=list(auto_groups))
+        if blocked != user.blocked:
+            transaction.record(Activity.USER_BLOCK if blocked else Activity.USER_UNBLOCK, user_id)
         if blocked and not user.blocked:
             await revoke(transaction, subject=user_id)
         peers = [peer.id for peer in transaction.account.peers.values() if peer.user_id == user_id]
         before, after = set(user.auto_groups), set(auto_groups)
         await move(transaction, peers, leave=before - after, join=after - before)
     return _user(state, account_id, user_id)
+
+
+async def approve_user(state: State, account_id: AccountId, user_id: UserId) -> User:
+    """Lets in a user who waits for it. Raises `NotFound`, `PreconditionFailed` for one who does not wait."""
+    async with state.change(account_id) as transaction:
+        user = transaction.account.users.get(user_id)
+        if user is None:
+            raise NotFound(f"user: {user_id} not found")
+        if not user.pending_approval:
+            raise PreconditionFailed(f"user {user_id} is not pending approval")
+        row = await transaction.session.get_one(UserRow, user_id)
+        row.pending_approval, row.blocked = False, False
+        transaction.touch(users=[user_id])
+        transaction.record(Activity.USER_APPROVE, user_id, email=user.email or None)
+    return _user(state, account_id, user_id)
+
+
+async def reject_user(state: State, account_id: AccountId, user_id: UserId) -> None:
+    """Deletes a user who waits to be let in. Raises as `approve_user`."""
+    async with state.change(account_id) as transaction:
+        user = transaction.account.users.get(user_id)
+        if user is None:
+            raise NotFound(f"user: {user_id} not found")
+        if not user.pending_approval:
+            raise PreconditionFailed(f"user {user_id} is not pending approval")
+        await transaction.session.execute(delete(UserRow).where(UserRow.id == user_id))
+        transaction.touch(users=[user_id])
+        transaction.record(Activity.USER_REJECT, user_id, email=user.email or None)
 
 
 async def delete_user(state: State, account_id: AccountId, user_id: UserId) -> None:
@@ -120,6 +156,7 @@ async def delete_user(state: State, account_id: AccountId, user_id: UserId) -> N
         await transaction.session.execute(delete(PeerRow).where(PeerRow.id.in_(peers)))
         await transaction.session.execute(delete(UserRow).where(UserRow.id == user_id))
         transaction.touch(users=[user_id], peers=peers, groups=groups)
+        transaction.record(Activity.USER_DELETE, user_id, email=user.email or None, name=user.name or None)
         await revoke(transaction, subject=user_id)
         await transaction.raise_serial()
 

@@ -2,13 +2,21 @@
 
 from collections.abc import Iterable
 
+from netbird_management.ids import GroupId
 from netbird_management.network.model import Peer
 from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.steps import DnsRecord
-from netbird_wire.management_pb2 import CustomZone, PeerCapabilityIPv6Overlay, SimpleRecord
+from netbird_wire.management_pb2 import (
+    CustomZone,
+    NameServer,
+    NameServerGroup,
+    PeerCapabilityIPv6Overlay,
+    SimpleRecord,
+)
 
 PEER_TTL = 300
-A, AAAA = 1, 28
+A, CNAME, AAAA = 1, 5, 28
+_TYPES = {"A": A, "CNAME": CNAME, "AAAA": AAAA}
 
 
 def fqdn(peer: Peer, account: AccountSnapshot) -> str:
@@ -30,6 +38,41 @@ def peers_zone(viewer: Peer, others: Iterable[Peer], account: AccountSnapshot) -
             zone.Records.append(_record(name, AAAA, str(peer.ipv6), PEER_TTL))
     zone.Records.sort(key=lambda record: (record.Name, record.Type))
     return zone
+
+
+def user_zones(groups: frozenset[GroupId], account: AccountSnapshot) -> list[CustomZone]:
+    """The operator's own zones that the viewer's groups get to see; other names under them resolve as ever."""
+    return [
+        CustomZone(
+            Domain=zone.domain + ".",
+            SearchDomainDisabled=not zone.enable_search_domain,
+            NonAuthoritative=True,
+            Records=[
+                _record(
+                    record.name + ".",
+                    _TYPES[record.type],
+                    record.content + "." if record.type == "CNAME" else record.content,
+                    record.ttl,
+                )
+                for record in zone.records
+            ],
+        )
+        for zone in account.dns.zones
+        if zone.enabled and zone.records and groups.intersection(zone.distribution_groups)
+    ]
+
+
+def nameserver_groups(groups: frozenset[GroupId], account: AccountSnapshot) -> list[NameServerGroup]:
+    return [
+        NameServerGroup(
+            NameServers=[NameServer(IP=server.ip, NSType=1, Port=server.port) for server in group.nameservers],
+            Primary=group.primary,
+            Domains=group.domains,
+            SearchDomainsEnabled=group.search_domains_enabled,
+        )
+        for group in account.dns.nameservers
+        if group.enabled and groups.intersection(group.groups)
+    ]
 
 
 def service_zones(viewer: Peer, records: Iterable[DnsRecord], account: AccountSnapshot) -> list[CustomZone]:

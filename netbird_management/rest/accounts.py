@@ -1,34 +1,143 @@
 """The caller's account."""
 
-from dataclasses import asdict
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from netbird_management.rest.auth import AdminCaller
-from netbird_management.rest.json import ApiResponse, moment
+from netbird_management.errors import BadRequest, InvalidArgument, NotFound
+from netbird_management.ids import GroupId
+from netbird_management.network.account_settings import SettingsChange, delete_account, update_account
+from netbird_management.network.model import Account, AccountSettings
+from netbird_management.rest.auth import Caller, allowed
+from netbird_management.rest.context import InContext
+from netbird_management.rest.json import ApiResponse, Body, moment, read_body
 
-router = APIRouter()
+router = APIRouter(prefix="/accounts")
+
+REQUIRED = (
+    "peer_login_expiration_enabled",
+    "peer_login_expiration",
+    "peer_inactivity_expiration_enabled",
+    "peer_inactivity_expiration",
+    "regular_users_view_blocked",
+    "peer_expose_enabled",
+    "peer_expose_groups",
+)
 
 
-@router.get("/accounts")
-async def list_accounts(who: AdminCaller) -> Response:
-    account = who.account.account
-    settings = {
-        **asdict(account.settings),
-        "dns_domain": account.dns_domain,
-        "network_range": str(account.network),
-        "network_range_v6": str(account.network_v6),
+class ExtraBody(Body):
+    user_approval_required: bool = True
+
+
+class SettingsBody(Body):
+    peer_login_expiration_enabled: bool | None = None
+    peer_login_expiration: int | None = None
+    peer_inactivity_expiration_enabled: bool | None = None
+    peer_inactivity_expiration: int | None = None
+    regular_users_view_blocked: bool | None = None
+    peer_expose_enabled: bool | None = None
+    peer_expose_groups: list[str] | None = None
+    groups_propagation_enabled: bool | None = None
+    jwt_groups_enabled: bool = False
+    routing_peer_dns_resolution_enabled: bool | None = None
+    lazy_connection_enabled: bool | None = None
+    dns_domain: str = ""
+    network_range: str = ""
+    network_range_v6: str = ""
+    extra: ExtraBody | None = None
+
+
+class AccountBody(Body):
+    settings: SettingsBody | None = None
+
+
+def account_json(account: Account) -> dict[str, Any]:
+    settings = account.settings
+    return {
+        "created_at": moment(account.created_at),
+        "created_by": account.created_by,
+        "domain": "",
+        "domain_category": "",
+        "id": account.id,
+        "settings": {
+            "dns_domain": account.dns_domain,
+            "extra": {"user_approval_required": settings.user_approval_required},
+            "groups_propagation_enabled": settings.groups_propagation_enabled,
+            "jwt_groups_enabled": False,
+            "lazy_connection_enabled": settings.lazy_connection_enabled,
+            "network_range": str(account.network),
+            "network_range_v6": str(account.network_v6),
+            "peer_expose_enabled": settings.peer_expose_enabled,
+            "peer_expose_groups": list(settings.peer_expose_groups),
+            "peer_inactivity_expiration": settings.peer_inactivity_expiration,
+            "peer_inactivity_expiration_enabled": settings.peer_inactivity_expiration_enabled,
+            "peer_login_expiration": settings.peer_login_expiration,
+            "peer_login_expiration_enabled": settings.peer_login_expiration_enabled,
+            "regular_users_view_blocked": settings.regular_users_view_blocked,
+            "routing_peer_dns_resolution_enabled": settings.routing_peer_dns_resolution_enabled,
+        },
     }
-    return ApiResponse(
-        [
-            {
-                "created_at": moment(account.created_at),
-                "created_by": account.created_by,
-                "domain": "",
-                "domain_category": "",
-                "id": account.id,
-                "settings": settings,
-            }
-        ]
+
+
+@router.get("")
+async def list_accounts(who: Annotated[Caller, allowed("accounts", "read")]) -> Response:
+    return ApiResponse([account_json(who.account.account)])
+
+
+@router.put("/{account_id}")
+async def put_account(
+    account_id: str, request: Request, who: Annotated[Caller, allowed("settings", "update")], context: InContext
+) -> Response:
+    account = _own(account_id, who)
+    given, _ = await read_body(request, AccountBody)
+    body = given.settings
+    if body is None:
+        raise BadRequest("settings are required")
+    for name in REQUIRED:
+        if getattr(body, name) is None:
+            raise BadRequest(f"settings.{name} is required")
+    if body.jwt_groups_enabled:
+        raise InvalidArgument("jwt_groups_enabled is not there yet: it can only be false")
+    for name, held in (("network_range", account.network), ("network_range_v6", account.network_v6)):
+        if getattr(body, name) not in ("", str(held)):
+            raise InvalidArgument(f"{name} cannot be changed: peers have addresses of it")
+    old = account.settings
+
+    def kept(value: bool | None, stored: bool) -> bool:
+        return stored if value is None else value
+
+    settings = AccountSettings(
+        peer_login_expiration_enabled=bool(body.peer_login_expiration_enabled),
+        peer_login_expiration=body.peer_login_expiration or 0,
+        peer_inactivity_expiration_enabled=bool(body.peer_inactivity_expiration_enabled),
+        peer_inactivity_expiration=body.peer_inactivity_expiration or 0,
+        regular_users_view_blocked=bool(body.regular_users_view_blocked),
+        peer_expose_enabled=bool(body.peer_expose_enabled),
+        peer_expose_groups=tuple(GroupId(id_) for id_ in body.peer_expose_groups or ()),
+        groups_propagation_enabled=kept(body.groups_propagation_enabled, old.groups_propagation_enabled),
+        routing_peer_dns_resolution_enabled=kept(
+            body.routing_peer_dns_resolution_enabled, old.routing_peer_dns_resolution_enabled
+        ),
+        lazy_connection_enabled=kept(body.lazy_connection_enabled, old.lazy_connection_enabled),
+        user_approval_required=kept(
+            None if body.extra is None else body.extra.user_approval_required, old.user_approval_required
+        ),
     )
+    changed = await update_account(context.state, account.id, SettingsChange(settings, body.dns_domain))
+    return ApiResponse(account_json(changed))
+
+
+@router.delete("/{account_id}")
+async def remove_account(
+    account_id: str, who: Annotated[Caller, allowed("accounts", "delete")], context: InContext
+) -> Response:
+    """The account with everything in it; the caller's own token goes as well."""
+    await delete_account(context.state, _own(account_id, who).id)
+    return ApiResponse({})
+
+
+def _own(account_id: str, who: Caller) -> Account:
+    if account_id != who.account_id:
+        raise NotFound(f"account {account_id} not found")
+    return who.account.account

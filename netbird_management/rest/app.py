@@ -10,6 +10,7 @@ from netbird_management.ids import new_id
 from netbird_management.rest import (
     accounts,
     clusters,
+    dns,
     errors,
     events,
     groups,
@@ -18,11 +19,25 @@ from netbird_management.rest import (
     proxy_tokens,
     services,
     setup,
+    setup_keys,
     users,
 )
 from netbird_management.rest.context import Context
 
-ROUTERS: Final = (setup, users, accounts, groups, peers, policies, services, clusters, proxy_tokens, events)
+ROUTERS: Final = (
+    setup,
+    users,
+    accounts,
+    groups,
+    peers,
+    setup_keys,
+    policies,
+    dns,
+    services,
+    clusters,
+    proxy_tokens,
+    events,
+)
 
 
 def create_app(context: Context, extra: Sequence[APIRouter] = ()) -> ASGIApp:

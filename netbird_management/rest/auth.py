@@ -1,7 +1,7 @@
 """Who calls the API: a personal access token in `Authorization`, and nothing else. Cookies never authenticate here."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
@@ -11,6 +11,8 @@ from netbird_management.network.model import Role, User
 from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.network.users import user_of_token
 from netbird_management.rest.context import Context, context_of
+from netbird_management.rest.permissions import Operation, may
+from netbird_management.state import acting
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,9 @@ class Caller:
     @property
     def is_admin(self) -> bool:
         return self.user.role in (Role.OWNER, Role.ADMIN)
+
+    def may(self, module: str, operation: Operation) -> bool:
+        return may(self.user, module, operation)
 
 
 async def caller(request: Request, context: Annotated[Context, Depends(context_of)]) -> Caller:
@@ -48,16 +53,20 @@ async def caller(request: Request, context: Annotated[Context, Depends(context_o
             raise PermissionDenied("user is pending approval")
         if user.blocked:
             raise PermissionDenied("user is blocked")
+        acting.set(user.id)
         return Caller(user, account)
     raise Unauthorized("token invalid")
 
 
-async def admin(who: Annotated[Caller, Depends(caller)]) -> Caller:
-    """The same, for what only owners and admins may do."""
-    if not who.is_admin:
-        raise PermissionDenied("permission denied")
-    return who
+def allowed(module: str, operation: Operation) -> Any:
+    """A dependency: the caller, if their role lets them do this. Raises `PermissionDenied` otherwise."""
+
+    async def check(who: Annotated[Caller, Depends(caller)]) -> Caller:
+        if not who.may(module, operation):
+            raise PermissionDenied("permission denied")
+        return who
+
+    return Depends(check)
 
 
 AnyCaller = Annotated[Caller, Depends(caller)]
-AdminCaller = Annotated[Caller, Depends(admin)]

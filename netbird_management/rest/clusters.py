@@ -1,25 +1,40 @@
 """Clusters of proxies, and the domains that services can live under."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
+from starlette.background import BackgroundTask
 from starlette.responses import Response
 
 from netbird_management.ids import AccountId
-from netbird_management.rest.auth import AdminCaller
+from netbird_management.network.model import CustomDomain
+from netbird_management.rest.auth import Caller, allowed
 from netbird_management.rest.context import InContext
-from netbird_management.rest.json import ApiResponse
+from netbird_management.rest.json import ApiResponse, Body, read_body
+from netbird_management.rest.service_json import listener_json
+from netbird_management.services.custom_domains import create_domain, delete_domain, get_domain, validate_domain
+from netbird_management.services.model import InboundListener
 from netbird_management.services.proxies import Cluster, clusters_of, delete_cluster
+from netbird_management.services.statuses import inbound_listeners
 
 router = APIRouter()
+
+
+class DomainBody(Body):
+    domain: str = ""
+    target_cluster: str = ""
 
 
 def _known(**facts: bool | None) -> dict[str, bool]:
     return {name: fact for name, fact in facts.items() if fact is not None}
 
 
-def cluster_json(cluster: Cluster) -> dict[str, Any]:
+def cluster_json(cluster: Cluster, listeners: Sequence[InboundListener] = ()) -> dict[str, Any]:
+    """`listeners` are where its proxies serve inside the account's tunnel."""
+    shown = {"inbound_listeners": [listener_json(listener) for listener in listeners]} if listeners else {}
     return {
+        **shown,
         "address": cluster.address,
         "connected_proxies": cluster.connected_proxies,
         "id": cluster.id,
@@ -50,35 +65,76 @@ def _free_domain_json(cluster: Cluster) -> dict[str, Any]:
 
 
 @router.get("/reverse-proxies/clusters")
-async def list_clusters(who: AdminCaller, context: InContext) -> Response:
-    return ApiResponse([cluster_json(cluster) for cluster in await clusters_of(context.state, who.account_id)])
+async def list_clusters(who: Annotated[Caller, allowed("services", "read")], context: InContext) -> Response:
+    listeners = await inbound_listeners(context.state, who.account_id)
+    clusters = await clusters_of(context.state, who.account_id)
+    return ApiResponse([cluster_json(cluster, listeners.get(cluster.address, ())) for cluster in clusters])
 
 
 @router.delete("/reverse-proxies/clusters/{address}")
-async def remove_cluster(address: str, who: AdminCaller, context: InContext) -> Response:
+async def remove_cluster(
+    address: str, who: Annotated[Caller, allowed("services", "delete")], context: InContext
+) -> Response:
     await delete_cluster(context.state, AccountId(who.account_id), address)
     return ApiResponse({})
 
 
 @router.get("/reverse-proxies/domains")
-async def list_domains(who: AdminCaller, context: InContext) -> Response:
+async def list_domains(who: Annotated[Caller, allowed("services", "read")], context: InContext) -> Response:
     clusters = await clusters_of(context.state, who.account_id)
     by_address = {cluster.address: cluster for cluster in clusters}
-    answer = [_free_domain_json(cluster) for cluster in clusters if cluster.online]
-    for custom in who.account.custom_domains:
-        shown: dict[str, Any] = {
-            "domain": custom.domain,
-            "id": custom.id,
-            "target_cluster": custom.target_cluster,
-            "type": "custom",
-            "validated": custom.validated,
-        }
-        cluster = by_address.get(custom.target_cluster)
-        if cluster is not None:
-            shown |= _known(
-                supports_crowdsec=cluster.supports_crowdsec,
-                supports_custom_ports=cluster.supports_custom_ports,
-                supports_private=cluster.private,
-            )
-        answer.append(shown)
-    return ApiResponse(answer)
+    free = [_free_domain_json(cluster) for cluster in clusters if cluster.online]
+    custom = [_custom_domain_json(one, by_address.get(one.target_cluster)) for one in who.account.custom_domains]
+    return ApiResponse([*free, *custom])
+
+
+@router.post("/reverse-proxies/domains")
+async def post_domain(
+    request: Request, who: Annotated[Caller, allowed("services", "create")], context: InContext
+) -> Response:
+    given, _ = await read_body(request, DomainBody)
+    domain = await create_domain(
+        context.state,
+        context.resolver,
+        who.account_id,
+        domain=given.domain,
+        target_cluster=given.target_cluster,
+        refused_domains=context.refused_domains,
+    )
+    clusters = {cluster.address: cluster for cluster in await clusters_of(context.state, who.account_id)}
+    return ApiResponse(_custom_domain_json(domain, clusters.get(domain.target_cluster)))
+
+
+@router.get("/reverse-proxies/domains/{domain_id}/validate")
+async def validate(
+    domain_id: str, who: Annotated[Caller, allowed("services", "create")], context: InContext
+) -> Response:
+    """Answers at once; the look-up goes on after the answer."""
+    get_domain(context.state, who.account_id, domain_id)
+    later = BackgroundTask(validate_domain, context.state, context.resolver, who.account_id, domain_id)
+    return Response(status_code=202, background=later)
+
+
+@router.delete("/reverse-proxies/domains/{domain_id}")
+async def remove_domain(
+    domain_id: str, who: Annotated[Caller, allowed("services", "delete")], context: InContext
+) -> Response:
+    await delete_domain(context.state, who.account_id, domain_id)
+    return Response(status_code=204)
+
+
+def _custom_domain_json(custom: CustomDomain, cluster: Cluster | None) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "domain": custom.domain,
+        "id": custom.id,
+        "target_cluster": custom.target_cluster,
+        "type": "custom",
+        "validated": custom.validated,
+    }
+    if cluster is None:
+        return shown
+    return shown | _known(
+        supports_crowdsec=cluster.supports_crowdsec,
+        supports_custom_ports=cluster.supports_custom_ports,
+        supports_private=cluster.private,
+    )

@@ -7,6 +7,7 @@ from fastapi import Depends, Request
 
 from netbird_management.network.accounts import DNS_DOMAIN
 from netbird_management.plugins import Hooks
+from netbird_management.services.custom_domains import DnsResolver, Resolver
 from netbird_management.state import State
 
 
@@ -19,6 +20,7 @@ class Context:
     refused_domains: tuple[str, ...] = ()
     setup_secret: str = field(default="", repr=False)
     dns_domain: str = DNS_DOMAIN
+    resolver: Resolver = field(default_factory=DnsResolver, repr=False)
 
 
 def context_of(request: Request) -> Context:

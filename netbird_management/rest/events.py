@@ -1,11 +1,15 @@
-"""The access log, a page at a time."""
+"""What was changed, and the access log, a page at a time."""
 
-from typing import Any
+import json
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from netbird_management.rest.auth import AdminCaller
+from netbird_management.ids import UserId
+from netbird_management.network.activity import Event, events_of
+from netbird_management.network.snapshot import AccountSnapshot
+from netbird_management.rest.auth import Caller, allowed
 from netbird_management.rest.context import InContext
 from netbird_management.rest.json import ApiResponse, moment
 from netbird_management.services.access_log import AccessLogEntry, access_log_page
@@ -40,8 +44,37 @@ def entry_json(entry: AccessLogEntry) -> dict[str, Any]:
     }
 
 
+def event_json(event: Event, account: AccountSnapshot) -> dict[str, Any]:
+    initiator = account.users.get(UserId(event.initiator_id))
+    return {
+        "activity": event.sentence,
+        "activity_code": event.activity.value,
+        "id": event.id,
+        "initiator_email": "" if initiator is None else initiator.email,
+        "initiator_id": event.initiator_id,
+        "initiator_name": "" if initiator is None else initiator.name,
+        "meta": {name: _text(value) for name, value in event.details.items()},
+        "target_id": event.target_id,
+        "timestamp": moment(event.timestamp),
+    }
+
+
+def _text(value: object) -> str:
+    """Clients read all of `meta` as text."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+@router.get("/events")
+@router.get("/events/audit")
+async def list_events(who: Annotated[Caller, allowed("events", "read")], context: InContext) -> Response:
+    """What was changed, the newest first."""
+    return ApiResponse([event_json(event, who.account) for event in await events_of(context.state, who.account_id)])
+
+
 @router.get("/events/proxy")
-async def list_entries(request: Request, who: AdminCaller, context: InContext) -> Response:
+async def list_entries(
+    request: Request, who: Annotated[Caller, allowed("services", "read")], context: InContext
+) -> Response:
     """Parameters that make no sense are ignored, as clients expect; other filters than these are not there yet."""
     query = request.query_params
     page, size = _number(query.get("page"), 1), min(_number(query.get("page_size"), 50), 100)

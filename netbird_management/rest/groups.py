@@ -1,6 +1,6 @@
 """Groups of peers."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -10,7 +10,7 @@ from netbird_management.ids import GroupId, PeerId
 from netbird_management.network.groups import create_group, delete_group, update_group
 from netbird_management.network.model import Group
 from netbird_management.network.snapshot import AccountSnapshot
-from netbird_management.rest.auth import AdminCaller
+from netbird_management.rest.auth import Caller, allowed
 from netbird_management.rest.context import InContext
 from netbird_management.rest.json import ApiResponse, Body, read_body
 
@@ -41,7 +41,7 @@ def group_minimum(group: Group) -> dict[str, Any]:
 
 
 @router.get("/groups")
-async def list_groups(who: AdminCaller, name: str | None = None) -> Response:
+async def list_groups(who: Annotated[Caller, allowed("groups", "read")], name: str | None = None) -> Response:
     groups = sorted(who.account.groups.values(), key=lambda group: group.id)
     if name is not None:
         groups = [group for group in groups if group.name == name]
@@ -51,7 +51,9 @@ async def list_groups(who: AdminCaller, name: str | None = None) -> Response:
 
 
 @router.post("/groups")
-async def post_group(request: Request, who: AdminCaller, context: InContext) -> Response:
+async def post_group(
+    request: Request, who: Annotated[Caller, allowed("groups", "create")], context: InContext
+) -> Response:
     given = await _read(request)
     peers = [PeerId(id_) for id_ in given.peers or ()]
     group = await create_group(context.state, who.account_id, name=given.name, peers=peers)
@@ -59,7 +61,7 @@ async def post_group(request: Request, who: AdminCaller, context: InContext) -> 
 
 
 @router.get("/groups/{group_id}")
-async def get_group(group_id: str, who: AdminCaller) -> Response:
+async def get_group(group_id: str, who: Annotated[Caller, allowed("groups", "read")]) -> Response:
     group = who.account.groups.get(GroupId(group_id))
     if group is None:
         raise NotFound(f"group: {group_id} not found")
@@ -67,7 +69,9 @@ async def get_group(group_id: str, who: AdminCaller) -> Response:
 
 
 @router.put("/groups/{group_id}")
-async def put_group(group_id: str, request: Request, who: AdminCaller, context: InContext) -> Response:
+async def put_group(
+    group_id: str, request: Request, who: Annotated[Caller, allowed("groups", "update")], context: InContext
+) -> Response:
     given = await _read(request)
     peers = None if given.peers is None else [PeerId(id_) for id_ in given.peers]
     group = await update_group(context.state, who.account_id, GroupId(group_id), name=given.name, peers=peers)
@@ -75,7 +79,9 @@ async def put_group(group_id: str, request: Request, who: AdminCaller, context: 
 
 
 @router.delete("/groups/{group_id}")
-async def remove_group(group_id: str, who: AdminCaller, context: InContext) -> Response:
+async def remove_group(
+    group_id: str, who: Annotated[Caller, allowed("groups", "delete")], context: InContext
+) -> Response:
     await delete_group(context.state, who.account_id, GroupId(group_id))
     return ApiResponse({})
 
@@ -87,5 +93,5 @@ async def _read(request: Request) -> GroupRequest:
     return given
 
 
-def _answer(group: Group, who: AdminCaller, context: InContext) -> Response:
+def _answer(group: Group, who: Caller, context: InContext) -> Response:
     return ApiResponse(group_json(group, context.state.snapshots.get(who.account_id) or who.account))

@@ -15,6 +15,7 @@ from netbird_management.rest.auth import AnyCaller, Caller
 from netbird_management.rest.context import InContext
 from netbird_management.rest.groups import group_minimum
 from netbird_management.rest.json import ApiResponse, Body, moment, read_body
+from netbird_management.rest.permissions import Operation
 
 router = APIRouter()
 
@@ -82,7 +83,7 @@ async def list_peers(who: AnyCaller, name: str | None = None, ip: str | None = N
     peers = [
         peer
         for peer in sorted(who.account.peers.values(), key=lambda peer: peer.id)
-        if _may_see(peer, who)
+        if _may(peer, who, "read")
         and (name is None or peer.name == name)
         and (ip is None or ip in (str(peer.ip), str(peer.ipv6)))
     ]
@@ -93,7 +94,7 @@ async def list_peers(who: AnyCaller, name: str | None = None, ip: str | None = N
 async def post_peer(request: Request, who: AnyCaller, context: InContext) -> Response:
     given, _ = await read_body(request, NewPeer)
     user_id = None if not given.user_id else UserId(given.user_id)
-    if not who.is_admin:
+    if not who.may("peers", "create"):
         # Groups are what access is given to: nobody joins one by asking.
         if user_id not in (None, who.user.id) or given.group_ids:
             raise PermissionDenied("you may add peers of your own, without groups")
@@ -123,7 +124,7 @@ async def get_wireguard(peer_id: str, who: AnyCaller) -> Response:
 
 @router.put("/peers/{peer_id}")
 async def put_peer(peer_id: str, request: Request, who: AnyCaller, context: InContext) -> Response:
-    peer = _peer(peer_id, who)
+    peer = _peer(peer_id, who, "update")
     given, _ = await read_body(request, PeerUpdate)
     renamed = await rename_peer(context.state, who.account_id, peer.id, name=given.name)
     return ApiResponse(peer_json(renamed, context.state.snapshots.get(who.account_id) or who.account))
@@ -131,18 +132,19 @@ async def put_peer(peer_id: str, request: Request, who: AnyCaller, context: InCo
 
 @router.delete("/peers/{peer_id}")
 async def remove_peer(peer_id: str, who: AnyCaller, context: InContext) -> Response:
-    await delete_peer(context.state, who.account_id, _peer(peer_id, who).id)
+    await delete_peer(context.state, who.account_id, _peer(peer_id, who, "delete").id)
     return ApiResponse({})
 
 
-def _may_see(peer: Peer, who: Caller) -> bool:
-    return peer.proxy is None and (who.is_admin or peer.user_id == who.user.id)
+def _may(peer: Peer, who: Caller, operation: Operation) -> bool:
+    return peer.proxy is None and (who.may("peers", operation) or peer.user_id == who.user.id)
 
 
-def _peer(peer_id: str, who: Caller) -> Peer:
+def _peer(peer_id: str, who: Caller, operation: Operation = "read") -> Peer:
+    """Raises `NotFound` also for what the caller may not do to it, so that nobody learns of a peer by asking."""
     peer = who.account.peers.get(PeerId(peer_id))
-    if peer is not None and peer.proxy is not None and who.is_admin:
+    if peer is not None and peer.proxy is not None and who.may("peers", "read"):
         raise InvalidArgument(f"peer {peer_id} belongs to a proxy")
-    if peer is None or not _may_see(peer, who):
+    if peer is None or not _may(peer, who, operation):
         raise NotFound(f"peer: {peer_id} not found")
     return peer

@@ -1,26 +1,96 @@
-"""Policies, to look at. What services add to the network by themselves is not listed."""
+"""Policies. What services add to the network by themselves is not listed."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from netbird_management.network.model import Policy, PolicyRule
+from netbird_management.errors import InvalidArgument
+from netbird_management.ids import GroupId, PolicyId
+from netbird_management.network.model import Policy, PolicyRule, PortRange, Resource, ResourceType
+from netbird_management.network.policy_edit import create_policy, delete_policy, get_policy, update_policy
 from netbird_management.network.snapshot import AccountSnapshot
-from netbird_management.rest.auth import AdminCaller
+from netbird_management.rest.auth import Caller, allowed
+from netbird_management.rest.context import InContext
 from netbird_management.rest.groups import group_minimum
-from netbird_management.rest.json import ApiResponse
+from netbird_management.rest.json import ApiResponse, Body, read_body
 
-router = APIRouter()
+router = APIRouter(prefix="/policies")
 
 
-@router.get("/policies")
-async def list_policies(who: AdminCaller) -> Response:
+class ResourceBody(Body):
+    id: str = ""
+    type: str = ""
+
+
+class PortRangeBody(Body):
+    start: int = 0
+    end: int = 0
+
+
+class RuleBody(Body):
+    id: str | None = None
+    name: str = ""
+    enabled: bool = False
+    action: str = ""
+    bidirectional: bool = False
+    protocol: str = ""
+    description: str | None = None
+    ports: list[str] | None = None
+    port_ranges: list[PortRangeBody] | None = None
+    sources: list[str] | None = None
+    sourceResource: ResourceBody | None = None  # noqa: N815 - a member's name
+    destinations: list[str] | None = None
+    destinationResource: ResourceBody | None = None  # noqa: N815 - a member's name
+
+
+class PolicyBody(Body):
+    name: str = ""
+    enabled: bool = False
+    description: str | None = None
+    rules: list[RuleBody] | None = None
+    source_posture_checks: list[str] | None = None
+
+
+@router.get("")
+async def list_policies(who: Annotated[Caller, allowed("policies", "read")]) -> Response:
     policies = sorted(who.account.policies.values(), key=lambda policy: policy.id)
-    return ApiResponse([_policy_json(policy, who.account) for policy in policies])
+    return ApiResponse([policy_json(policy, who.account) for policy in policies])
 
 
-def _policy_json(policy: Policy, account: AccountSnapshot) -> dict[str, Any]:
+@router.post("")
+async def post_policy(
+    request: Request, who: Annotated[Caller, allowed("policies", "create")], context: InContext
+) -> Response:
+    given, _ = await read_body(request, PolicyBody)
+    policy = await create_policy(context.state, who.account_id, _policy(PolicyId(""), given))
+    return ApiResponse(policy_json(policy, context.state.snapshots.get(who.account_id) or who.account))
+
+
+@router.get("/{policy_id}")
+async def get_one(policy_id: str, who: Annotated[Caller, allowed("policies", "read")], context: InContext) -> Response:
+    policy = get_policy(context.state, who.account_id, PolicyId(policy_id))
+    return ApiResponse(policy_json(policy, who.account))
+
+
+@router.put("/{policy_id}")
+async def put_policy(
+    policy_id: str, request: Request, who: Annotated[Caller, allowed("policies", "update")], context: InContext
+) -> Response:
+    given, _ = await read_body(request, PolicyBody)
+    policy = await update_policy(context.state, who.account_id, _policy(PolicyId(policy_id), given))
+    return ApiResponse(policy_json(policy, context.state.snapshots.get(who.account_id) or who.account))
+
+
+@router.delete("/{policy_id}")
+async def remove_policy(
+    policy_id: str, who: Annotated[Caller, allowed("policies", "delete")], context: InContext
+) -> Response:
+    await delete_policy(context.state, who.account_id, PolicyId(policy_id))
+    return ApiResponse({})
+
+
+def policy_json(policy: Policy, account: AccountSnapshot) -> dict[str, Any]:
     return {
         "description": policy.description,
         "enabled": policy.enabled,
@@ -44,8 +114,59 @@ def _rule_json(rule: PolicyRule, account: AccountSnapshot) -> dict[str, Any]:
     for name, ids in (("sources", rule.sources), ("destinations", rule.destinations)):
         if ids:
             answer[name] = [group_minimum(account.groups[id_]) for id_ in ids if id_ in account.groups]
+    for name, resource in (
+        ("sourceResource", rule.source_resource),
+        ("destinationResource", rule.destination_resource),
+    ):
+        if resource is not None:
+            answer[name] = {"id": resource.id, "type": resource.type.value}
     if rule.ports:
         answer["ports"] = [str(port) for port in rule.ports]
     if rule.port_ranges:
         answer["port_ranges"] = [{"start": ports.start, "end": ports.end} for ports in rule.port_ranges]
     return answer
+
+
+def _policy(policy_id: PolicyId, body: PolicyBody) -> Policy:
+    if body.source_posture_checks:
+        raise InvalidArgument("posture checks are not there yet")
+    return Policy(
+        id=policy_id,
+        name=body.name,
+        enabled=body.enabled,
+        description=body.description or "",
+        rules=tuple(_rule(i, rule) for i, rule in enumerate(body.rules or ())),
+    )
+
+
+def _rule(i: int, body: RuleBody) -> PolicyRule:
+    return PolicyRule(
+        id=body.id or "",
+        name=body.name,
+        enabled=body.enabled,
+        sources=tuple(GroupId(id_) for id_ in body.sources or ()),
+        source_resource=_resource(i, body.sourceResource),
+        destinations=tuple(GroupId(id_) for id_ in body.destinations or ()),
+        destination_resource=_resource(i, body.destinationResource),
+        bidirectional=body.bidirectional,
+        protocol=body.protocol,
+        action=body.action,
+        ports=tuple(_port(i, port) for port in body.ports or ()),
+        port_ranges=tuple(PortRange(ports.start, ports.end) for ports in body.port_ranges or ()),
+        description=(body.description or "")[:1024],
+    )
+
+
+def _resource(i: int, body: ResourceBody | None) -> Resource | None:
+    if body is None or not body.id:
+        return None
+    try:
+        return Resource(body.id, ResourceType(body.type))
+    except ValueError as error:
+        raise InvalidArgument(f'rules[{i}]: unknown resource type "{body.type}"') from error
+
+
+def _port(i: int, text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 6):
+        raise InvalidArgument(f'rules[{i}]: "{text}" is not a port')
+    return int(text)

@@ -1,12 +1,12 @@
 """Access tokens for an account's own proxies. Management-wide ones are made on the command line alone."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from netbird_management.ids import TokenId
-from netbird_management.rest.auth import AdminCaller
+from netbird_management.rest.auth import Caller, allowed
 from netbird_management.rest.context import InContext
 from netbird_management.rest.json import ApiResponse, Body, moment, read_body
 from netbird_management.services.tokens import ProxyToken, create_proxy_token, proxy_tokens_of, revoke_proxy_token
@@ -34,12 +34,14 @@ def token_json(token: ProxyToken) -> dict[str, Any]:
 
 
 @router.get("")
-async def list_tokens(who: AdminCaller, context: InContext) -> Response:
+async def list_tokens(who: Annotated[Caller, allowed("services", "read")], context: InContext) -> Response:
     return ApiResponse([token_json(token) for token in await proxy_tokens_of(context.state, who.account_id)])
 
 
 @router.post("")
-async def post_token(request: Request, who: AdminCaller, context: InContext) -> Response:
+async def post_token(
+    request: Request, who: Annotated[Caller, allowed("services", "create")], context: InContext
+) -> Response:
     given, _ = await read_body(request, TokenRequest)
     token, plain = await create_proxy_token(
         context.state,
@@ -52,6 +54,8 @@ async def post_token(request: Request, who: AdminCaller, context: InContext) -> 
 
 
 @router.delete("/{token_id}")
-async def revoke_token(token_id: str, who: AdminCaller, context: InContext) -> Response:
+async def revoke_token(
+    token_id: str, who: Annotated[Caller, allowed("services", "delete")], context: InContext
+) -> Response:
     await revoke_proxy_token(context.state, who.account_id, TokenId(token_id))
     return ApiResponse({})

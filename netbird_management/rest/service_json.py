@@ -16,6 +16,7 @@ from netbird_management.services.model import (
     AuthConfig,
     BearerAuth,
     HeaderAuth,
+    InboundListener,
     ProxyStatus,
     SecretAuth,
     Service,
@@ -188,13 +189,13 @@ def service_json(
     return answer
 
 
+def listener_json(listener: InboundListener) -> dict[str, Any]:
+    ports = {"https_port": listener.https_port, "http_port": listener.http_port}
+    return {"tunnel_ip": listener.tunnel_ip, **{name: port for name, port in ports.items() if port}}
+
+
 def proxy_status_json(status: ProxyStatus) -> dict[str, Any]:
-    listener = status.inbound_listener
-    shown: dict[str, Any] | None = None
-    if listener is not None:
-        shown = {"tunnel_ip": listener.tunnel_ip}
-        ports = {"https_port": listener.https_port, "http_port": listener.http_port}
-        shown |= {name: port for name, port in ports.items() if port}
+    shown = None if status.inbound_listener is None else listener_json(status.inbound_listener)
     return {
         "error_message": status.error_message,
         "inbound_listener": shown,

@@ -1,10 +1,12 @@
 """Services: what the reverse proxies expose."""
 
+from typing import Annotated
+
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from netbird_management.ids import ServiceId
-from netbird_management.rest.auth import AdminCaller, Caller
+from netbird_management.rest.auth import Caller, allowed
 from netbird_management.rest.context import Context, InContext
 from netbird_management.rest.json import ApiResponse, read_body
 from netbird_management.rest.service_json import ServiceBody, proxy_status_json, sent_names, service_json, service_of
@@ -16,7 +18,7 @@ router = APIRouter(prefix="/reverse-proxies/services")
 
 
 @router.get("")
-async def list_services(who: AdminCaller, context: InContext) -> Response:
+async def list_services(who: Annotated[Caller, allowed("services", "read")], context: InContext) -> Response:
     worst = await worst_statuses(context.state, who.account_id)
     issued = await certificates_issued(context.state, who.account_id)
     services = sorted(who.account.services.values(), key=lambda service: service.id)
@@ -26,7 +28,9 @@ async def list_services(who: AdminCaller, context: InContext) -> Response:
 
 
 @router.post("")
-async def post_service(request: Request, who: AdminCaller, context: InContext) -> Response:
+async def post_service(
+    request: Request, who: Annotated[Caller, allowed("services", "create")], context: InContext
+) -> Response:
     body, raw = await read_body(request, ServiceBody)
     given = service_of(body, who.account_id, ServiceId(""))
     service = await create_service(
@@ -36,12 +40,14 @@ async def post_service(request: Request, who: AdminCaller, context: InContext) -
 
 
 @router.get("/{service_id}")
-async def get_one(service_id: str, who: AdminCaller, context: InContext) -> Response:
+async def get_one(service_id: str, who: Annotated[Caller, allowed("services", "read")], context: InContext) -> Response:
     return await _answer(get_service(context.state, who.account_id, ServiceId(service_id)), who, context)
 
 
 @router.put("/{service_id}")
-async def put_service(service_id: str, request: Request, who: AdminCaller, context: InContext) -> Response:
+async def put_service(
+    service_id: str, request: Request, who: Annotated[Caller, allowed("services", "update")], context: InContext
+) -> Response:
     body, raw = await read_body(request, ServiceBody)
     given = service_of(body, who.account_id, ServiceId(service_id))
     service = await update_service(
@@ -56,13 +62,17 @@ async def put_service(service_id: str, request: Request, who: AdminCaller, conte
 
 
 @router.delete("/{service_id}")
-async def remove_service(service_id: str, who: AdminCaller, context: InContext) -> Response:
+async def remove_service(
+    service_id: str, who: Annotated[Caller, allowed("services", "delete")], context: InContext
+) -> Response:
     await delete_service(context.state, who.account_id, ServiceId(service_id))
     return ApiResponse({})
 
 
 @router.get("/{service_id}/proxies")
-async def list_proxies(service_id: str, who: AdminCaller, context: InContext) -> Response:
+async def list_proxies(
+    service_id: str, who: Annotated[Caller, allowed("services", "read")], context: InContext
+) -> Response:
     """How the service fares on each proxy, and why it is withheld where it is."""
     service = get_service(context.state, who.account_id, ServiceId(service_id))
     return ApiResponse([proxy_status_json(status) for status in await proxy_statuses(context.state, service.id)])

@@ -1,6 +1,6 @@
 """Users and their personal access tokens."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -10,16 +10,19 @@ from netbird_management.ids import GroupId, TokenId, UserId
 from netbird_management.network.model import Role, User
 from netbird_management.network.users import (
     PersonalToken,
+    approve_user,
     create_token,
     create_user,
     delete_token,
     delete_user,
+    reject_user,
     tokens_of,
     update_user,
 )
-from netbird_management.rest.auth import AdminCaller, AnyCaller, Caller
+from netbird_management.rest.auth import AnyCaller, Caller, allowed
 from netbird_management.rest.context import InContext
 from netbird_management.rest.json import ApiResponse, Body, moment, read_body
+from netbird_management.rest.permissions import permissions_json
 
 router = APIRouter()
 
@@ -68,7 +71,7 @@ def token_json(token: PersonalToken) -> dict[str, Any]:
 
 
 @router.get("/users")
-async def list_users(who: AdminCaller, service_user: bool | None = None) -> Response:
+async def list_users(who: Annotated[Caller, allowed("users", "read")], service_user: bool | None = None) -> Response:
     users = sorted(who.account.users.values(), key=lambda user: user.id)
     return ApiResponse(
         [user_json(user, who) for user in users if service_user is None or user.is_service_user is service_user]
@@ -77,14 +80,13 @@ async def list_users(who: AdminCaller, service_user: bool | None = None) -> Resp
 
 @router.get("/users/current")
 async def current_user(who: AnyCaller) -> Response:
-    modules = ("accounts", "groups", "peers", "pats", "policies", "services", "users")
-    allowed = dict.fromkeys(("create", "delete", "read", "update"), who.is_admin)
-    permissions = {"is_restricted": not who.is_admin, "modules": dict.fromkeys(modules, allowed)}
-    return ApiResponse({**user_json(who.user, who), "permissions": permissions})
+    return ApiResponse({**user_json(who.user, who), "permissions": permissions_json(who.user)})
 
 
 @router.post("/users")
-async def post_user(request: Request, who: AdminCaller, context: InContext) -> Response:
+async def post_user(
+    request: Request, who: Annotated[Caller, allowed("users", "create")], context: InContext
+) -> Response:
     given, _ = await read_body(request, UserRequest)
     user = await create_user(
         context.state,
@@ -99,7 +101,9 @@ async def post_user(request: Request, who: AdminCaller, context: InContext) -> R
 
 
 @router.put("/users/{user_id}")
-async def put_user(user_id: str, request: Request, who: AdminCaller, context: InContext) -> Response:
+async def put_user(
+    user_id: str, request: Request, who: Annotated[Caller, allowed("users", "update")], context: InContext
+) -> Response:
     given, _ = await read_body(request, UserRequest)
     if given.auto_groups is None:
         raise BadRequest("auto_groups is required")
@@ -116,8 +120,19 @@ async def put_user(user_id: str, request: Request, who: AdminCaller, context: In
     return ApiResponse(user_json(user, who))
 
 
+@router.post("/users/{user_id}/approve")
+async def approve(user_id: str, who: Annotated[Caller, allowed("users", "update")], context: InContext) -> Response:
+    return ApiResponse(user_json(await approve_user(context.state, who.account_id, UserId(user_id)), who))
+
+
+@router.delete("/users/{user_id}/reject")
+async def reject(user_id: str, who: Annotated[Caller, allowed("users", "delete")], context: InContext) -> Response:
+    await reject_user(context.state, who.account_id, UserId(user_id))
+    return ApiResponse({})
+
+
 @router.delete("/users/{user_id}")
-async def remove_user(user_id: str, who: AdminCaller, context: InContext) -> Response:
+async def remove_user(user_id: str, who: Annotated[Caller, allowed("users", "delete")], context: InContext) -> Response:
     if user_id == who.user.id:
         raise PermissionDenied("you cannot delete yourself")
     await delete_user(context.state, who.account_id, UserId(user_id))

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
+from netbird_host.go_duration import format_duration
 from netbird_management.clock import now
 from netbird_management.errors import Conflict, InvalidArgument, NotFound, PermissionDenied, PreconditionFailed
 from netbird_management.ids import AccountId, ServiceId, new_id
@@ -18,6 +20,7 @@ from netbird_management.services.ports import with_port
 from netbird_management.services.proxies import Cluster, cluster_of_domain, clusters_of
 from netbird_management.services.validate import folded_name, validated
 from netbird_management.state import State
+from netbird_management.store.activity import Activity
 from netbird_management.store.models import ServiceRow
 
 
@@ -57,6 +60,7 @@ async def create_service(
         )
         transaction.session.add(row)
         transaction.touch(services=[service.id])
+        transaction.record(Activity.SERVICE_CREATE, service.id, **_described(service))
     return get_service(state, given.account_id, service.id)
 
 
@@ -104,11 +108,11 @@ async def update_service(
         )
         if not sent & {"private", "access_groups"}:
             service = replace(service, private=old.private, access_groups=old.access_groups)
+        service = extensions.kept(service, old, sent)
         service = _checked(service, old, sent, transaction.account, hooks)
         _check_secrets(service.auth)
         _check_domain(state, service)
         service = with_port(state, service, old, custom_ports=reported.get(service.proxy_cluster))
-        service = extensions.kept(service, old, sent)
         if _protected(old) and not _protected(service) and not confirm_public:
             raise PreconditionFailed(
                 "after this update anybody could use the service without being asked who they are: "
@@ -122,6 +126,7 @@ async def update_service(
         for column, value in rows.columns(service).items():
             setattr(row, column, value)
         transaction.touch(services=[service.id])
+        transaction.record(Activity.SERVICE_UPDATE, service.id, **_described(service))
     return get_service(state, given.account_id, given.id)
 
 
@@ -131,8 +136,10 @@ async def delete_service(state: State, account_id: AccountId, service_id: Servic
         row = await transaction.session.get(ServiceRow, service_id)
         if row is None or row.account_id != account_id:
             raise NotFound(f"service {service_id} not found")
+        service = transaction.account.services[service_id]
         await transaction.session.delete(row)
         transaction.touch(services=[service_id])
+        transaction.record(Activity.SERVICE_DELETE, service_id, **_described(service))
 
 
 def get_service(state: State, account_id: AccountId, service_id: ServiceId) -> Service:
@@ -141,6 +148,23 @@ def get_service(state: State, account_id: AccountId, service_id: ServiceId) -> S
     if service is None:
         raise NotFound(f"failed to get service: service {service_id} not found")
     return service
+
+
+def _described(service: Service) -> dict[str, Any]:
+    """What an event says of a service."""
+    options = service.targets[0].options
+    return {
+        "name": service.name,
+        "domain": service.domain,
+        "proxy_cluster": service.proxy_cluster,
+        "source": service.source,
+        "auth": service.auth.any_enabled,
+        "mode": service.mode,
+        "listen_port": service.listen_port or None,
+        "proxy_protocol": options.proxy_protocol or None,
+        "request_timeout": format_duration(options.request_timeout) if options.request_timeout else None,
+        "session_idle_timeout": format_duration(options.session_idle_timeout) if options.session_idle_timeout else None,
+    }
 
 
 def _account(state: State, account_id: AccountId) -> AccountSnapshot:
@@ -158,6 +182,7 @@ def _checked(
         raise InvalidArgument("; ".join(violation.message for violation in violations))
     if missing := unclaimed(service, hooks):
         raise InvalidArgument(f"no plugin of this management understands {', '.join(missing)}: add it to plugins")
+    judged(service, account, hooks)
     return service
 
 
@@ -182,7 +207,6 @@ async def _place(
     if folded in refused_domains:
         raise InvalidArgument(f"domain {folded} is not available for services here")
     cluster = await cluster_of_domain(state, account, folded)
-    judged(service, account, hooks)
     if folded == cluster.address.lower().rstrip("."):
         raise InvalidArgument(f"domain {folded} is the address of the proxies themselves: use a name below it")
     return folded, cluster

@@ -110,3 +110,29 @@ async def certificates_issued(state: State, account_id: AccountId) -> dict[Servi
     )
     async with state.read() as session:
         return {ServiceId(id_): moment for id_, moment in (await session.execute(query)).all() if moment is not None}
+
+
+async def inbound_listeners(state: State, account_id: AccountId) -> dict[str, list[InboundListener]]:
+    """Where live proxies serve inside the account's tunnel, by the address of their cluster; each once."""
+    query = (
+        select(
+            ProxyRow.cluster_address,
+            ServiceStatusRow.tunnel_ip,
+            ServiceStatusRow.https_port,
+            ServiceStatusRow.http_port,
+        )
+        .join(ProxyRow, ProxyRow.id == ServiceStatusRow.proxy_id)
+        .join(ServiceRow, ServiceRow.id == ServiceStatusRow.service_id)
+        .where(
+            ServiceRow.account_id == account_id,
+            ServiceStatusRow.tunnel_ip.is_not(None),
+            ProxyRow.status == "connected",
+            ProxyRow.last_seen > now() - timedelta(seconds=ACTIVE_SECONDS),
+        )
+        .distinct()
+    )
+    found: dict[str, list[InboundListener]] = {}
+    async with state.read() as session:
+        for address, tunnel_ip, https_port, http_port in sorted((await session.execute(query)).all()):
+            found.setdefault(address, []).append(InboundListener(tunnel_ip or "", https_port, http_port))
+    return found

@@ -53,6 +53,8 @@ class AccountRow(Row):
     network_v6: Mapped[str]
     dns_domain: Mapped[str]
     serial: Mapped[int] = mapped_column(default=0)
+    changes: Mapped[int] = mapped_column(default=0, server_default="0")
+    """How many changes there were; each event carries the number of its change."""
     settings: Mapped[dict[str, Any]]
 
 
@@ -154,6 +156,75 @@ class DomainRow(Row):
     validated: Mapped[bool] = mapped_column(default=False)
 
 
+class SetupKeyRow(Row):
+    """Lets machines join without a person. The key itself is shown once and kept as a hash."""
+
+    __tablename__ = "setup_keys"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"), index=True)
+    name: Mapped[str]
+    hashed_key: Mapped[str] = mapped_column(unique=True)
+    hint: Mapped[str] = mapped_column(String(8))
+    kind: Mapped[str] = mapped_column(String(16))
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
+    revoked: Mapped[bool] = mapped_column(default=False)
+    used_times: Mapped[int] = mapped_column(default=0)
+    last_used: Mapped[datetime | None]
+    auto_groups: Mapped[list[str]]
+    usage_limit: Mapped[int]
+    ephemeral: Mapped[bool] = mapped_column(default=False)
+    allow_extra_dns_labels: Mapped[bool] = mapped_column(default=False)
+
+
+class NameserverGroupRow(Row):
+    __tablename__ = "nameserver_groups"
+    __table_args__ = (UniqueConstraint("account_id", "name", name="one_nameserver_group_a_name"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"), index=True)
+    name: Mapped[str]
+    description: Mapped[str] = mapped_column(String(1024), default="")
+    enabled: Mapped[bool]
+    primary: Mapped[bool]
+    nameservers: Mapped[list[dict[str, Any]]]
+    groups: Mapped[list[str]]
+    domains: Mapped[list[str]]
+    search_domains_enabled: Mapped[bool]
+
+
+class ZoneRow(Row):
+    __tablename__ = "dns_zones"
+    __table_args__ = (UniqueConstraint("account_id", "domain", name="one_zone_a_domain"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"), index=True)
+    name: Mapped[str]
+    domain: Mapped[str]
+    enabled: Mapped[bool]
+    enable_search_domain: Mapped[bool]
+    distribution_groups: Mapped[list[str]]
+    records: Mapped[list[dict[str, Any]]]
+
+
+class EventRow(Row):
+    """What somebody changed, written in the transaction that changed it."""
+
+    __tablename__ = "events"
+    __table_args__ = (Index("events_of_account", "account_id", "number"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"))
+    number: Mapped[int]
+    timestamp: Mapped[datetime]
+    activity: Mapped[str] = mapped_column(String(64))
+    initiator_id: Mapped[str]
+    target_id: Mapped[str]
+    details: Mapped[dict[str, Any]]
+
+
 class ServiceRow(Row):
     __tablename__ = "services"
 
@@ -178,6 +249,7 @@ class ServiceRow(Row):
     session_public_key: Mapped[str]
     source: Mapped[str]
     source_peer: Mapped[str] = mapped_column(default="")
+    extensions: Mapped[dict[str, Any]] = mapped_column(default=dict)
     created_at: Mapped[datetime]
     certificate_issued_at: Mapped[datetime | None]
 
@@ -249,7 +321,6 @@ class SpentNonceRow(Row):
     __tablename__ = "spent_nonces"
 
     nonce: Mapped[str] = mapped_column(primary_key=True)
-    extensions: Mapped[dict[str, Any]] = mapped_column(default=dict)
     expires_at: Mapped[datetime] = mapped_column(index=True)
 
 

@@ -22,7 +22,7 @@ from netbird_management.network.peers import (
     note_seen,
     set_connected,
     set_disconnected,
-    sweep_proxy_peers,
+    sweep_ephemeral_peers,
     update_peer_meta,
 )
 from netbird_management.network.users import create_user, delete_user, update_user
@@ -236,13 +236,13 @@ async def test_absent_proxies_are_swept_unless_clients_rely_on_them(home: Home) 
         (await create_stock_peer(home.state, home.account_id, name="p", user_id=None))[0],
     ]
     await set_connected(home.state, kept[1], started_ns=1)
-    await sweep_proxy_peers(home.state)
+    await sweep_ephemeral_peers(home.state)
     assert len(home.snapshot.peers) == 4
     async with home.state.change(home.account_id) as transaction:
         past = now() - timedelta(minutes=11)
         await transaction.session.execute(update(PeerRow).values(created_at=past, last_seen=past))
         transaction.touch(peers=home.snapshot.peers)
-    await sweep_proxy_peers(home.state)
+    await sweep_ephemeral_peers(home.state)
     assert set(home.snapshot.peers) == {peer.id for peer in kept}
     with pytest.raises(NotFound):
         get_peer(home.state, home.account_id, gone.id)

@@ -103,7 +103,7 @@ async def test_strangers_do_not_log_in(lab: Lab) -> None:
     """An unknown key is denied; what it offers instead is not there yet, and is said so."""
     assert (await code_of(lab.peer().login()))[0] is Code.PERMISSION_DENIED
     code, details = await code_of(lab.peer().login(setupKey="A616097E-FCF0-48FA-9354-CA4A61142761"))
-    assert (code, "no setup keys yet" in details) == (Code.NOT_FOUND, True)
+    assert (code, "setup key is invalid" in details) == (Code.NOT_FOUND, True)
     code, details = await code_of(lab.peer().login(jwtToken="e30.e30.e30"))
     assert (code, "no sign-in" in details) == (Code.PERMISSION_DENIED, True)
     assert (await code_of(lab.peer().sync()))[0] is Code.PERMISSION_DENIED

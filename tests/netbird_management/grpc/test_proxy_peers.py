@@ -8,7 +8,7 @@ import pytest
 
 from netbird_management.clock import now
 from netbird_management.network.accounts import create_account
-from netbird_management.network.peers import PROXY_ABSENT_SECONDS, sweep_proxy_peers
+from netbird_management.network.peers import PROXY_ABSENT_SECONDS, sweep_ephemeral_peers
 from netbird_management.services.model import Service
 from netbird_management.services.tokens import create_proxy_token
 from netbird_management.store.models import PeerRow
@@ -159,12 +159,12 @@ async def test_absent_nodes_are_swept_but_for_those_with_an_endpoint(
     await register(proxy, service, peer=swept)
     await proxy.connect()
     await register(proxy, service, peer=kept, endpoint="127.0.0.1:51820")
-    await sweep_proxy_peers(lab.home.state)
+    await sweep_ephemeral_peers(lab.home.state)
     assert len(lab.home.snapshot.proxy_peers("px.test")) == 2
     async with lab.home.state.change(lab.home.account_id) as transaction:
         for peer in lab.home.snapshot.proxy_peers("px.test"):
             row = await transaction.session.get_one(PeerRow, peer.id)
             row.created_at = row.last_seen = now() - timedelta(seconds=PROXY_ABSENT_SECONDS + 1)
             transaction.touch(peers=[peer.id])
-    await sweep_proxy_peers(lab.home.state)
+    await sweep_ephemeral_peers(lab.home.state)
     assert [peer.key for peer in lab.home.snapshot.proxy_peers("px.test")] == [kept.key]

@@ -1,0 +1,43 @@
+"""What happened in an account, as it was written down with each change."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import select
+
+from netbird_management.ids import AccountId
+from netbird_management.state import State
+from netbird_management.store.activity import SENTENCES, Activity
+from netbird_management.store.models import EventRow
+
+NEWEST: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """`number` counts the account's changes; events of one change share it."""
+
+    id: str
+    number: int
+    timestamp: datetime
+    activity: Activity
+    initiator_id: str
+    target_id: str
+    details: dict[str, Any]
+
+    @property
+    def sentence(self) -> str:
+        return SENTENCES[self.activity]
+
+
+async def events_of(state: State, account_id: AccountId) -> list[Event]:
+    """The newest of an account, the latest first."""
+    query = select(EventRow).where(EventRow.account_id == account_id)
+    query = query.order_by(EventRow.number.desc(), EventRow.id.desc()).limit(NEWEST)
+    async with state.read() as session:
+        rows = (await session.scalars(query)).all()
+    return [
+        Event(row.id, row.number, row.timestamp, Activity(row.activity), row.initiator_id, row.target_id, row.details)
+        for row in rows
+    ]

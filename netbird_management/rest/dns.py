@@ -1,0 +1,255 @@
+"""DNS: name servers, zones, and who is left alone."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from netbird_management.errors import BadRequest, InvalidArgument, NotFound
+from netbird_management.ids import GroupId
+from netbird_management.network.dns import (
+    delete_nameservers,
+    delete_record,
+    delete_zone,
+    get_nameservers,
+    get_zone,
+    save_nameservers,
+    save_record,
+    save_zone,
+    set_disabled_groups,
+)
+from netbird_management.network.model import Nameserver, NameserverGroup, Zone, ZoneRecord
+from netbird_management.rest.auth import Caller, allowed
+from netbird_management.rest.context import InContext
+from netbird_management.rest.json import ApiResponse, Body, read_body
+
+router = APIRouter(prefix="/dns")
+
+
+class SettingsBody(Body):
+    disabled_management_groups: list[str] | None = None
+
+
+class NameserverBody(Body):
+    ip: str = ""
+    ns_type: str = "udp"
+    port: int = 53
+
+
+class NameserverGroupBody(Body):
+    name: str = ""
+    description: str = ""
+    nameservers: list[NameserverBody] | None = None
+    enabled: bool = False
+    groups: list[str] | None = None
+    primary: bool = False
+    domains: list[str] | None = None
+    search_domains_enabled: bool = False
+
+
+class ZoneBody(Body):
+    name: str = ""
+    domain: str = ""
+    enabled: bool = True
+    enable_search_domain: bool = False
+    distribution_groups: list[str] | None = None
+
+
+class RecordBody(Body):
+    name: str = ""
+    type: str = ""
+    content: str = ""
+    ttl: int = 0
+
+
+def nameservers_json(group: NameserverGroup) -> dict[str, Any]:
+    return {
+        "description": group.description,
+        "domains": list(group.domains),
+        "enabled": group.enabled,
+        "groups": list(group.groups),
+        "id": group.id,
+        "name": group.name,
+        "nameservers": [{"ip": server.ip, "ns_type": "udp", "port": server.port} for server in group.nameservers],
+        "primary": group.primary,
+        "search_domains_enabled": group.search_domains_enabled,
+    }
+
+
+def record_json(record: ZoneRecord) -> dict[str, Any]:
+    return {
+        "content": record.content,
+        "id": record.id,
+        "name": record.name,
+        "ttl": record.ttl,
+        "type": record.type,
+    }
+
+
+def zone_json(zone: Zone) -> dict[str, Any]:
+    return {
+        "distribution_groups": list(zone.distribution_groups),
+        "domain": zone.domain,
+        "enable_search_domain": zone.enable_search_domain,
+        "enabled": zone.enabled,
+        "id": zone.id,
+        "name": zone.name,
+        "records": [record_json(record) for record in zone.records],
+    }
+
+
+@router.get("/settings")
+async def get_settings(who: Annotated[Caller, allowed("dns", "read")]) -> Response:
+    return ApiResponse({"disabled_management_groups": list(who.account.account.settings.disabled_management_groups)})
+
+
+@router.put("/settings")
+async def put_settings(
+    request: Request, who: Annotated[Caller, allowed("dns", "update")], context: InContext
+) -> Response:
+    given, _ = await read_body(request, SettingsBody)
+    if given.disabled_management_groups is None:
+        raise BadRequest("disabled_management_groups is required")
+    groups = [GroupId(id_) for id_ in given.disabled_management_groups]
+    await set_disabled_groups(context.state, who.account_id, groups)
+    return ApiResponse({"disabled_management_groups": groups})
+
+
+@router.get("/nameservers")
+async def list_nameservers(who: Annotated[Caller, allowed("nameservers", "read")]) -> Response:
+    return ApiResponse([nameservers_json(group) for group in who.account.dns.nameservers])
+
+
+@router.post("/nameservers")
+async def post_nameservers(
+    request: Request, who: Annotated[Caller, allowed("nameservers", "create")], context: InContext
+) -> Response:
+    given, _ = await read_body(request, NameserverGroupBody)
+    saved = await save_nameservers(context.state, who.account_id, _nameservers("", given))
+    return ApiResponse(nameservers_json(saved))
+
+
+@router.get("/nameservers/{group_id}")
+async def get_group(
+    group_id: str, who: Annotated[Caller, allowed("nameservers", "read")], context: InContext
+) -> Response:
+    return ApiResponse(nameservers_json(get_nameservers(context.state, who.account_id, group_id)))
+
+
+@router.put("/nameservers/{group_id}")
+async def put_group(
+    group_id: str, request: Request, who: Annotated[Caller, allowed("nameservers", "update")], context: InContext
+) -> Response:
+    given, _ = await read_body(request, NameserverGroupBody)
+    saved = await save_nameservers(context.state, who.account_id, _nameservers(group_id, given))
+    return ApiResponse(nameservers_json(saved))
+
+
+@router.delete("/nameservers/{group_id}")
+async def remove_group(
+    group_id: str, who: Annotated[Caller, allowed("nameservers", "delete")], context: InContext
+) -> Response:
+    await delete_nameservers(context.state, who.account_id, group_id)
+    return ApiResponse({})
+
+
+@router.get("/zones")
+async def list_zones(who: Annotated[Caller, allowed("dns", "read")]) -> Response:
+    return ApiResponse([zone_json(zone) for zone in who.account.dns.zones])
+
+
+@router.post("/zones")
+async def post_zone(request: Request, who: Annotated[Caller, allowed("dns", "create")], context: InContext) -> Response:
+    given, _ = await read_body(request, ZoneBody)
+    return ApiResponse(zone_json(await save_zone(context.state, who.account_id, _zone("", given))))
+
+
+@router.get("/zones/{zone_id}")
+async def get_one_zone(zone_id: str, who: Annotated[Caller, allowed("dns", "read")], context: InContext) -> Response:
+    return ApiResponse(zone_json(get_zone(context.state, who.account_id, zone_id)))
+
+
+@router.put("/zones/{zone_id}")
+async def put_zone(
+    zone_id: str, request: Request, who: Annotated[Caller, allowed("dns", "update")], context: InContext
+) -> Response:
+    given, _ = await read_body(request, ZoneBody)
+    return ApiResponse(zone_json(await save_zone(context.state, who.account_id, _zone(zone_id, given))))
+
+
+@router.delete("/zones/{zone_id}")
+async def remove_zone(zone_id: str, who: Annotated[Caller, allowed("dns", "delete")], context: InContext) -> Response:
+    await delete_zone(context.state, who.account_id, zone_id)
+    return ApiResponse({})
+
+
+@router.get("/zones/{zone_id}/records")
+async def list_records(zone_id: str, who: Annotated[Caller, allowed("dns", "read")], context: InContext) -> Response:
+    return ApiResponse([record_json(record) for record in get_zone(context.state, who.account_id, zone_id).records])
+
+
+@router.post("/zones/{zone_id}/records")
+async def post_record(
+    zone_id: str, request: Request, who: Annotated[Caller, allowed("dns", "create")], context: InContext
+) -> Response:
+    given, _ = await read_body(request, RecordBody)
+    return ApiResponse(record_json(await save_record(context.state, who.account_id, zone_id, _record("", given))))
+
+
+@router.get("/zones/{zone_id}/records/{record_id}")
+async def get_record(
+    zone_id: str, record_id: str, who: Annotated[Caller, allowed("dns", "read")], context: InContext
+) -> Response:
+    for record in get_zone(context.state, who.account_id, zone_id).records:
+        if record.id == record_id:
+            return ApiResponse(record_json(record))
+    raise NotFound(f"record {record_id} not found")
+
+
+@router.put("/zones/{zone_id}/records/{record_id}")
+async def put_record(
+    zone_id: str, record_id: str, request: Request, who: Annotated[Caller, allowed("dns", "update")], context: InContext
+) -> Response:
+    given, _ = await read_body(request, RecordBody)
+    saved = await save_record(context.state, who.account_id, zone_id, _record(record_id, given))
+    return ApiResponse(record_json(saved))
+
+
+@router.delete("/zones/{zone_id}/records/{record_id}")
+async def remove_record(
+    zone_id: str, record_id: str, who: Annotated[Caller, allowed("dns", "delete")], context: InContext
+) -> Response:
+    await delete_record(context.state, who.account_id, zone_id, record_id)
+    return ApiResponse({})
+
+
+def _nameservers(id_: str, body: NameserverGroupBody) -> NameserverGroup:
+    servers = body.nameservers or ()
+    if any(server.ns_type != "udp" for server in servers):
+        raise InvalidArgument("ns_type must be udp")
+    return NameserverGroup(
+        id=id_,
+        name=body.name,
+        nameservers=tuple(Nameserver(server.ip, server.port) for server in servers),
+        groups=tuple(GroupId(group_id) for group_id in body.groups or ()),
+        domains=tuple(body.domains or ()),
+        description=body.description,
+        enabled=body.enabled,
+        primary=body.primary,
+        search_domains_enabled=body.search_domains_enabled,
+    )
+
+
+def _zone(id_: str, body: ZoneBody) -> Zone:
+    return Zone(
+        id=id_,
+        name=body.name,
+        domain=body.domain,
+        distribution_groups=tuple(GroupId(group_id) for group_id in body.distribution_groups or ()),
+        enabled=body.enabled,
+        enable_search_domain=body.enable_search_domain,
+    )
+
+
+def _record(id_: str, body: RecordBody) -> ZoneRecord:
+    return ZoneRecord(id=id_, name=body.name, type=body.type, content=body.content, ttl=body.ttl)

@@ -1,0 +1,109 @@
+"""Setup keys."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from netbird_management.errors import BadRequest
+from netbird_management.ids import GroupId
+from netbird_management.network.setup_keys import (
+    SetupKey,
+    SetupKeyState,
+    create_setup_key,
+    delete_setup_key,
+    get_setup_key,
+    setup_keys_of,
+    update_setup_key,
+)
+from netbird_management.rest.auth import Caller, allowed
+from netbird_management.rest.context import InContext
+from netbird_management.rest.json import ApiResponse, Body, moment, read_body
+
+router = APIRouter(prefix="/setup-keys")
+
+
+class NewSetupKey(Body):
+    name: str = ""
+    type: str = ""
+    expires_in: int = 0
+    auto_groups: list[str] | None = None
+    usage_limit: int = 0
+    ephemeral: bool = False
+    allow_extra_dns_labels: bool = False
+
+
+class SetupKeyUpdate(Body):
+    revoked: bool = False
+    auto_groups: list[str] | None = None
+
+
+def key_json(key: SetupKey, shown: str | None = None) -> dict[str, Any]:
+    """`shown` is the whole key, once."""
+    return {
+        "allow_extra_dns_labels": False,
+        "auto_groups": list(key.auto_groups),
+        "ephemeral": key.ephemeral,
+        "expires": moment(key.expires_at),
+        "id": key.id,
+        "key": shown or key.hint + "****",
+        "last_used": moment(key.last_used),
+        "name": key.name,
+        "revoked": key.revoked,
+        "state": key.state.value,
+        "type": key.kind,
+        "updated_at": moment(key.updated_at),
+        "usage_limit": key.usage_limit,
+        "used_times": key.used_times,
+        "valid": key.state is SetupKeyState.VALID,
+    }
+
+
+@router.get("")
+async def list_keys(who: Annotated[Caller, allowed("setup_keys", "read")], context: InContext) -> Response:
+    return ApiResponse([key_json(key) for key in await setup_keys_of(context.state, who.account_id)])
+
+
+@router.post("")
+async def post_key(
+    request: Request, who: Annotated[Caller, allowed("setup_keys", "create")], context: InContext
+) -> Response:
+    given, _ = await read_body(request, NewSetupKey)
+    if given.allow_extra_dns_labels:
+        raise BadRequest("extra DNS labels are not there yet")
+    key, plain = await create_setup_key(
+        context.state,
+        who.account_id,
+        name=given.name,
+        kind=given.type,
+        expires_in=given.expires_in,
+        auto_groups=[GroupId(id_) for id_ in given.auto_groups or ()],
+        usage_limit=given.usage_limit,
+        ephemeral=given.ephemeral,
+    )
+    return ApiResponse(key_json(key, plain))
+
+
+@router.get("/{key_id}")
+async def get_key(key_id: str, who: Annotated[Caller, allowed("setup_keys", "read")], context: InContext) -> Response:
+    return ApiResponse(key_json(await get_setup_key(context.state, who.account_id, key_id)))
+
+
+@router.put("/{key_id}")
+async def put_key(
+    key_id: str, request: Request, who: Annotated[Caller, allowed("setup_keys", "update")], context: InContext
+) -> Response:
+    given, _ = await read_body(request, SetupKeyUpdate)
+    if given.auto_groups is None:
+        raise BadRequest("auto_groups is required")
+    groups = [GroupId(id_) for id_ in given.auto_groups]
+    key = await update_setup_key(context.state, who.account_id, key_id, revoked=given.revoked, auto_groups=groups)
+    return ApiResponse(key_json(key))
+
+
+@router.delete("/{key_id}")
+async def remove_key(
+    key_id: str, who: Annotated[Caller, allowed("setup_keys", "delete")], context: InContext
+) -> Response:
+    await delete_setup_key(context.state, who.account_id, key_id)
+    return ApiResponse({})

@@ -1,0 +1,93 @@
+"""What is written down of changes: a stable code for each kind, and the sentence that people read."""
+
+from enum import StrEnum
+from typing import Final
+
+
+class Activity(StrEnum):
+    """Codes as clients of the events API know them."""
+
+    ACCOUNT_CREATE = "account.create"
+    ACCOUNT_SETTINGS = "account.setting.update"
+    USER_CREATE = "user.create"
+    USER_ROLE = "user.role.update"
+    USER_GROUPS = "user.groups.update"
+    USER_BLOCK = "user.block"
+    USER_UNBLOCK = "user.unblock"
+    USER_APPROVE = "user.approve"
+    USER_REJECT = "user.reject"
+    USER_DELETE = "user.delete"
+    PERSONAL_TOKEN_CREATE = "personal.access.token.create"  # noqa: S105 - a code
+    PERSONAL_TOKEN_DELETE = "personal.access.token.delete"  # noqa: S105 - a code
+    GROUP_ADD = "group.add"
+    GROUP_UPDATE = "group.update"
+    GROUP_DELETE = "group.delete"
+    POLICY_ADD = "policy.add"
+    POLICY_UPDATE = "policy.update"
+    POLICY_DELETE = "policy.delete"
+    PEER_ADD = "peer.add"
+    PEER_ADD_BY_USER = "user.peer.add"
+    PEER_ADD_BY_KEY = "setupkey.peer.add"
+    PEER_RENAME = "peer.rename"
+    PEER_DELETE = "user.peer.delete"
+    SETUP_KEY_ADD = "setupkey.add"
+    SETUP_KEY_UPDATE = "setupkey.update"
+    SETUP_KEY_REVOKE = "setupkey.revoke"
+    SETUP_KEY_DELETE = "setupkey.delete"
+    NAMESERVERS_ADD = "nameserver.group.add"
+    NAMESERVERS_UPDATE = "nameserver.group.update"
+    NAMESERVERS_DELETE = "nameserver.group.delete"
+    DNS_SETTINGS = "dns.setting.update"
+    ZONE_ADD = "dns.zone.add"
+    ZONE_UPDATE = "dns.zone.update"
+    ZONE_DELETE = "dns.zone.delete"
+    SERVICE_CREATE = "service.create"
+    SERVICE_UPDATE = "service.update"
+    SERVICE_DELETE = "service.delete"
+    DOMAIN_ADD = "domain.add"
+    DOMAIN_DELETE = "domain.delete"
+    DOMAIN_VALIDATE = "domain.validate"
+
+
+SENTENCES: Final = {
+    Activity.ACCOUNT_CREATE: "Account created",
+    Activity.ACCOUNT_SETTINGS: "Account settings updated",
+    Activity.USER_CREATE: "User created",
+    Activity.USER_ROLE: "User role updated",
+    Activity.USER_GROUPS: "User groups updated",
+    Activity.USER_BLOCK: "User blocked",
+    Activity.USER_UNBLOCK: "User unblocked",
+    Activity.USER_APPROVE: "User approved",
+    Activity.USER_REJECT: "User rejected",
+    Activity.USER_DELETE: "User deleted",
+    Activity.PERSONAL_TOKEN_CREATE: "Personal access token created",
+    Activity.PERSONAL_TOKEN_DELETE: "Personal access token deleted",
+    Activity.GROUP_ADD: "Group created",
+    Activity.GROUP_UPDATE: "Group updated",
+    Activity.GROUP_DELETE: "Group deleted",
+    Activity.POLICY_ADD: "Policy added",
+    Activity.POLICY_UPDATE: "Policy updated",
+    Activity.POLICY_DELETE: "Policy deleted",
+    Activity.PEER_ADD: "Peer added",
+    Activity.PEER_ADD_BY_USER: "Peer added by its user",
+    Activity.PEER_ADD_BY_KEY: "Peer added with a setup key",
+    Activity.PEER_RENAME: "Peer renamed",
+    Activity.PEER_DELETE: "Peer deleted",
+    Activity.SETUP_KEY_ADD: "Setup key created",
+    Activity.SETUP_KEY_UPDATE: "Setup key updated",
+    Activity.SETUP_KEY_REVOKE: "Setup key revoked",
+    Activity.SETUP_KEY_DELETE: "Setup key deleted",
+    Activity.NAMESERVERS_ADD: "Nameserver group created",
+    Activity.NAMESERVERS_UPDATE: "Nameserver group updated",
+    Activity.NAMESERVERS_DELETE: "Nameserver group deleted",
+    Activity.DNS_SETTINGS: "DNS settings updated",
+    Activity.ZONE_ADD: "DNS zone created",
+    Activity.ZONE_UPDATE: "DNS zone updated",
+    Activity.ZONE_DELETE: "DNS zone deleted",
+    Activity.SERVICE_CREATE: "Service created",
+    Activity.SERVICE_UPDATE: "Service updated",
+    Activity.SERVICE_DELETE: "Service deleted",
+    Activity.DOMAIN_ADD: "Domain added",
+    Activity.DOMAIN_DELETE: "Domain deleted",
+    Activity.DOMAIN_VALIDATE: "Domain validated",
+}

@@ -1,0 +1,75 @@
+"""Events: written with the change, numbered like it, told to people."""
+
+from typing import Any
+
+import pytest
+
+from netbird_management.ids import GroupId
+from netbird_management.network.activity import events_of
+from netbird_management.network.groups import create_group
+from netbird_management.network.peers import create_stock_peer
+from netbird_management.store.activity import SENTENCES, Activity
+from tests.netbird_management.conftest import Api, Home
+
+
+async def _codes(home: Home) -> list[str]:
+    return [event.activity.value for event in await events_of(home.state, home.account_id)]
+
+
+async def test_each_change_has_its_number(home: Home) -> None:
+    """Numbers rise with each change, also with one that nobody is told of."""
+    await create_group(home.state, home.account_id, name="one")
+    await create_stock_peer(home.state, home.account_id, name="p", user_id=None)
+    await create_group(home.state, home.account_id, name="two")
+    events = await events_of(home.state, home.account_id)
+    assert [event.activity for event in events] == [
+        Activity.GROUP_ADD,
+        Activity.PEER_ADD,
+        Activity.GROUP_ADD,
+        Activity.ACCOUNT_CREATE,
+    ]
+    numbers = [event.number for event in events]
+    assert numbers == sorted(set(numbers), reverse=True)
+    assert events[0].details == {"name": "two"}
+
+
+async def test_a_change_that_fails_leaves_no_event(home: Home) -> None:
+    """What is rolled back is not told either."""
+    before = await _codes(home)
+
+    async def fail() -> None:
+        async with home.state.change(home.account_id) as transaction:
+            transaction.record(Activity.GROUP_ADD, "x")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        await fail()
+    assert await _codes(home) == before
+
+
+async def test_the_api_names_who_did_it(api: Api) -> None:
+    """The event has its code and sentence, and the caller with name and address."""
+    group: dict[str, Any] = await api.ok("POST", "/api/groups", {"name": "engineering"})
+    for path in ("/api/events", "/api/events/audit"):
+        event = (await api.ok("GET", path))[0]
+        assert (event["activity_code"], event["activity"]) == ("group.add", "Group created")
+        assert (event["target_id"], event["meta"]) == (group["id"], {"name": "engineering"})
+        owner = api.home.owner
+        assert (event["initiator_id"], event["initiator_email"], event["initiator_name"]) == (
+            owner.id,
+            owner.email,
+            owner.name,
+        )
+
+
+async def test_the_number_is_not_lost_with_a_group(api: Api) -> None:
+    """An event outlives what it is about."""
+    group = await api.ok("POST", "/api/groups", {"name": "engineering"})
+    await api.ok("DELETE", f"/api/groups/{group['id']}")
+    assert GroupId(group["id"]) not in api.home.snapshot.groups
+    assert (await _codes(api.home))[:2] == ["group.delete", "group.add"]
+
+
+def test_every_activity_has_a_sentence() -> None:
+    """Nobody reads a bare code."""
+    assert SENTENCES.keys() == set(Activity)
