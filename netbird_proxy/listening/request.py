@@ -134,8 +134,8 @@ class ServedRequest:
         return message
 
     def late(self) -> None:
-        """The client has let the application wait for too long."""
-        if self.pace is not None:
+        """The client has let the application wait for too long, unless what it sent is only not picked up yet."""
+        if self.pace is not None and not self.chunks and not self.complete:
             self.pace.expire()
             self.keep_alive = False
             self.wake()

@@ -162,3 +162,26 @@ async def test_a_body_that_came_with_its_head_needs_no_patience(connect: Any) ->
     await client.settle()
     assert reading.ended == [b"0123456789"]
     assert client.sent.endswith(b"thanks")
+
+
+async def test_what_has_come_in_time_is_not_late_because_we_are(connect: Any) -> None:
+    """Where the loop was held up, the bytes and the timer come in one round: the bytes count."""
+    reading = Reading()
+    client = connect(reading, limits=ListenLimits(body_idle=0.05))
+    client.feed(POST)
+    await client.settle()
+    loop = asyncio.get_running_loop()
+    held = asyncio.Event()
+
+    def hold() -> None:
+        while loop.time() < start + 0.1:  # the loop is blocked
+            pass
+        client.feed(b"0123456789")
+        client.protocol._on_timer()
+        held.set()
+
+    start = loop.time()
+    loop.call_soon(hold)
+    await held.wait()
+    await client.until(lambda: client.sent.endswith(b"thanks"))
+    assert reading.ended == [b"0123456789"]
