@@ -113,7 +113,7 @@ def settings_rows(model: type[BaseModel], at: str = "") -> Iterator[tuple[str, s
         if section is None:
             yield path, _kind(field), _default(field), said.get(name, "")
         else:
-            many = get_origin(field.annotation) is not None
+            many = get_origin(field.annotation) in (list, tuple)
             yield from settings_rows(section, f"{path}[]." if many else f"{path}.")
 
 

@@ -90,7 +90,7 @@ def check(
     from netbird_proxy.server import judge_files
 
     loaded = _load(config, None, None)
-    judge_files(loaded.settings)
+    judge_files(loaded)
     if show:
         table = Table("setting", "value", "from", box=None, pad_edge=False)
         for shown in loaded.shown:

@@ -136,6 +136,7 @@ class EmbeddedProxy(ReverseProxy):
 class _NoManagement:
     """Implements `ManagementChannel` where there is no management: guards that need it close."""
 
+    exists = False
     connected = False
     extensions: frozenset[str] = frozenset()
 

@@ -18,18 +18,21 @@ from pydantic import BaseModel
 from netbird_host.settings import Shown
 from netbird_host.shutdown import Shutdown, on_signals
 from netbird_proxy import hookspecs
-from netbird_proxy.accounts import Accounts, AccountState, InboundListeners
+from netbird_proxy.accounts import Accounts, AccountState, InboundListeners, ProxyPeers
 from netbird_proxy.admin import default_socket, served
 from netbird_proxy.app import ReverseProxy
+from netbird_proxy.control.absent import NoManagement
 from netbird_proxy.control.claims import CORE_CLAIMS
 from netbird_proxy.control.client import Connection, ManagementClient
 from netbird_proxy.control.codec import Codec
+from netbird_proxy.control.files import MappingsRefused
 from netbird_proxy.control.status import StatusReports
 from netbird_proxy.decisions import Decisions
 from netbird_proxy.defaults import DEFAULTS
 from netbird_proxy.dialing.host import HostDialer
 from netbird_proxy.dialing.pools import UpstreamPool
 from netbird_proxy.errors import ProxyError, SettingsError
+from netbird_proxy.file_mappings import FileMappings, decode_mappings
 from netbird_proxy.folding import fold_host
 from netbird_proxy.forwarded import TrustedProxies
 from netbird_proxy.listening.connections import Connections, ListenLimits
@@ -92,9 +95,19 @@ def load(sources: ProxySources) -> Loaded:
     )
 
 
-def judge_files(settings: ProxySettings) -> None:
-    """Read what a start would read, and start nothing. SettingsError naming the file that cannot be used."""
-    settings.management.read_token()
+def judge_files(loaded: Loaded) -> None:
+    """Read what a start would read, and start nothing. SettingsError naming the file that cannot be used.
+
+    Of the mappings file this judges everything but what only a running plugin can: whether it compiles.
+    """
+    settings = loaded.settings
+    if settings.management is not None:
+        settings.management.read_token()
+    if settings.mappings_file is not None:
+        try:
+            decode_mappings(settings.mappings_file, loaded.codec)
+        except MappingsRefused as refused:
+            raise SettingsError("\n".join(f"mappings_file: {problem}" for problem in refused.problems)) from refused
     if settings.tls.certificates:
         ServerTls(settings.tls.certificates)
     if settings.state_directory.exists():
@@ -112,7 +125,7 @@ class ProxyServer:
         self.state_directory: Path = open_state(settings.state_directory)
         self.id = proxy_id(self.state_directory)
         self.version = distribution_version("netbird-proxy")
-        self.domain = settings.management.domain
+        self.domain = settings.management.domain if settings.management is not None else ""
         self.private = settings.private
         self.decisions = Decisions()
         self.revocations = RevokedSessions()
@@ -144,7 +157,40 @@ class ProxyServer:
         self._listeners: list[HostListener] = []
         self._inside: dict[AccountId, InsideListener] = {}
         self._draining = False
-        management = settings.management
+        # Accounts, mappings and client know one another, so the stream's sink and the map's listener are bound late.
+        self._statuses: StatusReports
+        self._mappings: ManagementMappings | None = None
+        self._client = self._management_client() if settings.management is not None else None
+        management: ProxyPeers = self._client or NoManagement()
+        self._management = management
+        self._accounts = Accounts(
+            loaded.hooks,
+            management,
+            self.state_directory,
+            listening=self._listening_inside if settings.private else None,
+            on_change=self._on_account,
+            on_map=lambda account: self._app.exchanges.revalidate(account=account),
+        )
+        self._statuses = StatusReports(management)
+        if self._client is not None:
+            self._mappings = ManagementMappings(
+                loaded.codec,
+                self.routing,
+                self._accounts,
+                self._client.tokens,
+                self._statuses,
+                self._app.exchanges,
+                self.revocations,
+                private=self.private,
+                has_certificate=lambda host: self._tls is not None and self._tls.covers(host),
+            )
+        self._file = None
+        if settings.mappings_file is not None:
+            self._file = FileMappings(settings.mappings_file, loaded.codec, self.routing)
+
+    def _management_client(self) -> ManagementClient:
+        management, limits = self._settings.management, self._settings.limits
+        assert management is not None  # noqa: S101 - the caller saw to it
         connection = Connection(
             url=management.url,
             token=management.read_token(),
@@ -156,32 +202,8 @@ class ProxyServer:
             rpc_timeout=limits.rpc_timeout,
             batch_watchdog=limits.batch_watchdog,
         )
-        # Accounts, mappings and client know one another, so the stream's sink and the map's listener are bound late.
-        self._statuses: StatusReports
-        self._mappings: ManagementMappings
-        self._client = ManagementClient(
-            connection, lambda: loaded.codec.capabilities(private=self.private), _Sink(self)
-        )
-        self._accounts = Accounts(
-            loaded.hooks,
-            self._client,
-            self.state_directory,
-            listening=self._listening_inside if settings.private else None,
-            on_change=self._on_account,
-            on_map=lambda account: self._app.exchanges.revalidate(account=account),
-        )
-        self._statuses = StatusReports(self._client)
-        self._mappings = ManagementMappings(
-            loaded.codec,
-            self.routing,
-            self._accounts,
-            self._client.tokens,
-            self._statuses,
-            self._app.exchanges,
-            self.revocations,
-            private=self.private,
-            has_certificate=lambda host: self._tls is not None and self._tls.covers(host),
-        )
+        codec = self._loaded.codec
+        return ManagementClient(connection, lambda: codec.capabilities(private=self.private), _Sink(self))
 
     # Life
 
@@ -212,18 +234,21 @@ class ProxyServer:
                 raise cause from cause.__cause__
             raise
         finally:
-            await self._client.close()
+            if self._client is not None:
+                await self._client.close()
         log.info("proxy.stopped", reason=shutdown.reason)
 
     async def _serve(self, shutdown: Shutdown) -> None:
         async with asyncio.TaskGroup() as group:
-            background = [
-                group.create_task(self._client.run(), name="mapping stream"),
-                group.create_task(self._statuses.run(), name="status reports"),
-                group.create_task(self._app.exchanges.run(), name="open exchanges"),
-            ]
+            background = [group.create_task(self._app.exchanges.run(), name="open exchanges")]
+            if self._client is not None:
+                background.append(group.create_task(self._client.run(), name="mapping stream"))
+                background.append(group.create_task(self._statuses.run(), name="status reports"))
             try:
                 await self._open_listeners()
+                if self._file is not None:
+                    self._file.start()
+                    background.append(group.create_task(self._file.run(), name="mappings file"))
                 await self._accounts.run(self, group)
                 self.ready = True
                 log.info(
@@ -247,7 +272,7 @@ class ProxyServer:
     def _warn(self) -> None:
         for name in self._loaded.ignored:
             log.warning("settings.ignored", name=name, reason="this proxy has no such setting")
-        url = self._settings.management.url
+        url = self._settings.management.url if self._settings.management is not None else ""
         if url.startswith("http://") and not _is_loopback(url):
             log.warning("management.insecure", url=url, reason="the proxy's token travels in the clear")
 
@@ -310,14 +335,19 @@ class ProxyServer:
         )
 
     def _on_account(self, state: AccountState) -> None:
-        self._mappings.on_account(state)
+        if self._mappings is not None:
+            self._mappings.on_account(state)
 
     def _on_timer(self) -> None:
         """Where management tells of no changes, what is cached may not outlive the timer either.
 
         While it is away, the cache's own lifetime holds: nobody could be asked.
         """
-        if self._client.connected and Extension.REVALIDATIONS not in self._client.extensions:
+        if (
+            self._client is not None
+            and self._client.connected
+            and Extension.REVALIDATIONS not in self._client.extensions
+        ):
             self._accounts.raise_generations()
 
     def _pool_for(self, upstream: Upstream, dialer: Dialer) -> UpstreamPool:
@@ -339,7 +369,7 @@ class ProxyServer:
 
     @property
     def management(self) -> ManagementChannel:
-        return self._client
+        return self._management
 
     def options(self, model: type[O]) -> O:
         found = self._options[model]
@@ -388,7 +418,10 @@ class ProxyServer:
                 "connected": self._client.connected,
                 "initial_sync_complete": self._client.initial_sync_complete,
                 "extensions": sorted(self._client.extensions),
-            },
+            }
+            if self._client is not None
+            else None,
+            "mappings_file": self._file.describe() if self._file is not None else None,
             "listening": [str(listener.address) for listener in self._listeners],
             "counters": dict(sorted(self._counters.items())),
         }
@@ -463,14 +496,20 @@ class _Sink:
     def __init__(self, server: ProxyServer) -> None:
         self._server = server
 
+    @property
+    def _mappings(self) -> ManagementMappings:
+        mappings = self._server._mappings
+        assert mappings is not None  # noqa: S101 - there is a stream, so there is what takes it
+        return mappings
+
     def stream_opened(self) -> None:
-        self._server._mappings.stream_opened()
+        self._mappings.stream_opened()
 
     def stream_lost(self) -> None:
-        self._server._mappings.stream_lost()
+        self._mappings.stream_lost()
 
     async def apply(self, update: Any) -> None:
-        await self._server._mappings.apply(update)
+        await self._mappings.apply(update)
 
 
 def _steps(runner: object) -> list[str]:

@@ -214,7 +214,9 @@ class ProxySettings(Section):
     """Keys, ports and the proxy's id: private to this user."""
     private: bool = False
     """Listen inside the accounts' tunnels."""
-    management: Management
+    management: Management | None = None
+    mappings_file: Path | None = None
+    """A TOML file of mappings that this proxy serves besides management's, or without any management."""
     listen: tuple[Listen, ...] = ()
     tls: Tls = Tls()
     admin: Admin = Admin()
@@ -223,6 +225,10 @@ class ProxySettings(Section):
 
     @model_validator(mode="after")
     def _reachable(self) -> Self:
+        if self.management is None and self.mappings_file is None:
+            raise ValueError("nothing says what to serve: add a [management] section, or set mappings_file")
+        if self.management is None and self.private:
+            raise ValueError("private is set, but tunnels need a [management] section")
         if not self.listen and not self.private:
             raise ValueError("nothing to listen on: add a [[listen]] section or set private")
         if any(one.tls for one in self.listen) and not self.tls.certificates:

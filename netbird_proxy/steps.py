@@ -235,6 +235,10 @@ class ManagementChannel(Protocol):
     def metadata(self) -> tuple[tuple[str, str], ...]: ...
 
     @property
+    def exists(self) -> bool:
+        """Whether this proxy has a management at all. Where it has none, every call fails."""
+
+    @property
     def extensions(self) -> frozenset[str]:
         """What management said it understands beyond NetBird's own wire; empty before the first message."""
 

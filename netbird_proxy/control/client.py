@@ -171,6 +171,10 @@ class ManagementClient:
         return self._channel
 
     @property
+    def exists(self) -> bool:
+        return True
+
+    @property
     def extensions(self) -> frozenset[str]:
         return self._extensions
 

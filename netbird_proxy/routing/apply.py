@@ -17,6 +17,9 @@ from netbird_proxy.routing.table import HostRoutes, Table
 
 log = structlog.get_logger("netbird_proxy.routing")
 
+YIELDING = "file"
+"""The source whose mappings give way where another source wants their host."""
+
 Key = tuple[str, ServiceId]
 """A mapping's source and id: two sources may use the same id."""
 
@@ -114,7 +117,8 @@ class Routing:
             if mapping.mode == "http" and mapping.host:
                 claims = self._claims.setdefault(mapping.host, [])
                 if key not in claims:
-                    claims.append(key)
+                    yielding = [one for one in claims if one[0] == YIELDING and source != YIELDING]
+                    claims.insert(claims.index(yielding[0]) if yielding else len(claims), key)
                 hosts[mapping.host] = None
             elif old is not None:
                 self._unclaim(key, old.mapping, hosts)
@@ -136,6 +140,16 @@ class Routing:
         reports = [self._served[source, service].report(changed=(source, service) in dirty) for service in latest]
         reports += [self._served[key].report(changed=True) for key in dirty if key[0] != source or key[1] not in latest]
         return reports
+
+    def judge(self, mapping: Mapping) -> str:
+        """Why a mapping would be refused, whoever else wants its host; empty if it would be served. Changes nothing."""
+        if reason := _unservable(mapping):
+            return reason
+        try:
+            self.compiler.drop(self.compiler.compile(mapping))
+        except RouteRefused as refusal:
+            return str(refusal)
+        return ""
 
     def close(self) -> None:
         """Serve nothing more: every host answers as if it had no route."""
@@ -164,10 +178,8 @@ class Routing:
         """Compile one mapping, or say why not. A refused one that owns its host closes it."""
         served = self._served[key]
         mapping = served.mapping
-        if mapping.mode != "http":
-            served.refused = mapping.refused or f"mode {mapping.mode} is not served by this proxy yet"
-        elif not mapping.host:
-            served.refused = mapping.refused or "the mapping has no host"
+        if reason := _unservable(mapping):
+            served.refused = mapping.refused or reason
         elif self._claims[mapping.host][0] != key:
             served.refused = mapping.refused or f"the host {mapping.host} is another service's"
         else:
@@ -188,3 +200,10 @@ class Routing:
             else:
                 hosts[host] = compiled.routes
         self.table = Table(hosts, self.compiler.no_route)
+
+
+def _unservable(mapping: Mapping) -> str:
+    """Why a mapping has no place in the table at all; empty if it has."""
+    if mapping.mode != "http":
+        return f"mode {mapping.mode} is not served by this proxy yet"
+    return "" if mapping.host else "the mapping has no host"

@@ -33,6 +33,7 @@ class FakeManagement:
         self.answers: dict[str, Answer] = dict(answers or {})
         self.calls: list[tuple[str, Any]] = []
         self.timeouts: list[float | None] = []
+        self.exists = True
         self.connected = True
         self.extensions = frozenset(extensions)
 

@@ -70,7 +70,7 @@ class AccessLog:
                 failed=lambda lines, why: _on_loop(loop, lost, lines, why),
             )
         try:
-            if not options.management:
+            if not (options.management and proxy.management.exists):
                 yield
                 return
             sender = Sender(proxy, self._accounts, queue=options.queue)
