@@ -52,6 +52,7 @@ from netbird_proxy.routing.pools import Pools
 from netbird_proxy.settings import RESERVED_SECTIONS, ProxySettings, ProxySources
 from netbird_proxy.state import open_state, proxy_id
 from netbird_proxy.steps import Dialer, ManagementChannel, OpenExchanges, Tunnel
+from netbird_proxy.watchdog import Watchdog
 from netbird_wire.extensions import Extension
 
 log = structlog.get_logger("netbird_proxy.server")
@@ -134,6 +135,7 @@ class ProxyServer:
         self._options = {type(section): section for section in loaded.options.values()}
         self._host_dialer = HostDialer()
         self._tls = ServerTls(settings.tls.certificates) if settings.tls.certificates else None
+        self._watchdog = Watchdog(limits.loop_stall, count=self.count)
         self._origins = Origins()
         self._environment = Environment(timeout=limits.step_deadline, grace=limits.step_grace, count=self.count)
         self._pools = Pools(self._pool_for, grace=limits.drain)
@@ -225,7 +227,8 @@ class ProxyServer:
         try:
             async with self._loaded.hooks.running(self), served(self, self._admin_socket()):
                 try:
-                    await self._serve(shutdown)
+                    with self._watchdog.watching():
+                        await self._serve(shutdown)
                 finally:
                     self._pools.close()
         except BaseExceptionGroup as group:
@@ -413,7 +416,7 @@ class ProxyServer:
         return {
             "id": self.id,
             "version": self.version,
-            "ready": self.ready and self._environment.left_behind.ready,
+            "ready": self.ready and self._environment.left_behind.ready and self._watchdog.ready,
             "management": {
                 "connected": self._client.connected,
                 "initial_sync_complete": self._client.initial_sync_complete,

@@ -183,6 +183,8 @@ class Limits(Section):
     """For all guards of an exchange together."""
     step_grace: SecondsOrZero = 0.5
     """After it, for a cancelled guard to end before the answer goes out without it."""
+    loop_stall: SecondsOrZero = 2.0
+    """Code that blocks the whole process for so long is named in the log, and readiness fails; 0 does not look."""
     rpc_timeout: Seconds = 2.0
     """For one call to management."""
     batch_watchdog: Seconds = 120.0

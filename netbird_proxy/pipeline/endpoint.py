@@ -18,10 +18,10 @@ _NOT_ITS = frozenset((b"connection", b"keep-alive", b"transfer-encoding", b"upgr
 class EndpointApplication:
     """Implements `pipeline.Forward`."""
 
-    __slots__ = ("_endpoint", "_plugin", "_root")
+    __slots__ = ("_endpoint", "_root", "plugin")
 
     def __init__(self, plugin: str, endpoint: Endpoint) -> None:
-        self._plugin = plugin
+        self.plugin = plugin
         self._endpoint = endpoint
         self._root = f"/__netbird__/{plugin}"
 
@@ -48,7 +48,7 @@ class EndpointApplication:
             except ClientGone:
                 return {"type": "http.disconnect"}
             if exchange.bytes_received > self._endpoint.body_bytes:
-                raise BodyTooLarge(f"the endpoint of {self._plugin} reads at most {self._endpoint.body_bytes} bytes")
+                raise BodyTooLarge(f"the endpoint of {self.plugin} reads at most {self._endpoint.body_bytes} bytes")
             return {"type": "http.request", "body": data, "more_body": not downstream.exhausted}
 
         async def send(message: Message) -> None:
@@ -73,11 +73,11 @@ class EndpointApplication:
             raise
         except TimeoutError as exc:
             told_why = f"did not answer within {TIMEOUT:g} s" if timer.expired() else "TimeoutError"
-            raise StepFailed(self._plugin, "endpoint", told_why) from exc
+            raise StepFailed(self.plugin, "endpoint", told_why) from exc
         except Exception as exc:
-            raise StepFailed(self._plugin, "endpoint", f"{type(exc).__name__}: {exc}") from exc
+            raise StepFailed(self.plugin, "endpoint", f"{type(exc).__name__}: {exc}") from exc
         if not downstream.complete:
-            raise StepFailed(self._plugin, "endpoint", "returned without a complete answer")
+            raise StepFailed(self.plugin, "endpoint", "returned without a complete answer")
 
     def _scope(self, exchange: Exchange) -> Scope:
         host, _, port = exchange.authority.decode("latin-1").rpartition(":")

@@ -1,0 +1,134 @@
+"""Who holds up the event loop: code that blocks cannot be stopped, so it is named, counted, and readiness fails.
+
+A thread looks at the loop's pulse. While nothing is wrong that costs a timer four times a second and nothing on a
+request's way: whose step blocks is read off the blocked stack itself, not noted beforehand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NamedTuple
+
+import structlog
+
+from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard, BoundObserver, BoundTransform
+from netbird_proxy.pipeline.endpoint import EndpointApplication
+
+log = structlog.get_logger("netbird_proxy.watchdog")
+
+PULSE = 0.25
+"""Seconds between two beats of the loop, and between two looks at it, at most."""
+HOLD = 30.0
+"""Seconds without a stall after which the process counts as ready again."""
+
+
+class Culprit(NamedTuple):
+    """Whose code held the loop. `plugin` is "core" where no step was being run."""
+
+    plugin: str
+    stage: str
+    where: str
+
+
+class Watchdog:
+    """Watches the loop that `watching` is entered in.
+
+    Args:
+        stall: seconds without a beat that count as a stall; 0 watches nothing.
+        count: called with `loop_stalled`, on the loop once it runs again.
+
+    Attributes:
+        last: who held the loop last.
+    """
+
+    def __init__(self, stall: float, *, count: Callable[[str], None] = lambda _name: None, hold: float = HOLD) -> None:
+        self._stall = stall
+        self._pulse_every = min(PULSE, stall / 4)
+        self._hold = hold
+        self._count = count
+        self._beat = 0.0
+        self._ended = -hold  # when the last stall was over
+        self._stalled = False
+        self._stop = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._handle: asyncio.TimerHandle | None = None
+        self.last: Culprit | None = None
+
+    @property
+    def ready(self) -> bool:
+        """False while the loop stands, and for a while after: what blocks once blocks again."""
+        return not self._stalled and time.monotonic() - self._ended >= self._hold
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch the running loop for as long as the context lasts."""
+        if not self._stall:
+            yield
+            return
+        self._loop = asyncio.get_running_loop()
+        self._stop.clear()
+        self._pulse()
+        thread = threading.Thread(target=self._watch, args=(threading.get_ident(),), name="loop watchdog", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            if self._handle is not None:
+                self._handle.cancel()
+            thread.join(1.0)
+
+    def _pulse(self) -> None:
+        assert self._loop is not None  # noqa: S101 - watching saw to it
+        self._beat = time.monotonic()
+        self._handle = self._loop.call_later(self._pulse_every, self._pulse)
+
+    def _watch(self, thread: int) -> None:
+        """What the thread does."""
+        looked, spent = time.monotonic(), time.process_time()
+        while not self._stop.wait(self._pulse_every):
+            before, spent_before = looked, spent
+            looked, spent = time.monotonic(), time.process_time()
+            gap = looked - before
+            if gap > self._stall / 2 and spent - spent_before < gap / 10:
+                # This thread was held up as well, and not by code that keeps the interpreter's lock (a regular
+                # expression): the whole process was stopped, or starves.
+                self._beat = max(self._beat, looked)
+            silent = looked - self._beat
+            if silent < self._stall:
+                if self._stalled:
+                    self._stalled = False
+                    self._ended = looked
+                    log.warning("loop.resumed", plugin=self.last and self.last.plugin)
+            elif not self._stalled:
+                self._stalled = True
+                self.last = culprit = blame(sys._current_frames().get(thread))
+                log.error(
+                    "loop.stalled", plugin=culprit.plugin, stage=culprit.stage, where=culprit.where, seconds=silent
+                )
+                if self._loop is not None and not self._loop.is_closed():
+                    self._loop.call_soon_threadsafe(self._count, "loop_stalled")
+
+
+def blame(frame: FrameType | None) -> Culprit:
+    """Whose step a stack is in, by the innermost frame that runs one."""
+    where = f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}" if frame is not None else "unknown"
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith("netbird_proxy.pipeline."):
+            for value in frame.f_locals.values():
+                if isinstance(value, BoundGuard | BoundAuthenticator):
+                    return Culprit(value.plugin, value.stage, where)
+                if isinstance(value, BoundTransform):
+                    return Culprit(value.plugin, "transform_request", where)
+                if isinstance(value, BoundObserver):
+                    return Culprit(value.plugin, "observe", where)
+                if isinstance(value, EndpointApplication):
+                    return Culprit(value.plugin, "endpoint", where)
+        frame = frame.f_back
+    return Culprit("core", "", where)
