@@ -181,12 +181,12 @@ class Prompt:
         found = []
         if settings.password:
             field = OfferField("password", "Password", autocomplete="current-password")
-            found.append(Offer("password", "Continue", f"{ROOT}/login", (field,), hidden))
+            found.append(Offer("password", "Log in with password", f"{ROOT}/login", (field,), hidden))
         if settings.pin:
             field = OfferField("pin", "PIN", numeric=True)
-            found.append(Offer("pin", "Continue", f"{ROOT}/login", (field,), hidden))
+            found.append(Offer("pin", "Log in with PIN", f"{ROOT}/login", (field,), hidden))
         if settings.oidc and await self._has_provider(alone=not found):
-            found.append(Offer("oidc", "Single sign-on", with_wanted(f"{ROOT}/start", to), automatic=True))
+            found.append(Offer("oidc", "Log in with single sign-on", with_wanted(f"{ROOT}/start", to), automatic=True))
         return tuple(found)
 
     async def _has_provider(self, *, alone: bool) -> bool:
