@@ -1,0 +1,1 @@
+"""Whole processes under load, attack and comparison."""
