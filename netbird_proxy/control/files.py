@@ -182,9 +182,10 @@ def _fill(
             continue
         field = fields.get(name)
         if field is None or name in _SPELLINGS:
-            known = sorted(set(fields) - _SPELLINGS - set(refused or ()))
+            known = set(fields) - _SPELLINGS
             near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known are: {', '.join(known)}"
+            told = ", ".join(sorted(known - set(refused or ())))
+            hint = f"did you mean {near[0]}?" if near else f"known are: {told}"
             problems.append(document.problem(at, f"there is no such field; {hint}"))
             continue
         try:

@@ -22,7 +22,9 @@ from netbird_management.services.model import TargetType
 from netbird_management.settings import ManagementSettings
 from netbird_proxy.admin import application
 from netbird_proxy.control.claims import CORE_CLAIMS
+from netbird_proxy.control.codec import Codec
 from netbird_proxy.defaults import DEFAULTS
+from netbird_proxy.file_mappings import decode_mappings
 from netbird_proxy.plugins import load_hooks
 from netbird_proxy.server import load
 from netbird_proxy.settings import ProxySettings, read_settings
@@ -138,7 +140,17 @@ def blocks(language: str) -> list[tuple[str, str]]:
     ]
 
 
-SETTINGS = [(where, text) for where, text in blocks("toml") if "[project" not in text]
+MAPPINGS = [(where, text) for where, text in blocks("toml") if "[[mapping]]" in text]
+SETTINGS = [(where, text) for where, text in blocks("toml") if not re.search(r"\[project|\[\[mapping\]\]", text)]
+
+
+@pytest.mark.parametrize("text", [text for _, text in MAPPINGS], ids=[where for where, _ in MAPPINGS])
+def test_mappings_on_pages_are_good(text: str, tmp_path: Path) -> None:
+    """What a page shows of a mappings file is what a proxy with the first-party plugins takes."""
+    file = tmp_path / "mappings.toml"
+    file.write_text(text)
+    hooks = load_hooks(FIRST_PARTY, defaults=DEFAULTS, core_claims=CORE_CLAIMS)
+    assert decode_mappings(file, Codec(hooks))
 
 
 @pytest.mark.parametrize("text", [text for _, text in SETTINGS], ids=[where for where, _ in SETTINGS])
