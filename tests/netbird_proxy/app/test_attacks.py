@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from pydantic import BaseModel
 
 from netbird_direct_upstream.proxy import AllowEntry, DirectUpstreamOptions
 from netbird_proxy.app import ReverseProxy
@@ -22,6 +23,7 @@ from netbird_proxy.control.claims import CORE_CLAIMS
 from netbird_proxy.control.codec import Codec
 from netbird_proxy.defaults import DEFAULTS
 from netbird_proxy.defaults.access_log import AccessLogOptions
+from netbird_proxy.defaults.forwarding import ForwardingOptions
 from netbird_proxy.dialing.pools import UpstreamPool
 from netbird_proxy.headers import fold
 from netbird_proxy.listening.connections import Connections
@@ -205,7 +207,7 @@ def mapping(port: int, *, private: bool) -> ProxyMapping:
 
 
 @asynccontextmanager
-async def staged(listener: str) -> AsyncIterator[Stage]:
+async def staged(listener: str, *options: BaseModel) -> AsyncIterator[Stage]:
     """On the host listener the service is public; in the tunnel it is private, and the client a member."""
     inside = listener == "tunnel"
     loop = asyncio.get_running_loop()
@@ -221,6 +223,7 @@ async def staged(listener: str) -> AsyncIterator[Stage]:
             options=[
                 DirectUpstreamOptions(allow=(AllowEntry(accounts=("*",), networks=("127.0.0.1/32",)),)),
                 AccessLogOptions(output="off", management=False),
+                *options,
             ],
         )
         hooks = load_hooks(PLUGINS, defaults=DEFAULTS, core_claims=CORE_CLAIMS)
@@ -233,6 +236,7 @@ async def staged(listener: str) -> AsyncIterator[Stage]:
         assert report.ok, report.refused
         origins = Origins()
         app = ReverseProxy(routing, recognizes=origins.recognizes, notes=hooks.notes)
+        app.trusted = proxy.trusted
         connections = Connections(
             app, origins=origins, listener=listener, account=ACCOUNT if inside else None, count=proxy.count
         )
@@ -330,6 +334,24 @@ def judge(case: dict[str, Any], sent: bytes, received: bytes, stage: Stage) -> N
         for wanted in case.get("has", []):
             name, _, value = raw(wanted).partition(b": ")
             assert first.get(name) == [value], told
+
+
+@pytest.mark.parametrize("listener", ["host", "tunnel"])
+async def test_trust_never_reaches_into_a_tunnel(listener: str) -> None:
+    """Whoever is trusted: a tunnel's peer is who WireGuard says, and a host's peer may speak for others."""
+    trusting = ForwardingOptions(trusted_proxies=("127.0.0.0/8", "100.64.0.0/10"))
+    sent = b"GET /x HTTP/1.1\r\nHost: app.example\r\nX-Forwarded-For: 203.0.113.9\r\nX-Forwarded-Proto: https\r\n\r\n"
+    async with staged(listener, trusting) as stage, asyncio.timeout(WAIT):
+        assert statuses(await stage.ask(sent)) == [200]
+
+    (one,) = stage.upstream.seen
+    if listener == "host":
+        assert one.get(b"x-forwarded-for") == [b"203.0.113.9, 127.0.0.1"]
+        assert (one.get(b"x-real-ip"), one.get(b"x-forwarded-proto")) == ([b"203.0.113.9"], [b"https"])
+    else:
+        assert one.get(b"x-forwarded-for") == one.get(b"x-real-ip") == [stage.client.encode()]
+        assert one.get(b"x-forwarded-proto") == [b"http"]
+        assert one.get(b"x-netbird-user") == [b"alice@example.com"]
 
 
 def test_corpus_is_large_and_whole() -> None:
