@@ -8,8 +8,8 @@ import pytest
 
 from netbird_proxy import ALLOW, Authenticator, Guard, RequestTransform
 from netbird_proxy.errors import PluginFailed, RouteRefused
-from netbird_proxy.model import Mapping, RouteSpec, ServiceId
-from netbird_proxy.steps import Proxy
+from netbird_proxy.model import Mapping, RouteSpec, ServiceId, Upstream
+from netbird_proxy.steps import Dialer, Proxy
 from netbird_proxy.testing.makers import host_origin, mapping, route, upstream
 from netbird_proxy.testing.transcript import StepHooks, Transcript
 
@@ -184,3 +184,34 @@ async def _settle() -> None:
     done = asyncio.Event()
     asyncio.get_running_loop().call_later(0.01, done.set)
     await done.wait()
+
+
+class Dialers(StepHooks):
+    """Each target has a dialer of its own, as one may be a peer and another this machine's neighbor."""
+
+    def dialer(self, route: RouteSpec, upstream: Upstream, proxy: Proxy) -> tuple[str, Dialer] | None:
+        return (f"plugin-{upstream.address.host}", NamedDialer(upstream.address.host))
+
+
+class NamedDialer:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    async def dial(self, *_args: object, **_options: object) -> Any:
+        raise AssertionError("the upstreams are scripted")
+
+
+async def test_several_targets_of_one_path_take_turns_each_with_its_dialer() -> None:
+    """One route, one pool for each target, and no target is reached as another one is."""
+    targets = tuple(upstream(f"http://10.0.0.{number}:80", path=b"/%d" % number) for number in (1, 2, 3))
+    play = Transcript(route(to=targets), hooks=Dialers())
+
+    for number in (1, 2, 3, 1):
+        assert (await play.request("GET", "/x", origin=host_origin())).status == 200
+        play.saw(f"dial http://10.0.0.{number}:80", "respond 200", "observe 200")
+
+    reached = {connection._pool.upstream.address.host: connection for connection in play.upstreams.connections}
+    assert {host: connection._pool.dialer.name for host, connection in reached.items()} == {  # type: ignore[attr-defined]
+        host: host for host in ("10.0.0.1", "10.0.0.2", "10.0.0.3")
+    }
+    assert reached["10.0.0.3"].request_line == b"GET /3/x HTTP/1.1"
