@@ -18,7 +18,13 @@ from netbird_proxy.plugins import load_hooks
 from netbird_proxy.revocations import RevokedSessions
 from netbird_proxy.testing.fakes import FakeManagement
 from netbird_proxy.testing.transcript import Transcript
-from netbird_wire.proxy_service_pb2 import Revalidation, Revocation, SyncMappingsResponse
+from netbird_wire.proxy_service_pb2 import (
+    PathMapping,
+    ProxyMapping,
+    Revalidation,
+    Revocation,
+    SyncMappingsResponse,
+)
 
 ACME = AccountId("acme")
 
@@ -58,9 +64,10 @@ class Line:
         )
         self.exchanges = Exchanges(self.accounts.generation)
         self.revocations = RevokedSessions()
+        self.routing = Transcript().routing
         self.mappings = ManagementMappings(
             Codec(hooks),
-            Transcript().routing,
+            self.routing,
             self.accounts,
             OneTimeTokens(),
             StatusReports(management),
@@ -132,3 +139,35 @@ async def test_promise_8_revoked_sessions_are_refused_and_their_streams_asked_ab
     assert not revoked(ACME, subject="bob", token_hash=b"?", issued_at=501)
     assert revoked(ACME, subject="alice", token_hash=b"h" * 32, issued_at=900)
     assert [asked[:2] for asked in line.exchanges.asked] == [(ACME, "bob"), (ACME, None)]
+
+
+def page(service: str) -> ProxyMapping:
+    return ProxyMapping(
+        id=service,
+        account_id=ACME,
+        domain=f"{service}.example",
+        path=[PathMapping(path="/", target="http://10.0.0.1:80")],
+    )
+
+
+async def test_promise_7_what_did_not_come_with_the_snapshot_is_gone(line: Line) -> None:
+    """Deleted while no stream was up: it goes with the end of the first whole snapshot, and not before."""
+    await line.mappings.apply(SyncMappingsResponse(mapping=[page("a"), page("b")], initial_sync_complete=True))
+    line.mappings.stream_lost()
+    line.mappings.stream_opened()
+    await line.mappings.apply(SyncMappingsResponse(mapping=[page("b")]))
+    assert {served.mapping.id for served in line.routing} == {"a", "b"}
+    await line.mappings.apply(SyncMappingsResponse(mapping=[page("c")], initial_sync_complete=True))
+
+    assert {served.mapping.id for served in line.routing} == {"b", "c"}
+
+
+async def test_promise_7_half_a_snapshot_removes_nothing(line: Line) -> None:
+    """The stream was lost before the snapshot's end: nothing may be concluded from what did not come."""
+    await line.mappings.apply(SyncMappingsResponse(mapping=[page("a"), page("b")], initial_sync_complete=True))
+    line.mappings.stream_opened()
+    await line.mappings.apply(SyncMappingsResponse(mapping=[page("b")]))
+    line.mappings.stream_lost()
+    await line.mappings.apply(SyncMappingsResponse(initial_sync_complete=True))
+
+    assert {served.mapping.id for served in line.routing} == {"a", "b"}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import sys
 import tempfile
 from pathlib import Path
 
-from tests.schedules.house import house, watch_logs
+from tests.schedules.house import LOGS, house, watch_logs
 from tests.schedules.story import Verdict, run
 
 PER_HOUSE = 25
@@ -57,8 +58,11 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--houses", type=int, default=4)
+    parser.add_argument("--logs", action="store_true", help="show the proxy's events")
     given = parser.parse_args()
     watch_logs()
+    LOGS.show = given.logs
+    logging.disable(logging.CRITICAL)  # management's word on its failing store
     verdicts = asyncio.run(run_many(list(range(given.first, given.first + given.count)), houses=given.houses, say=True))
     print(figures(verdicts))
     return int(any(verdict.wrong for verdict in verdicts))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+import trustme
 from sqlalchemy import event
 
 from examples.demo.stack import free_port
@@ -46,6 +47,9 @@ ACCESS_LOG = "access.log"
 QUERY, COOKIE = "query-that-nobody-logs", "cookie-that-stays-here"
 PROXY_NETWORK = "127.0.0.0/29"
 """What the operator allows; 127.0.0.9 is outside of it."""
+
+AUTHORITY = trustme.CA()
+ISSUED = AUTHORITY.issue_cert("127.0.0.1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,9 +262,12 @@ class LogWatch:
     def __init__(self) -> None:
         self.forbidden: set[str] = {QUERY, COOKIE}
         self.found: list[str] = []
+        self.show = False
 
     def __call__(self, _logger: Any, _method: str, event_dict: Any) -> Any:
         text = str(event_dict)
+        if self.show:
+            print(text[:300], flush=True)
         self.found += [f"{secret[:12]}… in {text[:200]}" for secret in self.forbidden if secret in text]
         raise structlog.DropEvent
 
@@ -279,11 +286,16 @@ async def house(directory: Path, one_at_a_time: asyncio.Lock, *, seed: int = 0) 
 
     `one_at_a_time` is shared by the houses of a process: Alembic migrates one database at a time.
     """
+    roots, chain, key = directory / "roots.pem", directory / "grpc.pem", directory / "grpc.key"
+    AUTHORITY.cert_pem.write_to_path(roots)
+    chain.write_bytes(b"".join(blob.bytes() for blob in ISSUED.cert_chain_pems))
+    ISSUED.private_key_pem.write_to_path(key)
+    key.chmod(0o600)
     async with AsyncExitStack() as stack:
         settings = ManagementSettings(
             state_directory=directory / "management",
             rest=Listener(listen="127.0.0.1:0"),
-            grpc=Listener(listen="127.0.0.1:0"),
+            grpc=Listener(listen="127.0.0.1:0", certificate=chain, key=key),
             grace=0.5,
         )
         async with one_at_a_time:
@@ -374,8 +386,9 @@ def _proxy_file(directory: Path, grpc: int, token: str, http: int, udp: int) -> 
     file.write_text(
         'plugins = ["private_service", "identity_headers", "direct_upstream", "tunnel_netstack"]\n'
         f'state_directory = "{home / "state"}"\nprivate = true\n'
-        f'[management]\nurl = "http://127.0.0.1:{grpc}"\ntoken_file = "{home / "token"}"\n'
-        f'domain = "{CLUSTER}"\nallow_insecure = true\n'
+        # With TLS, so that what is garbled on the way is noticed at once, as it is where this matters.
+        f'[management]\nurl = "https://127.0.0.1:{grpc}"\ntoken_file = "{home / "token"}"\n'
+        f'domain = "{CLUSTER}"\nroots = "{directory / "roots.pem"}"\n'
         f'[[listen]]\naddress = "127.0.0.1:{http}"\n[admin]\nsocket = "{home / "a.sock"}"\n'
         f'[tunnel]\nports = "{udp}-{udp}"\nendpoint_host = "127.0.0.1"\n'
         f'[[direct_upstream.allow]]\naccounts = ["*"]\nnetworks = ["{PROXY_NETWORK}"]\n'
