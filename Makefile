@@ -1,6 +1,6 @@
 # The front door. `make help` lists what there is; each target is at most three lines.
 .DEFAULT_GOAL := help
-.PHONY: help setup system demo test check unit live bench mutants docs proto lock format clean
+.PHONY: help setup system demo test check unit live bench mutants schedules soak docs proto lock format clean
 
 export UV_PYTHON_DOWNLOADS := never
 # Some machines switch bytecode off, and every process of ours would then compile what it imports: seconds a start.
@@ -42,6 +42,12 @@ mutants: engine ## Remove each guard that a promise stands on, and see its tests
 
 bench: engine system ## Compare with nginx, Caddy and bare uvicorn, in one run
 	@$(BIN)/python -m bench $(ARGS)
+
+schedules: engine ## Play 500 seeded schedules of changes and faults; ARGS=--count 50, --first 1000
+	@$(BIN)/python -m tests.schedules $(ARGS)
+
+soak: engine ## Mixed load and a change every second for 20 minutes; ARGS=--seconds 60
+	@$(BIN)/python -m tests.schedules.soak $(ARGS)
 
 docs: setup ## Write the generated parts of the pages
 	@$(BIN)/python docs/generate.py

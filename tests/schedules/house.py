@@ -202,6 +202,8 @@ class House:
     people: dict[str, Node] = field(default_factory=dict)
     services: dict[str, Service] = field(default_factory=dict)
     secrets: tuple[str, ...] = ()
+    log_read: int = 0
+    """How far the access log was looked at."""
 
     @property
     def snapshot(self) -> Any:

@@ -141,12 +141,8 @@ class Schedule:
 
     async def run(self) -> Verdict:
         house = self._house
-        house.seen.clear()
-        for upstream in house.upstreams.values():
-            upstream.dripping.clear()
+        self._begin()
         start = self._clock()
-        self._moments = [Moment(start - 60, start - 60, self._truth())]
-        self._version = self._site_version()
         healed = 0.0
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._ask_forever(who)) for who in ("alice", "bob", "outside", "outside")]
@@ -167,6 +163,25 @@ class Schedule:
         self._verdict.served = sum(one.status == 200 for one in self._asked.values())
         self._verdict.refused = sum(one.status >= 400 for one in self._asked.values())
         return self._verdict
+
+    def _begin(self) -> None:
+        self._house.seen.clear()
+        for upstream in self._house.upstreams.values():
+            upstream.dripping.clear()
+        start = self._clock()
+        self._moments = [Moment(start - 60, start - 60, self._truth())]
+        self._version = self._site_version()
+
+    def _forget_moments(self) -> None:
+        """Of long ago, with the pages that ended then."""
+        since = self._clock() - 4 * CUT
+        while len(self._moments) > 1 and self._moments[1].end < since:
+            del self._moments[0]
+        for upstream in self._house.upstreams.values():
+            for target, ended in list(upstream.dripping.items()):
+                if ended is not None and ended < since:
+                    del upstream.dripping[target]
+                    self._streams.pop(target, None)
 
     def _truth(self) -> Truth:
         snapshot = self._house.snapshot
@@ -342,7 +357,10 @@ class Schedule:
         self._judge_upstreams(healed)
         self._judge_answers()
         self._judge_streams(healed)
-        lines = (self._house.directory / ACCESS_LOG).read_text()
+        with (self._house.directory / ACCESS_LOG).open() as log:
+            log.seek(self._house.log_read)
+            lines = log.read()
+            self._house.log_read = log.tell()
         LOGS.found += [line[:200] for line in lines.splitlines() if any(secret in line for secret in LOGS.forbidden)]
         if LOGS.found:
             self._wrong(5, f"in the log: {LOGS.found[:3]}")

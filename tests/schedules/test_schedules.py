@@ -10,6 +10,7 @@ import structlog
 
 from tests.schedules.__main__ import run_many
 from tests.schedules.house import watch_logs
+from tests.schedules.soak import soak
 
 FIRST = int(os.environ.get("SCHEDULES_FIRST", "10000"))
 """Seeds that `make schedules` does not play by itself."""
@@ -33,3 +34,13 @@ async def test_no_promise_breaks_whatever_fails(part: int) -> None:
     assert len(verdicts) == EACH
     assert not [str(verdict) for verdict in verdicts if verdict.wrong]
     assert sum(verdict.served for verdict in verdicts) > EACH
+
+
+@pytest.mark.live
+@pytest.mark.timeout(240)
+async def test_nothing_grows() -> None:
+    """Two minutes of mixed load with a change every second: memory, descriptors and tasks stay flat."""
+    outcome = await soak(float(os.environ.get("SOAK_SECONDS", "120")))
+
+    assert not outcome.wrong, str(outcome)
+    assert outcome.served > outcome.changes > 0
