@@ -1,6 +1,6 @@
 # The front door. `make help` lists what there is; each target is at most three lines.
 .DEFAULT_GOAL := help
-.PHONY: help setup system demo test check unit live bench mutants schedules soak docs proto lock format clean
+.PHONY: help setup system demo test check unit stores live bench mutants schedules soak docs proto lock format clean
 
 export UV_PYTHON_DOWNLOADS := never
 # Some machines switch bytecode off, and every process of ours would then compile what it imports: seconds a start.
@@ -25,7 +25,7 @@ system: ## Install the Debian packages that live tests and benchmarks use (as ro
 demo: engine ## Play the story on real processes; ARGS=--once ends after it
 	@$(BIN)/python -m examples.demo $(ARGS)
 
-test: engine system unit live mutants ## Everything that continuous integration runs after `make check`
+test: engine system unit stores live mutants ## Everything that continuous integration runs after `make check`
 
 check: setup ## Formatting, lint, types, import rules
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
@@ -33,6 +33,9 @@ check: setup ## Formatting, lint, types, import rules
 
 unit: engine ## Tests that need nothing but loopback
 	@$(BIN)/python -m pytest -m "not live" $(ARGS)
+
+stores: engine system ## Management's tests once more, on PostgreSQL
+	@NETBIRD_TEST_STORES=postgresql $(BIN)/python -m pytest -m "not live" tests/netbird_management $(ARGS)
 
 live: engine system ## The story and its relatives, on real processes and namespaces
 	@$(BIN)/python -m pytest -m live $(ARGS)

@@ -23,6 +23,7 @@ from netbird_management.services.tokens import create_proxy_token, proxy_tokens_
 from netbird_management.settings import CONFIG_VARIABLE, ManagementSettings, read_settings
 from netbird_management.state import State
 from netbird_management.store.directory import DirectoryInUseError, held, prepare_directory
+from netbird_management.store.engine import DatabaseInUseError, held_database
 from netbird_management.store.vault import VaultError
 
 app = typer.Typer(
@@ -87,7 +88,7 @@ def run(config: Config = None) -> None:
     logs.configure()
     try:
         asyncio.run(_run(settings.value, hooks))
-    except* (VaultError, DirectoryInUseError, HookError, OSError) as errors:
+    except* (VaultError, DirectoryInUseError, DatabaseInUseError, HookError, OSError) as errors:
         _stop(errors)
 
 
@@ -162,17 +163,17 @@ def _settings(config: Path | None, *, files: bool = False) -> tuple[Settings[Man
 
 def _with_state(settings: ManagementSettings, work: Callable[[State], Awaitable[T]], *, alone: bool = False) -> T:
     """Runs one piece of work on the store; `alone` if it changes accounts, which a running host would not hear of."""
-    directory = settings.state_directory
+    directory, database = settings.state_directory, settings.database.get_secret_value()
 
     async def opened() -> T:
         vault = prepare_directory(directory)
         with held(directory) if alone else nullcontext():
-            async with State.open(directory, vault) as state:
+            async with held_database(database if alone else ""), State.open(directory, vault, database) as state:
                 return await work(state)
 
     try:
         return asyncio.run(opened())
-    except* (ManagementError, VaultError, DirectoryInUseError, OSError) as errors:
+    except* (ManagementError, VaultError, DirectoryInUseError, DatabaseInUseError, OSError) as errors:
         _stop(errors)
 
 

@@ -24,6 +24,7 @@ from netbird_management.services.proxies import disconnect_all_proxies, forget_s
 from netbird_management.settings import ManagementSettings
 from netbird_management.state import State
 from netbird_management.store.directory import held, prepare_directory
+from netbird_management.store.engine import held_database
 
 HOUSEKEEPING_SECONDS: Final = 60.0
 
@@ -52,12 +53,17 @@ class ManagementServer:
 async def serve(settings: ManagementSettings, hooks: Hooks) -> AsyncIterator[ManagementServer]:
     """The whole host, listening when this enters, and stopped when it is left: calls under way get `grace` seconds.
 
-    Raises `VaultError`, `DirectoryInUseError`, and `OSError` for an address that cannot be bound.
+    Raises `VaultError`, `DirectoryInUseError`, `DatabaseInUseError`, and `OSError` for an address that cannot be bound.
     """
     directory = settings.state_directory
     vault = await asyncio.to_thread(prepare_directory, directory)
+    database = settings.database.get_secret_value()
     with held(directory):
-        async with State.open(directory, vault) as state, _listening(settings, hooks, state) as server:
+        async with (
+            held_database(database),
+            State.open(directory, vault, database) as state,
+            _listening(settings, hooks, state) as server,
+        ):
             yield server
 
 

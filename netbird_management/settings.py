@@ -10,7 +10,7 @@ from typing import Annotated, Final
 
 from pydantic import AfterValidator, model_validator
 
-from netbird_host.setting_types import Count, SecondsOrZero, Section
+from netbird_host.setting_types import Count, SecondsOrZero, Secret, Section
 from netbird_host.settings import Settings, SettingsError, read_sources
 from netbird_management.plugins import Hooks, load_hooks
 from netbird_management.services.domains import fold
@@ -98,6 +98,8 @@ class ManagementSettings(Section):
     """
 
     state_directory: Path = Path("netbird-management-state")
+    database: Secret = Secret("")
+    """`postgresql://user:password@host/name`; "" keeps everything in SQLite files in the state directory."""
     plugins: tuple[str, ...] = ("private_service", "direct_upstream")
     hosts: tuple[Annotated[str, AfterValidator(fold)], ...] = ()
     refused_domains: tuple[Annotated[str, AfterValidator(fold)], ...] = ()

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import select, update
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from netbird_management.clock import now
 from netbird_management.ids import AccountId, GroupId, PeerId, PolicyId, ServiceId, UserId, new_id
@@ -22,7 +22,7 @@ from netbird_management.network import rows as network_rows
 from netbird_management.network.snapshot import AccountSnapshot, Snapshots, Touched
 from netbird_management.services import rows as service_rows
 from netbird_management.store.activity import Activity
-from netbird_management.store.engine import DATABASE_FILE, migrate, open_engine
+from netbird_management.store.engine import Engines, open_engines
 from netbird_management.store.models import (
     AccountRow,
     DomainRow,
@@ -127,33 +127,34 @@ async def _number(session: AsyncSession, transaction: Transaction) -> None:
 class State:
     """Made by `State.open`; belongs to one event loop."""
 
-    def __init__(self, engine: AsyncEngine, vault: Vault, tasks: asyncio.TaskGroup) -> None:
+    def __init__(self, engines: Engines, vault: Vault, tasks: asyncio.TaskGroup) -> None:
         self.vault = vault
         self.snapshots = Snapshots()
         self.session_keys: dict[tuple[ServiceId, str], bytes] = {}
         """Private halves that were opened already, by service and public half: one is needed for each validation."""
-        self._engine = engine
-        self._writing = engine.execution_options(writes=True)
+        self._engine = engines.accounts
+        self._writing = engines.accounts.execution_options(writes=True)
+        self._log = engines.log
+        self._log_writing = engines.log.execution_options(writes=True)
+        self._log_writer = asyncio.Lock()
         self._tasks = tasks
         self._writer = asyncio.Lock()
         self._generation = 0
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, directory: Path, vault: Vault) -> AsyncIterator["State"]:
-        """Migrates the database in `directory`, reads every account, and closes it all at the end."""
-        engine = open_engine(directory / DATABASE_FILE)
-        try:
-            await migrate(engine)
-            async with asyncio.TaskGroup() as tasks:
-                state = cls(engine, vault, tasks)
-                async with state.read() as session:
-                    for account_id in (await session.scalars(select(AccountRow.id))).all():
-                        snapshot = await state._read_account(session, AccountId(account_id), None, Touched())
-                        state.snapshots.replace(AccountId(account_id), snapshot, Touched(account=True))
-                yield state
-        finally:
-            await engine.dispose()
+    async def open(cls, directory: Path, vault: Vault, database: str = "") -> AsyncIterator["State"]:
+        """Migrates the database, reads every account, and closes it all at the end.
+
+        `database` is the URL of a PostgreSQL database, "" for files in `directory`.
+        """
+        async with open_engines(directory, database) as engines, asyncio.TaskGroup() as tasks:
+            state = cls(engines, vault, tasks)
+            async with state.read() as session:
+                for account_id in (await session.scalars(select(AccountRow.id))).all():
+                    snapshot = await state._read_account(session, AccountId(account_id), None, Touched())
+                    state.snapshots.replace(AccountId(account_id), snapshot, Touched(account=True))
+            yield state
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:
@@ -165,6 +166,19 @@ class State:
     async def write(self) -> AsyncIterator[AsyncSession]:
         """One transaction on what no snapshot holds: committed at the end, rolled back by any exception."""
         async with self._writer, AsyncSession(self._writing, expire_on_commit=False) as session:
+            yield session
+            await session.commit()
+
+    @asynccontextmanager
+    async def read_log(self) -> AsyncIterator[AsyncSession]:
+        """As `read`, on the log."""
+        async with AsyncSession(self._log, expire_on_commit=False) as session:
+            yield session
+
+    @asynccontextmanager
+    async def write_log(self) -> AsyncIterator[AsyncSession]:
+        """As `write`, on the log, which no change waits for."""
+        async with self._log_writer, AsyncSession(self._log_writing, expire_on_commit=False) as session:
             yield session
             await session.commit()
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Install the Debian packages that live tests and benchmarks drive. Nothing is installed that is there already.
 set -euo pipefail
-wanted=(wireguard-go wireguard-tools iproute2 nginx-light caddy wrk curl procps chromium)
+wanted=(postgresql wireguard-go wireguard-tools iproute2 nginx-light caddy wrk curl procps chromium)
 missing=()
 for package in "${wanted[@]}"; do
   [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")

@@ -19,6 +19,8 @@ from netbird_wire.proxy_service_pb2 import AccessLog
 
 QUEUE_ENTRIES: Final = 10_000
 BATCH_ENTRIES: Final = 500
+GATHER_SECONDS: Final = 0.25
+"""How long the first of a batch waits for others: proxies send few at a time, and each write costs the same."""
 _MAX_INT64: Final = (1 << 63) - 1
 _log = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class AccessLogs:
         """Until cancelled."""
         while True:
             await self._some.wait()
+            await asyncio.sleep(GATHER_SECONDS)
             self._some.clear()
             await self.flush()
 
@@ -69,23 +72,23 @@ class AccessLogs:
 
 def _entry(log: AccessLog, account: AccountSnapshot) -> AccessLogEntry:
     return AccessLogEntry(
-        id=log.log_id[:255] or new_id(),
+        id=_text(log.log_id)[:255] or new_id(),
         account_id=AccountId(log.account_id),
-        service_id=log.service_id[:255],
+        service_id=_text(log.service_id)[:255],
         timestamp=_moment(log),
         source_ip=_address(log.source_ip),
-        method=log.method,
-        host=log.host,
-        path=log.path,
+        method=_text(log.method),
+        host=_text(log.host),
+        path=_text(log.path),
         duration_ms=_count(log.duration_ms),
         status_code=log.response_code,
         bytes_upload=_count(log.bytes_upload),
         bytes_download=_count(log.bytes_download),
         reason=_reason(log),
-        user_id=log.user_id[:255],
-        auth_method=log.auth_mechanism[:255],
-        protocol=log.protocol[:8],
-        metadata=dict(log.metadata),
+        user_id=_text(log.user_id)[:255],
+        auth_method=_text(log.auth_mechanism)[:255],
+        protocol=_text(log.protocol)[:8],
+        metadata={_text(name): _text(value) for name, value in log.metadata.items()},
         user_groups=_groups(log, account),
     )
 
@@ -106,6 +109,11 @@ def _moment(log: AccessLog) -> datetime:
         return log.timestamp.ToDatetime(tzinfo=UTC)
     except (ValueError, OverflowError):
         return now()
+
+
+def _text(value: str) -> str:
+    """PostgreSQL keeps no NUL."""
+    return value.replace("\0", "\ufffd")
 
 
 def _count(value: int) -> int:

@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 
 from sqlalchemy import delete
-from sqlalchemy.dialects.sqlite import insert
 
 from netbird_management.ids import GroupId, PeerId
 from netbird_management.state import Transaction
+from netbird_management.store.engine import insert
 from netbird_management.store.models import GroupPeerRow
 
 
@@ -22,6 +22,7 @@ async def move(
         await transaction.session.execute(gone)
     if joined:
         pairs = [{"group_id": group_id, "peer_id": peer_id} for group_id in joined for peer_id in ids]
-        await transaction.session.execute(insert(GroupPeerRow).on_conflict_do_nothing(), pairs)
+        rows = insert(transaction.session, GroupPeerRow).on_conflict_do_nothing()
+        await transaction.session.execute(rows, pairs)
     transaction.touch(groups=[*left, *joined], peers=ids)
     await transaction.raise_serial()

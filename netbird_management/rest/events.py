@@ -1,9 +1,11 @@
 """What was changed, and the access log, a page at a time."""
 
 import json
+from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
+from starlette.datastructures import QueryParams
 from starlette.responses import Response
 
 from netbird_management.ids import UserId
@@ -12,11 +14,12 @@ from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.rest.auth import Caller, allowed
 from netbird_management.rest.context import InContext
 from netbird_management.rest.json import ApiResponse, moment
-from netbird_management.services.access_log import AccessLogEntry, access_log_page
+from netbird_management.services.access_log import SORTS, AccessLogEntry, LogQuery, access_log_page
 
 router = APIRouter()
 
-_FILTERS = {"host": "host", "method": "method", "user_id": "user_id", "source_ip": "source_ip"}
+_EXACT = ("host", "method", "user_id", "source_ip")
+_LONGEST = 1024
 
 
 def entry_json(entry: AccessLogEntry) -> dict[str, Any]:
@@ -75,13 +78,12 @@ async def list_events(who: Annotated[Caller, allowed("events", "read")], context
 async def list_entries(
     request: Request, who: Annotated[Caller, allowed("services", "read")], context: InContext
 ) -> Response:
-    """Parameters that make no sense are ignored, as clients expect; other filters than these are not there yet."""
+    """Parameters that make no sense are ignored, as clients expect."""
     query = request.query_params
     page, size = _number(query.get("page"), 1), min(_number(query.get("page_size"), 50), 100)
-    filters: dict[str, Any] = {column: query[name] for name, column in _FILTERS.items() if query.get(name)}
-    if status := _number(query.get("status_code"), 0):
-        filters["status_code"] = status
-    entries, total = await access_log_page(context.state, who.account_id, page=page, page_size=size, filters=filters)
+    entries, total = await access_log_page(
+        context.state, who.account_id, page=page, page_size=size, query=_log_query(query, who.account)
+    )
     return ApiResponse(
         {
             "data": [entry_json(entry) for entry in entries],
@@ -91,6 +93,47 @@ async def list_entries(
             "total_records": total,
         }
     )
+
+
+def _log_query(query: QueryParams, account: AccountSnapshot) -> LogQuery:
+    exact: dict[str, Any] = {name: query[name] for name in _EXACT if query.get(name)}
+    if code := _number(query.get("status_code"), 0):
+        exact["status_code"] = code
+    for name, attribute in (("user_email", "email"), ("user_name", "name")):
+        found = _users(account, query.get(name, ""), (attribute,))
+        if found:
+            exact["user_id"] = found[0]
+    status, sort_by = query.get("status"), query.get("sort_by", "")
+    search = query.get("search", "")[:_LONGEST]
+    return LogQuery(
+        exact=exact,
+        contains={"path": query["path"][:_LONGEST]} if query.get("path") else {},
+        search=search,
+        search_users=_users(account, search, ("email", "name")),
+        succeeded={"success": True, "failed": False}.get(status or ""),
+        since=_date(query.get("start_date")),
+        until=_date(query.get("end_date")),
+        sort_by=sort_by if sort_by in SORTS else "timestamp",
+        descending=query.get("sort_order", "").lower() != "asc",
+    )
+
+
+def _users(account: AccountSnapshot, part: str, attributes: tuple[str, ...]) -> list[str]:
+    """The ids of the users whose name or address holds a part, in the order of ids."""
+    if not part:
+        return []
+    users = sorted(account.users.values(), key=lambda user: user.id)
+    return [
+        user.id for user in users if any(part.lower() in getattr(user, attribute).lower() for attribute in attributes)
+    ]
+
+
+def _date(text: str | None) -> datetime | None:
+    try:
+        found = datetime.fromisoformat(text) if text else None
+    except ValueError:
+        return None
+    return found if found is not None and found.tzinfo is not None else None
 
 
 def _number(text: str | None, default: int) -> int:

@@ -1,16 +1,16 @@
 """The access log: what proxies report of exchanges, kept for some days."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import delete, func, select
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import delete, func, not_, or_, select
 
 from netbird_management.clock import now
 from netbird_management.ids import AccountId
 from netbird_management.state import State
+from netbird_management.store.engine import insert
 from netbird_management.store.models import AccessLogRow
 
 
@@ -39,10 +39,7 @@ class AccessLogEntry:
 
 
 async def add_access_log_entries(state: State, entries: Sequence[AccessLogEntry]) -> None:
-    """Stores a batch in one transaction; an entry that is known already is left out, so a batch may be sent again.
-
-    Entries of accounts that are not here make the whole batch fail: check them first.
-    """
+    """Stores a batch in one transaction; an entry that is known already is left out, so a batch may be sent again."""
     if not entries:
         return
     rows = [
@@ -68,25 +65,96 @@ async def add_access_log_entries(state: State, entries: Sequence[AccessLogEntry]
         }
         for entry in entries
     ]
-    async with state.write() as session:
-        await session.execute(insert(AccessLogRow).on_conflict_do_nothing(), rows)
+    async with state.write_log() as session:
+        await session.execute(insert(session, AccessLogRow).on_conflict_do_nothing(), rows)
+
+
+@dataclass(frozen=True, slots=True)
+class LogQuery:
+    """Which entries, and in which order. `exact` are values by column, `contains` parts of them in any case.
+
+    `search` is a part of id, address, host, path or both together; entries of `search_users` are found by it, too.
+    Moments are included at both ends.
+    """
+
+    exact: Mapping[str, Any] = field(default_factory=dict)
+    contains: Mapping[str, str] = field(default_factory=dict)
+    search: str = ""
+    search_users: Sequence[str] = ()
+    succeeded: bool | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    sort_by: str = "timestamp"
+    descending: bool = True
+
+
+_SORTS: Final[Mapping[str, tuple[Any, ...]]] = {
+    "timestamp": (AccessLogRow.timestamp,),
+    "url": (AccessLogRow.host, AccessLogRow.path),
+    "host": (AccessLogRow.host,),
+    "path": (AccessLogRow.path,),
+    "method": (AccessLogRow.method,),
+    "status_code": (AccessLogRow.status_code,),
+    "duration": (AccessLogRow.duration_ms,),
+    "source_ip": (AccessLogRow.source_ip,),
+    "user_id": (AccessLogRow.user_id,),
+    "auth_method": (AccessLogRow.auth_method,),
+    "reason": (AccessLogRow.reason,),
+}
+SORTS: Final = frozenset(_SORTS)
 
 
 async def access_log_page(
-    state: State, account_id: AccountId, *, page: int, page_size: int, filters: Mapping[str, Any]
+    state: State,
+    account_id: AccountId,
+    *,
+    page: int,
+    page_size: int,
+    filters: Mapping[str, Any] | None = None,
+    query: LogQuery | None = None,
 ) -> tuple[list[AccessLogEntry], int]:
-    """One page, newest first, and how many entries there are. `filters` are exact values by column."""
-    where = [AccessLogRow.account_id == account_id]
-    where += [getattr(AccessLogRow, column) == value for column, value in filters.items()]
-    query = select(AccessLogRow).where(*where).order_by(AccessLogRow.timestamp.desc(), AccessLogRow.id.desc())
-    async with state.read() as session:
+    """One page, newest first unless the query says otherwise, and how many entries there are in all.
+
+    `filters` are exact values by column, in addition to the query's.
+    """
+    wanted = query or LogQuery()
+    where = [AccessLogRow.account_id == account_id, *_conditions(wanted)]
+    where += [getattr(AccessLogRow, column) == value for column, value in (filters or {}).items()]
+    order = [*_SORTS[wanted.sort_by], AccessLogRow.id]
+    if wanted.sort_by != "timestamp":
+        order.insert(-1, AccessLogRow.timestamp)
+    rows_of = select(AccessLogRow).where(*where)
+    rows_of = rows_of.order_by(*(column.desc() if wanted.descending else column.asc() for column in order))
+    async with state.read_log() as session:
         total = await session.scalar(select(func.count()).select_from(AccessLogRow).where(*where)) or 0
-        rows = (await session.scalars(query.offset((page - 1) * page_size).limit(page_size))).all()
+        rows = (await session.scalars(rows_of.offset((page - 1) * page_size).limit(page_size))).all()
     return [_entry(row) for row in rows], total
 
 
+def _conditions(query: LogQuery) -> list[Any]:
+    def holds(column: Any, part: str) -> Any:
+        return func.lower(column).contains(part.lower(), autoescape=True)
+
+    found = [getattr(AccessLogRow, column) == value for column, value in query.exact.items()]
+    found += [holds(getattr(AccessLogRow, column), part) for column, part in query.contains.items()]
+    if query.search:
+        columns = (AccessLogRow.id, AccessLogRow.source_ip, AccessLogRow.host, AccessLogRow.path)
+        either = [holds(column, query.search) for column in (*columns, AccessLogRow.host + AccessLogRow.path)]
+        if query.search_users:
+            either.append(AccessLogRow.user_id.in_(list(query.search_users)))
+        found.append(or_(*either))
+    if query.succeeded is not None:
+        good = AccessLogRow.status_code.between(200, 399)
+        found.append(good if query.succeeded else not_(good))
+    if query.since is not None:
+        found.append(AccessLogRow.timestamp >= query.since)
+    if query.until is not None:
+        found.append(AccessLogRow.timestamp <= query.until)
+    return found
+
+
 async def forget_old_entries(state: State, days: float) -> None:
-    async with state.write() as session:
+    async with state.write_log() as session:
         await session.execute(delete(AccessLogRow).where(AccessLogRow.timestamp < now() - timedelta(days=days)))
 
 

@@ -6,7 +6,6 @@ from datetime import datetime, timedelta
 from typing import Final, Literal
 
 from sqlalchemy import delete, or_, select, update
-from sqlalchemy.dialects.sqlite import insert
 
 from netbird_management.clock import now
 from netbird_management.errors import NotFound, PreconditionFailed
@@ -15,6 +14,7 @@ from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.services.domains import is_under
 from netbird_management.services.model import Capabilities
 from netbird_management.state import State
+from netbird_management.store.engine import insert
 from netbird_management.store.models import ProxyRow
 
 ACTIVE_SECONDS: Final = 120
@@ -72,8 +72,8 @@ async def register_proxy(state: State, registration: Registration) -> None:
         "supports_crowdsec": capabilities.supports_crowdsec,
         "private": capabilities.private,
     }
-    row = insert(ProxyRow).values(id=registration.proxy_id, **values)
     async with state.write() as session:
+        row = insert(session, ProxyRow).values(id=registration.proxy_id, **values)
         await session.execute(row.on_conflict_do_update(index_elements=[ProxyRow.id], set_=values))
 
 

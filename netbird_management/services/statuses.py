@@ -3,7 +3,6 @@
 from datetime import datetime, timedelta
 
 from sqlalchemy import delete, select, update
-from sqlalchemy.dialects.sqlite import insert
 
 from netbird_management.clock import now
 from netbird_management.errors import NotFound
@@ -11,6 +10,7 @@ from netbird_management.ids import AccountId, ProxyId, ServiceId
 from netbird_management.services.model import SEVERITY, InboundListener, ProxyStatus, Status
 from netbird_management.services.proxies import ACTIVE_SECONDS
 from netbird_management.state import State
+from netbird_management.store.engine import insert
 from netbird_management.store.models import ProxyRow, ServiceRow, ServiceStatusRow
 
 
@@ -39,7 +39,7 @@ async def set_service_status(
             raise NotFound(f"service {service_id} not found")
         if await session.get(ProxyRow, proxy_id) is None:
             raise NotFound(f"proxy {proxy_id} not found")
-        row = insert(ServiceStatusRow).values(service_id=service_id, proxy_id=proxy_id, **values)
+        row = insert(session, ServiceStatusRow).values(service_id=service_id, proxy_id=proxy_id, **values)
         key = [ServiceStatusRow.service_id, ServiceStatusRow.proxy_id]
         await session.execute(row.on_conflict_do_update(index_elements=key, set_=values))
 

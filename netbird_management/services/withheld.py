@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 
 from sqlalchemy import delete, select
-from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from netbird_management.clock import now
 from netbird_management.ids import ProxyId, ServiceId
 from netbird_management.services.model import Status
 from netbird_management.state import State
+from netbird_management.store.engine import insert
 from netbird_management.store.models import ProxyRow, ServiceRow, ServiceStatusRow
 
 
@@ -49,6 +49,6 @@ async def _insert(session: AsyncSession, proxy_id: ProxyId, reasons: Mapping[Ser
             "http_port": 0,
             "updated_at": now(),
         }
-        row = insert(ServiceStatusRow).values(service_id=service_id, proxy_id=proxy_id, **values)
+        row = insert(session, ServiceStatusRow).values(service_id=service_id, proxy_id=proxy_id, **values)
         key = [ServiceStatusRow.service_id, ServiceStatusRow.proxy_id]
         await session.execute(row.on_conflict_do_update(index_elements=key, set_=values))

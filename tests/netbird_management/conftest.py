@@ -1,10 +1,15 @@
 """A state on a real database file, with one account in it."""
 
-from collections.abc import AsyncIterator
+import asyncio
+import itertools
+import os
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import httpx
 import pytest
 
@@ -19,7 +24,9 @@ from netbird_management.rest.context import Context
 from netbird_management.services.model import Capabilities
 from netbird_management.services.proxies import Registration, register_proxy
 from netbird_management.state import State
+from netbird_management.store.engine import migrate, open_engine
 from netbird_management.store.vault import Vault
+from tests import postgresql as postgresql_server
 
 
 @dataclass(frozen=True)
@@ -37,9 +44,50 @@ class Home:
         return found
 
 
+STORES = os.environ.get("NETBIRD_TEST_STORES", "sqlite").split(",")
+"""Every test that has a store runs on each of these: `sqlite`, `postgresql`."""
+_databases = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[postgresql_server.Server]:
+    """One server with a database `template` that is migrated already."""
+    with postgresql_server.server() as server:
+        with ThreadPoolExecutor(1) as elsewhere:  # a loop runs here already
+            elsewhere.submit(asyncio.run, _prepare(server)).result()
+        yield server
+
+
+async def _prepare(server: postgresql_server.Server) -> None:
+    await _create_database(server, "template", "template1")
+    engine = open_engine(server.url("template"))
+    await migrate(engine, "accounts")
+    await migrate(engine, "log")
+    await engine.dispose()
+
+
+async def _create_database(server: postgresql_server.Server, name: str, template: str) -> None:
+    connection = await asyncpg.connect(server.url("postgres"))
+    try:
+        await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    finally:
+        await connection.close()
+
+
+@pytest.fixture(params=STORES)
+async def database(request: pytest.FixtureRequest) -> str:
+    """What `State.open` takes for a new, empty store: "" is SQLite's files in the state directory."""
+    if request.param == "sqlite":
+        return ""
+    server = request.getfixturevalue("postgresql")
+    name = f"test_{next(_databases)}"
+    await _create_database(server, name, "template")
+    return str(server.url(name))
+
+
 @pytest.fixture
-async def state(tmp_path: Path) -> AsyncIterator[State]:
-    async with State.open(tmp_path, Vault.create(tmp_path)) as opened:
+async def state(tmp_path: Path, database: str) -> AsyncIterator[State]:
+    async with State.open(tmp_path, Vault.create(tmp_path), database) as opened:
         yield opened
 
 

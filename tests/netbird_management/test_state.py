@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, MetaData, text
 
 from netbird_management.errors import Conflict
 from netbird_management.ids import GroupId
@@ -16,26 +16,29 @@ from netbird_management.network.model import Role
 from netbird_management.network.peers import create_stock_peer
 from netbird_management.network.users import create_user, update_user
 from netbird_management.state import State
-from netbird_management.store.engine import DATABASE_FILE, migrate, open_engine
-from netbird_management.store.models import GroupRow, Row
+from netbird_management.store.engine import DATABASE_FILE, Part, migrate, open_engine
+from netbird_management.store.models import GroupRow, LogRow, Row
 from netbird_management.store.vault import KEY_FILE, Vault, VaultError
 from tests.netbird_management.conftest import Home
 
 
-async def test_migrations_lead_to_the_models(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("part", "metadata"), [("accounts", Row.metadata), ("log", LogRow.metadata)])
+async def test_migrations_lead_to_the_models(tmp_path: Path, part: Part, metadata: MetaData) -> None:
     """Migrating an empty file gives exactly the tables that the models describe, and doing it twice changes nothing."""
     engine = open_engine(tmp_path / DATABASE_FILE)
-    await migrate(engine)
-    await migrate(engine)
+    await migrate(engine, part)
+    await migrate(engine, part)
 
     def differences(connection: Connection) -> list[object]:
-        return list(compare_metadata(MigrationContext.configure(connection), Row.metadata))
+        options = {"version_table": "log_version"} if part == "log" else {}
+        return list(compare_metadata(MigrationContext.configure(connection, opts=options), metadata))
 
     async with engine.connect() as connection:
         assert await connection.run_sync(differences) == []
     await engine.dispose()
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 async def test_sqlite_is_opened_as_a_server_needs_it(state: State) -> None:
     """Write-ahead log, enforced foreign keys, and patience with another process's lock."""
     async with state.read() as session:
@@ -58,14 +61,14 @@ async def test_a_new_account_has_its_defaults(home: Home) -> None:
     assert snapshot.users[home.owner.id].role is Role.OWNER
 
 
-async def test_a_restart_reads_what_changes_made(tmp_path: Path, home: Home) -> None:
+async def test_a_restart_reads_what_changes_made(tmp_path: Path, database: str, home: Home) -> None:
     """The snapshot kept up by single changes equals the one that a fresh process reads."""
     group = await create_group(home.state, home.account_id, name="engineering")
     user = await create_user(home.state, home.account_id, role=Role.USER, email="alice@lab.test")
     await create_stock_peer(home.state, home.account_id, name="phone", user_id=user.id)
     await update_user(home.state, home.account_id, user.id, role=Role.USER, auto_groups=[group.id], blocked=False)
     kept = home.snapshot
-    async with State.open(tmp_path, Vault.load(tmp_path)) as fresh:
+    async with State.open(tmp_path, Vault.load(tmp_path), database) as fresh:
         read = fresh.snapshots.get(home.account_id)
         assert read is not None
         for part in ("account", "users", "groups", "peers", "services", "policies", "custom_domains"):

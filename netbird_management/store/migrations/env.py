@@ -7,6 +7,7 @@ from netbird_management.store.models import Row
 context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=Row.metadata,
+    version_table=context.config.attributes["version_table"],
     render_as_batch=True,
     transactional_ddl=True,
 )

@@ -43,7 +43,7 @@ async def test_tls_by_certificate_files(host: ManagementServer, tmp_path: Path) 
 
 async def test_what_cannot_be_served_is_an_error(host: ManagementServer, tmp_path: Path) -> None:
     """A port that is taken and a certificate that is not there stop the start."""
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="cannot listen|already in use"):
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="already in use"):
         async with serve_grpc(host, Listener(listen=f"127.0.0.1:{taken.getsockname()[1]}"), grace=1):
             pass
     missing = Listener(listen="127.0.0.1:0", certificate=tmp_path / "no.pem", key=tmp_path / "no.key")

@@ -1,0 +1,225 @@
+"""What a store promises: all of a change or none, the log apart, one process, migrations both ways with data."""
+
+import asyncio
+import random
+import sys
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import inspect, select, text
+
+from netbird_management.clock import now
+from netbird_management.ids import AccountId
+from netbird_management.network.accounts import create_account
+from netbird_management.network.groups import create_group
+from netbird_management.network.model import Role
+from netbird_management.network.peers import create_stock_peer
+from netbird_management.network.snapshot import AccountSnapshot
+from netbird_management.network.users import create_user
+from netbird_management.plugins import load_hooks
+from netbird_management.services.access_log import AccessLogEntry, access_log_page, add_access_log_entries
+from netbird_management.services.edit import create_service
+from netbird_management.services.proxies import Registration
+from netbird_management.state import State
+from netbird_management.store.engine import (
+    DATABASE_FILE,
+    LOG_FILE,
+    DatabaseInUseError,
+    held_database,
+    migrate,
+    open_engine,
+    open_engines,
+    versions,
+)
+from netbird_management.store.models import AccountRow, EventRow
+from netbird_management.store.vault import Vault
+from tests.netbird_management.conftest import Home
+from tests.netbird_management.store_child import SENT, service
+
+KILLED = -9
+WRITES = ("group", "peer", "user", "user-gone", "new-user", "service", "service-changed")
+SAMPLE = 2
+"""How many of a write's statements are died at, chosen by a seed that is printed with a failure."""
+
+
+async def furnished(home: Home) -> None:
+    """Something of everything that the writes change."""
+    state, account_id = home.state, home.account_id
+    user = await create_user(state, account_id, role=Role.USER, email="alice@lab.test")
+    await create_stock_peer(state, account_id, name="phone", user_id=user.id)
+    await create_group(state, account_id, name="engineering")
+    given = service(account_id, id_="old")
+    await create_service(state, load_hooks(["private_service", "direct_upstream"]), given, SENT)
+
+
+def _content(account: AccountSnapshot) -> dict[str, Any]:
+    return {
+        part.name: dict(value) if isinstance(value := getattr(account, part.name), Mapping) else value
+        for part in fields(account)
+        if not part.name.startswith("_") and part.name not in ("generation", "account")
+    }
+
+
+async def _seen(directory: Path, database: str) -> tuple[dict[str, Any], int, int, list[str]]:
+    """What a fresh process reads: the account, its serial, its change number, its events."""
+    async with State.open(directory, Vault.load(directory), database) as state, state.read() as session:
+        (account,) = state.snapshots.all()
+        row = await session.get_one(AccountRow, account.account.id)
+        events = (await session.scalars(select(EventRow.activity).order_by(EventRow.number, EventRow.id))).all()
+        return _content(account), row.serial, row.changes, list(events)
+
+
+async def _run(directory: Path, database: str, number: int, what: str) -> tuple[int, str]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "tests.netbird_management.store_child",
+        str(directory),
+        database,
+        str(number),
+        what,
+        stdout=asyncio.subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    )
+    output, _ = await asyncio.wait_for(process.communicate(), 50)
+    return process.returncode or 0, output.decode()
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("what", WRITES)
+async def test_a_killed_change_is_there_wholly_or_not_at_all(
+    home: Home, proxy: Registration, tmp_path: Path, database: str, what: str
+) -> None:
+    """Wherever the process dies, a fresh one finds the account as before with as many events, or as after."""
+    await furnished(home)
+    before = await _seen(tmp_path, database)
+    seed = random.SystemRandom().randrange(1 << 32)
+    numbers = random.Random(seed).sample(range(1, 14), SAMPLE)
+    for number in sorted(numbers):
+        status, _ = await _run(tmp_path, database, number, what)
+        found = await _seen(tmp_path, database)
+        if status != KILLED:
+            assert found[3] != before[3], f"seed {seed}"  # it has fewer statements than that, and is done
+            return
+        assert found == before, f"seed {seed}, statement {number}: half of {what} is there"
+    status, _ = await _run(tmp_path, database, 0, what)
+    after = await _seen(tmp_path, database)
+    assert status == 0
+    assert after[2] == before[2] + 1, "one change more"
+    assert after[0] != before[0]
+    assert len(after[3]) > len(before[3])
+
+
+def _entry(account_id: AccountId, id_: str = "1") -> AccessLogEntry:
+    return AccessLogEntry(
+        id=id_,
+        account_id=account_id,
+        service_id="s",
+        timestamp=now(),
+        source_ip="192.0.2.1",
+        method="GET",
+        host="h",
+        path="/",
+        duration_ms=1,
+        status_code=200,
+        bytes_upload=0,
+        bytes_download=1,
+    )
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+async def test_the_log_has_a_file_of_its_own(home: Home, tmp_path: Path) -> None:
+    """Whoever holds the log's write lock holds up no change."""
+    async with home.state.write_log() as session:
+        await session.execute(text("DELETE FROM access_log"))
+        await asyncio.wait_for(create_group(home.state, home.account_id, name="meanwhile"), 5)
+    await add_access_log_entries(home.state, [_entry(home.account_id)])
+    assert (tmp_path / LOG_FILE).exists()
+    engine = open_engine(tmp_path / DATABASE_FILE)
+    async with engine.connect() as connection:
+        assert not await connection.run_sync(lambda sync: inspect(sync).has_table("access_log"))
+    await engine.dispose()
+
+
+async def test_entries_are_stored_once_and_whole(home: Home) -> None:
+    """A batch may come again, with others in it; a character that the store knows no way to keep loses nothing else."""
+    await add_access_log_entries(home.state, [_entry(home.account_id)])
+    await add_access_log_entries(home.state, [_entry(home.account_id), _entry(home.account_id, "2")])
+    found, total = await access_log_page(home.state, home.account_id, page=1, page_size=10)
+    assert (total, {entry.id for entry in found}) == (2, {"1", "2"})
+
+
+async def test_a_database_is_one_processs(postgresql: Any) -> None:
+    """A second holder of a PostgreSQL database is refused, until the first is gone."""
+    url = postgresql.url("template")
+    async with held_database(url):
+        with pytest.raises(DatabaseInUseError):
+            await held_database(url).__aenter__()
+    async with held_database(url):
+        pass
+
+
+async def test_migrations_go_down_and_up_with_data(
+    home: Home, proxy: Registration, tmp_path: Path, database: str
+) -> None:
+    """Down to the first version and up again loses what later versions brought, and nothing else."""
+    await furnished(home)
+    before = await _seen(tmp_path, database)
+    engine = open_engine(database or tmp_path / DATABASE_FILE)
+    assert (await versions(engine))[0] == (await versions(engine))[1] != ""
+    await migrate(engine, revision="0001")
+    assert (await versions(engine))[0] == "0001"
+    await engine.dispose()
+    found = await _seen(tmp_path, database)
+    for part in ("users", "groups", "peers", "policies", "services"):
+        assert found[0][part] == before[0][part], part
+    assert found[1] == before[1]
+    assert (found[2], found[3]) == (0, [])
+
+
+async def test_migrations_go_down_to_the_first(database: str, tmp_path: Path) -> None:
+    """Each step back is there, for both parts, and the way up again."""
+    async with open_engines(tmp_path, database) as engines:
+        await migrate(engines.log, "log", revision="base")
+        await migrate(engines.accounts, revision="0001")
+    async with open_engines(tmp_path, database) as engines:
+        assert len(set(await versions(engines.accounts, "accounts"))) == 1
+        assert len(set(await versions(engines.log, "log"))) == 1
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+async def test_an_older_log_moves_out(home: Home, tmp_path: Path) -> None:
+    """Entries that an earlier version kept among the accounts are in the log after the next start, once."""
+    old = tmp_path / "old"
+    old.mkdir(mode=0o700)
+    vault = Vault.create(old)
+    engine = open_engine(old / DATABASE_FILE)
+    await migrate(engine, revision="0004")
+    async with engine.execution_options(writes=True).begin() as connection:
+        await connection.execute(
+            text(
+                "INSERT INTO accounts (id, created_at, created_by, network, network_v6, dns_domain, serial, settings) "
+                "VALUES ('a', '2026-01-01 00:00:00', 'u', '100.64.0.0/16', 'fd00::/64', 'd.test', 1, '{}')"
+            )
+        )
+        await connection.execute(
+            text(
+                "INSERT INTO access_log_entries VALUES ('1', 'a', 's', '2026-01-01 00:00:00.000000', '192.0.2.1', "
+                "'GET', 'h', '/', 1, 200, '', '', '', 0, 1, 'http', '{}', '[\"g\"]')"
+            )
+        )
+    await engine.dispose()
+    for _ in range(2):
+        async with State.open(old, vault) as state:
+            found, total = await access_log_page(state, AccountId("a"), page=1, page_size=10)
+            assert (total, found[0].host, found[0].user_groups) == (1, "h", ("g",))
+
+
+async def test_accounts_logs_keep_apart(home: Home) -> None:
+    """Nobody reads another account's entries."""
+    other, _ = await create_account(home.state, email="b@lab.test", name="B")
+    await add_access_log_entries(home.state, [_entry(other)])
+    assert (await access_log_page(home.state, home.account_id, page=1, page_size=10))[1] == 0
