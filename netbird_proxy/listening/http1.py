@@ -430,6 +430,7 @@ class Http1Protocol(asyncio.Protocol):
                 raise self._refusal
             served.trailers = trailers
         self._reading = None
+        self._completed = True  # what this segment had was a body's: none of it counts as the next head's
         served.complete = True
         served.expects = False
         if not served.keep_alive or self.must_close:

@@ -538,6 +538,26 @@ async def test_a_large_unwanted_body_is_not_read_to_its_end(connect: Any) -> Non
     assert client.transport.aborted
 
 
+@pytest.mark.parametrize("wanted", [True, False], ids=["read", "unwanted"])
+async def test_the_last_piece_of_a_body_is_no_part_of_a_head(connect: Any, wanted: bool) -> None:
+    """However large it is: the next request is heard, and nothing is answered that was not asked."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if wanted:
+            await read_body(receive)
+        await respond(b"ok")(scope, receive, send)
+
+    client = connect(app, limits=ListenLimits(head_bytes=1000, drain_bytes=1 << 20))
+    body = b"x" * 5000
+    client.feed(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (2 * len(body)))
+    for piece in (body, body, GET):
+        client.feed(piece)
+        await client.settle()
+
+    assert client.sent.count(b"HTTP/1.1 ") == client.sent.count(b"HTTP/1.1 200 OK\r\n") == 2
+    assert client.counters == {}
+
+
 async def test_an_unwanted_body_that_stalls_is_bounded_in_time(connect: Any) -> None:
     """A client that stops sending what nobody reads does not keep the connection."""
     client = connect(respond(b"no", status=403), limits=ListenLimits(linger_timeout=0.02))
