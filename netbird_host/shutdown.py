@@ -1,4 +1,4 @@
-"""Being asked to stop: the first signal asks, the second one cuts."""
+"""Being asked to stop: the first signal asks, the second one cuts, and a third one ends the process as it is."""
 
 from __future__ import annotations
 
@@ -61,13 +61,25 @@ class Shutdown:
 
 @contextmanager
 def on_signals(signals: Sequence[signal.Signals] = SIGNALS) -> Iterator[Shutdown]:
-    """Take the process's stop signals for as long as this lasts. In the main thread, with a running loop."""
+    """Take the process's stop signals for as long as this lasts. In the main thread, with a running loop.
+
+    After the second one they are the system's again: whatever hangs then, a third signal ends it.
+    """
     loop = asyncio.get_running_loop()
     shutdown = Shutdown()
+
+    def heard(name: str) -> None:
+        shutdown.ask(name)
+        if shutdown.cut:
+            give_back()
+
+    def give_back() -> None:
+        for one in signals:
+            loop.remove_signal_handler(one)
+
     for one in signals:
-        loop.add_signal_handler(one, shutdown.ask, one.name)
+        loop.add_signal_handler(one, heard, one.name)
     try:
         yield shutdown
     finally:
-        for one in signals:
-            loop.remove_signal_handler(one)
+        give_back()

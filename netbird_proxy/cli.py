@@ -147,10 +147,11 @@ def routes(config: Config = None, admin: Socket = None, as_json: AsJson = False)
 
 
 async def _serve(loaded: Loaded) -> int:
+    from netbird_host.systemd import Supervisor
     from netbird_proxy.server import ProxyServer
 
     # Made here and not before: the channel to management belongs to the loop that is running when it is made.
-    return await ProxyServer(loaded).run()
+    return await ProxyServer(loaded, supervisor=Supervisor()).run()
 
 
 def _load(config: Path | None, plugins_: list[str] | None, private: bool | None) -> Loaded:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version as distribution_version
@@ -17,6 +18,7 @@ from pydantic import BaseModel
 
 from netbird_host.settings import Shown
 from netbird_host.shutdown import Shutdown, on_signals
+from netbird_host.systemd import Supervisor, inherited_sockets
 from netbird_proxy import hookspecs
 from netbird_proxy.accounts import Accounts, AccountState, InboundListeners, ProxyPeers
 from netbird_proxy.admin import default_socket, served
@@ -37,7 +39,7 @@ from netbird_proxy.folding import fold_host
 from netbird_proxy.forwarded import TrustedProxies
 from netbird_proxy.listening.connections import Connections, ListenLimits
 from netbird_proxy.listening.origins import Origins
-from netbird_proxy.listening.sockets import HostListener, serve_host
+from netbird_proxy.listening.sockets import HostListener, inherited_for, serve_host
 from netbird_proxy.listening.tls import ServerTls
 from netbird_proxy.listening.tunnels import HTTP_PORT, HTTPS_PORT, InsideListener, serve_inside
 from netbird_proxy.mappings import ManagementMappings
@@ -58,6 +60,11 @@ from netbird_wire.extensions import Extension
 log = structlog.get_logger("netbird_proxy.server")
 
 O = TypeVar("O", bound=BaseModel)  # noqa: E741
+
+DRAIN_MARGIN = 2.0
+"""Seconds beyond `limits.drain` for those that are cut then to be observed."""
+TUNNEL_STOP = 10.0
+"""Seconds for tunnels to close, once nothing uses them."""
 
 HOOKS = tuple(name for name, spec in vars(hookspecs).items() if hasattr(spec, "netbird_proxy_spec"))
 
@@ -118,8 +125,12 @@ def judge_files(loaded: Loaded) -> None:
 class ProxyServer:
     """Owns everything that lives as long as the process. Implements `steps.Proxy` and `admin.Inspected`."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: Loaded, *, supervisor: Supervisor | None = None) -> None:
+        """Args:
+        supervisor: who is told when this is ready and when it stops.
+        """
         settings = loaded.settings
+        self._supervisor = supervisor or Supervisor({})
         limits = settings.limits
         self._loaded = loaded
         self._settings = settings
@@ -158,7 +169,6 @@ class ProxyServer:
         )
         self._listeners: list[HostListener] = []
         self._inside: dict[AccountId, InsideListener] = {}
-        self._draining = False
         # Accounts, mappings and client know one another, so the stream's sink and the map's listener are bound late.
         self._statuses: StatusReports
         self._mappings: ManagementMappings | None = None
@@ -243,7 +253,10 @@ class ProxyServer:
 
     async def _serve(self, shutdown: Shutdown) -> None:
         async with asyncio.TaskGroup() as group:
-            background = [group.create_task(self._app.exchanges.run(), name="open exchanges")]
+            background = [
+                group.create_task(self._app.exchanges.run(), name="open exchanges"),
+                group.create_task(self._supervisor.keep_alive(), name="signs of life"),
+            ]
             if self._client is not None:
                 background.append(group.create_task(self._client.run(), name="mapping stream"))
                 background.append(group.create_task(self._statuses.run(), name="status reports"))
@@ -262,13 +275,14 @@ class ProxyServer:
                     admin=str(self._admin_socket()),
                     plugins=[plugin.id for plugin in self._loaded.hooks.plugins],
                 )
+                self._supervisor.ready(f"listening on {', '.join(map(str, self.listening_addresses()))}")
                 reason = await shutdown.wait()
                 log.info("proxy.stopping", reason=reason)
             finally:
                 self.ready = False
-                self._draining = True
-                await self._close_listeners(shutdown)
-                await self._accounts.stop()
+                self._supervisor.stopping("open exchanges have their time to end")
+                await self._drain(shutdown)
+                await shutdown.drain(self._accounts.stop(), timeout=TUNNEL_STOP)
                 for task in background:
                     task.cancel()
 
@@ -283,19 +297,32 @@ class ProxyServer:
         return self._settings.admin.socket or default_socket(self.id)
 
     async def _open_listeners(self) -> None:
+        try:
+            handed_over = inherited_sockets()
+        except ValueError as exc:
+            raise SettingsError(f"socket activation: {exc}") from exc
         for listen in self._settings.listen:
             scheme = "https" if listen.tls else "http"
-            connections = self._connections(f"{scheme} {listen.address}", tls_ahead=listen.tls_ahead)
             tls = self._tls if listen.tls else None
-            self._listeners.append(await serve_host(connections, listen.address, tls=tls))
+            inherited = inherited_for(listen.address, handed_over)
+            listening: list[socket.socket | None] = [*inherited] or [None]
+            for one in listening:
+                connections = self._connections(f"{scheme} {listen.address}", tls_ahead=listen.tls_ahead)
+                self._listeners.append(await serve_host(connections, listen.address, tls=tls, inherited=one))
+            handed_over = [one for one in handed_over if one not in inherited]
+        if handed_over:
+            # It would take connections that nobody ever accepts.
+            names = ", ".join(str(one.getsockname()) for one in handed_over)
+            raise SettingsError(f"socket activation: no [[listen]] address is that of the handed-over socket {names}")
 
-    async def _close_listeners(self, shutdown: Shutdown) -> None:
-        listeners, self._listeners = self._listeners, []
+    async def _drain(self, shutdown: Shutdown) -> None:
+        """Take no more connections, anywhere; then let what is open end within the bound, and cut what is left."""
+        listeners: list[HostListener | InsideListener] = [*self._listeners, *self._inside.values()]
         bound = self._settings.limits.drain
         for listener in listeners:
             listener.close()
-        if listeners:
-            await shutdown.drain(asyncio.gather(*(listener.drain(bound) for listener in listeners)), timeout=bound + 1)
+        await shutdown.drain(_all(listener.drain(bound) for listener in listeners), timeout=bound + DRAIN_MARGIN)
+        self._listeners = []
 
     @asynccontextmanager
     async def _listening_inside(self, account: AccountId, tunnel: Tunnel) -> AsyncIterator[InboundListeners]:
@@ -308,7 +335,7 @@ class ProxyServer:
         finally:
             del self._inside[account]
             listener.close()
-            await listener.drain(self._settings.limits.drain if self._draining else 0)
+            await listener.drain(0)  # when the process stops, they have had their time
 
     def _connections(self, name: str, *, account: AccountId | None = None, tls_ahead: bool = False) -> Connections:
         return Connections(
@@ -520,6 +547,12 @@ def _steps(runner: object) -> list[str]:
         return []
     bound: list[BoundGuard | BoundAuthenticator] = [*runner.restrict, *runner.authenticate, *runner.authorize]
     return [f"{step.stage} {step.plugin}" for step in bound]
+
+
+async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    async with asyncio.TaskGroup() as group:
+        for work in works:
+            group.create_task(work)
 
 
 def _only(error: BaseException) -> BaseException:

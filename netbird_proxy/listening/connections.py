@@ -12,6 +12,7 @@ from netbird_proxy.listening.origins import Origins
 from netbird_proxy.model import AccountId, Address, Origin
 
 _HELD_HEAD_TICK = 0.02  # seconds
+_AFTER_ABORT = 1.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +162,9 @@ class Connections:
             self.log.info("listener.drain_overran", listener=self.listener, connections=len(self.open))
         finally:
             self.abort()
-        if self.tasks:
-            await asyncio.wait(tuple(self.tasks), timeout=1.0)
+            # Also when this is cancelled: what was cut is still observed before anybody goes on.
+            if self.tasks:
+                await asyncio.wait(tuple(self.tasks), timeout=_AFTER_ABORT)
 
     def abort(self) -> None:
         """End every connection and cancel every request now."""

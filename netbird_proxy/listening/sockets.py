@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
+import socket
+from collections.abc import Iterable
 from typing import Any
 
 from netbird_proxy.errors import SettingsError
@@ -36,8 +39,13 @@ class HostListener:
         return f"<HostListener {self.address}: {len(self._connections.open)} connections>"
 
 
-async def serve_host(connections: Connections, address: Address, *, tls: ServerTls | None = None) -> HostListener:
+async def serve_host(
+    connections: Connections, address: Address, *, tls: ServerTls | None = None, inherited: socket.socket | None = None
+) -> HostListener:
     """Listen on an address; an empty host is every address, port 0 lets the system choose.
+
+    Args:
+        inherited: a socket that listens there already; what waits in it is served.
 
     Raises:
         SettingsError: the address cannot be had; the message says why.
@@ -52,10 +60,32 @@ async def serve_host(connections: Connections, address: Address, *, tls: ServerT
             "ssl_shutdown_timeout": SHUTDOWN_TIMEOUT,
         }
     try:
-        server = await loop.create_server(
-            lambda: Http1Protocol(connections, loop), address.host or None, address.port, backlog=BACKLOG, **how
-        )
+        if inherited is None:
+            how |= {"host": address.host or None, "port": address.port}
+        else:
+            how["sock"] = inherited
+        server = await loop.create_server(lambda: Http1Protocol(connections, loop), backlog=BACKLOG, **how)
     except OSError as exc:
         why = os.strerror(exc.errno) if exc.errno else str(exc)
         raise SettingsError(f"listen.address {address}: {why}") from exc
     return HostListener(server, connections)
+
+
+def inherited_for(address: Address, sockets: Iterable[socket.socket]) -> list[socket.socket]:
+    """Those of the sockets that listen on an address. An empty host is matched by a socket for every address."""
+    return [one for one in sockets if one.family in _INTERNET and _is_for(one.getsockname(), address)]
+
+
+_INTERNET = (socket.AF_INET, socket.AF_INET6)
+
+
+def _is_for(name: tuple[Any, ...], address: Address) -> bool:
+    if name[1] != address.port:
+        return False
+    there = ipaddress.ip_address(name[0])
+    if not address.host:
+        return there.is_unspecified
+    try:
+        return ipaddress.ip_address(address.host) == there
+    except ValueError:  # a name: whoever hands sockets over says addresses
+        return False

@@ -59,3 +59,15 @@ async def test_signals_are_given_back() -> None:
         pass
 
     assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+
+
+async def test_a_third_signal_is_the_systems_again() -> None:
+    """Whatever hangs after the second one, the process can still be ended."""
+    before = signal.getsignal(signal.SIGUSR1)
+    with on_signals([signal.SIGUSR1]) as shutdown:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGUSR1)
+        async with asyncio.timeout(10):
+            while not shutdown.cut:  # noqa: ASYNC110 - the loop hands signals on when it comes round
+                await asyncio.sleep(0)
+        assert signal.getsignal(signal.SIGUSR1) is before
