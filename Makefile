@@ -43,8 +43,9 @@ live: engine system ## The story and its relatives, on real processes and namesp
 mutants: engine ## Remove each guard that a promise stands on, and see its tests fail
 	@$(BIN)/python -m tests.mutants $(ARGS)
 
-bench: engine system ## Compare with nginx, Caddy and bare uvicorn, in one run
+bench: engine system ## Compare with nginx, Caddy and bare uvicorn, in one run; then how long changes take
 	@$(BIN)/python -m bench $(ARGS)
+	@$(BIN)/python -m bench.changes
 
 schedules: engine ## Play 500 seeded schedules of changes and faults; ARGS=--count 50, --first 1000
 	@$(BIN)/python -m tests.schedules $(ARGS)

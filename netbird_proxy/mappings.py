@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -30,6 +31,8 @@ from netbird_wire.proxy_service_pb2 import (
 log = structlog.get_logger("netbird_proxy.mappings")
 
 SOURCE = "management"
+AT_ONCE = 20
+"""Mappings that are read or compiled before requests get their turn again: half a millisecond each."""
 
 
 class ManagementMappings:
@@ -75,7 +78,7 @@ class ManagementMappings:
     async def apply(self, update: Update) -> None:
         # First of all, so that no answer which was asked for before this can serve anybody after it.
         self._distrust(update)
-        changed, removed = self._sorted(update.mapping)
+        changed, removed = await self._sorted(update.mapping)
         gone: set[ServiceId] = set()
         if self._seen is not None:
             self._seen.update(changed)
@@ -88,7 +91,13 @@ class ManagementMappings:
             for service in (*removed, *gone)
             if (served := self._routing.get(SOURCE, service)) is not None
         }
-        reports = self._routing.update(SOURCE, changed.values(), {*removed, *gone})
+        reports: list[Report] = []
+        together, rest = self._parted(changed)
+        if together or removed or gone:
+            reports += self._routing.update(SOURCE, together, {*removed, *gone})
+        for start in range(0, len(rest), AT_ONCE):
+            reports += self._routing.update(SOURCE, rest[start : start + AT_ONCE])
+            await asyncio.sleep(0)
         self._accounts.want(self._wanted())
         for report in reports:
             self._report(report)
@@ -146,11 +155,26 @@ class ManagementMappings:
             if served.mapping.account == state.id:
                 self._report(served.report(changed=False))
 
-    def _sorted(self, wires: Iterable[ProxyMapping]) -> tuple[dict[ServiceId, Mapping], set[ServiceId]]:
+    def _parted(self, changed: dict[ServiceId, Mapping]) -> tuple[list[Mapping], list[Mapping]]:
+        """Those that must come into force in one step, as hosts change hands among them, and those that need not."""
+        if len(changed) <= AT_ONCE:
+            return list(changed.values()), []
+        held = {served.mapping.host: served.mapping.id for served in self._routing}
+        together: list[Mapping] = []
+        rest: list[Mapping] = []
+        for mapping in changed.values():
+            old = self._routing.get(SOURCE, mapping.id)
+            stays = old is None or old.mapping.host == mapping.host
+            (rest if stays and held.get(mapping.host, mapping.id) == mapping.id else together).append(mapping)
+        return together, rest
+
+    async def _sorted(self, wires: Iterable[ProxyMapping]) -> tuple[dict[ServiceId, Mapping], set[ServiceId]]:
         """The last word about each service in a batch."""
         changed: dict[ServiceId, Mapping] = {}
         removed: set[ServiceId] = set()
-        for wire in wires:
+        for number, wire in enumerate(wires):
+            if number % AT_ONCE == AT_ONCE - 1:
+                await asyncio.sleep(0)
             service = ServiceId(wire.id)
             changed.pop(service, None)
             removed.discard(service)

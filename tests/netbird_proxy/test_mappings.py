@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from netbird_proxy.accounts import Accounts
 from netbird_proxy.control.codec import Codec
 from netbird_proxy.control.status import StatusReports
 from netbird_proxy.control.tokens import OneTimeTokens
-from netbird_proxy.mappings import ManagementMappings
+from netbird_proxy.mappings import AT_ONCE, ManagementMappings
 from netbird_proxy.model import AccountId, PublicKey, ServiceId, UserId
 from netbird_proxy.plugins import load_hooks
 from netbird_proxy.revocations import RevokedSessions
@@ -171,3 +172,40 @@ async def test_promise_7_half_a_snapshot_removes_nothing(line: Line) -> None:
     await line.mappings.apply(SyncMappingsResponse(initial_sync_complete=True))
 
     assert {served.mapping.id for served in line.routing} == {"a", "b"}
+
+
+async def test_promise_7_many_mappings_let_requests_through(line: Line) -> None:
+    """A large batch is put in force in slices, between which others get their turn."""
+    turns = 0
+    over = False
+
+    async def others() -> None:
+        nonlocal turns
+        while not over:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(others())
+        await line.mappings.apply(SyncMappingsResponse(mapping=[page(f"s{number}") for number in range(500)]))
+        over = True
+
+    assert len(line.routing) == 500
+    assert turns > 500 / AT_ONCE
+
+
+@pytest.mark.parametrize("size", [3, 3 * AT_ONCE])
+async def test_promise_7_hosts_that_change_hands_do_so_in_one_step(line: Line, size: int) -> None:
+    """Services that trade places in a batch of any size: at no moment is either of them without a route."""
+    await line.mappings.apply(SyncMappingsResponse(mapping=[page(f"s{number}") for number in range(size)]))
+    closed: list[set[str]] = []
+    line.routing.on_change = lambda _: closed.append(
+        {served.mapping.host for served in line.routing if "another service" in served.refused}
+    )
+    traded = [page(f"s{number}") for number in range(size)]
+    for one, other in ((0, 1), (size - 1, 2)):
+        traded[one].domain, traded[other].domain = traded[other].domain, traded[one].domain
+    await line.mappings.apply(SyncMappingsResponse(mapping=traded))
+
+    assert closed
+    assert not set().union(*closed)
