@@ -54,7 +54,7 @@ soak: engine ## Mixed load and a change every second for 20 minutes; ARGS=--seco
 	@$(BIN)/python -m tests.schedules.soak $(ARGS)
 
 docs: setup ## Write the generated parts of the pages
-	@$(BIN)/python docs/generate.py
+	@$(BIN)/python docs/generate.py && $(BIN)/python docs/openapi.py
 
 proto: setup ## Generate the wire's code from its sources
 	@bash proto/generate.sh

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from fastapi import APIRouter, FastAPI
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from netbird_management.ids import new_id
@@ -14,6 +15,7 @@ from netbird_management.rest import (
     errors,
     events,
     groups,
+    openapi,
     peers,
     policies,
     proxy_tokens,
@@ -42,14 +44,25 @@ ROUTERS: Final = (
 
 def create_app(context: Context, extra: Sequence[APIRouter] = ()) -> ASGIApp:
     """The whole API under `/api`. No CORS: no other site's page has any business here."""
-    app = FastAPI(title="netbird-management", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    app = api()
     app.state.context = context
     errors.install(app)
-    for module in ROUTERS:
-        app.include_router(module.router, prefix="/api")
     for router in extra:
         app.include_router(router, prefix="/api")
+
+    @app.get("/api/openapi.json", include_in_schema=False)
+    async def described() -> Response:
+        return Response(openapi.text(app), media_type="application/json")
+
     return _with_request_id(app)
+
+
+def api() -> FastAPI:
+    """The routes by themselves, to be described."""
+    app = FastAPI(title="netbird-management", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    for module in ROUTERS:
+        app.include_router(module.router, prefix="/api")
+    return app
 
 
 def _with_request_id(app: ASGIApp) -> ASGIApp:

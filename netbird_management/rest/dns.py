@@ -26,7 +26,7 @@ from netbird_management.rest.json import ApiResponse, Body, read_body
 router = APIRouter(prefix="/dns")
 
 
-class SettingsBody(Body):
+class DnsSettingsBody(Body):
     disabled_management_groups: list[str] | None = None
 
 
@@ -107,7 +107,7 @@ async def get_settings(who: Annotated[Caller, allowed("dns", "read")]) -> Respon
 async def put_settings(
     request: Request, who: Annotated[Caller, allowed("dns", "update")], context: InContext
 ) -> Response:
-    given, _ = await read_body(request, SettingsBody)
+    given, _ = await read_body(request, DnsSettingsBody)
     if given.disabled_management_groups is None:
         raise BadRequest("disabled_management_groups is required")
     groups = [GroupId(id_) for id_ in given.disabled_management_groups]

@@ -33,7 +33,7 @@ _FLAGS = (
 )
 
 
-class NewPeer(Body):
+class PeerBody(Body):
     name: str = ""
     user_id: str | None = None
     group_ids: list[str] | None = None
@@ -92,7 +92,7 @@ async def list_peers(who: AnyCaller, name: str | None = None, ip: str | None = N
 
 @router.post("/peers")
 async def post_peer(request: Request, who: AnyCaller, context: InContext) -> Response:
-    given, _ = await read_body(request, NewPeer)
+    given, _ = await read_body(request, PeerBody)
     user_id = None if not given.user_id else UserId(given.user_id)
     if not who.may("peers", "create"):
         # Groups are what access is given to: nobody joins one by asking.

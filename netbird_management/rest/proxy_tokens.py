@@ -14,7 +14,7 @@ from netbird_management.services.tokens import ProxyToken, create_proxy_token, p
 router = APIRouter(prefix="/reverse-proxies/proxy-tokens")
 
 
-class TokenRequest(Body):
+class ProxyTokenBody(Body):
     name: str = ""
     expires_in: int = 0
 
@@ -42,7 +42,7 @@ async def list_tokens(who: Annotated[Caller, allowed("services", "read")], conte
 async def post_token(
     request: Request, who: Annotated[Caller, allowed("services", "create")], context: InContext
 ) -> Response:
-    given, _ = await read_body(request, TokenRequest)
+    given, _ = await read_body(request, ProxyTokenBody)
     token, plain = await create_proxy_token(
         context.state,
         name=given.name,
