@@ -24,6 +24,7 @@ from netbird_proxy import (
     RequestTransform,
     RouteSpec,
     always,
+    fold,
     hookimpl,
 )
 from netbird_proxy.defaults.session.authenticators import ByCookie, ByHeader, Credentials, Prompt
@@ -116,10 +117,14 @@ class Session:
         if not names:
             return None
 
-        def keep_credentials(_exchange: ExchangeView, outgoing: OutgoingHead) -> None:
+        def keep_credentials(exchange: ExchangeView, outgoing: OutgoingHead) -> None:
             # Whoever came in otherwise may have sent a right one nevertheless: it is the proxy's, never the upstream's.
+            # What stands there and is not the client's is a custom header, which replaced the client's already.
+            sent = set(exchange.headers)
             for name in names:
-                outgoing.delete(name)
+                folded = fold(name)
+                if any(fold(pair[0]) == folded and pair in sent for pair in outgoing.headers):
+                    outgoing.delete(name)
 
         return RequestTransform(keep_credentials)
 

@@ -9,6 +9,7 @@ from urllib.parse import quote
 import pytest
 
 from netbird_proxy import ManagementTimeout
+from netbird_proxy.control.codec import Codec
 from netbird_proxy.testing.makers import host_origin
 from netbird_wire.proxy_service_pb2 import AuthenticateResponse, ValidateSessionResponse
 from tests.netbird_proxy.defaults.session.service import BROWSER, FORM, Service, cookies_of
@@ -189,6 +190,24 @@ async def test_header_credentials_are_asked_about_once() -> None:
     service.proxy.generations["acct-1"] += 1
     await service.get(headers=[key])
     assert service.asked == ["Authenticate"] * 2
+
+
+@pytest.mark.parametrize("custom", [b"Basic inner", None], ids=["another for the upstream", "none"])
+@pytest.mark.parametrize("alias", [b"authorization", b"Authorization", b"AUTHORIZATION"])
+async def test_the_upstream_has_its_own_credential_or_none(custom: bytes | None, alias: bytes) -> None:
+    """The client's stays here; a custom header of that name is the operator's word to the upstream."""
+    service = Service(headers=["Authorization"])
+    service.accepts("Bearer right", method="header", subject="header-user")
+    if custom is not None:
+        service.wire.path[0].options.custom_headers["Authorization"] = custom.decode()
+        mapping = Codec(service.hooks).decode(service.wire, source="management").mapping
+        service.play.routing.apply("management", [mapping])
+
+    answer = await service.get(headers=[(alias, b"Bearer right"), (b"accept", b"application/json")])
+
+    assert answer.status == 200
+    assert service.play.upstreams.last.get(b"authorization") == ([custom] if custom else [])
+    assert b"right" not in service.play.upstreams.last.head
 
 
 async def test_wrong_and_missing_header_credentials() -> None:
