@@ -13,6 +13,8 @@ from starlette.types import ASGIApp
 
 from netbird_management.grpc.server import serve_grpc
 from netbird_management.ids import AccountId
+from netbird_management.login.identity_provider import IdentityProvider
+from netbird_management.login.sign_on import SignOn
 from netbird_management.network.peers import disconnect_all_peers, sweep_ephemeral_peers
 from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.plugins import Hooks
@@ -72,6 +74,7 @@ async def _listening(settings: ManagementSettings, hooks: Hooks, state: State) -
     await disconnect_all_proxies(state)
     await disconnect_all_peers(state)
     server = ManagementServer(settings, hooks, state)
+    sign_on = None if settings.oidc is None else SignOn(state, IdentityProvider(settings.oidc))
     context = Context(
         state,
         hooks,
@@ -79,10 +82,13 @@ async def _listening(settings: ManagementSettings, hooks: Hooks, state: State) -
         setup_secret=server.setup_secret,
         dns_domain=settings.dns_domain,
         resolver=DnsResolver(settings.dns_servers),
+        sign_on=sign_on,
     )
     async with (
         hooks.lifespan(server),
-        serve_grpc(server, settings.grpc, grace=settings.grace, signal=settings.signal) as server.grpc_port,
+        serve_grpc(
+            server, settings.grpc, grace=settings.grace, signal=settings.signal, sign_on=sign_on
+        ) as server.grpc_port,
         _serve_rest(create_app(context), settings) as server.rest_port,
         asyncio.TaskGroup() as tasks,
     ):

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, model_validator
 
 from netbird_host.setting_types import Count, SecondsOrZero, Secret, Section
 from netbird_host.settings import Settings, SettingsError, read_sources
+from netbird_management.login.settings import OidcSettings
 from netbird_management.plugins import Hooks, load_hooks
 from netbird_management.services.domains import fold
 
@@ -109,6 +110,8 @@ class ManagementSettings(Section):
     access_log_days: Count = 7
     rest: Listener = Listener(listen="127.0.0.1:8080")
     grpc: Listener = Listener(listen="127.0.0.1:8081")
+    oidc: OidcSettings | None = None
+    """The identity provider; without one nobody is offered single sign-on."""
     signal: str = ""
     """`host:port` of the signal server that NetBird agents are told of; "" for none of one's own."""
     grace: SecondsOrZero = 10.0

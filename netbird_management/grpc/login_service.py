@@ -10,12 +10,15 @@ from typing import Final
 
 import grpc
 
+from netbird_management.errors import BadRequest
 from netbird_management.grpc.errors import Refused
 from netbird_management.grpc.interceptors import Caller
-from netbird_management.ids import ServiceId, UserId
+from netbird_management.ids import AccountId, ServiceId, UserId
 from netbird_management.login.guesses import Guesses
+from netbird_management.login.identity_provider import ProviderFailed
 from netbird_management.login.passwords import verify_secret
 from netbird_management.login.sessions import Method, Session, mint_session_token, read_session_token
+from netbird_management.login.sign_on import SignOn
 from netbird_management.network.model import Group, User
 from netbird_management.network.revocations import revoke
 from netbird_management.network.snapshot import AccountSnapshot
@@ -51,8 +54,9 @@ class _Credential:
 class Logins:
     """Answers `Authenticate`, `GetOIDCURL` and `ValidateSession`."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, sign_on: SignOn | None = None) -> None:
         self._state = state
+        self._sign_on = sign_on
         self._guesses = Guesses(asyncio.get_running_loop().time)
         self._places = asyncio.Semaphore(HASHED_AT_ONCE)
         self._waiting = 0
@@ -89,9 +93,18 @@ class Logins:
         return AuthenticateResponse(success=True, session_token=token)
 
     async def oidc_url(self, request: GetOIDCURLRequest, caller: Caller) -> GetOIDCURLResponse:
-        """Raises `Refused`: there is no identity provider here."""
+        """Raises `Refused`: no identity provider, or one that cannot be asked; a place that is no service's."""
         caller.check_account(request.account_id)
-        raise Refused(grpc.StatusCode.FAILED_PRECONDITION, "no identity provider is set up here")
+        if self._sign_on is None:
+            raise Refused(grpc.StatusCode.FAILED_PRECONDITION, "no identity provider is set up here")
+        try:
+            url = await self._sign_on.begin(request.redirect_url, AccountId(request.account_id))
+        except BadRequest as error:
+            raise Refused(grpc.StatusCode.FAILED_PRECONDITION, error.message) from error
+        except ProviderFailed as error:
+            _log.warning("login.provider.failed", extra={"reason": str(error)})
+            raise Refused(grpc.StatusCode.UNAVAILABLE, "the identity provider cannot be asked") from error
+        return GetOIDCURLResponse(url=url)
 
     async def validate_session(self, request: ValidateSessionRequest, caller: Caller) -> ValidateSessionResponse:
         """The order of the checks is part of the contract: what a denial tells depends on how far it came."""

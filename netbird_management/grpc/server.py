@@ -22,6 +22,7 @@ from netbird_management.grpc.peer_streams import QUIET_SECONDS, PeerStreams
 from netbird_management.grpc.proxy_service import ProxyService
 from netbird_management.grpc.recorder import Recorder
 from netbird_management.grpc.tunnel_peers import TunnelPeers
+from netbird_management.login.sign_on import SignOn
 from netbird_management.network.network_map import NetworkMaps
 from netbird_management.network.snapshot import Changes
 from netbird_management.plugins import Hooks
@@ -55,7 +56,13 @@ class Timing:
 
 @asynccontextmanager
 async def serve_grpc(
-    host: Host, listener: Listener, *, grace: float = 10.0, signal: str = "", timing: Timing | None = None
+    host: Host,
+    listener: Listener,
+    *,
+    grace: float = 10.0,
+    signal: str = "",
+    timing: Timing | None = None,
+    sign_on: SignOn | None = None,
 ) -> AsyncIterator[int]:
     """Serves proxies and peers, and yields the bound port.
 
@@ -76,7 +83,7 @@ async def serve_grpc(
             MappingStreams(state, connections, mappings, heartbeat=timing.heartbeat),
             TunnelPeers(state, hooks, host, recorder),
             access_logs,
-            Logins(state),
+            Logins(state, sign_on),
         ),
         server,
     )

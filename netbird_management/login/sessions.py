@@ -18,6 +18,7 @@ from netbird_management.store.models import ServiceRow
 
 ISSUER: Final = "netbird-management"
 LIFETIME_SECONDS: Final = 86400
+MAX_BYTES: Final = 3800
 _HEADER: Final = b'{"alg":"EdDSA","typ":"JWT"}'
 # Written and read here, with libsodium alone: the one algorithm is fixed, and no header may choose another.
 Method = Literal["password", "pin", "oidc", "header"]
@@ -46,7 +47,11 @@ async def mint_session_token(
         if row is None:
             raise LookupError(f"service {service.id} not found")
         private_key = state.session_keys[key] = state.vault.open(row.session_private_key)
-    return sign(private_key, service.domain, subject, method, email=email, groups=groups)
+    token = sign(private_key, service.domain, subject, method, email=email, groups=groups)
+    if len(token) > MAX_BYTES:
+        # Browsers keep no cookie of more than 4096 bytes. Proxies learn the groups when they ask about the session.
+        token = sign(private_key, service.domain, subject, method, email=email)
+    return token
 
 
 def sign(

@@ -22,6 +22,7 @@ from netbird_management.rest import (
     services,
     setup,
     setup_keys,
+    sign_on,
     users,
 )
 from netbird_management.rest.context import Context
@@ -39,6 +40,7 @@ ROUTERS: Final = (
     clusters,
     proxy_tokens,
     events,
+    sign_on,
 )
 
 

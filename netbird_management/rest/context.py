@@ -5,8 +5,10 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from netbird_management.login.sign_on import SignOn
 from netbird_management.network.accounts import DNS_DOMAIN
 from netbird_management.plugins import Hooks
+from netbird_management.rest.rate import Rate
 from netbird_management.services.custom_domains import DnsResolver, Resolver
 from netbird_management.state import State
 
@@ -21,6 +23,8 @@ class Context:
     setup_secret: str = field(default="", repr=False)
     dns_domain: str = DNS_DOMAIN
     resolver: Resolver = field(default_factory=DnsResolver, repr=False)
+    sign_on: SignOn | None = None
+    callbacks: Rate = field(default_factory=Rate)
 
 
 def context_of(request: Request) -> Context:

@@ -86,6 +86,17 @@ class UserRow(Row):
     last_login: Mapped[datetime | None]
 
 
+class UserIdentityRow(Row):
+    """Whom an identity provider knows under a subject."""
+
+    __tablename__ = "user_identities"
+
+    issuer: Mapped[str] = mapped_column(primary_key=True)
+    subject: Mapped[str] = mapped_column(primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    created_at: Mapped[datetime]
+
+
 class PersonalTokenRow(Row):
     __tablename__ = "personal_access_tokens"
 

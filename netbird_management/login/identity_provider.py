@@ -1,0 +1,168 @@
+"""The identity provider, as OpenID Connect describes it: found, asked for a login, and its answer judged."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import httpx
+from authlib.common.errors import AuthlibBaseError
+from authlib.integrations.httpx_client import AsyncOAuth2Client
+from joserfc import jwt
+from joserfc.errors import JoseError
+from joserfc.jwk import KeySet
+
+from netbird_management.login.settings import OidcSettings
+
+KNOWN_SECONDS: Final = 3600.0
+"""How long the provider's own description and keys are believed; keys are read anew for one that is not among them."""
+ASK_SECONDS: Final = 10.0
+LEEWAY_SECONDS: Final = 30
+_ALGORITHMS: Final = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+"""Never a symmetric one: our own secret would then vouch for anybody."""
+
+
+class ProviderFailed(Exception):
+    """The provider cannot be reached, or says what it may not. The message holds no secret."""
+
+
+class LoginRefused(Exception):
+    """The provider answered, and nobody is known by it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """Who logged in. `email` is "" unless the provider says that it is verified."""
+
+    issuer: str
+    subject: str
+    email: str = ""
+    name: str = ""
+
+
+class IdentityProvider:
+    """One issuer, and us as its client."""
+
+    def __init__(self, settings: OidcSettings, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self._settings = settings
+        self._transport = transport
+        self._described: tuple[dict[str, Any], float] | None = None
+        self._keys: tuple[KeySet, float] | None = None
+        self._asking = asyncio.Lock()
+
+    async def login_url(self, *, state: str, verifier: str, nonce: str) -> str:
+        """Where a browser is sent to log in. Raises `ProviderFailed`."""
+        described = await self._description()
+        async with self._client() as client:
+            url, _ = client.create_authorization_url(
+                described["authorization_endpoint"], state=state, code_verifier=verifier, nonce=nonce
+            )
+        return str(url)
+
+    async def person(self, *, code: str, verifier: str, nonce: str) -> Person:
+        """Who came back with a code. Raises `ProviderFailed`, `LoginRefused`."""
+        described = await self._description()
+        try:
+            async with self._client() as client:
+                answer = await client.fetch_token(
+                    described["token_endpoint"], grant_type="authorization_code", code=code, code_verifier=verifier
+                )
+        except AuthlibBaseError as error:
+            raise ProviderFailed(f"the code was not taken: {error.error}") from error
+        except (httpx.HTTPError, ValueError) as error:
+            raise ProviderFailed(f"the token endpoint: {type(error).__name__}") from error
+        token = answer.get("id_token")
+        if not isinstance(token, str):
+            raise LoginRefused("the provider sent no ID token")
+        return _person(await self._claims(token, nonce), self._settings.issuer)
+
+    async def _claims(self, token: str, nonce: str) -> dict[str, Any]:
+        claims: dict[str, Any] | None = None
+        for fresh in (False, True):
+            keys = await self._key_set(fresh=fresh)
+            try:
+                claims = jwt.decode(token, keys, algorithms=_ALGORITHMS).claims
+                break
+            except (JoseError, ValueError) as error:
+                if fresh:  # a key that came since was looked for
+                    raise LoginRefused(f"the ID token: {type(error).__name__}") from error
+        registry = jwt.JWTClaimsRegistry(
+            leeway=LEEWAY_SECONDS,
+            iss={"essential": True, "value": self._settings.issuer},
+            aud={"essential": True, "value": self._settings.client_id},
+            exp={"essential": True},
+            iat={"essential": True},
+            sub={"essential": True},
+            nonce={"essential": True, "value": nonce},
+        )
+        try:
+            registry.validate(claims or {})
+        except JoseError as error:
+            raise LoginRefused(f"the ID token: {error}") from error
+        assert claims is not None  # noqa: S101 - decoded above, or raised
+        if isinstance(claims["aud"], list) and len(claims["aud"]) > 1 and claims.get("azp") != self._settings.client_id:
+            raise LoginRefused("the ID token is another client's")
+        return claims
+
+    async def _description(self) -> dict[str, Any]:
+        async with self._asking:
+            clock = asyncio.get_running_loop().time
+            if self._described is None or clock() >= self._described[1]:
+                issuer = self._settings.issuer
+                found = await self._json(f"{issuer.rstrip('/')}/.well-known/openid-configuration")
+                if found.get("issuer") != issuer:
+                    raise ProviderFailed(f"{issuer} calls itself {str(found.get('issuer'))[:200]!r}")
+                for name in ("authorization_endpoint", "token_endpoint", "jwks_uri"):
+                    if not _is_url(found.get(name)):
+                        raise ProviderFailed(f"{issuer} names no {name}")
+                self._described = (found, clock() + KNOWN_SECONDS)
+            return self._described[0]
+
+    async def _key_set(self, *, fresh: bool) -> KeySet:
+        described = await self._description()
+        clock = asyncio.get_running_loop().time
+        if fresh or self._keys is None or clock() >= self._keys[1]:
+            try:
+                keys = KeySet.import_key_set(await self._json(described["jwks_uri"]))  # type: ignore[arg-type]
+            except (JoseError, ValueError, KeyError, TypeError) as error:
+                raise ProviderFailed(f"its keys: {type(error).__name__}") from error
+            self._keys = (keys, clock() + KNOWN_SECONDS)
+        return self._keys[0]
+
+    async def _json(self, url: str) -> dict[str, Any]:
+        try:
+            async with httpx.AsyncClient(transport=self._transport, timeout=ASK_SECONDS) as client:
+                answer = await client.get(url)
+                answer.raise_for_status()
+                found = answer.json()
+        except (httpx.HTTPError, ValueError) as error:
+            raise ProviderFailed(f"{url}: {type(error).__name__}") from error
+        if not isinstance(found, dict):
+            raise ProviderFailed(f"{url}: not an object")
+        return found
+
+    def _client(self) -> AsyncOAuth2Client:
+        settings = self._settings
+        return AsyncOAuth2Client(
+            client_id=settings.client_id,
+            client_secret=settings.client_secret.get_secret_value() or None,
+            scope=" ".join(settings.scopes),
+            redirect_uri=settings.callback_url,
+            code_challenge_method="S256",
+            token_endpoint_auth_method="client_secret_basic" if settings.client_secret.get_secret_value() else "none",
+            transport=self._transport,
+            timeout=ASK_SECONDS,
+        )
+
+
+def _person(claims: dict[str, Any], issuer: str) -> Person:
+    subject = claims.get("sub")
+    if not isinstance(subject, str) or not 0 < len(subject) <= 255 or not subject.isprintable():
+        raise LoginRefused("the ID token names nobody")
+    email, name = claims.get("email"), claims.get("name")
+    verified = claims.get("email_verified") is True and isinstance(email, str)
+    return Person(issuer, subject, str(email) if verified else "", name[:255] if isinstance(name, str) else "")
+
+
+def _is_url(value: object) -> bool:
+    return isinstance(value, str) and urlsplit(value).scheme in ("http", "https")

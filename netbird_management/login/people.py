@@ -1,0 +1,84 @@
+"""Who somebody is, by what the identity provider calls them.
+
+A person is known by issuer and subject, and by nothing else. An e-mail address leads to a user once: where an
+administrator has made that user and nobody has come for it yet, and the provider says that the address is theirs.
+"""
+
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from netbird_management.clock import now
+from netbird_management.errors import InvalidArgument
+from netbird_management.ids import AccountId, UserId, new_id
+from netbird_management.login.identity_provider import Person
+from netbird_management.network.model import Role, User
+from netbird_management.network.users import checked_email
+from netbird_management.state import State
+from netbird_management.store.models import UserIdentityRow, UserRow
+
+
+async def user_of(state: State, account_id: AccountId, person: Person) -> User | None:
+    """The user, whichever account they are in; someone never seen before becomes one who waits for approval.
+
+    Args:
+        account_id: where a new one waits. `None` if that account is gone.
+    """
+    known = await _known(state, person)
+    if known is not None:
+        account_id = AccountId(known.account_id)
+    if state.snapshots.get(account_id) is None:
+        return None
+    async with state.change(account_id) as transaction:
+        session = transaction.session
+        identity = await session.get(UserIdentityRow, (person.issuer, person.subject))
+        row = await session.get(UserRow, identity.user_id) if identity is not None else None
+        if row is None:
+            row = await _invited(session, account_id, person) or _waiting(account_id, person)
+            session.add(row)
+            await session.flush()
+            session.add(UserIdentityRow(issuer=person.issuer, subject=person.subject, user_id=row.id, created_at=now()))
+        row.last_login = now()
+        user_id = UserId(row.id)
+        transaction.touch(users=[user_id])
+    snapshot = state.snapshots.get(account_id)
+    return snapshot.users.get(user_id) if snapshot is not None else None
+
+
+async def _known(state: State, person: Person) -> UserRow | None:
+    async with state.read() as session:
+        identity = await session.get(UserIdentityRow, (person.issuer, person.subject))
+        return await session.get(UserRow, identity.user_id) if identity is not None else None
+
+
+async def _invited(session: AsyncSession, account_id: AccountId, person: Person) -> UserRow | None:
+    """The user that an administrator made for this address, if nobody has come for it and it has no password."""
+    if not person.email:
+        return None
+    claimed = select(UserIdentityRow.user_id).where(UserIdentityRow.user_id == UserRow.id)
+    query = select(UserRow).where(
+        UserRow.account_id == account_id,
+        func.lower(UserRow.email) == person.email.lower(),
+        UserRow.is_service_user.is_(False),
+        UserRow.password_hash == "",
+        ~claimed.exists(),
+    )
+    found = (await session.scalars(query)).all()
+    return found[0] if len(found) == 1 else None
+
+
+def _waiting(account_id: AccountId, person: Person) -> UserRow:
+    try:
+        email = checked_email(person.email)
+    except InvalidArgument:
+        email = ""
+    return UserRow(
+        id=new_id(),
+        account_id=account_id,
+        role=Role.USER,
+        email=email,
+        name=person.name,
+        auto_groups=[],
+        blocked=True,
+        pending_approval=True,
+        created_at=now(),
+    )

@@ -1,0 +1,154 @@
+"""Single sign-on for services: from a proxy's question where to send a browser, to the token that it comes back with.
+
+Nothing is kept while a person is away: the state that travels through the browser says where it came from, until when
+it is good and that we wrote it; the secrets of this one login follow from it and our key. What is stored is only that
+a state has been used.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import logging
+import os
+import struct
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+from urllib.parse import urlencode, urlsplit, urlunsplit
+
+from sqlalchemy import delete
+
+from netbird_management.clock import now
+from netbird_management.errors import BadRequest
+from netbird_management.ids import AccountId
+from netbird_management.login.identity_provider import IdentityProvider
+from netbird_management.login.people import user_of
+from netbird_management.login.sessions import mint_session_token
+from netbird_management.network.model import User
+from netbird_management.services.model import Service
+from netbird_management.state import State
+from netbird_management.store.models import SpentNonceRow
+from netbird_management.store.vault import Vault
+
+LIFETIME_SECONDS: Final = 600
+LONGEST_REDIRECT: Final = 2048
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    redirect: str
+    nonce: str
+    expires_at: datetime
+
+
+class SignOn:
+    """The way to the provider and back, for all services."""
+
+    def __init__(self, state: State, provider: IdentityProvider) -> None:
+        self._state = state
+        self._provider = provider
+
+    async def begin(self, redirect_url: str, account_id: AccountId) -> str:
+        """Where to send the browser. Raises `BadRequest` for a place that is no service's; `ProviderFailed`."""
+        if self._service(redirect_url, account_id) is None:
+            raise BadRequest("redirect_url is not on the host of a service with single sign-on")
+        state = _written(self._state.vault, redirect_url)
+        return await self._provider.login_url(state=state, verifier=self._verifier(state), nonce=self._nonce(state))
+
+    async def finish(self, text: str, *, code: str, error: str) -> str:
+        """Where the browser goes back to, with a session's token or the reason why there is none.
+
+        Raises `BadRequest` for a state that is not ours, is too old or was used; `ProviderFailed`, `LoginRefused`.
+        """
+        state = _read(self._state.vault, text)
+        await self._spend(state)
+        if error or not code:
+            return _back(state.redirect, error="access_denied", error_description="The login was canceled")
+        person = await self._provider.person(code=code, verifier=self._verifier(text), nonce=self._nonce(text))
+        service = self._service(state.redirect, None)
+        user = None if service is None else await user_of(self._state, service.account_id, person)
+        if service is None or user is None or user.account_id != service.account_id:
+            return _back(state.redirect, error="access_denied", error_description="Service configuration error")
+        if (refusal := _refusal(user)) is not None:
+            return _back(state.redirect, error="access_denied", error_description=refusal)
+        account = self._state.snapshots.get(service.account_id)
+        groups = [group for id_ in user.auto_groups if account and (group := account.groups.get(id_)) is not None]
+        token = await mint_session_token(self._state, service, user.id, "oidc", email=user.email, groups=groups)
+        _log.info("login.accepted", extra={"service_id": service.id, "user_id": user.id})
+        return _back(state.redirect, session_token=token)
+
+    def _service(self, redirect_url: str, account_id: AccountId | None) -> Service | None:
+        parts = urlsplit(redirect_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
+            return None
+        if len(redirect_url) > LONGEST_REDIRECT or not redirect_url.isascii() or not redirect_url.isprintable():
+            return None
+        found = self._state.snapshots.by_domain(parts.hostname)
+        if found is None or account_id not in (None, found[1].account_id):
+            return None
+        bearer = found[1].auth.bearer_auth
+        return found[1] if bearer is not None and bearer.enabled else None
+
+    async def _spend(self, state: _State) -> None:
+        async with self._state.write() as session:
+            if await session.get(SpentNonceRow, state.nonce) is not None:
+                raise BadRequest("this login was finished already")
+            session.add(SpentNonceRow(nonce=state.nonce, expires_at=state.expires_at))
+            await session.execute(delete(SpentNonceRow).where(SpentNonceRow.expires_at < now()))
+
+    def _verifier(self, state: str) -> str:
+        return _url(hmac.digest(self._state.vault.derive("oidc verifier"), state.encode(), hashlib.sha256))
+
+    def _nonce(self, state: str) -> str:
+        return _url(hmac.digest(self._state.vault.derive("oidc nonce"), state.encode(), hashlib.sha256))
+
+
+def _refusal(user: User) -> str | None:
+    if user.pending_approval:
+        return "Your account is pending approval by an administrator"
+    if user.blocked:
+        return "Your account is blocked"
+    return None
+
+
+def _written(vault: Vault, redirect: str) -> str:
+    """`place|nonce|mac`; the nonce begins with the moment at which it is over."""
+    expires = int((now() + timedelta(seconds=LIFETIME_SECONDS)).timestamp())
+    signed = (
+        f"{base64.urlsafe_b64encode(redirect.encode()).decode()}|{_url(struct.pack('>Q', expires) + os.urandom(16))}"
+    )
+    return f"{signed}|{_mac(vault, signed)}"
+
+
+def _read(vault: Vault, text: str) -> _State:
+    """Raises `BadRequest` for what is not ours or too old: before anything of it is used."""
+    signed, _, mac = text.rpartition("|")
+    place, _, nonce = signed.partition("|")
+    if not hmac.compare_digest(mac.encode(), _mac(vault, signed).encode()):
+        raise BadRequest("the login's state is not ours")
+    try:
+        redirect = base64.urlsafe_b64decode(place).decode()
+        (expires,) = struct.unpack(">Q", base64.urlsafe_b64decode(nonce + "=" * (-len(nonce) % 4))[:8])
+        expires_at = datetime.fromtimestamp(expires, UTC)
+    except (ValueError, binascii.Error, struct.error, OverflowError) as error:
+        raise BadRequest("the login's state cannot be read") from error
+    if expires_at <= now():
+        raise BadRequest("the login took too long")
+    return _State(redirect, nonce, expires_at)
+
+
+def _mac(vault: Vault, signed: str) -> str:
+    return hmac.digest(vault.derive("oidc state"), signed.encode(), hashlib.sha256).hex()
+
+
+def _back(redirect: str, **query: str) -> str:
+    """The place that was asked for, over TLS, with more in its query."""
+    parts = urlsplit(redirect)
+    more = urlencode(query)
+    return urlunsplit(("https", parts.netloc, parts.path, f"{parts.query}&{more}" if parts.query else more, ""))
+
+
+def _url(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).decode().rstrip("=")

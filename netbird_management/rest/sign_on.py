@@ -1,0 +1,44 @@
+"""Where the identity provider sends browsers back to. No caller: whoever comes has nothing but a state and a code."""
+
+import logging
+
+from fastapi import APIRouter, Request
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+
+from netbird_management.errors import BadRequest
+from netbird_management.login.identity_provider import LoginRefused, ProviderFailed
+from netbird_management.rest.context import InContext
+
+router = APIRouter()
+_log = logging.getLogger(__name__)
+
+
+@router.get("/reverse-proxy/callback")
+async def callback(request: Request, context: InContext, state: str = "", code: str = "", error: str = "") -> Response:
+    if not context.callbacks.take(request.client.host if request.client else ""):
+        return _said(429, "too many logins from this address; try again in a minute")
+    if context.sign_on is None:
+        return _said(404, "no identity provider is set up here")
+    try:
+        place = await context.sign_on.finish(state, code=code, error=error)
+    except BadRequest as refused:
+        return _said(400, refused.message)
+    except LoginRefused as refused:
+        _log.warning("login.provider.refused", extra={"reason": str(refused)})
+        return _said(401, "the identity provider's answer was not accepted")
+    except ProviderFailed as failed:
+        _log.warning("login.provider.failed", extra={"reason": str(failed)})
+        return _said(500, "the identity provider could not be asked")
+    answer = RedirectResponse(place, status_code=302)
+    return _private(answer)
+
+
+def _said(status: int, text: str) -> Response:
+    return _private(PlainTextResponse(text + "\n", status_code=status))
+
+
+def _private(answer: Response) -> Response:
+    answer.headers["cache-control"] = "no-store"
+    answer.headers["referrer-policy"] = "no-referrer"
+    answer.headers["x-content-type-options"] = "nosniff"
+    return answer

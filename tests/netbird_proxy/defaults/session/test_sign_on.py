@@ -1,0 +1,213 @@
+"""Single sign-on at the proxy: begun and finished by the same browser, asked about again, never offered in vain."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from typing import Any
+from urllib.parse import parse_qs, quote, urlsplit
+
+import pytest
+
+from netbird_proxy import ManagementRefused, ManagementUnavailable
+from netbird_proxy.testing.asgi import Answer
+from netbird_wire.proxy_service_pb2 import GetOIDCURLResponse, ValidateSessionResponse
+from tests.netbird_proxy.defaults.session.service import Service, cookies_of
+
+PROVIDER = "https://login.example.net/auth?state=x%7Cy"
+START = "/__netbird__/session/start"
+RETURN = "/__netbird__/session/return"
+SESSION = b"__Host-nb_session"
+GOOD = ValidateSessionResponse(
+    valid=True, user_id="user-1", user_email="a@x.example", peer_group_ids=["g1", "g2"], peer_group_names=["one", "two"]
+)
+
+
+@pytest.fixture
+def service() -> Service:
+    service = Service(oidc=True)
+    service.management.answers |= {
+        "GetOIDCURL": GetOIDCURLResponse(url=PROVIDER),
+        "ValidateSession": GOOD,
+    }
+    return service
+
+
+async def begin(service: Service, to: str = "/a?b=c", **fields: Any) -> tuple[str, bytes]:
+    """What the provider will send back in `f`, and the cookie of this login."""
+    answer = await service.get(f"{START}?to={quote(to, safe='')}", **fields)
+    assert (answer.status, answer.get(b"location")) == (302, PROVIDER.encode())
+    ((name, rest),) = [one for one in cookies_of(answer).items() if b"Max-Age=600" in one[1]]
+    redirect = service.management.calls[-1][1].redirect_url
+    return parse_qs(urlsplit(redirect).query)["f"][0], name + b"=" + rest.partition(b";")[0]
+
+
+async def come_back(service: Service, proof: str, cookie: bytes | None, token: bytes) -> Answer:
+    return await service.get(f"{RETURN}?f={proof}&session_token={token.decode()}", cookie=cookie)
+
+
+async def test_the_only_way_in_is_taken_by_itself(service: Service) -> None:
+    """A browser on its way to a page is sent to log in, with where it wanted to go; a program is told 401."""
+    answer = await service.get("/reports?year=2026&x=%2F")
+    assert answer.status == 302
+    assert answer.get(b"location") == b"/__netbird__/session/start?to=/reports%3Fyear%3D2026%26x%3D%252F"
+
+    program = await service.get("/reports", headers=[(b"accept", b"application/json")])
+    assert (program.status, set(json.loads(program.body)["methods"])) == (401, {"oidc"})
+    fetched = await service.get("/x", headers=[(b"accept", b"*/*"), (b"sec-fetch-mode", b"cors")])
+    assert fetched.status == 401
+    assert not service.play.upstreams.dialed
+
+
+async def test_a_login_ends_where_it_began(service: Service) -> None:
+    """Path and query survive, the address is clean, the provider saw a hash, and the person is known with groups."""
+    proof, cookie = await begin(service, "/a%20b?b=c&d=%26")
+    redirect = service.management.calls[-1][1].redirect_url
+    assert redirect == f"https://app.example.com{RETURN}?f={proof}"
+    secret = cookie.partition(b"=")[2].partition(b".")[0]
+    assert base64.urlsafe_b64encode(hashlib.sha256(secret).digest()).rstrip(b"=").decode() == proof
+
+    token = service.token("user-1", "oidc", email="a@x.example")
+    back = await come_back(service, proof, cookie, token)
+
+    assert (back.status, back.get(b"location")) == (303, b"/a%20b?b=c&d=%26")
+    assert back.get(b"referrer-policy") == b"no-referrer"
+    set_now = cookies_of(back)
+    assert set_now[SESSION].startswith(token + b"; Max-Age=86400")
+    assert set_now[cookie.partition(b"=")[0]].startswith(b"; Max-Age=0")
+    opened = await service.get("/a", cookie=SESSION + b"=" + token)
+    assert opened.status == 200
+    identity = service.play.exchange.identity
+    assert identity is not None
+    assert [group.name for group in identity.groups] == ["one", "two"]
+    assert service.asked.count("ValidateSession") == 1
+
+
+async def test_another_member_of_the_cluster_finishes_it(service: Service) -> None:
+    """Everything that is needed came with the browser."""
+    proof, cookie = await begin(service)
+    other = Service(oidc=True)
+    other.management.answers["ValidateSession"] = GOOD
+
+    back = await come_back(other, proof, cookie, other.token("user-1", "oidc"))
+
+    assert (back.status, back.get(b"location")) == (303, b"/a?b=c")
+
+
+async def test_nobody_is_logged_in_by_another_browsers_login(service: Service) -> None:
+    """A return without this browser's cookie, with another login's, or with a forged one sets no session."""
+    token = service.token("mallory", "oidc")
+    proof, cookie = await begin(service)
+    other_proof, other_cookie = await begin(service)
+    name = cookie.partition(b"=")[0]
+
+    for given in (None, other_cookie, name + b"=AAAA.L2E", name + b"=" + b"\xff", cookie + b"; " + cookie):
+        back = await come_back(service, proof, given, token)
+        assert back.status == 303
+        assert (back.get(b"location") or b"").startswith(b"/__netbird__/session/login?notice=login_expired")
+        assert SESSION not in cookies_of(back)
+    assert other_proof != proof
+    assert "ValidateSession" not in service.asked
+
+
+@pytest.mark.parametrize(
+    ("changes", "answer", "notice"),
+    [
+        ({"method": "password"}, GOOD, b"login_failed"),
+        ({"aud": ["other.example.com"]}, GOOD, b"login_failed"),
+        ({"exp": 1}, GOOD, b"login_failed"),
+        ({}, ValidateSessionResponse(denied_reason="invalid_token"), b"login_failed"),
+        ({}, ValidateSessionResponse(denied_reason="not_in_group"), b"not_in_group"),
+        ({}, ValidateSessionResponse(denied_reason="user_blocked"), b"user_blocked"),
+        ({}, ManagementUnavailable("away"), b"management_unavailable"),
+        ({}, object(), b"management_unavailable"),
+    ],
+)
+async def test_returns_that_fail(service: Service, changes: dict[str, Any], answer: object, notice: bytes) -> None:
+    """Each goes to a clean address that says what is wrong, without a session."""
+    service.management.answers["ValidateSession"] = answer
+    proof, cookie = await begin(service)
+    token = service.token("user-1", **{"method": "oidc", **changes})
+
+    back = await come_back(service, proof, cookie, token)
+
+    assert back.status == 303
+    assert (back.get(b"location") or b"").startswith(b"/__netbird__/session/login?notice=" + notice)
+    assert SESSION not in cookies_of(back)
+    page = await service.get((back.get(b"location") or b"").decode())
+    assert page.status == (403 if notice in (b"not_in_group", b"user_blocked") else 200)
+    assert token not in page.body
+
+
+async def test_what_the_provider_says_is_not_shown(service: Service) -> None:
+    """An error is a fixed sentence; a service's own `error` and `session_token` are no business of the login's."""
+    proof, cookie = await begin(service)
+    back = await service.get(f"{RETURN}?f={proof}&error=access_denied&error_description=%3Cb%3EHi", cookie=cookie)
+    assert (back.get(b"location") or b"").startswith(b"/__netbird__/session/login?notice=login_canceled&to=")
+    page = await service.get((back.get(b"location") or b"").decode())
+    assert b"Hi" not in page.body
+
+    session = SESSION + b"=" + service.token("user-1", "oidc")
+    served = await service.get("/cb?error=x&session_token=y&z=1", cookie=session)
+    assert served.status == 200
+    assert b"/cb?error=x&z=1" in service.play.upstreams.last.head
+    token = service.token("user-1", "oidc").decode()
+    assert (await service.get(f"/?session_token={token}")).status == 302
+
+
+async def test_a_browser_keeps_few_logins(service: Service) -> None:
+    """The oldest is dropped for a sixth tab."""
+    held = [(await begin(service))[1] for _ in range(5)]
+    answer = await service.get(START, cookie=b"; ".join(held))
+
+    dropped = [name for name, rest in cookies_of(answer).items() if b"Max-Age=0" in rest]
+    assert dropped == [held[0].partition(b"=")[0]]
+
+
+async def test_without_a_provider_it_is_not_offered() -> None:
+    """Beside a password the page shows the password alone; as the only way in it is 503."""
+    both = Service(oidc=True, password=True)
+    both.management.answers["GetOIDCURL"] = ManagementRefused("no identity provider")
+    for _ in range(3):
+        page = await both.get("/")
+        assert (page.status, b"session/start" in page.body, page.body.count(b"<form")) == (401, False, 1)
+    assert both.asked == ["GetOIDCURL"]
+
+    alone = Service(oidc=True)
+    alone.management.answers["GetOIDCURL"] = ManagementRefused("no identity provider")
+    assert (await alone.get("/")).status == 503
+    away = Service(oidc=True)
+    answer = await away.get("/")
+    assert (answer.status, answer.get(b"retry-after")) == (503, b"2")
+
+
+async def test_an_address_that_is_none_is_not_gone_to(service: Service) -> None:
+    """Whatever management names must be a place of the web."""
+    for url in ("javascript:alert(1)", "https://", "/relative", "https://x/\r\nSet-Cookie: a=b", ""):
+        service.management.answers["GetOIDCURL"] = GetOIDCURLResponse(url=url)
+        answer = await service.get(START)
+        assert (answer.status, answer.get(b"location")) == (503, None)
+
+
+async def test_a_session_is_asked_about_again_when_something_changed(service: Service) -> None:
+    """A block counts with the next request; while management is away what it said before the change counts no more."""
+    cookie = SESSION + b"=" + service.token("user-1", "oidc")
+    assert (await service.get("/", cookie=cookie)).status == 200
+    assert (await service.get("/", cookie=cookie)).status == 200
+    assert service.asked.count("ValidateSession") == 1
+
+    service.management.answers["ValidateSession"] = ValidateSessionResponse(denied_reason="user_blocked")
+    service.proxy.generations["acct-1"] += 1
+    blocked = await service.get("/", cookie=cookie, headers=[(b"accept", b"application/json")])
+    assert (blocked.status, json.loads(blocked.body)["code"]) == (403, "user_blocked")
+    service.management.answers["ValidateSession"] = ManagementUnavailable("away")
+    service.proxy.generations["acct-1"] += 1
+    assert (await service.get("/", cookie=cookie)).status == 503
+
+
+async def test_pages_of_the_login_are_for_this_service_only() -> None:
+    """Without the scheme its places are not there."""
+    service = Service(password=True)
+    for place in (START, RETURN):
+        assert (await service.get(place)).status == 404
