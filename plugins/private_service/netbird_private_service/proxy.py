@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.metadata import version
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from netbird_private_service.settings import CAPABILITY, FIELD, PrivateServiceSettings
+from netbird_private_service.settings import CAPABILITY, FIELD, PrivateServiceSettings, PublicSchemes
 from netbird_private_service.validation import Question, TooManyQuestions, Validations
 from netbird_proxy import (
     ALLOW,
@@ -29,6 +29,8 @@ from netbird_proxy import (
     UserId,
     always,
     hookimpl,
+    is_cross_site,
+    is_unsafe,
 )
 from netbird_wire.proxy_service_pb2 import ValidateTunnelPeerRequest, ValidateTunnelPeerResponse
 
@@ -77,7 +79,7 @@ class PrivateService:
             capabilities=(CAPABILITY,),
             claims=(Claim(FIELD, guards=always),),
             options=PrivateServiceOptions,
-            settings=(PrivateServiceSettings,),
+            settings=(PrivateServiceSettings, PublicSchemes),
         )
 
     @asynccontextmanager
@@ -139,7 +141,8 @@ class PrivateService:
     @hookimpl(tryfirst=True)
     def authenticate(self, route: RouteSpec, proxy: Proxy) -> Authenticator | None:
         if not route.settings(PrivateServiceSettings).private:
-            return None
+            asks = proxy.private and route.values.get(PublicSchemes, PublicSchemes()).asks
+            return Authenticator("ambient", self._by_the_way(route, proxy)) if asks else None
 
         async def identify(exchange: ExchangeView) -> Identity | Deny:
             return await self._identify(exchange, route, proxy)
@@ -157,9 +160,24 @@ class PrivateService:
                 return Deny(403, "tunnel_required", "a private service was asked for outside its account's tunnel")
             if who is None or who.by != PLUGIN:
                 return Deny(403, "not_allowed", f"nobody from the tunnel: identified by {who.by if who else 'nobody'}")
-            return ALLOW
+            return _cross_site(exchange, route) or ALLOW
 
         return Guard(vouched_for)
+
+    def _by_the_way(
+        self, route: RouteSpec, proxy: Proxy
+    ) -> Callable[[ExchangeView], Awaitable[Identity | Deny | None]]:
+        """A public service that asks who calls takes the account's tunnel for an answer; anybody else may log in."""
+
+        async def identify(exchange: ExchangeView) -> Identity | Deny | None:
+            if exchange.origin is None or exchange.origin.account != route.account:
+                return None
+            found = await self._identify(exchange, route, proxy)
+            if isinstance(found, Deny):
+                return None
+            return _cross_site(exchange, route) or found
+
+        return identify
 
     async def _identify(self, exchange: ExchangeView, route: RouteSpec, proxy: Proxy) -> Identity | Deny:
         origin, validations = exchange.origin, self._validations
@@ -185,6 +203,13 @@ class PrivateService:
         if not answer.session_token or not answer.user_id:
             return _later("validation_incomplete", "management's grant names nobody or carries no token", 2)
         return _identity(answer, peer.public_key)
+
+
+def _cross_site(exchange: ExchangeView, route: RouteSpec) -> Deny | None:
+    """A tunnel vouches for whatever a peer's browser sends, also for what another site's page had it send."""
+    if route.same_origin and is_unsafe(exchange) and is_cross_site(exchange):
+        return Deny(403, "cross_site", "another site's page had a browser send this over its tunnel")
+    return None
 
 
 def _identity(answer: ValidateTunnelPeerResponse, key: str) -> Identity:

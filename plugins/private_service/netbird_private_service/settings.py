@@ -25,3 +25,16 @@ class PrivateServiceSettings:
 
     def to_wire(self, mapping: ProxyMapping) -> None:
         mapping.private = self.private
+
+
+@dataclass(frozen=True, slots=True)
+class PublicSchemes:
+    """Whether a public service asks who is calling, so that a peer's own tunnel is an answer to that."""
+
+    asks: bool = False
+
+    @classmethod
+    def from_wire(cls, mapping: ProxyMapping) -> Self:
+        auth = mapping.auth
+        asks = auth.password or auth.pin or auth.oidc or bool(auth.header_auths)
+        return cls(asks=asks and not mapping.private)

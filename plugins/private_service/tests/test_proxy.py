@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from netbird_private_service.proxy import PrivateService
-from netbird_private_service.settings import PrivateServiceSettings
+from netbird_private_service.settings import PrivateServiceSettings, PublicSchemes
 from netbird_proxy import (
     ALLOW,
     Authenticator,
@@ -287,3 +287,66 @@ def test_settings_survive_the_wire(transcript: Callable[..., Transcript]) -> Non
 
         assert PrivateServiceSettings.from_wire(wire).private is private
     assert ALLOW is not True
+
+
+def public_route(**fields: Any) -> RouteSpec:
+    values = {PrivateServiceSettings: PrivateServiceSettings(), PublicSchemes: PublicSchemes(asks=True)}
+    return route(values=values, **fields)
+
+
+async def test_a_public_service_that_asks_takes_the_tunnel_for_an_answer() -> None:
+    """A peer that management grants is known without a login; management is asked as for a private service."""
+    async with playing(spec=public_route()) as (play, management):
+        answer = await play.request(origin=tunnel_origin("100.64.0.9"))
+
+        play.saw(
+            "authenticate private_service: identity user-1", "dial http://10.0.0.7:8080", "respond 200", "observe 200"
+        )
+        assert answer.status == 200
+        assert [name for name, _ in management.calls] == ["ValidateTunnelPeer"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "origin"),
+    [
+        (NOT_IN_GROUP, tunnel_origin("100.64.0.9")),
+        (ManagementUnavailable("away"), tunnel_origin("100.64.0.9")),
+        (GRANT, tunnel_origin("100.64.0.77")),
+        (GRANT, host_origin("100.64.0.9")),
+        (GRANT, None),
+    ],
+    ids=["not in group", "management away", "unknown peer", "host", "embedded"],
+)
+async def test_who_is_not_granted_there_is_left_to_the_logins(answer: object, origin: Origin | None) -> None:
+    """Nobody is known by an address outside the tunnel, nor by a no; what else the service asks for decides."""
+    async with playing(answer, spec=public_route()) as (play, _):
+        await play.request(origin=origin)
+
+        assert play.effects[0] == "authenticate private_service: pass"
+        assert play.exchange.identity is None
+        play.effects.clear()
+
+
+@pytest.mark.parametrize("make", [private_route, public_route])
+@pytest.mark.parametrize(
+    ("method", "headers", "status"),
+    [
+        ("POST", [(b"sec-fetch-site", b"cross-site")], 403),
+        ("POST", [(b"sec-fetch-site", b"same-site")], 403),
+        ("PUT", [(b"origin", b"https://evil.example")], 403),
+        ("PUT", [(b"origin", b"http://app.example.com")], 200),
+        ("POST", [], 200),
+        ("GET", [(b"sec-fetch-site", b"cross-site")], 200),
+    ],
+)
+async def test_other_sites_change_nothing_over_the_tunnel(
+    make: Callable[..., RouteSpec], method: str, headers: list[tuple[bytes, bytes]], status: int
+) -> None:
+    """What another site's page has a peer's browser send is refused where it may change something."""
+    async with playing(spec=make()) as (play, _):
+        assert (await play.request(method, headers=headers, origin=tunnel_origin("100.64.0.9"))).status == status
+        assert play.upstreams.dialed == (status == 200)
+        play.effects.clear()
+    async with playing(spec=make(same_origin=False)) as (play, _):
+        assert (await play.request(method, headers=headers, origin=tunnel_origin("100.64.0.9"))).status == 200
+        play.effects.clear()
