@@ -1,12 +1,12 @@
-"""`netbird-management`: init, run, check, token."""
+"""`netbird-management`: init, run, check, token; the rest is in `commands`."""
 
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
@@ -14,6 +14,7 @@ from netbird_host import logs
 from netbird_host.plugins import PluginError
 from netbird_host.settings import Settings, SettingsError
 from netbird_host.shutdown import on_signals
+from netbird_management import commands
 from netbird_management.errors import ManagementError, PreconditionFailed
 from netbird_management.ids import TokenId
 from netbird_management.network.accounts import create_account
@@ -22,6 +23,7 @@ from netbird_management.plugins import HookError, Hooks
 from netbird_management.services.tokens import create_proxy_token, proxy_tokens_of, revoke_proxy_token
 from netbird_management.settings import CONFIG_VARIABLE, ManagementSettings, read_settings
 from netbird_management.state import State
+from netbird_management.store.archive import ArchiveError
 from netbird_management.store.directory import DirectoryInUseError, held, prepare_directory
 from netbird_management.store.engine import DatabaseInUseError, held_database
 from netbird_management.store.vault import VaultError
@@ -149,6 +151,33 @@ async def _run(settings: ManagementSettings, hooks: Hooks) -> None:
             await shutdown.wait()
 
 
+class _House:
+    """What `commands` are done with."""
+
+    def settings(self, config: Path | None) -> tuple[ManagementSettings, Hooks]:
+        settings, hooks = _settings(config)
+        return settings.value, hooks
+
+    def with_state(
+        self, settings: ManagementSettings, work: Callable[[State], Awaitable[T]], *, alone: bool = False
+    ) -> T:
+        return _with_state(settings, work, alone=alone)
+
+    def apart(self, settings: ManagementSettings, work: Callable[[], Awaitable[T]], *, alone: bool = False) -> T:
+        async def done() -> T:
+            if not alone:
+                return await work()
+            prepare_directory(settings.state_directory)
+            with held(settings.state_directory):
+                async with held_database(settings.database.get_secret_value()):
+                    return await work()
+
+        return _done(done())
+
+
+commands.add(app, _House())
+
+
 def _settings(config: Path | None, *, files: bool = False) -> tuple[Settings[ManagementSettings], Hooks]:
     """Read and judge; `files` also those that the settings name."""
     try:
@@ -171,9 +200,13 @@ def _with_state(settings: ManagementSettings, work: Callable[[State], Awaitable[
             async with held_database(database if alone else ""), State.open(directory, vault, database) as state:
                 return await work(state)
 
+    return _done(opened())
+
+
+def _done(work: Coroutine[Any, Any, T]) -> T:
     try:
-        return asyncio.run(opened())
-    except* (ManagementError, VaultError, DirectoryInUseError, DatabaseInUseError, OSError) as errors:
+        return asyncio.run(work)
+    except* (ManagementError, VaultError, DirectoryInUseError, DatabaseInUseError, ArchiveError, OSError) as errors:
         _stop(errors)
 
 

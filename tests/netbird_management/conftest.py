@@ -59,14 +59,14 @@ def postgresql() -> Iterator[postgresql_server.Server]:
 
 
 async def _prepare(server: postgresql_server.Server) -> None:
-    await _create_database(server, "template", "template1")
+    await create_database(server, "template", "template1")
     engine = open_engine(server.url("template"))
     await migrate(engine, "accounts")
     await migrate(engine, "log")
     await engine.dispose()
 
 
-async def _create_database(server: postgresql_server.Server, name: str, template: str) -> None:
+async def create_database(server: postgresql_server.Server, name: str, template: str) -> None:
     connection = await asyncpg.connect(server.url("postgres"))
     try:
         await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
@@ -81,7 +81,7 @@ async def database(request: pytest.FixtureRequest) -> str:
         return ""
     server = request.getfixturevalue("postgresql")
     name = f"test_{next(_databases)}"
-    await _create_database(server, name, "template")
+    await create_database(server, name, "template")
     return str(server.url(name))
 
 

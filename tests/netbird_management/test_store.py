@@ -55,7 +55,7 @@ async def furnished(home: Home) -> None:
     await create_service(state, load_hooks(["private_service", "direct_upstream"]), given, SENT)
 
 
-def _content(account: AccountSnapshot) -> dict[str, Any]:
+def content(account: AccountSnapshot) -> dict[str, Any]:
     return {
         part.name: dict(value) if isinstance(value := getattr(account, part.name), Mapping) else value
         for part in fields(account)
@@ -69,7 +69,7 @@ async def _seen(directory: Path, database: str) -> tuple[dict[str, Any], int, in
         (account,) = state.snapshots.all()
         row = await session.get_one(AccountRow, account.account.id)
         events = (await session.scalars(select(EventRow.activity).order_by(EventRow.number, EventRow.id))).all()
-        return _content(account), row.serial, row.changes, list(events)
+        return content(account), row.serial, row.changes, list(events)
 
 
 async def _run(directory: Path, database: str, number: int, what: str) -> tuple[int, str]:
@@ -113,7 +113,7 @@ async def test_a_killed_change_is_there_wholly_or_not_at_all(
     assert len(after[3]) > len(before[3])
 
 
-def _entry(account_id: AccountId, id_: str = "1") -> AccessLogEntry:
+def entry(account_id: AccountId, id_: str = "1") -> AccessLogEntry:
     return AccessLogEntry(
         id=id_,
         account_id=account_id,
@@ -136,7 +136,7 @@ async def test_the_log_has_a_file_of_its_own(home: Home, tmp_path: Path) -> None
     async with home.state.write_log() as session:
         await session.execute(text("DELETE FROM access_log"))
         await asyncio.wait_for(create_group(home.state, home.account_id, name="meanwhile"), 5)
-    await add_access_log_entries(home.state, [_entry(home.account_id)])
+    await add_access_log_entries(home.state, [entry(home.account_id)])
     assert (tmp_path / LOG_FILE).exists()
     engine = open_engine(tmp_path / DATABASE_FILE)
     async with engine.connect() as connection:
@@ -146,8 +146,8 @@ async def test_the_log_has_a_file_of_its_own(home: Home, tmp_path: Path) -> None
 
 async def test_entries_are_stored_once_and_whole(home: Home) -> None:
     """A batch may come again, with others in it; a character that the store knows no way to keep loses nothing else."""
-    await add_access_log_entries(home.state, [_entry(home.account_id)])
-    await add_access_log_entries(home.state, [_entry(home.account_id), _entry(home.account_id, "2")])
+    await add_access_log_entries(home.state, [entry(home.account_id)])
+    await add_access_log_entries(home.state, [entry(home.account_id), entry(home.account_id, "2")])
     found, total = await access_log_page(home.state, home.account_id, page=1, page_size=10)
     assert (total, {entry.id for entry in found}) == (2, {"1", "2"})
 
@@ -221,5 +221,5 @@ async def test_an_older_log_moves_out(home: Home, tmp_path: Path) -> None:
 async def test_accounts_logs_keep_apart(home: Home) -> None:
     """Nobody reads another account's entries."""
     other, _ = await create_account(home.state, email="b@lab.test", name="B")
-    await add_access_log_entries(home.state, [_entry(other)])
+    await add_access_log_entries(home.state, [entry(other)])
     assert (await access_log_page(home.state, home.account_id, page=1, page_size=10))[1] == 0

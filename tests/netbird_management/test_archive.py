@@ -1,0 +1,81 @@
+"""Backup and restore: the whole store, into either kind, or nothing."""
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from netbird_management.network.activity import events_of
+from netbird_management.services.access_log import access_log_page, add_access_log_entries
+from netbird_management.services.proxies import Registration
+from netbird_management.state import State
+from netbird_management.store.archive import ArchiveError, read_archive, write_archive
+from netbird_management.store.vault import KEY_FILE, Vault
+from tests.netbird_management.conftest import Home, create_database
+from tests.netbird_management.test_store import content, entry, furnished
+from tests.postgresql import Server
+
+
+async def test_a_backup_is_the_whole_store(home: Home, proxy: Registration, tmp_path: Path, database: str) -> None:
+    """Taken while the host runs, restored into files: the same account, log, events, and secrets that open."""
+    await furnished(home)
+    await add_access_log_entries(home.state, [entry(home.account_id)])
+    told: list[tuple[str, int, int]] = []
+    file = tmp_path / "backup.gz"
+    rows = await write_archive(tmp_path, database, file, lambda *step: told.append(step))
+    assert rows > 10
+    assert ("services", 1, 1) in told
+    assert file.stat().st_mode & 0o077 == 0
+    other = tmp_path / "other"
+    assert await read_archive(file, other, "") == rows
+    async with State.open(other, Vault.load(other)) as restored:
+        (account,) = restored.snapshots.all()
+        assert content(account) == content(home.snapshot)
+        assert account.account == home.snapshot.account
+        assert (await access_log_page(restored, home.account_id, page=1, page_size=9))[1] == 1
+        assert await events_of(restored, home.account_id) == await events_of(home.state, home.account_id)
+    assert (other / KEY_FILE).read_bytes() == (tmp_path / KEY_FILE).read_bytes()
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+async def test_a_backup_goes_into_the_other_kind(
+    home: Home, proxy: Registration, tmp_path: Path, database: str, postgresql: Server
+) -> None:
+    """Files' backup in PostgreSQL is the same account."""
+    await furnished(home)
+    file = tmp_path / "backup.gz"
+    await write_archive(tmp_path, database, file)
+    await create_database(postgresql, "restored", "template1")
+    url = postgresql.url("restored")
+    other = tmp_path / "other"
+    await read_archive(file, other, url)
+    async with State.open(other, Vault.load(other), url) as restored:
+        (account,) = restored.snapshots.all()
+        assert content(account) == content(home.snapshot)
+    with pytest.raises(ArchiveError, match="account already"):
+        await read_archive(file, tmp_path / "third", url)
+
+
+async def test_half_a_backup_restores_nothing(home: Home, tmp_path: Path, database: str) -> None:
+    """A file that is cut short, or none at all, leaves no store that a start would take for one."""
+    file = tmp_path / "backup.gz"
+    await write_archive(tmp_path, database, file)
+    whole = gzip.decompress(file.read_bytes()).decode().splitlines(keepends=True)
+    other = tmp_path / "other"
+    for lines in (whole[:-1], whole[: len(whole) // 2], ["{}\n"], ["junk\n"], []):
+        file.write_bytes(gzip.compress("".join(lines).encode()))
+        with pytest.raises(ArchiveError):
+            await read_archive(file, other, "")
+        assert not (other / KEY_FILE).exists()
+    file.write_bytes(gzip.compress("".join(whole).encode()))
+    await read_archive(file, other, "")
+
+
+async def test_nothing_is_written_over(home: Home, tmp_path: Path, database: str) -> None:
+    """Neither a file by a backup nor a store by a restore."""
+    file = tmp_path / "backup.gz"
+    await write_archive(tmp_path, database, file)
+    with pytest.raises(ArchiveError, match="is there already"):
+        await write_archive(tmp_path, database, file)
+    with pytest.raises(ArchiveError, match="has a store already"):
+        await read_archive(file, tmp_path, "")
