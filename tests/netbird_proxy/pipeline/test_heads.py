@@ -248,6 +248,46 @@ def test_session_token_stays_with_us(sent: bytes, kept: bytes) -> None:
     assert without_session_token(sent) == kept
 
 
+OUR_COOKIES = st.sampled_from(
+    [b"nb_session=m", b"NB_SESSION=m", b" __Host-nb_session=m", b"__host-NB_login_9=m", b"nb_session"]
+)
+THEIR_COOKIES = st.binary(max_size=8).map(lambda raw: b"c" + bytes(one for one in raw if one not in b";\r\n\0") + b"=1")
+
+
+@given(st.lists(st.tuples(st.booleans(), OUR_COOKIES, THEIR_COOKIES), max_size=8))
+def test_cookies_are_taken_out_and_nothing_else_moves(line: list[tuple[bool, bytes, bytes]]) -> None:
+    """Whatever the others look like: theirs stay in order, to the byte, and none of ours does."""
+    rules = HeadRules()
+    sent = b";".join(ours if is_ours else theirs for is_ours, ours, theirs in line)
+    kept = [theirs for is_ours, _, theirs in line if not is_ours]
+
+    assert rules.cookie(sent) == b";".join(kept).strip(b" \t")
+    assert rules.cookie(rules.cookie(sent)) == rules.cookie(sent)
+
+
+QUERY_PART = st.binary(max_size=8).map(lambda raw: bytes(33 + one % 94 for one in raw if 33 + one % 94 not in b"&#"))
+SPELLED = st.lists(st.booleans(), min_size=13, max_size=13).map(
+    lambda escaped: b"".join(
+        b"%%%02x" % byte if yes else bytes([byte]) for yes, byte in zip(escaped, b"session_token", strict=True)
+    )
+)
+
+
+@given(
+    st.lists(
+        st.one_of(st.tuples(st.just(True), SPELLED, QUERY_PART), st.tuples(st.just(False), QUERY_PART, QUERY_PART)),
+        max_size=6,
+    )
+)
+def test_session_token_is_taken_out_and_nothing_else_moves(parts: list[tuple[bool, bytes, bytes]]) -> None:
+    """Under any escape; the other parts stay in order, to the byte."""
+    said = [(ours, name + b"=" + value if ours else b"x" + name + value) for ours, name, value in parts]
+
+    kept = b"&".join(part for ours, part in said if not ours)
+
+    assert without_session_token(b"&".join(part for _, part in said)) == kept
+
+
 def test_session_token_does_not_reach_the_target() -> None:
     """The query that is sent is the cleaned one, and no `?` is left of an empty one."""
     assert target(write(exchange("/a?session_token=x"))) == b"/a"
