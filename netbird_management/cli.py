@@ -3,8 +3,8 @@
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -14,6 +14,7 @@ from netbird_host import logs
 from netbird_host.plugins import PluginError
 from netbird_host.settings import Settings, SettingsError
 from netbird_host.shutdown import on_signals
+from netbird_host.systemd import Supervisor
 from netbird_management import commands
 from netbird_management.errors import ManagementError, PreconditionFailed
 from netbird_management.ids import TokenId
@@ -142,13 +143,25 @@ def token_revoke(token_id: str, config: Config = None) -> None:
 async def _run(settings: ManagementSettings, hooks: Hooks) -> None:
     from netbird_management.server import serve  # takes a second, which the other commands need not wait for
 
+    supervisor = Supervisor()
     with on_signals() as shutdown:
-        async with serve(settings, hooks) as server:
+        async with asyncio.TaskGroup() as tasks, _alive(tasks, supervisor), serve(settings, hooks, shutdown) as server:
             rest, grpc = settings.rest.address, settings.grpc.address
             if server.setup_secret:
                 typer.echo(f"setup secret: {server.setup_secret}")
             typer.echo(f"ready rest={rest.host}:{server.rest_port} grpc={grpc.host}:{server.grpc_port}")
+            supervisor.ready(f"rest {rest.host}:{server.rest_port}, grpc {grpc.host}:{server.grpc_port}")
             await shutdown.wait()
+            supervisor.stopping("open calls have their time to end")
+
+
+@asynccontextmanager
+async def _alive(tasks: asyncio.TaskGroup, supervisor: Supervisor) -> AsyncIterator[None]:
+    life = tasks.create_task(supervisor.keep_alive())
+    try:
+        yield
+    finally:
+        life.cancel()
 
 
 class _House:

@@ -11,6 +11,7 @@ from typing import Final
 import uvicorn
 from starlette.types import ASGIApp
 
+from netbird_host.shutdown import Shutdown
 from netbird_management.grpc.server import serve_grpc
 from netbird_management.ids import AccountId
 from netbird_management.login.identity_provider import IdentityProvider
@@ -52,8 +53,12 @@ class ManagementServer:
 
 
 @asynccontextmanager
-async def serve(settings: ManagementSettings, hooks: Hooks) -> AsyncIterator[ManagementServer]:
+async def serve(
+    settings: ManagementSettings, hooks: Hooks, shutdown: Shutdown | None = None
+) -> AsyncIterator[ManagementServer]:
     """The whole host, listening when this enters, and stopped when it is left: calls under way get `grace` seconds.
+
+    Whoever asks `shutdown` twice ends that time: what is under way then is cut.
 
     Raises `VaultError`, `DirectoryInUseError`, `DatabaseInUseError`, and `OSError` for an address that cannot be bound.
     """
@@ -64,13 +69,15 @@ async def serve(settings: ManagementSettings, hooks: Hooks) -> AsyncIterator[Man
         async with (
             held_database(database),
             State.open(directory, vault, database) as state,
-            _listening(settings, hooks, state) as server,
+            _listening(settings, hooks, state, shutdown or Shutdown()) as server,
         ):
             yield server
 
 
 @asynccontextmanager
-async def _listening(settings: ManagementSettings, hooks: Hooks, state: State) -> AsyncIterator[ManagementServer]:
+async def _listening(
+    settings: ManagementSettings, hooks: Hooks, state: State, shutdown: Shutdown
+) -> AsyncIterator[ManagementServer]:
     await disconnect_all_proxies(state)
     await disconnect_all_peers(state)
     server = ManagementServer(settings, hooks, state)
@@ -86,10 +93,15 @@ async def _listening(settings: ManagementSettings, hooks: Hooks, state: State) -
     )
     async with (
         hooks.lifespan(server),
+        _serve_rest(create_app(context), settings, shutdown) as server.rest_port,
         serve_grpc(
-            server, settings.grpc, grace=settings.grace, signal=settings.signal, sign_on=sign_on
+            server,
+            settings.grpc,
+            grace=settings.grace,
+            signal=settings.signal,
+            shutdown=shutdown,
+            sign_on=sign_on,
         ) as server.grpc_port,
-        _serve_rest(create_app(context), settings) as server.rest_port,
         asyncio.TaskGroup() as tasks,
     ):
         house = tasks.create_task(_keep_house(server))
@@ -100,7 +112,7 @@ async def _listening(settings: ManagementSettings, hooks: Hooks, state: State) -
 
 
 @asynccontextmanager
-async def _serve_rest(app: ASGIApp, settings: ManagementSettings) -> AsyncIterator[int]:
+async def _serve_rest(app: ASGIApp, settings: ManagementSettings, shutdown: Shutdown) -> AsyncIterator[int]:
     listener = settings.rest
     bound = listener.bind("rest")
     config = uvicorn.Config(
@@ -118,11 +130,21 @@ async def _serve_rest(app: ASGIApp, settings: ManagementSettings) -> AsyncIterat
     server = _Rest(config)
     with bound:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(server.serve(sockets=[bound]))
+            serving = tasks.create_task(server.serve(sockets=[bound]))
+            asked = tasks.create_task(_exit_when_asked(server, shutdown))
             try:
                 yield bound.getsockname()[1]
             finally:
+                asked.cancel()
                 server.should_exit = True
+                if not await shutdown.drain(asyncio.wait((serving,)), timeout=settings.grace + 1):
+                    server.force_exit = True
+
+
+async def _exit_when_asked(server: uvicorn.Server, shutdown: Shutdown) -> None:
+    """REST closes while gRPC does: one after the other, each would take new calls in the other's time."""
+    await shutdown.wait()
+    server.should_exit = True
 
 
 class _Rest(uvicorn.Server):

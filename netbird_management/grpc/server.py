@@ -10,6 +10,7 @@ from typing import Protocol
 import grpc
 import grpc.aio
 
+from netbird_host.shutdown import Shutdown
 from netbird_management.grpc.access_log import AccessLogs
 from netbird_management.grpc.connections import Connections
 from netbird_management.grpc.errors import Refused
@@ -62,12 +63,15 @@ async def serve_grpc(
     grace: float = 10.0,
     signal: str = "",
     timing: Timing | None = None,
+    shutdown: Shutdown | None = None,
     sign_on: SignOn | None = None,
 ) -> AsyncIterator[int]:
     """Serves proxies and peers, and yields the bound port.
 
     On leaving, streams are told to go; they have `grace` seconds to write down that they went, so the state must live
-    longer than this. `signal` is `host:port` of the signal server that peers are told of; without one they are told
+    longer than this; whoever asks `shutdown` twice ends that time.
+
+    `signal` is `host:port` of the signal server that peers are told of; without one they are told
     this server's own address, which is enough for proxies of ours and for nobody else. Raises `OSError` if the address
     cannot be had or a certificate cannot be read.
     """
@@ -111,13 +115,21 @@ async def serve_grpc(
                 _log.info("grpc.listening", extra={"port": port})
                 yield port
             finally:
-                stopping = Refused(grpc.StatusCode.UNAVAILABLE, "management is stopping")
-                await connections.end_all(stopping, grace)
-                await streams.end_all(stopping, grace)
-                await server.stop(grace)
+                ending = _end(server, connections, streams, grace)
+                if not await (shutdown or Shutdown()).drain(ending, timeout=grace + 1):
+                    await server.stop(None)
                 for task in background:
                     task.cancel()
     await access_logs.flush()
+
+
+async def _end(server: grpc.aio.Server, connections: Connections, streams: PeerStreams, grace: float) -> None:
+    """New calls are refused from the first moment on; streams are told to go, other calls may finish."""
+    stopping = Refused(grpc.StatusCode.UNAVAILABLE, "management is stopping")
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(server.stop(grace))
+        tasks.create_task(connections.end_all(stopping, grace))
+        tasks.create_task(streams.end_all(stopping, grace))
 
 
 def _server(edge: Edge) -> grpc.aio.Server:

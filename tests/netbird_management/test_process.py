@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import ssl
 import stat
 import sys
@@ -208,3 +209,73 @@ def test_a_lost_key_stops_the_start(config: Path) -> None:
     code, _, errors = invoke("token", "list", config=config)
     assert (code, "restore it" in errors) == (1, True)
     assert not key.exists()
+
+
+async def test_a_stop_ends_streams_and_lets_calls_finish(config: Path, environment: dict[str, str]) -> None:
+    """Streams are told at once, a call under way is answered, new ones are refused, the supervisor hears of it."""
+    _, out, _ = await program("init", "--email", "a@b.test", "--proxy-token", "p", "--json", config=config)
+    made = json.loads(out)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
+        ear.bind(str(config.parent / "notify"))
+        ear.settimeout(20)
+        notified = {**environment, "NOTIFY_SOCKET": ear.getsockname(), "WATCHDOG_USEC": "60000000"}
+        async with running(config, notified) as (process, told):
+            while not (await asyncio.to_thread(ear.recv, 1000)).startswith(b"READY=1\nSTATUS=rest 127.0.0.1:"):
+                continue
+            metadata = (("authorization", f"Bearer {made['proxy_token']}"),)
+            async with grpc.aio.insecure_channel(told["grpc"]) as channel:
+                call = ProxyServiceStub(channel).SyncMappings(metadata=metadata, timeout=30)
+                await call.write(SyncMappingsRequest(init=SyncMappingsInit(proxy_id="proxy", address="px.test")))
+                await call.read()
+                reader, writer = await slow_post(told["rest"], made["personal_access_token"])
+                process.send_signal(signal.SIGTERM)
+                assert await call.code() is grpc.StatusCode.UNAVAILABLE
+                assert await call.details() == "management is stopping"
+                await refused(told["rest"])
+                writer.write(BODY[10:])
+                assert (await reader.read()).startswith(b"HTTP/1.1 2")
+                writer.close()
+            assert await asyncio.wait_for(process.wait(), 20) == 0
+            assert (await asyncio.to_thread(ear.recv, 1000)).startswith(b"STOPPING=1\n")
+
+
+async def test_a_second_signal_cuts(config: Path, environment: dict[str, str]) -> None:
+    """A call that does not end holds nothing up."""
+    _, out, _ = await program("init", "--email", "a@b.test", "--json", config=config)
+    patient = {**environment, "NETBIRD_MANAGEMENT_GRACE": "3600"}
+    async with running(config, patient) as (process, told):
+        reader, writer = await slow_post(told["rest"], json.loads(out)["personal_access_token"])
+        process.send_signal(signal.SIGTERM)
+        await refused(told["rest"])
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 20) == 0
+        assert not (await reader.read()).startswith(b"HTTP/1.1 2")
+        writer.close()
+
+
+BODY = json.dumps({"name": "engineering"}).encode()
+
+
+async def slow_post(rest: str, token: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A call under way, whose body has not come yet."""
+    host, _, port = rest.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    head = b"POST /api/groups HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n"
+    head += b"authorization: Token %b\r\ncontent-length: %d\r\n" % (token.encode(), len(BODY))
+    writer.write(head + b"expect: 100-continue\r\n\r\n")
+    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    writer.write(BODY[:10])
+    return reader, writer
+
+
+async def refused(rest: str) -> None:
+    """Wait until nobody listens there."""
+    host, _, port = rest.rpartition(":")
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection(host, int(port))
+            except ConnectionRefusedError:
+                return
+            writer.close()
+            await asyncio.sleep(0.01)
