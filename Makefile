@@ -53,6 +53,15 @@ schedules: engine ## Play 500 seeded schedules of changes and faults; ARGS=--cou
 soak: engine ## Mixed load and a change every second for 20 minutes; ARGS=--seconds 60
 	@$(BIN)/python -m tests.schedules.soak $(ARGS)
 
+differential: engine system ## The same raw requests through nginx and through us; ARGS=--all shows every difference
+	@$(BIN)/python -m tests.live.differential $(ARGS)
+
+slowhttptest: engine system ## Slow clients against us, in four modes, beside other clients' rate
+	@$(BIN)/python -m tests.live.slow $(ARGS)
+
+autobahn: engine ## Autobahn's fuzzing client through the proxy, against an echo server
+	@$(BIN)/python -m tests.live.autobahn $(ARGS)
+
 docs: setup ## Write the generated parts of the pages
 	@$(BIN)/python docs/generate.py && $(BIN)/python docs/openapi.py
 

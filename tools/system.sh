@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Install the Debian packages that live tests and benchmarks drive. Nothing is installed that is there already.
 set -euo pipefail
-wanted=(postgresql wireguard-go wireguard-tools iproute2 nginx-light caddy wrk curl procps chromium)
+wanted=(postgresql wireguard-go wireguard-tools iproute2 nginx-light caddy wrk curl procps slowhttptest chromium)
 # The identity provider that logins are tried with: a package of npm.
 if command -v npm >/dev/null && [ ! -d tests/e2e/oidc/node_modules ]; then
   npm ci --silent --no-audit --no-fund --prefix tests/e2e/oidc
