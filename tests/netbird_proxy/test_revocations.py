@@ -77,7 +77,8 @@ def test_past_the_limit_more_is_refused_never_less() -> None:
 
     assert all(revoked(sessions, "bob", 499 + number, account=AccountId(f"account-{number}")) for number in range(100))
     assert not revoked(sessions, "bob", 600, account=AccountId("account-99"))
-    assert len(sessions) <= 2 + 2 and sessions.overflowed == 98
+    assert len(sessions) <= 2 + 2
+    assert sessions.overflowed == 98
 
 
 def test_one_about_nobody_is_about_everybody() -> None:
