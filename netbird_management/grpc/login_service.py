@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import logging
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from netbird_management.errors import BadRequest
 from netbird_management.grpc.errors import Refused
 from netbird_management.grpc.interceptors import Caller
 from netbird_management.ids import AccountId, ServiceId, UserId
+from netbird_management.login.guess_store import recalled, remember
 from netbird_management.login.guesses import Guesses
 from netbird_management.login.identity_provider import ProviderFailed
 from netbird_management.login.passwords import verify_secret
@@ -57,7 +59,7 @@ class Logins:
     def __init__(self, state: State, sign_on: SignOn | None = None) -> None:
         self._state = state
         self._sign_on = sign_on
-        self._guesses = Guesses(asyncio.get_running_loop().time)
+        self._guesses = Guesses(time.time)
         self._places = asyncio.Semaphore(HASHED_AT_ONCE)
         self._waiting = 0
 
@@ -71,6 +73,10 @@ class Logins:
         credential = _credential(service, request)
         if credential is None:
             return AuthenticateResponse(success=False)
+        if self._guesses.find(service.id, request.client_address) is None:
+            known = await recalled(self._state, service.id, request.client_address)
+            if self._guesses.find(service.id, request.client_address) is None:  # nobody came in between
+                self._guesses.recall(service.id, request.client_address, known)
         if wait := self._guesses.reserve(service.id, request.client_address):
             return AuthenticateResponse(success=False, retry_after_seconds=max(1, round(wait + 0.49)))
         judged = right = False
@@ -81,10 +87,13 @@ class Logins:
         finally:
             if not judged:
                 self._guesses.unjudged(service.id, request.client_address)
+        if right:
+            self._guesses.right(service.id, request.client_address)
+        if (source := self._guesses.find(service.id, request.client_address)) is not None:
+            await remember(self._state, service.id, request.client_address, source)
         if not right:
             _log.info("login.refused", extra={"service_id": service.id, "method": credential.method})
             return AuthenticateResponse(success=False)
-        self._guesses.right(service.id, request.client_address)
         try:
             token = await mint_session_token(self._state, service, credential.subject, credential.method)
         except Exception as error:

@@ -22,20 +22,38 @@ SOURCES: Final = 65_536
 
 
 @dataclass(slots=True)
-class _Source:
+class Source:
+    """What is known of one source at one service. Moments are seconds since the epoch; 0 and `None` are never."""
+
     failures: int = 0
     blocked_until: float = 0.0
     right_at: float | None = None
 
 
 class Guesses:
-    """Counts each try as wrong until it proves right, so that many at once are no way around."""
+    """Counts each try as wrong until it proves right, so that many at once are no way around.
+
+    `clock` is the wall's: what is counted outlives the process, in the store.
+    """
 
     def __init__(self, clock: Callable[[], float], *, sources: int = SOURCES) -> None:
         self._clock = clock
         self._limit = sources
-        self._sources: OrderedDict[tuple[ServiceId, str], _Source] = OrderedDict()
+        self._sources: OrderedDict[tuple[ServiceId, str], Source] = OrderedDict()
         self._failures: dict[ServiceId, deque[float]] = {}
+
+    def find(self, service: ServiceId, address: str) -> Source | None:
+        """What is remembered here of this address; it may be changed by later tries."""
+        return self._sources.get((service, source_of(address)))
+
+    def recall(self, service: ServiceId, address: str, source: Source) -> None:
+        """Take what the store knows, where nothing is remembered here."""
+        self._put((service, source_of(address)), source)
+
+    def _put(self, key: tuple[ServiceId, str], source: Source) -> None:
+        self._sources[key] = source
+        if len(self._sources) > self._limit:
+            self._sources.popitem(last=False)
 
     def reserve(self, service: ServiceId, address: str) -> float:
         """Seconds until this address may try; 0 lets it try now, and counts the try.
@@ -54,9 +72,8 @@ class Guesses:
         if len(recent) >= SERVICE_FAILURES and not trusted:
             return max(1.0, recent[0] + SERVICE_WINDOW_SECONDS - now)
         if known is None:
-            known = self._sources[key] = _Source()
-            if len(self._sources) > self._limit:
-                self._sources.popitem(last=False)
+            known = Source()
+            self._put(key, known)
         self._sources.move_to_end(key)
         known.failures += 1
         # Behind a proxy that tells no addresses everybody looks alike: one wrong guest must not lock out the others.
@@ -68,7 +85,7 @@ class Guesses:
     def right(self, service: ServiceId, address: str) -> None:
         """The try was right: the source starts anew."""
         self._give_back(service)
-        self._sources[service, source_of(address)] = _Source(right_at=self._clock())
+        self._sources[service, source_of(address)] = Source(right_at=self._clock())
 
     def unjudged(self, service: ServiceId, address: str) -> None:
         """Nobody said whether the try was right."""

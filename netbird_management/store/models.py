@@ -346,6 +346,19 @@ class SpentNonceRow(Row):
     expires_at: Mapped[datetime] = mapped_column(index=True)
 
 
+class GuessRow(Row):
+    """How often one source has been wrong about a service's passwords, PINs and headers of late."""
+
+    __tablename__ = "guesses"
+
+    service_id: Mapped[str] = mapped_column(ForeignKey("services.id", ondelete="CASCADE"), primary_key=True)
+    source: Mapped[str] = mapped_column(primary_key=True)
+    failures: Mapped[int]
+    blocked_until: Mapped[datetime | None]
+    right_at: Mapped[datetime | None]
+    updated_at: Mapped[datetime] = mapped_column(index=True)
+
+
 class AccessLogRow(LogRow):
     __tablename__ = "access_log"
     __table_args__ = (Index("ix_access_log_of_account", "account_id", "timestamp"),)

@@ -10,9 +10,11 @@ from typing import Any
 import grpc.aio
 import pytest
 
+from netbird_management.clock import now
 from netbird_management.grpc.login_service import HASHES_WAITING
 from netbird_management.ids import GroupId, ServiceId
-from netbird_management.login.guesses import FREE, SERVICE_FAILURES, Guesses
+from netbird_management.login.guess_store import recalled
+from netbird_management.login.guesses import FREE, SERVICE_FAILURES, Guesses, Source
 from netbird_management.login.sessions import mint_session_token
 from netbird_management.network.model import Role, User
 from netbird_management.network.users import update_user
@@ -121,6 +123,23 @@ async def test_guesses_are_counted_by_source(proxy: FakeProxy, service: Service)
     assert sorted(one.retry_after_seconds > 0 for one in tries) == [False] * FREE + [True] * 4
     assert (await attempt(proxy, service, pin=PinRequest(pin="1234"))).retry_after_seconds > 0
     assert (await attempt(proxy, service, "2001:db8::1", pin=PinRequest(pin="1234"))).success
+
+
+async def test_guesses_outlive_the_process(lab: Lab, proxy: FakeProxy, service: Service) -> None:
+    """Who has to wait still has to after a restart, and who was right before is still trusted."""
+    wrong = PasswordRequest(password="wrong")
+    for _ in range(FREE):
+        await attempt(proxy, service, password=wrong)
+    assert (await attempt(proxy, service, "192.0.2.9", pin=PinRequest(pin="1234"))).success
+
+    state = lab.home.state
+    assert (await recalled(state, service.id, HERE)).failures == FREE
+    assert (await recalled(state, service.id, "192.0.2.9")).right_at is not None
+    assert await recalled(state, service.id, "192.0.2.10") == Source()
+    later = Guesses(lambda: now().timestamp())
+    kept = await recalled(state, service.id, HERE)
+    later.recall(service.id, HERE, replace(kept, blocked_until=now().timestamp() + 60))
+    assert later.reserve(service.id, HERE) > 0
 
 
 async def test_nobody_waits_long_for_a_place(proxy: FakeProxy, service: Service) -> None:

@@ -1,0 +1,46 @@
+"""What is known of those who guess, across restarts."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from sqlalchemy import delete
+
+from netbird_management.clock import now
+from netbird_management.ids import ServiceId
+from netbird_management.login.guesses import TRUSTED_SECONDS, Source, source_of
+from netbird_management.state import State
+from netbird_management.store.models import GuessRow
+
+KEPT: Final = timedelta(seconds=TRUSTED_SECONDS)
+
+
+async def recalled(state: State, service_id: ServiceId, address: str) -> Source:
+    """What the store knows of a source; nothing is known of a new one."""
+    async with state.read() as session:
+        row = await session.get(GuessRow, (service_id, source_of(address)))
+    if row is None or row.updated_at < now() - KEPT:
+        return Source()
+    return Source(row.failures, _seconds(row.blocked_until) or 0.0, _seconds(row.right_at))
+
+
+async def remember(state: State, service_id: ServiceId, address: str, source: Source) -> None:
+    """Write it down, and forget what is a day old."""
+    async with state.write() as session:
+        row = GuessRow(
+            service_id=service_id,
+            source=source_of(address),
+            failures=source.failures,
+            blocked_until=_moment(source.blocked_until),
+            right_at=_moment(source.right_at),
+            updated_at=now(),
+        )
+        await session.merge(row)
+        await session.execute(delete(GuessRow).where(GuessRow.updated_at < now() - KEPT))
+
+
+def _seconds(moment: datetime | None) -> float | None:
+    return None if moment is None else moment.timestamp()
+
+
+def _moment(seconds: float | None) -> datetime | None:
+    return datetime.fromtimestamp(seconds, UTC) if seconds else None
