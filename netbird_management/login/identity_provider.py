@@ -1,18 +1,24 @@
 """The identity provider, as OpenID Connect describes it: found, asked for a login, and its answer judged."""
 
 import asyncio
+import warnings
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import httpx
 from authlib.common.errors import AuthlibBaseError
-from authlib.integrations.httpx_client import AsyncOAuth2Client
+from authlib.deprecate import AuthlibDeprecationWarning
 from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
 
 from netbird_management.login.settings import OidcSettings
+
+with warnings.catch_warnings():
+    # It warns that it would rather have httpx's successor, which nothing here uses yet.
+    warnings.simplefilter("ignore", AuthlibDeprecationWarning)
+    from authlib.integrations.httpx_client import AsyncOAuth2Client
 
 KNOWN_SECONDS: Final = 3600.0
 """How long the provider's own description and keys are believed; keys are read anew for one that is not among them."""

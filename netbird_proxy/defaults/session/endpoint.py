@@ -40,6 +40,11 @@ NOTICES = {
     "not_in_group": "You are not allowed to use this service.",
 }
 """What a page may say, by code: no text from outside is ever shown."""
+_SAID = {
+    "Your account is pending approval by an administrator": "pending_approval",
+    "Your account is blocked": "user_blocked",
+}
+"""What management says when it sends a browser back, by the letter; whatever else it says is not repeated."""
 _DENIALS = frozenset(("user_unknown", "pending_approval", "user_blocked", "not_in_group"))
 
 
@@ -161,7 +166,8 @@ class LoginPlace:
         to, done = begun
         token = request.query_params.get("session_token", "").encode()
         if not token:
-            return self._redirect(_notice("login_canceled", to), done)
+            said = request.query_params.get("error_description", "")
+            return self._redirect(_notice(_SAID.get(said, "login_canceled"), to), done)
         session = self._judge.tokens.verify(token, self._site.settings.key, self._site.host)
         if session is None or session.method != "oidc":
             return self._redirect(_notice("login_failed", to), done)

@@ -148,6 +148,12 @@ async def test_what_the_provider_says_is_not_shown(service: Service) -> None:
     page = await service.get((back.get(b"location") or b"").decode())
     assert b"Hi" not in page.body
 
+    proof, cookie = await begin(service)
+    waits = quote("Your account is pending approval by an administrator")
+    back = await service.get(f"{RETURN}?f={proof}&error=access_denied&error_description={waits}", cookie=cookie)
+    page = await service.get((back.get(b"location") or b"").decode())
+    assert (page.status, b"approval" in page.body) == (403, True)
+
     session = SESSION + b"=" + service.token("user-1", "oidc")
     served = await service.get("/cb?error=x&session_token=y&z=1", cookie=session)
     assert served.status == 200
