@@ -40,6 +40,11 @@ SETTLED = 1.5
 """Seconds after which the proxy has written down where a peer is; whoever came later has to speak first."""
 
 
+async def serving_inside(stack: Stack) -> None:
+    """Until the proxy that was started last has its tunnel up. Its status at management may be the last one's yet."""
+    await stack.proxies["proxy"].process.said(r"tunnel\.up")
+
+
 async def members(stack: Stack, group: str, *peers: str) -> None:
     body = {"name": group, "peers": [stack.ids[f"peer {peer}"] for peer in peers]}
     await stack.api.put(f"/groups/{stack.ids[group]}", body)
@@ -130,7 +135,7 @@ async def busy_changes_its_upstream(stack: Stack) -> str:
         return found | {"options": found["options"] | {"custom_headers": {"X-Version": str(version)}}}
 
     await add_service(stack, "busy", BUSY, target(0))
-    await stack.until_service("busy", "active")
+    await stack.until_service("busy", "active", proxy="proxy")
     load = Load(stack, BUSY)
     loop = asyncio.get_running_loop()
     async with asyncio.TaskGroup() as group:
@@ -155,7 +160,7 @@ async def board_turns_private(stack: Stack) -> str:
     """Websockets of an outsider and of alice; she may stay."""
     target = direct("127.0.0.1", stack.upstreams["status"])
     await add_service(stack, "board", BOARD, target)
-    await stack.until_service("board", "active")
+    await stack.until_service("board", "active", proxy="proxy")
     loop = asyncio.get_running_loop()
     async with caller(stack, "alice-laptop") as alice:
         hers = await alice.open(BOARD, "/__echo__", *UPGRADE)
@@ -226,11 +231,11 @@ async def management_is_frozen(stack: Stack) -> str:
     # A proxy that forgets callers after seconds, so that the story need not wait for minutes.
     expect("exit code", await stack.proxies["proxy"].process.stop(), 0)
     await stack.start_proxy("proxy", extra=CACHE)
-    await stack.until_service("wiki", "active")
+    await serving_inside(stack)
     for name, host in (("memo", MEMO), ("diary", DIARY)):
         await add_service(stack, name, host, direct("127.0.0.1", stack.upstreams["lobby"]), groups=["All"])
     for name in ("memo", "diary"):
-        await stack.until_service(name, "active")
+        await stack.until_service(name, "active", proxy="proxy")
     return await without_management(stack, "frozen", MEMO)
 
 
@@ -246,7 +251,7 @@ async def deleted_meanwhile(stack: Stack) -> str:
 
     await until("the proxy is back", online, timeout=15)
     await add_service(stack, "gone", GONE, direct("127.0.0.1", stack.upstreams["status"]))
-    await stack.until_service("gone", "active")
+    await stack.until_service("gone", "active", proxy="proxy")
     proxy = stack.proxies["proxy"].process
     await stack.management.stop(sign=signal.SIGKILL)
     proxy.send(signal.SIGSTOP)
@@ -289,7 +294,7 @@ async def proxy_is_killed(stack: Stack) -> str:
                     return False
                 raise
 
-        await until("status is served again", public, timeout=10)
+        await until("status is served again", public, timeout=10 * stack.patience)
         took_public = loop.time() - start
 
         async def private() -> bool:
@@ -298,7 +303,7 @@ async def proxy_is_killed(stack: Stack) -> str:
                 return (await alice.get(WIKI, timeout=1.0)).status == 200
             return False
 
-        await until("alice is served again on the session that she had", private, timeout=15)
+        await until("alice is served again on the session that she had", private, timeout=15 * stack.patience)
         took_private = loop.time() - start
     within("status after the kill", took_public, 3 * stack.patience)
     return f"status after {took_public:.2f} s, alice after {took_private:.2f} s, processes started"
@@ -328,7 +333,7 @@ async def proxy_stops_during_a_download(stack: Stack) -> str:
         code = await stopping
     expect("exit code", code, 0)
     await stack.start_proxy("proxy")
-    await stack.until_service("wiki", "active")
+    await serving_inside(stack)
     answer = await overlay(stack, "alice-laptop", f"http://{WIKI}/")
     expect("identity", identity_seen(answer), ALICE_SEEN)
     return f"{len(body)} bytes came whole, new connections were refused, exit code {code}"

@@ -68,13 +68,16 @@ class Stack:
     owner: str = ""
     token: str = ""
     management: Process = field(init=False)
-    patience: float = float(os.environ.get("DEMO_PATIENCE", "1"))
-    """By how much bounds that begin with the start of a process are widened, on machines that are busy with others."""
     proxies: dict[str, Proxy] = field(default_factory=dict)
     upstreams: dict[str, int] = field(default_factory=dict)
     ids: dict[str, str] = field(default_factory=dict)
     configs: dict[str, Path] = field(default_factory=dict)
     _udp_ranges: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def patience(self) -> float:
+        """By how much bounds that begin with the start of a process are widened where others keep the cores busy."""
+        return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
     async def start_management(self) -> Process:
         """`init`, then `run`; the owner's and the proxy's tokens come from `init`."""
