@@ -160,7 +160,7 @@ class Limits(Section):
     min_rate: Annotated[float, Field(ge=0)] = 240.0
     """Bytes a second that a request body must come at, else 408, and a response be taken at; 0 asks for nothing."""
     min_rate_grace: SecondsOrZero = 10.0
-    """That a request body may lag behind min_rate."""
+    """That a request body may lag behind min_rate, and a client that has taken next to nothing so far."""
     write_timeout: Seconds = 60.0
     """In which a client must take something of what waits for it, at min_rate; then its connection is cut."""
     half_close: Seconds = 10.0

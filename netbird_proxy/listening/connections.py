@@ -32,7 +32,8 @@ class ListenLimits:
         linger_timeout: how long a closing connection may take to deliver its last bytes and swallow the client's.
         half_close_timeout: how long a request goes on whose client has shut down its sending side and takes nothing. A
             client that left altogether looks the same until something is written to it, so this also bounds that.
-        write_timeout: in which a client must take something of what waits for it, at `min_rate`, or counts as gone.
+        write_timeout: in which a client must take something of what waits for it, at `min_rate`, or counts as gone; who
+            has taken next to nothing of the connection so far has `min_rate_grace`.
         pipeline_depth: complete requests waiting behind the one that is served, before the transport stops reading.
     """
 

@@ -54,9 +54,9 @@ class Http1Protocol(asyncio.Protocol):
 
     __slots__ = (
         "_completed", "_deadline", "_discarded", "_discarding", "_drained", "_eof", "_fields", "_idle", "_lingering",
-        "_marks", "_parser", "_queue", "_raw", "_reading", "_reading_paused", "_refusal", "_scope", "_segment",
-        "_silent", "_timer", "_timer_at", "_tls", "_unfinished", "_uptake", "_url", "app", "connections", "current",
-        "limits", "loop", "must_close", "origin", "transport", "write_paused",
+        "_marks", "_parser", "_patience", "_queue", "_raw", "_reading", "_reading_paused", "_refusal", "_scope",
+        "_segment", "_silent", "_timer", "_timer_at", "_tls", "_unfinished", "_uptake", "_url", "app", "connections",
+        "current", "limits", "loop", "must_close", "origin", "transport", "write_paused",
     )  # fmt: skip
 
     def __init__(self, connections: Connections, loop: asyncio.AbstractEventLoop | None = None) -> None:
@@ -73,6 +73,7 @@ class Http1Protocol(asyncio.Protocol):
         self.write_paused = False
         self._parser: Any = httptools.HttpRequestParser(self)
         self._drained: asyncio.Future[None] | None = None
+        self._patience = 0.0  # how long the client had for what it was to take by now
         self._uptake: Uptake | None = None  # while something waits that the client does not take
         self._reading_paused = False
         self._eof = False
@@ -210,7 +211,7 @@ class Http1Protocol(asyncio.Protocol):
         """What a client still takes at its pace is not cut off: an answer's end is worth no less than its middle."""
         if self.transport.get_write_buffer_size():
             self._uptake = Uptake(self.transport)
-            self._arm(self.limits.write_timeout)
+            self._arm(self._asked_for(self._uptake))
         else:
             self._uptake = None
             self._arm(self.limits.linger_timeout)
@@ -619,17 +620,20 @@ class Http1Protocol(asyncio.Protocol):
         self.write_paused = True
         if not self._deadline:
             self._uptake = Uptake(self.transport)
-            self._arm(self.limits.write_timeout)
+            self._arm(self._asked_for(self._uptake))
+
+    def _asked_for(self, uptake: Uptake) -> float:
+        self._patience = uptake.patience(self.limits)
+        return self._patience
 
     def _takes_enough(self) -> bool:
         """Whether the client has read enough of what waits for it since the last look; then it has as long again."""
         if self._uptake is None:
             return False
-        limits = self.limits
-        if self._uptake.since_last_look() < max(1.0, limits.min_rate * limits.write_timeout):
+        if self._uptake.since_last_look() < max(1.0, self.limits.min_rate * self._patience):
             self.connections.count("write_too_slow")
             return False
-        self._arm(limits.write_timeout)
+        self._arm(self._asked_for(self._uptake))
         return True
 
     def _is_there(self) -> bool:

@@ -71,6 +71,14 @@ class Uptake:
         self._unsent = transport.get_write_buffer_size()
         self._acknowledged = _acknowledged(transport)
 
+    def patience(self, limits: ListenLimits) -> float:
+        """Seconds until the next look. Who has taken little so far gets little: a download under way may stall for
+        `write_timeout`, a client that never reads has `min_rate_grace`.
+        """
+        if not limits.min_rate or self._acknowledged < 0:
+            return limits.write_timeout
+        return min(limits.write_timeout, limits.min_rate_grace + self._acknowledged / limits.min_rate)
+
     def since_last_look(self) -> int:
         """Bytes. What the kernel took off our hands counts, and so does what the client's kernel confirmed: with a
         large send buffer the one can stand still for minutes while the other goes on.
@@ -82,12 +90,13 @@ class Uptake:
 
 
 def _acknowledged(transport: asyncio.Transport) -> int:
+    """Bytes of this connection that the client's kernel has confirmed; -1 where nobody knows."""
     handle = transport.get_extra_info("socket")
     if handle is None:
-        return 0
+        return -1
     try:
         # Through a duplicate: event loops hand out stand-ins that have no getsockopt.
         with socket.socket(fileno=socket.dup(handle.fileno())) as twin:
             return int(_BYTES_ACKED.unpack_from(twin.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192))[0])
     except (OSError, AttributeError, struct.error):
-        return 0
+        return -1

@@ -137,6 +137,7 @@ class ServedRequest:
         """The client has let the application wait for too long, unless what it sent is only not picked up yet."""
         if self.pace is not None and not self.chunks and not self.complete:
             self.pace.expire()
+            self.protocol.connections.count("body_too_slow")
             self.keep_alive = False
             self.wake()
 

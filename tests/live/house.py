@@ -34,8 +34,10 @@ class House:
 
 
 @asynccontextmanager
-async def house(directory: Path, upstream: int, *, extra: str = "", options: str = "") -> AsyncIterator[House]:
-    """A proxy that forwards `HOST` to a port of this machine, ready.
+async def house(
+    directory: Path, upstream: int, *, domain: str = HOST, extra: str = "", options: str = ""
+) -> AsyncIterator[House]:
+    """A proxy that forwards a domain to a port of this machine, ready.
 
     Args:
         extra: more tables for its settings file.
@@ -44,7 +46,7 @@ async def house(directory: Path, upstream: int, *, extra: str = "", options: str
     certificates = Certificates.made_in(directory)
     mappings = directory / "mappings.toml"
     mappings.write_text(
-        f'[[mapping]]\nid = "service"\ndomain = "{HOST}"\npass_host_header = true\n'
+        f'[[mapping]]\nid = "service"\ndomain = "{domain}"\npass_host_header = true\n'
         f'[[mapping.path]]\npath = "/"\ntarget = "http://127.0.0.1:{upstream}"\n'
         f"[mapping.path.options]\ndirect_upstream = true\n{options}"
     )

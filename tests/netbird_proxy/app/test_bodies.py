@@ -355,11 +355,16 @@ def test_an_upstream_that_takes_nothing_is_not_the_clients_fault(run: Run) -> No
     run(play())
 
 
-def test_a_client_that_does_not_take_its_answer_is_cut(run: Run) -> None:
+@pytest.mark.parametrize(
+    "limits",
+    [ListenLimits(write_timeout=0.2), ListenLimits(write_timeout=1000, min_rate=10**7, min_rate_grace=0.2)],
+    ids=["stalls", "never began to read"],
+)
+def test_a_client_that_does_not_take_its_answer_is_cut(run: Run, limits: ListenLimits) -> None:
     """It holds an upstream and memory; when it takes nothing for the bound, both are given back."""
 
     async def play() -> None:
-        async with house(ListenLimits(write_timeout=0.2)) as made:
+        async with house(limits) as made:
             client, behind = await made.begin(GET, receive_buffer=4096)
             client[1].transport.pause_reading()
             behind[1].write(UNTIL_CLOSE)
