@@ -7,7 +7,16 @@ import re
 from docs.generate import DOCS
 
 SECTIONS = {
-    *("Restrictions", "Rewrite", "Identity headers", "Errors and loops", "Access log", "Trusted list", "Tunnel cache"),
+    *(
+        "Auth",
+        "Restrictions",
+        "Rewrite",
+        "Identity headers",
+        "Errors and loops",
+        "Access log",
+        "Trusted list",
+        "Tunnel cache",
+    ),
 }
 
 

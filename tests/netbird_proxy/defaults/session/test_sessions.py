@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from nacl.signing import SigningKey
 
+from netbird_proxy.defaults.session.settings import SessionSettings
 from netbird_proxy.model import AccountId
 from netbird_proxy.testing.makers import tunnel_origin
 from tests.netbird_proxy.defaults.session.service import BROWSER, Service, Vouching, url64
@@ -175,3 +176,25 @@ async def test_only_the_words_of_some_count() -> None:
     answer = await service.get()
 
     assert (answer.status, service.play.upstreams.dialed) == (403, False)
+
+
+@pytest.mark.parametrize("key", ["", "AAAA", "not base64!", base64.b64encode(b"x" * 31).decode()])
+async def test_a_key_that_is_none_refuses_the_service(key: str) -> None:
+    """A service with schemes whose sessions nobody could verify is closed; one without schemes needs no key."""
+    wire = Service(password=True).wire
+    wire.auth.session_key = key
+    with pytest.raises(ValueError, match="session_key"):
+        SessionSettings.from_wire(wire)
+
+    wire.auth.password = False
+    assert not SessionSettings.from_wire(wire).guards
+
+
+@pytest.mark.parametrize("header", ["Cookie", "Host", "X-NetBird-User", "x_netbird_user", "a b", "", "Content-Length"])
+def test_a_header_that_can_hold_no_credential(header: str) -> None:
+    """It refuses the service: what frames, routes or is reserved never reaches a step."""
+    wire = Service(password=True).wire
+    wire.auth.header_auths.add(header=header)
+
+    with pytest.raises(ValueError, match="can hold no credential"):
+        SessionSettings.from_wire(wire)
