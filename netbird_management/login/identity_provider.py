@@ -22,6 +22,8 @@ with warnings.catch_warnings():
 
 KNOWN_SECONDS: Final = 3600.0
 """How long the provider's own description and keys are believed; keys are read anew for one that is not among them."""
+STRANGER_SECONDS: Final = 60.0
+"""How often keys are read anew because of a token that anybody may have made up."""
 ASK_SECONDS: Final = 10.0
 LEEWAY_SECONDS: Final = 30
 _ALGORITHMS: Final = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
@@ -82,9 +84,19 @@ class IdentityProvider:
             raise LoginRefused("the provider sent no ID token")
         return _person(await self._claims(token, nonce), self._settings.issuer)
 
-    async def _claims(self, token: str, nonce: str) -> dict[str, Any]:
+    async def bearer(self, token: str) -> Person:
+        """Whose token this is, which the provider made for us and no login of ours asked for. Raises as `person`.
+
+        Anybody may show one, so keys are not read anew for each that does not verify.
+        """
+        return _person(await self._claims(token, None), self._settings.issuer)
+
+    async def _claims(self, token: str, nonce: str | None) -> dict[str, Any]:
+        """What a token says, once it is known to be the provider's, for us, and of now. `nonce` of `None` is any."""
         claims: dict[str, Any] | None = None
         for fresh in (False, True):
+            if fresh and nonce is None and not self._keys_may_have_changed():
+                raise LoginRefused("the token does not verify")
             keys = await self._key_set(fresh=fresh)
             try:
                 claims = jwt.decode(token, keys, algorithms=_ALGORITHMS).claims
@@ -92,6 +104,7 @@ class IdentityProvider:
             except (JoseError, ValueError) as error:
                 if fresh:  # a key that came since was looked for
                     raise LoginRefused(f"the ID token: {type(error).__name__}") from error
+        wanted: dict[str, Any] = {} if nonce is None else {"nonce": {"essential": True, "value": nonce}}
         registry = jwt.JWTClaimsRegistry(
             leeway=LEEWAY_SECONDS,
             iss={"essential": True, "value": self._settings.issuer},
@@ -99,7 +112,7 @@ class IdentityProvider:
             exp={"essential": True},
             iat={"essential": True},
             sub={"essential": True},
-            nonce={"essential": True, "value": nonce},
+            **wanted,
         )
         try:
             registry.validate(claims or {})
@@ -134,6 +147,12 @@ class IdentityProvider:
                 raise ProviderFailed(f"its keys: {type(error).__name__}") from error
             self._keys = (keys, clock() + KNOWN_SECONDS)
         return self._keys[0]
+
+    def _keys_may_have_changed(self) -> bool:
+        """Whether the keys were read long enough ago to read them again for a stranger's sake."""
+        if self._keys is None:
+            return True
+        return asyncio.get_running_loop().time() > self._keys[1] - KNOWN_SECONDS + STRANGER_SECONDS
 
     async def _json(self, url: str) -> dict[str, Any]:
         try:

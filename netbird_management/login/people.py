@@ -44,6 +44,12 @@ async def user_of(state: State, account_id: AccountId, person: Person) -> User |
     return snapshot.users.get(user_id) if snapshot is not None else None
 
 
+async def known_user(state: State, person: Person) -> UserId | None:
+    """The user, if the person has come before. Nobody becomes one this way."""
+    row = await _known(state, person)
+    return None if row is None else UserId(row.id)
+
+
 async def _known(state: State, person: Person) -> UserRow | None:
     async with state.read() as session:
         identity = await session.get(UserIdentityRow, (person.issuer, person.subject))

@@ -21,9 +21,9 @@ from sqlalchemy import delete
 
 from netbird_management.clock import now
 from netbird_management.errors import BadRequest
-from netbird_management.ids import AccountId
-from netbird_management.login.identity_provider import IdentityProvider
-from netbird_management.login.people import user_of
+from netbird_management.ids import AccountId, UserId
+from netbird_management.login.identity_provider import IdentityProvider, LoginRefused
+from netbird_management.login.people import known_user, user_of
 from netbird_management.login.sessions import mint_session_token
 from netbird_management.network.model import User
 from netbird_management.services.model import Service
@@ -56,6 +56,13 @@ class SignOn:
             raise BadRequest("redirect_url is not on the host of a service with single sign-on")
         state = _written(self._state.vault, redirect_url)
         return await self._provider.login_url(state=state, verifier=self._verifier(state), nonce=self._nonce(state))
+
+    async def bearer(self, token: str) -> UserId | None:
+        """Whose token of the provider this is, if they have logged in before. Raises `ProviderFailed`."""
+        try:
+            return await known_user(self._state, await self._provider.bearer(token))
+        except LoginRefused:
+            return None
 
     async def finish(self, text: str, *, code: str, error: str) -> str:
         """Where the browser goes back to, with a session's token or the reason why there is none.

@@ -1,12 +1,15 @@
-"""Who calls the API: a personal access token in `Authorization`, and nothing else. Cookies never authenticate here."""
+"""Who calls the API: a personal access token or one of the identity provider's in `Authorization`, and nothing else.
+Cookies never authenticate here."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
+from starlette.exceptions import HTTPException
 
 from netbird_management.errors import PermissionDenied, Unauthorized
-from netbird_management.ids import AccountId
+from netbird_management.ids import AccountId, UserId
+from netbird_management.login.identity_provider import ProviderFailed
 from netbird_management.network.model import Role, User
 from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.network.users import user_of_token
@@ -42,7 +45,7 @@ async def caller(request: Request, context: Annotated[Context, Depends(context_o
     scheme, _, token = given[0].partition(" ")
     if scheme.lower() not in ("token", "bearer") or not token:
         raise Unauthorized("no valid authentication provided")
-    user_id = await user_of_token(context.state, token.strip())
+    user_id = await _user_of(token.strip(), scheme, context)
     if user_id is None:
         raise Unauthorized("token invalid")
     for account in context.state.snapshots.all():
@@ -56,6 +59,16 @@ async def caller(request: Request, context: Annotated[Context, Depends(context_o
         acting.set(user.id)
         return Caller(user, account)
     raise Unauthorized("token invalid")
+
+
+async def _user_of(token: str, scheme: str, context: Context) -> UserId | None:
+    """Personal tokens under either scheme; the provider's as `Bearer` alone, of people who have logged in before."""
+    if scheme.lower() == "bearer" and token.count(".") == 2 and context.sign_on is not None:
+        try:
+            return await context.sign_on.bearer(token)
+        except ProviderFailed as error:
+            raise HTTPException(503, "the identity provider cannot be asked") from error
+    return await user_of_token(context.state, token)
 
 
 def allowed(module: str, operation: Operation) -> Any:

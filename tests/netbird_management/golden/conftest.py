@@ -16,6 +16,9 @@ from google.protobuf.json_format import ParseDict
 from netbird_management.clock import now
 from netbird_management.grpc.server import serve_grpc
 from netbird_management.ids import AccountId, GroupId, PeerId, PolicyId, UserId
+from netbird_management.login.identity_provider import IdentityProvider
+from netbird_management.login.settings import OidcSettings
+from netbird_management.login.sign_on import SignOn
 from netbird_management.network import rows
 from netbird_management.network.model import AccountSettings, PeerMeta, Policy, PolicyRule, Role
 from netbird_management.network.users import create_token
@@ -113,6 +116,21 @@ async def furnish(state: State) -> None:
         )
 
 
+def _provider() -> IdentityProvider:
+    """An identity provider that describes itself, which is all that the recorded calls ask of it."""
+    issuer = "https://login.lab.test"
+    described = {
+        "issuer": issuer,
+        "authorization_endpoint": f"{issuer}/auth",
+        "token_endpoint": f"{issuer}/token",
+        "jwks_uri": f"{issuer}/keys",
+    }
+    settings = OidcSettings.model_validate(
+        {"issuer": issuer, "client_id": "netbird", "callback_url": "https://m.lab.test/api/reverse-proxy/callback"}
+    )
+    return IdentityProvider(settings, transport=httpx.MockTransport(lambda _: httpx.Response(200, json=described)))
+
+
 @asynccontextmanager
 async def staged(state: State, directory: Path) -> AsyncIterator[Stage]:
     await furnish(state)
@@ -125,7 +143,7 @@ async def staged(state: State, directory: Path) -> AsyncIterator[Stage]:
     _, token = await create_proxy_token(state, name="proxy", account_id=ACCOUNT, created_by=owner.id)
     init = FIXTURE["proxy"]
     async with (
-        serve_grpc(host, Listener(listen="127.0.0.1:0"), grace=2.0) as port,
+        serve_grpc(host, Listener(listen="127.0.0.1:0"), grace=2.0, sign_on=SignOn(state, _provider())) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
         httpx.AsyncClient(
             transport=httpx.ASGITransport(create_app(Context(state, hooks))),
