@@ -77,23 +77,21 @@ class ReverseProxy:
         self.trusted: TrustedProxies | None = None
         self._notes = frozenset(notes)
         self._pseudonym = routing.compiler.pseudonym
+        self._ids: list[ExchangeId] = []
         self.exchanges = OpenExchanges(routing, interval=revalidate, before_all=before_all)
         if routing.on_change is None:
             routing.on_change = self.exchanges.changed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
-        if kind == "http":
-            await self._serve(scope, receive, send)
-        elif kind == "websocket":
+        if kind != "http":
+            if kind == "lifespan":
+                await _lifespan(receive, send)
+                return
+            if kind != "websocket":
+                raise ValueError(f"no ASGI scope of ours: {kind!r}")
             # Foreign servers offer upgrades in this form only. It cannot carry one of ours, so it is answered.
-            await self._serve(scope, receive, _answer_upgrade(scope, send))
-        elif kind == "lifespan":
-            await _lifespan(receive, send)
-        else:
-            raise ValueError(f"no ASGI scope of ours: {kind!r}")
-
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+            send = _answer_upgrade(scope, send)
         state = scope.get("state")
         origin = state.get(ORIGIN_STATE) if state else None
         extensions = scope.get("extensions")
@@ -160,7 +158,7 @@ class ReverseProxy:
             client = scope.get("client")
             address = client[0] if client else ""
         exchange = Exchange(
-            id=ExchangeId(os.urandom(16).hex()),
+            id=self._ids.pop() if self._ids else self._new_id(),
             origin=origin,
             method=scope.get("method", "GET"),
             scheme=scheme,
@@ -176,6 +174,12 @@ class ReverseProxy:
         exchange.forwarded = forwarded
         return exchange
 
+    def _new_id(self) -> ExchangeId:
+        """128 random bits in hex. Drawn for many exchanges at a time: each draw is a system call."""
+        drawn = os.urandom(16 * _IDS_DRAWN).hex()
+        self._ids = [ExchangeId(drawn[at : at + 32]) for at in range(0, len(drawn), 32)]
+        return self._ids.pop()
+
     def _fixed(self) -> FixedAnswer:
         """What answers where no route was looked for."""
         runner = self.routing.table.no_route.runner
@@ -187,6 +191,7 @@ class ReverseProxy:
 
 
 _NO_HEADERS = Headers([])
+_IDS_DRAWN = 64
 
 
 def _answer_upgrade(scope: Scope, send: Send) -> Send:

@@ -6,11 +6,14 @@ from collections import deque
 from datetime import UTC, datetime
 from typing import Any
 
-from netbird_proxy.exchange import ExchangeView
+from netbird_proxy.exchange import Exchange, ExchangeView
+from netbird_proxy.headers import Headers
 from netbird_proxy.model import ExchangeId
 
+LONGEST_PATH = 2048
+_NO_HEADERS = Headers([])
 REFUSED_KEPT = 4096
-SERVED_KEPT = 1024
+SERVED_KEPT = 256
 """Refusals are what people ask about, so traffic that is served well cannot push them out."""
 
 
@@ -22,7 +25,8 @@ class Decisions:
         self._served: deque[ExchangeView] = deque(maxlen=served)
 
     def record(self, exchange: ExchangeView) -> None:
-        """Keep one exchange that is over. Drops the oldest of its sort when full."""
+        """Keep one exchange that is over, without what nobody is told. Drops the oldest of its sort when full."""
+        _slim(exchange)
         served = exchange.denial is None and exchange.error is None and exchange.status < 400
         (self._served if served else self._refused).append(exchange)
 
@@ -40,6 +44,23 @@ class Decisions:
 
     def __len__(self) -> int:
         return len(self._refused) + len(self._served)
+
+
+def _slim(exchange: ExchangeView) -> None:
+    """Let go of what a client can make large: a memory of so many exchanges would be a memory of so many heads.
+
+    Nobody needs them any more: this is the last observer of an exchange that is over.
+    """
+    if not isinstance(exchange, Exchange):
+        return
+    exchange.headers = _NO_HEADERS
+    exchange.query = b""
+    if len(exchange.raw_path) > LONGEST_PATH:
+        exchange.raw_path = exchange.raw_path[:LONGEST_PATH]
+    error: BaseException | None = exchange.error
+    while error is not None:  # its frames hold heads and bodies
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 def described(exchange: ExchangeView) -> dict[str, Any]:

@@ -11,10 +11,11 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from netbird_proxy.forwarded import Forwarded
-from netbird_proxy.headers import FOLDED, Headers, RawHeader, fold, is_reserved
+from netbird_proxy.headers import FOLDED, ByName, Headers, RawHeader, is_reserved
 from netbird_proxy.model import Deny, ExchangeId, Identity, Kind, Origin, RouteSpec, Upstream
 
 if TYPE_CHECKING:
@@ -225,7 +226,14 @@ class Exchange:
         self.notes[key] = value
 
 
-_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_SENT: ByName[bytes] = ByName(lambda name: name.lower() if _TOKEN.fullmatch(name) else b"")
+"""Name → as it is sent; empty for what is no name."""
+
+
+_FOLD = FOLDED.__getitem__
+_NAME = itemgetter(0)
+_CR, _LF, _NUL = b"\r\n\0"  # numbers: bytes in bytes makes CPython raise and drop a TypeError first
 
 
 class NotTheOwner(Exception):
@@ -257,24 +265,17 @@ class OutgoingHead:
 
     def set(self, name: bytes, value: bytes) -> None:
         """Put one line of this name where there may be none or several. ValueError for bytes a field cannot carry."""
-        self.delete(name)
-        self.add(name, value)
+        self._drop(self._check(name))
+        self._append(name, value)
 
     def add(self, name: bytes, value: bytes) -> None:
         """Append a line. ValueError for bytes a field cannot carry."""
         self._check(name)
-        if not _NAME.fullmatch(name) or b"\r" in value or b"\n" in value or b"\0" in value:
-            raise ValueError(f"header {name!r} cannot carry its value")
-        self.headers.append((name.lower(), value))
+        self._append(name, value)
 
     def delete(self, name: bytes) -> None:
         """Drop every line that folds to this name."""
-        self._check(name)
-        folded = fold(name)
-        for pair in self.headers:
-            if FOLDED[pair[0]] == folded:
-                self.headers[:] = [pair for pair in self.headers if FOLDED[pair[0]] != folded]
-                return
+        self._drop(self._check(name))
 
     def set_or_delete(self, name: bytes, value: bytes | None) -> None:
         """The one thing an owner may do: say it, or make sure that nobody does."""
@@ -283,13 +284,27 @@ class OutgoingHead:
         else:
             self.set(name, value)
 
-    def _check(self, name: bytes) -> None:
-        owner = self.owners.get(fold(name))
+    def _append(self, name: bytes, value: bytes) -> None:
+        sent = _SENT[name]
+        if not sent or _CR in value or _LF in value or _NUL in value:
+            raise ValueError(f"header {name!r} cannot carry its value")
+        self.headers.append((sent, value))
+
+    def _drop(self, folded: bytes) -> None:
+        # All of the search is in C: every owner does this on every head.
+        if folded in map(_FOLD, map(_NAME, self.headers)):
+            self.headers[:] = [pair for pair in self.headers if FOLDED[pair[0]] != folded]
+
+    def _check(self, name: bytes) -> bytes:
+        """The folded name, if it is this owner's to change."""
+        folded = FOLDED[name]
+        owner = self.owners.get(folded)
         if owner is None:
             if is_reserved(name):
                 raise NotTheOwner(f"{name.decode('latin-1')} is reserved and {self.owner or 'nobody'} does not own it")
         elif owner != self.owner:
             raise NotTheOwner(f"{name.decode('latin-1')} is owned by {owner}, not by {self.owner or 'nobody'}")
+        return folded
 
 
 @dataclass(slots=True)

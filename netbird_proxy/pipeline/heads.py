@@ -233,7 +233,7 @@ class RequestHeads:
         self._host = None if spec.pass_host_header else host_field(upstream)
         self.rules = rules
         self._transforms = tuple(transforms)
-        core = CORE_NAMES | (FORWARDED - rules.owners.keys())
+        core = CORE_NAMES | (FORWARDED.difference(rules.owners))
         self._says = _SAID if _SAID.isdisjoint(rules.owners) else _SAID.difference(rules.owners)
         self._owners = {**dict.fromkeys(core, CORE), **rules.owners}
         self._custom = custom_headers(upstream, self._owners)
