@@ -28,6 +28,8 @@ log = structlog.get_logger("netbird_proxy.accounts")
 
 FIRST_DELAY, FACTOR, MAX_DELAY = 0.8, 1.7, 15.0
 """Back-off between attempts at a tunnel, in seconds; each wait is uniform in [half, whole]."""
+GENERATIONS = 65_536
+"""Accounts that have a generation of their own."""
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -103,11 +105,13 @@ class Accounts:
         listening: Callable[[AccountId, Tunnel], AbstractAsyncContextManager[InboundListeners]] | None,
         on_change: Callable[[AccountState], None],
         on_map: Callable[[AccountId], object],
+        count: Callable[[str], object] = lambda _name: None,
     ) -> None:
         """Args:
         listening: the listeners in a tunnel that came up; None when this proxy serves no private services.
         on_change: told when a tunnel came up, was lost, or could not be opened.
         on_map: told after each change of an account's map, generation raised already.
+        count: adds one to a counter of the process.
         """
         self._hooks = hooks
         self._management = management
@@ -118,6 +122,7 @@ class Accounts:
         self._states: dict[AccountId, AccountState] = {}
         self._generations: dict[AccountId, int] = {}
         self._epoch = 0
+        self.count = count
         self._group: asyncio.TaskGroup | None = None
         self._proxy: Proxy | None = None
 
@@ -163,6 +168,11 @@ class Accounts:
     def raise_generation(self, account: AccountId) -> None:
         """Make every answer about this account that was asked for until now serve nobody."""
         self._generations[account] = self._generations.get(account, 0) + 1
+        if len(self._generations) > GENERATIONS:
+            # Management names accounts that we may never see again. Everybody's answers go, and nobody's come back.
+            self._epoch += max(self._generations.values()) + 1
+            self._generations.clear()
+            self.count("generations_forgotten")
 
     def raise_generations(self) -> None:
         """The same for every account, those never heard of included."""

@@ -101,6 +101,8 @@ class ManagementMappings:
         self._accounts.want(self._wanted())
         for report in reports:
             self._report(report)
+            if self._seen is not None and self._routing.get(SOURCE, report.service) is None:
+                self._seen.discard(report.service)  # one too many: there is nothing of it to reconcile
         for service, account in accounts.items():
             self._statuses.say(Status(service, account, PROXY_STATUS_TUNNEL_NOT_CREATED))
         if update.mapping or gone:
@@ -203,11 +205,11 @@ class ManagementMappings:
         )
 
     def _report(self, report: Report) -> None:
-        served = self._routing.get(SOURCE, report.service)
-        if served is None:
-            return
         if report.refused:
             self._statuses.say(Status(report.service, report.account, PROXY_STATUS_ERROR, error=report.refused))
+            return
+        served = self._routing.get(SOURCE, report.service)
+        if served is None:
             return
         mapping = served.mapping
         state = self._accounts.state(mapping.account)

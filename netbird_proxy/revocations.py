@@ -23,10 +23,18 @@ class RevokedSessions:
     others, who then log in again. Nobody is let in because there was no room.
     """
 
-    def __init__(self, *, clock: Callable[[], float] = time.time, limit: int = LIMIT) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.time,
+        limit: int = LIMIT,
+        count: Callable[[str], object] = lambda _name: None,
+    ) -> None:
         """Args:
         clock: the wall's, as tokens are stamped by it.
+        count: adds one to a counter of the process.
         """
+        self.count = count
         self._clock = clock
         self._limit = limit
         self._entries: OrderedDict[_Key, tuple[float, float]] = OrderedDict()
@@ -54,6 +62,7 @@ class RevokedSessions:
         while len(self._entries) > self._limit:
             (of, _), (before, _) = self._entries.popitem(last=False)
             self.overflowed += 1
+            self.count("revocations_overflowed")
             self._floor(of, before, until)
 
     def revoked(self, account: AccountId, *, subject: str, token_hash: bytes, issued_at: float) -> bool:

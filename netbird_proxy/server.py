@@ -140,7 +140,7 @@ class ProxyServer:
         self.domain = settings.management.domain if settings.management is not None else ""
         self.private = settings.private
         self.decisions = Decisions()
-        self.revocations = RevokedSessions()
+        self.revocations = RevokedSessions(count=self.count)
         self.ready = False
         self._counters: Counter[str] = Counter()
         self._options = {type(section): section for section in loaded.options.values()}
@@ -159,7 +159,7 @@ class ProxyServer:
             observers=[("core", self.decisions.record)],
             upgrade_idle=limits.upgrade_idle,
         )
-        self.routing = Routing(self._compiler)
+        self.routing = Routing(self._compiler, limit=limits.services, count=self.count)
         self._app = ReverseProxy(
             self.routing,
             recognizes=self._origins.recognizes,
@@ -182,8 +182,9 @@ class ProxyServer:
             listening=self._listening_inside if settings.private else None,
             on_change=self._on_account,
             on_map=lambda account: self._app.exchanges.revalidate(account=account),
+            count=self.count,
         )
-        self._statuses = StatusReports(management)
+        self._statuses = StatusReports(management, self.count)
         if self._client is not None:
             self._mappings = ManagementMappings(
                 loaded.codec,
@@ -215,7 +216,9 @@ class ProxyServer:
             batch_watchdog=limits.batch_watchdog,
         )
         codec = self._loaded.codec
-        return ManagementClient(connection, lambda: codec.capabilities(private=self.private), _Sink(self))
+        return ManagementClient(
+            connection, lambda: codec.capabilities(private=self.private), _Sink(self), count=self.count
+        )
 
     # Life
 
@@ -352,6 +355,7 @@ class ProxyServer:
     def _listen_limits(self) -> ListenLimits:
         limits = self._settings.limits
         return ListenLimits(
+            connections=limits.connections,
             head_timeout=limits.head_timeout,
             head_bytes=limits.head_bytes,
             head_lines=limits.head_lines,

@@ -153,6 +153,8 @@ class Limits(Section):
     """Fields of a request head."""
     keep_alive: Seconds = 75.0
     """How long an idle downstream connection stays open."""
+    connections: Count = 10_000
+    """Open at once on one listener; one more is answered 503 and closed."""
     upgrade_idle: Seconds = 300.0
     """In which something must pass on an upgraded connection, such as a websocket, either way."""
     body_idle: Seconds = 30.0
@@ -173,6 +175,8 @@ class Limits(Section):
     """Cuts what mappings ask for."""
     upstream_head: Seconds = 300.0
     """For an upstream's response head, after the request is sent."""
+    services: Count = 100_000
+    """Mappings that are kept, of all sources together; one more is refused."""
     in_flight: Count = 512
     """Exchanges at once with one upstream; more are answered 503."""
     upstream_idle: Seconds = 90.0

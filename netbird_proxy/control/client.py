@@ -143,9 +143,11 @@ class ManagementClient:
         sink: MappingSink,
         *,
         pick: Callable[[float, float], float] = random.uniform,
+        count: Callable[[str], object] = lambda _name: None,
     ) -> None:
         """Args:
         capabilities: asked at each connect; all five of NetBird's fields set, also when false.
+        count: adds one to a counter of the process.
         pick: chooses a wait between two bounds; tests make it steady.
         """
         self._connection = connection
@@ -160,7 +162,7 @@ class ManagementClient:
         self._extensions: frozenset[str] = frozenset()
         self._connected = False
         self._renew = asyncio.Event()
-        self.tokens = OneTimeTokens()
+        self.tokens = OneTimeTokens(count)
         self.initial_sync_complete = False
         """Whether a whole snapshot was ever applied; never falls back."""
 

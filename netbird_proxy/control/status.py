@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
@@ -16,6 +17,8 @@ log = structlog.get_logger("netbird_proxy.control")
 
 FIRST_DELAY, FACTOR, MAX_DELAY = 0.5, 2.0, 10.0
 TIMEOUT = 5.0
+LIMIT = 131_072
+"""Services that words are waiting about; the oldest word goes first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +56,17 @@ class Status:
 class StatusReports:
     """Sends statuses one after another. A newer word about a service replaces an older one that is still waiting."""
 
-    def __init__(self, management: ManagementChannel) -> None:
+    def __init__(self, management: ManagementChannel, count: Callable[[str], object] = lambda _name: None) -> None:
         self._management = management
+        self.count = count
         self._waiting: dict[ServiceId, Status] = {}
         self._wake = asyncio.Event()
 
     def say(self, status: Status) -> None:
+        if status.service not in self._waiting and len(self._waiting) >= LIMIT:
+            # Management will ask for all of it when it has lost so much: with the next snapshot.
+            del self._waiting[next(iter(self._waiting))]
+            self.count("statuses_dropped")
         self._waiting[status.service] = status
         self._wake.set()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from netbird_proxy.model import AccountId, ServiceId
@@ -12,6 +13,8 @@ LIFETIME = 300.0
 """Seconds a token is good for after management made it (spec: proxy wire §5.4)."""
 MARGIN = 20.0
 """Seconds before its end at which we stop trusting a token: it still has to travel."""
+ACCOUNTS = 16_384
+"""Accounts whose tokens are kept; the one that heard of none for longest goes first. It then asks for new ones."""
 PER_ACCOUNT = 64
 """Unspent tokens kept an account; the oldest goes first. A tunnel needs one, so more is only for retries."""
 
@@ -26,17 +29,23 @@ class OneTimeToken:
 class OneTimeTokens:
     """The unspent tokens by account, freshest last. Times are the caller's monotonic seconds."""
 
-    def __init__(self) -> None:
-        self._by_account: dict[AccountId, OrderedDict[ServiceId, OneTimeToken]] = {}
+    def __init__(self, count: Callable[[str], object] = lambda _name: None) -> None:
+        self.count = count
+        self._by_account: OrderedDict[AccountId, OrderedDict[ServiceId, OneTimeToken]] = OrderedDict()
         self._arrival = asyncio.Event()
 
     def put(self, account: AccountId, service: ServiceId, value: str, now: float) -> None:
         """Keep a token that came with a mapping; it replaces the service's older one."""
         tokens = self._by_account.setdefault(account, OrderedDict())
+        self._by_account.move_to_end(account)
         tokens.pop(service, None)
         tokens[service] = OneTimeToken(service, value, now)
         while len(tokens) > PER_ACCOUNT:
             tokens.popitem(last=False)
+            self.count("one_time_tokens_dropped")
+        while len(self._by_account) > ACCOUNTS:
+            self._by_account.popitem(last=False)
+            self.count("one_time_tokens_dropped")
         self._arrival.set()
         self._arrival = asyncio.Event()
 

@@ -20,6 +20,7 @@ class ListenLimits:
     """What a client may take. Times in seconds, sizes in bytes.
 
     Attributes:
+        connections: open at once; one more is answered 503 and closed, and beyond an eighth more closed only.
         head_timeout: from accepting (or the first byte of a later request) to a complete head; TLS handshakes too.
         head_bytes: of one request's head, and of its trailers.
         head_lines: field lines in one head, and in its trailers.
@@ -37,6 +38,7 @@ class ListenLimits:
         pipeline_depth: complete requests waiting behind the one that is served, before the transport stops reading.
     """
 
+    connections: int = 10_000
     head_timeout: float = 10.0
     head_bytes: int = 65536
     head_lines: int = 100
@@ -128,6 +130,16 @@ class Connections:
         self.held: set[HeldHead] = set()
         self.tick = 0
         self.ticking = False
+
+    @property
+    def full(self) -> bool:
+        """Whether there is one connection too many, the latest included."""
+        return len(self.open) > self.limits.connections
+
+    @property
+    def crowded(self) -> bool:
+        """Whether there are so many too many that saying so costs too much."""
+        return len(self.open) > self.limits.connections + max(16, self.limits.connections // 8)
 
     def issue(self, transport: asyncio.BaseTransport) -> Origin:
         """An origin for a connection that was just accepted, from its transport's own addresses."""

@@ -42,6 +42,7 @@ _SENTENCES = {
     417: (b"expectation_failed", b"The expectation cannot be met."),
     431: (b"head_too_large", b"The request head is too large."),
     500: (b"internal_error", b"The request could not be answered."),
+    503: (b"too_many_connections", b"There are too many connections."),
     505: (b"version_unsupported", b"The protocol version is not supported."),
 }
 
@@ -125,8 +126,20 @@ class Http1Protocol(asyncio.Protocol):
         connections.open.add(self)
         if connections.stopping:
             self._close()
+        elif connections.full:
+            self._turn_away()
         else:
             self._arm(self.limits.head_timeout)
+
+    def _turn_away(self) -> None:
+        """One connection too many: it is told, as long as not even that is too much."""
+        self._discarding = True
+        self.connections.count("connections_refused")
+        if self.connections.crowded:
+            self.transport.abort()
+        else:
+            self.transport.write(_refusal_response(503))
+            self._linger()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._deadline = 0.0
@@ -682,7 +695,8 @@ def _refusal_response(status: int, *, with_body: bool = True) -> bytes:
     code, sentence = _SENTENCES[status]
     body = code + b": " + sentence + b"\n"
     head = STATUS_LINES[status] + (
-        b"\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+        b"\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\n%bconnection: close\r\n\r\n"
+        % (len(body), b"retry-after: 1\r\n" if status == 503 else b"")
     )
     return head + body if with_body else head
 

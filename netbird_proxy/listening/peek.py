@@ -35,6 +35,11 @@ class Peek(asyncio.Protocol):
         if self._connections.stopping:
             self._transport.close()
             return
+        if self._connections.full:
+            # Whether it speaks TLS is not known yet, so there is no telling it.
+            self._connections.count("connections_refused")
+            self._transport.abort()
+            return
         self._timer = asyncio.get_running_loop().call_later(self._connections.limits.head_timeout, self.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:

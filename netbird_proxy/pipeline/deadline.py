@@ -16,6 +16,10 @@ TOLERATED = 16
 """So many steps may be left behind before this process says it is not ready."""
 
 
+MOST = 1024
+"""So many may hang; then guards are not asked at all, since each of them may be one more."""
+
+
 class LeftBehind:
     """Steps that swallowed their cancellation and still hang. Each holds a task that nobody can end.
 
@@ -32,6 +36,10 @@ class LeftBehind:
     @property
     def ready(self) -> bool:
         return self.count <= TOLERATED
+
+    @property
+    def full(self) -> bool:
+        return self.count >= MOST
 
     def left(self, answer: Coroutine[Any, Any, None]) -> None:
         """Count one, and run the answer that its exchange still owes, in a task that is kept here until it is done."""

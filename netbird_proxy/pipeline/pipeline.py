@@ -261,6 +261,9 @@ class Pipeline:
 
         refusal: Deny | Challenge | None = None
         try:
+            if self.ending.environment.left_behind.full:
+                self.ending.environment.count("guards_not_asked")
+                raise self._step_failed(None, "too many steps hang")
             refusal = await self.admit(deadline, exchange, downstream)
         except asyncio.CancelledError as exc:
             if not deadline.expired and (deadline.step is None or deadline.task.cancelling()):

@@ -20,6 +20,8 @@ log = structlog.get_logger("netbird_proxy.routing")
 YIELDING = "file"
 """The source whose mappings give way where another source wants their host."""
 
+LIMIT = 100_000
+
 Key = tuple[str, ServiceId]
 """A mapping's source and id: two sources may use the same id."""
 
@@ -62,11 +64,22 @@ class Routing:
         table: what is in force. Replaced whole; whoever matches takes it once.
     """
 
-    def __init__(self, compiler: Compiler, *, on_change: Callable[[frozenset[ServiceId]], None] | None = None) -> None:
+    def __init__(
+        self,
+        compiler: Compiler,
+        *,
+        on_change: Callable[[frozenset[ServiceId]], None] | None = None,
+        limit: int = LIMIT,
+        count: Callable[[str], None] = lambda _name: None,
+    ) -> None:
         """Args:
         on_change: called after each assignment with the services whose routes are others now, or gone.
+        limit: mappings that are kept, refused ones included; one more is refused and forgotten.
+        count: adds one to a counter of the process.
         """
         self.compiler = compiler
+        self._limit = limit
+        self.count = count
         self.on_change = on_change
         self.table = Table({}, compiler.no_route)
         self._served: dict[Key, Served] = {}
@@ -108,8 +121,13 @@ class Routing:
             old = self._served.get((source, mapping.id))
             if old is not None and old.mapping.host != mapping.host:
                 self._unclaim((source, mapping.id), old.mapping, hosts)
+        surplus: dict[ServiceId, Report] = {}
         for mapping in fresh:
             key = (source, mapping.id)
+            if key not in self._served and len(self._served) >= self._limit:
+                surplus[mapping.id] = Report(mapping.id, mapping.account, f"this proxy keeps {self._limit} services")
+                self.count("services_refused")
+                continue
             dirty[key] = None
             if (old := self._served.get(key)) is not None:
                 dropped.append(old)
@@ -137,7 +155,10 @@ class Routing:
                 self.compiler.drop(served.compiled)
         if self.on_change is not None and (dropped or dirty):
             self.on_change(frozenset([*(served.mapping.id for served in dropped), *(key[1] for key in dirty)]))
-        reports = [self._served[source, service].report(changed=(source, service) in dirty) for service in latest]
+        reports = [
+            surplus.get(service) or self._served[source, service].report(changed=(source, service) in dirty)
+            for service in latest
+        ]
         reports += [self._served[key].report(changed=True) for key in dirty if key[0] != source or key[1] not in latest]
         return reports
 

@@ -91,7 +91,7 @@ class AccessLog:
         if unwanted and all(unwanted):
             return None
         lines, entries = LineFormat(route), EntryFormat(route)
-        if route is not None:
+        if route is not None and len(self._accounts) < 2:  # all that is asked is whether there is one, and which
             self._accounts.add(route.account)
 
         def record(exchange: ExchangeView) -> None:

@@ -31,7 +31,7 @@ class Guesses:
         self._clock = clock
         self._limit = sources
         self._sources: OrderedDict[tuple[str, str], _Source] = OrderedDict()
-        self._failures: dict[str, deque[float]] = {}
+        self._failures: OrderedDict[str, deque[float]] = OrderedDict()
 
     def reserve(self, service: str, source: str) -> float:
         """Seconds until this source may try; 0 lets it try now, and counts the try."""
@@ -45,9 +45,7 @@ class Guesses:
         ):
             return max(1.0, recent[0] + SERVICE_WINDOW - now)
         if known is None:
-            known = self._sources[service, source] = _Source()
-            if len(self._sources) > self._limit:
-                self._sources.popitem(last=False)
+            known = self._keep(service, source, _Source())
         self._sources.move_to_end((service, source))
         known.failures += 1
         if known.failures >= FREE:
@@ -58,7 +56,13 @@ class Guesses:
     def right(self, service: str, source: str) -> None:
         """The try was right: the source starts anew."""
         self._give_back(service)
-        self._sources[service, source] = _Source(right_at=self._clock())
+        self._keep(service, source, _Source(right_at=self._clock()))
+
+    def _keep(self, service: str, source: str, one: _Source) -> _Source:
+        self._sources[service, source] = one
+        if len(self._sources) > self._limit:
+            self._sources.popitem(last=False)
+        return one
 
     def unjudged(self, service: str, source: str) -> None:
         """Nobody said whether the try was right."""
@@ -74,6 +78,9 @@ class Guesses:
 
     def _recent(self, service: str, now: float) -> deque[float]:
         recent = self._failures.setdefault(service, deque(maxlen=SERVICE_FAILURES))
+        self._failures.move_to_end(service)
+        if len(self._failures) > self._limit:
+            self._failures.popitem(last=False)
         while recent and now - recent[0] >= SERVICE_WINDOW:
             recent.popleft()
         return recent

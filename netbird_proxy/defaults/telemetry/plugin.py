@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Annotated, Self
 
 import structlog
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -34,6 +35,7 @@ TRACEPARENT, TRACESTATE = b"traceparent", b"tracestate"
 CLOSE_TIMEOUT = 3.0
 EXPORT_TIMEOUT = 10.0
 QUEUE = 8192
+"""Spans that wait for the collector, those it is being sent included; more are dropped and counted."""
 
 
 class TelemetryOptions(BaseModel):
@@ -61,7 +63,7 @@ class Telemetry:
     """Spans for the operator's collector."""
 
     def __init__(self) -> None:
-        self._processor: BatchSpanProcessor | None = None
+        self._line: _Line | None = None
 
     @hookimpl
     def describe(self) -> PluginInfo:
@@ -72,22 +74,23 @@ class Telemetry:
     @hookimpl
     def lifespan(self, proxy: Proxy) -> AbstractAsyncContextManager[None] | None:
         options = proxy.options(TelemetryOptions)
-        return self._running(options) if options.otlp_endpoint else None
+        return self._running(options, proxy) if options.otlp_endpoint else None
 
     @asynccontextmanager
-    async def _running(self, options: TelemetryOptions) -> AsyncIterator[None]:
-        exporter = OTLPSpanExporter(
-            endpoint=options.otlp_endpoint,
-            insecure=options.otlp_endpoint.startswith("http://"),
-            timeout=EXPORT_TIMEOUT,
+    async def _running(self, options: TelemetryOptions, proxy: Proxy) -> AsyncIterator[None]:
+        exporter = _Counted(
+            OTLPSpanExporter(
+                endpoint=options.otlp_endpoint,
+                insecure=options.otlp_endpoint.startswith("http://"),
+                timeout=EXPORT_TIMEOUT,
+            )
         )
-        processor = self._processor = BatchSpanProcessor(
-            exporter, max_queue_size=QUEUE, schedule_delay_millis=options.interval * 1000
-        )
+        processor = BatchSpanProcessor(exporter, max_queue_size=QUEUE, schedule_delay_millis=options.interval * 1000)
+        self._line = _Line(processor, exporter, lambda: proxy.count("telemetry_spans_lost"))
         try:
             yield
         finally:
-            self._processor = None
+            self._line = None
             if not await _shut(processor):
                 log.warning("telemetry.spans_lost", reason="the collector did not take them when the process ended")
 
@@ -123,14 +126,51 @@ class Telemetry:
         maker = SpanMaker(resource, InstrumentationScope("netbird_proxy", proxy.version))
 
         def record(exchange: ExchangeView) -> None:
-            processor = self._processor
-            if processor is None or not _sampled(exchange, bound):
+            line = self._line
+            if line is None or not _sampled(exchange, bound):
                 return
             span = exchange.notes.get(NOTE)
             for one in maker.spans(exchange, span if isinstance(span, int) else new_span_id()):
-                processor.on_end(one)
+                line.put(one)
 
         return record
+
+
+class _Counted(SpanExporter):
+    """An exporter that says how much it was given. Called by the processor's one thread."""
+
+    def __init__(self, exporter: SpanExporter) -> None:
+        self._exporter = exporter
+        self.taken = 0
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        try:
+            return self._exporter.export(spans)
+        finally:
+            self.taken += len(spans)
+
+    def shutdown(self) -> None:
+        self._exporter.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        return self._exporter.force_flush(timeout_millis)
+
+
+class _Line:
+    """Spans on their way to the collector. The processor drops what is too much without saying how much: we do."""
+
+    def __init__(self, processor: BatchSpanProcessor, exporter: _Counted, lost: Callable[[], None]) -> None:
+        self._processor = processor
+        self._exporter = exporter
+        self._lost = lost
+        self._given = 0  # the loop's alone, as `taken` is the thread's
+
+    def put(self, span: ReadableSpan) -> None:
+        if self._given - self._exporter.taken >= QUEUE:
+            self._lost()
+            return
+        self._given += 1
+        self._processor.on_end(span)
 
 
 def _bound(sample: float) -> int:

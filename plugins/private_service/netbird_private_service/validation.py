@@ -18,6 +18,11 @@ from netbird_wire.proxy_service_pb2 import ValidateTunnelPeerResponse
 ATTEMPTS = 3
 """Questions for one exchange when the account keeps changing under it; then it is refused for now."""
 
+ACCOUNTS = 16_384
+"""Accounts with grants; the one that got none for longest goes first, and its peers are asked about again."""
+BUCKETS = 65_536
+"""Peers whose questions are counted."""
+
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -81,7 +86,9 @@ class Validations:
         self._per_account = per_account
         self._burst = burst
         self._rate = rate
-        self._grants: dict[AccountId, OrderedDict[Question, _Grant]] = {}
+        self._grants: OrderedDict[AccountId, OrderedDict[Question, _Grant]] = OrderedDict()
+        self.dropped = 0
+        """Grants that were forgotten before their time because there were too many."""
         self._flights: dict[tuple[Question, int], asyncio.Task[ValidateTunnelPeerResponse | Exception]] = {}
         self._buckets: OrderedDict[tuple[AccountId, PublicKey], _Bucket] = OrderedDict()
         self._group: asyncio.TaskGroup | None = None
@@ -119,6 +126,8 @@ class Validations:
             return None
         if grant.generation != generation or self._clock() >= grant.until:
             del grants[question]
+            if not grants:
+                del self._grants[question.account]
             return None
         return grant.answer
 
@@ -150,10 +159,15 @@ class Validations:
 
     def _keep(self, question: Question, grant: _Grant) -> None:
         grants = self._grants.setdefault(question.account, OrderedDict())
+        self._grants.move_to_end(question.account)
         grants.pop(question, None)
         grants[question] = grant
         while len(grants) > self._per_account:
             grants.popitem(last=False)
+            self.dropped += 1
+        while len(self._grants) > ACCOUNTS:
+            _, grants = self._grants.popitem(last=False)
+            self.dropped += len(grants)
 
     def _spend(self, question: Question) -> None:
         now = self._clock()
@@ -162,7 +176,7 @@ class Validations:
         bucket.tokens = min(float(self._burst), bucket.tokens + (now - bucket.at) * self._rate)
         bucket.at = now
         self._buckets[key] = bucket
-        while len(self._buckets) > 65_536:
+        while len(self._buckets) > BUCKETS:
             # Peers come from the roster, so this many are real; the one that asked longest ago is full again anyway.
             self._buckets.popitem(last=False)
         if bucket.tokens < 1:
