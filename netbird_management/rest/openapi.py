@@ -32,6 +32,7 @@ _RECORDS: Final = "/api/dns/zones/{zone_id}/records"
 
 OPERATIONS: Final[dict[tuple[str, str], _Entry]] = {
     ("GET", "/api/instance"): (None, shapes.Instance),
+    ("GET", "/api/reverse-proxy/callback"): (None, "text/plain"),
     ("POST", "/api/setup"): (setup.SetupRequest, shapes.SetUp),
     ("GET", "/api/users"): (None, [shapes.User]),
     ("POST", "/api/users"): (users.UserRequest, shapes.User),
@@ -104,7 +105,7 @@ OPERATIONS: Final[dict[tuple[str, str], _Entry]] = {
     ("GET", "/api/events/audit"): (None, [shapes.Event]),
     ("GET", "/api/events/proxy"): (None, shapes.AccessLogPage),
 }
-OPEN: Final = frozenset({("GET", "/api/instance"), ("POST", "/api/setup")})
+OPEN: Final = frozenset({("GET", "/api/instance"), ("POST", "/api/setup"), ("GET", "/api/reverse-proxy/callback")})
 """What nobody needs a token for."""
 _LOG_PARAMETERS: Final = {
     **dict.fromkeys(("page", "page_size", "status_code"), "integer"),
@@ -152,6 +153,12 @@ def document(app: FastAPI) -> dict[str, Any]:
         operation["responses"] = {**_answers(answer), "4XX": _json("Refused", _ref(shapes.Error))}
         if (method, path) not in OPEN:
             operation["security"] = [{"token": []}]
+    # Browsers come here from the identity provider, and are sent on; or read a plain sentence why not.
+    described["paths"]["/api/reverse-proxy/callback"]["get"]["responses"] = {
+        "302": {"description": "Back to the service"},
+        "4XX": {"description": "Refused"},
+        "5XX": {"description": "The identity provider cannot be asked"},
+    }
     described["paths"]["/api/events/proxy"]["get"]["parameters"] = [
         {"name": name, "in": "query", "required": False, "schema": {"type": kind}}
         for name, kind in _LOG_PARAMETERS.items()

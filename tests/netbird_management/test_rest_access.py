@@ -79,7 +79,7 @@ OWN = [
     ("GET", "/api/users/x/tokens/y"),
     ("DELETE", "/api/users/x/tokens/y"),
 ]
-OPEN = {("GET", "/api/instance"), ("POST", "/api/setup")}
+OPEN = {("GET", "/api/instance"), ("POST", "/api/setup"), ("GET", "/api/reverse-proxy/callback")}
 
 
 @pytest.fixture
