@@ -92,6 +92,7 @@ class Telemetry:
         finally:
             self._line = None
             if not await _shut(processor):
+                exporter.shutdown()  # else its thread goes on trying
                 log.warning("telemetry.spans_lost", reason="the collector did not take them when the process ended")
 
     @hookimpl
@@ -141,6 +142,7 @@ class _Counted(SpanExporter):
 
     def __init__(self, exporter: SpanExporter) -> None:
         self._exporter = exporter
+        self._over = False
         self.taken = 0
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
@@ -150,7 +152,9 @@ class _Counted(SpanExporter):
             self.taken += len(spans)
 
     def shutdown(self) -> None:
-        self._exporter.shutdown()
+        if not self._over:
+            self._over = True
+            self._exporter.shutdown()
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         return self._exporter.force_flush(timeout_millis)
