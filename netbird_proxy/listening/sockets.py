@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import os
 import socket
@@ -68,7 +69,23 @@ async def serve_host(
     except OSError as exc:
         why = os.strerror(exc.errno) if exc.errno else str(exc)
         raise SettingsError(f"listen.address {address}: {why}") from exc
+    for one in server.sockets:
+        _look_for_the_vanished(one, connections.limits.write_timeout)
     return HostListener(server, connections)
+
+
+def _look_for_the_vanished(listening: socket.socket, timeout: float) -> None:
+    """Have the kernel end connections whose client is gone without a word: power, cable, a phone out of reach.
+
+    An event stream with little to say would be held for such a client for hours. What a listening socket has is
+    inherited by every connection that it accepts, so this costs none of them anything.
+    """
+    seconds = max(1, round(timeout))
+    with contextlib.suppress(OSError), socket.socket(fileno=socket.dup(listening.fileno())) as twin:
+        twin.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        twin.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds)
+        twin.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, seconds // 4))
+        twin.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(timeout * 1000))
 
 
 def inherited_for(address: Address, sockets: Iterable[socket.socket]) -> list[socket.socket]:

@@ -1,7 +1,7 @@
 """Autobahn's fuzzing client, straight to an echo server and through the proxy to the same.
 
 A case that fails through the proxy and not without it is ours, and fails the run. The suite needs Python 2.7
-(`PYTHON2`, or pyenv's) and is installed beside the environment on the first run. Run as `python -m tests.live.autobahn`.
+(`PYTHON2`, or pyenv's) and is installed beside the environment on the first run.
 """
 
 from __future__ import annotations
@@ -102,9 +102,10 @@ def main() -> int:
     both = [case for case in proxied if bad(proxied[case]) and bad(direct[case])]
     for case in ours:
         print(f"{case}: through the proxy {proxied[case]}, without it {direct[case]}")
+    passed = len(proxied) - len(ours) - len(both)
     print(
-        f"{len(proxied)} cases: {len(proxied) - len(ours) - len(both)} pass through the proxy, {len(ours)} fail through "
-        f"the proxy only, {len(both)} fail without it as well: {', '.join(both) or '-'}"
+        f"{len(proxied)} cases: {passed} pass through the proxy, {len(ours)} fail through the proxy only, "
+        f"{len(both)} fail without it as well: {', '.join(both) or '-'}"
     )
     return 1 if ours else 0
 

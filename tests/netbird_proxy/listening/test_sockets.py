@@ -645,3 +645,33 @@ def test_a_port_that_fails_closes_the_other(run: Run, refuses: int) -> None:
         assert sorted(tunnel.closed) == sorted(tunnel.ports)
 
     run(test())
+
+
+def test_the_kernel_looks_for_clients_that_vanished(run: Run) -> None:
+    """Every accepted connection has the listener's bound on unanswered probes and on bytes that nobody confirms."""
+    options = [
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
+    ]
+    found: list[int] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        served: Any = scope["extensions"][CONNECTION_EXTENSION]
+        handle = served.protocol.transport.get_extra_info("socket")
+        with socket.socket(fileno=socket.dup(handle.fileno())) as twin:
+            found.extend(twin.getsockopt(*option) for option in options)
+        await hello(scope, receive, send)
+
+    async def play() -> None:
+        made = connections_of(app, limits=ListenLimits(write_timeout=40))
+        listener = await serve_host(made, Address("127.0.0.1", 0))
+        reader, writer = await asyncio.open_connection(*listener.address)
+        writer.write(GET_CLOSE)
+        await reader.read()
+        writer.close()
+        listener.close()
+        await listener.drain(1)
+        assert found == [1, 40, 40_000]
+
+    run(play())
