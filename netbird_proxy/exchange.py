@@ -265,7 +265,7 @@ class OutgoingHead:
 
     def set(self, name: bytes, value: bytes) -> None:
         """Put one line of this name where there may be none or several. ValueError for bytes a field cannot carry."""
-        self._drop(self._check(name))
+        self.delete(name)
         self._append(name, value)
 
     def add(self, name: bytes, value: bytes) -> None:
@@ -273,9 +273,16 @@ class OutgoingHead:
         self._check(name)
         self._append(name, value)
 
-    def delete(self, name: bytes) -> None:
-        """Drop every line that folds to this name."""
-        self._drop(self._check(name))
+    def delete(self, *names: bytes) -> None:
+        """Drop every line that folds to one of these names."""
+        owners, owner = self.owners, self.owner
+        folded = set()
+        for name in names:
+            wanted = FOLDED[name]
+            folded.add(wanted if owners.get(wanted) == owner else self._check(name))
+        # All of the search is in C: every owner does this on every head, and nearly never finds anything.
+        if not folded.isdisjoint(map(_FOLD, map(_NAME, self.headers))):
+            self.headers[:] = [pair for pair in self.headers if FOLDED[pair[0]] not in folded]
 
     def set_or_delete(self, name: bytes, value: bytes | None) -> None:
         """The one thing an owner may do: say it, or make sure that nobody does."""
@@ -289,11 +296,6 @@ class OutgoingHead:
         if not sent or _CR in value or _LF in value or _NUL in value:
             raise ValueError(f"header {name!r} cannot carry its value")
         self.headers.append((sent, value))
-
-    def _drop(self, folded: bytes) -> None:
-        # All of the search is in C: every owner does this on every head.
-        if folded in map(_FOLD, map(_NAME, self.headers)):
-            self.headers[:] = [pair for pair in self.headers if FOLDED[pair[0]] != folded]
 
     def _check(self, name: bytes) -> bytes:
         """The folded name, if it is this owner's to change."""

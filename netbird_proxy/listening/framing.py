@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import http
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from operator import itemgetter
 from typing import Final
 
 from netbird_proxy.headers import RawHeader
@@ -26,6 +27,11 @@ _KINDS = {
 _PREFIXES: dict[bytes, tuple[bytes, int]] = {}
 _PREFIXES_LIMIT = 4096
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+
+_PASSED: set[bytes] = {b"content-length"}
+_LOOKED_AT = (b"", 1)
+_NAME = itemgetter(0)
+_FIELD = b": ".join
 
 UNKNOWN_LENGTH: Final = -1
 
@@ -75,6 +81,23 @@ def field_lines(status: int, headers: Iterable[RawHeader]) -> tuple[list[bytes],
         pieces.append(prefix)
         pieces.append(value)
     return pieces, length, close
+
+
+def plain_head(status: int, headers: Sequence[RawHeader], length: int) -> bytes | None:
+    """A whole head, blank line included, where every field is passed on as it is and states this one length.
+
+    None where it must be looked at field by field: `field_lines` then decides.
+    """
+    names = [*map(_NAME, headers)]
+    if not _PASSED.issuperset(names) or names.count(b"content-length") != 1:
+        for name in names:
+            if len(_PASSED) < _PREFIXES_LIMIT and name == name.lower() and not _PREFIXES.get(name, _LOOKED_AT)[1]:
+                _PASSED.add(name)  # `field_lines` has found it to be a name, and nothing special
+        return None
+    if (b"content-length", b"%d" % length) not in headers:
+        return None
+    head = b"%b\r\n%b\r\n\r\n" % (status_line(status), b"\r\n".join(map(_FIELD, headers)))
+    return checked(head, len(names) + 2)
 
 
 def checked(head: bytes, lines: int) -> bytes:

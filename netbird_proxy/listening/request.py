@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from netbird_proxy.exchange import Message
@@ -13,6 +13,7 @@ from netbird_proxy.listening.framing import (
     checked,
     field_lines,
     informational_head,
+    plain_head,
     switching_head,
 )
 from netbird_proxy.listening.pace import Pace
@@ -200,7 +201,7 @@ class ServedRequest:
         else:
             raise RuntimeError(f"{kind!r} is no message of an HTTP response")
 
-    def answer_whole(self, status: int, headers: Iterable[RawHeader], body: bytes) -> bool:
+    def answer_whole(self, status: int, headers: Sequence[RawHeader], body: bytes) -> bool:
         """Send a small answer that is all there, in one write: what `send` would do with its two messages.
 
         Nothing is sent, and the answer is False, unless this is the plain case: the stated length is the body's, and
@@ -224,12 +225,9 @@ class ServedRequest:
             or len(body) > _JOIN_BYTES
         ):
             return False
-        fields, length, close = field_lines(status, headers)
-        if close or length != len(body):
+        head = plain_head(status, headers, len(body))
+        if head is None:
             return False
-        lines = len(fields) // 2 + 2
-        fields.append(b"\r\n\r\n")
-        head = checked(b"".join(fields), lines)
         self.status = status
         self.framing = LENGTH
         protocol.transport.write(head + body)

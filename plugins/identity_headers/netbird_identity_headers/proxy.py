@@ -75,9 +75,12 @@ class IdentityHeaders:
 
         def stamp(exchange: ExchangeView, outgoing: OutgoingHead) -> None:
             who = exchange.identity
-            outgoing.set_or_delete(USER_HEADER, _user(who, users_only) if who else None)
-            groups, omitted = _groups(who) if who and tells_groups else None, None
-            if who is not None and not _fits(groups, settings):
+            if who is None:
+                outgoing.delete(USER_HEADER, GROUPS_HEADER, OMITTED_HEADER)
+                return
+            outgoing.set_or_delete(USER_HEADER, _user(who, users_only))
+            groups, omitted = _groups(who) if tells_groups else None, None
+            if not _fits(groups, settings):
                 if settings.denies:
                     raise ValueError("the groups are too many, and nobody refused them")
                 groups, omitted = None, b"%d" % len(who.groups)
