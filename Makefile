@@ -25,7 +25,7 @@ system: ## Install the Debian packages that live tests and benchmarks use (as ro
 demo: engine ## Play the story on real processes; ARGS=--once ends after it
 	@$(BIN)/python -m examples.demo $(ARGS)
 
-test: engine system unit stores live mutants ## Everything that continuous integration runs after `make check`
+test: engine system unit live mutants ## Everything that continuous integration runs after `make check`
 
 check: setup ## Formatting, lint, types, import rules
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
