@@ -20,6 +20,12 @@ log = structlog.get_logger("netbird_proxy.access_log")
 
 OWN_PATHS = b"/__netbird__/"
 CLOSE_TIMEOUT = 2.0
+GATHER = 0.02
+GATHERED = 64
+"""Exchanges are put into words together, after so many seconds or so many of them. One at a time, between all the other
+work of an exchange, the same code finds its own data gone from the processor's caches and takes five times as long."""
+LONG_PATH = 1024
+"""Bytes. An exchange with a longer one is put into words at once: what is remembered of it is cut."""
 
 
 class AccessLogOptions(BaseModel):
@@ -44,6 +50,9 @@ class AccessLog:
         self._writer: LineWriter | None = None
         self._sender: Sender | None = None
         self._accounts: set[str] = set()  # those that had a route
+        self._proxy: Proxy | None = None  # while it runs
+        self._gathered: list[tuple[Observer, ExchangeView]] = []
+        self._timer: asyncio.TimerHandle | None = None
 
     @hookimpl
     def describe(self) -> PluginInfo:
@@ -56,7 +65,7 @@ class AccessLog:
     @asynccontextmanager
     async def _running(self, proxy: Proxy) -> AsyncIterator[None]:
         options = proxy.options(AccessLogOptions)
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
 
         def lost(lines: int, why: str) -> None:
             proxy.count("access_log_lines_lost", lines)
@@ -69,9 +78,13 @@ class AccessLog:
                 interval=options.flush_interval,
                 failed=lambda lines, why: _on_loop(loop, lost, lines, why),
             )
+        self._proxy = proxy
         try:
             if not (options.management and proxy.management.exists):
-                yield
+                try:
+                    yield
+                finally:
+                    self._put_into_words()
                 return
             sender = Sender(proxy, self._accounts, queue=options.queue)
             async with sender.running():
@@ -79,9 +92,10 @@ class AccessLog:
                 try:
                     yield
                 finally:
+                    self._put_into_words()
                     self._sender = None
         finally:
-            self._writer = None
+            self._proxy = self._writer = None
             if writer is not None and not await asyncio.to_thread(writer.close, CLOSE_TIMEOUT):
                 log.error("access_log.lines_lost", reason="the output took no more when the process ended")
 
@@ -96,8 +110,16 @@ class AccessLog:
 
         def record(exchange: ExchangeView) -> None:
             raw = exchange.raw_path
-            if raw.startswith(OWN_PATHS) and b"/assets/" in raw:
+            if self._proxy is None or (raw.startswith(OWN_PATHS) and b"/assets/" in raw):
                 return
+            gathered = self._gathered
+            gathered.append((in_words, exchange))
+            if len(gathered) >= GATHERED or len(raw) > LONG_PATH:
+                self._put_into_words()
+            elif self._timer is None:
+                self._timer = self._loop.call_later(GATHER, self._put_into_words)
+
+        def in_words(exchange: ExchangeView) -> None:
             if (writer := self._writer) is not None:
                 writer.write(lines.line(exchange))
             if (sender := self._sender) is not None:
@@ -113,6 +135,19 @@ class AccessLog:
                 record(exchange)
 
         return record_unless_disabled if any(unwanted) else record
+
+    def _put_into_words(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        gathered, self._gathered = self._gathered, []
+        for in_words, exchange in gathered:
+            try:
+                in_words(exchange)
+            except Exception as exc:  # it must not take the others with it
+                if self._proxy is not None:
+                    self._proxy.count("observer_failed")
+                log.warning("access_log.failed", exchange=exchange.id, error=f"{type(exc).__name__}: {exc}")
 
 
 def _on_loop(loop: asyncio.AbstractEventLoop, call: Callable[[int, str], None], lines: int, why: str) -> None:

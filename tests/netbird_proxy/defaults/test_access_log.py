@@ -36,6 +36,7 @@ from netbird_proxy import (
 from netbird_proxy.defaults import DEFAULTS
 from netbird_proxy.defaults.access_log import AccessLogOptions
 from netbird_proxy.defaults.access_log.entry import LONGEST_PATH, EntryFormat, request_of, under, varint
+from netbird_proxy.defaults.access_log.plugin import GATHERED, LONG_PATH
 from netbird_proxy.defaults.access_log.sender import WORKERS
 from netbird_proxy.defaults.access_log.writer import MAX_PENDING_BYTES, LineWriter
 from netbird_proxy.errors import ClientGone, UpstreamClosed
@@ -147,6 +148,34 @@ async def test_no_route_is_logged_too(tmp_path: Path, host: Any, exchange: Any) 
 
     assert (line["status"], line["account"]) == (404, "acct-1")
     assert "service" not in line
+
+
+async def test_one_that_cannot_be_put_into_words_costs_no_other(
+    tmp_path: Path, host: Any, exchange: Any, events: list[Any]
+) -> None:
+    """They are put into words together; what is wrong with one is told and counted, and ends there."""
+    file, made = tmp_path / "access.log", hooks()
+    proxy = host(AccessLogOptions(output=str(file), management=False))
+    async with made.running(proxy):
+        observe = observer(made, None, proxy)
+        for one in (exchange(), exchange(status="teapot"), exchange()):
+            observe(one)
+    assert len(lines(file)) == 2
+    assert proxy.counters == {"observer_failed": 1}
+    assert [event["event"] for event in events] == ["access_log.failed"]
+
+
+async def test_what_is_cut_afterwards_was_put_into_words_before(tmp_path: Path, host: Any, exchange: Any) -> None:
+    """A long path stands in its line whole, though it is not remembered whole."""
+    file, made = tmp_path / "access.log", hooks()
+    proxy = host(AccessLogOptions(output=str(file), management=False))
+    long = b"/" + b"a" * LONG_PATH
+    async with made.running(proxy):
+        one = exchange(long)
+        observer(made, None, proxy)(one)
+        one.raw_path = b"/cut"
+    (line,) = lines(file)
+    assert line["path"] == long.decode()
 
 
 async def test_own_assets_are_not_logged_other_own_paths_are(tmp_path: Path, host: Any, exchange: Any) -> None:
@@ -415,11 +444,11 @@ async def test_a_hanging_management_costs_entries_and_not_memory_or_the_end(
                 for _ in range(WORKERS):
                     observe(exchange())
                 await management.entries(WORKERS)  # every worker hangs
-                for _ in range(WORKERS + 15):
+                for _ in range(2 * GATHERED):  # so many are put into words at once, each time
                     observe(exchange())
-                assert proxy.counters == {"access_log_lost": 5}
+                assert proxy.counters == {"access_log_lost": 2 * GATHERED - WORKERS - 10}
 
-    assert proxy.counters == {"access_log_lost": WORKERS + 15}
+    assert proxy.counters == {"access_log_lost": 2 * GATHERED}
 
 
 async def test_what_is_queued_is_sent_before_the_end(connect: Any, host: Any, exchange: Any) -> None:
