@@ -6,8 +6,10 @@ from collections.abc import Awaitable, Callable
 from typing import Literal
 
 from netbird_proxy.exchange import ExchangeView, OutgoingHead, TrailEntry
-from netbird_proxy.model import ALLOW, Deny
+from netbird_proxy.model import ALLOW, Deny, Identity
 from netbird_proxy.steps import Authenticator, Guard, Observer, RequestTransform
+
+_STAMPED = 1024
 
 GuardStage = Literal["restrict", "authenticate", "authorize"]
 
@@ -50,7 +52,7 @@ class BoundGuard:
 class BoundAuthenticator:
     """An authenticator with its plugin."""
 
-    __slots__ = ("ask", "body_bytes", "passed", "phase", "plugin", "stage")
+    __slots__ = ("_stamped", "ask", "body_bytes", "passed", "phase", "plugin", "stage")
 
     def __init__(self, plugin: str, authenticator: Authenticator) -> None:
         self.plugin = plugin
@@ -59,6 +61,18 @@ class BoundAuthenticator:
         self.phase = authenticator.phase
         self.body_bytes = authenticator.body_bytes
         self.passed = TrailEntry("authenticate", plugin, "pass")
+        self._stamped: dict[int, tuple[Identity, Identity]] = {}
+
+    def stamp(self, said: Identity) -> Identity:
+        """The identity with this plugin's name on it. A plugin that says the same object again gets the same again."""
+        known = self._stamped.get(id(said))
+        if known is not None and known[0] is said:
+            return known[1]
+        stamped = said.stamped(by=self.plugin)
+        if len(self._stamped) >= _STAMPED:
+            self._stamped.clear()
+        self._stamped[id(said)] = (said, stamped)
+        return stamped
 
 
 class BoundTransform:

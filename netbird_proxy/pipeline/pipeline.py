@@ -348,7 +348,7 @@ class Pipeline:
             if answer is None:
                 exchange.trail.append(authenticator.passed)
             elif isinstance(answer, Identity):
-                exchange.identity = answer.stamped(by=authenticator.plugin)
+                exchange.identity = authenticator.stamp(answer)
                 exchange.trail.append(TrailEntry("authenticate", authenticator.plugin, "identity", answer.method))
                 return None
             elif authenticator.phase == "prompt" and isinstance(answer, Offer | tuple):

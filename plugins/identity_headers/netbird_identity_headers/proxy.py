@@ -39,6 +39,10 @@ class IdentityHeadersOptions(BaseModel):
     """Leave the user header out for a peer that belongs to nobody, where management tells the two apart."""
 
 
+TOLD = 1024
+"""Identities a route whose headers are kept: whoever vouches for a caller again and again may say the same object."""
+
+
 class IdentityHeaders:
     """Stamps `X-NetBird-User` and `X-NetBird-Groups` from the identity, or makes sure that they are absent."""
 
@@ -72,20 +76,30 @@ class IdentityHeaders:
         users_only = proxy.options(IdentityHeadersOptions).users_only
         settings = _settings(route)
         tells_groups = settings.groups == "all"
+        told: dict[int, tuple[Identity, list[tuple[bytes, bytes]]]] = {}
 
         def stamp(exchange: ExchangeView, outgoing: OutgoingHead) -> None:
             who = exchange.identity
             if who is None:
                 outgoing.delete(USER_HEADER, GROUPS_HEADER, OMITTED_HEADER)
                 return
-            outgoing.set_or_delete(USER_HEADER, _user(who, users_only))
+            found = told.get(id(who))
+            if found is None or found[0] is not who:
+                if len(told) >= TOLD:
+                    told.clear()
+                found = told[id(who)] = (who, fields(who))
+            outgoing.delete(USER_HEADER, GROUPS_HEADER, OMITTED_HEADER)
+            for name, value in found[1]:
+                outgoing.add(name, value)
+
+        def fields(who: Identity) -> list[tuple[bytes, bytes]]:
             groups, omitted = _groups(who) if tells_groups else None, None
             if not _fits(groups, settings):
                 if settings.denies:
                     raise ValueError("the groups are too many, and nobody refused them")
                 groups, omitted = None, b"%d" % len(who.groups)
-            outgoing.set_or_delete(GROUPS_HEADER, groups)
-            outgoing.set_or_delete(OMITTED_HEADER, omitted)
+            said = ((USER_HEADER, _user(who, users_only)), (GROUPS_HEADER, groups), (OMITTED_HEADER, omitted))
+            return [(name, value) for name, value in said if value is not None]
 
         return RequestTransform(stamp, owns=(USER_HEADER, GROUPS_HEADER, OMITTED_HEADER))
 

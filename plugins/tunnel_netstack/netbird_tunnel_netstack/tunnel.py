@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 
 from netbird_proxy import Address, DialUnreachable, Peer, ProtocolFactory, PublicKey
@@ -28,6 +29,12 @@ class Member:
         return PublicKey(format_key(self.key))
 
 
+@lru_cache(maxsize=4096)
+def peer_of(member: Member) -> Peer:
+    return Peer(member.public_key, member.addresses, member.name)
+
+
+@lru_cache(maxsize=4096)
 def plain_address(text: str) -> str | None:
     """An IP literal in its canonical spelling, v4-mapped ones unmapped; None for anything else, zones included."""
     try:
@@ -111,7 +118,7 @@ class NetstackTunnel:
         plain = plain_address(address)
         key = self.driver.engine.whois(plain) if plain is not None else None
         member = self._members.get(key) if key is not None else None
-        return Peer(member.public_key, member.addresses, member.name) if member is not None else None
+        return peer_of(member) if member is not None else None
 
     def changes(self) -> AsyncIterator[None]:
         if self._watched:
