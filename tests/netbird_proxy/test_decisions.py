@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from netbird_proxy import Headers
-from netbird_proxy.decisions import Decisions
+from netbird_proxy.decisions import Decisions, described
 from netbird_proxy.testing.makers import HOST, exchange, identity
 
 
@@ -15,6 +15,7 @@ def test_promise_5_no_query_and_no_header_value_is_told() -> None:
     one = exchange("/reports/a%20b?token=secret-query")
     one.headers = Headers([(b"cookie", b"__Host-nb_session=secret-cookie"), (b"authorization", b"Bearer secret-token")])
     one.identity = identity()
+    assert "secret" not in json.dumps(described(one))  # also before anything of it is let go
     decisions.record(one)
 
     told = decisions.find(one.id)
