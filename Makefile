@@ -1,6 +1,6 @@
 # The front door. `make help` lists what there is; each target is at most three lines.
 .DEFAULT_GOAL := help
-.PHONY: help setup system demo test check unit stores live bench mutants schedules soak docs proto lock format clean
+.PHONY: help setup system demo test check unit stores live failover bench mutants schedules soak docs proto lock format clean
 
 export UV_PYTHON_DOWNLOADS := never
 # Some machines switch bytecode off, and every process of ours would then compile what it imports: seconds a start.
@@ -38,7 +38,10 @@ stores: engine system ## Management's tests once more, on PostgreSQL
 	@NETBIRD_TEST_STORES=postgresql $(BIN)/python -m pytest -m "not live" tests/netbird_management $(ARGS)
 
 live: engine system ## The story and its relatives, on real processes and namespaces
-	@$(BIN)/python -m pytest -m live $(ARGS)
+	@$(BIN)/python -m pytest -m "live and not failover" $(ARGS)
+
+failover: engine system ## Two proxies under a stock WireGuard client, killed in turn
+	@$(BIN)/python -m pytest -m failover $(ARGS)
 
 mutants: engine ## Remove each guard that a promise stands on, and see its tests fail
 	@$(BIN)/python -m tests.mutants $(ARGS)

@@ -21,7 +21,7 @@ from netbird_tunnel_netstack.wgconf import parse_config
 from tests.e2e.namespace import Namespace, namespace
 from tests.e2e.test_stock_client import answer_of
 
-pytestmark = [pytest.mark.live, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.live, pytest.mark.failover, pytest.mark.timeout(180)]
 
 
 async def curl(there: Namespace, host: str, addresses: list[str]) -> Answer:
