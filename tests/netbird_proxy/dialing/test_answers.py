@@ -136,6 +136,55 @@ def test_any_split_gives_the_same_answer(case: Case, data: st.DataObject) -> Non
     assert told(split) == told(whole)
 
 
+LINES = st.sampled_from(
+    (
+        b"Content-Length: 5", b"content-length:5", b"Content-Length: 05", b"Content-Length: 5 ", b"Content-Length: 5,5",
+        b"Content-Length: -5", b"Content-Length: +5", b"Content-Length: 0", b"Content-Length: 99999999999999999999",
+        b"Content-Length : 5", b" folded: 1", b"\tfolded", b"X: a\x00b", b"X: a\nb", b"X: a\rb", b"X:", b"X: ", b":x",
+        b"X", b"X:  spaced  out\t", b"Connection: keep-alive", b"Connection: close", b"connection:Keep-Alive",
+        b"Upgrade: h2c", b"Connection: keep-alive, upgrade", b"Transfer-Encoding: chunked",
+        b"Transfer-Encoding: gzip", b"Trailer: x",
+        b"Proxy-Connection: close", b"X-\xe4: 1", b"X: \xe4", b"X_y.z: 1", b"Keep-Alive: timeout=5", b"Date: now",
+    )
+)  # fmt: skip
+STARTS = st.sampled_from(
+    (
+        b"HTTP/1.1 200 OK", b"HTTP/1.1 200 ", b"HTTP/1.1 200", b"HTTP/1.1  200 OK", b"HTTP/1.0 200 OK",
+        b"http/1.1 200 OK", b"HTTP/1.1 204 No Content", b"HTTP/1.1 304 Not Modified", b"HTTP/1.1 404 Not\tFound",
+        b"HTTP/1.1 500 caf\xe9", b"HTTP/1.1 100 Continue", b"HTTP/1.1 101 Switching", b"HTTP/1.1 099 Odd",
+        b"HTTP/1.1 700 Odd", b"HTTP/1.1 20 OK",
+        b"RTSP/1.0 200 OK", b"HTTP/2.0 200 OK", b"HTTP/1.1 200 OK\x01", b"HTTP/1.1 200 a  b",
+    )
+)  # fmt: skip
+
+
+@given(
+    STARTS,
+    st.lists(LINES, max_size=4),
+    st.sampled_from((b"", b"hello", b"hell", b"hello!", b"helloHTTP/1.1 200 OK\r\n\r\n")),
+    st.sampled_from((b"GET", b"HEAD")),
+    st.booleans(),
+    st.integers(0, 400),
+    st.one_of(st.none(), st.integers(0, 255)),
+)
+@settings(max_examples=500, deadline=None)
+def test_odd_heads_are_read_alike_whole_and_cut(
+    start: bytes, lines: list[bytes], body: bytes, method: bytes, upgrade: bool, place: int, mangled: int | None
+) -> None:
+    """What is refused in one piece is refused in two, and what is read says the same."""
+    data = bytearray(b"\r\n".join((start, *lines, b"", b"")) + body)
+    if mangled is not None:
+        data[place % len(data)] = mangled
+
+    def read(cuts: tuple[int, ...]) -> tuple[object, ...]:
+        try:
+            return told(parse(bytes(data), method=method, upgrade=upgrade, limits=HeadLimits(lines=3), cuts=cuts))
+        except ProtocolViolation:
+            return ("violation",)
+
+    assert read(()) == read((1,))
+
+
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_byte_by_byte(case: Case) -> None:
     """The finest split of all."""
