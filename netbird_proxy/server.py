@@ -19,7 +19,6 @@ from pydantic import BaseModel
 from netbird_host.settings import Shown
 from netbird_host.shutdown import Shutdown, on_signals
 from netbird_host.systemd import Supervisor, inherited_sockets
-from netbird_proxy import hookspecs
 from netbird_proxy.accounts import Accounts, AccountState, InboundListeners, ProxyPeers
 from netbird_proxy.admin import default_socket, served
 from netbird_proxy.app import ReverseProxy
@@ -35,8 +34,8 @@ from netbird_proxy.dialing.host import HostDialer
 from netbird_proxy.dialing.pools import UpstreamPool
 from netbird_proxy.errors import ProxyError, SettingsError
 from netbird_proxy.file_mappings import FileMappings, decode_mappings
-from netbird_proxy.folding import fold_host
 from netbird_proxy.forwarded import TrustedProxies
+from netbird_proxy.inspection import describe_plugins, describe_routes, dry_run
 from netbird_proxy.listening.connections import Connections, ListenLimits
 from netbird_proxy.listening.origins import Origins
 from netbird_proxy.listening.sockets import HostListener, inherited_for, serve_host
@@ -44,8 +43,7 @@ from netbird_proxy.listening.tls import ServerTls
 from netbird_proxy.listening.tunnels import HTTP_PORT, HTTPS_PORT, InsideListener, serve_inside
 from netbird_proxy.mappings import ManagementMappings
 from netbird_proxy.model import AccountId, Address, Upstream
-from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard
-from netbird_proxy.pipeline.pipeline import Environment, Pipeline
+from netbird_proxy.pipeline.pipeline import Environment
 from netbird_proxy.plugins import Hooks, load_hooks
 from netbird_proxy.revocations import RevokedSessions
 from netbird_proxy.routing.apply import Routing
@@ -65,8 +63,6 @@ DRAIN_MARGIN = 2.0
 """Seconds beyond `limits.drain` for those that are cut then to be observed."""
 TUNNEL_STOP = 10.0
 """Seconds for tunnels to close, once nothing uses them."""
-
-HOOKS = tuple(name for name, spec in vars(hookspecs).items() if hasattr(spec, "netbird_proxy_spec"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +168,8 @@ class ProxyServer:
         # Accounts, mappings and client know one another, so the stream's sink and the map's listener are bound late.
         self._statuses: StatusReports
         self._mappings: ManagementMappings | None = None
+        self._sink = _Sink(self)
+        self._may_connect = asyncio.Event()
         self._client = self._management_client() if settings.management is not None else None
         management: ProxyPeers = self._client or NoManagement()
         self._management = management
@@ -217,7 +215,7 @@ class ProxyServer:
         )
         codec = self._loaded.codec
         return ManagementClient(
-            connection, lambda: codec.capabilities(private=self.private), _Sink(self), count=self.count
+            connection, lambda: codec.capabilities(private=self.private), self._sink, count=self.count
         )
 
     # Life
@@ -238,7 +236,12 @@ class ProxyServer:
         """
         self._warn()
         try:
-            async with self._loaded.hooks.running(self), served(self, self._admin_socket()):
+            # The stream ends last: management takes no word, such as plugins' last log entries, of a proxy without one.
+            async with (
+                self._connected(),
+                self._loaded.hooks.running(self),
+                served(self, self._admin_socket()),
+            ):
                 try:
                     with self._watchdog.watching():
                         await self._serve(shutdown)
@@ -249,10 +252,25 @@ class ProxyServer:
             if isinstance(cause := _only(group), ProxyError):
                 raise cause from cause.__cause__
             raise
-        finally:
-            if self._client is not None:
-                await self._client.close()
         log.info("proxy.stopped", reason=shutdown.reason)
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[None]:
+        """The stream of mappings, from when `_serve` lets it begin until this is left."""
+        if self._client is None:
+            yield
+            return
+        try:
+            async with asyncio.TaskGroup() as group:
+                stream = group.create_task(self._stream(self._client), name="mapping stream")
+                yield
+                stream.cancel()
+        finally:
+            await self._client.close()
+
+    async def _stream(self, client: ManagementClient) -> None:
+        await self._may_connect.wait()
+        await client.run()
 
     async def _serve(self, shutdown: Shutdown) -> None:
         async with asyncio.TaskGroup() as group:
@@ -261,7 +279,7 @@ class ProxyServer:
                 group.create_task(self._supervisor.keep_alive(), name="signs of life"),
             ]
             if self._client is not None:
-                background.append(group.create_task(self._client.run(), name="mapping stream"))
+                self._may_connect.set()
                 background.append(group.create_task(self._statuses.run(), name="status reports"))
             try:
                 await self._open_listeners()
@@ -285,6 +303,7 @@ class ProxyServer:
                 self.ready = False
                 self._supervisor.stopping("open exchanges have their time to end")
                 await self._drain(shutdown)
+                await self._sink.close()
                 await shutdown.drain(self._accounts.stop(), timeout=TUNNEL_STOP)
                 for task in background:
                     task.cancel()
@@ -461,55 +480,13 @@ class ProxyServer:
         }
 
     def describe_plugins(self) -> list[dict[str, Any]]:
-        plugins = self._loaded.hooks.plugins
-        return [
-            {
-                "id": one.id,
-                "version": one.version,
-                "distribution": one.distribution,
-                "summary": one.info.summary,
-                "claims": [claim.field for claim in one.info.claims],
-                "hooks": [hook for hook in HOOKS if one.id in plugins.implementers(hook)],
-            }
-            for one in plugins
-        ]
+        return describe_plugins(self._loaded.hooks.plugins)
 
     def describe_routes(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
-        for served_mapping in self.routing:
-            mapping = served_mapping.mapping
-            base = {"service": mapping.id, "account": mapping.account, "source": mapping.source, "host": mapping.host}
-            if served_mapping.compiled is None or served_mapping.refused:
-                found.append(base | {"prefix": "/", "upstreams": [], "steps": [], "refused": served_mapping.refused})
-                continue
-            for route in served_mapping.compiled.routes.routes:
-                if route.spec is not None:
-                    steps = _steps(route.runner)
-                    upstreams = [str(upstream) for upstream in route.spec.upstreams]
-                    prefix = route.spec.prefix.decode("latin-1")
-                    found.append(base | {"prefix": prefix, "upstreams": upstreams, "steps": steps, "refused": ""})
-        return found
+        return describe_routes(self.routing)
 
     def dry_run(self, host: str, path: str, account: str | None) -> dict[str, Any]:
-        story: dict[str, Any] = {"host": host, "path": path, "account": account, "steps": [], "upstreams": []}
-        try:
-            folded = fold_host(host)
-        except ValueError as exc:
-            return story | {"outcome": f"400: {exc}"}
-        route = self.routing.table.match(
-            folded, path.encode("latin-1", "replace"), AccountId(account) if account else None
-        )
-        for served_mapping in self.routing:
-            if served_mapping.mapping.host == folded and served_mapping.refused:
-                return story | {"outcome": f"refused: {served_mapping.refused}"}
-        if route.spec is None:
-            where = f"in the tunnel of account {account}" if account else "on a host listener"
-            return story | {"outcome": f"no route {where}"}
-        return story | {
-            "outcome": f"service {route.spec.service} of account {route.spec.account}",
-            "steps": _steps(route.runner),
-            "upstreams": [str(upstream) for upstream in route.spec.upstreams],
-        }
+        return dry_run(self.routing, host, path, account)
 
 
 def _calm_collector() -> None:
@@ -525,10 +502,21 @@ def _calm_collector() -> None:
 
 
 class _Sink:
-    """The stream's sink before the mappings that stand behind it exist."""
+    """The stream's sink before the mappings that stand behind it exist, and after the last of them was put in force."""
 
     def __init__(self, server: ProxyServer) -> None:
         self._server = server
+        self._closed = False
+        self._applying = asyncio.Lock()
+        self._limit: asyncio.Timeout | None = None
+
+    async def close(self) -> None:
+        """Put nothing in force from now on: what steps are made of is about to go. Ends what is being put."""
+        self._closed = True
+        if self._limit is not None:
+            self._limit.reschedule(asyncio.get_running_loop().time())
+        async with self._applying:
+            pass
 
     @property
     def _mappings(self) -> ManagementMappings:
@@ -543,14 +531,18 @@ class _Sink:
         self._mappings.stream_lost()
 
     async def apply(self, update: Any) -> None:
-        await self._mappings.apply(update)
-
-
-def _steps(runner: object) -> list[str]:
-    if not isinstance(runner, Pipeline):
-        return []
-    bound: list[BoundGuard | BoundAuthenticator] = [*runner.restrict, *runner.authenticate, *runner.authorize]
-    return [f"{step.stage} {step.plugin}" for step in bound]
+        if self._closed:
+            return
+        async with self._applying:
+            self._limit = limit = asyncio.timeout(None)
+            try:
+                async with limit:
+                    await self._mappings.apply(update)
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+            finally:
+                self._limit = None
 
 
 async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:

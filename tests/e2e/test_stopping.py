@@ -22,7 +22,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
     add_TraceServiceServicer_to_server,
 )
 
+from examples.demo.calls import add_service, direct
 from examples.demo.processes import BIN, Processes
+from examples.demo.stack import CLUSTER, Stack, stack
 from tests.e2e.alone import Alone, mapped, started, written
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(60)]
@@ -264,3 +266,60 @@ async def test_socket_that_nobody_listens_on_stops_the_start(tmp_path: Path) -> 
             _, told = await handle.communicate()
     assert handle.returncode == 2
     assert "no [[listen]] address is that of the handed-over socket ('127.0.0.1', " in told.decode()
+
+
+async def connected(running: Stack, upstream: Slow) -> None:
+    """Management and a proxy as processes, and a public service that is served."""
+    await running.start_management()
+    await running.start_proxy("proxy", plugins=["direct_upstream"], private=False)
+    async with asyncio.timeout(15):
+        while not await running.online_clusters():
+            await asyncio.sleep(0.05)
+    await add_service(running, "app", f"app.{CLUSTER}", direct("127.0.0.1", upstream.port))
+    await running.until_service("app", "active")
+
+
+async def downloads(running: Stack, upstream: Slow, *paths: str) -> None:
+    """Each is answered whole, one connection each; none of their entries is with management yet."""
+    upstream.go.set()
+    for path in paths:
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.proxies["proxy"].http)
+        writer.write(f"GET {path} HTTP/1.1\r\nhost: app.{CLUSTER}\r\nconnection: close\r\n\r\n".encode())
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+
+
+async def entries(running: Stack) -> list[str]:
+    """The paths in management's access log, in their order."""
+    found = await running.api.get("/events/proxy?sort_by=timestamp&sort_order=asc")
+    return [one["path"] for one in found["data"]]
+
+
+async def test_last_entries_are_with_management(tmp_path: Path) -> None:
+    """What was served right before the proxy was told to stop stands in management's access log."""
+    paths = [f"/last-{number}" for number in range(5)]
+    async with slow() as upstream, stack(tmp_path) as running:
+        await connected(running, upstream)
+        await downloads(running, upstream, *paths)
+        proxy = running.proxies["proxy"].process
+        assert await proxy.stop() == 0
+        assert [line for line in proxy.lines if "access_log.lost" in line] == []
+        # Taken is not stored yet, and management's own stop stores it.
+        assert await running.management.stop() == 0
+        await running.restart_management()
+        assert await entries(running) == paths
+
+
+async def test_entries_wait_while_management_starts_again(tmp_path: Path) -> None:
+    """What is served while it is stopped, and is away, is in its log once it is back."""
+    async with slow() as upstream, stack(tmp_path) as running:
+        await connected(running, upstream)
+        await downloads(running, upstream, "/before")
+        assert await running.management.stop() == 0
+        await downloads(running, upstream, "/while")
+        await running.restart_management()
+        await downloads(running, upstream, "/after")
+        async with asyncio.timeout(20):
+            while sorted(await entries(running)) != ["/after", "/before", "/while"]:
+                await asyncio.sleep(0.1)
+        assert await running.proxies["proxy"].process.stop() == 0
