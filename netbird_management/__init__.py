@@ -6,7 +6,17 @@ Here are the public names for plugin authors, and nothing else.
 from netbird_host.info import Claim, PluginInfo, always, never
 from netbird_management.hookspecs import hookimpl
 from netbird_management.ids import AccountId, GroupId, PeerId, PolicyId, ServiceId, UserId
-from netbird_management.network.model import Group, Peer, Policy, PolicyRule, PortRange, Resource, ResourceType
+from netbird_management.network.model import (
+    Group,
+    Peer,
+    Policy,
+    PolicyRule,
+    PortRange,
+    Resource,
+    ResourceType,
+    Role,
+    User,
+)
 from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.services.model import Capabilities, Service, Target, TargetOptions, TargetType
 from netbird_management.steps import (
@@ -14,9 +24,11 @@ from netbird_management.steps import (
     Decision,
     Deny,
     DnsRecord,
+    Login,
     Management,
     NetworkPatch,
     PeerGate,
+    SessionGate,
     Violation,
     WithholdPredicate,
 )
@@ -32,6 +44,7 @@ __all__ = [
     "DnsRecord",
     "Group",
     "GroupId",
+    "Login",
     "Management",
     "NetworkPatch",
     "Peer",
@@ -44,11 +57,14 @@ __all__ = [
     "PortRange",
     "Resource",
     "ResourceType",
+    "Role",
     "Service",
     "ServiceId",
+    "SessionGate",
     "Target",
     "TargetOptions",
     "TargetType",
+    "User",
     "UserId",
     "Violation",
     "WithholdPredicate",

@@ -1,7 +1,7 @@
 """The hooks of the management host: signature and docstring, nothing else.
 
 Implementations are plain functions that take any of the arguments by name. They are called at load, at start, when a
-service is saved or changes, and (`peer_gate`) when a tunnel peer is validated; they do no I/O.
+service is saved or changes, and (`peer_gate`, `session_gate`) when a caller is judged; they do no I/O.
 
 A plugin *claims*, in `describe()`, the fields it gives meaning to, by their dotted name in `ProxyMapping`. Claimable
 are `private` (with the service's `access_groups`) and `path.options.direct_upstream`; core claims the rest. A service
@@ -16,7 +16,7 @@ import pluggy
 from netbird_host.info import PluginInfo
 from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.services.model import Service
-from netbird_management.steps import Management, NetworkPatch, PeerGate, Violation, WithholdPredicate
+from netbird_management.steps import Management, NetworkPatch, PeerGate, SessionGate, Violation, WithholdPredicate
 from netbird_wire.proxy_service_pb2 import ProxyMapping
 
 PROJECT = "netbird_management"
@@ -105,6 +105,21 @@ def peer_gate(service: Service, management: Management) -> PeerGate | None:
     Returns: a gate, or None if the plugin does not mind. A private service that no plugin gates admits nobody.
     Order: all must say ALLOW; the first denial is told.
     Failure: denied.
+    Used by: private_service.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def session_gate(service: Service, management: Management) -> SessionGate | None:
+    """Say who may have a session on a service.
+
+    Called: when somebody has shown a right credential or comes back from the identity provider, and when a proxy asks
+        whether a single sign-on session is still good (`ValidateSession`). Tunnel peers have `peer_gate`.
+    Returns: a gate, which may wait for an answer from elsewhere; or None if the plugin does not mind.
+    Order: all must say ALLOW, after core's own rules (blocked, waiting for approval, the scheme's groups); the first
+        denial is told.
+    Failure: denied; so is a gate that raises, is late or answers anything else.
     Used by: private_service.
     """
     raise NotImplementedError

@@ -10,7 +10,7 @@ from netbird_host.plugins import Plugins, load
 from netbird_management import hookspecs
 from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.services.model import Service
-from netbird_management.steps import Management, NetworkPatch, PeerGate, Violation, WithholdPredicate
+from netbird_management.steps import Management, NetworkPatch, PeerGate, SessionGate, Violation, WithholdPredicate
 from netbird_wire.proxy_service_pb2 import ProxyMapping
 
 GROUP = "netbird_management"
@@ -99,6 +99,10 @@ class Hooks:
     def peer_gates(self, service: Service, management: Management) -> tuple[tuple[str, PeerGate], ...]:
         """The gates, by plugin, all of which must allow. Raises `HookError`: nobody is then admitted."""
         return tuple(self._callables("peer_gate", {"service": service, "management": management}))
+
+    def session_gates(self, service: Service, management: Management) -> tuple[tuple[str, SessionGate], ...]:
+        """The gates, by plugin, all of which must allow. Raises `HookError`: nobody then has a session."""
+        return tuple(self._callables("session_gate", {"service": service, "management": management}))
 
     def network_patches(self, service: Service, account: AccountSnapshot) -> tuple[NetworkPatch, ...]:
         """What a service adds to its account's network. A plugin that fails adds nothing, which is logged."""

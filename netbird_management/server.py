@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from netbird_host.shutdown import Shutdown
 from netbird_management.grpc.server import serve_grpc
 from netbird_management.ids import AccountId
+from netbird_management.login.gates import SessionGates
 from netbird_management.login.identity_provider import IdentityProvider
 from netbird_management.login.sign_on import SignOn
 from netbird_management.network.peers import disconnect_all_peers, sweep_ephemeral_peers
@@ -81,7 +82,9 @@ async def _listening(
     await disconnect_all_proxies(state)
     await disconnect_all_peers(state)
     server = ManagementServer(settings, hooks, state)
-    sign_on = None if settings.oidc is None else SignOn(state, IdentityProvider(settings.oidc))
+    sign_on = None
+    if settings.oidc is not None:
+        sign_on = SignOn(state, IdentityProvider(settings.oidc), SessionGates(hooks, server))
     context = Context(
         state,
         hooks,

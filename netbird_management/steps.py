@@ -6,7 +6,7 @@ from enum import Enum
 from typing import Final, Literal, Protocol
 
 from netbird_management.ids import AccountId, GroupId
-from netbird_management.network.model import Group, Peer, Policy
+from netbird_management.network.model import Group, Peer, Policy, User
 from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.services.model import Capabilities
 
@@ -44,6 +44,35 @@ class PeerGate(Protocol):
 
     def __call__(self, *, peer: Peer, groups: tuple[Group, ...], account: AccountSnapshot) -> Decision:
         """`groups` are the *peer's* groups by name, `All` included. In memory, no I/O. Raising denies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """Somebody who has proved something, and is about to have a session on a service, or has one.
+
+    Attributes:
+        method: `password`, `pin`, `header`, `oidc`.
+        subject: what the session's token names: a user's id, or `password-user` and the like.
+        user: the person; None where a shared secret says only that somebody knows it.
+        groups: the person's, as they are now.
+        client_address: where they are, as the proxy sees it; "" where nobody tells.
+        again: the session is there already, and is asked about.
+    """
+
+    method: str
+    subject: str
+    user: User | None = None
+    groups: tuple[Group, ...] = ()
+    client_address: str = ""
+    again: bool = False
+
+
+class SessionGate(Protocol):
+    """Says whether somebody may have a session on the service it was made for."""
+
+    async def __call__(self, *, login: Login, account: AccountSnapshot) -> Decision:
+        """All gates of a login have a second together. Raising, and being late, denies. Cancelled where the proxy, or
+        the browser behind it, has gone."""
 
 
 WithholdPredicate = Callable[[Capabilities], Decision]

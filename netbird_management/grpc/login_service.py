@@ -15,6 +15,7 @@ from netbird_management.errors import BadRequest
 from netbird_management.grpc.errors import Refused
 from netbird_management.grpc.interceptors import Caller
 from netbird_management.ids import AccountId, ServiceId, UserId
+from netbird_management.login.gates import SessionGates
 from netbird_management.login.guess_store import recalled, remember
 from netbird_management.login.guesses import Guesses
 from netbird_management.login.identity_provider import ProviderFailed
@@ -27,6 +28,7 @@ from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.services.model import SecretAuth, Service
 from netbird_management.services.validate import folded_name
 from netbird_management.state import State
+from netbird_management.steps import ALLOW, Login
 from netbird_wire.proxy_service_pb2 import (
     AuthenticateRequest,
     AuthenticateResponse,
@@ -56,8 +58,9 @@ class _Credential:
 class Logins:
     """Answers `Authenticate`, `GetOIDCURL` and `ValidateSession`."""
 
-    def __init__(self, state: State, sign_on: SignOn | None = None) -> None:
+    def __init__(self, state: State, gates: SessionGates, sign_on: SignOn | None = None) -> None:
         self._state = state
+        self._gates = gates
         self._sign_on = sign_on
         self._guesses = Guesses(time.time)
         self._places = asyncio.Semaphore(HASHED_AT_ONCE)
@@ -68,7 +71,7 @@ class Logins:
         caller.check_account(request.account_id)
         account = self._state.snapshots.get(request.account_id)
         service = account.services.get(ServiceId(request.id)) if account is not None else None
-        if service is None:
+        if account is None or service is None:
             raise Refused(grpc.StatusCode.FAILED_PRECONDITION, "no such service")
         credential = _credential(service, request)
         if credential is None:
@@ -94,6 +97,13 @@ class Logins:
         if not right:
             _log.info("login.refused", extra={"service_id": service.id, "method": credential.method})
             return AuthenticateResponse(success=False)
+        login = Login(credential.method, credential.subject, client_address=request.client_address)
+        if (decision := await self._gates.judge(service, account, login)) is not ALLOW:
+            _log.info(
+                "login.denied",
+                extra={"service_id": service.id, "method": credential.method, "reason": decision.reason},
+            )
+            return AuthenticateResponse(success=False, denied_reason=decision.reason)
         try:
             token = await mint_session_token(self._state, service, credential.subject, credential.method)
         except Exception as error:
@@ -135,14 +145,15 @@ class Logins:
             async with self._state.change(account.account.id) as transaction:
                 await revoke(transaction, token_hash=digest)
             return _denied("session_ended")
-        return self._judged(account, service, session)
+        return await self._judged(account, service, session)
 
-    def _judged(self, account: AccountSnapshot, service: Service, session: Session) -> ValidateSessionResponse:
+    async def _judged(self, account: AccountSnapshot, service: Service, session: Session) -> ValidateSessionResponse:
         user = account.users.get(UserId(session.subject))
         if user is None:
             elsewhere = any(UserId(session.subject) in other.users for other in self._state.snapshots.all())
             return _denied("account_mismatch" if elsewhere else "user_not_found")
-        groups = [group for id_ in user.auto_groups if (group := account.groups.get(id_)) is not None]
+        groups = tuple(group for id_ in user.auto_groups if (group := account.groups.get(id_)) is not None)
+        login = Login(session.method, session.subject, user, groups, again=True)
         answer = _about(user, groups)
         if user.pending_approval:
             answer.denied_reason = "pending_approval"
@@ -150,6 +161,8 @@ class Logins:
             answer.denied_reason = "user_blocked"
         elif not may_use(service, user):
             answer.denied_reason = "not_in_group"
+        elif (decision := await self._gates.judge(service, account, login)) is not ALLOW:
+            answer.denied_reason = decision.reason
         else:
             answer.valid = True
         return answer

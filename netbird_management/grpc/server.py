@@ -23,6 +23,7 @@ from netbird_management.grpc.peer_streams import QUIET_SECONDS, PeerStreams
 from netbird_management.grpc.proxy_service import ProxyService
 from netbird_management.grpc.recorder import Recorder
 from netbird_management.grpc.tunnel_peers import TunnelPeers
+from netbird_management.login.gates import SessionGates
 from netbird_management.login.sign_on import SignOn
 from netbird_management.network.network_map import NetworkMaps
 from netbird_management.network.snapshot import Changes
@@ -87,7 +88,7 @@ async def serve_grpc(
             MappingStreams(state, connections, mappings, heartbeat=timing.heartbeat),
             TunnelPeers(state, hooks, host, recorder),
             access_logs,
-            Logins(state, sign_on),
+            Logins(state, SessionGates(hooks, host), sign_on),
         ),
         server,
     )

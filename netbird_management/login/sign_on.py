@@ -22,17 +22,20 @@ from sqlalchemy import delete
 from netbird_management.clock import now
 from netbird_management.errors import BadRequest
 from netbird_management.ids import AccountId, UserId
+from netbird_management.login.gates import SessionGates
 from netbird_management.login.identity_provider import IdentityProvider, LoginRefused
 from netbird_management.login.people import known_user, user_of
 from netbird_management.login.sessions import mint_session_token
 from netbird_management.network.model import User
 from netbird_management.services.model import Service
 from netbird_management.state import State
+from netbird_management.steps import ALLOW, Login
 from netbird_management.store.models import SpentNonceRow
 from netbird_management.store.vault import Vault
 
 LIFETIME_SECONDS: Final = 600
 LONGEST_REDIRECT: Final = 2048
+NOT_ALLOWED: Final = "You are not allowed to use this service"
 _log = logging.getLogger(__name__)
 
 
@@ -46,9 +49,10 @@ class _State:
 class SignOn:
     """The way to the provider and back, for all services."""
 
-    def __init__(self, state: State, provider: IdentityProvider) -> None:
+    def __init__(self, state: State, provider: IdentityProvider, gates: SessionGates) -> None:
         self._state = state
         self._provider = provider
+        self._gates = gates
 
     async def begin(self, redirect_url: str, account_id: AccountId) -> str:
         """Where to send the browser. Raises `BadRequest` for a place that is no service's; `ProviderFailed`."""
@@ -81,7 +85,13 @@ class SignOn:
         if (refusal := _refusal(user)) is not None:
             return _back(state.redirect, error="access_denied", error_description=refusal)
         account = self._state.snapshots.get(service.account_id)
-        groups = [group for id_ in user.auto_groups if account and (group := account.groups.get(id_)) is not None]
+        if account is None:
+            return _back(state.redirect, error="access_denied", error_description="Service configuration error")
+        groups = tuple(group for id_ in user.auto_groups if (group := account.groups.get(id_)) is not None)
+        login = Login("oidc", user.id, user, groups)
+        if (decision := await self._gates.judge(service, account, login)) is not ALLOW:
+            _log.info("login.denied", extra={"service_id": service.id, "method": "oidc", "reason": decision.reason})
+            return _back(state.redirect, error="access_denied", error_description=NOT_ALLOWED)
         token = await mint_session_token(self._state, service, user.id, "oidc", email=user.email, groups=groups)
         _log.info("login.accepted", extra={"service_id": service.id, "user_id": user.id})
         return _back(state.redirect, session_token=token)

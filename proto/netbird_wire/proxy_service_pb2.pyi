@@ -1199,20 +1199,24 @@ class AuthenticateResponse(_message.Message):
     SUCCESS_FIELD_NUMBER: _builtins.int
     SESSION_TOKEN_FIELD_NUMBER: _builtins.int
     RETRY_AFTER_SECONDS_FIELD_NUMBER: _builtins.int
+    DENIED_REASON_FIELD_NUMBER: _builtins.int
     success: _builtins.bool
     session_token: _builtins.str
     retry_after_seconds: _builtins.int
     """Not judged: whoever tries has been wrong too often, and may try again in so many seconds."""
+    denied_reason: _builtins.str
+    """The credential was right, and whoever showed it may not use the service nevertheless."""
     def __init__(
         self,
         *,
         success: _builtins.bool = ...,
         session_token: _builtins.str = ...,
         retry_after_seconds: _builtins.int = ...,
+        denied_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["retry_after_seconds", b"retry_after_seconds", "session_token", b"session_token", "success", b"success"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["denied_reason", b"denied_reason", "retry_after_seconds", b"retry_after_seconds", "session_token", b"session_token", "success", b"success"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

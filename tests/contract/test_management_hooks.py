@@ -14,6 +14,7 @@ from examples.plugins.management.describe import Greeting
 from examples.plugins.management.lifespan import Heartbeat, log
 from examples.plugins.management.network_patches import Pings
 from examples.plugins.management.peer_gate import OwnedPeers
+from examples.plugins.management.session_gate import OfficeRules
 from examples.plugins.management.validate_service import StableDomains
 from examples.plugins.management.withhold_mapping import OfficeHoursOnly
 from examples.plugins.proxy.restrict import OfficeHoursSettings
@@ -25,19 +26,22 @@ from netbird_management import (
     Deny,
     Group,
     GroupId,
+    Login,
     Peer,
     PeerId,
     Resource,
     ResourceType,
+    Role,
     Service,
     ServiceId,
+    User,
     UserId,
 )
 from netbird_management.clock import now
 from netbird_management.network.model import Account, ProxyPeer
 from netbird_management.plugins import Hooks, load_hooks
 from netbird_management.services.mapping import build
-from netbird_management.services.model import ServiceMeta
+from netbird_management.services.model import AuthConfig, SecretAuth, ServiceMeta
 
 ID = AccountId("acct")
 MEMBERS = Group(GroupId("g"), "members")
@@ -176,6 +180,25 @@ def test_peer_gate() -> None:
     refused = let_in(ALICE)[1]
     assert isinstance(refused, Deny)
     assert refused.reason == "not_in_group"
+
+
+async def test_session_gate() -> None:
+    """Each login is judged by all gates: where it comes from, who it is, and what the service is."""
+    public = replace(SERVICE, private=False, auth=AuthConfig(password_auth=SecretAuth(True, "hash")))
+    everybody = account(public)
+    boss = User(UserId("u"), ID, Role.ADMIN, now())
+
+    async def let_in(service: Service, login: Login) -> list[object]:
+        gates = loaded(OfficeRules()).session_gates(service, Running())
+        return [await gate(login=login, account=everybody) for _, gate in gates]
+
+    inside = Login("password", "password-user", client_address="192.0.2.7")
+    assert await let_in(public, inside) == [ALLOW]
+    assert await let_in(public, replace(inside, client_address="198.51.100.7")) == [Deny("not_in_the_office")]
+    assert await let_in(public, replace(inside, client_address="")) == [Deny("not_in_the_office")]
+    assert await let_in(public, Login("oidc", "u", boss)) == [Deny("no_administrators")]
+    assert await let_in(public, Login("oidc", "u", replace(boss, role=Role.USER))) == [ALLOW]
+    assert await let_in(replace(public, private=True), inside) == [ALLOW, Deny("tunnel_required")]
 
 
 @pytest.mark.parametrize("private", [True, False])

@@ -14,9 +14,11 @@ from joserfc import jwt
 from joserfc.jwk import RSAKey
 from pydantic import SecretStr
 
+from netbird_management import AccountSnapshot, Decision, Deny, Login, PluginInfo, SessionGate, hookimpl
 from netbird_management.clock import now
 from netbird_management.errors import BadRequest
-from netbird_management.ids import GroupId
+from netbird_management.ids import AccountId, GroupId
+from netbird_management.login.gates import SessionGates
 from netbird_management.login.identity_provider import IdentityProvider, LoginRefused, ProviderFailed
 from netbird_management.login.sessions import read_session_token
 from netbird_management.login.settings import OidcSettings
@@ -83,11 +85,30 @@ def provider() -> Provider:
 
 
 @pytest.fixture
-def sign_on(home: Home, provider: Provider) -> SignOn:
-    settings = OidcSettings.model_validate(
+def settings() -> OidcSettings:
+    return OidcSettings.model_validate(
         {"issuer": ISSUER, "client_id": "m", "client_secret": "s", "callback_url": CALLBACK}
     )
-    return SignOn(home.state, IdentityProvider(settings, transport=httpx.MockTransport(provider.handle)))
+
+
+@pytest.fixture
+def sign_on(home: Home, settings: OidcSettings, provider: Provider) -> SignOn:
+    return signing_on(home, settings, provider, SessionGates(load_hooks(), Host(home)))
+
+
+def signing_on(home: Home, settings: OidcSettings, provider: Provider, gates: SessionGates) -> SignOn:
+    transport = httpx.MockTransport(provider.handle)
+    return SignOn(home.state, IdentityProvider(settings, transport=transport), gates)
+
+
+class Host:
+    """The host as plugins see it."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+
+    def snapshot(self, account_id: AccountId) -> AccountSnapshot | None:
+        return self._home.state.snapshots.get(account_id)
 
 
 @pytest.fixture
@@ -191,6 +212,35 @@ async def test_a_blocked_user_does_not_come_in(
     query = query_of(await log_in(sign_on, provider, home))
 
     assert query["error_description"] == "Your account is blocked"
+
+
+async def test_a_plugin_may_keep_a_person_out(
+    home: Home, settings: OidcSettings, provider: Provider, service: Service
+) -> None:
+    """Its gate hears who they are with their groups; the browser goes back with a fixed sentence and no token."""
+    user = await invited(home)
+    heard: list[Login] = []
+
+    class Gate:
+        @hookimpl
+        def describe(self) -> PluginInfo:
+            return PluginInfo()
+
+        @hookimpl
+        def session_gate(self, service: Service) -> SessionGate:
+            async def gate(*, login: Login, account: AccountSnapshot) -> Decision:
+                heard.append(login)
+                return Deny("no_mondays")
+
+            return gate
+
+    sign_on = signing_on(home, settings, provider, SessionGates(load_hooks([("gate", Gate())]), Host(home)))
+    query = query_of(await log_in(sign_on, provider, home))
+
+    assert query["error_description"] == "You are not allowed to use this service"
+    assert "session_token" not in query
+    assert [(login.method, login.subject, login.again) for login in heard] == [("oidc", user.id, False)]
+    assert heard[0].user is not None
 
 
 async def test_a_token_fits_into_a_cookie(home: Home, sign_on: SignOn, provider: Provider, service: Service) -> None:

@@ -15,6 +15,7 @@ from netbird_management import (
     DnsRecord,
     Group,
     GroupId,
+    Login,
     NetworkPatch,
     Peer,
     PeerGate,
@@ -26,6 +27,7 @@ from netbird_management import (
     Resource,
     ResourceType,
     Service,
+    SessionGate,
     Violation,
     WithholdPredicate,
     always,
@@ -93,6 +95,12 @@ class PrivateService:
         return gate
 
     @hookimpl
+    def session_gate(self, service: Service) -> SessionGate | None:
+        """Where the tunnel alone says who calls, nobody has a session: no credential of another time, and no token that
+        a proxy was given with a tunnel answer, is a second way in."""
+        return _tunnel_only if service.private else None
+
+    @hookimpl
     def network_patches(self, service: Service, account: AccountSnapshot) -> NetworkPatch | None:
         if not service.private or not service.enabled:
             return None
@@ -102,6 +110,10 @@ class PrivateService:
             return None
         policies = tuple(_policy(service, proxy, groups) for proxy in proxies)
         return NetworkPatch(policies=policies, records=tuple(_records(service, account, groups)))
+
+
+async def _tunnel_only(*, login: Login, account: AccountSnapshot) -> Decision:
+    return Deny("tunnel_required")
 
 
 def _understands(capabilities: Capabilities) -> Decision:

@@ -16,6 +16,7 @@ from google.protobuf.json_format import ParseDict
 from netbird_management.clock import now
 from netbird_management.grpc.server import serve_grpc
 from netbird_management.ids import AccountId, GroupId, PeerId, PolicyId, UserId
+from netbird_management.login.gates import SessionGates
 from netbird_management.login.identity_provider import IdentityProvider
 from netbird_management.login.settings import OidcSettings
 from netbird_management.login.sign_on import SignOn
@@ -142,8 +143,9 @@ async def staged(state: State, directory: Path) -> AsyncIterator[Stage]:
     _, personal = await create_token(state, owner, name="test", days=1, created_by=owner.id)
     _, token = await create_proxy_token(state, name="proxy", account_id=ACCOUNT, created_by=owner.id)
     init = FIXTURE["proxy"]
+    sign_on = SignOn(state, _provider(), SessionGates(hooks, host))
     async with (
-        serve_grpc(host, Listener(listen="127.0.0.1:0"), grace=2.0, sign_on=SignOn(state, _provider())) as port,
+        serve_grpc(host, Listener(listen="127.0.0.1:0"), grace=2.0, sign_on=sign_on) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
         httpx.AsyncClient(
             transport=httpx.ASGITransport(create_app(Context(state, hooks))),

@@ -5,11 +5,13 @@ import base64
 import hashlib
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
 import pytest
 
+from netbird_management import ALLOW, AccountSnapshot, Decision, Deny, Login, PluginInfo, hookimpl
 from netbird_management.clock import now
 from netbird_management.grpc.login_service import HASHES_WAITING
 from netbird_management.ids import GroupId, ServiceId
@@ -29,7 +31,8 @@ from netbird_wire.proxy_service_pb2 import (
     ValidateSessionRequest,
     ValidateSessionResponse,
 )
-from tests.netbird_management.grpc.conftest import FakeProxy, Lab
+from tests.netbird_management.conftest import Home
+from tests.netbird_management.grpc.conftest import FakeProxy, Lab, lab_for
 
 HERE = "198.51.100.7"
 EVERYTHING = AuthConfig(
@@ -240,6 +243,117 @@ async def test_a_persons_session_is_good_until_something_is_wrong(lab: Lab, prox
     await update_user(state, account_id, user.id, role=Role.USER, auto_groups=[GroupId(other.id)], blocked=True)
     assert (await ask(proxy, service.domain, token)).denied_reason == "invalid_token"  # revoked with the block
     assert (await attempt(proxy, service, pin=PinRequest(pin="1234"))).success
+
+
+class _Gate:
+    """A plugin whose gate does what a test wants; it claims nothing."""
+
+    def __init__(self, gate: Any) -> None:
+        self.gate = gate
+
+    @hookimpl
+    def describe(self) -> PluginInfo:
+        return PluginInfo(version="1", summary="for tests")
+
+    @hookimpl
+    def session_gate(self) -> Any:
+        return self.gate
+
+
+def _gate(answer: Any) -> Any:
+    async def gate(*, login: Login, account: AccountSnapshot) -> Any:
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    return gate
+
+
+async def _hangs(*, login: Login, account: AccountSnapshot) -> Decision:
+    await asyncio.get_running_loop().create_future()
+    raise AssertionError("unreachable")
+
+
+@pytest.mark.parametrize(
+    ("gate", "reason"),
+    [
+        (_gate(RuntimeError("broken")), "gate_failed"),
+        (_gate(asyncio.CancelledError()), "gate_failed"),
+        (_hangs, "gate_failed"),
+        (_gate(True), "gate_failed"),
+        (_gate(None), "gate_failed"),
+        (lambda **_: ALLOW, "gate_failed"),
+        (lambda: ALLOW, "gate_failed"),
+        ("not callable", "gate_failed"),
+        (_gate(Deny("no_mondays")), "no_mondays"),
+        (_gate(Deny("")), "denied"),
+    ],
+    ids=[
+        "raises",
+        "makes up a cancellation",
+        "hangs",
+        "true",
+        "nothing",
+        "not async",
+        "wrong arguments",
+        "no gate",
+        "denies",
+        "denies without a reason",
+    ],
+)
+async def test_a_gate_that_does_not_allow_denies(home: Home, tmp_path: Path, gate: Any, reason: str) -> None:
+    """Whatever a plugin answers instead of ALLOW: a right password makes no session, and one that is there is over."""
+    async with lab_for(home, tmp_path, plugins=("direct_upstream", ("gate", _Gate(gate)))) as lab:
+        service = await lab.service("app", auth=EVERYTHING)
+        user = await person(lab)
+        token = await mint_session_token(lab.home.state, service, user.id, "oidc")
+        proxy = lab.proxy()
+        await proxy.connect()
+
+        answer = await attempt(proxy, service, pin=PinRequest(pin="1234"))
+        asked = await ask(proxy, service.domain, token)
+
+    assert answer == AuthenticateResponse(denied_reason=reason)
+    assert (asked.valid, asked.denied_reason, asked.user_id) == (False, reason, user.id)
+
+
+async def test_all_gates_are_asked_what_is_there_to_know(home: Home, tmp_path: Path) -> None:
+    """After the credential and core's own rules: a wrong one, and a blocked person, come to no plugin."""
+    heard: list[Login] = []
+
+    async def hears(*, login: Login, account: AccountSnapshot) -> Decision:
+        heard.append(login)
+        return ALLOW
+
+    plugins = ("direct_upstream", ("one", _Gate(hears)), ("none", _Gate(None)), ("two", _Gate(hears)))
+    async with lab_for(home, tmp_path, plugins=plugins) as lab:
+        service = await lab.service("app", auth=EVERYTHING)
+        group = await lab.group("crew")
+        user = await person(lab, group.id)
+        token = await mint_session_token(lab.home.state, service, user.id, "oidc")
+        proxy = lab.proxy()
+        await proxy.connect()
+
+        await attempt(proxy, service, pin=PinRequest(pin="wrong"))
+        assert heard == []
+        assert (await attempt(proxy, service, pin=PinRequest(pin="1234"))).success
+        assert heard == [Login("pin", "pin-user", client_address=HERE)] * 2
+        heard.clear()
+        assert (await ask(proxy, service.domain, token)).valid
+        assert [(one.subject, one.again, [g.name for g in one.groups]) for one in heard] == [
+            (user.id, True, ["crew"])
+        ] * 2
+
+
+async def test_a_private_service_has_no_sessions(lab: Lab, proxy: FakeProxy) -> None:
+    """Not even by the token that a proxy is given with a tunnel answer: the tunnel says each time who calls."""
+    user = await person(lab)
+    service = await lab.service("inner", await lab.group("crew"))
+    token = await mint_session_token(lab.home.state, service, user.id, "oidc")
+
+    answer = await ask(proxy, service.domain, token)
+
+    assert (answer.valid, answer.denied_reason) == (False, "tunnel_required")
 
 
 async def test_what_is_no_session(lab: Lab, proxy: FakeProxy, service: Service) -> None:
