@@ -12,10 +12,10 @@ import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from bench import report
+from bench import report, schemes
 from bench.measure import Footprint, sample
 from bench.overlay import machine
-from bench.product import start_product
+from bench.product import Product, start_product
 from bench.servers import Subject, start_caddy, start_nginx, start_upstream, start_uvicorn
 from examples.demo.processes import Processes
 from examples.demo.stack import stack
@@ -24,6 +24,8 @@ PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 PRODUCT = "netbird-proxy"
 SUBJECTS = ("nginx", "nginx-log", "caddy", "caddy-log", "uvicorn", PRODUCT)
 LARGE_CONNECTIONS = 2
+SCHEMES = "schemes"
+KINDS = (*report.KINDS, SCHEMES)
 
 
 def kinds_of(subject: Subject, wanted: list[str]) -> list[tuple[str, str, str]]:
@@ -39,9 +41,9 @@ def kinds_of(subject: Subject, wanted: list[str]) -> list[tuple[str, str, str]]:
 
 async def started(
     exits: AsyncExitStack, directory: Path, chosen: list[str], kinds: list[str]
-) -> tuple[list[Subject], Processes]:
+) -> tuple[list[Subject], Product | None]:
     where = None
-    private = PRODUCT in chosen and any("private" in kind for kind in kinds)
+    private = PRODUCT in chosen and any("private" in kind or kind == "schemes" for kind in kinds)
     tools = await exits.enter_async_context(Processes(directory / "tools"))
     if private and os.geteuid() == 0:
         where = await exits.enter_async_context(machine(tools))
@@ -51,6 +53,7 @@ async def started(
     processes, certificates = house.processes, house.certificates
     upstream = await start_upstream(processes, directory)
     subjects = []
+    product = None
     for name in chosen:
         if name.startswith("nginx"):
             one = await start_nginx(processes, directory, upstream, certificates, log=name.endswith("-log"))
@@ -59,15 +62,16 @@ async def started(
         elif name == "uvicorn":
             one = await start_uvicorn(processes, certificates)
         else:
-            one = await start_product(house, upstream, where)
+            product = await start_product(house, upstream, where)
+            one = product.subject
         subjects.append(one)
-    return subjects, processes
+    return subjects, product
 
 
 async def run(arguments: argparse.Namespace, directory: Path) -> str:
     results: dict[tuple[str, str], report.Series] = {}
     async with AsyncExitStack() as exits:
-        subjects, _ = await started(exits, directory, arguments.subjects, arguments.kinds)
+        subjects, product = await started(exits, directory, arguments.subjects, arguments.kinds)
         if arguments.hold:
             for subject in subjects:
                 print(subject.name, subject.process.pid, subject.urls, subject.hosts, subject.prefix, flush=True)
@@ -97,11 +101,17 @@ async def run(arguments: argparse.Namespace, directory: Path) -> str:
                             flush=True,
                         )
                 footprints.after.append(Footprint.of(subject.process.pid))
-    parts = (
-        report.method(arguments.connections, LARGE_CONNECTIONS, arguments.seconds, arguments.rounds),
-        report.table(list(results.values())),
-        report.footprints(held),
-    )
+        parts = []
+        if results:
+            parts += [
+                report.method(arguments.connections, LARGE_CONNECTIONS, arguments.seconds, arguments.rounds),
+                report.table(list(results.values())),
+                report.footprints(held),
+            ]
+        if product is not None and SCHEMES in arguments.kinds:
+            callers = await schemes.prepare(product)
+            await schemes.compare(product, callers, rounds=arguments.turns, connections=arguments.connections)
+            parts += [schemes.method(arguments.turns), schemes.table(callers, await schemes.counted(directory))]
     return "\n\n".join(parts)
 
 
@@ -109,10 +119,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--subjects", type=lambda text: text.split(","), default=list(SUBJECTS), help="comma-separated")
     parser.add_argument(
-        "--kinds", type=lambda text: text.split(","), default=list(report.KINDS), help="comma-separated"
+        "--kinds",
+        type=lambda text: text.split(","),
+        default=list(KINDS),
+        help=f"comma-separated, of {', '.join(KINDS)}",
     )
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=10, help="rounds in which schemes are compared")
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--write", action=argparse.BooleanOptionalAction, default=True, help="write the page")
     parser.add_argument(

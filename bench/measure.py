@@ -87,19 +87,29 @@ def pin(pid: int, core: int) -> None:
 
 
 async def load(
-    url: str, *, host: str, seconds: float, connections: int, prefix: Sequence[str] = ()
+    url: str,
+    *,
+    host: str,
+    seconds: float,
+    connections: int,
+    prefix: Sequence[str] = (),
+    headers: Sequence[str] = (),
 ) -> tuple[int, float]:
     """Ask for one URL on kept connections; how many answers in how many seconds.
 
     Args:
         host: what the Host field says; the URL may name the address.
         prefix: what the generator runs under, such as a network namespace.
+        headers: further lines of the head.
 
     Raises:
         LoadFailed: an answer was an error, or connections broke.
     """
     argv = [*prefix, "taskset", "-c", str(OTHER_CORE), "wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s"]
-    argv += ["--timeout", "10s", "-H", f"Host: {host}", url]
+    argv += ["--timeout", "10s"]
+    for line in (f"Host: {host}", *headers):
+        argv += ["-H", line]
+    argv.append(url)
     handle = await asyncio.create_subprocess_exec(
         *argv, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
@@ -116,8 +126,17 @@ async def load(
 
 
 async def sample(
-    pid: int, url: str, *, host: str, seconds: float, connections: int, prefix: Sequence[str] = ()
+    pid: int,
+    url: str,
+    *,
+    host: str,
+    seconds: float,
+    connections: int,
+    prefix: Sequence[str] = (),
+    headers: Sequence[str] = (),
 ) -> Sample:
     before = cpu_seconds(pid)
-    requests, lasted = await load(url, host=host, seconds=seconds, connections=connections, prefix=prefix)
+    requests, lasted = await load(
+        url, host=host, seconds=seconds, connections=connections, prefix=prefix, headers=headers
+    )
     return Sample(requests, lasted, cpu_seconds(pid) - before)

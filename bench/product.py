@@ -3,24 +3,43 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 
 from bench.measure import MEASURED_CORE, OTHER_CORE, pin
 from bench.overlay import Machine, join
 from bench.servers import Subject
 from examples.demo.calls import add_service, direct
-from examples.demo.stack import CLUSTER, Stack
+from examples.demo.stack import CLUSTER, Stack, free_port
 from netbird_tunnel_netstack.wgconf import parse_config
 
 PUBLIC = f"public.{CLUSTER}"
 PRIVATE = f"private.{CLUSTER}"
 
 
-async def start_product(stack: Stack, upstream: int, where: Machine | None) -> Subject:
+@dataclass(slots=True)
+class Product:
+    """What runs.
+
+    Attributes:
+        upstream: its port.
+        ahead: the port of a listener in front of which TLS ends, as far as the proxy is told: schemes that want TLS
+            can be compared without its cost.
+    """
+
+    stack: Stack
+    subject: Subject
+    upstream: int
+    ahead: int
+
+
+async def start_product(stack: Stack, upstream: int, where: Machine | None) -> Product:
     """Start all of it; with a machine, its client has joined and the private service answers it."""
     management = await stack.start_management()
     pin(management.pid, OTHER_CORE)
     log = stack.directory / "access.log"
-    proxy = await stack.start_proxy("proxy", extra=f'[access_log]\noutput = "{log}"\n')
+    ahead = free_port()
+    listen = f'[[listen]]\naddress = "127.0.0.1:{ahead}"\ntls_ahead = true\n'
+    proxy = await stack.start_proxy("proxy", extra=f'[access_log]\noutput = "{log}"\n{listen}')
     pin(proxy.process.pid, MEASURED_CORE)
     async with asyncio.timeout(15):
         online = await stack.online_clusters()
@@ -44,4 +63,4 @@ async def start_product(stack: Stack, upstream: int, where: Machine | None) -> S
         subject.urls["private"] = f"http://{address}"
         subject.hosts["private"] = PRIVATE
         subject.prefix["private"] = where.prefix
-    return subject
+    return Product(stack, subject, upstream, ahead)

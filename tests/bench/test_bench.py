@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import report
+from bench import inmemory, instructions, report, schemes
 from bench.measure import Footprint, LoadFailed, Sample, cpu_seconds, family, load, sample
 from bench.servers import start_caddy, start_nginx, start_upstream, start_uvicorn
 from examples.demo.processes import Processes
@@ -83,3 +83,40 @@ async def test_a_load_that_was_not_answered_is_no_figure() -> None:
     with pytest.raises(LoadFailed):
         await load(f"http://127.0.0.1:{free_port()}/", host="localhost", seconds=1, connections=1)
     assert os.getpid() in family(os.getpid())
+
+
+def test_schemes_stand_beside_a_public_route_of_the_same_listener() -> None:
+    """The ratio is the rounds' median, not the medians' ratio; what was not measured is no figure."""
+    base = schemes.Call(inmemory.PUBLIC, "", "", costs=[0.1, 0.2, 0.3], ratios=[1.0, 1.0, 1.0])
+    cookie = schemes.Call(inmemory.COOKIE, "", "", costs=[0.11, 0.24, 0.6], ratios=[1.1, 1.2, 2.0])
+    lines = schemes.table([[base, cookie]], {inmemory.PUBLIC: 200_000, inmemory.COOKIE: 230_000}).splitlines()
+    assert "| public route | 0.2000 | 1.00 | 200,000 | 1.00 |" in lines
+    assert "| session cookie | 0.2400 | 1.20 | 230,000 | 1.15 |" in lines
+    assert "| private route | – | – | – | – |" in lines
+
+
+async def test_each_scheme_lets_its_caller_in_and_tells_the_upstream_nothing_of_it(tmp_path: Path) -> None:
+    """What is counted in memory is the real way: the caller is known, and the secret stays here."""
+    async with inmemory.stage(tmp_path) as made:
+        for scheme in inmemory.SCHEMES:
+            await made.play(scheme.name, inmemory.CONNECTIONS)
+            head = made.seen[0].lower()
+            assert f"x-forwarded-host: {scheme.service}.example.com".encode() in head
+            assert (b"x-netbird-user: anna@example.com" in head) is (scheme.inside and scheme.base != scheme.name)
+            assert b"cookie" not in head
+            assert b"authorization" not in head
+
+
+async def test_what_is_refused_in_memory_is_no_figure(tmp_path: Path) -> None:
+    """A denial costs less than an answer."""
+    async with inmemory.stage(tmp_path) as made:
+        made.shown[inmemory.CREDENTIAL_SCHEME] = b""
+        with pytest.raises(RuntimeError, match="401"):
+            await made.play(inmemory.CREDENTIAL_SCHEME, inmemory.CONNECTIONS)
+
+
+@pytest.mark.live
+async def test_instructions_are_counted(tmp_path: Path) -> None:
+    """Callgrind counts an exchange's own, nothing of what was before it."""
+    found = await instructions.count(tmp_path, [inmemory.PUBLIC], exchanges=inmemory.CONNECTIONS)
+    assert 50_000 < found[inmemory.PUBLIC] < 2_000_000
