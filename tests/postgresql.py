@@ -1,61 +1,117 @@
-"""A PostgreSQL server of Debian's, for tests: throw-away, on loopback, as its own user where we are root."""
+"""A PostgreSQL server of Debian's, for tests: throw-away, in memory, as its own user where we are root.
+
+It listens on a Unix socket only: a port chosen beforehand may be somebody else's by the time the server takes it.
+"""
 
 import os
 import shutil
-import socket
+import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+
+import asyncpg
+
+START_SECONDS: Final = 50.0
+_FAST: Final = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "synchronous_commit": "off",
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+    "autovacuum": "off",
+    "dynamic_shared_memory_type": "mmap",
+    "max_connections": "200",
+    "listen_addresses": "",
+}
+"""Nothing here outlives the server, so nothing is made to survive a crash of it."""
 
 
 class NoPostgresql(Exception):
-    """It is not installed here: `make system` does it."""
+    """It is not installed here (`make system` does it), or it does not start."""
 
 
 @dataclass(frozen=True)
 class Server:
-    port: int
+    directory: Path
 
     def url(self, database: str) -> str:
-        return f"postgresql://app@127.0.0.1:{self.port}/{database}"
+        return f"postgresql://app@/{database}?host={self.directory}"
 
+    async def create(self, database: str, *, template: str = "template1") -> str:
+        """A database like another, to which nobody is connected; its URL."""
+        await self._execute(f"CREATE DATABASE {database} TEMPLATE {template} STRATEGY file_copy")
+        return self.url(database)
 
-def _binaries() -> Path:
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
-    if found:
-        return found[-1].parent
-    on_path = shutil.which("pg_ctl")
-    if on_path is None:
-        raise NoPostgresql("pg_ctl is not here")
-    return Path(on_path).parent
+    async def drop(self, database: str) -> None:
+        """Whoever is connected is cut off. Databases left behind would take longer to delete than all tests take."""
+        await self._execute(f"DROP DATABASE {database} WITH (FORCE)")
 
-
-def _command(*arguments: str) -> None:
-    become = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"] if os.geteuid() == 0 else []
-    subprocess.run([*become, *arguments], check=True, capture_output=True, timeout=50, cwd="/")
+    async def _execute(self, statement: str) -> None:
+        connection = await asyncpg.connect(self.url("postgres"))
+        try:
+            await connection.execute(statement)
+        finally:
+            await connection.close()
 
 
 @contextmanager
 def server() -> Iterator[Server]:
-    """Started in a second or two, stopped at the end, gone afterwards. Raises `NoPostgresql`."""
+    """Started in a second or two; gone afterwards, also when this process is killed. Raises `NoPostgresql`."""
     binaries = _binaries()
-    directory = Path(tempfile.mkdtemp(prefix="netbird-postgresql-"))
+    memory = Path("/dev/shm")
+    directory = Path(tempfile.mkdtemp(prefix="netbird-postgresql-", dir=memory if memory.is_dir() else None))
     if os.geteuid() == 0:
         shutil.chown(directory, "postgres", "postgres")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     data = directory / "data"
-    options = f"-k {directory} -h 127.0.0.1 -p {port} -c fsync=off -c max_connections=200"
+    initdb = ("-A", "trust", "-U", "app", "--no-sync", "-E", "UTF8", "--locale=C.UTF-8")
+    options = [word for name, value in _FAST.items() for word in ("-c", f"{name}={value}")]
     try:
-        initdb = ("-A", "trust", "-U", "app", "--no-sync", "-E", "UTF8", "--locale=C.UTF-8")
-        _command(str(binaries / "initdb"), "-D", str(data), *initdb)
-        _command(str(binaries / "pg_ctl"), "-D", str(data), "-w", "-l", str(directory / "log"), "-o", options, "start")
+        subprocess.run(
+            _as_itself(binaries / "initdb", "-D", data, *initdb), check=True, capture_output=True, timeout=50, cwd="/"
+        )
+        with (directory / "log").open("wb") as log:
+            process = subprocess.Popen(
+                _as_itself(binaries / "postgres", "-D", data, "-k", directory, *options),
+                stdout=log,
+                stderr=log,
+                cwd="/",
+            )
         try:
-            yield Server(port)
+            _wait_for(process, binaries, directory)
+            yield Server(directory)
         finally:
-            _command(str(binaries / "pg_ctl"), "-D", str(data), "-w", "-m", "immediate", "stop")
+            process.send_signal(signal.SIGQUIT)  # at once, without writing anything back
+            process.wait(50)
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        shutil.rmtree(directory)
+
+
+def _wait_for(process: subprocess.Popen[bytes], binaries: Path, directory: Path) -> None:
+    ready = (str(binaries / "pg_isready"), "-q", "-U", "app", "-h", str(directory))
+    until = time.monotonic() + START_SECONDS
+    while subprocess.run(ready, check=False, timeout=50).returncode:
+        if process.poll() is not None or time.monotonic() > until:
+            raise NoPostgresql((directory / "log").read_text())
+        time.sleep(0.05)
+
+
+def _binaries() -> Path:
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]))
+    if found:
+        return found[-1].parent
+    on_path = shutil.which("postgres")
+    if on_path is None:
+        raise NoPostgresql("postgres is not here")
+    return Path(on_path).parent
+
+
+def _as_itself(*arguments: str | Path) -> list[str]:
+    """The server refuses to be root; and it goes when we go, however that is."""
+    user = ["--reuid=postgres", "--regid=postgres", "--init-groups"] if os.geteuid() == 0 else []
+    return ["setpriv", "--pdeathsig=QUIT", *user, *map(str, arguments)]

@@ -3,13 +3,13 @@
 import asyncio
 import itertools
 import os
-from collections.abc import AsyncIterator, Iterator
+import shutil
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import httpx
 import pytest
 
@@ -24,9 +24,9 @@ from netbird_management.rest.context import Context
 from netbird_management.services.model import Capabilities
 from netbird_management.services.proxies import Registration, register_proxy
 from netbird_management.state import State
-from netbird_management.store.engine import migrate, open_engine
+from netbird_management.store.engine import DATABASE_FILE, LOG_FILE, open_engines
 from netbird_management.store.vault import Vault
-from tests import postgresql as postgresql_server
+from tests.postgresql import Server, server
 
 
 @dataclass(frozen=True)
@@ -46,47 +46,59 @@ class Home:
 
 STORES = os.environ.get("NETBIRD_TEST_STORES", "sqlite").split(",")
 """Every test that has a store runs on each of these: `sqlite`, `postgresql`."""
+TEMPLATE = "template"
 _databases = itertools.count()
 
 
+def _elsewhere(work: Coroutine[Any, Any, None]) -> None:
+    """Done by a loop of its own: where fixtures of the session are made, one runs already."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, work).result()
+
+
 @pytest.fixture(scope="session")
-def postgresql() -> Iterator[postgresql_server.Server]:
-    """One server with a database `template` that is migrated already."""
-    with postgresql_server.server() as server:
-        with ThreadPoolExecutor(1) as elsewhere:  # a loop runs here already
-            elsewhere.submit(asyncio.run, _prepare(server)).result()
-        yield server
+def postgresql() -> Iterator[Server]:
+    """One server with a database that is migrated already; each test gets a copy."""
+    with server() as running:
+        _elsewhere(_prepare(running))
+        yield running
 
 
-async def _prepare(server: postgresql_server.Server) -> None:
-    await create_database(server, "template", "template1")
-    engine = open_engine(server.url("template"))
-    await migrate(engine, "accounts")
-    await migrate(engine, "log")
-    await engine.dispose()
+async def _prepare(running: Server) -> None:
+    async with open_engines(Path(), await running.create(TEMPLATE)):
+        pass
 
 
-async def create_database(server: postgresql_server.Server, name: str, template: str) -> None:
-    connection = await asyncpg.connect(server.url("postgres"))
-    try:
-        await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-    finally:
-        await connection.close()
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with SQLite files that are migrated already; each test gets copies."""
+    directory = tmp_path_factory.mktemp(TEMPLATE)
+    _elsewhere(_fill(directory))
+    return directory
+
+
+async def _fill(directory: Path) -> None:
+    async with open_engines(directory):
+        pass
 
 
 @pytest.fixture(params=STORES)
-async def database(request: pytest.FixtureRequest) -> str:
+async def database(request: pytest.FixtureRequest) -> AsyncIterator[str]:
     """What `State.open` takes for a new, empty store: "" is SQLite's files in the state directory."""
     if request.param == "sqlite":
-        return ""
-    server = request.getfixturevalue("postgresql")
+        yield ""
+        return
+    running: Server = request.getfixturevalue("postgresql")
     name = f"test_{next(_databases)}"
-    await create_database(server, name, "template")
-    return str(server.url(name))
+    yield await running.create(name, template=TEMPLATE)
+    await running.drop(name)
 
 
 @pytest.fixture
-async def state(tmp_path: Path, database: str) -> AsyncIterator[State]:
+async def state(tmp_path: Path, database: str, migrated: Path) -> AsyncIterator[State]:
+    if not database:
+        for name in (DATABASE_FILE, LOG_FILE):
+            shutil.copy(migrated / name, tmp_path / name)
     async with State.open(tmp_path, Vault.create(tmp_path), database) as opened:
         yield opened
 

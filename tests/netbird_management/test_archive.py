@@ -11,7 +11,7 @@ from netbird_management.services.proxies import Registration
 from netbird_management.state import State
 from netbird_management.store.archive import ArchiveError, read_archive, write_archive
 from netbird_management.store.vault import KEY_FILE, Vault
-from tests.netbird_management.conftest import Home, create_database
+from tests.netbird_management.conftest import Home
 from tests.netbird_management.test_store import content, entry, furnished
 from tests.postgresql import Server
 
@@ -45,8 +45,7 @@ async def test_a_backup_goes_into_the_other_kind(
     await furnished(home)
     file = tmp_path / "backup.gz"
     await write_archive(tmp_path, database, file)
-    await create_database(postgresql, "restored", "template1")
-    url = postgresql.url("restored")
+    url = await postgresql.create("restored")
     other = tmp_path / "other"
     await read_archive(file, other, url)
     async with State.open(other, Vault.load(other), url) as restored:

@@ -38,6 +38,7 @@ from netbird_management.store.models import AccountRow, EventRow
 from netbird_management.store.vault import Vault
 from tests.netbird_management.conftest import Home
 from tests.netbird_management.store_child import SENT, service
+from tests.postgresql import Server
 
 KILLED = -9
 WRITES = ("group", "peer", "user", "user-gone", "new-user", "service", "service-changed")
@@ -152,9 +153,9 @@ async def test_entries_are_stored_once_and_whole(home: Home) -> None:
     assert (total, {entry.id for entry in found}) == (2, {"1", "2"})
 
 
-async def test_a_database_is_one_processs(postgresql: Any) -> None:
+async def test_a_database_is_one_processs(postgresql: Server) -> None:
     """A second holder of a PostgreSQL database is refused, until the first is gone."""
-    url = postgresql.url("template")
+    url = await postgresql.create("held")
     async with held_database(url):
         with pytest.raises(DatabaseInUseError):
             await held_database(url).__aenter__()
