@@ -22,7 +22,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
     add_TraceServiceServicer_to_server,
 )
 
-from examples.demo.calls import add_service, direct
+from examples.demo.calls import add_service, direct, until
 from examples.demo.processes import BIN, Processes
 from examples.demo.stack import CLUSTER, Stack, stack
 from tests.e2e.alone import Alone, mapped, started, written
@@ -102,6 +102,8 @@ async def refused(port: int) -> None:
                 _, writer = await asyncio.open_connection("127.0.0.1", port)
             except ConnectionRefusedError:
                 return
+            except ConnectionResetError:
+                continue  # it was knocking when the door was closed
             writer.close()
 
 
@@ -272,9 +274,11 @@ async def connected(running: Stack, upstream: Slow) -> None:
     """Management and a proxy as processes, and a public service that is served."""
     await running.start_management()
     await running.start_proxy("proxy", plugins=["direct_upstream"], private=False)
-    async with asyncio.timeout(15):
-        while not await running.online_clusters():
-            await asyncio.sleep(0.05)
+
+    async def online() -> bool:
+        return bool(await running.online_clusters())
+
+    await until("the proxy is connected", online, timeout=15)
     await add_service(running, "app", f"app.{CLUSTER}", direct("127.0.0.1", upstream.port))
     await running.until_service("app", "active")
 
@@ -319,7 +323,9 @@ async def test_entries_wait_while_management_starts_again(tmp_path: Path) -> Non
         await downloads(running, upstream, "/while")
         await running.restart_management()
         await downloads(running, upstream, "/after")
-        async with asyncio.timeout(20):
-            while sorted(await entries(running)) != ["/after", "/before", "/while"]:
-                await asyncio.sleep(0.1)
+
+        async def complete() -> bool:
+            return sorted(await entries(running)) == ["/after", "/before", "/while"]
+
+        await until("all entries are there", complete, timeout=20)
         assert await running.proxies["proxy"].process.stop() == 0

@@ -3,6 +3,9 @@
 An exchange for a host that nobody has belongs to no account. A management-wide token may report it; an account's token
 may not, and which of the two ours is only a refusal tells. From then on such entries go under the one account that we
 serve, or nowhere.
+
+While management is away, starts again or has no room, calls are made again: an entry has an id, by which management
+knows one that it has already.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from typing import NamedTuple
 
 import structlog
 
-from netbird_proxy import ManagementError, ManagementRefused, Proxy
+from netbird_proxy import ManagementError, ManagementRefused, ManagementTimeout, ManagementUnavailable, Proxy
 from netbird_proxy.defaults.access_log.entry import request_of, under
 from netbird_wire.extensions import Extension
 from netbird_wire.proxy_service_pb2 import SendAccessLogRequest
@@ -28,6 +31,11 @@ BATCH = 256
 GATHER = 0.2
 """Seconds for which entries of one batch are gathered: a call costs as much as a hundred entries."""
 CALL_TIMEOUT = 10.0
+FIRST_DELAY, MAX_DELAY = 0.2, 2.0
+"""Seconds before a call is made again."""
+KEEP, KEEP_ELSEWHERE = 300.0, 30.0
+"""Seconds for which a call is made again and again. Other managements than ours may take an entry that they have for a
+failure of their own, and each such call would hold a worker."""
 DRAIN_TIMEOUT = 2.0
 TELL_INTERVAL = 10.0
 """Seconds between two lines about lost entries."""
@@ -56,6 +64,8 @@ class Sender:
         self._gathered: list[bytes] = []
         self._calls: asyncio.Queue[_Call] = asyncio.Queue()  # `_room` bounds it
         self._timer: asyncio.TimerHandle | None = None
+        self._under_way = 0
+        self._leaving = asyncio.Event()
         self._lost = 0
         self._told_at = float("-inf")
 
@@ -103,6 +113,7 @@ class Sender:
             try:
                 yield
             finally:
+                self._leaving.set()
                 if self._timer is not None:
                     self._timer.cancel()
                     self._hand_over()
@@ -111,7 +122,7 @@ class Sender:
                         await self._calls.join()
                 for worker in workers:
                     worker.cancel()
-        left = 0
+        left = self._under_way
         while not self._calls.empty():
             left += len(self._calls.get_nowait().entries)
         if left:
@@ -129,22 +140,41 @@ class Sender:
     async def _work(self) -> None:
         while True:
             call = await self._calls.get()
-            entries = call.entries
-            self._room += len(entries)
+            self._room += len(call.entries)
+            self._under_way += len(call.entries)
             try:
-                request = SendAccessLogRequest.FromString(request_of(entries, batch=self.batches or len(entries) > 1))
-                await self._proxy.management.call("SendAccessLog", request, timeout=CALL_TIMEOUT)
+                await self._deliver(call)
             except ManagementRefused as error:
                 if not call.strangers:
-                    self._lose(len(entries), str(error))
+                    self._lose(len(call.entries), str(error))
                 else:
                     self._scoped = True
-                    for entry in entries:
+                    for entry in call.entries:
                         self.put_stranger(entry)
             except Exception as error:  # a log that cannot be sent is no reason to end the proxy
-                self._lose(len(entries), str(error) if isinstance(error, ManagementError) else repr(error))
+                self._lose(len(call.entries), str(error) if isinstance(error, ManagementError) else repr(error))
             finally:
                 self._calls.task_done()
+            self._under_way -= len(call.entries)  # not where this is cancelled: nobody knows of those
+
+    async def _deliver(self, call: _Call) -> None:
+        delay, until = FIRST_DELAY, self._loop.time() + (KEEP if self.batches else KEEP_ELSEWHERE)
+        while True:
+            batch = self.batches or len(call.entries) > 1
+            request = SendAccessLogRequest.FromString(request_of(call.entries, batch=batch))
+            try:
+                await self._proxy.management.call("SendAccessLog", request, timeout=CALL_TIMEOUT)
+                return
+            except (ManagementUnavailable, ManagementTimeout):
+                if self._loop.time() + delay > until:
+                    raise
+            if self._leaving.is_set():
+                await asyncio.sleep(FIRST_DELAY)
+                continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await self._leaving.wait()
+            delay = min(2 * delay, MAX_DELAY)
 
     def _lose(self, number: int, why: str) -> None:
         self._proxy.count("access_log_lost", number)
