@@ -398,13 +398,15 @@ class UpstreamConnection(Protocol):
 class Pool(Protocol):
     """Connections to one upstream of one route."""
 
-    async def acquire(self, *, fresh: bool = False) -> UpstreamConnection:
+    async def acquire(self, *, fresh: bool = False, source: str = "") -> UpstreamConnection:
         """A connection nobody else uses: an idle one, or a new one through the route's dialer.
 
-        `fresh` asks for a new one (for the single retry). Cancellation gives back what was acquired.
+        `fresh` asks for a new one (for the single retry). `source` is the client that it is for, among whom places
+        are shared out; empty for nobody in particular. Cancellation gives back what was acquired.
 
         Raises:
-            UpstreamError: one of its dial failures, UpstreamOverloaded when too many are in flight.
+            UpstreamError: one of its dial failures, UpstreamOverloaded when too many are in flight, or too many of
+                this source.
         """
 
     def release(self, connection: UpstreamConnection) -> None:

@@ -416,6 +416,7 @@ class ProxyServer:
             idle_timeout=limits.upstream_idle,
             max_idle=limits.upstream_idle_connections,
             max_in_flight=limits.in_flight,
+            share=limits.in_flight_share,
         )
 
     # netbird_proxy.steps.Proxy

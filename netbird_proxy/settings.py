@@ -179,6 +179,8 @@ class Limits(Section):
     """Mappings that are kept, of all sources together; one more is refused."""
     in_flight: Count = 512
     """Exchanges at once with one upstream; more are answered 503."""
+    in_flight_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Of these, the part that one client (IPv6: a /64) may take; less while others take some. 1: all of them."""
     upstream_idle: Seconds = 90.0
     """How long an idle upstream connection is kept."""
     upstream_idle_connections: Count = 100

@@ -14,6 +14,8 @@ from netbird_proxy.model import Upstream
 from netbird_proxy.steps import Dialer
 
 DIAL_TIMEOUT = 30.0
+SHARE = 0.5
+"""Of the places with one upstream, what one client may take while nobody else wants any."""
 
 
 class UpstreamPool:
@@ -26,6 +28,7 @@ class UpstreamPool:
         idle_timeout: seconds that an unused connection is kept.
         max_idle: connections kept; more are closed when they are given back.
         max_in_flight: exchanges at a time, dials included.
+        share: of those, what one source alone may take; see `acquire`. Above 0; 1 shares nothing out.
         tls: for tests and plugins with roots of their own; by default what the upstream says.
         server_name: what TLS asks for and verifies, where it is not the host that is dialed.
     """
@@ -40,6 +43,7 @@ class UpstreamPool:
         idle_timeout: float = 90.0,
         max_idle: int = 100,
         max_in_flight: int = 512,
+        share: float = SHARE,
         limits: HeadLimits | None = None,
         tls: ssl.SSLContext | None = None,
         server_name: str | None = None,
@@ -52,11 +56,13 @@ class UpstreamPool:
         self._idle_timeout = idle_timeout
         self._max_idle = max_idle
         self._max_in_flight = max_in_flight
+        self._weight = (1 - share) / share
         self._limits = limits or HeadLimits()
         self._tls = tls
         self._server_name = server_name or upstream.server_name or upstream.address.host
         self._idle: list[Http1Connection] = []  # oldest first
-        self._busy: set[Http1Connection] = set()
+        self._busy: dict[Http1Connection, str] = {}  # whom it is for
+        self._held: dict[str, int] = {}  # places, dials included, by source; nobody is in it with none
         self._dialing = 0
         self._retired = False
         self._closed = False
@@ -79,32 +85,47 @@ class UpstreamPool:
         """Exchanges that have a connection or wait for one."""
         return len(self._busy) + self._dialing
 
-    async def acquire(self, *, fresh: bool = False) -> Http1Connection:
+    async def acquire(self, *, fresh: bool = False, source: str = "") -> Http1Connection:
+        """See `Pool.acquire`.
+
+        A source may hold as many places as are left free (times `share / (1 - share)`). By default that is half of
+        them for one that is alone, a third each for two that come together; and whatever those took that came before,
+        a newcomer may have half of the rest.
+        """
         if self._closed:
             raise DialFailed(f"dial {self._name}: its pool is closed")
-        if len(self._busy) + self._dialing >= self._max_in_flight:
+        free = self._max_in_flight - len(self._busy) - self._dialing
+        if free <= 0:
             raise UpstreamOverloaded(f"{self._name}: {self._max_in_flight} exchanges are in flight")
+        if source:
+            held = self._held.get(source, 0)
+            if held * self._weight >= free:
+                raise UpstreamOverloaded(f"{self._name}: one client has {held} exchanges in flight, {free} are left")
+            self._held[source] = held + 1
         if not fresh:
             while self._idle:
                 connection = self._idle.pop()
                 if connection.usable:
                     connection.reused = True
-                    self._busy.add(connection)
+                    self._busy[connection] = source
                     return connection
                 connection.close()
         self._dialing += 1
         try:
             connection = await self._dial()
+        except BaseException:
+            self._give_back(source)
+            raise
         finally:
             self._dialing -= 1
             self._tell_if_empty()
-        self._busy.add(connection)
+        self._busy[connection] = source
         return connection
 
     def release(self, connection: UpstreamConnection) -> None:
         if not isinstance(connection, Http1Connection) or connection not in self._busy:
             return  # it was aborted
-        self._busy.discard(connection)
+        self._give_back(self._busy.pop(connection))
         if connection.finish():
             if self._retired or len(self._idle) >= self._max_idle:
                 connection.close()
@@ -153,10 +174,18 @@ class UpstreamPool:
             self._idle.remove(connection)
 
     def given_up(self, connection: Http1Connection) -> None:
-        self._busy.discard(connection)
+        self._give_back(self._busy.pop(connection, ""))
         self._tell_if_empty()
 
     # -----------------------------------------------------------------------------------------------------------------
+
+    def _give_back(self, source: str) -> None:
+        if source:
+            held = self._held[source] - 1
+            if held:
+                self._held[source] = held
+            else:
+                del self._held[source]
 
     def _tell_if_empty(self) -> None:
         if self._emptied is not None and not self._busy and not self._dialing:

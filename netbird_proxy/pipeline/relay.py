@@ -20,6 +20,7 @@ from netbird_proxy.errors import (
     UpstreamError,
 )
 from netbird_proxy.exchange import BodyLengthMismatch, Exchange, Pool, Try, UpstreamAnswer, UpstreamConnection
+from netbird_proxy.forwarded import source_of
 from netbird_proxy.headers import RawHeader
 from netbird_proxy.model import Upstream
 from netbird_proxy.pipeline.downstream import Downstream
@@ -34,6 +35,14 @@ _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE
 def _is_its_own(send: object, client: object) -> bool:
     """Whether nobody stands between us and our own listener, who would want to see the messages."""
     return getattr(send, "__self__", None) is client
+
+
+def _source(exchange: Exchange) -> str:
+    """Among whom an upstream's places are shared out. Behind a foreign server nobody knows who is who."""
+    origin = exchange.origin
+    if origin is None:
+        return ""
+    return exchange.client_address if origin.account is not None else source_of(exchange.client_address)
 
 
 class Target:
@@ -83,7 +92,7 @@ class Forwarder:
         attempt = Try(target.upstream, time.monotonic_ns())
         exchange.tries.append(attempt)
         try:
-            connection = await target.pool.acquire(fresh=fresh)
+            connection = await target.pool.acquire(fresh=fresh, source=_source(exchange))
         except ExchangeError as error:
             attempt.error = error.code
             attempt.ended_ns = time.monotonic_ns()

@@ -138,6 +138,7 @@ class ScriptedPool:
 
     Attributes:
         connections: every connection given out, oldest first.
+        sources: whom they were asked for, in that order.
     """
 
     def __init__(self, upstream: Upstream, dialer: Dialer, script: Upstreams) -> None:
@@ -146,8 +147,10 @@ class ScriptedPool:
         self._script = script
         self.retired = False
         self.in_flight = 0
+        self.sources: list[str] = []
 
-    async def acquire(self, *, fresh: bool = False) -> ScriptedConnection:
+    async def acquire(self, *, fresh: bool = False, source: str = "") -> ScriptedConnection:
+        self.sources.append(source)
         self.record(f"dial {self.upstream}")
         script = self._script.next()
         if isinstance(script, UpstreamError) and not isinstance(script, UpstreamClosed):

@@ -283,6 +283,23 @@ async def in_flight(_directory: Path) -> None:
     await pool.close()
 
 
+@drive("exchanges of one client with one upstream")
+async def in_flight_of_one(_directory: Path) -> None:
+    pool = UpstreamPool(upstream(), MemoryDialer(), max_in_flight=8)
+    held = [await pool.acquire(source="greedy") for _ in range(4)]
+    with pytest.raises(UpstreamOverloaded):
+        await pool.acquire(source="greedy")
+    for _ in range(2):
+        await pool.acquire(source="second")
+    with pytest.raises(UpstreamOverloaded):
+        await pool.acquire(source="second")
+    await pool.acquire(source="late")
+    for one in held:
+        one.abort()
+    await pool.acquire(source="greedy")
+    await pool.close()
+
+
 @drive("idle upstream connections")
 async def idle(_directory: Path) -> None:
     dialer = MemoryDialer()

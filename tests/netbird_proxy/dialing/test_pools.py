@@ -171,6 +171,76 @@ async def test_only_so_many_in_flight() -> None:
     assert await pool.acquire() is first
 
 
+async def held(pool: UpstreamPool, source: str) -> list[UpstreamConnection]:
+    """As many places as this source can get."""
+    got: list[UpstreamConnection] = []
+    while True:
+        try:
+            got.append(await pool.acquire(source=source))
+        except UpstreamOverloaded:
+            return got
+
+
+async def test_nobody_shuts_others_out() -> None:
+    """Alone, a client gets half of the places, the next one half of what is left, and so on: there is always some."""
+    pool = UpstreamPool(UP, MemoryDialer(), max_in_flight=512)
+    first = await held(pool, "a")
+    second = await held(pool, "b")
+    others = [await held(pool, source) for source in "cdefgh"]
+    assert len(first) == 256
+    assert len(second) == 128
+    assert all(others)
+    await pool.acquire(source="late")
+    with pytest.raises(UpstreamOverloaded, match="one client has 256 exchanges in flight"):
+        await pool.acquire(source="a")
+
+
+@pytest.mark.parametrize(("places", "share", "alone"), [(512, 1.0, 512), (512, 0.25, 128), (2, 0.5, 1), (1, 0.01, 1)])
+async def test_how_much_one_may_take_is_a_setting(places: int, share: float, alone: int) -> None:
+    """All of it where that is wanted, and one place always, if it is free."""
+    pool = UpstreamPool(UP, MemoryDialer(), max_in_flight=places, share=share)
+    assert len(await held(pool, "a")) == alone
+
+
+@pytest.mark.parametrize("how", ["given back", "aborted", "dial failed", "dial cancelled", "upstream left"])
+async def test_a_place_is_given_back_once(how: str) -> None:
+    """However an exchange ends, its client has the place again, and not twice."""
+    dialer = MemoryDialer()
+    pool = UpstreamPool(UP, dialer, max_in_flight=4)
+    kept = await pool.acquire(source="a")
+    if how == "dial failed":
+        dialer.fail = DialRefused("no")
+        with pytest.raises(DialRefused):
+            await pool.acquire(source="a")
+        dialer.fail = None
+    elif how == "dial cancelled":
+        dialer.gate = asyncio.Event()
+        dial = started(pool.acquire(source="a"))
+        await settle()
+        dial.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await dial
+        dialer.gate = None
+    else:
+        one = await pool.acquire(source="a")
+        one.send_head(GET, method=b"GET", has_body=False)
+        if how == "given back":
+            dialer.transports[-1].feed(OK)
+            await (await one.answer()).read()
+        elif how == "aborted":
+            one.abort()
+        else:
+            dialer.transports[-1].feed_eof()
+        pool.release(one)
+        pool.release(one)
+    assert pool._held == {"a": 1}
+    assert len(await held(pool, "a")) == 1
+    kept.abort()
+    kept.abort()
+    pool.release(kept)
+    assert pool._held == {"a": 1}
+
+
 async def test_only_so_many_idle() -> None:
     """More than enough are closed when they are given back."""
     dialer = MemoryDialer()

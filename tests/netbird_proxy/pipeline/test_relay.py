@@ -18,7 +18,7 @@ from netbird_proxy.errors import (
 )
 from netbird_proxy.exchange import BodyLengthMismatch
 from netbird_proxy.testing.asgi import Client
-from netbird_proxy.testing.makers import host_origin, route, upstream
+from netbird_proxy.testing.makers import host_origin, route, tunnel_origin, upstream
 from netbird_proxy.testing.transcript import Transcript
 from netbird_proxy.testing.upstreams import ScriptedAnswer, ScriptedConnection, ok
 
@@ -98,7 +98,7 @@ def _use(play: Transcript, kind: type[ScriptedConnection]) -> None:
     """Let the one pool give connections of another kind."""
     pool = play.upstreams.pools[0]
 
-    async def acquire(*, fresh: bool = False) -> ScriptedConnection:
+    async def acquire(*, fresh: bool = False, source: str = "") -> ScriptedConnection:
         script = play.upstreams.next()
         connection = kind(pool, script, reused=False)
         play.upstreams.connections.append(connection)
@@ -477,3 +477,12 @@ async def test_client_that_leaves_while_a_failure_is_told() -> None:
 
     assert task.cancelled()
     assert len(play.observed) == 1
+
+
+async def test_places_are_shared_out_by_client() -> None:
+    """An IPv6 client counts by its network, but a peer by its address; behind a foreign server nobody is told apart."""
+    play = Transcript(route())
+    await play.request(origin=host_origin("2001:db8::1:2:3"))
+    await play.request(origin=tunnel_origin("fd00::9"))
+    await play.request(origin=None, own=False)
+    assert play.upstreams.pools[0].sources == ["2001:db8::/64", "fd00::9", ""]
