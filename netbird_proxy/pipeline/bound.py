@@ -61,18 +61,20 @@ class BoundAuthenticator:
         self.phase = authenticator.phase
         self.body_bytes = authenticator.body_bytes
         self.passed = TrailEntry("authenticate", plugin, "pass")
-        self._stamped: dict[int, tuple[Identity, Identity]] = {}
+        self._stamped: dict[int, tuple[Identity, tuple[Identity, TrailEntry]]] = {}
 
-    def stamp(self, said: Identity) -> Identity:
-        """The identity with this plugin's name on it. A plugin that says the same object again gets the same again."""
+    def stamped(self, said: Identity) -> tuple[Identity, TrailEntry]:
+        """The identity with this plugin's name on it, and what the trail says of it.
+
+        A plugin that says the same object again gets the same again.
+        """
         known = self._stamped.get(id(said))
-        if known is not None and known[0] is said:
-            return known[1]
-        stamped = said.stamped(by=self.plugin)
-        if len(self._stamped) >= _STAMPED:
-            self._stamped.clear()
-        self._stamped[id(said)] = (said, stamped)
-        return stamped
+        if known is None or known[0] is not said:
+            entry = TrailEntry("authenticate", self.plugin, "identity", said.method)
+            if len(self._stamped) >= _STAMPED:
+                self._stamped.clear()
+            known = self._stamped[id(said)] = (said, (said.stamped(by=self.plugin), entry))
+        return known[1]
 
 
 class BoundTransform:

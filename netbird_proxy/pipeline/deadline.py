@@ -1,21 +1,22 @@
-"""The one timer of an exchange that has guards, and the steps that did not heed it."""
+"""The one timer of an exchange whose guards wait for something, and the steps that did not heed it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, Protocol
+import types
+from collections.abc import Coroutine, Generator
+from typing import Any, Protocol, TypeVar
 
 from netbird_proxy.exchange import Exchange
 from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard
 from netbird_proxy.pipeline.downstream import Downstream
 
+T = TypeVar("T")
+
 GRACE = 0.5
 """Seconds that a cancelled step has to return before it is left behind."""
 TOLERATED = 16
 """So many steps may be left behind before this process says it is not ready."""
-
-
 MOST = 1024
 """So many may hang; then guards are not asked at all, since each of them may be one more."""
 
@@ -36,10 +37,6 @@ class LeftBehind:
     @property
     def ready(self) -> bool:
         return self.count <= TOLERATED
-
-    @property
-    def full(self) -> bool:
-        return self.count >= MOST
 
     def left(self, answer: Coroutine[Any, Any, None]) -> None:
         """Count one, and run the answer that its exchange still owes, in a task that is kept here until it is done."""
@@ -71,21 +68,45 @@ class Asking:
 
     Attributes:
         step: whose code is running; None: our own.
+        deadline: their timer, from when one of them first had to wait.
     """
 
-    __slots__ = ("step",)
+    __slots__ = ("deadline", "step")
 
     def __init__(self) -> None:
         self.step: BoundGuard | BoundAuthenticator | None = None
+        self.deadline: Deadline | None = None
 
     def stop(self) -> None:
         """Time that passes from now on is the client's, not a step's."""
+        if self.deadline is not None:
+            self.deadline.stop()
 
     def restart(self) -> None:
         """The step's time begins anew."""
+        if self.deadline is not None:
+            self.deadline.start()
 
 
-class Deadline(Asking):
+@types.coroutine
+def resumed(begun: Coroutine[Any, Any, T], waits_for: object) -> Generator[Any, Any, T]:
+    """Go on with a coroutine that was begun by `send(None)`, from what it waits for."""
+    value: T
+    while True:
+        try:
+            yield waits_for
+        except BaseException as exc:
+            try:
+                waits_for = begun.throw(exc)
+            except StopIteration as done:
+                value = done.value
+                return value
+        else:
+            value = yield from begun
+            return value
+
+
+class Deadline:
     """Cancels an exchange's task when its guards take too long; a little later gives up on it.
 
     Attributes:
@@ -96,6 +117,7 @@ class Deadline(Asking):
 
     __slots__ = (
         "_answering",
+        "_asking",
         "_downstream",
         "_exchange",
         "_grace",
@@ -103,10 +125,10 @@ class Deadline(Asking):
         "_left_behind",
         "_loop",
         "_seconds",
+        "_task",
         "abandoned",
         "blamed",
         "expired",
-        "task",
     )
 
     def __init__(
@@ -115,10 +137,11 @@ class Deadline(Asking):
         grace: float,
         left_behind: LeftBehind,
         answering: Abandoned,
+        asking: Asking,
         exchange: Exchange,
         downstream: Downstream,
+        task: asyncio.Task[None],
     ) -> None:
-        self.step = None
         self.blamed: BoundGuard | BoundAuthenticator | None = None
         self.expired = False
         self.abandoned = False
@@ -126,26 +149,27 @@ class Deadline(Asking):
         self._grace = grace
         self._left_behind = left_behind
         self._answering = answering
+        self._asking = asking
         self._exchange = exchange
         self._downstream = downstream
-        # Our own listener knows its task; to ask for the current one is a system call on 3.11.
-        connection = downstream.connection
-        task = asyncio.current_task() if connection is None else connection.task
-        assert task is not None, "the application runs in a task"  # noqa: S101 - narrows; asyncio promises it
-        self.task = task
+        self._task = task
         self._loop = task.get_loop()
-        self._handle = self._loop.call_later(seconds, self._on_expiry)
+        self._handle: asyncio.TimerHandle | None = None
+        asking.deadline = self
+        if asking.step is not None:
+            self.start()
+
+    def start(self) -> None:
+        self._handle = self._loop.call_later(self._seconds, self._on_expiry)
 
     def stop(self) -> None:
-        self._handle.cancel()
-
-    def restart(self) -> None:
-        self._handle = self._loop.call_later(self._seconds, self._on_expiry)
+        if self._handle is not None:
+            self._handle.cancel()
 
     def _on_expiry(self) -> None:
         self.expired = True
-        self.blamed = self.step
-        self.task.cancel()
+        self.blamed = self._asking.step
+        self._task.cancel()
         self._handle = self._loop.call_later(self._grace, self._on_grace)
 
     def _on_grace(self) -> None:

@@ -19,7 +19,7 @@ from netbird_proxy.headers import RawHeader
 from netbird_proxy.model import ALLOW, Challenge, Deny, Identity, Offer
 from netbird_proxy.pipeline import answers
 from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard, BoundObserver
-from netbird_proxy.pipeline.deadline import GRACE, Asking, Deadline, LeftBehind
+from netbird_proxy.pipeline.deadline import GRACE, MOST, Asking, Deadline, LeftBehind, resumed
 from netbird_proxy.pipeline.downstream import Downstream
 from netbird_proxy.pipeline.offers import OWN_PATHS, prompt
 from netbird_proxy.steps import Pages
@@ -182,13 +182,11 @@ class Pipeline:
     async def run(self, exchange: Exchange, downstream: Downstream) -> None:
         """Take an exchange from its route to its end. Raises nothing but the cancellation it was given."""
         ending = self.ending
-        deadline: Deadline | None = None
+        abandoned = False
         refusal: Deny | Challenge | None = None
         try:
             if self.guarded:
-                shared = ending.environment
-                deadline = Deadline(shared.timeout, shared.grace, shared.left_behind, self, exchange, downstream)
-                refusal = await self._guarded(deadline, exchange, downstream)
+                refusal = await self._guarded(exchange, downstream)
             if refusal is None:
                 await self.forward.forward(exchange, downstream)
             elif isinstance(refusal, Deny):
@@ -196,7 +194,7 @@ class Pipeline:
             else:
                 await answers.challenge(exchange, downstream, refusal, ending.environment)
         except _Abandoned:
-            return
+            abandoned = True
         except ExchangeError as error:
             await self._failed(exchange, downstream, error)
         except asyncio.CancelledError:
@@ -206,7 +204,7 @@ class Pipeline:
         except Exception as exc:
             await self._failed(exchange, downstream, self._unforeseen(exchange, downstream, exc))
         finally:
-            if deadline is not None and deadline.abandoned:
+            if abandoned:
                 ending.environment.left_behind.returned()
             else:
                 ending.observe(exchange)
@@ -250,39 +248,56 @@ class Pipeline:
             self.ending.gone(exchange, downstream, ClientGone("it left while it was answered"))
             raise
 
-    async def _guarded(self, deadline: Deadline, exchange: Exchange, downstream: Downstream) -> Deny | Challenge | None:
-        """Ask the guards under the deadline.
+    async def _guarded(self, exchange: Exchange, downstream: Downstream) -> Deny | Challenge | None:
+        """Ask the guards, under the deadline from when one of them has to wait.
 
         Raises:
             StepFailed: one of them failed, in whatever way.
             CancelledError: the client left.
             _Abandoned: time ran out, the step still hung, and the exchange has been answered without this task.
         """
-
+        shared = self.ending.environment
+        if shared.left_behind.count >= MOST:
+            shared.count("guards_not_asked")
+            raise self._step_failed(None, "too many steps hang")
+        # Our own listener knows its task; to ask for the current one is a system call on 3.11.
+        connection = downstream.connection
+        task = asyncio.current_task() if connection is None else connection.task
+        assert task is not None, "the application runs in a task"  # noqa: S101 - narrows; asyncio promises it
+        asking = Asking()
+        deadline: Deadline | None = None
         refusal: Deny | Challenge | None = None
         try:
-            if self.ending.environment.left_behind.full:
-                self.ending.environment.count("guards_not_asked")
-                raise self._step_failed(None, "too many steps hang")
-            refusal = await self.admit(deadline, exchange, downstream)
+            admission = self.admit(asking, exchange, downstream)
+            try:
+                waits_for = admission.send(None)
+            except StopIteration as done:
+                # Mostly nobody has to wait, and what is never waited for needs no timer.
+                refusal = done.value
+            else:
+                deadline = Deadline(
+                    shared.timeout, shared.grace, shared.left_behind, self, asking, exchange, downstream, task
+                )
+                refusal = await resumed(admission, waits_for)
         except asyncio.CancelledError as exc:
-            if not deadline.expired and (deadline.step is None or deadline.task.cancelling()):
-                raise
-            if not deadline.expired:  # nobody cancelled this task: the step made it up
-                raise self._step_failed(deadline.step, "raised CancelledError") from exc
+            if deadline is None or not deadline.expired:
+                if asking.step is None or task.cancelling():
+                    raise
+                # Nobody cancelled this task: the step made it up.
+                raise self._step_failed(asking.step, "raised CancelledError") from exc
         except StepFailed as failed:
-            if not deadline.expired:
+            if deadline is None or not deadline.expired:
                 raise
             log.debug("exchange.late_failure", exchange=exchange.id, error=str(failed))
         finally:
-            deadline.stop()
-        if deadline.abandoned:
-            raise _Abandoned
-        if deadline.expired:
-            if not deadline.task.uncancel():
-                seconds = self.ending.environment.timeout
-                raise self._step_failed(deadline.blamed, f"did not answer within {seconds:g} s")
-        elif not deadline.task.cancelling():
+            if deadline is not None:
+                deadline.stop()
+        if deadline is not None and deadline.expired:
+            if deadline.abandoned:
+                raise _Abandoned
+            if not task.uncancel():
+                raise self._step_failed(deadline.blamed, f"did not answer within {shared.timeout:g} s")
+        elif not task.cancelling():
             return refusal
         # The client left, and a step swallowed the cancellation that said so. Its answer counts for nothing, and nobody
         # waits for one.
@@ -348,8 +363,8 @@ class Pipeline:
             if answer is None:
                 exchange.trail.append(authenticator.passed)
             elif isinstance(answer, Identity):
-                exchange.identity = authenticator.stamp(answer)
-                exchange.trail.append(TrailEntry("authenticate", authenticator.plugin, "identity", answer.method))
+                exchange.identity, entry = authenticator.stamped(answer)
+                exchange.trail.append(entry)
                 return None
             elif authenticator.phase == "prompt" and isinstance(answer, Offer | tuple):
                 offers += self._offers(authenticator, answer, exchange)
