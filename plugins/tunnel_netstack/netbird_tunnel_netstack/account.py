@@ -6,25 +6,20 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import structlog
-
 from netbird_proxy import AccountHandle, ManagementTimeout, Proxy
 from netbird_tunnel_netstack.driver import Driver
 from netbird_tunnel_netstack.engine import Engine
-from netbird_tunnel_netstack.keys import StateUnusable, TunnelState
+from netbird_tunnel_netstack.keys import TunnelState
 from netbird_tunnel_netstack.registration import Enrollment, system_meta
 from netbird_tunnel_netstack.settings import TunnelOptions, bind_account
 from netbird_tunnel_netstack.sync import MapSync, enroll
 from netbird_tunnel_netstack.tunnel import NetstackTunnel
-
-log = structlog.get_logger("netbird_tunnel_netstack.account")
+from netbird_tunnel_netstack.whereabouts import Whereabouts
 
 ENROLL_TIMEOUT, FIRST_MAP_TIMEOUT = 60.0, 30.0
 COUNT_INTERVAL = 10.0
 """Seconds between readings of the engine's counters."""
 NOT_TOTALS = frozenset(("connections", "buffer_bytes", "half_open"))
-SAVE_DELAY = 1.0
-"""Seconds in which peers' moves are gathered before they are written down."""
 
 
 @asynccontextmanager
@@ -57,19 +52,13 @@ async def account_tunnel(account: AccountHandle, proxy: Proxy) -> AsyncIterator[
         sock.close()
         raise
 
-    moved = asyncio.Event()
-
-    def on_endpoint(key: bytes, endpoint: tuple[str, int]) -> None:
-        state.endpoints[key] = endpoint
-        moved.set()
+    whereabouts = Whereabouts(state)
 
     def applied() -> None:
-        """Forget where peers were that are gone: the file grows with the map, not with time."""
-        for key in [key for key in state.endpoints if engine.peer(key) is None]:
-            del state.endpoints[key]
-            moved.set()
+        members = {peer.public_key for peer in engine.peers()}
+        whereabouts.present(members, asyncio.get_running_loop().time())
 
-    driver = Driver(engine, sock, on_endpoint=on_endpoint, on_handshake=lambda key: tunnel.on_handshake(key))
+    driver = Driver(engine, sock, on_endpoint=whereabouts.moved, on_handshake=lambda key: tunnel.on_handshake(key))
     tunnel = NetstackTunnel(driver, own.addresses)
     sync = MapSync(enrollment, tunnel, inbound=proxy.private, endpoints=state.endpoints, applied=applied)
     try:
@@ -77,7 +66,8 @@ async def account_tunnel(account: AccountHandle, proxy: Proxy) -> AsyncIterator[
             tasks = [
                 group.create_task(driver.supervise(), name=f"driver {account.id}"),
                 group.create_task(sync.run(), name=f"sync {account.id}"),
-                group.create_task(_keep_saved(state, moved), name=f"state {account.id}"),
+                group.create_task(tunnel.keep_greeting(), name=f"greetings {account.id}"),
+                group.create_task(whereabouts.keep_saved(), name=f"state {account.id}"),
                 group.create_task(_keep_counted(engine, proxy), name=f"counters {account.id}"),
             ]
             try:
@@ -93,8 +83,7 @@ async def account_tunnel(account: AccountHandle, proxy: Proxy) -> AsyncIterator[
                     task.cancel()
     finally:
         tunnel.close()
-        if moved.is_set():
-            _save(state)
+        whereabouts.close()
 
 
 async def _keep_counted(engine: Engine, proxy: Proxy) -> None:
@@ -114,19 +103,3 @@ def _count(engine: Engine, proxy: Proxy, told: dict[str, int]) -> dict[str, int]
         if value > told.get(name, 0):
             proxy.count(f"tunnel_{name}", value - told.get(name, 0))
     return counters
-
-
-async def _keep_saved(state: TunnelState, moved: asyncio.Event) -> None:
-    while True:
-        await moved.wait()
-        await asyncio.sleep(SAVE_DELAY)
-        moved.clear()
-        await asyncio.to_thread(_save, state, state.render())
-
-
-def _save(state: TunnelState, text: str | None = None) -> None:
-    try:
-        state.save(text)
-    except StateUnusable as exc:
-        # It costs a slower reconnect after the next start, which is no reason to end the tunnel now.
-        log.warning("tunnel.state_not_saved", error=str(exc))

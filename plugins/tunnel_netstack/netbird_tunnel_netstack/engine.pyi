@@ -215,7 +215,8 @@ class Engine:
     def handshake(self, public_key: bytes) -> bool:
         """Start a handshake now; False if the peer or its endpoint is unknown.
 
-        For each known endpoint at start: after our restart a peer goes on with the old session for up to 20 s.
+        For each known endpoint at start: a peer goes on with the session from before our restart. When it speaks in it,
+        it is sent a handshake to where it speaks from anyway (once a second at most), but its packet is lost.
         """
 
     # What may come in

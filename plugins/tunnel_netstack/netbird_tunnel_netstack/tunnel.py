@@ -12,6 +12,9 @@ from netbird_proxy import Address, DialUnreachable, Peer, ProtocolFactory, Publi
 from netbird_tunnel_netstack.driver import Connection, Driver
 from netbird_wire.envelope import format_key
 
+GREETINGS, GREETING_INTERVAL = 3, 1.0
+"""How often, and after how many seconds, a peer that has not answered our first handshake is sent another. WireGuard
+itself waits for 5 s, in which the peer would go on with a session that we do not have; after these, so do we."""
 HANDSHAKE_WAIT = 5.5
 """Seconds a dial waits for a peer that has to shake hands first: long enough for WireGuard's retry after 5 s."""
 
@@ -99,6 +102,8 @@ class NetstackTunnel:
         self._addresses = tuple(addresses)
         self._members: dict[bytes, Member] = {}
         self._handshakes: dict[bytes, set[asyncio.Future[None]]] = {}
+        self._greeted: dict[bytes, int] = {}
+        self._greeting = asyncio.Event()
         self._changes = Changes()
         self._watched = False
 
@@ -173,6 +178,7 @@ class NetstackTunnel:
     # Told by the driver and by the map -----------------------------------------------------------------------------
 
     def on_handshake(self, key: bytes) -> None:
+        self._greeted.pop(key, None)
         for shaken in self._handshakes.get(key, ()):
             if not shaken.done():
                 shaken.set_result(None)
@@ -182,7 +188,7 @@ class NetstackTunnel:
 
         Args:
             endpoints: where peers that are new to the engine were last seen; it shakes hands with them at once, since a
-                peer would go on with the session it had before our restart.
+                peer would go on with the session it had before our restart, or before it left.
         """
         engine = self.driver.engine
         wanted = {member.key: member for member in members}
@@ -195,10 +201,26 @@ class NetstackTunnel:
                 engine.set_peer(key, member.addresses, endpoint=endpoints.get(key))
                 if key in endpoints:
                     engine.handshake(key)
+                    self._greeted[key] = GREETINGS
+                    self._greeting.set()
             elif known.addresses != member.addresses:
                 engine.set_peer(key, member.addresses)
         self._members = wanted
         self.driver.touch()
+
+    async def keep_greeting(self) -> None:
+        """Shake hands again with those whose answer is late. Never returns."""
+        while True:
+            await self._greeting.wait()
+            self._greeting.clear()
+            while self._greeted:
+                await asyncio.sleep(GREETING_INTERVAL)
+                for key, left in list(self._greeted.items()):
+                    if left and self.driver.engine.handshake(key):
+                        self._greeted[key] = left - 1
+                    else:
+                        del self._greeted[key]
+                self.driver.touch()
 
     def changed(self) -> None:
         self._changes.happened()

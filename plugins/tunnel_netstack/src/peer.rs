@@ -15,6 +15,7 @@ const CONTROL: usize = 148;
 /// Timers are looked at this often while a handshake waits for its answer, and while there is a session.
 pub const TICK_HANDSHAKE: Micros = 250 * MILLISECOND;
 const TICK_SESSION: Micros = SECOND;
+const SUMMON_INTERVAL: Micros = SECOND;
 /// After this long without a handshake there is nothing left to time: keys are erased at 540 s.
 pub const SESSION_REMAINS: Micros = 600 * SECOND;
 
@@ -33,6 +34,8 @@ pub struct Peer {
     pub unproved: Option<u32>,
     /// When the last initiation was accepted from this peer.
     pub initiated: Option<Micros>,
+    /// When it last went on with a session that we do not have, and was asked for a new one.
+    pub summoned: Option<Micros>,
     pub handshaking: bool,
     /// Packets wait in the tunnel for a session.
     pub queued: bool,
@@ -89,6 +92,22 @@ impl Peer {
             self.push_control(shared, datagram, self.endpoint);
         }
         true
+    }
+
+    /// Answer a datagram of a session that we have forgotten, as after a restart: WireGuard would go on with it for 15 s.
+    ///
+    /// Anybody may have sent the datagram again, from anywhere. So the answer goes out rarely, and nothing else follows:
+    /// where the peer is, only its own answer tells.
+    pub fn summon(&mut self, shared: &mut Shared, from: SocketAddr) {
+        let now = shared.now();
+        if self.summoned.is_some_and(|at| now - at < SUMMON_INTERVAL) {
+            return;
+        }
+        self.summoned = Some(now);
+        let mut buffer = [0u8; CONTROL];
+        if let TunnResult::WriteToNetwork(datagram) = self.tunn.format_handshake_initiation(&mut buffer, true) {
+            self.push_control(shared, datagram, Some(from));
+        }
     }
 
     /// Seconds since the session in use was made.

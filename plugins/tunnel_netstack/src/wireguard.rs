@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use blake2::{Blake2s256, Digest};
 use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::handshake::parse_handshake_anon;
 use boringtun::noise::rate_limiter::RateLimiter;
@@ -21,6 +22,8 @@ use crate::shared::Shared;
 pub const LONGEST: usize = 65_535;
 /// A peer that starts handshakes faster than this is not answered.
 const INITIATION_INTERVAL: Micros = 20 * MILLISECOND;
+/// Keeps the digests that name peers apart from anybody else's use of the same keys.
+const INDEX_LABEL: &[u8] = b"netbird_tunnel_netstack peer index v1";
 
 pub struct WireGuard {
     secret: StaticSecret,
@@ -95,13 +98,9 @@ impl WireGuard {
         let changed_secret = self.peer(id).is_some_and(|peer| peer.preshared_key != config.preshared_key);
         if changed_secret {
             // boringtun takes a preshared key only when a tunnel is made.
-            let index = self.free_index(shared)?;
-            let tunn = self.tunnel(config, index);
+            let tunn = self.tunnel(config, self.peer(id)?.index);
             let peer = self.peers.get_mut(id)?.as_mut()?;
-            self.by_index.remove(&peer.index);
-            self.by_index.insert(index, id);
             peer.tunn = tunn;
-            peer.index = index;
             peer.preshared_key = config.preshared_key;
             peer.established = None;
             peer.unproved = None;
@@ -121,7 +120,7 @@ impl WireGuard {
     }
 
     fn add(&mut self, shared: &mut Shared, config: &PeerConfig) -> Option<PeerId> {
-        let index = self.free_index(shared)?;
+        let index = self.free_index(shared, &config.key)?;
         let peer = Peer {
             key: config.key,
             endpoint: None,
@@ -135,6 +134,7 @@ impl WireGuard {
             established: None,
             unproved: None,
             initiated: None,
+            summoned: None,
             handshaking: false,
             queued: false,
             ticked: shared.now(),
@@ -162,7 +162,16 @@ impl WireGuard {
     }
 
     /// 24 bits that name a peer in the datagrams sent to us.
-    fn free_index(&self, shared: &mut Shared) -> Option<u32> {
+    ///
+    /// The same ones after a restart, so that a datagram of a session that we have forgotten still tells whose it was.
+    /// They come from our private key too: nobody else can work out which peer they name.
+    fn free_index(&self, shared: &mut Shared, key: &Key) -> Option<u32> {
+        let digest = Blake2s256::new().chain_update(INDEX_LABEL).chain_update(self.secret.as_bytes()).chain_update(key);
+        let digest: [u8; 32] = digest.finalize().into();
+        let index = u32::from_le_bytes([digest[0], digest[1], digest[2], 0]);
+        if !self.by_index.contains_key(&index) {
+            return Some(index);
+        }
         for _ in 0..1000 {
             let index = (shared.entropy.next()? >> 40) as u32;
             if !self.by_index.contains_key(&index) {
@@ -231,8 +240,12 @@ impl WireGuard {
         }
         peer.catch_up(shared);
         let inner = match (peer.tunn.decapsulate(Some(from.ip()), datagram, plain), packet) {
-            (TunnResult::Err(error), _) => {
+            (TunnResult::Err(error), packet) => {
                 count(shared, &error);
+                let forgotten = matches!(error, WireGuardError::NoCurrentSession | WireGuardError::WrongIndex);
+                if forgotten && matches!(packet, Packet::PacketData(_)) && peer.last_handshake(now).is_none() {
+                    peer.summon(shared, from);
+                }
                 None
             }
             (TunnResult::WriteToNetwork(answer), Packet::HandshakeInit(_)) => {

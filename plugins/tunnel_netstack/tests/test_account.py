@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ import structlog
 
 from netbird_proxy import Address, DialTimeout, ManagementError, ManagementRefused, Proxy, PublicKey
 from netbird_tunnel_netstack.account import account_tunnel
+from netbird_tunnel_netstack.driver import open_socket
 from netbird_tunnel_netstack.keys import KEY_FILE, StateUnusable, TunnelState
 from netbird_tunnel_netstack.plugin import TunnelNetstack
 from netbird_tunnel_netstack.settings import TunnelOptions
@@ -30,7 +33,7 @@ from netbird_tunnel_netstack.testing import (
     management_server,
 )
 from netbird_tunnel_netstack.tunnel import NetstackTunnel
-from netbird_wire.envelope import format_key
+from netbird_wire.envelope import format_key, public_key
 from netbird_wire.management_pb2 import (
     ACCEPT,
     IN,
@@ -180,23 +183,57 @@ async def test_a_restart_is_the_same_node_and_finds_its_peers(setting: Setting) 
             await again.dial(Recorder, Address(ALICE, 8080), timeout=10)
 
 
-async def test_endpoints_of_those_who_left_are_forgotten(setting: Setting) -> None:
-    """The file has the map's size, not its history."""
+async def test_a_killed_process_leaves_its_peers_to_the_next(setting: Setting, tmp_path: Path) -> None:
+    """Whoever had an answer is greeted by the next process, also when this one is killed in the moment after."""
     management, account = setting
+    killed = tmp_path / "as the kill left it"
     async with loopback_tunnel(ALICE) as alice:
         async with opened(account) as tunnel:
             changes = tunnel.changes()
-            await tunnel.listen(443, Recorder)
+            accepting = Accepting(lambda: Recorder(echo=True))
+            await tunnel.listen(443, accepting)
             introduce(alice, tunnel)
             management.set_map(peers=[entry(alice)], rules=[rule()])
             await anext(changes)
-            await dial(alice)
-        assert len(TunnelState.load(account.directory).endpoints) == 1
-        async with opened(account) as tunnel:
-            changes = tunnel.changes()
-            management.set_map()
-            await anext(changes)
-        assert TunnelState.load(account.directory).endpoints == {}
+            answered = await dial(alice)
+            answered.transport.write(b"x")
+            await answered.has(1)
+            shutil.copytree(account.directory, killed)
+        async with opened(FakeAccount(killed, account.management, management)) as again:
+            async with asyncio.timeout(10):
+                await again.handshaken(alice.driver.engine.public_key)
+
+
+async def test_who_comes_back_into_the_map_is_found_at_once(setting: Setting) -> None:
+    """A peer that left keeps a session that we have ended, so the first thing it hears of us is a new one."""
+    management, account = setting
+    async with opened(account) as tunnel, alice_of(tunnel) as alice:
+        changes = tunnel.changes()
+        await tunnel.listen(443, Recorder)
+        management.set_map(peers=[entry(alice)], rules=[rule()])
+        await anext(changes)
+        await dial(alice)
+        management.set_map(rules=[rule()])
+        await anext(changes)
+        management.set_map(peers=[entry(alice)], rules=[rule()])
+        await anext(changes)
+        async with asyncio.timeout(10):
+            await tunnel.handshaken(alice.driver.engine.public_key)
+        await dial(alice)
+
+
+async def test_a_greeting_that_is_lost_is_repeated(setting: Setting) -> None:
+    """A lost datagram does not leave a peer to its old session: more follow than WireGuard alone would send."""
+    management, account = setting
+    key = secrets.token_bytes(32)
+    with open_socket(LOOPBACK, 0) as hole:
+        state = TunnelState.load(account.directory)
+        state.endpoints[public_key(key)] = hole.getsockname()
+        state.save()
+        management.set_map(peers=[RemotePeerConfig(wgPubKey=format_key(public_key(key)), allowedIps=[f"{ALICE}/32"])])
+        async with opened(account), asyncio.timeout(14):  # WireGuard by itself sends the fourth after 15 s
+            sizes = [len(await asyncio.get_running_loop().sock_recv(hole, 2048)) for _ in range(4)]
+    assert sizes == [148] * 4
 
 
 async def test_a_forgotten_peer_registers_again(setting: Setting) -> None:

@@ -389,3 +389,107 @@ def test_own_key_is_no_peer() -> None:
     engine = Engine(bytes(31) + b"\1")
     with pytest.raises(ValueError, match="public key"):
         engine.set_peer(engine.public_key, [])
+
+
+def restarted(simulation: Simulation, node: Node, *others: Node) -> Node:
+    """The same key at the same place, in a process that knows of no session and not where anybody is."""
+    simulation.nodes.remove(node)
+    again = simulation.node(node.engine.addresses, endpoint=node.endpoint, private_key=KEY)
+    for other in others:
+        again.engine.set_peer(other.engine.public_key, other.engine.addresses)
+    return again
+
+
+KEY = bytes(range(32))
+
+
+def test_a_session_from_before_a_restart_is_answered_by_a_new_one() -> None:
+    """Whoever goes on with it is sent a handshake to where it speaks from, and need not wait until it gives up."""
+    simulation = Simulation()
+    a = simulation.node(["100.64.0.1"])
+    b = simulation.node(["100.64.0.2"], private_key=KEY)
+    simulation.introduce(a, b)
+    simulation.connection(a, b)
+    b = restarted(simulation, b, a)
+    start = simulation.now
+    simulation.connection(a, b)
+    assert simulation.now - start < 2
+    state = b.engine.peer(a.engine.public_key)
+    assert state is not None
+    assert state.endpoint == a.endpoint
+
+
+def test_a_peer_that_moved_while_we_were_away_is_found_where_it_is() -> None:
+    """The place that we remember is no longer its own; the handshake that counts goes to the one it speaks from."""
+    simulation = Simulation()
+    a = simulation.node(["100.64.0.1"])
+    b = simulation.node(["100.64.0.2"], private_key=KEY)
+    simulation.introduce(a, b)
+    simulation.connection(a, b)
+    b = restarted(simulation, b, a)
+    b.engine.set_peer(a.engine.public_key, a.engine.addresses, endpoint=a.endpoint)
+    a.endpoint = ("198.51.100.9", 4711)
+    b.engine.handshake(a.engine.public_key)
+    start = simulation.now
+    simulation.connection(a, b)
+    assert simulation.now - start < 2
+
+
+def test_an_old_session_of_nobody_we_know_is_not_answered() -> None:
+    """A peer that was removed meanwhile hears nothing, as if nobody were there."""
+    simulation = Simulation(keep_crossings=True)
+    a = simulation.node(["100.64.0.1"])
+    b = simulation.node(["100.64.0.2"], private_key=KEY)
+    simulation.introduce(a, b)
+    simulation.connection(a, b)
+    b = restarted(simulation, b)
+    simulation.crossings.clear()
+    a.connect(b.address, 80)
+    simulation.run(10)
+    assert [crossing for crossing in simulation.crossings if crossing.source == b.endpoint] == []
+    assert counted(b)["unknown_session"] > 0
+
+
+def test_old_sessions_cannot_make_us_send_much() -> None:
+    """A recorded datagram that is sent again and again, from a made-up address, is answered once a second there, and
+    moves nobody."""
+    simulation = Simulation(keep_crossings=True)
+    a = simulation.node(["100.64.0.1"])
+    b = simulation.node(["100.64.0.2"], private_key=KEY)
+    simulation.introduce(a, b)
+    conn, _ = simulation.connection(a, b)
+    a.send(conn, b"recorded")
+    recorded = next(c for c in reversed(simulation.crossings) if is_data(c) and c.source == a.endpoint)
+    victim = ("198.51.100.9", 4711)
+    b = restarted(simulation, b, a)
+    simulation.nodes.remove(a)
+    simulation.crossings.clear()
+    for _ in range(1000):
+        simulation.carry(recorded.datagram, victim, b.endpoint)
+        simulation.run(0.01)
+    sent = [crossing for crossing in simulation.crossings if crossing.destination == victim]
+    assert all(is_initiation(crossing) for crossing in sent)
+    assert 1 <= len(sent) <= 11
+    state = b.engine.peer(a.engine.public_key)
+    assert state is not None
+    assert state.endpoint is None
+
+
+def test_a_session_that_works_is_not_renewed_by_an_old_one() -> None:
+    """Where both ends have a session, a datagram of another one is dropped and counted, and that is all."""
+    simulation = Simulation(keep_crossings=True)
+    a = simulation.node(["100.64.0.1"])
+    b = simulation.node(["100.64.0.2"], private_key=KEY)
+    simulation.introduce(a, b)
+    conn, _ = simulation.connection(a, b)
+    a.send(conn, b"recorded")
+    recorded = next(c for c in reversed(simulation.crossings) if is_data(c) and c.source == a.endpoint)
+    b = restarted(simulation, b, a)
+    for _ in range(2):  # so that the old session's place is another one
+        a.engine.handshake(b.engine.public_key)
+        simulation.run(1)
+    simulation.crossings.clear()
+    simulation.carry(recorded.datagram, ("198.51.100.9", 4711), b.endpoint)
+    simulation.run(2)
+    assert not [crossing for crossing in simulation.crossings if crossing.source == b.endpoint]
+    assert counted(b)["unknown_session"] + counted(b).get("decrypt_failed", 0) >= 1

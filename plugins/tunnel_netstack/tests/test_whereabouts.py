@@ -1,0 +1,141 @@
+"""Where peers were last seen outlives a process that is killed, stays small, and is a hint and nothing more."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from netbird_tunnel_netstack.keys import Endpoint, TunnelState
+from netbird_tunnel_netstack.whereabouts import (
+    GONE_KEPT,
+    GONE_MOST,
+    JOURNAL_FILE,
+    JOURNAL_MOST_BYTES,
+    Whereabouts,
+)
+from netbird_wire.envelope import format_key
+
+ALICE, BOB = b"\x05" * 32, b"\x06" * 32
+HOME, AWAY = ("192.0.2.7", 4711), ("2001:db8::7", 4712)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    made = tmp_path / "acct-1"
+    made.mkdir(mode=0o700)
+    TunnelState.load(made).save()
+    return made
+
+
+def found(directory: Path) -> dict[bytes, Endpoint]:
+    """What a process that starts now knows. Nobody closed anything for it."""
+    state = TunnelState.load(directory)
+    Whereabouts(state).close()
+    return state.endpoints
+
+
+async def test_a_move_is_on_disk_at_once(directory: Path) -> None:
+    """A process that is killed the moment after a peer spoke has told the next one where; the last place counts."""
+    kept = Whereabouts(TunnelState.load(directory))
+    kept.moved(ALICE, HOME)
+    kept.moved(BOB, HOME)
+    kept.moved(ALICE, AWAY)
+    assert found(directory) == {ALICE: AWAY, BOB: HOME}
+    assert stat.S_IMODE((directory / JOURNAL_FILE).stat().st_mode) == 0o600
+
+
+async def test_a_place_that_is_known_costs_no_write(directory: Path) -> None:
+    """Peers that shake hands from where they were do not make the journal grow."""
+    kept = Whereabouts(TunnelState.load(directory))
+    for _ in range(3):
+        kept.moved(ALICE, HOME)
+    assert len((directory / JOURNAL_FILE).read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b'["half a li',
+        b"\xff\xfe\n",
+        b"[]\n",
+        b"{}\n",
+        b"7\n",
+        b'["no key", "192.0.2.1", 1]\n',
+        json.dumps([format_key(ALICE), "192.0.2.1", 0]).encode() + b"\n",
+        json.dumps([format_key(ALICE), 1, 1]).encode() + b"\n",
+    ],
+)
+async def test_a_damaged_line_is_no_hint(directory: Path, damage: bytes) -> None:
+    """What cannot be read is left out, the rest counts, and the tunnel starts."""
+    kept = Whereabouts(TunnelState.load(directory))
+    kept.moved(BOB, HOME)
+    with (directory / JOURNAL_FILE).open("ab") as file:
+        file.write(damage)
+    assert found(directory) == {BOB: HOME}
+
+
+async def test_the_journal_ends_in_the_state_file(directory: Path) -> None:
+    """It is emptied once the state file has it all."""
+    kept = Whereabouts(TunnelState.load(directory))
+    kept.moved(ALICE, HOME)
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        keeping = group.create_task(kept.keep_saved())
+        while (directory / JOURNAL_FILE).stat().st_size:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+        keeping.cancel()
+    assert TunnelState.load(directory).endpoints == {ALICE: HOME}
+
+
+async def test_the_journal_is_bounded(directory: Path) -> None:
+    """A peer that never stays fills it to its limit, and then waits for the state file like everybody."""
+    kept = Whereabouts(TunnelState.load(directory))
+    for number in range(3000):
+        kept.moved(ALICE, ("192.0.2.7", 1 + number))
+    assert 0 < (directory / JOURNAL_FILE).stat().st_size <= JOURNAL_MOST_BYTES
+    kept.close()
+    assert (directory / JOURNAL_FILE).stat().st_size == 0
+    assert found(directory) == {ALICE: ("192.0.2.7", 3000)}
+
+
+async def test_who_left_the_map_is_remembered_for_a_while(directory: Path) -> None:
+    """Whoever comes back within minutes is found again; the file has the map's size, not its history."""
+    state = TunnelState.load(directory)
+    kept = Whereabouts(state)
+    kept.moved(ALICE, HOME)
+    kept.moved(BOB, HOME)
+    kept.present({BOB}, 0)
+    kept.present({BOB}, GONE_KEPT - 1)
+    assert ALICE in state.endpoints
+    kept.present({ALICE, BOB}, GONE_KEPT - 1)
+    kept.present({BOB}, GONE_KEPT)
+    assert ALICE in state.endpoints
+    kept.present({BOB}, 2 * GONE_KEPT)
+    assert state.endpoints == {BOB: HOME}
+    kept.close()
+    assert found(directory) == {BOB: HOME}
+
+
+async def test_only_so_many_are_remembered(directory: Path) -> None:
+    """A map that loses everybody at once keeps a bounded number, and those who are in it whatever their number."""
+    state = TunnelState.load(directory)
+    kept = Whereabouts(state)
+    keys = [number.to_bytes(32, "big") for number in range(GONE_MOST + 50)]
+    for key in keys:
+        kept.moved(key, HOME)
+    kept.present(set(keys), 0)
+    assert len(state.endpoints) == len(keys)
+    kept.present(set(), 1)
+    assert len(state.endpoints) == GONE_MOST
+
+
+async def test_a_disk_that_fails_ends_nothing(directory: Path) -> None:
+    """A journal that cannot be opened leaves it to the state file."""
+    (directory / JOURNAL_FILE).mkdir()
+    kept = Whereabouts(TunnelState.load(directory))
+    kept.moved(ALICE, HOME)
+    kept.close()
+    assert TunnelState.load(directory).endpoints == {ALICE: HOME}
