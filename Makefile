@@ -38,10 +38,10 @@ stores: engine system ## Management's tests once more, on PostgreSQL
 	@NETBIRD_TEST_STORES=postgresql $(BIN)/python -m pytest -m "not live" tests/netbird_management $(ARGS)
 
 live: engine system ## The story and its relatives, on real processes and namespaces
-	@$(BIN)/python -m pytest -m "live and not failover" $(ARGS)
+	@$(BIN)/python -m pytest -m live $(ARGS)
 
-failover: engine system ## Two proxies under a stock WireGuard client, killed in turn
-	@$(BIN)/python -m pytest -m failover $(ARGS)
+failover: engine system ## Of these, two proxies under a stock WireGuard client, killed in turn
+	@$(BIN)/python -m pytest -m live tests/e2e/test_two_proxies.py $(ARGS)
 
 mutants: engine ## Remove each guard that a promise stands on, and see its tests fail
 	@$(BIN)/python -m tests.mutants $(ARGS)
