@@ -1,11 +1,10 @@
 """Who is at the door of a public service: credentials judged, sessions minted, asked about and ended."""
 
-import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,10 +38,8 @@ from netbird_wire.proxy_service_pb2 import (
     ValidateSessionResponse,
 )
 
-HASHED_AT_ONCE: Final = 2
-"""Each takes a core and 19 MiB for some 20 ms."""
 HASHES_WAITING: Final = 16
-"""More than these are answered at once that nobody has time."""
+"""More than these, of which `HASHED_AT_ONCE` are being judged, are answered at once that nobody has time."""
 LONGEST_SECRET: Final = 1024
 _log = logging.getLogger(__name__)
 
@@ -63,7 +60,6 @@ class Logins:
         self._gates = gates
         self._sign_on = sign_on
         self._guesses = Guesses(time.time)
-        self._places = asyncio.Semaphore(HASHED_AT_ONCE)
         self._waiting = 0
 
     async def authenticate(self, request: AuthenticateRequest, caller: Caller) -> AuthenticateResponse:
@@ -84,7 +80,7 @@ class Logins:
             return AuthenticateResponse(success=False, retry_after_seconds=max(1, round(wait + 0.49)))
         judged = right = False
         try:
-            async with self._place():
+            with self._place():
                 right = await _matches(credential)
                 judged = True
         finally:
@@ -167,14 +163,13 @@ class Logins:
             answer.valid = True
         return answer
 
-    @asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
+    @contextmanager
+    def _place(self) -> Iterator[None]:
         if self._waiting >= HASHES_WAITING:
             raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many logins at once")
         self._waiting += 1
         try:
-            async with self._places:
-                yield
+            yield
         finally:
             self._waiting -= 1
 

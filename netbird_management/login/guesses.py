@@ -64,13 +64,13 @@ class Guesses:
         known = self._sources.get(key)
         if known is not None and now < known.blocked_until:
             return known.blocked_until - now
-        recent = self._failures.setdefault(service, deque(maxlen=SERVICE_FAILURES))
+        recent = self._failures.setdefault(service, deque(maxlen=2 * SERVICE_FAILURES))
         while recent and now - recent[0] >= SERVICE_WINDOW_SECONDS:
             recent.popleft()
         right_at = known.right_at if known is not None and address else None
         trusted = right_at is not None and now - right_at < TRUSTED_SECONDS
         if len(recent) >= SERVICE_FAILURES and not trusted:
-            return max(1.0, recent[0] + SERVICE_WINDOW_SECONDS - now)
+            return max(1.0, recent[-SERVICE_FAILURES] + SERVICE_WINDOW_SECONDS - now)
         if known is None:
             known = Source()
             self._put(key, known)

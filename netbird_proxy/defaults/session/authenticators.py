@@ -24,7 +24,8 @@ from netbird_proxy import (
 from netbird_proxy.defaults.session.confirmations import Confirmations
 from netbird_proxy.defaults.session.cookies import SESSION, find
 from netbird_proxy.defaults.session.places import ROOT, wanted, with_wanted
-from netbird_proxy.defaults.session.site import Judge, Login, Site, oidc_url
+from netbird_proxy.defaults.session.site import Judge, Login, Site, oidc_url, source_at
+from netbird_proxy.defaults.session.together import Together
 from netbird_proxy.defaults.session.tokens import SessionToken
 from netbird_wire.proxy_service_pb2 import AuthenticateRequest, HeaderAuthRequest
 
@@ -94,6 +95,7 @@ class ByHeader:
         self._known = known
         self._mapping = secrets.token_bytes(16)  # this object lives as long as the mapping is what it is
         self._names = [(name.lower().encode(), name) for name in site.settings.headers]
+        self._together: Together[tuple[bytes, str], Login | Deny] = Together()
 
     async def identify(self, exchange: ExchangeView) -> Identity | Deny | None:
         if exchange.scheme != "https":
@@ -117,7 +119,12 @@ class ByHeader:
             except UnicodeDecodeError:
                 return Deny(401, "wrong_credentials", f"{spelled} is not text")
             request = AuthenticateRequest(header_auth=HeaderAuthRequest(header_name=spelled, header_value=text))
-            login = await self._judge.authenticate(exchange, self._site, self._proxy, request)
+            # A program opens many connections at once with the credential that it has: that is one question, and one
+            # try. Of one source, as another may not be held up by this one's guesses.
+            login = await self._together.ask(
+                (key, source_at(exchange, self._site, self._proxy)),
+                lambda: self._judge.authenticate(exchange, self._site, self._proxy, request),
+            )
             if not isinstance(login, Login):
                 return login
             session = login.session

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 
 from netbird_proxy import Deny, Group, ManagementError, Proxy
 from netbird_proxy.defaults.session.site import Site
+from netbird_proxy.defaults.session.together import Together
 from netbird_proxy.defaults.session.tokens import SessionToken
 from netbird_wire.proxy_service_pb2 import ValidateSessionRequest, ValidateSessionResponse
 
 REMEMBERED = 8192
+ATTEMPTS = 3
+"""Questions for one exchange when the account keeps changing under it; then it is refused for now."""
+PAUSE = 5.0
+"""Seconds for which an older answer stands before a management that was away is asked again: a question may hang."""
 PEOPLE = {
     "user_not_found": "user_unknown",
     "account_mismatch": "user_unknown",
@@ -23,13 +28,12 @@ PEOPLE = {
 
 
 class _Known:
-    __slots__ = ("answer", "asked_at", "asking", "generation")
+    __slots__ = ("answer", "asked_at", "fresh_until", "generation")
 
     def __init__(self) -> None:
         self.answer: ValidateSessionResponse | None = None
-        self.asked_at = 0.0
+        self.asked_at = self.fresh_until = 0.0
         self.generation = -1
-        self.asking = asyncio.Lock()
 
 
 class Confirmations:
@@ -45,6 +49,7 @@ class Confirmations:
         self._fresh = fresh
         self._stale = stale
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
+        self._together: Together[tuple[bytes, int], ValidateSessionResponse | Deny] = Together()
 
     async def groups(
         self, site: Site, proxy: Proxy, token: bytes, session: SessionToken
@@ -55,40 +60,48 @@ class Confirmations:
             known = self._known[session.hash] = _Known()
             if len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
-        generation = proxy.generation(site.account)
-        if not self._is_fresh(known, generation):
-            async with known.asking:
-                # Somebody may have asked while we waited for our turn.
-                generation = proxy.generation(site.account)
-                if not self._is_fresh(known, generation) and (trouble := await self._ask(known, site, proxy, token)):
-                    return trouble
-        answer = known.answer
-        if answer is None or not answer.valid:
-            reason = answer.denied_reason if answer is not None else ""
-            code = PEOPLE.get(reason)
+        for _ in range(ATTEMPTS):
+            generation = proxy.generation(site.account)
+            answer: ValidateSessionResponse | Deny | None = known.answer
+            if answer is None or known.generation != generation or self._clock() >= known.fresh_until:
+                ask = partial(self._ask, known, site, proxy, token, generation)
+                answer = await self._together.ask((session.hash, generation), ask)
+            if isinstance(answer, Deny):
+                return answer
+            if proxy.generation(site.account) == generation:
+                break
+        else:  # what was said before a change serves nobody
+            return _later(f"the account changed during {ATTEMPTS} questions", 1)
+        if not answer.valid:
+            reason = answer.denied_reason
+            # A no that names somebody is about them: whatever a plugin of management calls it, logging in again would
+            # change nothing.
+            code = PEOPLE.get(reason) or ("not_allowed" if answer.user_id else None)
             return None if code is None else Deny(403, code, f"management says {reason}")
         names = list(answer.peer_group_names)
         return tuple(
             Group(id_, names[i] if i < len(names) else "") for i, id_ in enumerate(answer.peer_group_ids) if id_
         )
 
-    def _is_fresh(self, known: _Known, generation: int) -> bool:
-        return (
-            known.answer is not None and known.generation == generation and self._clock() - known.asked_at < self._fresh
-        )
-
-    async def _ask(self, known: _Known, site: Site, proxy: Proxy, token: bytes) -> Deny | None:
-        generation, asked_at = proxy.generation(site.account), self._clock()
+    async def _ask(
+        self, known: _Known, site: Site, proxy: Proxy, token: bytes, generation: int
+    ) -> ValidateSessionResponse | Deny:
+        asked_at = self._clock()
         request = ValidateSessionRequest(domain=site.domain, session_token=token.decode("ascii"))
         try:
             answer = await proxy.management.call("ValidateSession", request)
             if not isinstance(answer, ValidateSessionResponse):
                 raise ManagementError("ValidateSession: not an answer")
         except ManagementError as error:
-            stands = known.answer is not None and known.generation == generation
-            if stands and asked_at - known.asked_at < self._stale:
-                return None
-            retry = (b"retry-after", b"%d" % max(1, round(error.retry_after)))
-            return Deny(503, "management_unavailable", str(error), headers=(retry,))
+            if known.answer is None or known.generation != generation or asked_at - known.asked_at >= self._stale:
+                return _later(str(error), error.retry_after)
+            known.fresh_until = self._clock() + min(PAUSE, self._fresh)
+            return known.answer
         known.answer, known.asked_at, known.generation = answer, asked_at, generation
-        return None
+        known.fresh_until = asked_at + self._fresh
+        return answer
+
+
+def _later(reason: str, seconds: float) -> Deny:
+    retry = (b"retry-after", b"%d" % max(1, round(seconds)))
+    return Deny(503, "management_unavailable", reason, headers=(retry,))

@@ -38,14 +38,16 @@ NOTICES = {
     "pending_approval": "Your account waits for an administrator's approval.",
     "user_blocked": "Your account is blocked.",
     "not_in_group": "You are not allowed to use this service.",
+    "not_allowed": "You are not allowed to use this service.",
 }
 """What a page may say, by code: no text from outside is ever shown."""
 _SAID = {
     "Your account is pending approval by an administrator": "pending_approval",
     "Your account is blocked": "user_blocked",
+    "You are not allowed to use this service": "not_allowed",
 }
 """What management says when it sends a browser back, by the letter; whatever else it says is not repeated."""
-_DENIALS = frozenset(("user_unknown", "pending_approval", "user_blocked", "not_in_group"))
+_DENIALS = frozenset(("user_unknown", "pending_approval", "user_blocked", "not_in_group", "not_allowed"))
 
 
 class LoginPlace:
@@ -125,6 +127,8 @@ class LoginPlace:
         return await self._refused(exchange, to, login)
 
     async def _refused(self, exchange: ExchangeView, to: str, why: Deny) -> Answer:
+        if why.code in _DENIALS:
+            return self._page(exchange, why.status, why.code, NOTICES[why.code], retry=with_wanted(f"{ROOT}/login", to))
         answer = await self._offers(exchange, to, why.status, why.code, NOTICES.get(why.code, NOTICES["login_failed"]))
         return answer[0], [*answer[1], *why.headers], answer[2]
 

@@ -33,25 +33,37 @@ class Guesses:
         self._sources: OrderedDict[tuple[str, str], _Source] = OrderedDict()
         self._failures: OrderedDict[str, deque[float]] = OrderedDict()
 
-    def reserve(self, service: str, source: str) -> float:
-        """Seconds until this source may try; 0 lets it try now, and counts the try."""
+    def reserve(self, service: str, source: str, *, alone: bool = True) -> float:
+        """Seconds until this source may try; 0 lets it try now, and counts the try.
+
+        Args:
+            source: "" where nobody vouches for addresses: all of those are held up together, and not one by one.
+            alone: management does not count. Where it does, it knows who was right by way of other proxies, and who
+                would be locked out here by strangers' guesses.
+        """
         now = self._clock()
         known = self._sources.get((service, source))
         if known is not None and now < known.blocked_until:
             return known.blocked_until - now
         recent = self._recent(service, now)
-        if len(recent) >= SERVICE_FAILURES and not (
-            known is not None and known.right_at is not None and now - known.right_at < TRUSTED
-        ):
-            return max(1.0, recent[0] + SERVICE_WINDOW - now)
+        right_at = known.right_at if known is not None and source else None
+        trusted = right_at is not None and now - right_at < TRUSTED
+        if alone and len(recent) >= SERVICE_FAILURES and not trusted:
+            return max(1.0, recent[-SERVICE_FAILURES] + SERVICE_WINDOW - now)
         if known is None:
             known = self._keep(service, source, _Source())
         self._sources.move_to_end((service, source))
         known.failures += 1
-        if known.failures >= FREE:
+        if known.failures >= FREE and source:
             known.blocked_until = now + min(LONGEST, 2.0 ** (known.failures - FREE))
         recent.append(now)
         return 0.0
+
+    def held(self, service: str, source: str, seconds: float) -> None:
+        """The try was not judged: management has seen too many, and will not judge another before so many seconds."""
+        self.unjudged(service, source)
+        if source and (known := self._sources.get((service, source))) is not None:
+            known.blocked_until = max(known.blocked_until, self._clock() + min(LONGEST, seconds))
 
     def right(self, service: str, source: str) -> None:
         """The try was right: the source starts anew."""
@@ -77,7 +89,7 @@ class Guesses:
             recent.pop()
 
     def _recent(self, service: str, now: float) -> deque[float]:
-        recent = self._failures.setdefault(service, deque(maxlen=SERVICE_FAILURES))
+        recent = self._failures.setdefault(service, deque(maxlen=2 * SERVICE_FAILURES))
         self._failures.move_to_end(service)
         if len(self._failures) > self._limit:
             self._failures.popitem(last=False)

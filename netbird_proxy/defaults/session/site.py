@@ -67,13 +67,15 @@ class Judge:
     ) -> Login | Deny:
         """What management says of a credential: a login of the wanted method, or why there is none.
 
-        401 `wrong_credentials`, 429 `too_many_tries`, 503 where it could not be asked or its answer is of no use.
+        401 `wrong_credentials`, 403 `not_allowed` (it was right, and a plugin of management's says no), 429
+        `too_many_tries`, 503 where it could not be asked or its answer is of no use.
         """
-        source = _source(exchange, site, proxy)
-        if wait := self._guesses.reserve(site.service, source):
+        source = source_at(exchange, site, proxy)
+        alone = Extension.CLIENT_ADDRESS not in proxy.management.extensions
+        if wait := self._guesses.reserve(site.service, source, alone=alone):
             return _later(429, "too_many_tries", f"{source} was wrong too often", wait)
         request.id, request.account_id = site.service, site.account
-        if Extension.CLIENT_ADDRESS in proxy.management.extensions:
+        if not alone:
             request.client_address = exchange.client_address
         try:
             answer = await proxy.management.call("Authenticate", request)
@@ -87,8 +89,11 @@ class Judge:
             self._guesses.unjudged(site.service, source)
             return _later(503, "login_failed", "Authenticate: not an answer", 2)
         if not answer.success and answer.retry_after_seconds:
-            self._guesses.unjudged(site.service, source)
+            self._guesses.held(site.service, source, answer.retry_after_seconds)
             return _later(429, "too_many_tries", "management has seen too many wrong tries", answer.retry_after_seconds)
+        if not answer.success and answer.denied_reason:
+            self._guesses.right(site.service, source)
+            return Deny(403, "not_allowed", f"management says {answer.denied_reason}")
         if not answer.success:
             return Deny(401, "wrong_credentials", f"management did not accept the {request.WhichOneof('request')}")
         self._guesses.right(site.service, source)
@@ -128,13 +133,14 @@ async def end_session(site: Site, proxy: Proxy, token: bytes) -> None:
         await proxy.management.call("ValidateSession", request)
 
 
-def _source(exchange: ExchangeView, site: Site, proxy: Proxy) -> str:
+def source_at(exchange: ExchangeView, site: Site, proxy: Proxy) -> str:
+    """Whose guess it is; "" where nobody vouches for addresses."""
     origin = exchange.origin
     if origin is not None and origin.account is not None:
         tunnel = proxy.tunnel(site.account)
         peer = tunnel.whois(origin.peer.host) if tunnel is not None else None
         return f"peer {peer.public_key}" if peer is not None else origin.peer.host
-    return source_of(exchange.client_address)
+    return source_of(exchange.client_address) if proxy.knows_clients else ""
 
 
 def _later(status: int, code: str, reason: str, seconds: float) -> Deny:

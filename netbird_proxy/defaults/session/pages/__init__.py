@@ -76,12 +76,15 @@ class Renderer:
     def answer(self, page: Page, exchange: ExchangeView, *, notice: str = "") -> tuple[Headers, bytes]:
         """The page for this exchange, or what a program gets in its place; with all headers."""
         accept = (exchange.headers.get(b"accept") or b"").lower()
-        if b"json" in accept and b"text/html" not in accept:
+        if b"text/html" in accept:
+            return _sized(self.page(page, notice=notice).body, b"text/html; charset=utf-8", self._headers)
+        if b"json" in accept:
             said: dict[str, Any] = {"code": page.code, "message": page.sentence, "exchange": page.exchange}
             if page.offers:
                 said["methods"] = {offer.method: offer.action for offer in page.offers}
             return _sized(json.dumps(said).encode() + b"\n", b"application/json", [])
-        return _sized(self.page(page, notice=notice).body, b"text/html; charset=utf-8", self._headers)
+        text = f"{page.sentence}\n\ncode: {page.code}\nexchange: {page.exchange}\n"
+        return _sized(text.encode(), b"text/plain; charset=utf-8", [])
 
     def logout(self, exchange: ExchangeView, action: str) -> tuple[Headers, bytes]:
         body = self._render("logout.html", title="Log out", action=action, host=exchange.host, exchange=exchange.id)

@@ -81,6 +81,41 @@ def test_guessing_from_everywhere_stops_strangers_only(clock: Clock) -> None:
     assert guesses.reserve("s", "stranger") == 0
 
 
+def test_where_management_counts_strangers_lock_nobody_out_here(clock: Clock) -> None:
+    """It knows who was right by way of another proxy; a source is held up here for as long as it says."""
+    guesses = Guesses(clock)
+    for i in range(2 * SERVICE_FAILURES):
+        assert guesses.reserve("s", f"bot-{i}", alone=False) == 0
+
+    assert guesses.reserve("s", "right-elsewhere", alone=False) == 0
+    guesses.held("s", "right-elsewhere", 7)
+    assert guesses.reserve("s", "right-elsewhere", alone=False) == 7
+    clock.now += 7
+    assert guesses.reserve("s", "right-elsewhere", alone=False) == 0
+
+
+def test_a_friends_logins_let_no_stranger_in(clock: Clock) -> None:
+    """However often somebody trusted is right meanwhile, the failures of the last minute stay counted."""
+    guesses = Guesses(clock)
+    guesses.reserve("s", "friend")
+    guesses.right("s", "friend")
+    for i in range(SERVICE_FAILURES):
+        guesses.reserve("s", f"bot-{i}")
+
+    for _ in range(10):
+        assert guesses.reserve("s", "friend") == 0
+        guesses.right("s", "friend")
+        assert guesses.reserve("s", "stranger") > 0
+
+
+def test_sources_that_nobody_vouches_for_are_held_up_together(clock: Clock) -> None:
+    """Inside another server everybody looks alike: one guest's guesses do not lock out the next; all have a bound."""
+    guesses = Guesses(clock)
+
+    assert [guesses.reserve("s", "") for _ in range(SERVICE_FAILURES)] == [0.0] * SERVICE_FAILURES
+    assert guesses.reserve("s", "") > 0
+
+
 def test_memory_is_bounded(clock: Clock) -> None:
     """The source that has been quiet for longest is forgotten first."""
     guesses = Guesses(clock, sources=100)

@@ -192,6 +192,49 @@ async def test_header_credentials_are_asked_about_once() -> None:
     assert service.asked == ["Authenticate"] * 2
 
 
+async def test_many_connections_with_one_credential_are_one_question() -> None:
+    """A program opens them all at once: none of them counts as a guess of another. A wrong one is one wrong try."""
+    service = Service(headers=["X-Api-Key"])
+    service.accepts("s3cret", method="header", subject="header-user")
+
+    judged = service.management.answers["Authenticate"]
+    assert callable(judged)
+    released = asyncio.Event()
+
+    async def slowly(request: object) -> object:
+        await released.wait()
+        return judged(request)
+
+    service.management.answers["Authenticate"] = slowly
+
+    async def at_once(key: bytes) -> set[int]:
+        released.clear()
+        async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+            tasks = [group.create_task(service.get(headers=[(b"x-api-key", key)])) for _ in range(20)]
+            for _ in range(50):
+                await asyncio.sleep(0)
+            released.set()
+        return {task.result().status for task in tasks}
+
+    assert await at_once(b"s3cret") == {200}
+    assert service.asked == ["Authenticate"]
+    assert await at_once(b"wrong") == {401}
+    assert service.asked == ["Authenticate"] * 2
+
+
+async def test_another_source_is_not_held_up_by_the_same_credential() -> None:
+    """One that guessed too often has no answer for those who come from elsewhere with what it tries."""
+    service = Service(headers=["X-Api-Key"])
+    service.accepts("s3cret", method="header", subject="header-user")
+    for i in range(5):
+        await service.get(headers=[(b"x-api-key", b"guess-%d" % i)])
+
+    key = [(b"x-api-key", b"s3cret")]
+    answers = await asyncio.gather(service.get(headers=key), service.get(headers=key, origin=host_origin("192.0.2.9")))
+
+    assert [answer.status for answer in answers] == [429, 200]
+
+
 @pytest.mark.parametrize("custom", [b"Basic inner", None], ids=["another for the upstream", "none"])
 @pytest.mark.parametrize("alias", [b"authorization", b"Authorization", b"AUTHORIZATION"])
 async def test_the_upstream_has_its_own_credential_or_none(custom: bytes | None, alias: bytes) -> None:
@@ -290,6 +333,35 @@ async def test_management_counts_too(password: Service) -> None:
     for _ in range(8):
         slowed = await password.post(b"password=right")
         assert (slowed.status, slowed.get(b"retry-after")) == (429, b"7")
+
+
+async def test_a_right_credential_may_open_nothing() -> None:
+    """A plugin of management's says no: 403 and no session, which is no wrong guess, and no reason is shown."""
+    service = Service(password=True, headers=["X-Api-Key"])
+    service.management.answers["Authenticate"] = AuthenticateResponse(denied_reason="no_mondays")
+
+    for _ in range(8):
+        page = await service.post(b"password=right&to=/a")
+        assert (page.status, cookies_of(page)) == (403, {})
+    assert b"You are not allowed to use this service." in page.body
+    assert b"no_mondays" not in page.body
+    assert b'href="/__netbird__/session/login?to=/a"' in page.body
+    assert (await service.get(headers=[(b"x-api-key", b"right")])).status == 403
+    assert not service.play.upstreams.dialed
+
+
+async def test_programs_get_no_pages_of_the_login(password: Service) -> None:
+    """Text for who asks for nothing in particular, JSON for who asks for it: as everywhere else."""
+    password.accepts("right")
+
+    for accept, kind in ((b"*/*", b"text/plain; charset=utf-8"), (b"application/json", b"application/json")):
+        headers = [FORM, (b"accept", accept)]
+        wrong = await password.post(b"password=wrong", headers=headers)
+        assert (wrong.status, wrong.get(b"content-type")) == (401, kind)
+        assert b"wrong_credentials" in wrong.body
+        nothing = await password.get("/__netbird__/session/nothing", headers=[(b"accept", accept)])
+        assert (nothing.status, nothing.get(b"content-type")) == (404, kind)
+        assert b"<" not in wrong.body + nothing.body
 
 
 async def test_browsers_get_pages_for_refusals_and_unknown_hosts() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -10,7 +11,11 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 
-from netbird_proxy import ManagementRefused, ManagementUnavailable
+from netbird_proxy import Deny, Group, ManagementRefused, ManagementUnavailable
+from netbird_proxy.control.codec import Codec
+from netbird_proxy.defaults.session.confirmations import Confirmations
+from netbird_proxy.defaults.session.site import Site
+from netbird_proxy.defaults.session.tokens import Tokens
 from netbird_proxy.testing.asgi import Answer
 from netbird_wire.proxy_service_pb2 import GetOIDCURLResponse, ValidateSessionResponse
 from tests.netbird_proxy.defaults.session.service import Service, cookies_of
@@ -210,6 +215,77 @@ async def test_a_session_is_asked_about_again_when_something_changed(service: Se
     service.management.answers["ValidateSession"] = ManagementUnavailable("away")
     service.proxy.generations["acct-1"] += 1
     assert (await service.get("/", cookie=cookie)).status == 503
+
+
+async def test_a_no_about_somebody_is_told_to_them(service: Service) -> None:
+    """Whatever a plugin of management calls it: logging in again would change nothing."""
+    cookie = SESSION + b"=" + service.token("user-1", "oidc")
+    no = ValidateSessionResponse(denied_reason="no_mondays", user_id="user-1", user_email="a@x.example")
+    service.management.answers["ValidateSession"] = no
+
+    refused = await service.get("/", cookie=cookie, headers=[(b"accept", b"application/json")])
+
+    assert (refused.status, json.loads(refused.body)["code"]) == (403, "not_allowed")
+    assert b"no_mondays" not in refused.body
+
+
+async def test_an_answer_from_before_a_change_opens_nothing(service: Service) -> None:
+    """It was asked for while they could still come in: it is asked again, and not for ever."""
+    cookie = SESSION + b"=" + service.token("user-1", "oidc")
+    times = 0
+
+    def judged(_request: object) -> ValidateSessionResponse:
+        nonlocal times
+        times += 1
+        if times == 1:
+            service.proxy.generations["acct-1"] += 1  # the block comes while the answer is on its way
+            return GOOD
+        return ValidateSessionResponse(denied_reason="user_blocked", user_id="user-1")
+
+    service.management.answers["ValidateSession"] = judged
+    assert (await service.get("/", cookie=cookie)).status == 403
+    assert not service.play.upstreams.dialed
+
+    def changing(_request: object) -> ValidateSessionResponse:
+        service.proxy.generations["acct-1"] += 1
+        return GOOD
+
+    service.proxy.generations["acct-1"] += 1
+    service.management.answers["ValidateSession"] = changing
+    answer = await service.get("/", cookie=cookie)
+    assert (answer.status, answer.get(b"retry-after")) == (503, b"1")
+    assert not service.play.upstreams.dialed
+
+
+async def test_a_session_goes_on_while_management_is_away(service: Service) -> None:
+    """On its last word, for an hour; it is not asked with each request meanwhile, as each question may hang."""
+    now = 1000.0
+    site = Site.of(Codec(service.hooks).decode(service.wire, source="management").mapping.routes[0])
+    token = service.token("user-1", "oidc")
+    session = Tokens().verify(token, site.settings.key, site.host)
+    assert session is not None
+    confirmations = Confirmations(lambda: now, fresh=60, stale=3600)
+
+    async def groups() -> object:
+        return await confirmations.groups(site, service.proxy, token, session)
+
+    known = (Group("g1", "one"), Group("g2", "two"))
+    assert await groups() == known
+    service.management.answers["ValidateSession"] = ManagementUnavailable("away")
+    now += 61
+    asked = len(service.asked)
+    assert await asyncio.gather(*(groups() for _ in range(20))) == [known] * 20
+    assert len(service.asked) == asked + 1
+    now += 4
+    assert await groups() == known
+    assert len(service.asked) == asked + 1
+    now += 2
+    assert await groups() == known
+    assert len(service.asked) == asked + 2
+    now += 3600
+    refused = await groups()
+    assert isinstance(refused, Deny)
+    assert refused.status == 503
 
 
 async def test_pages_of_the_login_are_for_this_service_only() -> None:

@@ -1,0 +1,94 @@
+"""Who asks the same at the same time asks once."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from netbird_proxy.defaults.session.together import Together
+
+
+class Question:
+    """Answered when the test says so."""
+
+    def __init__(self) -> None:
+        self.times = 0
+        self.answers: list[asyncio.Future[str]] = []
+
+    async def __call__(self) -> str:
+        self.times += 1
+        self.answers.append(asyncio.get_running_loop().create_future())
+        return await self.answers[-1]
+
+    async def asked(self, times: int) -> None:
+        async with asyncio.timeout(10):
+            while self.times < times:  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0)
+
+
+async def _outcome(together: Together[str, str], question: Question) -> type[BaseException] | None:
+    try:
+        await together.ask("a", question)
+    except (asyncio.CancelledError, RuntimeError) as error:
+        return type(error)
+    return None
+
+
+async def test_all_who_wait_get_the_one_answer() -> None:
+    """Another key is another question, and an answer is not kept."""
+    together: Together[str, str] = Together()
+    question, other = Question(), Question()
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        waiting = [group.create_task(together.ask("a", question)) for _ in range(20)]
+        elsewhere = group.create_task(together.ask("b", other))
+        await question.asked(1)
+        await other.asked(1)
+        question.answers[0].set_result("yes")
+        other.answers[0].set_result("no")
+
+    assert ([task.result() for task in waiting], elsewhere.result(), question.times) == (["yes"] * 20, "no", 1)
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        again = group.create_task(together.ask("a", question))
+        await question.asked(2)
+        question.answers[1].set_result("later")
+    assert again.result() == "later"
+
+
+@pytest.mark.parametrize("how", ["leaves", "fails"])
+async def test_the_next_one_asks_when_the_first_does_not_bring_an_answer(how: str) -> None:
+    """Nobody is failed by somebody else's leaving, nor by what went wrong with their question."""
+    together: Together[str, str] = Together()
+    question = Question()
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        first = group.create_task(_outcome(together, question))
+        await question.asked(1)
+        second = group.create_task(together.ask("a", question))
+        third = group.create_task(together.ask("a", question))
+        await asyncio.sleep(0)
+        if how == "fails":
+            question.answers[0].set_exception(RuntimeError("broken"))
+        else:
+            question.answers[0].cancel()
+        await question.asked(2)
+        question.answers[1].set_result("yes")
+
+    assert (second.result(), third.result(), question.times) == ("yes", "yes", 2)
+    assert first.result() is (asyncio.CancelledError if how == "leaves" else RuntimeError)
+
+
+async def test_who_waits_may_leave() -> None:
+    """The others, and whoever asks for them, go on."""
+    together: Together[str, str] = Together()
+    question = Question()
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        first = group.create_task(together.ask("a", question))
+        await question.asked(1)
+        second = group.create_task(together.ask("a", question))
+        third = group.create_task(together.ask("a", question))
+        await asyncio.sleep(0)
+        second.cancel()
+        await asyncio.sleep(0)
+        question.answers[0].set_result("yes")
+
+    assert (first.result(), second.cancelled(), third.result(), question.times) == ("yes", True, "yes", 1)
