@@ -64,7 +64,7 @@ class Compiled:
 
     __slots__ = ("pools", "routes")
 
-    def __init__(self, routes: HostRoutes, pools: Sequence[tuple[RouteSpec, Upstream, RetiringPool]] = ()) -> None:
+    def __init__(self, routes: HostRoutes, pools: Sequence[RetiringPool] = ()) -> None:
         self.routes = routes
         self.pools = tuple(pools)
 
@@ -114,7 +114,7 @@ class Compiler:
         """
         if mapping.refused:
             raise RouteRefused(mapping.refused)
-        pools: list[tuple[RouteSpec, Upstream, RetiringPool]] = []
+        pools: list[RetiringPool] = []
         try:
             return self._compile(mapping, pools)
         except BaseException as exc:
@@ -136,11 +136,11 @@ class Compiler:
         """These routes are out of the table."""
         self._give_back(compiled.pools)
 
-    def _give_back(self, pools: Sequence[tuple[RouteSpec, Upstream, RetiringPool]]) -> None:
-        for spec, upstream, pool in pools:
-            self._pools.drop(spec.account, upstream, pool)
+    def _give_back(self, pools: Sequence[RetiringPool]) -> None:
+        for pool in pools:
+            self._pools.drop(pool)
 
-    def _compile(self, mapping: Mapping, pools: list[tuple[RouteSpec, Upstream, RetiringPool]]) -> Compiled:
+    def _compile(self, mapping: Mapping, pools: list[RetiringPool]) -> Compiled:
         if not mapping.routes:
             raise RouteRefused("the mapping has no target")
         routes: dict[bytes, Route] = {}
@@ -195,9 +195,7 @@ class Compiler:
             found[plugin.encode()] = Route(spec, pipeline, HeadRules(None, self._cookies, self.pseudonym))
         return found
 
-    def _route(
-        self, spec: RouteSpec, pools: list[tuple[RouteSpec, Upstream, RetiringPool]]
-    ) -> tuple[Pipeline, Pipeline | None, HeadRules]:
+    def _route(self, spec: RouteSpec, pools: list[RetiringPool]) -> tuple[Pipeline, Pipeline | None, HeadRules]:
         """What runs for requests; what runs for upgrades, if they can be judged; the rules of both."""
         hooks, proxy = self._hooks, self._proxy
         steps = _Steps(hooks.restrict(spec, proxy), hooks.authenticate(spec, proxy), hooks.authorize(spec, proxy))
@@ -215,7 +213,7 @@ class Compiler:
             if found is None:
                 raise RouteRefused(f"no plugin of this proxy can reach {upstream}")
             pool = self._pools.take(spec.account, upstream, found[1])
-            pools.append((spec, upstream, pool))
+            pools.append(pool)
             targets.append(Target(upstream, pool, requests, responses))
         ending = self._ending(spec)
         pipeline = Pipeline(

@@ -22,11 +22,22 @@ class RetiringPool(Pool, Protocol):
 
 
 PoolFor = Callable[[Upstream, Dialer], RetiringPool]
+_Key = tuple[AccountId, str, int]
+
+
+def _key(account: AccountId, upstream: Upstream, dialer: Dialer) -> _Key:
+    """What pools that may be the same agree on. Thousands of services may lead to one address by dialers of their own,
+    so the dialer is a part of it; one that cannot be hashed is compared with all of its type."""
+    try:
+        mark = hash(dialer)
+    except TypeError:
+        mark = id(type(dialer))
+    return account, str(upstream), mark
 
 
 @dataclass(slots=True, eq=False)
 class _Kept:
-    account: AccountId
+    key: _Key
     upstream: Upstream
     dialer: Dialer
     pool: RetiringPool
@@ -40,47 +51,48 @@ class Pools:
     def __init__(self, pool_for: PoolFor, *, grace: float = GRACE) -> None:
         self._pool_for = pool_for
         self._grace = grace
-        self._kept: dict[tuple[AccountId, str], list[_Kept]] = {}
+        self._kept: dict[_Key, list[_Kept]] = {}
+        self._by_pool: dict[int, _Kept] = {}
 
     def take(self, account: AccountId, upstream: Upstream, dialer: Dialer) -> RetiringPool:
         """The pool for one more route."""
-        bucket = self._kept.setdefault((account, str(upstream)), [])
+        key = _key(account, upstream, dialer)
+        bucket = self._kept.setdefault(key, [])
         for kept in bucket:
             if kept.upstream == upstream and kept.dialer == dialer:
                 break
         else:
-            kept = _Kept(account, upstream, dialer, self._pool_for(upstream, dialer))
+            kept = _Kept(key, upstream, dialer, self._pool_for(upstream, dialer))
             bucket.append(kept)
+            self._by_pool[id(kept.pool)] = kept
         kept.routes += 1
         if kept.retiring is not None:
             kept.retiring.cancel()
             kept.retiring = None
         return kept.pool
 
-    def drop(self, account: AccountId, upstream: Upstream, pool: RetiringPool) -> None:
+    def drop(self, pool: RetiringPool) -> None:
         """One route less."""
-        bucket = self._kept[account, str(upstream)]
-        kept = next(one for one in bucket if one.pool is pool)
+        kept = self._by_pool[id(pool)]
         kept.routes -= 1
         if kept.routes == 0:
             kept.retiring = asyncio.get_running_loop().call_later(self._grace, self._retire, kept)
 
     def close(self) -> None:
         """Retire all of them now."""
-        for bucket in list(self._kept.values()):
-            for kept in list(bucket):
-                self._retire(kept)
+        for kept in list(self._by_pool.values()):
+            self._retire(kept)
 
     def __len__(self) -> int:
-        return sum(map(len, self._kept.values()))
+        return len(self._by_pool)
 
     def _retire(self, kept: _Kept) -> None:
         if kept.retiring is not None:
             kept.retiring.cancel()
             kept.retiring = None
-        key = (kept.account, str(kept.upstream))
-        bucket = self._kept[key]
+        bucket = self._kept[kept.key]
         bucket.remove(kept)
         if not bucket:
-            del self._kept[key]
+            del self._kept[kept.key]
+        del self._by_pool[id(kept.pool)]
         kept.pool.retire()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from netbird_proxy import ALLOW
 from netbird_proxy.errors import RouteClosed
-from netbird_proxy.model import AccountId, Mapping, ServiceId
+from netbird_proxy.model import AccountId, Address, Mapping, ServiceId
 from netbird_proxy.pipeline.answers import NO_ROUTE
 from netbird_proxy.pipeline.pipeline import Environment, FixedAnswer
 from netbird_proxy.routing.apply import Routing
@@ -243,6 +243,33 @@ async def test_pool_that_is_wanted_again_within_its_grace_stays() -> None:
     made.apply("management", [])
     made.compiler._pools.close()
     assert upstreams.pools[0].retired
+
+
+class OwnDialer:
+    """A service's own, as plugins make them; counts how often it is compared."""
+
+    compared = 0
+
+    async def dial(self, protocol_factory: Any, address: Address, *, timeout: float) -> Any:
+        raise NotImplementedError
+
+    def __eq__(self, other: object) -> bool:
+        OwnDialer.compared += 1
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+def test_one_more_service_of_a_busy_upstream_costs_what_the_first_did() -> None:
+    """Thousands of services may lead to one address, each by a dialer of its own: none is compared with all others."""
+    OwnDialer.compared = 0
+    pools = Pools(Upstreams(), grace=0.0)
+    made = [pools.take(AccountId("acct-1"), upstream("http://10.0.0.1:80"), OwnDialer()) for _ in range(500)]
+    assert len(set(map(id, made))) == len(pools) == 500
+    assert OwnDialer.compared <= 500
+    pools.close()
+    assert len(pools) == 0
 
 
 async def test_different_ways_to_dial_share_no_pool() -> None:
