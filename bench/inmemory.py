@@ -27,7 +27,7 @@ from netbird_proxy.control.claims import CORE_CLAIMS
 from netbird_proxy.control.codec import Codec
 from netbird_proxy.decisions import Decisions
 from netbird_proxy.defaults import DEFAULTS
-from netbird_proxy.defaults.access_log import AccessLogOptions
+from netbird_proxy.defaults.access_log import AccessLogOptions, plugin, sender
 from netbird_proxy.dialing.pools import UpstreamPool
 from netbird_proxy.listening.connections import Connections
 from netbird_proxy.listening.http1 import Http1Protocol
@@ -237,8 +237,10 @@ async def stage(directory: Path) -> AsyncIterator[Stage]:
     proxy = FakeProxy(
         management=management,
         tunnels={ACCOUNT: FakeTunnel({CALLER: peer(CALLER)})},
-        options=[AccessLogOptions(output=str(directory / "access.log"))],
+        options=[AccessLogOptions(output=str(directory / "access.log"), flush_interval=10.0)],
     )
+    # A counted exchange takes fifty times as long: what is gathered by the clock would hardly be gathered.
+    plugin.GATHER = sender.GATHER = 60.0
     seen = [b""]
     hooks = load_hooks(
         [("private_service", PrivateService), ("identity_headers", IdentityHeaders), ("bench", _Dials(seen))],
