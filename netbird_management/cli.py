@@ -24,10 +24,9 @@ from netbird_management.plugins import HookError, Hooks
 from netbird_management.services.tokens import create_proxy_token, proxy_tokens_of, revoke_proxy_token
 from netbird_management.settings import CONFIG_VARIABLE, ManagementSettings, read_settings
 from netbird_management.state import State
-from netbird_management.store.archive import ArchiveError
-from netbird_management.store.directory import DirectoryInUseError, held, prepare_directory
-from netbird_management.store.engine import DatabaseInUseError, held_database
-from netbird_management.store.vault import VaultError
+from netbird_management.store.directory import prepare_directory
+from netbird_management.store.errors import StoreError
+from netbird_management.store.holding import held_store
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -91,7 +90,7 @@ def run(config: Config = None) -> None:
     logs.configure()
     try:
         asyncio.run(_run(settings.value, hooks))
-    except* (VaultError, DirectoryInUseError, DatabaseInUseError, HookError, OSError) as errors:
+    except* (StoreError, HookError, OSError) as errors:
         _stop(errors)
 
 
@@ -181,9 +180,8 @@ class _House:
             if not alone:
                 return await work()
             prepare_directory(settings.state_directory)
-            with held(settings.state_directory):
-                async with held_database(settings.database.get_secret_value()):
-                    return await work()
+            async with held_store(settings.state_directory, settings.database.get_secret_value()):
+                return await work()
 
         return _done(done())
 
@@ -209,9 +207,11 @@ def _with_state(settings: ManagementSettings, work: Callable[[State], Awaitable[
 
     async def opened() -> T:
         vault = prepare_directory(directory)
-        with held(directory) if alone else nullcontext():
-            async with held_database(database if alone else ""), State.open(directory, vault, database) as state:
-                return await work(state)
+        async with (
+            held_store(directory, database) if alone else nullcontext(),
+            State.open(directory, vault, database) as state,
+        ):
+            return await work(state)
 
     return _done(opened())
 
@@ -219,7 +219,7 @@ def _with_state(settings: ManagementSettings, work: Callable[[State], Awaitable[
 def _done(work: Coroutine[Any, Any, T]) -> T:
     try:
         return asyncio.run(work)
-    except* (ManagementError, VaultError, DirectoryInUseError, DatabaseInUseError, ArchiveError, OSError) as errors:
+    except* (ManagementError, StoreError, OSError) as errors:
         _stop(errors)
 
 

@@ -21,7 +21,8 @@ from netbird_management.services.statuses import worst_statuses
 from netbird_management.settings import CONFIG_VARIABLE, ManagementSettings
 from netbird_management.state import State
 from netbird_management.store.archive import Progress, read_archive, write_archive
-from netbird_management.store.engine import open_engines, versions
+from netbird_management.store.engine import open_engines
+from netbird_management.store.schema import versions
 
 T = TypeVar("T")
 Config = Annotated[

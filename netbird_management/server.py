@@ -27,8 +27,8 @@ from netbird_management.services.custom_domains import DnsResolver
 from netbird_management.services.proxies import disconnect_all_proxies, forget_stale_proxies
 from netbird_management.settings import ManagementSettings
 from netbird_management.state import State
-from netbird_management.store.directory import held, prepare_directory
-from netbird_management.store.engine import held_database
+from netbird_management.store.directory import prepare_directory
+from netbird_management.store.holding import Hold, held_store
 
 HOUSEKEEPING_SECONDS: Final = 60.0
 
@@ -61,23 +61,22 @@ async def serve(
 
     Whoever asks `shutdown` twice ends that time: what is under way then is cut.
 
-    Raises `VaultError`, `DirectoryInUseError`, `DatabaseInUseError`, and `OSError` for an address that cannot be bound.
+    Raises `StoreError`, and `OSError` for an address that cannot be bound.
     """
     directory = settings.state_directory
     vault = await asyncio.to_thread(prepare_directory, directory)
     database = settings.database.get_secret_value()
-    with held(directory):
-        async with (
-            held_database(database),
-            State.open(directory, vault, database) as state,
-            _listening(settings, hooks, state, shutdown or Shutdown()) as server,
-        ):
-            yield server
+    async with (
+        held_store(directory, database) as hold,
+        State.open(directory, vault, database) as state,
+        _listening(settings, hooks, state, hold, shutdown or Shutdown()) as server,
+    ):
+        yield server
 
 
 @asynccontextmanager
 async def _listening(
-    settings: ManagementSettings, hooks: Hooks, state: State, shutdown: Shutdown
+    settings: ManagementSettings, hooks: Hooks, state: State, hold: Hold, shutdown: Shutdown
 ) -> AsyncIterator[ManagementServer]:
     await disconnect_all_proxies(state)
     await disconnect_all_peers(state)
@@ -107,11 +106,12 @@ async def _listening(
         ) as server.grpc_port,
         asyncio.TaskGroup() as tasks,
     ):
-        house = tasks.create_task(_keep_house(server))
+        background = [tasks.create_task(_keep_house(server)), tasks.create_task(hold.watch())]
         try:
             yield server
         finally:
-            house.cancel()
+            for task in background:
+                task.cancel()
 
 
 @asynccontextmanager

@@ -8,26 +8,21 @@ import base64
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, Final
 
-from sqlalchemy import JSON, Connection, MetaData, Table, func, insert, select
+from sqlalchemy import JSON, Connection, Table, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from netbird_management.store.directory import held, prepare_directory
-from netbird_management.store.engine import (
-    DATABASE_FILE,
-    Engines,
-    Part,
-    held_database,
-    migrate,
-    open_engine,
-    open_engines,
-    versions,
-)
+from netbird_management.store.directory import make_directory
+from netbird_management.store.engine import DATABASE_FILE, LOG_FILE, Engines, open_engines, open_unmigrated
+from netbird_management.store.errors import ArchiveError
+from netbird_management.store.holding import held_store
+from netbird_management.store.schema import Part, migrate, tables, versions
 from netbird_management.store.vault import KEY_FILE, Vault
 
 FORMAT: Final = 1
@@ -36,16 +31,15 @@ Progress = Callable[[str, int, int], None]
 """Told the table, how many rows are done, and how many there are (0: not known)."""
 
 
-class ArchiveError(Exception):
-    """A file that is no backup, or a place where none can go."""
-
-
 def quiet(_table: str, _done: int, _total: int) -> None:
     """Progress for nobody."""
 
 
 async def write_archive(directory: Path, url: str, target: Path, progress: Progress = quiet) -> int:
-    """How many rows were written to `target`, which must not exist yet. Raises `ArchiveError`, `VaultError`."""
+    """How many rows were written to `target`, which must not exist yet. The store stays at the version that it has.
+
+    Raises `StoreError`.
+    """
     Vault.load(directory)
     key = (directory / KEY_FILE).read_bytes()
     try:
@@ -56,7 +50,7 @@ async def write_archive(directory: Path, url: str, target: Path, progress: Progr
         with ExitStack() as files:
             raw = files.enter_context(os.fdopen(descriptor, "wb"))
             file = files.enter_context(gzip.open(raw, "wt", encoding="utf-8"))
-            async with open_engines(directory, url) as engines:
+            async with open_unmigrated(directory, url) as engines:
                 head = {"format": FORMAT, "key": base64.b64encode(key).decode()}
                 for part, engine in _parts(engines):
                     head[part] = (await versions(engine, part))[0]
@@ -78,51 +72,49 @@ async def write_archive(directory: Path, url: str, target: Path, progress: Progr
 
 
 async def read_archive(source: Path, directory: Path, url: str, progress: Progress = quiet) -> int:
-    """Fills an empty store from a backup, and brings it to this version; how many rows it has. Raises `ArchiveError`.
+    """Fills an empty store from a backup, and brings it to this version; how many rows it has. Raises `StoreError`.
 
-    A store that has an account already is left alone. What goes wrong leaves no key behind, so that nothing starts on
-    half of a backup.
+    A store that has an account already is left alone. The key is written last, so that nothing starts on half of a
+    backup, whatever ended this.
     """
     with gzip.open(source, "rt", encoding="utf-8") as file:
-        head = _line(file.readline())
+        lines = _lines(file)
+        head = next(lines)
         if head.get("format") != FORMAT:
             raise ArchiveError(f"{source} is not a backup of this format")
         if (directory / KEY_FILE).exists() or (directory / DATABASE_FILE).exists():
             raise ArchiveError(f"{directory} has a store already: restore into an empty directory")
-        prepare_directory(directory)
-        with held(directory):
+        make_directory(directory)
+        async with held_store(directory, url):
             try:
-                async with held_database(url):
-                    rows = await _fill(file, head, directory, url, progress)
-                key = directory / KEY_FILE
-                key.write_bytes(base64.b64decode(head["key"]))
+                rows = await _fill(lines, head, directory, url, progress)
+                Vault.create(directory, base64.b64decode(head["key"]))
             except BaseException:
-                for name in (KEY_FILE, DATABASE_FILE, "access_log.db"):
+                for name in (DATABASE_FILE, LOG_FILE):
                     for suffix in ("", "-wal", "-shm"):
                         (directory / (name + suffix)).unlink(missing_ok=True)
                 raise
     return rows
 
 
-async def _fill(file: IO[str], head: dict[str, Any], directory: Path, url: str, progress: Progress) -> int:
-    accounts = open_engine(url or directory / DATABASE_FILE)
-    log = accounts if url else open_engine(directory / "access_log.db", lasting=False)
-    try:
-        engines = Engines(accounts, log)
+async def _fill(
+    lines: Iterator[dict[str, Any]], head: dict[str, Any], directory: Path, url: str, progress: Progress
+) -> int:
+    async with open_unmigrated(directory, url) as engines:
         for part, engine in _parts(engines):
             await migrate(engine, part, revision=head[part])
         rows = 0
-        last: dict[str, Any] = {}
-        lines = iter(file)
-        for part, engine in _parts(engines):
-            async with engine.execution_options(writes=True).begin() as connection:
-                done, last = await connection.run_sync(_read_part, part, lines, last, progress)
+        line = next(lines)
+        async with AsyncExitStack() as transactions:
+            opened = {
+                engine: await transactions.enter_async_context(engine.execution_options(writes=True).begin())
+                for engine in {engines.accounts, engines.log}
+            }
+            for part, engine in _parts(engines):
+                done, line = await opened[engine].run_sync(_read_part, part, lines, line, progress)
                 rows += done
-        if last.get("end") != rows:
-            raise ArchiveError("the backup is cut short: nothing was restored")
-    finally:
-        await accounts.dispose()
-        await log.dispose()
+            if line.get("end") != rows:
+                raise ArchiveError("the backup is damaged: nothing was restored")
     async with open_engines(directory, url):
         return rows
 
@@ -131,22 +123,9 @@ def _parts(engines: Engines) -> tuple[tuple[Part, AsyncEngine], tuple[Part, Asyn
     return ("accounts", engines.accounts), ("log", engines.log)
 
 
-def _tables(connection: Connection, part: Part) -> list[Table]:
-    """The tables of a part as they are in the database, those that others refer to first."""
-    metadata = MetaData()
-    metadata.reflect(connection)
-    ours = {"log": {"access_log"}}
-    logs = ours["log"]
-    return [
-        table
-        for table in metadata.sorted_tables
-        if not table.name.endswith("_version") and (table.name in logs) == (part == "log")
-    ]
-
-
 def _write_part(connection: Connection, part: Part, file: IO[str], progress: Progress) -> int:
     rows = 0
-    for table in _tables(connection, part):
+    for table in tables(connection, part):
         total = connection.scalar(select(func.count()).select_from(table)) or 0
         file.write(json.dumps({"part": part, "table": table.name, "rows": total}) + "\n")
         found = connection.execution_options(yield_per=_ROWS).execute(select(table))
@@ -161,24 +140,23 @@ def _write_part(connection: Connection, part: Part, file: IO[str], progress: Pro
 
 
 def _read_part(
-    connection: Connection, part: Part, lines: Iterator[str], last: dict[str, Any], progress: Progress
+    connection: Connection, part: Part, lines: Iterator[dict[str, Any]], line: dict[str, Any], progress: Progress
 ) -> tuple[int, dict[str, Any]]:
-    """Reads until the other part begins; the line that said so is given back."""
-    tables = {table.name: table for table in _tables(connection, part)}
-    if part == "accounts" and connection.scalar(select(func.count()).select_from(tables["accounts"])):
+    """Reads from `line` until the other part begins; the line that said so is given back."""
+    known = {table.name: table for table in tables(connection, part)}
+    if "accounts" in known and connection.scalar(select(func.count()).select_from(known["accounts"])):
         raise ArchiveError("the database has an account already: restore into an empty one")
     rows = 0
-    line = last or _line(next(lines, ""))
     while line.get("part") == part:
-        table = tables[line["table"]]
+        table = known[line["table"]]
         total, done = line["rows"], 0
         while done < total:
-            batch = [_unpacked(table, _line(next(lines, ""))) for _ in range(min(_ROWS, total - done))]
+            batch = [_unpacked(table, next(lines)) for _ in range(min(_ROWS, total - done))]
             connection.execute(insert(table), batch)
             done += len(batch)
             progress(table.name, done, total)
         rows += total
-        line = _line(next(lines, ""))
+        line = next(lines)
     return rows, line
 
 
@@ -207,11 +185,14 @@ def _unpacked(table: Table, values: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _line(text: str) -> dict[str, Any]:
+def _lines(file: IO[str]) -> Iterator[dict[str, Any]]:
+    """One more than there are is an error, too: whoever asks for it was promised more. Raises `ArchiveError`."""
     try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise ArchiveError("the backup is cut short or damaged") from error
-    if not isinstance(found, dict):
-        raise ArchiveError("the backup is damaged")
-    return found
+        for text in file:
+            found = json.loads(text)
+            if not isinstance(found, dict):
+                raise ArchiveError("the backup is damaged")
+            yield found
+    except (ValueError, EOFError, OSError, zlib.error) as error:
+        raise ArchiveError("the backup is damaged") from error
+    raise ArchiveError("the backup is cut short")

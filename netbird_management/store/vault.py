@@ -9,11 +9,9 @@ from typing import Final
 from nacl.exceptions import CryptoError
 from nacl.secret import SecretBox
 
+from netbird_management.store.errors import VaultError
+
 KEY_FILE: Final = "store.key"
-
-
-class VaultError(Exception):
-    """The key is missing, unreadable, open to others, or not the one that sealed this."""
 
 
 class Vault:
@@ -42,9 +40,12 @@ class Vault:
         return hmac.digest(self._key, b"netbird-management/" + purpose.encode(), hashlib.sha256)
 
     @classmethod
-    def create(cls, directory: Path) -> "Vault":
-        """Makes the key file, readable by nobody else. Raises `FileExistsError` rather than replace one."""
-        key = os.urandom(SecretBox.KEY_SIZE)
+    def create(cls, directory: Path, key: bytes = b"") -> "Vault":
+        """Makes the key file, readable by nobody else, by default of a new key.
+
+        Raises `FileExistsError` rather than replace one.
+        """
+        key = key or os.urandom(SecretBox.KEY_SIZE)
         descriptor = os.open(directory / KEY_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(key)

@@ -9,7 +9,8 @@ from netbird_management.network.activity import events_of
 from netbird_management.services.access_log import access_log_page, add_access_log_entries
 from netbird_management.services.proxies import Registration
 from netbird_management.state import State
-from netbird_management.store.archive import ArchiveError, read_archive, write_archive
+from netbird_management.store.archive import read_archive, write_archive
+from netbird_management.store.errors import ArchiveError
 from netbird_management.store.vault import KEY_FILE, Vault
 from tests.netbird_management.conftest import Home
 from tests.netbird_management.test_store import content, entry, furnished

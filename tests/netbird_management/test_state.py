@@ -16,9 +16,11 @@ from netbird_management.network.model import Role
 from netbird_management.network.peers import create_stock_peer
 from netbird_management.network.users import create_user, update_user
 from netbird_management.state import State
-from netbird_management.store.engine import DATABASE_FILE, Part, migrate, open_engine
+from netbird_management.store.engine import DATABASE_FILE, open_engine
+from netbird_management.store.errors import VaultError
 from netbird_management.store.models import GroupRow, LogRow, Row
-from netbird_management.store.vault import KEY_FILE, Vault, VaultError
+from netbird_management.store.schema import Part, migrate
+from netbird_management.store.vault import KEY_FILE, Vault
 from tests.netbird_management.conftest import Home
 
 

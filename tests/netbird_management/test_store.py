@@ -24,17 +24,11 @@ from netbird_management.services.access_log import AccessLogEntry, access_log_pa
 from netbird_management.services.edit import create_service
 from netbird_management.services.proxies import Registration
 from netbird_management.state import State
-from netbird_management.store.engine import (
-    DATABASE_FILE,
-    LOG_FILE,
-    DatabaseInUseError,
-    held_database,
-    migrate,
-    open_engine,
-    open_engines,
-    versions,
-)
+from netbird_management.store.engine import DATABASE_FILE, LOG_FILE, open_engine, open_engines
+from netbird_management.store.errors import InUseError, NewerStoreError, UnreachableError
+from netbird_management.store.holding import held_store
 from netbird_management.store.models import AccountRow, EventRow
+from netbird_management.store.schema import migrate, versions
 from netbird_management.store.vault import Vault
 from tests.netbird_management.conftest import Home
 from tests.netbird_management.store_child import SENT, service
@@ -153,14 +147,80 @@ async def test_entries_are_stored_once_and_whole(home: Home) -> None:
     assert (total, {entry.id for entry in found}) == (2, {"1", "2"})
 
 
-async def test_a_database_is_one_processs(postgresql: Server) -> None:
-    """A second holder of a PostgreSQL database is refused, until the first is gone."""
-    url = await postgresql.create("held")
-    async with held_database(url):
-        with pytest.raises(DatabaseInUseError):
-            await held_database(url).__aenter__()
-    async with held_database(url):
+async def test_a_store_is_one_processs(database: str, tmp_path: Path) -> None:
+    """A second holder is refused until the first is gone; of a database, also one with a directory of its own."""
+    other = tmp_path / "other"
+    other.mkdir()
+    for directory in (tmp_path, *([other] if database else [])):
+        async with held_store(tmp_path, database):
+            with pytest.raises(InUseError):
+                await held_store(directory, database).__aenter__()
+    async with held_store(tmp_path, database):
         pass
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+async def test_a_hold_outlives_the_server(database: str, tmp_path: Path, postgresql: Server) -> None:
+    """A lock that went with its connection is taken again; if somebody else had it meanwhile, the process must end."""
+    name = database.partition("?")[0].rpartition("/")[2]
+    other = tmp_path / "other"
+    other.mkdir()
+    async with held_store(tmp_path, database) as hold, asyncio.TaskGroup() as tasks:
+        watching = tasks.create_task(hold.watch(0.01))
+        await postgresql.cut(name)
+        async with asyncio.timeout(20):
+            while await _holders(database) < 2:  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0.02)
+        with pytest.raises(InUseError):
+            await held_store(other, database).__aenter__()
+        watching.cancel()
+    async with held_store(tmp_path, database) as hold:
+        await postgresql.cut(name)
+        async with asyncio.timeout(20), held_store(other, database):
+            pass
+        with pytest.raises(InUseError, match="another management"):
+            await asyncio.wait_for(hold.watch(0.01), 20)
+
+
+async def _holders(database: str) -> int:
+    engine = open_engine(database)
+    async with engine.connect() as connection:
+        number = await connection.scalar(text("SELECT last_value FROM holders"))
+    await engine.dispose()
+    return int(number or 0)
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+async def test_a_server_that_was_away_costs_no_call(database: str, home: Home, postgresql: Server) -> None:
+    """Connections that went with it are noticed before they are used."""
+    await postgresql.cut(database.partition("?")[0].rpartition("/")[2])
+    await create_group(home.state, home.account_id, name="engineering")
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("postgresql://app@127.0.0.1:1/x", "Connect call failed"),
+        ("mysql://app@127.0.0.1/x", "scheme is expected"),
+        ("{server}/missing?host={directory}", "does not exist"),
+        ("{server}/x?host=/nowhere", "No such file"),
+    ],
+)
+async def test_a_database_that_is_not_there_is_told(url: str, said: str, tmp_path: Path, postgresql: Server) -> None:
+    """In one line, which says what the server said, and no password."""
+    given = url.format(server="postgresql://app:secret@", directory=postgresql.directory)
+    with pytest.raises(UnreachableError, match=said) as caught:
+        await open_engines(tmp_path, given).__aenter__()
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+async def test_a_newer_store_is_left_alone(database: str, tmp_path: Path) -> None:
+    """A version that this program does not know stops the start, with a sentence."""
+    async with open_engines(tmp_path, database) as engines, engines.accounts.begin() as connection:
+        await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(NewerStoreError, match="9999"):
+        await open_engines(tmp_path, database).__aenter__()
 
 
 async def test_migrations_go_down_and_up_with_data(

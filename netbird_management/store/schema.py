@@ -1,0 +1,91 @@
+"""The schema of a store: which version it has, and how it gets to another."""
+
+import logging
+from functools import cache
+from pathlib import Path
+from typing import Final, Literal
+
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, MetaData, Table, inspect, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from netbird_management.store.errors import NewerStoreError
+
+Part = Literal["accounts", "log"]
+NEWEST: Final = "head"
+_SCRIPTS: Final[dict[Part, str]] = {"accounts": "migrations", "log": "log_migrations"}
+_VERSIONS: Final[dict[Part, str]] = {"accounts": "alembic_version", "log": "log_version"}
+_LOG_TABLES: Final = {"access_log"}
+
+
+async def migrate(engine: AsyncEngine, part: Part = "accounts", *, revision: str = NEWEST) -> None:
+    """Brings the schema to a version, in one transaction. Raises what Alembic raises, changing nothing.
+
+    Raises `NewerStoreError` for a store that only a later version of this program knows.
+    """
+    current, newest = await versions(engine, part)
+    if current == (newest if revision == NEWEST else revision):
+        return
+    if current not in ("", *_known(part)):
+        raise NewerStoreError(f"the store ({part}) has version {current}; this program knows it up to {newest}")
+    try:
+        async with engine.execution_options(writes=True, migrates=True).begin() as connection:
+            await connection.run_sync(_migrate, part, current, revision)
+            if engine.dialect.name == "sqlite":
+                broken = (await connection.execute(text("PRAGMA foreign_key_check"))).first()
+                if broken is not None:
+                    raise LookupError(f"a migration left {broken[0]} referring to what is not there")
+    finally:
+        await engine.dispose()  # foreign keys are off in the connection that migrated
+
+
+async def versions(engine: AsyncEngine, part: Part = "accounts") -> tuple[str, str]:
+    """The version of the schema as it is ("" for none), and the newest one."""
+    async with engine.connect() as connection:
+        return await connection.run_sync(_version, part), _scripts(part).get_current_head() or ""
+
+
+def tables(connection: Connection, part: Part) -> list[Table]:
+    """The tables of a part as they are in the database, those that others refer to first."""
+    found = MetaData()
+    found.reflect(connection)
+    return [
+        table
+        for table in found.sorted_tables
+        if table.name not in _VERSIONS.values() and (table.name in _LOG_TABLES) == (part == "log")
+    ]
+
+
+def _migrate(connection: Connection, part: Part, current: str, revision: str) -> None:
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of its dialect at each start
+    config = _config(part)
+    config.attributes["connection"] = connection
+    config.attributes["version_table"] = _VERSIONS[part]
+    older = {step.revision for step in _scripts(part).iterate_revisions(current, "base")} if current else set()
+    if revision == "base" or revision in older:
+        command.downgrade(config, revision)
+    else:
+        command.upgrade(config, revision)
+
+
+def _version(connection: Connection, part: Part) -> str:
+    if not inspect(connection).has_table(_VERSIONS[part]):
+        return ""
+    return connection.scalar(text(f"SELECT version_num FROM {_VERSIONS[part]}")) or ""  # noqa: S608 - a name of ours
+
+
+def _known(part: Part) -> set[str]:
+    return {step.revision for step in _scripts(part).walk_revisions()}
+
+
+@cache
+def _scripts(part: Part) -> ScriptDirectory:
+    return ScriptDirectory.from_config(_config(part))
+
+
+def _config(part: Part) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / _SCRIPTS[part]))
+    return config
