@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
+
+import httpx
 
 from examples.demo.calls import (
     ALICE_SEEN,
@@ -36,8 +39,9 @@ CHANGES_OF_BUSY = 100
 CACHE = "[private_service]\ncache_seconds = 6\n"
 """What a proxy believes of a caller while management is away; minutes by default, seconds here."""
 
-SETTLED = 1.5
-"""Seconds after which the proxy has written down where a peer is; whoever came later has to speak first."""
+RESTART = 3.0
+"""Seconds from a proxy's start to its being served by, as far as they are its own: on a machine that is busy with
+other things, those in which it could have run and got no core are not counted."""
 
 
 async def serving_inside(stack: Stack) -> None:
@@ -276,37 +280,43 @@ async def deleted_meanwhile(stack: Stack) -> str:
 
 
 async def proxy_is_killed(stack: Stack) -> str:
+    """Both callers begin to ask when it is started; alice in the session that she had, a moment after her last page."""
     loop = asyncio.get_running_loop()
     async with caller(stack, "alice-laptop") as alice:
         expect("before", (await alice.get(WIKI)).status, 200)
-        await asyncio.sleep(SETTLED)
         await stack.proxies["proxy"].process.stop(sign=signal.SIGKILL)
         start = loop.time()
         await stack.start_proxy("proxy", wait=False)
+        process = stack.proxies["proxy"].process
 
         async def public() -> bool:
             try:
                 return (await outside(stack, STATUS)).status_code == 200
-            except OSError:
+            except httpx.ConnectError:
                 return False
-            except Exception as exc:
-                if "Connect" in type(exc).__name__:
-                    return False
-                raise
 
-        await until("status is served again", public, timeout=10 * stack.patience)
-        took_public = loop.time() - start
+        patience = 0.5
 
         async def private() -> bool:
             # Each attempt is short: what counts is when the session works, and not what one connection's timers do.
+            nonlocal patience
+            patience *= 1.2
             with suppress(TimeoutError, OSError):
-                return (await alice.get(WIKI, timeout=1.0)).status == 200
+                return (await alice.get(WIKI, timeout=patience)).status == 200
             return False
 
-        await until("alice is served again on the session that she had", private, timeout=15 * stack.patience)
-        took_private = loop.time() - start
-    within("status after the kill", took_public, 3 * stack.patience)
-    return f"status after {took_public:.2f} s, alice after {took_private:.2f} s, processes started"
+        async def took(what: str, probe: Callable[[], Awaitable[bool]]) -> tuple[float, float]:
+            await until(what, probe, timeout=60)
+            return loop.time() - start, process.kept_waiting()
+
+        async with asyncio.TaskGroup() as group:
+            status = group.create_task(took("status is served again", public))
+            wiki = group.create_task(took("alice is served again", private))
+    shown = []
+    for who, (seconds, waited) in (("status", status.result()), ("alice", wiki.result())):
+        within(f"{who} after the start, {waited:.2f} s of waiting for a core not counted", seconds - waited, RESTART)
+        shown.append(f"{who} after {seconds:.2f} s" + (f" ({waited:.2f} s without a core)" if waited > 0.1 else ""))
+    return f"{', '.join(shown)}, processes started"
 
 
 async def proxy_stops_during_a_download(stack: Stack) -> str:

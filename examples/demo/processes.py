@@ -53,6 +53,17 @@ class Process:
         except TimeoutError as exc:
             raise ProcessFailed(f"{self.name} did not say {pattern!r} in {timeout:g} s:\n{self.tail()}") from exc
 
+    def kept_waiting(self) -> float:
+        """Seconds in which its main thread could have run and the machine had no core for it; 0 where nobody counts.
+
+        What is left of the clock's time after these is its own doing, however busy the machine is.
+        """
+        try:
+            waited = Path(f"/proc/{self.pid}/schedstat").read_text().split()[1]
+        except (OSError, IndexError):
+            return 0.0
+        return int(waited) / 1e9
+
     def send(self, sign: signal.Signals) -> None:
         self.handle.send_signal(sign)
 

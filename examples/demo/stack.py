@@ -74,17 +74,12 @@ class Stack:
     configs: dict[str, Path] = field(default_factory=dict)
     _udp_ranges: dict[str, int] = field(default_factory=dict)
 
-    @property
-    def patience(self) -> float:
-        """By how much bounds that begin with the start of a process are widened where others keep the cores busy."""
-        return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-
-    async def start_management(self) -> Process:
+    async def start_management(self, plugins: Sequence[str] = ("private_service", "direct_upstream")) -> Process:
         """`init`, then `run`; the owner's and the proxy's tokens come from `init`."""
         config = self.directory / "management.toml"
         config.write_text(
             f'state_directory = "{self.directory / "management"}"\n'
-            'plugins = ["private_service", "direct_upstream"]\n'
+            f"plugins = [{', '.join(repr(plugin) for plugin in plugins)}]\n"
             f'[rest]\nlisten = "127.0.0.1:0"\n[grpc]\nlisten = "127.0.0.1:0"\n'
         )
         argv = [str(BIN / "netbird-management"), "init", "--config", str(config), "--email", "owner@demo.example"]

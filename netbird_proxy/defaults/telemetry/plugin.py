@@ -9,7 +9,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from typing import Annotated, Self
 
 import structlog
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
@@ -78,6 +77,9 @@ class Telemetry:
 
     @asynccontextmanager
     async def _running(self, options: TelemetryOptions, proxy: Proxy) -> AsyncIterator[None]:
+        # A tenth of a start is its import, which those without a collector need not wait for.
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+
         exporter = _Counted(
             OTLPSpanExporter(
                 endpoint=options.otlp_endpoint,
