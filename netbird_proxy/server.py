@@ -212,6 +212,8 @@ class ProxyServer:
             roots=management.roots,
             rpc_timeout=limits.rpc_timeout,
             batch_watchdog=limits.batch_watchdog,
+            silence=limits.management_silence,
+            patience=limits.management_patience,
         )
         codec = self._loaded.codec
         return ManagementClient(
@@ -470,6 +472,7 @@ class ProxyServer:
             "ready": self.ready and self._environment.left_behind.ready and self._watchdog.ready,
             "management": {
                 "connected": self._client.connected,
+                "state": self._client.state,
                 "initial_sync_complete": self._client.initial_sync_complete,
                 "extensions": sorted(self._client.extensions),
             }

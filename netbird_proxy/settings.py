@@ -193,6 +193,10 @@ class Limits(Section):
     """Code that blocks the whole process for so long is named in the log, and readiness fails; 0 does not look."""
     rpc_timeout: Seconds = 2.0
     """For one call to management."""
+    management_silence: Seconds = 20.0
+    """Without a word from management, after which it is asked for a sign of life."""
+    management_patience: Seconds = 10.0
+    """For that sign; without it, management counts as silent and is connected to anew."""
     batch_watchdog: Seconds = 120.0
     """For applying one batch of mappings; then the stream is begun anew."""
     revalidate: Seconds = 60.0

@@ -50,11 +50,14 @@ class Host(Management, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """In seconds: between looks at a proxy's token, and how long an agent's map waits for another change."""
+    """In seconds: between looks at a proxy's token, how long an agent's map waits for another change, after how long a
+    silence a proxy or a peer is asked for a sign of life, and within how long it must give one."""
 
     heartbeat: float = HEARTBEAT_SECONDS
     quiet: float = QUIET_SECONDS
 
+    silence: float = 30.0
+    patience: float = 10.0
 
 @asynccontextmanager
 async def serve_grpc(
@@ -133,7 +136,7 @@ async def _end(server: grpc.aio.Server, connections: Connections, streams: PeerS
         tasks.create_task(streams.end_all(stopping, grace))
 
 
-def _server(edge: Edge) -> grpc.aio.Server:
+def _server(edge: Edge, timing: Timing) -> grpc.aio.Server:
     return grpc.aio.server(
         interceptors=(edge,),
         options=(
@@ -143,8 +146,10 @@ def _server(edge: Edge) -> grpc.aio.Server:
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
             ("grpc.http2.max_ping_strikes", 0),
-            ("grpc.keepalive_time_ms", 30_000),
-            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.keepalive_time_ms", round(timing.silence * 1000)),
+            # The kernel's patience for bytes, and gRPC's own for the answer: with the first alone it would be a minute.
+            ("grpc.keepalive_timeout_ms", round(timing.patience * 1000)),
+            ("grpc.http2.ping_timeout_ms", round(timing.patience * 1000)),
         ),
     )
 

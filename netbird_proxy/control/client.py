@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -58,6 +59,21 @@ CREATE_PEER_TIMEOUT = 30.0
 Update = SyncMappingsResponse | GetMappingUpdateResponse
 
 
+class Loss(StrEnum):
+    """Why there is no stream. Each has its counter, `management_…`."""
+
+    UNREACHABLE = "unreachable"
+    """Nobody is there, or the connection broke."""
+    SILENT = "silent"
+    """It is connected, or can be connected to, and does not say a word."""
+    REFUSED = "refused"
+    """It answered, and said no: a token that is not valid, an address that is another's."""
+    CLOSED = "closed"
+    """It ended the stream itself, as it does when it stops."""
+    STALLED = "stalled"
+    """We ended it: a batch of mappings could not be applied in time."""
+
+
 class MappingSink(Protocol):
     """Where mappings go. One stream at a time; calls never overlap."""
 
@@ -81,6 +97,8 @@ class Connection:
     Attributes:
         url: `https://host[:port]` or `http://…` (plaintext; only with allow_insecure).
         roots: PEM file of roots to trust instead of the system's.
+        silence: seconds without a word after which management is asked for a sign of life.
+        patience: seconds within which it must give one.
     """
 
     url: str
@@ -92,6 +110,8 @@ class Connection:
     roots: Path | None = None
     rpc_timeout: float = 2.0
     batch_watchdog: float = 120.0
+    silence: float = 20.0
+    patience: float = 10.0
 
 
 def open_channel(connection: Connection) -> grpc.aio.Channel:
@@ -102,15 +122,18 @@ def open_channel(connection: Connection) -> grpc.aio.Channel:
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     target = f"{host}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
     options = [
-        ("grpc.keepalive_time_ms", 20_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_time_ms", round(connection.silence * 1000)),
+        # The kernel's patience for bytes, and gRPC's own for the answer: with the first alone it would be a minute.
+        ("grpc.keepalive_timeout_ms", round(connection.patience * 1000)),
+        ("grpc.http2.ping_timeout_ms", round(connection.patience * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         # The worker has its own back-off; the channel must not add a longer one beneath it.
         ("grpc.initial_reconnect_backoff_ms", 200),
-        ("grpc.min_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 1_000),
+        # No back-off, this one: how long a connection may take to be made, four round trips of a slow line.
+        ("grpc.min_reconnect_backoff_ms", 3_000),
     ]
     if parts.scheme == "https":
         return grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(_roots(connection.roots)), options)
@@ -161,6 +184,9 @@ class ManagementClient:
         self._sync_supported = True
         self._extensions: frozenset[str] = frozenset()
         self._connected = False
+        self._count = count
+        self.loss: Loss | None = None
+        """Why the last stream ended or could not be had; None while there is one, and before the first."""
         self._renew = asyncio.Event()
         self.tokens = OneTimeTokens(count)
         self.initial_sync_complete = False
@@ -190,6 +216,13 @@ class ManagementClient:
             ("authorization", f"Bearer {self._connection.token}"),
             ("x-netbird-proxy-id", self._connection.proxy_id),
         )
+
+    @property
+    def state(self) -> str:
+        """In one word: `connected`, `connecting`, or why not (`Loss`)."""
+        if self._connected:
+            return "connected"
+        return "connecting" if self.loss is None else self.loss.value
 
     async def call(self, method: str, request: Any, *, timeout: float | None = None) -> Any:
         call = getattr(self._stub, method)
@@ -239,10 +272,14 @@ class ManagementClient:
                     was_connected = await self._attempt()
                 finally:
                     self._lost()
+                if not self._renew.is_set():
+                    self._note(Loss.CLOSED)
             except grpc.aio.AioRpcError as exc:
-                log.warning("management.stream.lost", code=exc.code().name, details=exc.details())
+                self._note(why := _loss(exc))
+                log.warning("management.stream.lost", why=why.value, code=exc.code().name, details=exc.details())
                 was_connected = self._had_message
             except MappingStreamStalled as exc:
+                self._note(Loss.STALLED)
                 log.error("management.stream.stalled", reason=str(exc))
                 was_connected = True
             if self._renew.is_set():
@@ -271,6 +308,10 @@ class ManagementClient:
                 await asyncio.sleep(self._pick(0, BACK_SPREAD))
 
     _had_message = False
+
+    def _note(self, why: Loss) -> None:
+        self.loss = why
+        self._count(f"management_{why}")
 
     def _lost(self) -> None:
         if self._connected:
@@ -341,6 +382,7 @@ class ManagementClient:
             self._had_message = True
             self._extensions = frozenset(update.management_extensions)
             self._connected = True
+            self.loss = None
             log.info("management.stream.connected", extensions=sorted(self._extensions))
         try:
             async with asyncio.timeout(self._connection.batch_watchdog):
@@ -361,6 +403,17 @@ async def _cancelled_after(call: Any) -> AsyncIterator[None]:
         yield
     finally:
         call.cancel()
+
+
+_SILENCE = ("ping timeout", "keepalive", "settings frame", "timed out", "timeout occurred")
+"""What gRPC says of a peer that is connected and says nothing; it has no code for it."""
+
+
+def _loss(exc: grpc.aio.AioRpcError) -> Loss:
+    details = (exc.details() or "").lower()
+    if exc.code() is grpc.StatusCode.UNAVAILABLE:
+        return Loss.SILENT if any(word in details for word in _SILENCE) else Loss.UNREACHABLE
+    return Loss.REFUSED
 
 
 _CODES: dict[grpc.StatusCode, type[ManagementError]] = {

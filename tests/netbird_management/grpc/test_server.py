@@ -8,13 +8,16 @@ import grpc.aio
 import pytest
 import trustme
 
-from netbird_management.grpc.server import serve_grpc
+from netbird_management.grpc.server import Timing, serve_grpc
 from netbird_management.plugins import load_hooks
 from netbird_management.server import ManagementServer
+from netbird_management.services.proxies import clusters_of
 from netbird_management.settings import Listener, ManagementSettings
+from netbird_proxy.testing.faults import TcpRelay
 from netbird_wire.management_pb2 import Empty
 from netbird_wire.management_pb2_grpc import ManagementServiceStub
 from tests.netbird_management.conftest import Home
+from tests.netbird_management.grpc.conftest import FakeProxy, eventually, lab_for
 
 
 @pytest.fixture
@@ -50,3 +53,23 @@ async def test_what_cannot_be_served_is_an_error(host: ManagementServer, tmp_pat
     with pytest.raises(FileNotFoundError):
         async with serve_grpc(host, missing, grace=1):
             pass
+
+
+async def test_a_proxy_that_says_nothing_is_gone(home: Home, tmp_path: Path) -> None:
+    """Its connection stands and nothing comes: asked for a sign of life it gives none, and is disconnected."""
+    timing = Timing(silence=0.2, patience=0.2)
+    async with (
+        lab_for(home, tmp_path, timing=timing) as lab,
+        TcpRelay("127.0.0.1", lab.port).running() as relay,
+        grpc.aio.insecure_channel(f"127.0.0.1:{relay.port}") as channel,
+    ):
+        await FakeProxy(channel, lab.token, proxy_id="quiet").connect()
+
+        async def online() -> int:
+            [cluster] = await clusters_of(home.state, home.account_id)
+            return cluster.connected_proxies
+
+        before = await online()
+        relay.apply("freeze")
+        assert await eventually(online, lambda found: found < before) == before - 1
+        relay.heal()

@@ -11,9 +11,10 @@ import grpc
 import grpc.aio
 import pytest
 
-from netbird_proxy.control.client import Connection, ManagementClient, Update, open_channel
+from netbird_proxy.control.client import Connection, Loss, ManagementClient, Update, open_channel
 from netbird_proxy.errors import ManagementRefused, ManagementTimeout, ManagementUnavailable, SettingsError
 from netbird_proxy.model import AccountId, PublicKey, ServiceId
+from netbird_proxy.testing.faults import Kind, TcpRelay
 from netbird_wire.proxy_service_pb2 import (
     CreateProxyPeerRequest,
     CreateProxyPeerResponse,
@@ -348,3 +349,86 @@ def test_unusable_url_says_what_to_change(url: str, insecure: bool, message: str
 def test_token_never_shows_in_a_repr() -> None:
     """A connection ends up in logs and tracebacks."""
     assert "secret" not in repr(Connection(url="u", token="secret", proxy_id="p", version="", domain="d"))
+
+
+class Losses:
+    """How a client's streams ended, as the counters tell it."""
+
+    def __init__(self) -> None:
+        self.seen: asyncio.Queue[str] = asyncio.Queue()
+
+    async def next(self) -> str:
+        async with asyncio.timeout(WAIT):
+            return await self.seen.get()
+
+
+@asynccontextmanager
+async def behind_a_relay(management: Management) -> AsyncIterator[tuple[ManagementClient, TcpRelay, Losses]]:
+    """A client that soon loses patience with a silent management."""
+    # Its own options of a server, as an ordinary one hangs up on clients that ask for signs of life so often.
+    server = grpc.aio.server(options=[("grpc.http2.max_ping_strikes", 0)])
+    add_ProxyServiceServicer_to_server(management, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    losses = Losses()
+    async with TcpRelay("127.0.0.1", port).running() as relay:
+        connection = Connection(
+            url=f"http://127.0.0.1:{relay.port}",
+            token="t",
+            proxy_id="p",
+            version="1",
+            domain="d",
+            allow_insecure=True,
+            silence=0.2,
+            patience=0.2,
+        )
+        client = ManagementClient(
+            connection, ProxyCapabilities, Sink(), pick=lambda _low, high: high / 10, count=losses.seen.put_nowait
+        )
+        try:
+            async with asyncio.TaskGroup() as group:
+                stream = group.create_task(client.run())
+                yield client, relay, losses
+                stream.cancel()
+        finally:
+            await client.close()
+            await server.stop(None)
+
+
+async def connected(client: ManagementClient) -> None:
+    async with asyncio.timeout(WAIT):
+        while not client.connected:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(("kind", "why"), [("freeze", Loss.SILENT), ("break", Loss.UNREACHABLE)])
+async def test_a_silent_management_is_told_apart_from_one_that_is_gone(kind: Kind, why: Loss) -> None:
+    """While it is connected, and as long as it can be connected to and does not answer; and it is there again after."""
+    async with behind_a_relay(Management()) as (client, relay, losses):
+        await connected(client)
+        assert client.state == "connected"
+        relay.apply(kind)
+        for _ in range(3):  # the stream that there was, then attempts at another
+            assert await losses.next() == f"management_{why}"
+        assert (client.state, client.connected) == (why, False)
+        relay.heal()
+        await connected(client)
+        assert client.loss is None
+
+
+async def test_a_management_that_refuses_is_told_apart() -> None:
+    """It answers, and says no; one that ends the stream in peace has closed it."""
+
+    async def refuse(management: Management, requests: Any, context: Any) -> AsyncIterator[SyncMappingsResponse]:
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the proxy's token is no longer valid")
+        yield SyncMappingsResponse()
+
+    async def goodbye(management: Management, requests: Any, context: Any) -> AsyncIterator[SyncMappingsResponse]:
+        yield SyncMappingsResponse(initial_sync_complete=True)
+
+    async with behind_a_relay(Management(refuse, refuse, goodbye)) as (client, _, losses):
+        assert client.state == "connecting"
+        assert await losses.next() == "management_refused"
+        assert client.state == "refused"
+        assert [await losses.next() for _ in range(2)] == ["management_refused", "management_closed"]
+        await connected(client)
