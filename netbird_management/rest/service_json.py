@@ -200,7 +200,7 @@ def proxy_status_json(status: ProxyStatus) -> dict[str, Any]:
         "error_message": status.error_message,
         "inbound_listener": shown,
         "proxy_id": status.proxy_id,
-        "status": status.status.value,
+        "status": status.status.value if status.connected else "disconnected",
         "updated_at": moment(status.updated_at),
         "withheld": status.withheld,
     }

@@ -200,10 +200,14 @@ class InboundListener:
 
 @dataclass(frozen=True, slots=True)
 class ProxyStatus:
-    """How one service fares on one proxy. `withheld` says why management does not send it there, else ""."""
+    """How one service fares on one proxy. `withheld` says why management does not send it there, else "".
+
+    What a proxy said before it went, or before it connected anew, is over: `connected` is false, or the status pending.
+    """
 
     proxy_id: ProxyId
     status: Status
+    connected: bool = True
     error_message: str = ""
     withheld: str = ""
     inbound_listener: InboundListener | None = None

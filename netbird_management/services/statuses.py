@@ -61,25 +61,33 @@ async def set_certificate_issued(state: State, account_id: AccountId, service_id
 
 
 async def proxy_statuses(state: State, service_id: ServiceId) -> list[ProxyStatus]:
-    """Every proxy's word on a service, live or not, ordered by proxy."""
+    """Every proxy's word on a service, of those that are gone too, ordered by proxy."""
     query = (
-        select(ServiceStatusRow).where(ServiceStatusRow.service_id == service_id).order_by(ServiceStatusRow.proxy_id)
+        select(ServiceStatusRow, ProxyRow)
+        .join(ProxyRow, ProxyRow.id == ServiceStatusRow.proxy_id)
+        .where(ServiceStatusRow.service_id == service_id)
+        .order_by(ServiceStatusRow.proxy_id)
     )
     async with state.read() as session:
-        rows = (await session.scalars(query)).all()
-    return [
-        ProxyStatus(
-            proxy_id=ProxyId(row.proxy_id),
-            status=Status(row.status),
-            error_message=row.error_message,
-            withheld=row.withheld,
-            inbound_listener=None
-            if row.tunnel_ip is None
-            else InboundListener(row.tunnel_ip, row.https_port, row.http_port),
-            updated_at=row.updated_at,
+        rows = (await session.execute(query)).all()
+    return [_proxy_status(row, proxy) for row, proxy in rows]
+
+
+def _proxy_status(row: ServiceStatusRow, proxy: ProxyRow) -> ProxyStatus:
+    connected = proxy.status == "connected" and proxy.last_seen > now() - timedelta(seconds=ACTIVE_SECONDS)
+    if not connected or (proxy.connected_at is not None and row.updated_at < proxy.connected_at):
+        return ProxyStatus(
+            ProxyId(row.proxy_id), Status.PENDING, connected, withheld=row.withheld, updated_at=row.updated_at
         )
-        for row in rows
-    ]
+    listening = None if row.tunnel_ip is None else InboundListener(row.tunnel_ip, row.https_port, row.http_port)
+    return ProxyStatus(
+        proxy_id=ProxyId(row.proxy_id),
+        status=Status(row.status),
+        error_message=row.error_message,
+        withheld=row.withheld,
+        inbound_listener=listening,
+        updated_at=row.updated_at,
+    )
 
 
 async def worst_statuses(state: State, account_id: AccountId) -> dict[ServiceId, Status]:

@@ -3,11 +3,13 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import update
 
 from netbird_management import Capabilities, Claim, Deny, PluginInfo, Service, always, hookimpl
 from netbird_management.clock import now
@@ -26,7 +28,7 @@ from netbird_management.services.mapping import build
 from netbird_management.services.model import InboundListener, ServiceMeta, Status
 from netbird_management.services.proxies import Registration, disconnect_proxy, register_proxy
 from netbird_management.services.statuses import set_certificate_issued, set_service_status
-from netbird_management.store.models import ServiceRow
+from netbird_management.store.models import ProxyRow, ServiceRow
 from netbird_wire.proxy_service_pb2 import ProxyMapping
 from tests.netbird_management.conftest import Api
 
@@ -262,7 +264,10 @@ async def test_a_terminated_service_is_not_updated(api: Api, proxy: Registration
 
 
 async def test_statuses_are_kept_for_each_proxy(api: Api, proxy: Registration) -> None:
-    """`meta.status` is the worst of the live proxies; the list names each, with what it said and why it is withheld."""
+    """`meta.status` is the worst of the live proxies; the list names each, with what it said and why it is withheld.
+
+    What a proxy said before it went, fell silent or connected anew is not told as if it held.
+    """
     state = api.home.state
     made = await api.ok("POST", SERVICES, body())
     path, service_id = f"{SERVICES}/{made['id']}", ServiceId(made["id"])
@@ -278,6 +283,17 @@ async def test_statuses_are_kept_for_each_proxy(api: Api, proxy: Registration) -
     assert (two["status"], two["error_message"], two["withheld"]) == ("error", "boom", "why")
     await disconnect_proxy(state, second)
     assert (await api.ok("GET", path))["meta"]["status"] == "active"
+    await disconnect_proxy(state, proxy)
+    one, two = await api.ok("GET", f"{path}/proxies")
+    assert [told["status"] for told in (one, two)] == ["disconnected", "disconnected"]
+    assert (one["inbound_listener"], two["error_message"], two["withheld"]) == (None, "", "why")
+    await register_proxy(state, replace(proxy, session_id="session-3"))
+    assert [told["status"] for told in await api.ok("GET", f"{path}/proxies")] == ["pending", "disconnected"]
+    await set_service_status(state, service_id, proxy.proxy_id, Status.ACTIVE)
+    assert [told["status"] for told in await api.ok("GET", f"{path}/proxies")] == ["active", "disconnected"]
+    async with state.write() as session:
+        await session.execute(update(ProxyRow).values(last_seen=now() - timedelta(minutes=3)))
+    assert [told["status"] for told in await api.ok("GET", f"{path}/proxies")] == ["disconnected", "disconnected"]
     await set_certificate_issued(state, api.home.account_id, service_id)
     await api.ok("DELETE", path)
 
