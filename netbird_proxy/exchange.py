@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol
@@ -236,6 +236,11 @@ _NAME = itemgetter(0)
 _CR, _LF, _NUL = b"\r\n\0"  # numbers: bytes in bytes makes CPython raise and drop a TypeError first
 
 
+Judged = dict[tuple[str, tuple[bytes, ...]], frozenset[bytes]]
+"""Who asked for which names, and what they fold to: only what was found to be theirs."""
+_JUDGED_LIMIT = 256
+
+
 class NotTheOwner(Exception):
     """A transform set a header that is the core's or another plugin's on this route."""
 
@@ -247,14 +252,26 @@ class OutgoingHead:
     owns, raise NotTheOwner. Names may be given in any case and are sent in lower case.
     """
 
-    __slots__ = ("headers", "method", "owner", "owners", "target")
+    __slots__ = ("_judged", "headers", "method", "owner", "owners", "target")
 
-    def __init__(self, method: bytes, target: bytes, headers: list[RawHeader], owners: Mapping[bytes, str]) -> None:
+    def __init__(
+        self,
+        method: bytes,
+        target: bytes,
+        headers: list[RawHeader],
+        owners: Mapping[bytes, str],
+        judged: Judged | None = None,
+    ) -> None:
+        """Args:
+        owners: folded name → plugin id.
+        judged: what was found under these owners before, for heads of one route to share.
+        """
         self.method = method
         self.target = target
         self.headers = headers
-        self.owners = owners  # folded name → plugin id
+        self.owners = owners
         self.owner = ""
+        self._judged = {} if judged is None else judged
 
     def get(self, name: bytes) -> bytes | None:
         name = name.lower()
@@ -275,14 +292,21 @@ class OutgoingHead:
 
     def delete(self, *names: bytes) -> None:
         """Drop every line that folds to one of these names."""
-        owners, owner = self.owners, self.owner
-        folded = set()
-        for name in names:
-            wanted = FOLDED[name]
-            folded.add(wanted if owners.get(wanted) == owner else self._check(name))
+        self.replace(names, ())
+
+    def replace(self, names: tuple[bytes, ...], lines: Iterable[RawHeader]) -> None:
+        """Put these lines, each of one of the names, where there may be others of any of them.
+
+        `set` and `delete` for several names in one go. ValueError for a line of another name, and as in `set`.
+        """
+        folded = self._judged.get((self.owner, names)) or self._judge(names)
         # All of the search is in C: every owner does this on every head, and nearly never finds anything.
         if not folded.isdisjoint(map(_FOLD, map(_NAME, self.headers))):
             self.headers[:] = [pair for pair in self.headers if FOLDED[pair[0]] not in folded]
+        for name, value in lines:
+            if FOLDED[name] not in folded:
+                raise ValueError(f"{name!r} is none of the names that were to be replaced")
+            self._append(name, value)
 
     def set_or_delete(self, name: bytes, value: bytes | None) -> None:
         """The one thing an owner may do: say it, or make sure that nobody does."""
@@ -296,6 +320,13 @@ class OutgoingHead:
         if not sent or _CR in value or _LF in value or _NUL in value:
             raise ValueError(f"header {name!r} cannot carry its value")
         self.headers.append((sent, value))
+
+    def _judge(self, names: tuple[bytes, ...]) -> frozenset[bytes]:
+        """The folded names, if they are all this owner's to change. A plugin mostly names the same ones each time."""
+        folded = frozenset([self._check(name) for name in names])
+        if len(self._judged) < _JUDGED_LIMIT:
+            self._judged[self.owner, names] = folded
+        return folded
 
     def _check(self, name: bytes) -> bytes:
         """The folded name, if it is this owner's to change."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from netbird_proxy.errors import BadRequest, RouteRefused, StepFailed
-from netbird_proxy.exchange import Exchange, OutgoingHead
+from netbird_proxy.exchange import Exchange, Judged, OutgoingHead
 from netbird_proxy.headers import RESERVED_PREFIX, ByName, Headers, RawHeader, fold
 from netbird_proxy.model import Address, RouteSpec, Upstream
 from netbird_proxy.pipeline.bound import BoundTransform
@@ -75,16 +76,18 @@ _READ = frozenset((b"connection", b"content-length", b"te", b"transfer-encoding"
 QUIET_CONNECTION = frozenset((b"keep-alive", b"close", b"Keep-Alive", b"Close"))
 
 
+V = TypeVar("V")
+
 _DROP, _KEEP, _LOOK = range(3)
 """What becomes of a field: verdicts by its name, worked out once."""
-_SHARED: dict[object, ByName[int]] = {}
+_SHARED: dict[object, ByName[Any]] = {}
 _SHARED_LIMIT = 64
 _NAMES_LIMIT = 512
 
 
-def _verdicts(key: object, judge: Callable[[bytes], int]) -> ByName[int]:
+def _verdicts(key: object, judge: Callable[[bytes], V]) -> ByName[V]:
     """The table for these rules. Routes with equal rules share one, so that clients cannot fill one a route."""
-    table = _SHARED.get(key)
+    table: ByName[V] | None = _SHARED.get(key)
     if table is None:
         table = ByName(judge, _NAMES_LIMIT)
         if len(_SHARED) < _SHARED_LIMIT:
@@ -98,10 +101,11 @@ class HeadRules:
     Attributes:
         owners: folded header name → the plugin that alone sets it on this route.
         cookies: names of cookies that plugins set; like our session cookies they stay between client and proxy.
+        ours: cookie name, as it stands in a list of them → whether it is between the client and the proxy alone.
         pseudonym: our name in `Via`.
     """
 
-    __slots__ = ("cookies", "owners", "pseudonym", "verdicts")
+    __slots__ = ("cookies", "ours", "owners", "pseudonym", "verdicts")
 
     def __init__(
         self,
@@ -121,6 +125,13 @@ class HeadRules:
             return _LOOK if folded == b"connection" else _KEEP
 
         self.verdicts = _verdicts(("incoming", names), judge)
+
+        def stays(name: bytes) -> bool:
+            name = name.strip(b" \t")
+            folded = name.lower()
+            return folded == SESSION_COOKIE or folded.startswith(HOST_COOKIES) or name in cookies
+
+        self.ours = _verdicts(("cookies", cookies), stays)
 
     def incoming(self, raw: Iterable[RawHeader]) -> Headers:
         """The client's head as steps see it: no reserved name, none that a plugin owns here, under any alias."""
@@ -153,16 +164,12 @@ class HeadRules:
             if (name := fold(part.strip(b" \t"))) not in self.owners and not name.startswith(RESERVED_PREFIX)
         )
 
-    def ours(self, cookie: bytes) -> bool:
-        """Whether a cookie of this name is between the client and the proxy alone."""
-        folded = cookie.strip(b" \t").lower()
-        return folded == SESSION_COOKIE or folded.startswith(HOST_COOKIES) or cookie.strip(b" \t") in self.cookies
-
     def cookie(self, value: bytes) -> bytes:
         """A `Cookie` value without our cookies; what stays keeps its bytes. Empty when nothing stays."""
         if b"nb_" not in value.lower() and not (self.cookies and any(name in value for name in self.cookies)):
             return value
-        kept = [part for part in value.split(b";") if not self.ours(part.partition(b"=")[0])]
+        ours = self.ours
+        kept = [part for part in value.split(b";") if not ours[part.partition(b"=")[0]]]
         return b";".join(kept).strip(b" \t")
 
 
@@ -242,6 +249,7 @@ class RequestHeads:
             ("outgoing", frozenset(self._dropped), frozenset(rules.owners)), _judge(self._dropped, rules.owners.keys())
         )
         self._via = (b"via", b"1.1 " + rules.pseudonym)
+        self._judged: Judged = {}
 
     def write(self, exchange: Exchange, carried_body: bool | None) -> WrittenHead:
         """The head for one exchange.
@@ -342,7 +350,7 @@ class RequestHeads:
     def _transformed(
         self, exchange: Exchange, method: bytes, target: bytes, fields: list[RawHeader]
     ) -> list[RawHeader]:
-        outgoing = OutgoingHead(method, target, fields, self._owners)
+        outgoing = OutgoingHead(method, target, fields, self._owners, self._judged)
         for transform in self._transforms:
             outgoing.owner = transform.plugin
             try:

@@ -46,7 +46,7 @@ class ResponseHeads:
                     length = int(value)
                     fields.append(pair)
             elif name == b"set-cookie":
-                if not self.rules.ours(value.partition(b"=")[0]):
+                if not self.rules.ours[value.partition(b"=")[0]]:
                     fields.append(pair)
             elif name == b"location":
                 fields.append((name, self._location(exchange, value)) if self._rewrites else pair)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netbird_proxy.exchange import NotTheOwner, OutgoingHead
+from netbird_proxy.exchange import Judged, NotTheOwner, OutgoingHead
 from netbird_proxy.headers import ByName, Headers, fold, is_reserved, without
 
 RAW = [(b"a", b"1, two ,,"), (b"b", b"x"), (b"a", b"Three")]
@@ -65,6 +65,40 @@ def outgoing(owner: str = "mine") -> OutgoingHead:
     made = OutgoingHead(b"GET", b"/", [(b"x-a", b"1"), (b"x_a", b"2"), (b"b", b"3")], {b"x-a": "mine", b"host": "core"})
     made.owner = owner
     return made
+
+
+def test_owner_replaces_several_names_at_once() -> None:
+    """Under every alias, and only what it named; judged for each owner, however often the same names are asked for."""
+    judged: Judged = {}
+
+    def again(owner: str) -> OutgoingHead:
+        owners = {b"x-a": "mine", b"x-b": "mine", b"host": "core"}
+        made = OutgoingHead(b"GET", b"/", [(b"x-a", b"1"), (b"X_A", b"2"), (b"b", b"3")], owners, judged)
+        made.owner = owner
+        return made
+
+    for _ in range(2):
+        head = again("mine")
+        head.replace((b"X-A", b"x-b"), [(b"x_b", b"new"), (b"X-A", b"too")])
+        assert head.headers == [(b"b", b"3"), (b"x_b", b"new"), (b"x-a", b"too")]
+        with pytest.raises(ValueError, match="none of the names"):
+            head.replace((b"x-b",), [(b"x-a", b"1")])
+        with pytest.raises(ValueError, match="cannot carry"):
+            head.replace((b"x-b",), [(b"x-b", b"1\r\nx-a: 2")])
+        with pytest.raises(NotTheOwner):
+            again("other").replace((b"X-A", b"x-b"), [])
+
+
+def test_what_was_judged_stops_growing() -> None:
+    """A plugin that names others each time is judged each time."""
+    judged: Judged = {}
+    head = OutgoingHead(b"GET", b"/", [], {b"host": "core"}, judged)
+    for number in range(1000):
+        head.delete(b"x-%d" % number)
+    assert len(judged) < 1000
+    head.headers.append((b"x-999", b"1"))
+    head.delete(b"x-999")
+    assert head.headers == []
 
 
 def test_owner_sets_and_deletes_under_every_alias() -> None:

@@ -28,6 +28,7 @@ USER_HEADER = b"x-netbird-user"
 GROUPS_HEADER = b"x-netbird-groups"
 OMITTED_HEADER = b"x-netbird-groups-omitted"
 """How many groups the caller has where they are too many to be told."""
+NAMES = (USER_HEADER, GROUPS_HEADER, OMITTED_HEADER)
 
 
 class IdentityHeadersOptions(BaseModel):
@@ -81,16 +82,14 @@ class IdentityHeaders:
         def stamp(exchange: ExchangeView, outgoing: OutgoingHead) -> None:
             who = exchange.identity
             if who is None:
-                outgoing.delete(USER_HEADER, GROUPS_HEADER, OMITTED_HEADER)
+                outgoing.replace(NAMES, ())
                 return
             found = told.get(id(who))
             if found is None or found[0] is not who:
                 if len(told) >= TOLD:
                     told.clear()
                 found = told[id(who)] = (who, fields(who))
-            outgoing.delete(USER_HEADER, GROUPS_HEADER, OMITTED_HEADER)
-            for name, value in found[1]:
-                outgoing.add(name, value)
+            outgoing.replace(NAMES, found[1])
 
         def fields(who: Identity) -> list[tuple[bytes, bytes]]:
             groups, omitted = _groups(who) if tells_groups else None, None
@@ -101,7 +100,7 @@ class IdentityHeaders:
             said = ((USER_HEADER, _user(who, users_only)), (GROUPS_HEADER, groups), (OMITTED_HEADER, omitted))
             return [(name, value) for name, value in said if value is not None]
 
-        return RequestTransform(stamp, owns=(USER_HEADER, GROUPS_HEADER, OMITTED_HEADER))
+        return RequestTransform(stamp, owns=NAMES)
 
 
 def _denies(said: Any) -> bool:
