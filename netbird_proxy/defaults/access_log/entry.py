@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from urllib.parse import unquote_to_bytes
 
-from netbird_proxy import ExchangeView, RouteSpec
+from netbird_proxy import ExchangeView, Identity, RouteSpec
 from netbird_proxy.defaults.access_log.line import status_of
 
 LONGEST_PATH = 2048
@@ -30,6 +30,8 @@ _PERCENT, _NUL = 0x25, 0x00
 _REMEMBERED = 4096
 _TEXTS: dict[str, bytes] = {}
 # Hosts, methods, addresses with their lengths. They come from clients, so it stops growing instead of evicting.
+_GROUPS: dict[int, tuple[Identity, bytes]] = {}
+# Who vouches for a caller again mostly says the same object again.
 
 
 class EntryFormat:
@@ -95,10 +97,18 @@ class EntryFormat:
         if denial is not None:
             code = denial.code.encode()
             entry += b"\x8a\x01" + _sized(b"\x0a\x04code\x12" + _sized(code))
-        if groups and who is not None:
-            for group in who.groups:
-                entry += b"\xc2\x3e" + _sized((group.name or group.id).encode())
+        if groups and who is not None and who.groups:
+            known = _GROUPS.get(id(who))
+            entry += known[1] if known is not None and known[0] is who else _groups(who)
         return entry
+
+
+def _groups(who: Identity) -> bytes:
+    said = b"".join([b"\xc2\x3e" + _sized((group.name or group.id).encode()) for group in who.groups])
+    if len(_GROUPS) >= _REMEMBERED:
+        _GROUPS.clear()
+    _GROUPS[id(who)] = (who, said)
+    return said
 
 
 def under(account: str, entry: bytes) -> bytes:
