@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from types import MappingProxyType
 
@@ -150,10 +151,7 @@ class PrivateService:
             asks = proxy.private and route.values.get(PublicSchemes, PublicSchemes()).asks
             return Authenticator("ambient", self._by_the_way(route, proxy)) if asks else None
 
-        async def identify(exchange: ExchangeView) -> Identity | Deny:
-            return await self._identify(exchange, route, proxy)
-
-        return Authenticator("exclusive", identify)
+        return Authenticator("exclusive", partial(self._identify, route=route, proxy=proxy))
 
     @hookimpl(tryfirst=True)
     def authorize(self, route: RouteSpec) -> Guard | None:
@@ -178,14 +176,14 @@ class PrivateService:
         async def identify(exchange: ExchangeView) -> Identity | Deny | None:
             if exchange.origin is None or exchange.origin.account != route.account:
                 return None
-            found = await self._identify(exchange, route, proxy)
+            found = await self._identify(exchange, route=route, proxy=proxy)
             if isinstance(found, Deny):
                 return None
             return _cross_site(exchange, route) or found
 
         return identify
 
-    async def _identify(self, exchange: ExchangeView, route: RouteSpec, proxy: Proxy) -> Identity | Deny:
+    async def _identify(self, exchange: ExchangeView, *, route: RouteSpec, proxy: Proxy) -> Identity | Deny:
         origin, validations = exchange.origin, self._validations
         if origin is None or origin.account != route.account:
             return Deny(403, "tunnel_required", "a private service was asked for outside its account's tunnel")
@@ -198,19 +196,21 @@ class PrivateService:
         if peer is None:
             return Deny(403, "peer_unknown", f"no peer of the account holds {address}")
         question = Question(route.account, peer.public_key, address, route.host)
-        try:
-            answer = await validations.validate(question, route.domain)
-        except TooManyQuestions as exc:
-            return _later("too_many_validations", f"peer {peer.public_key}: {exc}", exc.retry_after)
-        except ManagementError as exc:
-            return _later("management_unavailable", str(exc), exc.retry_after)
+        answer = validations.granted(question, proxy.generation(route.account))
+        if answer is None:
+            try:
+                answer = await validations.validate(question, route.domain)
+            except TooManyQuestions as exc:
+                return _later("too_many_validations", f"peer {peer.public_key}: {exc}", exc.retry_after)
+            except ManagementError as exc:
+                return _later("management_unavailable", str(exc), exc.retry_after)
+        known = self._identities.get(id(answer))
+        if known is not None and known[0] is answer and known[1] == peer.public_key:
+            return known[2]
         if not answer.valid:
             return _denied(answer, address)
         if not answer.session_token or not answer.user_id:
             return _later("validation_incomplete", "management's grant names nobody or carries no token", 2)
-        known = self._identities.get(id(answer))
-        if known is not None and known[0] is answer and known[1] == peer.public_key:
-            return known[2]
         identity = _identity(answer, peer.public_key)
         if len(self._identities) >= IDENTITIES:
             self._identities.clear()

@@ -11,6 +11,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from netbird_proxy import AccountId, ManagementError, PublicKey
 from netbird_wire.proxy_service_pb2 import ValidateTunnelPeerResponse
@@ -24,9 +25,8 @@ BUCKETS = 65_536
 """Peers whose questions are counted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """Who asks for what. Addresses are reused, so the key is part of it."""
+class Question(NamedTuple):
+    """Who asks for what. Addresses are reused, so the key is part of it. A tuple, as each exchange makes one."""
 
     account: AccountId
     peer: PublicKey
@@ -112,14 +112,15 @@ class Validations:
         """
         for _ in range(ATTEMPTS):
             generation = self._generation(question.account)
-            if (granted := self._kept(question, generation)) is not None:
+            if (granted := self.granted(question, generation)) is not None:
                 return granted
             answer = await self._asked(question, domain, generation)
             if self._generation(question.account) == generation:
                 return answer
         raise AccountChanging(f"account {question.account} changed during {ATTEMPTS} validations")
 
-    def _kept(self, question: Question, generation: int) -> ValidateTunnelPeerResponse | None:
+    def granted(self, question: Question, generation: int) -> ValidateTunnelPeerResponse | None:
+        """A grant that is remembered, and that was asked for in this generation of the account."""
         grants = self._grants.get(question.account)
         grant = grants.get(question) if grants else None
         if grants is None or grant is None:
