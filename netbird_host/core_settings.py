@@ -38,6 +38,10 @@ def _server_name(name: str) -> str:
     return name
 
 
+ASK_FOR_BOTH = "plugin_settings.core.ask_for_both"
+"""The one of them that guards, by the name under which proxies claim that they enforce it."""
+
+
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -50,10 +54,12 @@ class CoreSettings(_Settings):
             sends it on as it came. Refused where the service's paths are guarded differently.
         same_origin: whether unsafe requests from other sites are refused where the caller is known by a cookie or by
             the tunnel.
+        ask_for_both: whether whom the account's tunnel names must log in as well. For public services with a scheme.
     """
 
     ambiguous_path: Literal["reject", "pass"] = "reject"
     same_origin: Annotated[bool, Field(strict=True)] = True
+    ask_for_both: Annotated[bool, Field(strict=True)] = False
 
 
 class CoreTargetSettings(_Settings):

@@ -43,7 +43,7 @@ from netbird_proxy.model import (
     UserId,
     Verdict,
 )
-from netbird_proxy.same_origin import is_cross_site, is_unsafe
+from netbird_proxy.same_origin import is_browser, is_cross_site, is_unsafe
 from netbird_proxy.steps import (
     EXCHANGE_STATE,
     AccountHandle,
@@ -134,6 +134,7 @@ __all__ = [
     "always",
     "fold",
     "hookimpl",
+    "is_browser",
     "is_cross_site",
     "is_unsafe",
     "never",

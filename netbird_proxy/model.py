@@ -151,10 +151,12 @@ class Offer:
     Attributes:
         method: `password`, `oidc`, …: stable, for programs.
         label: what its button or link says.
-        action: an own path, `/__netbird__/<plugin>/…`: a form is posted there, and a link leads there.
+        action: an own path, `/__netbird__/<plugin>/…`: a form is posted there, and a link leads there. "" for what only
+            programs can do, such as a credential in a header: no page shows it.
         fields: what the form asks for, secretly; without any it is a link.
         hidden: what the form carries besides.
         automatic: where it is the only one, a browser that is on its way to a page is sent there without being asked.
+        challenges: values of `WWW-Authenticate`, for programs: a browser would ask in a window of its own.
     """
 
     method: str
@@ -163,6 +165,7 @@ class Offer:
     fields: tuple[OfferField, ...] = ()
     hidden: tuple[tuple[str, str], ...] = ()
     automatic: bool = False
+    challenges: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +173,8 @@ class Challenge:
     """An answer that asks the client for something: a redirect, a 401, a page. It ends the exchange.
 
     Attributes:
-        offers: ways to log in, for the page that is made where `body` is empty.
+        offers: ways to log in, for the page that is made where `body` is empty. With a 401 they are put to the client
+            as those of the `prompt` phase are, also where a guard asks for a second factor.
     """
 
     status: int
@@ -227,6 +231,7 @@ class RouteSpec:
         strip_prefix: replace the literal prefix by the upstream's path, else send the path as it came.
         pass_ambiguous: a path that can be read in two ways goes on as it came; else it is answered 400.
         same_origin: unsafe requests from other sites are refused where a cookie or the tunnel says who calls.
+        ask_for_both: whom the tunnel names is asked to log in as well; without it the tunnel is enough.
         guarding: claimed guarding fields that are set, by plugin id; each plugin must bind an enforcing step.
         values: plugins' mapping settings by model.
     """
@@ -243,6 +248,7 @@ class RouteSpec:
     rewrite_redirects: bool = False
     pass_ambiguous: bool = False
     same_origin: bool = True
+    ask_for_both: bool = False
     guarding: ReadOnlyDict[str, tuple[str, ...]] = field(default_factory=dict)
     values: ReadOnlyDict[type, Any] = field(default_factory=dict)
 

@@ -8,6 +8,14 @@ SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))
 """RFC 9110 §9.2.1: they change nothing, so nothing is gained by forging one."""
 
 
+def is_browser(exchange: ExchangeView) -> bool:
+    """Whether a person may be looking on: then a page asks, and never a window of the browser's own."""
+    headers = exchange.headers
+    if headers.get(b"sec-fetch-mode") is not None or headers.get(b"sec-fetch-site") is not None:
+        return True
+    return b"text/html" in (headers.get(b"accept") or b"").lower()
+
+
 def is_unsafe(exchange: ExchangeView) -> bool:
     """Whether it may change something. An upgrade may: what follows it is beyond every method."""
     return exchange.method not in SAFE_METHODS or exchange.headers.get(b"upgrade") is not None

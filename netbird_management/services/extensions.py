@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from netbird_host.core_settings import CoreSettings, CoreTargetSettings
+from netbird_host.core_settings import ASK_FOR_BOTH, CoreSettings, CoreTargetSettings
 from netbird_management.errors import InvalidArgument
 from netbird_management.plugins import HookError, Hooks
 from netbird_management.services.model import Service, Target
@@ -81,6 +81,8 @@ def unclaimed(service: Service, hooks: Hooks) -> tuple[str, ...]:
 def guarding(mapping: ProxyMapping, hooks: Hooks) -> frozenset[str]:
     """The fields that a proxy must enforce or not have the mapping. A predicate that fails has not said otherwise."""
     found: set[str] = set()
+    if read_settings(mapping, CORE).get("ask_for_both"):
+        found.add(ASK_FOR_BOTH)
     messages: list[tuple[ProxyMapping | PathMapping, str]] = [(mapping, "")]
     messages += [(path, "path.") for path in mapping.path]
     for message, prefix in messages:
@@ -117,9 +119,12 @@ def _write(message: ProxyMapping | PathMapping, extensions: Extensions, where: s
 
 def _check_core(service: Service, mapping: ProxyMapping) -> None:
     try:
-        CoreSettings.model_validate(read_settings(mapping, CORE))
+        said = CoreSettings.model_validate(read_settings(mapping, CORE))
     except ValidationError as error:
         raise InvalidArgument(f"extensions.{CORE}: {_wrong(error)}") from None
+    auth = mapping.auth
+    if said.ask_for_both and (service.private or not (auth.password or auth.pin or auth.oidc or auth.header_auths)):
+        raise InvalidArgument(f"extensions.{CORE}: ask_for_both is for public services with a way to log in")
     for i, (target, path) in enumerate(zip(service.targets, mapping.path, strict=True)):
         try:
             core = CoreTargetSettings.model_validate(read_settings(path, CORE))

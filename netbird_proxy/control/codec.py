@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar, get_args
 
 from pydantic import ValidationError
 
-from netbird_host.core_settings import CoreSettings, CoreTargetSettings
+from netbird_host.core_settings import ASK_FOR_BOTH, CoreSettings, CoreTargetSettings
 from netbird_host.info import PluginId
 from netbird_proxy.control.claims import Claims, unknown_in
 from netbird_proxy.control.targets import custom_headers, http_target, raw_prefix, seconds, stream_target
@@ -101,7 +101,9 @@ class Codec:
             supports_crowdsec="supports_crowdsec" in told,
             private=private,
             supports_private_service="supports_private_service" in told,
-            claims=sorted({*self._claims.names, *told.difference(ProxyCapabilities.DESCRIPTOR.fields_by_name)}),
+            claims=sorted(
+                {ASK_FOR_BOTH, *self._claims.names, *told.difference(ProxyCapabilities.DESCRIPTOR.fields_by_name)}
+            ),
         )
 
     def _judge_envelope(self, said: ProxyMapping, ignored: list[str]) -> None:
@@ -129,6 +131,8 @@ class Codec:
             raise RouteRefused("the mapping has no target")
         values = self._values(said)
         core = _core(CoreSettings, said)
+        if core.ask_for_both and (said.private or not _has_schemes(said)):
+            raise RouteRefused(f"settings of {CORE}: ask_for_both is for public services with a way to log in")
         routes: dict[bytes, RouteSpec] = {}
         for path, judged_path in zip(said.path, judged_paths, strict=True):
             route = RouteSpec(
@@ -144,6 +148,7 @@ class Codec:
                 rewrite_redirects=said.rewrite_redirects,
                 pass_ambiguous=core.ambiguous_path == "pass",
                 same_origin=core.same_origin,
+                ask_for_both=core.ask_for_both,
                 guarding=_together(judged.guarding, judged_path.guarding),
                 values=values,
             )
@@ -198,6 +203,11 @@ def _host(said: ProxyMapping, mode: Mode) -> str:
         return fold_host(said.domain)
     except ValueError:
         raise RouteRefused(f"domain {said.domain!r} is not a host") from None
+
+
+def _has_schemes(said: ProxyMapping) -> bool:
+    auth = said.auth
+    return bool(auth.password or auth.pin or auth.oidc or auth.header_auths)
 
 
 def _core(model: type[C], message: ProxyMapping | PathMapping) -> C:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Protocol
 
 from netbird_proxy.errors import ExchangeError
@@ -28,6 +29,12 @@ _SENTENCES = {
     "tls_required": "This service must be reached over HTTPS.",
     "cross_site": "The request came from another site.",
     "login_required": "Log in to go on.",
+    "credentials_required": "This service is for programs, which show a credential in a header.",
+    "wrong_credentials": "The credential is not right.",
+    "user_unknown": "Your account is not known here.",
+    "pending_approval": "Your account waits for an administrator's approval.",
+    "other_person": "Somebody else is logged in than the one whose device this is.",
+    "user_blocked": "Your account is blocked.",
 }
 _BY_STATUS = {
     401: "Authentication is required.",
@@ -129,7 +136,7 @@ def _worded(exchange: Exchange, page: Page, environment: Environment) -> tuple[b
     accept = (exchange.headers.get(b"accept") or b"").lower()
     if b"text/html" in accept and environment.pages is not None:
         try:
-            made = environment.pages(page)
+            made = environment.pages(replace(page, offers=tuple(one for one in page.offers if one.action)))
             if not isinstance(made, Rendered):
                 raise TypeError(f"the page is {type(made).__name__}")
             own = [(name.lower(), value) for name, value in made.headers]

@@ -21,7 +21,7 @@ from netbird_proxy.pipeline import answers
 from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard, BoundObserver
 from netbird_proxy.pipeline.deadline import GRACE, MOST, Asking, Deadline, LeftBehind, resumed
 from netbird_proxy.pipeline.downstream import Downstream
-from netbird_proxy.pipeline.offers import OWN_PATHS, prompt
+from netbird_proxy.pipeline.offers import are_ways, prompt
 from netbird_proxy.steps import Pages
 
 log = structlog.get_logger("netbird_proxy.pipeline")
@@ -386,9 +386,9 @@ class Pipeline:
     def _offers(self, step: BoundAuthenticator, answer: Offer | tuple[object, ...], exchange: Exchange) -> list[Offer]:
         """What it offers. StepFailed for what is no offer, or leads elsewhere than to a plugin of ours."""
         given = answer if isinstance(answer, tuple) else (answer,)
-        offers = [one for one in given if isinstance(one, Offer) and one.action.startswith(OWN_PATHS)]
-        if not offers or len(offers) != len(given):
+        if not are_ways(given):
             raise self._step_failed(step, "offered what is no way to log in")
+        offers = [one for one in given if isinstance(one, Offer)]
         exchange.trail.append(TrailEntry("authenticate", step.plugin, "offer", ", ".join(one.method for one in offers)))
         return offers
 
@@ -405,7 +405,11 @@ class Pipeline:
             )
             return verdict
         if isinstance(verdict, Challenge) and 200 <= verdict.status <= 599:
+            if verdict.offers and not are_ways(verdict.offers):
+                raise self._step_failed(step, "offered what is no way to log in")
             exchange.trail.append(TrailEntry(step.stage, step.plugin, f"challenge {verdict.code}", verdict.reason))
+            if verdict.offers and verdict.status == 401 and not (verdict.body or verdict.headers):
+                return prompt(exchange, verdict.offers)
             return verdict
         _discard(verdict)
         if isinstance(verdict, Deny | Challenge):

@@ -26,6 +26,7 @@ from examples.plugins.proxy.observe import Answers
 from examples.plugins.proxy.open_tunnel import Interface, InterfaceOptions
 from examples.plugins.proxy.pages import Brand, BrandOptions
 from examples.plugins.proxy.restrict import OfficeHours
+from examples.plugins.proxy.second_factor import Terms
 from examples.plugins.proxy.transform_request import RequestIds
 from netbird_proxy import (
     AccountId,
@@ -397,6 +398,22 @@ async def test_authorize(method: str, groups: list[str], status: int) -> None:
 
     assert (await transcript.request(method)).status == status
     assert transcript.upstreams.dialed == (status == 200)
+
+
+async def test_authorize_may_ask() -> None:
+    """Somebody who is known is asked once more, by the page that asks for logins; a program hears where to go."""
+    hooks = loaded(Terms(), Signed(identity()))
+    transcript = Transcript(route(), hooks=hooks, cookies=hooks.cookies)
+
+    asked = await transcript.request(headers=[(b"accept", b"application/json")])
+    assert (asked.status, json.loads(asked.body)["methods"]) == (401, {"terms": "/__netbird__/example/accept"})
+    assert not transcript.upstreams.dialed
+    accepted = await transcript.request(target="/__netbird__/example/accept")
+    assert accepted.status == 303
+    cookie = (accepted.get(b"set-cookie") or b"").partition(b";")[0]
+    assert (await transcript.request(headers=[(b"cookie", cookie)])).status == 200
+    both = play(Editors(), Terms(), Signed(identity()))
+    assert (await both.request("PUT", headers=[(b"cookie", cookie)])).status == 403
 
 
 async def test_transform_request() -> None:

@@ -16,7 +16,7 @@ KEY = trustme.CA().private_key_pem.bytes().decode()
 
 def test_nothing_said_is_the_strict_choice() -> None:
     """Ambiguous paths are refused, other sites are refused, and the system's roots decide."""
-    assert CoreSettings() == CoreSettings(ambiguous_path="reject", same_origin=True)
+    assert CoreSettings() == CoreSettings(ambiguous_path="reject", same_origin=True, ask_for_both=False)
     assert CoreTargetSettings() == CoreTargetSettings(ca="", server_name="")
 
 

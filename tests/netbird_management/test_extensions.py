@@ -8,6 +8,7 @@ import httpx
 import pytest
 import trustme
 
+from netbird_host.core_settings import ASK_FOR_BOTH
 from netbird_management import Capabilities, Claim, PluginInfo, always, hookimpl
 from netbird_management.network.users import create_token
 from netbird_management.plugins import Hooks, load_hooks
@@ -140,6 +141,7 @@ async def test_a_target_that_is_switched_off_is_judged_and_not_sent(shop: Api, h
         ({"extensions": {"core": {"ambiguous_path": "maybe"}}}, 422, "extensions.core: ambiguous_path: "),
         ({"extensions": {"core": {"hunter2": 1}}}, 422, "extensions.core: "),
         ({"extensions": {"core": {"same_origin": "no"}}}, 422, "extensions.core: same_origin: "),
+        ({"extensions": {"core": {"ask_for_both": 1}}}, 422, "extensions.core: ask_for_both: "),
         ({"extensions": {"identity_headers": {"groups": "few"}}}, 422, "extensions.identity_headers: groups: "),
         ({"targets": [target(extensions={"core": {"ca": CA}})]}, 422, "ca and server_name are for https targets"),
         (
@@ -210,6 +212,21 @@ async def test_guarding_settings_go_only_to_proxies_that_enforce_them(shop: Api,
         "PUT", f"{SERVICES}/{shown['id']}", body(extensions={"core": {"same_origin": False}}, targets=[target()])
     )
     assert built(shop, harmless, hooks).withheld_from(bare) == ""
+
+
+async def test_a_service_that_asks_for_both_goes_only_to_proxies_that_do(shop: Api, hooks: Hooks) -> None:
+    """The one setting of the core's that guards; it needs a login to ask for."""
+    both = {"extensions": {"core": {"ask_for_both": True}}}
+    auth = {"auth": {"pin_auth": {"enabled": True, "pin": "1234"}}}
+    shown = await shop.ok("POST", SERVICES, body(**both, **auth))
+    bare = Capabilities(supports_private_service=True)
+
+    one = built(shop, shown, hooks)
+
+    assert one.withheld_from(bare) == "the proxy does not enforce plugin_settings.core.ask_for_both"
+    assert one.withheld_from(replace(bare, claims=frozenset({ASK_FOR_BOTH}))) == ""
+    status, why = await shop.refused("POST", SERVICES, body(name="no login", domain="b.px.test", **both))
+    assert (status, why) == (422, "extensions.core: ask_for_both is for public services with a way to log in")
 
 
 async def test_a_plugin_that_cannot_say_whether_it_guards_guards(shop: Api, hooks: Hooks) -> None:

@@ -18,6 +18,7 @@ from netbird_proxy import (
     OfferField,
     Proxy,
     UserId,
+    is_browser,
     is_cross_site,
     is_unsafe,
 )
@@ -105,7 +106,7 @@ class ByHeader:
             if not any(values):
                 continue
             if len(values) != 1:
-                return Deny(401, "wrong_credentials", f"{spelled} came {len(values)} times")
+                return self._wrong(exchange, f"{spelled} came {len(values)} times")
             return await self._judged(exchange, name, spelled, values[0])
         return None
 
@@ -117,7 +118,7 @@ class ByHeader:
             try:
                 text = value.decode()
             except UnicodeDecodeError:
-                return Deny(401, "wrong_credentials", f"{spelled} is not text")
+                return self._wrong(exchange, f"{spelled} is not text")
             request = AuthenticateRequest(header_auth=HeaderAuthRequest(header_name=spelled, header_value=text))
             # A program opens many connections at once with the credential that it has: that is one question, and one
             # try. Of one source, as another may not be held up by this one's guesses.
@@ -126,10 +127,25 @@ class ByHeader:
                 lambda: self._judge.authenticate(exchange, self._site, self._proxy, request),
             )
             if not isinstance(login, Login):
-                return login
+                return login if login.status != 401 else self._wrong(exchange, login.reason)
             session = login.session
             self._known.put(key, session)
         return of_session(session)
+
+    def _wrong(self, exchange: ExchangeView, reason: str) -> Deny:
+        asked = () if is_browser(exchange) else challenges(self._site)
+        return Deny(401, "wrong_credentials", reason, tuple((b"www-authenticate", value) for value in asked))
+
+
+def challenges(site: Site) -> tuple[bytes, ...]:
+    """How programs are asked for a credential in `Authorization`; nothing standard asks for any other header.
+
+    Both, as management alone knows whether it is one for Basic or a bearer's: clients take the one that they have.
+    """
+    if not any(name.lower() == "authorization" for name in site.settings.headers):
+        return ()
+    realm = site.host.encode("ascii")
+    return b'Basic realm="%b", charset="UTF-8"' % realm, b'Bearer realm="%b"' % realm
 
 
 class Credentials:
@@ -169,17 +185,18 @@ class Prompt:
     async def identify(self, exchange: ExchangeView) -> tuple[Offer, ...] | Deny | Challenge:
         if exchange.scheme != "https":
             return over_tls(exchange)
-        to = wanted(exchange)
+        to, names = wanted(exchange), self._site.settings.headers
         try:
             offers = await self.offers(to)
         except ManagementError as error:
             retry = (b"retry-after", b"%d" % max(1, round(error.retry_after)))
             return Deny(503, "management_unavailable", str(error), headers=(retry,))
+        if names:
+            label = f"A credential in {' or '.join(names)}"
+            offers = (*offers, Offer("header", label, action="", challenges=challenges(self._site)))
         if offers:
             return offers
-        if self._site.settings.oidc:
-            return Deny(503, "login_unavailable", "single sign-on is the only way in, and management has no provider")
-        return Deny(401, "credentials_required", f"no credential came in {', '.join(self._site.settings.headers)}")
+        return Deny(503, "login_unavailable", "single sign-on is the only way in, and management has no provider")
 
     async def offers(self, to: str) -> tuple[Offer, ...]:
         """Raises ManagementError where only management could say whether there is any."""

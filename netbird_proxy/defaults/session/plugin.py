@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,7 +12,6 @@ from netbird_proxy import (
     ALLOW,
     Authenticator,
     Claim,
-    Decision,
     Deny,
     Endpoint,
     ExchangeView,
@@ -23,6 +23,7 @@ from netbird_proxy import (
     Proxy,
     RequestTransform,
     RouteSpec,
+    Verdict,
     always,
     fold,
     hookimpl,
@@ -33,6 +34,7 @@ from netbird_proxy.defaults.session.cookies import SESSION
 from netbird_proxy.defaults.session.endpoint import LoginPlace
 from netbird_proxy.defaults.session.guesses import Guesses
 from netbird_proxy.defaults.session.pages import Renderer
+from netbird_proxy.defaults.session.second_factor import Known, SecondFactor
 from netbird_proxy.defaults.session.settings import FIELDS, SessionSettings
 from netbird_proxy.defaults.session.site import Judge, Site
 from netbird_proxy.defaults.session.tokens import Tokens
@@ -88,25 +90,36 @@ class Session:
         site = Site.of(route)
         if site.settings.private or not site.settings.guards:
             return []
-        found = []
-        if site.settings.methods:
-            cookie = ByCookie(site, proxy, self._judge, self._confirmed(proxy), time.time)
-            found.append(Authenticator("credential", cookie.identify))
-        if site.settings.headers:
-            header = ByHeader(site, proxy, self._judge, self._credentials)
-            found.append(Authenticator("credential", header.identify))
+        # Where the tunnel is no login, it is asked first nevertheless: it says who is told to the upstream.
+        phase: Literal["prompt", "credential"] = "prompt" if site.ask_for_both else "credential"
+        found = [Authenticator(phase, known) for known in self._known(site, proxy)]
         return [*found, Authenticator("prompt", Prompt(site, proxy, time.monotonic).identify)]
+
+    def _known(self, site: Site, proxy: Proxy) -> list[Known]:
+        """Whom a request may say by itself that it is of."""
+        found: list[Known] = []
+        if site.settings.methods:
+            found.append(ByCookie(site, proxy, self._judge, self._confirmed(proxy), time.time).identify)
+        if site.settings.headers:
+            found.append(ByHeader(site, proxy, self._judge, self._credentials).identify)
+        return found
 
     @hookimpl
     def authorize(self, route: RouteSpec, proxy: Proxy) -> Guard | None:
-        if not Site.of(route).settings.guards:
+        site = Site.of(route)
+        if not site.settings.guards:
             return None
         accepted = OWN | frozenset(proxy.options(SessionOptions).accept)
+        second: SecondFactor | None = None
+        if site.ask_for_both:
+            second = SecondFactor(self._known(site, proxy), Prompt(site, proxy, time.monotonic).identify)
 
-        async def known(exchange: ExchangeView) -> Decision:
+        async def known(exchange: ExchangeView) -> Verdict:
             who = exchange.identity
             if who is None or who.by not in accepted:
                 return Deny(403, "not_allowed", f"nobody logged in: identified by {who.by if who else 'nobody'}")
+            if second is not None and who.by != PLUGIN:
+                return await second.judge(exchange, who)
             return ALLOW
 
         return Guard(known)

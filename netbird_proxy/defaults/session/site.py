@@ -44,12 +44,15 @@ class Site:
     host: str
     domain: str
     same_origin: bool
+    ask_for_both: bool
     settings: SessionSettings
 
     @classmethod
     def of(cls, route: RouteSpec) -> Site:
         settings = route.values.get(SessionSettings, _NONE)
-        return cls(route.service, route.account, route.host, route.domain, route.same_origin, settings)
+        return cls(
+            route.service, route.account, route.host, route.domain, route.same_origin, route.ask_for_both, settings
+        )
 
 
 _NONE = SessionSettings()

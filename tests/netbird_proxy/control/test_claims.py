@@ -361,7 +361,13 @@ def test_capabilities_set_all_five_and_tell_the_claims() -> None:
     )
     assert {field.name for field, _ in told.ListFields()} == {field.name for field in told.DESCRIPTOR.fields}
     assert (told.supports_private_service, told.private, told.supports_custom_ports) == (True, False, False)
-    assert list(told.claims) == ["path.plugin_settings.shop", "plugin_settings.shop", "private", "rate_limit"]
+    assert list(told.claims) == [
+        "path.plugin_settings.shop",
+        "plugin_settings.core.ask_for_both",
+        "plugin_settings.shop",
+        "private",
+        "rate_limit",
+    ]
     assert Codec(hooks()).capabilities(private=True).private
     assert not Codec(hooks()).capabilities(private=True).supports_private_service
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from netbird_proxy import Authenticator, Challenge, Deny, Guard
+from netbird_proxy import Authenticator, Challenge, Deny, Guard, Offer
 from netbird_proxy.errors import ClientGone, ExchangeError, StepFailed, UpstreamError, leaves
 from netbird_proxy.pipeline import answers
 from netbird_proxy.pipeline.downstream import Downstream
@@ -161,6 +162,54 @@ async def test_challenge_without_a_page_is_put_into_words(code: str, told: bytes
     assert got.status == 302
     assert got.get(b"location") == b"/login"
     assert told in got.body
+
+
+WAY = Offer("sso", "Log in", "/__netbird__/login/start", automatic=True)
+KEY = Offer("header", "A credential", "", challenges=(b'Basic realm="x"', b'Bearer realm="x"'))
+
+
+@pytest.mark.parametrize(
+    ("headers", "browser"),
+    [
+        ([], False),
+        ([(b"accept", b"*/*")], False),
+        ([(b"accept", b"application/json")], False),
+        ([(b"accept", b"text/html,*/*")], True),
+        ([(b"accept", b"*/*"), (b"sec-fetch-mode", b"cors")], True),
+        ([(b"accept", b"*/*"), (b"sec-fetch-site", b"same-origin")], True),
+    ],
+)
+async def test_programs_are_told_how_and_browsers_do_not_ask_by_themselves(
+    headers: list[tuple[bytes, bytes]], browser: bool
+) -> None:
+    """`WWW-Authenticate` would open a window of the browser's own, where the page asks or nobody can be asked."""
+    form = replace(WAY, automatic=False)
+    for offers, code in ((form, KEY), "login_required"), ((KEY,), "credentials_required"):
+
+        async def ask(_exchange: object, offers: tuple[Offer, ...] = offers) -> object:
+            return offers
+
+        hooks = StepHooks(authenticate=[("login", Authenticator("prompt", ask))])
+        play = Transcript(route(), hooks=hooks)
+        got = await play.request(headers=headers, origin=host_origin())
+        assert (got.status, code.encode() in got.body) == (401, True)
+        wanted = [] if browser else list(KEY.challenges)
+        assert [value for name, value in got.headers if name == b"www-authenticate"] == wanted
+        play.effects.clear()
+
+
+async def test_a_guard_asks_as_logins_do() -> None:
+    """Its ways stand on the same page, and the only one that needs no answer is taken by itself."""
+
+    async def second(_exchange: object) -> object:
+        return Challenge(401, "second", offers=(WAY,))
+
+    play = Transcript(route(), hooks=StepHooks(authorize=[("second", Guard(second))]))
+    program = await play.request(headers=[(b"accept", b"application/json")], origin=host_origin())
+    assert (program.status, json.loads(program.body)["methods"]) == (401, {"sso": WAY.action})
+    person = await play.request(headers=[(b"accept", b"text/html")], origin=host_origin())
+    assert (person.status, person.get(b"location")) == (302, WAY.action.encode())
+    play.effects.clear()
 
 
 async def test_fixed_answer_is_observed_when_its_client_leaves() -> None:

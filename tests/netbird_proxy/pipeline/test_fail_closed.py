@@ -11,7 +11,7 @@ import pytest
 
 from netbird_proxy import ALLOW, Authenticator, Deny, Guard, Identity, RequestTransform, UserId
 from netbird_proxy.errors import ManagementTimeout, StepFailed
-from netbird_proxy.model import Challenge
+from netbird_proxy.model import Challenge, Offer
 from netbird_proxy.testing.asgi import Client
 from netbird_proxy.testing.makers import host_origin, route
 from netbird_proxy.testing.transcript import StepHooks, Transcript
@@ -96,6 +96,10 @@ async def challenges_with_nonsense(_exchange: object) -> object:
     return Challenge(101, "switch")
 
 
+async def challenges_to_another_site(_exchange: object) -> object:
+    return Challenge(401, "login", offers=(Offer("x", "Log in", "https://evil.example/"),))
+
+
 def is_not_async(_exchange: object) -> object:
     return ALLOW
 
@@ -121,6 +125,7 @@ FAILURES = [
     returns_its_coroutine,
     denies_with_success,
     challenges_with_nonsense,
+    challenges_to_another_site,
     is_not_async,
 ]
 CASES = [(stage, step) for stage in STAGES for step in FAILURES]

@@ -14,11 +14,13 @@ from netbird_proxy import Authenticator, ExchangeView, Identity, PluginInfo, hoo
 from netbird_proxy.control.codec import Codec
 from netbird_proxy.defaults import DEFAULTS
 from netbird_proxy.defaults.access_log import AccessLogOptions
+from netbird_proxy.defaults.session.plugin import SessionOptions
 from netbird_proxy.plugins import Hooks, load_hooks
 from netbird_proxy.testing.asgi import Answer
 from netbird_proxy.testing.fakes import FakeManagement, FakeProxy, HostDialer
 from netbird_proxy.testing.makers import HOST, identity
 from netbird_proxy.testing.transcript import Transcript
+from netbird_wire.plugin_settings import write_settings
 from netbird_wire.proxy_service_pb2 import AuthenticateRequest, AuthenticateResponse, PathMapping, ProxyMapping
 
 BROWSER = [(b"accept", b"text/html,*/*"), (b"sec-fetch-mode", b"navigate"), (b"sec-fetch-site", b"none")]
@@ -52,6 +54,22 @@ class Vouching:
         return Authenticator("ambient", identify)
 
 
+class Vouched:
+    """A plugin that takes a header's word, as the tunnel's is taken."""
+
+    @hookimpl
+    def describe(self) -> PluginInfo:
+        return PluginInfo()
+
+    @hookimpl
+    def authenticate(self) -> Authenticator:
+        async def identify(exchange: ExchangeView) -> Identity | None:
+            name = exchange.headers.get(b"x-vouched")
+            return identity(user=name.decode()) if name else None
+
+        return Authenticator("ambient", identify)
+
+
 def url64(raw: bytes) -> bytes:
     return base64.urlsafe_b64encode(raw).rstrip(b"=")
 
@@ -59,11 +77,20 @@ def url64(raw: bytes) -> bytes:
 class Service:
     """One service of management's, and a browser that keeps no cookies by itself."""
 
-    def __init__(self, *plugins: object, private: bool = False, headers: Iterable[str] = (), **schemes: bool) -> None:
+    def __init__(
+        self,
+        *plugins: object,
+        private: bool = False,
+        headers: Iterable[str] = (),
+        accept: tuple[str, ...] = (),
+        ask_for_both: bool = False,
+        **schemes: bool,
+    ) -> None:
         self.key = SigningKey.generate()
         self.management = FakeManagement()
         options = AccessLogOptions(output="off", management=False)
-        self.proxy = FakeProxy(management=self.management, options=[options])
+        trusting = SessionOptions(accept=accept)
+        self.proxy = FakeProxy(management=self.management, options=[options, trusting])
         self.hooks: Hooks = load_hooks(
             [*((f"extra{i}", one) for i, one in enumerate(plugins)), ("dials", Dials)], defaults=DEFAULTS
         )
@@ -75,6 +102,8 @@ class Service:
         for header in headers:
             self.wire.auth.header_auths.add(header=header, hashed_value="$argon2id$")
         self.wire.private = private
+        if ask_for_both:
+            write_settings(self.wire, "core", {"ask_for_both": True})
         self.play = Transcript(
             Codec(self.hooks).decode(self.wire, source="management").mapping,
             hooks=self.hooks,

@@ -10,7 +10,7 @@ import pytest
 
 from netbird_proxy import ManagementTimeout
 from netbird_proxy.control.codec import Codec
-from netbird_proxy.testing.makers import host_origin
+from netbird_proxy.testing.makers import HOST, host_origin
 from netbird_wire.proxy_service_pb2 import AuthenticateResponse, ValidateSessionResponse
 from tests.netbird_proxy.defaults.session.service import BROWSER, FORM, Service, cookies_of
 
@@ -282,7 +282,25 @@ async def test_several_schemes_stand_on_one_page() -> None:
     page = await service.get("/x")
     assert (page.status, page.body.count(b"<form")) == (401, 2)
     named = await service.get("/x", headers=[(b"accept", b"application/json")])
-    assert set(json.loads(named.body)["methods"]) == {"password", "pin"}
+    assert set(json.loads(named.body)["methods"]) == {"password", "pin", "header"}
+    only = await Service(headers=["X-Api-Key"]).get("/x")
+    assert (only.status, b"<form" in only.body, b"credential in a header" in only.body) == (401, False, True)
+
+
+@pytest.mark.parametrize("given", [[], [(b"authorization", b"Bearer wrong")]])
+async def test_programs_are_asked_for_what_they_have(given: list[tuple[bytes, bytes]]) -> None:
+    """A header credential in `Authorization` is asked for in its own way, but for browsers; others have no such way."""
+    service = Service(password=True, headers=["authorization"])
+    service.accepts("Bearer right", method="header", subject="header-user")
+
+    asked = await service.get(headers=[(b"accept", b"*/*"), *given])
+    values = [value for name, value in asked.headers if name == b"www-authenticate"]
+    realm = HOST.encode()
+    assert (asked.status, values) == (401, [b'Basic realm="%b", charset="UTF-8"' % realm, b'Bearer realm="%b"' % realm])
+    page = await service.get(headers=[*BROWSER, *given])
+    assert (page.status, page.get(b"www-authenticate")) == (401, None)
+    other = Service(password=True, headers=["X-Api-Key"])
+    assert (await other.get(headers=[])).get(b"www-authenticate") is None
 
 
 async def test_pages_are_shut_against_everything(password: Service) -> None:

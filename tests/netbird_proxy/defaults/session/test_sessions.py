@@ -11,10 +11,14 @@ from typing import Any
 import pytest
 from nacl.signing import SigningKey
 
+from netbird_proxy import Claim, PluginInfo, always, hookimpl
+from netbird_proxy.control.codec import Codec
 from netbird_proxy.defaults.session.settings import SessionSettings
 from netbird_proxy.model import AccountId
 from netbird_proxy.testing.makers import tunnel_origin
-from tests.netbird_proxy.defaults.session.service import BROWSER, Service, Vouching, url64
+from netbird_wire.plugin_settings import write_settings
+from netbird_wire.proxy_service_pb2 import ValidateSessionResponse
+from tests.netbird_proxy.defaults.session.service import BROWSER, Service, Vouched, Vouching, url64
 
 COOKIE = b"__Host-nb_session="
 
@@ -160,6 +164,54 @@ async def test_other_sites_change_nothing(
 
     assert answer.status == status
     assert password.play.upstreams.dialed == (status == 200)
+
+
+async def test_a_service_may_ask_for_both() -> None:
+    """Whom somebody else names logs in as well, and stays who they are; whom nobody names logs in as ever."""
+    service = Service(Vouched(), accept=("extra0",), password=True, ask_for_both=True)
+    service.accepts("right")
+    known, session = [(b"x-vouched", b"user-1")], COOKIE + service.token()
+
+    page = await service.get("/a", headers=[*BROWSER, *known])
+    assert (page.status, b'name="password"' in page.body) == (401, True)
+    assert not service.play.upstreams.dialed
+    assert (await service.get("/a", headers=[*BROWSER, *known], cookie=session)).status == 200
+    assert service.play.exchange.identity is not None
+    assert (service.play.exchange.identity.user_id, service.play.exchange.identity.by) == ("user-1", "extra0")
+    assert (await service.get("/a", cookie=session)).status == 200
+    assert service.play.exchange.identity.by == "session"
+    assert (await service.get("/a")).status == 401
+    enough = Service(Vouched(), accept=("extra0",), password=True)
+    assert (await enough.get("/a", headers=[*BROWSER, *known])).status == 200
+
+
+async def test_both_are_one_person() -> None:
+    """A session of somebody else does not complete what a device began; its own person's does."""
+    service = Service(Vouched(), accept=("extra0",), oidc=True, ask_for_both=True)
+    known = [(b"x-vouched", b"user-1")]
+    for subject, status in (("user-1", 200), ("user-2", 403)):
+        answer = ValidateSessionResponse(valid=True, user_id=subject)
+        service.management.answers["ValidateSession"] = answer
+        cookie = COOKIE + service.token(subject, "oidc")
+        assert (await service.get("/", headers=[*BROWSER, *known], cookie=cookie)).status == status
+
+
+@pytest.mark.parametrize("fields", [{"password": True, "private": True}, {}])
+def test_asking_for_both_needs_both(fields: dict[str, Any]) -> None:
+    """A service that nobody logs in to, or that the tunnel alone opens, is not said to ask for more."""
+
+    class Private:
+        @hookimpl
+        def describe(self) -> PluginInfo:
+            return PluginInfo(claims=(Claim("private", guards=always),))
+
+    service = Service(Private(), **fields)
+    write_settings(service.wire, "core", {"ask_for_both": True})
+
+    refused = Codec(service.hooks).decode(service.wire, source="management").mapping.refused
+
+    assert refused is not None
+    assert "ask_for_both" in refused
 
 
 async def test_a_private_service_has_no_sessions() -> None:

@@ -1,0 +1,60 @@
+"""Whoever is known is asked once more: to accept the terms of use. A guard may ask where it could only refuse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from netbird_proxy import (
+    ALLOW,
+    EXCHANGE_STATE,
+    Challenge,
+    Endpoint,
+    ExchangeView,
+    Guard,
+    Mapping,
+    Offer,
+    PluginInfo,
+    Proxy,
+    RouteSpec,
+    Verdict,
+    hookimpl,
+    is_cross_site,
+)
+
+COOKIE = "__Host-terms"
+ACCEPT = "/__netbird__/example/accept"
+
+
+class Terms:
+    """Asks in `authorize`, and remembers in a cookie. Being allowed is still for all guards together to say."""
+
+    @hookimpl
+    def describe(self) -> PluginInfo:
+        return PluginInfo(summary="asks people to accept the terms of use", cookies=(COOKIE,))
+
+    @hookimpl
+    def authorize(self, route: RouteSpec, proxy: Proxy) -> Guard:
+        asked = Challenge(401, "terms_required", offers=(Offer("terms", "Accept the terms of use", ACCEPT),))
+
+        async def accepted(exchange: ExchangeView) -> Verdict:
+            cookies = b"; ".join(exchange.headers.get_all(b"cookie"))
+            return ALLOW if f"{COOKIE}=yes".encode() in cookies.split(b"; ") else asked
+
+        return Guard(accepted)
+
+    @hookimpl
+    def endpoint(self, host: Mapping) -> Endpoint:
+        return Endpoint(_accept)
+
+
+async def _accept(scope: dict[str, Any], _receive: object, send: Any) -> None:
+    exchange: ExchangeView = scope["state"][EXCHANGE_STATE]
+    headers = [(b"content-length", b"0")]
+    if scope["path"] != ACCEPT or is_cross_site(exchange):
+        status = 404
+    else:
+        status = 303
+        headers.append((b"set-cookie", f"{COOKIE}=yes; Path=/; Secure; HttpOnly; SameSite=Lax".encode()))
+        headers.append((b"location", b"/"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
