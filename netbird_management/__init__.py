@@ -18,9 +18,10 @@ from netbird_management.network.model import (
     User,
 )
 from netbird_management.network.snapshot import AccountSnapshot
-from netbird_management.services.model import Capabilities, Service, Target, TargetOptions, TargetType
+from netbird_management.services.model import AccessLogEntry, Capabilities, Service, Target, TargetOptions, TargetType
 from netbird_management.steps import (
     ALLOW,
+    ApiCaller,
     Decision,
     Deny,
     DnsRecord,
@@ -28,6 +29,8 @@ from netbird_management.steps import (
     Management,
     NetworkPatch,
     PeerGate,
+    ProxyCaller,
+    RpcService,
     SessionGate,
     Violation,
     WithholdPredicate,
@@ -35,8 +38,10 @@ from netbird_management.steps import (
 
 __all__ = [
     "ALLOW",
+    "AccessLogEntry",
     "AccountId",
     "AccountSnapshot",
+    "ApiCaller",
     "Capabilities",
     "Claim",
     "Decision",
@@ -55,9 +60,11 @@ __all__ = [
     "PolicyId",
     "PolicyRule",
     "PortRange",
+    "ProxyCaller",
     "Resource",
     "ResourceType",
     "Role",
+    "RpcService",
     "Service",
     "ServiceId",
     "SessionGate",

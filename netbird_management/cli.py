@@ -89,7 +89,7 @@ def run(config: Config = None) -> None:
     settings, hooks = _settings(config, files=True)
     logs.configure()
     try:
-        asyncio.run(_run(settings.value, hooks))
+        asyncio.run(_run(settings, hooks))
     except* (StoreError, HookError, OSError) as errors:
         _stop(errors)
 
@@ -139,12 +139,16 @@ def token_revoke(token_id: str, config: Config = None) -> None:
     _with_state(settings.value, lambda state: revoke_proxy_token(state, None, TokenId(token_id)))
 
 
-async def _run(settings: ManagementSettings, hooks: Hooks) -> None:
+async def _run(given: Settings[ManagementSettings], hooks: Hooks) -> None:
     from netbird_management.server import serve  # takes a second, which the other commands need not wait for
 
-    supervisor = Supervisor()
+    settings, options, supervisor = given.value, given.options.values(), Supervisor()
     with on_signals() as shutdown:
-        async with asyncio.TaskGroup() as tasks, _alive(tasks, supervisor), serve(settings, hooks, shutdown) as server:
+        async with (
+            asyncio.TaskGroup() as tasks,
+            _alive(tasks, supervisor),
+            serve(settings, hooks, shutdown, options=options) as server,
+        ):
             rest, grpc = settings.rest.address, settings.grpc.address
             if server.setup_secret:
                 typer.echo(f"setup secret: {server.setup_secret}")

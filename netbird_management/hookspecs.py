@@ -1,7 +1,8 @@
 """The hooks of the management host: signature and docstring, nothing else.
 
 Implementations are plain functions that take any of the arguments by name. They are called at load, at start, when a
-service is saved or changes, and (`peer_gate`, `session_gate`) when a caller is judged; they do no I/O.
+service is saved or changes, (`peer_gate`, `session_gate`) when a caller is judged, and (`record_access`) when proxies
+report; they do no I/O.
 
 A plugin *claims*, in `describe()`, the fields it gives meaning to, by their dotted name in `ProxyMapping`. Claimable
 are `private` (with the service's `access_groups`) and `path.options.direct_upstream`; core claims the rest. A service
@@ -9,15 +10,30 @@ that sets a field which nobody claims is refused when it is saved (422) and, whe
 every proxy with the reason.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING
 
 import pluggy
 
 from netbird_host.info import PluginInfo
 from netbird_management.network.snapshot import AccountSnapshot
-from netbird_management.services.model import Service
-from netbird_management.steps import Management, NetworkPatch, PeerGate, SessionGate, Violation, WithholdPredicate
+from netbird_management.services.model import AccessLogEntry, Service
+from netbird_management.steps import (
+    Management,
+    NetworkPatch,
+    PeerGate,
+    RpcService,
+    SessionGate,
+    Violation,
+    WithholdPredicate,
+)
 from netbird_wire.proxy_service_pb2 import ProxyMapping
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter  # a fifth of a second, which the commands that do not serve save
 
 PROJECT = "netbird_management"
 
@@ -46,7 +62,7 @@ def lifespan(management: Management) -> AbstractAsyncContextManager[None] | None
     Returns: an async context manager; background work belongs into a TaskGroup inside it.
     Order: entered in plugin order, left in reverse.
     Failure: on entering, the host does not start.
-    Used by: nobody yet.
+    Used by: access_export.
     """
     raise NotImplementedError
 
@@ -134,5 +150,47 @@ def network_patches(service: Service, account: AccountSnapshot) -> NetworkPatch 
     Order: all, joined.
     Failure: the service adds nothing, which is logged.
     Used by: private_service.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def rpc(management: Management) -> list[RpcService] | None:
+    """Add gRPC services to the port that proxies and peers use.
+
+    Called: at start, when the lifespans are entered and nothing listens yet.
+    Returns: services with the generated function that adds each; empty or None for none.
+    Order: all. A name that the host or another plugin has is nobody else's.
+    Failure: the host does not start. A call that fails says `INTERNAL` and is logged; one without a proxy's token does
+        not get there, unless the service is open.
+    Used by: health.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def routes(management: Management) -> APIRouter | None:
+    """Add routes to the API, under `/api`.
+
+    Called: at start, when the lifespans are entered and nothing listens yet.
+    Returns: a router of plain operations. Each asks for a good token by itself; `management.allowed` asks for a role.
+    Order: all, after the host's own.
+    Failure: the host does not start; so it does when an operation could answer for a path that the host or another
+        plugin has. A call that fails says 500 and is logged.
+    Used by: private_service.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def record_access(entries: Sequence[AccessLogEntry]) -> None:
+    """Hear of exchanges that the proxies report, of every account.
+
+    Called: with each batch of access-log entries once it is stored: up to 500, a quarter of a second after the first. A
+        proxy that got no answer sends entries again: an id may come twice.
+    Returns: nothing, at once: what takes time belongs into a task of the plugin's lifespan.
+    Order: all.
+    Failure: logged; the entries are stored, and other plugins hear of them, all the same.
+    Used by: access_export.
     """
     raise NotImplementedError

@@ -1,17 +1,32 @@
 """The hooks with types: nobody else calls pluggy. What a plugin gets wrong closes doors here, and never opens them."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel
 
 from netbird_host.info import Claim, PluginId
 from netbird_host.plugins import Plugins, load
 from netbird_management import hookspecs
 from netbird_management.network.snapshot import AccountSnapshot
-from netbird_management.services.model import Service
-from netbird_management.steps import Management, NetworkPatch, PeerGate, SessionGate, Violation, WithholdPredicate
+from netbird_management.services.model import AccessLogEntry, Service
+from netbird_management.steps import (
+    Management,
+    NetworkPatch,
+    PeerGate,
+    RpcService,
+    SessionGate,
+    Violation,
+    WithholdPredicate,
+)
 from netbird_wire.proxy_service_pb2 import ProxyMapping
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter
 
 GROUP = "netbird_management"
 """The entry-point group of this host's plugins."""
@@ -30,13 +45,27 @@ class HookError(Exception):
 
 
 def load_hooks(
-    allowed: Sequence[PluginId | tuple[PluginId, object]] = (), *, reserved_ids: Collection[str] = ()
-) -> "Hooks":
+    allowed: Sequence[PluginId | tuple[PluginId, object]] = (),
+    *,
+    defaults: Mapping[PluginId, object] | None = None,
+    reserved_ids: Collection[str] = (),
+) -> Hooks:
     """Loads the operator's plugins: entry-point names, or `(id, object)` pairs from a program or a test.
+
+    `defaults` are the host's own, which come after them.
 
     Raises `netbird_host.plugins.PluginError`: a plugin is missing or wrong, and the message says what to change.
     """
-    return Hooks(load(hookspecs.PROJECT, hookspecs, group=GROUP, allowed=allowed, reserved_ids=reserved_ids))
+    return Hooks(
+        load(
+            hookspecs.PROJECT,
+            hookspecs,
+            group=GROUP,
+            allowed=allowed,
+            defaults=defaults or {},
+            reserved_ids=reserved_ids,
+        )
+    )
 
 
 class Hooks:
@@ -46,6 +75,10 @@ class Hooks:
         self.plugins = plugins
         self.by_field: Mapping[str, Claim] = {claim.field: claim for plugin in plugins for claim in plugin.info.claims}
         self.claims: frozenset[str] = frozenset(self.by_field)
+        self.options: Mapping[PluginId, type[BaseModel]] = {
+            plugin.id: plugin.info.options for plugin in plugins if plugin.info.options is not None
+        }
+        """The models of the plugins' sections in the settings file."""
         self.settings = tuple((plugin.id, model) for plugin in plugins for model in plugin.info.settings)
         self.target_settings = tuple((plugin.id, model) for plugin in plugins for model in plugin.info.target_settings)
 
@@ -112,6 +145,30 @@ class Hooks:
         except HookError:
             _log.exception("plugin.network_patches.failed")
             return ()
+
+    def rpc(self, management: Management) -> tuple[tuple[str, RpcService], ...]:
+        """The services, by plugin. Raises `HookError`."""
+        found: list[tuple[str, RpcService]] = []
+        for name, services in self._each("rpc", Sequence, {"management": management}):
+            for service in services:
+                if not isinstance(service, RpcService):
+                    raise HookError(name, "rpc", f"returned {type(service).__name__}")
+                found.append((name, service))
+        return tuple(found)
+
+    def routes(self, management: Management) -> tuple[tuple[str, APIRouter], ...]:
+        """The routers, by plugin. Raises `HookError`."""
+        from fastapi import APIRouter  # only who serves needs it, and it takes long to import
+
+        return tuple(self._each("routes", APIRouter, {"management": management}))
+
+    def record_access(self, entries: Sequence[AccessLogEntry]) -> None:
+        """Tells every plugin of a batch. One that fails is logged, and costs the others nothing."""
+        for name, call in self.plugins.calls("record_access"):
+            try:
+                call(entries=entries)
+            except Exception:
+                _log.exception("plugin.record_access.failed", extra={"plugin": name})
 
     def _callables(self, hook: str, arguments: Mapping[str, object]) -> Iterable[tuple[str, Callable[..., Any]]]:
         for name, answer in self._each(hook, object, arguments):

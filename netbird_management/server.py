@@ -4,14 +4,17 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-from typing import Final
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, nullcontext
+from typing import Any, Final
 
 import uvicorn
+from pydantic import BaseModel
 from starlette.types import ASGIApp
 
 from netbird_host.shutdown import Shutdown
+from netbird_management.grpc.interceptors import caller as grpc_caller
+from netbird_management.grpc.plugin_services import plugin_services
 from netbird_management.grpc.server import serve_grpc
 from netbird_management.ids import AccountId
 from netbird_management.login.gates import SessionGates
@@ -21,12 +24,15 @@ from netbird_management.network.peers import disconnect_all_peers, sweep_ephemer
 from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.plugins import Hooks
 from netbird_management.rest.app import create_app
+from netbird_management.rest.auth import allowed
 from netbird_management.rest.context import Context
+from netbird_management.rest.permissions import Operation
 from netbird_management.services.access_log import forget_old_entries
 from netbird_management.services.custom_domains import DnsResolver
 from netbird_management.services.proxies import disconnect_all_proxies, forget_stale_proxies
 from netbird_management.settings import ManagementSettings
 from netbird_management.state import State
+from netbird_management.steps import OptionsT, ProxyCaller
 from netbird_management.store.directory import prepare_directory
 from netbird_management.store.holding import Hold, held_store
 
@@ -41,8 +47,11 @@ class ManagementServer:
     `rest_port` and `grpc_port` are those really bound. `setup_secret` is "" once there is an account.
     """
 
-    def __init__(self, settings: ManagementSettings, hooks: Hooks, state: State) -> None:
+    def __init__(
+        self, settings: ManagementSettings, hooks: Hooks, state: State, options: Iterable[BaseModel] = ()
+    ) -> None:
         self.settings = settings
+        self._options = {type(section): section for section in options}
         self.hooks = hooks
         self.state = state
         self.setup_secret = "" if state.snapshots.all() else secrets.token_urlsafe(24)
@@ -52,16 +61,37 @@ class ManagementServer:
     def snapshot(self, account_id: AccountId) -> AccountSnapshot | None:
         return self.state.snapshots.get(account_id)
 
+    def options(self, model: type[OptionsT]) -> OptionsT:
+        """As if the section were empty where it was not given. Raises `LookupError` for what is no plugin's model."""
+        if model not in self.hooks.options.values():
+            raise LookupError(f"{model.__name__} is not what a loaded plugin describes as its options")
+        found = self._options.get(model)
+        return found if isinstance(found, model) else model()
+
+    def allowed(self, module: str, operation: Operation) -> Any:
+        return allowed(module, operation)
+
+    def proxy_caller(self) -> ProxyCaller:
+        found = grpc_caller()
+        proxy_id = "" if found.connection is None else found.connection.proxy_id
+        return ProxyCaller(found.token.account_id, found.address, proxy_id)
+
 
 @asynccontextmanager
 async def serve(
-    settings: ManagementSettings, hooks: Hooks, shutdown: Shutdown | None = None
+    settings: ManagementSettings,
+    hooks: Hooks,
+    shutdown: Shutdown | None = None,
+    *,
+    options: Iterable[BaseModel] = (),
 ) -> AsyncIterator[ManagementServer]:
     """The whole host, listening when this enters, and stopped when it is left: calls under way get `grace` seconds.
 
+    `options` are the plugins' sections of the settings.
+
     Whoever asks `shutdown` twice ends that time: what is under way then is cut.
 
-    Raises `StoreError`, and `OSError` for an address that cannot be bound.
+    Raises `StoreError`, `HookError`, and `OSError` for an address that cannot be bound.
     """
     directory = settings.state_directory
     vault = await asyncio.to_thread(prepare_directory, directory)
@@ -69,18 +99,16 @@ async def serve(
     async with (
         held_store(directory, database) as hold,
         State.open(directory, vault, database) as state,
-        _listening(settings, hooks, state, hold, shutdown or Shutdown()) as server,
+        _listening(ManagementServer(settings, hooks, state, options), hold, shutdown or Shutdown()) as server,
     ):
         yield server
 
 
 @asynccontextmanager
-async def _listening(
-    settings: ManagementSettings, hooks: Hooks, state: State, hold: Hold, shutdown: Shutdown
-) -> AsyncIterator[ManagementServer]:
+async def _listening(server: ManagementServer, hold: Hold, shutdown: Shutdown) -> AsyncIterator[ManagementServer]:
+    settings, hooks, state = server.settings, server.hooks, server.state
     await disconnect_all_proxies(state)
     await disconnect_all_peers(state)
-    server = ManagementServer(settings, hooks, state)
     sign_on = None
     if settings.oidc is not None:
         sign_on = SignOn(state, IdentityProvider(settings.oidc), SessionGates(hooks, server))
@@ -95,7 +123,8 @@ async def _listening(
     )
     async with (
         hooks.lifespan(server),
-        _serve_rest(create_app(context), settings, shutdown) as server.rest_port,
+        nullcontext(plugin_services(hooks.rpc(server))) as services,  # before anything listens
+        _serve_rest(create_app(context, hooks.routes(server)), settings, shutdown) as server.rest_port,
         serve_grpc(
             server,
             settings.grpc,
@@ -103,6 +132,7 @@ async def _listening(
             signal=settings.signal,
             shutdown=shutdown,
             sign_on=sign_on,
+            services=services,
         ) as server.grpc_port,
         asyncio.TaskGroup() as tasks,
     ):

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, model_validator
 
 from netbird_host.setting_types import Count, SecondsOrZero, Secret, Section
 from netbird_host.settings import Settings, SettingsError, read_sources
+from netbird_management.defaults import DEFAULTS
 from netbird_management.login.settings import OidcSettings
 from netbird_management.plugins import Hooks, load_hooks
 from netbird_management.services.domains import fold
@@ -130,6 +131,5 @@ def read_settings(
     )
     named = sources.texts("plugins") if sources.get("plugins") is not None else None
     plugins = ManagementSettings.model_fields["plugins"].default if named is None else named
-    hooks = load_hooks(plugins, reserved_ids=set(ManagementSettings.model_fields))
-    options = {plugin.id: plugin.info.options for plugin in hooks.plugins if plugin.info.options is not None}
-    return sources.read(ManagementSettings, options), hooks
+    hooks = load_hooks(plugins, defaults=DEFAULTS, reserved_ids=set(ManagementSettings.model_fields))
+    return sources.read(ManagementSettings, hooks.options), hooks

@@ -3,12 +3,16 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol, TypeVar
+
+from pydantic import BaseModel
 
 from netbird_management.ids import AccountId, GroupId
 from netbird_management.network.model import Group, Peer, Policy, User
 from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.services.model import Capabilities
+
+OptionsT = TypeVar("OptionsT", bound=BaseModel)
 
 
 class Allow(Enum):
@@ -105,8 +109,63 @@ class NetworkPatch:
     records: tuple[DnsRecord, ...] = ()
 
 
+class ApiCaller(Protocol):
+    """Who calls the API: somebody with a good token, neither blocked nor waiting for approval."""
+
+    @property
+    def user(self) -> User: ...
+
+    @property
+    def account(self) -> AccountSnapshot:
+        """Theirs, as it was when the call came. What belongs to another account is not found."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyCaller:
+    """The proxy that a call comes from.
+
+    Attributes:
+        account_id: the account that its token is good for; None where it is good for all of them.
+        address: where the call comes from; "" where gRPC does not say.
+        proxy_id: which of the proxies with this token; "" where the call does not say.
+    """
+
+    account_id: AccountId | None
+    address: str = ""
+    proxy_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RpcService:
+    """One gRPC service beside the host's own.
+
+    Attributes:
+        servicer: what answers, all of its methods `async`.
+        add: the generated function that belongs to it, such as `add_GreeterServicer_to_server`.
+        open: whether anybody may call it. Else a call needs a proxy's token, as those of the proxies' own service do.
+    """
+
+    servicer: object
+    add: Callable[[Any, Any], None]
+    open: bool = False
+
+
 class Management(Protocol):
     """What a plugin sees of the running host."""
 
     def snapshot(self, account_id: AccountId) -> AccountSnapshot | None:
         """What is true of an account right now."""
+
+    def options(self, model: type[OptionsT]) -> OptionsT:
+        """The operator's section for the plugin whose `PluginInfo.options` this model is."""
+
+    def allowed(self, module: str, operation: Literal["create", "read", "update", "delete"]) -> Any:
+        """The default value of a parameter `who: ApiCaller` of a route: the caller, if their role lets them do this.
+
+        Everybody else reads 403, and who has no good token 401, before the route is run. `module` is one that roles
+        know, such as `services`, `peers`, `policies` or `events`; nobody but the owner may do anything to one unheard
+        of.
+        """
+
+    def proxy_caller(self) -> ProxyCaller:
+        """Who makes the gRPC call under way. Raises `LookupError` outside of one, and in a service that is open."""

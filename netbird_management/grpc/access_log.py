@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
@@ -14,7 +14,8 @@ from netbird_management.clock import now
 from netbird_management.grpc.errors import Refused
 from netbird_management.ids import AccountId, PeerId, UserId, new_id
 from netbird_management.network.snapshot import AccountSnapshot
-from netbird_management.services.access_log import AccessLogEntry, add_access_log_entries
+from netbird_management.services.access_log import add_access_log_entries
+from netbird_management.services.model import AccessLogEntry
 from netbird_management.state import State
 from netbird_wire.proxy_service_pb2 import AccessLog
 
@@ -28,10 +29,17 @@ _log = logging.getLogger(__name__)
 
 
 class AccessLogs:
-    """Takes entries and writes them in `run`."""
+    """Takes entries and writes them in `run`; `record` hears of each batch, and does not raise."""
 
-    def __init__(self, state: State, *, capacity: int = QUEUE_ENTRIES) -> None:
+    def __init__(
+        self,
+        state: State,
+        *,
+        capacity: int = QUEUE_ENTRIES,
+        record: Callable[[Sequence[AccessLogEntry]], None] = lambda _: None,
+    ) -> None:
         self._state = state
+        self._record = record
         self._capacity = capacity
         self._waiting: list[AccessLogEntry] = []
         self._some = asyncio.Event()
@@ -58,18 +66,29 @@ class AccessLogs:
             await self.flush()
 
     async def flush(self) -> None:
-        """Stores all that waits. A batch that cannot be stored is tried entry by entry: one bad one costs itself."""
+        """Stores all that waits. A batch that cannot be stored is tried entry by entry: one bad one costs itself.
+
+        Cancelled, what was under way waits again, and may be stored already: it is not stored twice.
+        """
         while self._waiting:
             batch, self._waiting = self._waiting[:BATCH_ENTRIES], self._waiting[BATCH_ENTRIES:]
             try:
-                await add_access_log_entries(self._state, batch)
-            except Exception:
-                _log.exception("access_log.batch.failed", extra={"entries": len(batch)})
-                for entry in batch:
-                    try:
-                        await add_access_log_entries(self._state, [entry])
-                    except Exception as error:
-                        _log.error("access_log.entry.lost", extra={"entry_id": entry.id, "error": type(error).__name__})
+                await self._store(batch)
+            except asyncio.CancelledError:
+                self._waiting = batch + self._waiting
+                raise
+            self._record(batch)
+
+    async def _store(self, batch: list[AccessLogEntry]) -> None:
+        try:
+            await add_access_log_entries(self._state, batch)
+        except Exception:
+            _log.exception("access_log.batch.failed", extra={"entries": len(batch)})
+            for entry in batch:
+                try:
+                    await add_access_log_entries(self._state, [entry])
+                except Exception as error:
+                    _log.error("access_log.entry.lost", extra={"entry_id": entry.id, "error": type(error).__name__})
 
 
 def _entry(log: AccessLog, account: AccountSnapshot) -> AccessLogEntry:

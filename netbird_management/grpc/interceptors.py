@@ -18,6 +18,8 @@ from netbird_wire.extensions import PROXY_ID_METADATA
 from netbird_wire.tokens import TokenKind, stored_hash, well_formed
 
 PROXY_SERVICE: Final = "/management.ProxyService/"
+PEERS: Final = frozenset({"management.ManagementService"})
+"""The service whose callers prove who they are by the envelope."""
 _STREAMS: Final = ("GetMappingUpdate", "SyncMappings")
 MAX_PROXY_REQUEST_BYTES: Final = 4 << 20
 
@@ -46,7 +48,7 @@ _caller: ContextVar[Caller] = ContextVar("caller")
 
 
 def caller() -> Caller:
-    """The caller of the call under way. Raises `LookupError` outside of the proxies' service."""
+    """The caller of the call under way. Raises `LookupError` where no token was asked for."""
     return _caller.get()
 
 
@@ -83,9 +85,11 @@ class FailureLimiter:
 
 
 class Edge(grpc.aio.ServerInterceptor):
-    """Wraps every handler. The proxies' service needs a token; peers of the overlay prove their key by the envelope."""
+    """Wraps every handler. A call needs a proxy's token, but for the services in `open_services`; peers of the overlay
+    prove their key by the envelope."""
 
-    def __init__(self, state: State, connections: Connections) -> None:
+    def __init__(self, state: State, connections: Connections, open_services: frozenset[str] = PEERS) -> None:
+        self._open = open_services
         self._state = state
         self._connections = connections
         self._limiter = FailureLimiter(asyncio.get_running_loop().time)
@@ -99,7 +103,7 @@ class Edge(grpc.aio.ServerInterceptor):
 
         async def call(request: Any, context: Any) -> Any:
             try:
-                if method.startswith(PROXY_SERVICE):
+                if method.strip("/").partition("/")[0] not in self._open:
                     _caller.set(await self._authenticated(method, context))
                     if not handler.request_streaming and request.ByteSize() > MAX_PROXY_REQUEST_BYTES:
                         raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "the request is too large")

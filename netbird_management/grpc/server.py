@@ -14,12 +14,13 @@ from netbird_host.shutdown import Shutdown
 from netbird_management.grpc.access_log import AccessLogs
 from netbird_management.grpc.connections import Connections
 from netbird_management.grpc.errors import Refused
-from netbird_management.grpc.interceptors import Edge
+from netbird_management.grpc.interceptors import PEERS, Edge
 from netbird_management.grpc.login_service import Logins
 from netbird_management.grpc.management_service import ManagementService
 from netbird_management.grpc.mapping_stream import HEARTBEAT_SECONDS, MappingStreams
 from netbird_management.grpc.mappings import Mappings
 from netbird_management.grpc.peer_streams import QUIET_SECONDS, PeerStreams
+from netbird_management.grpc.plugin_services import PluginServices, plugin_services
 from netbird_management.grpc.proxy_service import ProxyService
 from netbird_management.grpc.recorder import Recorder
 from netbird_management.grpc.tunnel_peers import TunnelPeers
@@ -55,9 +56,9 @@ class Timing:
 
     heartbeat: float = HEARTBEAT_SECONDS
     quiet: float = QUIET_SECONDS
-
     silence: float = 30.0
     patience: float = 10.0
+
 
 @asynccontextmanager
 async def serve_grpc(
@@ -69,6 +70,7 @@ async def serve_grpc(
     timing: Timing | None = None,
     shutdown: Shutdown | None = None,
     sign_on: SignOn | None = None,
+    services: PluginServices | None = None,
 ) -> AsyncIterator[int]:
     """Serves proxies and peers, and yields the bound port.
 
@@ -76,13 +78,16 @@ async def serve_grpc(
     longer than this; whoever asks `shutdown` twice ends that time.
 
     `signal` is `host:port` of the signal server that peers are told of; without one they are told
-    this server's own address, which is enough for proxies of ours and for nobody else. Raises `OSError` if the address
+    this server's own address, which is enough for proxies of ours and for nobody else. `services` are the plugins' (by
+    default what `hooks` bring). Raises `OSError` if the address
     cannot be had or a certificate cannot be read.
     """
     state, hooks, timing = host.state, host.hooks, timing or Timing()
     connections, streams, recorder = Connections(), PeerStreams(), Recorder(state)
-    mappings, access_logs, maps = Mappings(state, hooks, connections, recorder), AccessLogs(state), NetworkMaps(hooks)
-    server = _server(Edge(state, connections))
+    mappings, maps = Mappings(state, hooks, connections, recorder), NetworkMaps(hooks)
+    access_logs = AccessLogs(state, record=hooks.record_access)
+    services = plugin_services(hooks.rpc(host)) if services is None else services
+    server = _server(Edge(state, connections, PEERS | services.open), timing)
     port = _bind(server, listener)
     add_ProxyServiceServicer_to_server(
         ProxyService(
@@ -106,6 +111,7 @@ async def serve_grpc(
         ),
         server,
     )
+    server.add_generic_rpc_handlers(services.handlers)
     with state.snapshots.subscribe() as for_proxies, state.snapshots.subscribe() as for_peers:
         async with asyncio.TaskGroup() as tasks:
             background = [

@@ -26,6 +26,7 @@ from netbird_management.rest import (
     users,
 )
 from netbird_management.rest.context import Context
+from netbird_management.rest.plugin_routes import add_plugin_routes
 
 ROUTERS: Final = (
     setup,
@@ -44,13 +45,14 @@ ROUTERS: Final = (
 )
 
 
-def create_app(context: Context, extra: Sequence[APIRouter] = ()) -> ASGIApp:
-    """The whole API under `/api`. No CORS: no other site's page has any business here."""
-    app = api()
+def create_app(context: Context, extra: Sequence[tuple[str, APIRouter]] = ()) -> ASGIApp:
+    """The whole API under `/api`. No CORS: no other site's page has any business here.
+
+    `extra` are the plugins' routers. Raises `HookError` for one that cannot be added.
+    """
+    app = api(extra)
     app.state.context = context
     errors.install(app)
-    for router in extra:
-        app.include_router(router, prefix="/api")
 
     @app.get("/api/openapi.json", include_in_schema=False)
     async def described() -> Response:
@@ -59,11 +61,12 @@ def create_app(context: Context, extra: Sequence[APIRouter] = ()) -> ASGIApp:
     return _with_request_id(app)
 
 
-def api() -> FastAPI:
+def api(extra: Sequence[tuple[str, APIRouter]] = ()) -> FastAPI:
     """The routes by themselves, to be described."""
     app = FastAPI(title="netbird-management", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     for module in ROUTERS:
         app.include_router(module.router, prefix="/api")
+    add_plugin_routes(app, [module.router for module in ROUTERS], extra)
     return app
 
 

@@ -14,7 +14,8 @@ from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.rest.auth import Caller, allowed
 from netbird_management.rest.context import InContext
 from netbird_management.rest.json import ApiResponse, moment
-from netbird_management.services.access_log import SORTS, AccessLogEntry, LogQuery, access_log_page
+from netbird_management.services.access_log import SORTS, LogQuery, access_log_page
+from netbird_management.services.model import AccessLogEntry
 
 router = APIRouter()
 

@@ -131,7 +131,7 @@ _LOG_PARAMETERS: Final = {
 
 
 def document(app: FastAPI) -> dict[str, Any]:
-    """The whole document. An operation of a plugin that says nothing of itself stays as FastAPI sees it."""
+    """The whole document. What a plugin's operation takes and answers is as FastAPI sees it."""
     described = get_openapi(
         title="netbird-management",
         version="1",
@@ -153,6 +153,12 @@ def document(app: FastAPI) -> dict[str, Any]:
         operation["responses"] = {**_answers(answer), "4XX": _json("Refused", _ref(shapes.Error))}
         if (method, path) not in OPEN:
             operation["security"] = [{"token": []}]
+    for path, operations in described["paths"].items():
+        for method, operation in operations.items():
+            if (method.upper(), path) not in OPERATIONS:
+                operation["responses"].pop("422", None)
+                operation["responses"]["4XX"] = _json("Refused", _ref(shapes.Error))
+                operation["security"] = [{"token": []}]
     # Browsers come here from the identity provider, and are sent on; or read a plain sentence why not.
     described["paths"]["/api/reverse-proxy/callback"]["get"]["responses"] = {
         "302": {"description": "Back to the service"},
@@ -166,8 +172,9 @@ def document(app: FastAPI) -> dict[str, Any]:
     _, schemas = models_json_schema(
         [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
     )
+    known = {**described.get("components", {}).get("schemas", {}), **schemas["$defs"]}
     described["components"] = {
-        "schemas": dict(sorted(schemas["$defs"].items())),
+        "schemas": {name: known[name] for name in sorted(_needed(described["paths"], known))},
         "securitySchemes": {
             "token": {
                 "type": "apiKey",
@@ -183,6 +190,23 @@ def document(app: FastAPI) -> dict[str, Any]:
 def text(app: FastAPI) -> str:
     """As it is checked in."""
     return json.dumps(document(app), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _needed(within: object, known: dict[str, Any]) -> set[str]:
+    """The names of all schemas that something in there leads to."""
+    needed: set[str] = set()
+    waiting = [within]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, list):
+            waiting += one
+        elif isinstance(one, dict):
+            waiting += one.values()
+            name = str(one.get("$ref", "")).removeprefix("#/components/schemas/")
+            if name in known and name not in needed:
+                needed.add(name)
+                waiting.append(known[name])
+    return needed
 
 
 def _ref(model: type[BaseModel]) -> dict[str, str]:

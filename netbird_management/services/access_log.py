@@ -10,33 +10,10 @@ from sqlalchemy import delete, func, not_, or_, select
 
 from netbird_management.clock import now
 from netbird_management.ids import AccountId
+from netbird_management.services.model import AccessLogEntry
 from netbird_management.state import State
 from netbird_management.store.engine import insert
 from netbird_management.store.models import AccessLogRow
-
-
-@dataclass(frozen=True, slots=True)
-class AccessLogEntry:
-    """One exchange, or one connection of a stream. `user_groups` are the caller's group ids at that moment."""
-
-    id: str
-    account_id: AccountId
-    service_id: str
-    timestamp: datetime
-    source_ip: str
-    method: str
-    host: str
-    path: str
-    duration_ms: int
-    status_code: int
-    bytes_upload: int
-    bytes_download: int
-    reason: str = ""
-    user_id: str = ""
-    auth_method: str = ""
-    protocol: str = ""
-    metadata: Mapping[str, str] | None = None
-    user_groups: tuple[str, ...] = ()
 
 
 async def add_access_log_entries(state: State, entries: Sequence[AccessLogEntry]) -> None:

@@ -212,3 +212,27 @@ class ProxyStatus:
     withheld: str = ""
     inbound_listener: InboundListener | None = None
     updated_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AccessLogEntry:
+    """One exchange, or one connection of a stream. `user_groups` are the caller's group ids at that moment."""
+
+    id: str
+    account_id: AccountId
+    service_id: str
+    timestamp: datetime
+    source_ip: str
+    method: str
+    host: str
+    path: str
+    duration_ms: int
+    status_code: int
+    bytes_upload: int
+    bytes_download: int
+    reason: str = ""
+    user_id: str = ""
+    auth_method: str = ""
+    protocol: str = ""
+    metadata: Mapping[str, str] | None = None
+    user_groups: tuple[str, ...] = ()

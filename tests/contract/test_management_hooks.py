@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from pathlib import Path
 
+import grpc
+import grpc.aio
+import httpx
 import pytest
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.wrappers_pb2 import StringValue
 
 from examples.plugins.management.build_mapping import OfficeHours
 from examples.plugins.management.describe import Greeting
 from examples.plugins.management.lifespan import Heartbeat, log
 from examples.plugins.management.network_patches import Pings
 from examples.plugins.management.peer_gate import OwnedPeers
+from examples.plugins.management.record_access import Failures, Threshold
+from examples.plugins.management.record_access import log as failures_log
+from examples.plugins.management.routes import Summary
+from examples.plugins.management.rpc import WhoAmI
 from examples.plugins.management.session_gate import OfficeRules
 from examples.plugins.management.validate_service import StableDomains
 from examples.plugins.management.withhold_mapping import OfficeHoursOnly
 from examples.plugins.proxy.restrict import OfficeHoursSettings
 from netbird_management import (
     ALLOW,
+    AccessLogEntry,
     AccountId,
     AccountSnapshot,
     Capabilities,
@@ -38,10 +50,21 @@ from netbird_management import (
     UserId,
 )
 from netbird_management.clock import now
+from netbird_management.network.accounts import create_account
 from netbird_management.network.model import Account, ProxyPeer
+from netbird_management.network.users import create_token, create_user
 from netbird_management.plugins import Hooks, load_hooks
+from netbird_management.rest.app import create_app
+from netbird_management.rest.context import Context
+from netbird_management.server import ManagementServer
 from netbird_management.services.mapping import build
 from netbird_management.services.model import AuthConfig, SecretAuth, ServiceMeta
+from netbird_management.services.tokens import create_proxy_token
+from netbird_management.settings import ManagementSettings
+from netbird_management.state import State
+from netbird_management.store.vault import Vault
+from tests.netbird_management.conftest import Home
+from tests.netbird_management.grpc.conftest import lab_for
 
 ID = AccountId("acct")
 MEMBERS = Group(GroupId("g"), "members")
@@ -212,3 +235,62 @@ def test_network_patches(private: bool) -> None:
     assert [(rule.sources, rule.destination_resource) for rule in pings] == (
         [((MEMBERS.id,), Resource("proxy", ResourceType.PEER))] if private else []
     )
+
+
+@pytest.fixture
+async def home(tmp_path: Path) -> AsyncIterator[Home]:
+    """An account on a store of its own."""
+    async with State.open(tmp_path, Vault.create(tmp_path)) as state:
+        account_id, owner = await create_account(state, email="admin@lab.test", name="Admin")
+        yield Home(state, account_id, owner)
+
+
+async def test_rpc(home: Home, tmp_path: Path) -> None:
+    """The service answers proxies on the host's own port, and knows whose token they have; nobody else gets there."""
+    async with lab_for(home, tmp_path, plugins=(("example", WhoAmI()),)) as lab:
+        method = lab.channel.unary_unary(
+            "/example.WhoAmI/Account",
+            request_serializer=Empty.SerializeToString,
+            response_deserializer=StringValue.FromString,
+        )
+        _, own = await create_proxy_token(home.state, name="own", account_id=home.account_id, created_by="test")
+        for token, answer in ((lab.token, "*"), (own, home.account_id)):
+            metadata = (("authorization", f"Bearer {token}"),)
+            assert (await method(Empty(), timeout=10, metadata=metadata)).value == answer
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await method(Empty(), timeout=10)
+    assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_routes(home: Home) -> None:
+    """The operation is under `/api`, for those whose role lets them, and in the document."""
+    hooks = loaded(Summary())
+    server = ManagementServer(ManagementSettings(), hooks, home.state)
+    app = create_app(Context(home.state, hooks), hooks.routes(server))
+    user = await create_user(home.state, home.account_id, role=Role.USER, email="alice@lab.test")
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+
+        async def asked(who: User) -> httpx.Response:
+            _, token = await create_token(home.state, who, name="t", days=1, created_by=who.id)
+            return await client.get("/api/summary", headers={"authorization": f"Token {token}"})
+
+        assert (await asked(home.owner)).json() == {"services": 0, "private": 0}
+        assert (await asked(user)).json() == {"code": 403, "message": "permission denied"}
+        assert (await client.get("/api/summary")).status_code == 401
+        assert "/api/summary" in (await client.get("/api/openapi.json")).json()["paths"]
+
+
+async def test_record_access(caplog: pytest.LogCaptureFixture, home: Home) -> None:
+    """Batches are counted by what the operator's section of the settings says."""
+    hooks = loaded(Failures())
+    server = ManagementServer(ManagementSettings(), hooks, home.state, [Threshold(failures=2)])
+    entries = [
+        AccessLogEntry(str(i), ID, service, now(), "192.0.2.1", "GET", "h", "/", 1, status, 0, 0)
+        for i, (service, status) in enumerate([("a", 502), ("a", 503), ("a", 200), ("b", 500)])
+    ]
+
+    async with hooks.lifespan(server):
+        with caplog.at_level(logging.WARNING, failures_log.name):
+            hooks.record_access(entries)
+
+    assert [record.getMessage() for record in caplog.records] == ["service a failed 2 times"]

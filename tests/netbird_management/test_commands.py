@@ -35,7 +35,12 @@ def terminal(tmp_path: Path) -> Terminal:
 def test_plugins_are_listed_in_their_order(terminal: Terminal) -> None:
     """With what they claim."""
     lines = terminal.says("plugins")
-    assert [line.split()[0] for line in lines if not line.startswith(" ")] == ["private_service", "direct_upstream"]
+    assert [line.split()[0] for line in lines if not line.startswith(" ")] == [
+        "private_service",
+        "direct_upstream",
+        "health",
+        "access_export",
+    ]
     assert "  claims private" in lines
 
 

@@ -27,6 +27,7 @@ from netbird_management.network.setup_keys import create_setup_key
 from netbird_management.network.users import create_token
 from netbird_management.rest import openapi
 from netbird_management.rest.app import api, create_app
+from netbird_management.rest.first_party import first_party_routes
 from netbird_management.services.access_log import AccessLogEntry, add_access_log_entries
 from netbird_management.services.model import Capabilities
 from netbird_management.services.proxies import Registration, register_proxy
@@ -53,7 +54,7 @@ def test_every_operation_is_described() -> None:
 
 def test_the_document_that_is_checked_in_is_fresh() -> None:
     """`make docs` writes it."""
-    assert CHECKED_IN.read_text() == openapi.text(api())
+    assert CHECKED_IN.read_text() == openapi.text(api(first_party_routes()))
 
 
 async def test_the_document_is_served(api: Api) -> None:
@@ -90,7 +91,7 @@ class Loop:
         self._opened = State.open(self._directory, Vault.create(self._directory))
         state = self._runner.run(self._opened.__aenter__())
         home, token = self._runner.run(_furnish(state))
-        return create_app(context_for(home)), token
+        return create_app(context_for(home), first_party_routes()), token
 
     def request(self, app: Any, method: str, path: str, **options: Any) -> Any:
         async def call() -> httpx.Response:
@@ -112,7 +113,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Loop, Any
     loop.stop()
 
 
-schema = schemathesis.openapi.from_dict(openapi.document(api()))
+schema = schemathesis.openapi.from_dict(openapi.document(api(first_party_routes())))
 
 
 @pytest.mark.parametrize(

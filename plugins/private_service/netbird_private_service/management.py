@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from netbird_management import (
     ALLOW,
@@ -16,6 +17,7 @@ from netbird_management import (
     Group,
     GroupId,
     Login,
+    Management,
     NetworkPatch,
     Peer,
     PeerGate,
@@ -35,6 +37,9 @@ from netbird_management import (
 )
 from netbird_private_service.settings import FIELD, PrivateServiceSettings
 from netbird_wire.proxy_service_pb2 import ProxyMapping
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter
 
 LISTENER_PORTS = (80, 443)
 """Where every proxy listens in the tunnel. Reaching the ports is not being let in: the gate is per service."""
@@ -99,6 +104,14 @@ class PrivateService:
         """Where the tunnel alone says who calls, nobody has a session: no credential of another time, and no token that
         a proxy was given with a tunnel answer, is a second way in."""
         return _tunnel_only if service.private else None
+
+    @hookimpl
+    def routes(self, management: Management) -> APIRouter:
+        from netbird_private_service.members import (
+            members_router,
+        )  # what it imports takes long, and not all commands need it
+
+        return members_router(management)
 
     @hookimpl
     def network_patches(self, service: Service, account: AccountSnapshot) -> NetworkPatch | None:

@@ -1,0 +1,44 @@
+"""Hear of what the proxies report, and tell the log when a service fails often."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from netbird_management import AccessLogEntry, Management, PluginInfo, hookimpl
+
+log = logging.getLogger(__name__)
+
+
+class Threshold(BaseModel):
+    """The section of the settings file that has the plugin's name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    failures: int = 10
+    """In one batch."""
+
+
+class Failures:
+    """Counts, and does nothing that takes time: the next batch waits for it."""
+
+    def __init__(self) -> None:
+        self.threshold = Threshold()
+
+    @hookimpl
+    def describe(self) -> PluginInfo:
+        return PluginInfo(summary="warns of services that fail often", options=Threshold)
+
+    @hookimpl
+    def lifespan(self, management: Management) -> None:
+        self.threshold = management.options(Threshold)
+
+    @hookimpl
+    def record_access(self, entries: Sequence[AccessLogEntry]) -> None:
+        failed = Counter(entry.service_id for entry in entries if entry.status_code >= 500)
+        for service, number in failed.items():
+            if number >= self.threshold.failures:
+                log.warning("service %s failed %d times", service, number)

@@ -1,0 +1,36 @@
+"""The API with the plugins that a host has by default: what the checked-in document describes."""
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from netbird_management.defaults import DEFAULTS
+from netbird_management.ids import AccountId
+from netbird_management.network.snapshot import AccountSnapshot
+from netbird_management.plugins import load_hooks
+from netbird_management.rest.auth import allowed
+from netbird_management.rest.permissions import Operation
+from netbird_management.settings import ManagementSettings
+from netbird_management.steps import OptionsT, ProxyCaller
+
+
+class _Describing:
+    """The host as plugins see it where their routes are only described."""
+
+    def snapshot(self, account_id: AccountId) -> AccountSnapshot | None:
+        return None
+
+    def options(self, model: type[OptionsT]) -> OptionsT:
+        return model()
+
+    def allowed(self, module: str, operation: Operation) -> Any:
+        return allowed(module, operation)
+
+    def proxy_caller(self) -> ProxyCaller:
+        raise LookupError("no call is under way")
+
+
+def first_party_routes() -> tuple[tuple[str, APIRouter], ...]:
+    """What the default plugins add."""
+    hooks = load_hooks(ManagementSettings.model_fields["plugins"].default, defaults=DEFAULTS)
+    return hooks.routes(_Describing())
