@@ -1,6 +1,6 @@
 # The front door. `make help` lists what there is; each target is at most three lines.
 .DEFAULT_GOAL := help
-.PHONY: help setup system demo test check unit stores live failover bench mutants schedules soak docs proto lock format clean
+.PHONY: help setup system demo test check unit stores kills live failover bench mutants schedules soak docs proto lock format clean
 
 export UV_PYTHON_DOWNLOADS := never
 # Some machines switch bytecode off, and every process of ours would then compile what it imports: seconds a start.
@@ -25,7 +25,7 @@ system: ## Install the Debian packages that live tests and benchmarks use (as ro
 demo: engine ## Play the story on real processes; ARGS=--once ends after it
 	@$(BIN)/python -m examples.demo $(ARGS)
 
-test: engine system unit live mutants ## Everything that continuous integration runs after `make check`
+test: engine system unit stores live mutants ## Everything that continuous integration runs after `make check`
 
 check: setup ## Formatting, lint, types, import rules
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
@@ -34,8 +34,12 @@ check: setup ## Formatting, lint, types, import rules
 unit: engine ## Tests that need nothing but loopback
 	@$(BIN)/python -m pytest -m "not live" $(ARGS)
 
-stores: engine system ## Management's tests once more, on PostgreSQL
-	@NETBIRD_TEST_STORES=postgresql $(BIN)/python -m pytest -m "not live" tests/netbird_management $(ARGS)
+stores: engine system ## What of management's tests has a store, once more, on PostgreSQL
+	@NETBIRD_TEST_STORES=postgresql $(BIN)/python -m pytest -n 2 tests/netbird_management $(ARGS)
+
+kills: engine system ## Kill every kind of write before each of its statements, on both stores; `unit` and `stores` kill a sample
+	@NETBIRD_TEST_KILLS=every NETBIRD_TEST_STORES=sqlite,postgresql \
+		$(BIN)/python -m pytest -n 2 tests/netbird_management/test_kills.py $(ARGS)
 
 live: engine system ## The story and its relatives, on real processes and namespaces
 	@$(BIN)/python -m pytest -m live $(ARGS)
@@ -46,9 +50,9 @@ failover: engine system ## Of these, two proxies under a stock WireGuard client,
 mutants: engine ## Remove each guard that a promise stands on, and see its tests fail
 	@$(BIN)/python -m tests.mutants $(ARGS)
 
-bench: engine system ## Compare with nginx, Caddy and bare uvicorn, in one run; then how long changes take
+bench: engine system ## Compare with nginx, Caddy and bare uvicorn, in one run; then what changes and management cost
 	@$(BIN)/python -m bench $(ARGS)
-	@$(BIN)/python -m bench.changes
+	@$(BIN)/python -m bench.changes && $(BIN)/python -m bench.management
 
 schedules: engine ## Play 500 seeded schedules of changes and faults; ARGS=--count 50, --first 1000
 	@$(BIN)/python -m tests.schedules $(ARGS)
