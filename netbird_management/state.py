@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from immutables import Map
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -234,13 +235,19 @@ class State:
         if row is None:
             return None
 
-        async def part(kind: Any, old: Any, ids: frozenset[Any], model: Any) -> dict[Any, Any]:
+        async def part(kind: Any, old: Any, ids: frozenset[Any], model: Any) -> Any:
             if before is not None and not ids:
-                return dict(old)
+                return old
             query = select(kind).where(kind.account_id == account_id)
             if before is not None:
                 query = query.where(kind.id.in_(ids))
             found = {row.id: model(row) for row in (await session.scalars(query)).all()}
+            if isinstance(old, Map):
+                with old.mutate() as some:
+                    for id_ in ids:
+                        some.pop(id_, None)
+                    some.update(found)
+                    return some.finish()
             kept = {id_: value for id_, value in old.items() if id_ not in ids} if before is not None else {}
             return kept | found
 
@@ -278,6 +285,8 @@ class State:
             dns=dns,
             revocations=revocations,
             generation=self._generation,
+            before=before,
+            touched=touched,
         )
 
     async def _memberships(

@@ -72,11 +72,8 @@ async def delete_group(state: State, account_id: AccountId, group_id: GroupId) -
 
 def _user_of(account: AccountSnapshot, group_id: GroupId) -> str:
     """What names the group, in words; "" if nothing does."""
-    for service in account.services.values():
-        bearer = service.auth.bearer_auth
-        held = (*service.access_groups, *(bearer.distribution_groups if bearer is not None and bearer.enabled else ()))
-        if group_id in held:
-            return f"reverse proxy service: {service.domain}"
+    for service in account.index.naming(group_id).values():
+        return f"reverse proxy service: {service.domain}"
     for policy in account.policies.values():
         if any(group_id in (*rule.sources, *rule.destinations) for rule in policy.rules):
             return f"policy: {policy.name}"

@@ -18,7 +18,6 @@ from netbird_management.ids import AccountId, GroupId, PeerId, UserId, new_id
 from netbird_management.network.membership import move
 from netbird_management.network.model import Peer, PeerMeta
 from netbird_management.network.snapshot import AccountSnapshot
-from netbird_management.services.model import TargetType
 from netbird_management.services.one_time import OneTimeToken, spend
 from netbird_management.state import State, Transaction
 from netbird_management.store.activity import Activity
@@ -196,9 +195,8 @@ async def delete_peer(state: State, account_id: AccountId, peer_id: PeerId) -> N
     async with state.change(account_id) as transaction:
         if peer_id not in transaction.account.peers:
             raise NotFound(f"peer: {peer_id} not found")
-        for service in transaction.account.services.values():
-            if any(target.target_id == peer_id and target.target_type is TargetType.PEER for target in service.targets):
-                raise PreconditionFailed(f"peer {peer_id} is a target of service {service.id}")
+        for service in transaction.account.index.targeting(peer_id).values():
+            raise PreconditionFailed(f"peer {peer_id} is a target of service {service.id}")
         transaction.record(Activity.PEER_DELETE, peer_id, name=transaction.account.peers[peer_id].name)
         await _delete(transaction, [peer_id])
 

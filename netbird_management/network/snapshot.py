@@ -5,11 +5,14 @@ commit the snapshot is replaced in one assignment and the subscribers are told w
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from types import MappingProxyType
+from typing import Any, Final, TypeVar
+
+from immutables import Map
 
 from netbird_management.ids import AccountId, GroupId, PeerId, PolicyId, ServiceId, UserId
 from netbird_management.network.model import (
@@ -24,13 +27,21 @@ from netbird_management.network.model import (
     Revoked,
     User,
 )
+from netbird_management.network.service_index import Names, ServiceIndex
 from netbird_management.services.domains import fold
 from netbird_management.services.model import Service
+
+RECENT: Final = 64
+"""Changes that a snapshot remembers of those before it."""
+_NO_INDEX: Final = ServiceIndex.of(())
+_K = TypeVar("_K")
+_V = TypeVar("_V")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AccountSnapshot:
-    """One account with all that belongs to it. Build it with `of`, which makes the indexes."""
+    """One account with all that belongs to it. Build it with `of`, which makes the indexes, or shares those of the one
+    before it as far as nothing changed: what a change costs does not grow with the services that it leaves alone."""
 
     account: Account
     users: Mapping[UserId, User]
@@ -44,7 +55,10 @@ class AccountSnapshot:
     """Of the last day, when it was read; the oldest first."""
     generation: int = 0
     """Rises with each replacement in this process."""
-    _by_domain: Mapping[str, Service] = field(default_factory=dict, repr=False)
+    index: ServiceIndex = field(default=_NO_INDEX, repr=False)
+    """The services by what they name."""
+    _recent: tuple[tuple[int, frozenset[ServiceId]], ...] = field(default=(), repr=False)
+    """The generations before this one, and the services that were touched after each of them; the oldest first."""
     _by_key: Mapping[str, Peer] = field(default_factory=dict, repr=False)
     _by_address: Mapping[IPv4Address | IPv6Address, Peer] = field(default_factory=dict, repr=False)
     _groups_of: Mapping[PeerId, tuple[Group, ...]] = field(default_factory=dict, repr=False)
@@ -64,44 +78,60 @@ class AccountSnapshot:
         dns: Dns = NO_DNS,
         revocations: tuple[Revoked, ...] = (),
         generation: int = 0,
+        before: "AccountSnapshot | None" = None,
+        touched: "Touched | None" = None,
     ) -> "AccountSnapshot":
-        """A snapshot with its indexes. The mappings are taken as they are: do not change them afterwards."""
-        users, groups, peers = users or {}, groups or {}, peers or {}
-        services, policies = services or {}, policies or {}
-        by_address: dict[IPv4Address | IPv6Address, Peer] = {}
-        proxies: dict[str, list[Peer]] = {}
-        for peer in peers.values():
-            by_address[peer.ip] = peer
-            if peer.ipv6 is not None:
-                by_address[peer.ipv6] = peer
-            if peer.proxy is not None:
-                proxies.setdefault(peer.proxy.cluster, []).append(peer)
-        membership: dict[PeerId, list[Group]] = {}
-        for group in sorted(groups.values(), key=lambda group: (group.name, group.id)):
-            for peer_id in group.peers:
-                membership.setdefault(peer_id, []).append(group)
+        """A snapshot with its indexes. The mappings are taken as they are: do not change them afterwards.
+
+        With `before`, it is the one after it: all that differs is `touched`, and what was not is the very mapping of
+        `before`.
+        """
+        users, groups, peers, policies = users or {}, groups or {}, peers or {}, policies or {}
+        services = services if isinstance(services, Map) else Map(services or {})
+        recent: tuple[tuple[int, frozenset[ServiceId]], ...] = ()
+        if before is None or touched is None:
+            index = ServiceIndex.of(services.values())
+        else:
+            index = before.index.replaced(_some(before.services, touched.services), _some(services, touched.services))
+            recent = (*before._recent[1 - RECENT :], (before.generation, touched.services))
+        if before is not None and peers is before.peers:
+            of_peers: tuple[Any, ...] = (before._by_key, before._by_address, before._proxy_peers)
+        else:
+            of_peers = _peer_indexes(peers.values())
+        by_key, by_address, proxy_peers = of_peers
+        same_groups = before is not None and groups is before.groups
         return cls(
             account=account,
-            users=MappingProxyType(users),
-            groups=MappingProxyType(groups),
-            peers=MappingProxyType(peers),
-            services=MappingProxyType(services),
-            policies=MappingProxyType(policies),
+            users=_read_only(users),
+            groups=_read_only(groups),
+            peers=_read_only(peers),
+            services=services,
+            policies=_read_only(policies),
             custom_domains=custom_domains,
             dns=dns,
             revocations=revocations,
             generation=generation,
-            _by_domain={service.domain: service for service in services.values()},
-            _by_key={peer.key: peer for peer in peers.values()},
+            index=index,
+            _recent=recent,
+            _by_key=by_key,
             _by_address=by_address,
-            _groups_of={peer_id: tuple(held) for peer_id, held in membership.items()},
-            _proxy_peers={cluster: tuple(sorted(held, key=lambda peer: peer.id)) for cluster, held in proxies.items()},
+            _groups_of=before._groups_of if before is not None and same_groups else _memberships(groups.values()),
+            _proxy_peers=proxy_peers,
         )
+
+    def touched_since(self, generation: int) -> frozenset[ServiceId] | None:
+        """The services that were written since a generation of this account; `None` where nobody knows any more."""
+        if generation == self.generation:
+            return frozenset()
+        for number, (before, _) in enumerate(self._recent):
+            if before == generation:
+                return frozenset().union(*(services for _, services in self._recent[number:]))
+        return None
 
     def service_by_domain(self, domain: str) -> Service | None:
         """The service of a domain in any spelling; `None` too for what is no domain."""
         try:
-            return self._by_domain.get(fold(domain))
+            return self.index.by_domain(fold(domain))
         except ValueError:
             return None
 
@@ -138,6 +168,38 @@ class AccountSnapshot:
     def members(self, group_ids: tuple[GroupId, ...] | frozenset[GroupId]) -> frozenset[PeerId]:
         """The peers in any of these groups; groups that do not exist hold nobody."""
         return frozenset().union(*(group.peers for id_ in group_ids if (group := self.groups.get(id_)) is not None))
+
+
+def _read_only(values: Mapping[_K, _V]) -> Mapping[_K, _V]:
+    return values if isinstance(values, MappingProxyType) else MappingProxyType(values)
+
+
+def _some(values: Mapping[_K, _V], ids: Iterable[_K]) -> Iterator[_V]:
+    return (values[id_] for id_ in ids if id_ in values)
+
+
+def _peer_indexes(peers: Iterable[Peer]) -> tuple[Any, ...]:
+    """By key, by address, and proxies' by cluster."""
+    by_key: dict[str, Peer] = {}
+    by_address: dict[IPv4Address | IPv6Address, Peer] = {}
+    proxies: dict[str, list[Peer]] = {}
+    for peer in peers:
+        by_key[peer.key] = peer
+        by_address[peer.ip] = peer
+        if peer.ipv6 is not None:
+            by_address[peer.ipv6] = peer
+        if peer.proxy is not None:
+            proxies.setdefault(peer.proxy.cluster, []).append(peer)
+    ordered = {cluster: tuple(sorted(held, key=lambda peer: peer.id)) for cluster, held in proxies.items()}
+    return by_key, by_address, ordered
+
+
+def _memberships(groups: Iterable[Group]) -> dict[PeerId, tuple[Group, ...]]:
+    held: dict[PeerId, list[Group]] = {}
+    for group in sorted(groups, key=lambda group: (group.name, group.id)):
+        for peer_id in group.peers:
+            held.setdefault(peer_id, []).append(group)
+    return {peer_id: tuple(found) for peer_id, found in held.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +276,8 @@ class Snapshots:
 
     def __init__(self) -> None:
         self._accounts: dict[AccountId, AccountSnapshot] = {}
+        self.names = Names()
+        """Who holds which domains, as services or as custom domains."""
         self._domains: dict[str, AccountId] = {}
         self._keys: dict[str, AccountId] = {}
         self._subscribers: set[Changes] = set()
@@ -254,19 +318,34 @@ class Snapshots:
     def replace(self, account_id: AccountId, after: AccountSnapshot | None, touched: Touched) -> None:
         """Put a new snapshot in place and tell everybody. Called by `State` alone."""
         before = self._accounts.get(account_id)
+        whole = before is None or after is None
         if before is not None:
-            for domain in before._by_domain:
-                if self._domains.get(domain) == account_id:
-                    del self._domains[domain]
-            for key in before._by_key:
-                if self._keys.get(key) == account_id:
-                    del self._keys[key]
+            for service in before.services.values() if whole else _some(before.services, touched.services):
+                self.names.remove(account_id, service.domain)
+                if self._domains.get(service.domain) == account_id:
+                    del self._domains[service.domain]
+            for peer in before.peers.values() if whole else _some(before.peers, touched.peers):
+                if self._keys.get(peer.key) == account_id:
+                    del self._keys[peer.key]
         if after is None:
             self._accounts.pop(account_id, None)
         else:
             self._accounts[account_id] = after
-            self._domains.update(dict.fromkeys(after._by_domain, account_id))
-            self._keys.update(dict.fromkeys(after._by_key, account_id))
+            for service in after.services.values() if whole else _some(after.services, touched.services):
+                self.names.add(account_id, service.domain)
+                self._domains[service.domain] = account_id
+            for peer in after.peers.values() if whole else _some(after.peers, touched.peers):
+                self._keys[peer.key] = account_id
+        self._rename(account_id, before, after)
         change = Change(account_id, before, after, touched)
         for subscriber in self._subscribers:
             subscriber.put(change)
+
+    def _rename(self, account_id: AccountId, before: AccountSnapshot | None, after: AccountSnapshot | None) -> None:
+        old = before.custom_domains if before is not None else ()
+        new = after.custom_domains if after is not None else ()
+        if old is not new:
+            for custom in old:
+                self.names.remove(account_id, custom.domain)
+            for custom in new:
+                self.names.add(account_id, custom.domain)

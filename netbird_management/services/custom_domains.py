@@ -149,15 +149,11 @@ async def _is_validated(resolver: Resolver, domain: str, target_cluster: str) ->
 
 
 def _check_free(state: State, account_id: AccountId, domain: str) -> None:
-    for snapshot in state.snapshots.all():
-        mine = snapshot.account.id == account_id
-        for custom in snapshot.custom_domains:
-            if custom.domain == domain:
-                raise Conflict(f"domain {domain} is already taken")
-        held = [*(custom.domain for custom in snapshot.custom_domains), *(s.domain for s in snapshot.services.values())]
-        if not mine and any(is_under(domain, other) or is_under(other, domain) for other in held):
-            # A name above another account's could receive its cookies, one below could set them.
-            raise InvalidArgument(f"domain {domain} is above or below a domain of another account")
+    if any(custom.domain == domain for snapshot in state.snapshots.all() for custom in snapshot.custom_domains):
+        raise Conflict(f"domain {domain} is already taken")
+    if state.snapshots.names.others_hold(domain, account_id):
+        # A name above another account's could receive its cookies, one below could set them.
+        raise InvalidArgument(f"domain {domain} is above or below a domain of another account")
 
 
 async def _addresses(state: State) -> list[str]:

@@ -13,7 +13,7 @@ from netbird_management.login.sessions import new_key_pair
 from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.plugins import Hooks
 from netbird_management.services import extensions, rows
-from netbird_management.services.domains import fold, is_under
+from netbird_management.services.domains import fold
 from netbird_management.services.mapping import judged, unclaimed
 from netbird_management.services.model import AuthConfig, HeaderAuth, SecretAuth, Service
 from netbird_management.services.ports import with_port
@@ -216,13 +216,9 @@ def _check_domain(state: State, service: Service) -> None:
     taken = state.snapshots.by_domain(service.domain)
     if taken is not None and taken[1].id != service.id:
         raise Conflict("domain already taken")
-    for snapshot in state.snapshots.all():
-        if snapshot.account.id == service.account_id:
-            continue
-        held = [*(other.domain for other in snapshot.services.values()), *(d.domain for d in snapshot.custom_domains)]
-        if any(is_under(service.domain, domain) or is_under(domain, service.domain) for domain in held):
-            # A name above another account's could receive its cookies, one below could set them.
-            raise InvalidArgument(f"domain {service.domain} is above or below a domain of another account")
+    if state.snapshots.names.others_hold(service.domain, service.account_id):
+        # A name above another account's could receive its cookies, one below could set them.
+        raise InvalidArgument(f"domain {service.domain} is above or below a domain of another account")
 
 
 async def _hashed(auth: AuthConfig) -> AuthConfig:

@@ -1,6 +1,7 @@
 """Listen ports of services that are no HTTP: which are free on a cluster, and who may ask for one by number."""
 
 import secrets
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Final
 
@@ -28,29 +29,27 @@ def with_port(state: State, service: Service, previous: Service | None, *, custo
     kept = previous is not None and same_cluster and service.listen_port == previous.listen_port
     if service.listen_port and not kept and service.mode != "tls" and not custom_ports:
         raise InvalidArgument(f"custom ports not supported on cluster {service.proxy_cluster}")
-    others = [
-        other
-        for snapshot in state.snapshots.all()
-        for other in snapshot.services.values()
-        if other.proxy_cluster == service.proxy_cluster and other.id != service.id
-    ]
+
+    def others(port: int) -> Iterator[Service]:
+        for snapshot in state.snapshots.all():
+            found = snapshot.index.on_port(service.proxy_cluster, port).values()
+            yield from (other for other in found if other.id != service.id)
+
     if not service.listen_port:
-        port = _free_port({other.listen_port for other in others})
+        port = _free_port(lambda port: next(others(port), None) is None)
         return replace(service, listen_port=port, port_auto_assigned=True)
-    for other in others:
-        if (other.mode, other.listen_port) != (service.mode, service.listen_port):
-            continue
-        if service.mode != "tls" or other.domain == service.domain:
+    for other in others(service.listen_port):
+        if other.mode == service.mode and (service.mode != "tls" or other.domain == service.domain):
             raise Conflict(f"{service.mode} port {service.listen_port} is already in use by another service")
     return service
 
 
-def _free_port(used: set[int]) -> int:
+def _free_port(is_free: Callable[[int], bool]) -> int:
     for _ in range(_TRIES):
         port = PORT_MIN + secrets.randbelow(PORT_MAX - PORT_MIN + 1)
-        if port not in used:
+        if is_free(port):
             return port
     for port in range(PORT_MIN, PORT_MAX + 1):
-        if port not in used:
+        if is_free(port):
             return port
     raise PreconditionFailed("no free listen port is left on the cluster")

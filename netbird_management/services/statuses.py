@@ -90,8 +90,11 @@ def _proxy_status(row: ServiceStatusRow, proxy: ProxyRow) -> ProxyStatus:
     )
 
 
-async def worst_statuses(state: State, account_id: AccountId) -> dict[ServiceId, Status]:
-    """The one status to show for each service of an account: the worst of its live proxies; none is left out."""
+async def worst_statuses(
+    state: State, account_id: AccountId, service_id: ServiceId | None = None
+) -> dict[ServiceId, Status]:
+    """The one status to show for each service of an account, or for this one: the worst of its live proxies; none is
+    left out."""
     query = (
         select(ServiceStatusRow.service_id, ServiceStatusRow.status)
         .join(ServiceRow, ServiceRow.id == ServiceStatusRow.service_id)
@@ -102,20 +105,26 @@ async def worst_statuses(state: State, account_id: AccountId) -> dict[ServiceId,
             ProxyRow.last_seen > now() - timedelta(seconds=ACTIVE_SECONDS),
         )
     )
+    if service_id is not None:
+        query = query.where(ServiceStatusRow.service_id == service_id)
     worst: dict[ServiceId, Status] = {}
     async with state.read() as session:
-        for service_id, text in (await session.execute(query)).all():
-            status, id_ = Status(text), ServiceId(service_id)
+        for of_service, text in (await session.execute(query)).all():
+            status, id_ = Status(text), ServiceId(of_service)
             if id_ not in worst or SEVERITY.index(status) > SEVERITY.index(worst[id_]):
                 worst[id_] = status
     return worst
 
 
-async def certificates_issued(state: State, account_id: AccountId) -> dict[ServiceId, datetime]:
-    """When each service that has one last got a certificate. Not in snapshots: no proxy is told of it."""
+async def certificates_issued(
+    state: State, account_id: AccountId, service_id: ServiceId | None = None
+) -> dict[ServiceId, datetime]:
+    """When each service that has one, or this one, last got a certificate. Not in snapshots: no proxy is told of it."""
     query = select(ServiceRow.id, ServiceRow.certificate_issued_at).where(
         ServiceRow.account_id == account_id, ServiceRow.certificate_issued_at.is_not(None)
     )
+    if service_id is not None:
+        query = query.where(ServiceRow.id == service_id)
     async with state.read() as session:
         return {ServiceId(id_): moment for id_, moment in (await session.execute(query)).all() if moment is not None}
 
