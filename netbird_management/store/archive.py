@@ -79,7 +79,7 @@ async def read_archive(source: Path, directory: Path, url: str, progress: Progre
     """
     with gzip.open(source, "rt", encoding="utf-8") as file:
         lines = _lines(file)
-        head = next(lines)
+        head = next(lines, {})
         if head.get("format") != FORMAT:
             raise ArchiveError(f"{source} is not a backup of this format")
         if (directory / KEY_FILE).exists() or (directory / DATABASE_FILE).exists():
@@ -104,7 +104,7 @@ async def _fill(
         for part, engine in _parts(engines):
             await migrate(engine, part, revision=head[part])
         rows = 0
-        line = next(lines)
+        line = next(lines, {})
         async with AsyncExitStack() as transactions:
             opened = {
                 engine: await transactions.enter_async_context(engine.execution_options(writes=True).begin())
@@ -113,8 +113,8 @@ async def _fill(
             for part, engine in _parts(engines):
                 done, line = await opened[engine].run_sync(_read_part, part, lines, line, progress)
                 rows += done
-            if line.get("end") != rows:
-                raise ArchiveError("the backup is damaged: nothing was restored")
+            if line.get("end") != rows or next(lines, None) is not None:
+                raise ArchiveError("the backup is cut short or damaged")
     async with open_engines(directory, url):
         return rows
 
@@ -148,15 +148,17 @@ def _read_part(
         raise ArchiveError("the database has an account already: restore into an empty one")
     rows = 0
     while line.get("part") == part:
+        if line["table"] not in known:
+            raise ArchiveError(f"the backup has a table {line['table']} that its version does not know")
         table = known[line["table"]]
         total, done = line["rows"], 0
         while done < total:
-            batch = [_unpacked(table, next(lines)) for _ in range(min(_ROWS, total - done))]
+            batch = [_unpacked(table, next(lines, {})) for _ in range(min(_ROWS, total - done))]
             connection.execute(insert(table), batch)
             done += len(batch)
             progress(table.name, done, total)
         rows += total
-        line = next(lines)
+        line = next(lines, {})
     return rows, line
 
 
@@ -172,6 +174,8 @@ def _packed(kind: object, value: Any) -> Any:
 
 def _unpacked(table: Table, values: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    if values.keys() != {column.name for column in table.columns}:
+        raise ArchiveError("the backup is cut short or damaged")
     for column in table.columns:
         value = values[column.name]
         kind = None if value is None or isinstance(column.type, JSON) else column.type.python_type
@@ -186,7 +190,7 @@ def _unpacked(table: Table, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lines(file: IO[str]) -> Iterator[dict[str, Any]]:
-    """One more than there are is an error, too: whoever asks for it was promised more. Raises `ArchiveError`."""
+    """Raises `ArchiveError`."""
     try:
         for text in file:
             found = json.loads(text)
@@ -194,5 +198,4 @@ def _lines(file: IO[str]) -> Iterator[dict[str, Any]]:
                 raise ArchiveError("the backup is damaged")
             yield found
     except (ValueError, EOFError, OSError, zlib.error) as error:
-        raise ArchiveError("the backup is damaged") from error
-    raise ArchiveError("the backup is cut short")
+        raise ArchiveError("the backup is cut short or damaged") from error

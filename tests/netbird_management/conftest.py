@@ -15,17 +15,21 @@ import pytest
 
 from netbird_management.ids import AccountId, ProxyId
 from netbird_management.network.accounts import create_account
-from netbird_management.network.model import User
+from netbird_management.network.groups import create_group
+from netbird_management.network.model import Role, User
+from netbird_management.network.peers import create_stock_peer
 from netbird_management.network.snapshot import AccountSnapshot
-from netbird_management.network.users import create_token
+from netbird_management.network.users import create_token, create_user
 from netbird_management.plugins import load_hooks
 from netbird_management.rest.app import create_app
 from netbird_management.rest.context import Context
+from netbird_management.services.edit import create_service
 from netbird_management.services.model import Capabilities
 from netbird_management.services.proxies import Registration, register_proxy
 from netbird_management.state import State
 from netbird_management.store.engine import DATABASE_FILE, LOG_FILE, open_engines
 from netbird_management.store.vault import Vault
+from tests.netbird_management.store_child import SENT, service
 from tests.postgresql import Server, server
 
 
@@ -82,6 +86,20 @@ async def _fill(directory: Path) -> None:
         pass
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What is for another store than those asked for is left out, and what has none is played with SQLite only."""
+    apart = [item for item in items if _store_of(item) not in STORES]
+    config.hook.pytest_deselected(items=apart)
+    items[:] = [item for item in items if item not in set(apart)]
+
+
+def _store_of(item: pytest.Item) -> str:
+    if "postgresql" in getattr(item, "fixturenames", ()):
+        return "postgresql"
+    call = getattr(item, "callspec", None)
+    return str(call.params.get("database", "sqlite")) if call is not None else "sqlite"
+
+
 @pytest.fixture(params=STORES)
 async def database(request: pytest.FixtureRequest) -> AsyncIterator[str]:
     """What `State.open` takes for a new, empty store: "" is SQLite's files in the state directory."""
@@ -107,6 +125,17 @@ async def state(tmp_path: Path, database: str, migrated: Path) -> AsyncIterator[
 async def home(state: State) -> Home:
     account_id, owner = await create_account(state, email="admin@lab.test", name="Admin")
     return Home(state, account_id, owner)
+
+
+async def furnished(home: Home) -> User:
+    """Something of everything that accounts are made of; the user who is not its owner."""
+    state, account_id = home.state, home.account_id
+    user = await create_user(state, account_id, role=Role.USER, email="alice@lab.test")
+    await create_stock_peer(state, account_id, name="phone", user_id=user.id)
+    await create_group(state, account_id, name="engineering")
+    hooks = load_hooks(["private_service", "direct_upstream"])
+    await create_service(state, hooks, service(account_id, id_="old"), SENT)
+    return user
 
 
 @dataclass(frozen=True)

@@ -1,60 +1,48 @@
-"""Makes changes on a store and is killed by itself before its Nth statement; run by the tests of the store.
+"""Makes changes on a store and dies in the middle; run by `test_kills`.
 
-Arguments: directory, database ("" for files), the statement to die at (0 for never), what to do.
+A job is a line of JSON on standard input: `directory`, `database` ("" for files), `what`, `given` (what it needs to
+know), and `at`: the statement to die before, `commit` for the first commit, `committed` for right after it.
+Each is done by a fork, as what costs most is to start; the answer is its exit status and how many statements it began.
 """
 
 import asyncio
+import base64
+import json
 import os
 import signal
 import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import event
+from sqlalchemy.orm import Session
 
 from netbird_management.clock import now
 from netbird_management.ids import AccountId, GroupId
-from netbird_management.network.groups import create_group
-from netbird_management.network.model import Role
-from netbird_management.network.peers import create_stock_peer
-from netbird_management.network.users import create_user, delete_user, update_user
+from netbird_management.network.account_settings import delete_account
+from netbird_management.network.accounts import create_account
+from netbird_management.network.groups import create_group, delete_group, update_group
+from netbird_management.network.model import PeerMeta, Role
+from netbird_management.network.peers import create_proxy_peer, create_stock_peer, delete_peer
+from netbird_management.network.revocations import revoke
+from netbird_management.network.setup_keys import enroll
+from netbird_management.network.snapshot import AccountSnapshot
+from netbird_management.network.users import create_token, create_user, delete_user, update_user, user_of_token
 from netbird_management.plugins import load_hooks
-from netbird_management.services.edit import create_service, update_service
+from netbird_management.services.access_log import AccessLogEntry, add_access_log_entries
+from netbird_management.services.edit import create_service, delete_service, update_service
 from netbird_management.services.model import Service, ServiceMeta, Target, TargetOptions, TargetType
+from netbird_management.services.one_time import mint, verify
 from netbird_management.state import State
 from netbird_management.store.vault import Vault
 
-
-async def work(state: State, what: str) -> None:
-    account = state.snapshots.all()[0]
-    account_id = AccountId(account.account.id)
-    match what:
-        case "group":
-            await create_group(state, account_id, name="made", peers=list(account.peers))
-        case "peer":
-            await create_stock_peer(state, account_id, name="made", user_id=None)
-        case "user":
-            user = next(user for user in account.users.values() if user.role is Role.USER)
-            groups = [GroupId(group.id) for group in account.groups.values() if group.name == "engineering"]
-            await update_user(state, account_id, user.id, role=Role.ADMIN, auto_groups=groups, blocked=True)
-        case "user-gone":
-            user = next(user for user in account.users.values() if user.role is Role.USER)
-            await delete_user(state, account_id, user.id)
-        case "new-user":
-            await create_user(state, account_id, role=Role.USER, email="made@lab.test")
-        case "service":
-            await create_service(state, load_hooks(["private_service", "direct_upstream"]), service(account_id), SENT)
-        case "service-changed":
-            old = next(iter(account.services.values()))
-            given = service(account_id, id_=old.id, port=9999)
-            await update_service(
-                state, load_hooks(["private_service", "direct_upstream"]), given, SENT, confirm_public=True
-            )
-        case _:
-            raise ValueError(what)
-
-
-SENT = frozenset({"private", "access_groups"})
+SENT: Final = frozenset({"private", "access_groups"})
+HOOKS: Final = load_hooks(["private_service", "direct_upstream"])
+SECONDS: Final = 40
+"""How long a job may take; then it ends by SIGALRM, which no test takes for a kill."""
 
 
 def service(account_id: AccountId, *, id_: str = "", port: int = 9000) -> Service:
@@ -73,27 +61,213 @@ def service(account_id: AccountId, *, id_: str = "", port: int = 9000) -> Servic
     )
 
 
-def die_at(state: State, number: int) -> dict[str, int]:
-    """Counts statements, commits too, from now on; the process is gone before the one with this number."""
-    seen = {"statements": 0}
+def entry(account_id: AccountId, id_: str = "1") -> AccessLogEntry:
+    return AccessLogEntry(
+        id=id_,
+        account_id=account_id,
+        service_id="s",
+        timestamp=now(),
+        source_ip="192.0.2.1",
+        method="GET",
+        host="h",
+        path="/",
+        duration_ms=1,
+        status_code=200,
+        bytes_upload=0,
+        bytes_download=1,
+    )
 
-    def step(*_: Any) -> None:
-        seen["statements"] += 1
-        if seen["statements"] == number:
+
+@dataclass(frozen=True)
+class Job:
+    """What a write finds: the store, its only account, and what the parent gave."""
+
+    state: State
+    account: AccountSnapshot
+    given: dict[str, str]
+
+    @property
+    def account_id(self) -> AccountId:
+        return self.account.account.id
+
+    @property
+    def user(self) -> Any:
+        return next(user for user in self.account.users.values() if user.role is Role.USER)
+
+    @property
+    def group(self) -> Any:
+        return next(group for group in self.account.groups.values() if group.name == "engineering")
+
+    @property
+    def peer(self) -> Any:
+        return next(iter(self.account.peers.values()))
+
+    @property
+    def service(self) -> Any:
+        return next(iter(self.account.services.values()))
+
+
+async def _group(job: Job) -> None:
+    await create_group(job.state, job.account_id, name="made", peers=list(job.account.peers))
+
+
+async def _group_changed(job: Job) -> None:
+    await update_group(job.state, job.account_id, job.group.id, name="renamed", peers=list(job.account.peers))
+
+
+async def _group_gone(job: Job) -> None:
+    await delete_group(job.state, job.account_id, job.group.id)
+
+
+async def _peer(job: Job) -> None:
+    await create_stock_peer(job.state, job.account_id, name="made", user_id=None)
+
+
+async def _peer_gone(job: Job) -> None:
+    await delete_peer(job.state, job.account_id, job.peer.id)
+
+
+async def _user_blocked(job: Job) -> None:
+    groups = [GroupId(job.group.id)]
+    await update_user(job.state, job.account_id, job.user.id, role=Role.ADMIN, auto_groups=groups, blocked=True)
+
+
+async def _user_gone(job: Job) -> None:
+    await delete_user(job.state, job.account_id, job.user.id)
+
+
+async def _new_user(job: Job) -> None:
+    await create_user(job.state, job.account_id, role=Role.USER, email="made@lab.test")
+
+
+async def _service(job: Job) -> None:
+    await create_service(job.state, HOOKS, service(job.account_id), SENT)
+
+
+async def _service_changed(job: Job) -> None:
+    given = service(job.account_id, id_=job.service.id, port=9999)
+    await update_service(job.state, HOOKS, given, SENT, confirm_public=True)
+
+
+async def _service_gone(job: Job) -> None:
+    await delete_service(job.state, job.account_id, job.service.id)
+
+
+async def _one_time_token(job: Job) -> None:
+    token = mint(job.state.vault, job.account_id, job.service.id, "token")
+    verified = verify(job.state.vault, token, job.account_id, job.service.id, "token")
+    key = base64.b64encode(os.urandom(32)).decode()
+    await create_proxy_peer(job.state, job.account_id, key=key, cluster="px.test", token=verified)
+
+
+async def _setup_key(job: Job) -> None:
+    key = base64.b64encode(os.urandom(32)).decode()
+    await enroll(job.state, job.given["setup_key"], key=key, hostname="machine", meta=PeerMeta(hostname="machine"))
+
+
+async def _session_over(job: Job) -> None:
+    async with job.state.change(job.account_id) as transaction:
+        await revoke(transaction, token_hash=bytes(32))
+
+
+async def _token_made(job: Job) -> None:
+    await create_token(job.state, job.user, name="made", days=1, created_by=job.user.id)
+
+
+async def _token_used(job: Job) -> None:
+    await user_of_token(job.state, job.given["token"])
+
+
+async def _account(job: Job) -> None:
+    await create_account(job.state, email="other@lab.test", name="Other")
+
+
+async def _account_gone(job: Job) -> None:
+    await delete_account(job.state, job.account_id)
+
+
+async def _access_log(job: Job) -> None:
+    await add_access_log_entries(job.state, [entry(job.account_id, f"made-{number}") for number in range(50)])
+
+
+WRITES: Final[dict[str, Callable[[Job], Any]]] = {
+    "group": _group,
+    "group changed": _group_changed,
+    "group gone": _group_gone,
+    "peer": _peer,
+    "peer gone": _peer_gone,
+    "user": _new_user,
+    "user blocked": _user_blocked,
+    "user gone": _user_gone,
+    "service": _service,
+    "service changed": _service_changed,
+    "service gone": _service_gone,
+    "one-time token": _one_time_token,
+    "setup key used": _setup_key,
+    "session over": _session_over,
+    "token": _token_made,
+    "token used": _token_used,
+    "account": _account,
+    "account gone": _account_gone,
+    "access log": _access_log,
+}
+
+
+class Fate:
+    """Counts statements, and ends the process at one of them."""
+
+    def __init__(self, at: int | str, report: int) -> None:
+        self._at = at
+        self._report = report
+        self._statements = 0
+
+    def watch(self, state: State) -> None:
+        for engine in {state._engine.sync_engine, state._log.sync_engine}:
+            event.listen(engine, "before_cursor_execute", self._statement)
+            event.listen(engine, "commit", lambda _: self._reached("commit"))
+        event.listen(Session, "after_commit", lambda _: self._reached("committed"))
+
+    def tell(self) -> None:
+        os.write(self._report, str(self._statements).encode())
+
+    def _statement(self, *_: object) -> None:
+        self._statements += 1
+        self._reached(self._statements)
+
+    def _reached(self, point: int | str) -> None:
+        if point == self._at:
+            self.tell()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    engine = state._engine.sync_engine
-    event.listen(engine, "before_cursor_execute", step)
-    event.listen(engine, "commit", step)
-    return seen
 
-
-async def main(directory: str, database: str, number: int, what: str) -> None:
+async def work(directory: str, database: str, what: str, given: dict[str, str], fate: Fate) -> None:
     async with State.open(Path(directory), Vault.load(Path(directory)), database) as state:
-        seen = die_at(state, number)
-        await work(state, what)
-        print(seen["statements"])
+        job = Job(state, state.snapshots.all()[0], given)
+        fate.watch(state)
+        await WRITES[what](job)
+    fate.tell()
+
+
+def fork(job: dict[str, Any]) -> dict[str, int]:
+    """Does a job in a process of its own."""
+    reading, writing = os.pipe()
+    process = os.fork()
+    if process == 0:
+        os.close(reading)
+        signal.alarm(SECONDS)
+        try:
+            asyncio.run(work(fate=Fate(job.pop("at"), writing), **job))
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        statements = int(pipe.read() or -1)
+    _, status = os.waitpid(process, 0)
+    return {"status": os.waitstatus_to_exitcode(status), "statements": statements}
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]))
+    for line in sys.stdin:
+        print(json.dumps(fork(json.loads(line))), flush=True)

@@ -12,8 +12,9 @@ from netbird_management.state import State
 from netbird_management.store.archive import read_archive, write_archive
 from netbird_management.store.errors import ArchiveError
 from netbird_management.store.vault import KEY_FILE, Vault
-from tests.netbird_management.conftest import Home
-from tests.netbird_management.test_store import content, entry, furnished
+from tests.netbird_management.conftest import Home, furnished
+from tests.netbird_management.store_child import entry
+from tests.netbird_management.test_store import content
 from tests.postgresql import Server
 
 
@@ -38,37 +39,50 @@ async def test_a_backup_is_the_whole_store(home: Home, proxy: Registration, tmp_
     assert (other / KEY_FILE).read_bytes() == (tmp_path / KEY_FILE).read_bytes()
 
 
-@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 async def test_a_backup_goes_into_the_other_kind(
     home: Home, proxy: Registration, tmp_path: Path, database: str, postgresql: Server
 ) -> None:
-    """Files' backup in PostgreSQL is the same account."""
+    """From PostgreSQL into files, and from there into PostgreSQL, it is the same account."""
     await furnished(home)
-    file = tmp_path / "backup.gz"
-    await write_archive(tmp_path, database, file)
+    await write_archive(tmp_path, database, tmp_path / "one.gz")
+    files, other = tmp_path / "files", tmp_path / "other"
+    await read_archive(tmp_path / "one.gz", files, "")
+    await write_archive(files, "", tmp_path / "two.gz")
     url = await postgresql.create("restored")
-    other = tmp_path / "other"
-    await read_archive(file, other, url)
+    await read_archive(tmp_path / "two.gz", other, url)
     async with State.open(other, Vault.load(other), url) as restored:
         (account,) = restored.snapshots.all()
         assert content(account) == content(home.snapshot)
     with pytest.raises(ArchiveError, match="account already"):
-        await read_archive(file, tmp_path / "third", url)
+        await read_archive(tmp_path / "two.gz", tmp_path / "third", url)
 
 
-async def test_half_a_backup_restores_nothing(home: Home, tmp_path: Path, database: str) -> None:
-    """A file that is cut short, or none at all, leaves no store that a start would take for one."""
+async def test_half_a_backup_restores_nothing(
+    home: Home, tmp_path: Path, database: str, request: pytest.FixtureRequest
+) -> None:
+    """A file that is cut short, damaged or none at all leaves no store that a start would take for one."""
     file = tmp_path / "backup.gz"
     await write_archive(tmp_path, database, file)
-    whole = gzip.decompress(file.read_bytes()).decode().splitlines(keepends=True)
+    url = await request.getfixturevalue("postgresql").create("empty") if database else ""
+    packed = file.read_bytes()
+    whole = gzip.decompress(packed).decode().splitlines(keepends=True)
     other = tmp_path / "other"
-    for lines in (whole[:-1], whole[: len(whole) // 2], ["{}\n"], ["junk\n"], []):
-        file.write_bytes(gzip.compress("".join(lines).encode()))
+    texts = (whole[:-1], whole[: len(whole) // 2], [*whole[:1], *whole[2:]], ["{}\n"], ["[]\n"], ["junk\n"], [])
+    spoilt = packed[:-20] + bytes(20)
+    for damaged in (
+        *(gzip.compress("".join(text).encode()) for text in texts),
+        packed[:-9],
+        packed[:100],
+        spoilt,
+        b"x",
+    ):
+        file.write_bytes(damaged)
         with pytest.raises(ArchiveError):
-            await read_archive(file, other, "")
+            await read_archive(file, other, url)
         assert not (other / KEY_FILE).exists()
-    file.write_bytes(gzip.compress("".join(whole).encode()))
-    await read_archive(file, other, "")
+    file.write_bytes(packed)
+    await read_archive(file, other, url)
 
 
 async def test_nothing_is_written_over(home: Home, tmp_path: Path, database: str) -> None:
