@@ -66,10 +66,15 @@ class RevokedSessions:
             self._floor(of, before, until)
 
     def revoked(self, account: AccountId, *, subject: str, token_hash: bytes, issued_at: float) -> bool:
+        entries = self._entries
+        by_token, by_subject = entries.get((account, token_hash)), entries.get((account, subject))
+        floor, everybody = self._floors.get(account), self._everybody
+        if by_token is None and by_subject is None and floor is None and issued_at >= everybody[0]:
+            return False  # which is what each exchange with a session asks to hear
         now = self._clock()
-        if (entry := self._entries.get((account, token_hash))) is not None and now < entry[1]:
+        if by_token is not None and now < by_token[1]:
             return True
-        found = (self._entries.get((account, subject)), self._floors.get(account), self._everybody)
+        found = (by_subject, floor, everybody)
         return any(entry is not None and issued_at < entry[0] and now < entry[1] for entry in found)
 
     def _floor(self, account: AccountId, not_before: float, until: float) -> None:

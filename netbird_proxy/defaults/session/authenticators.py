@@ -6,18 +6,19 @@ import hmac
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 
 from netbird_proxy import (
     Challenge,
     Deny,
     ExchangeView,
+    Group,
     Identity,
     ManagementError,
     ManagementRefused,
     Offer,
     OfferField,
     Proxy,
-    UserId,
     is_browser,
     is_cross_site,
     is_unsafe,
@@ -32,18 +33,10 @@ from netbird_wire.proxy_service_pb2 import AuthenticateRequest, HeaderAuthReques
 
 CREDENTIAL_SECONDS = 300.0
 CREDENTIALS = 4096
+CONFIRMED = 1024
+"""Identities of a service that are kept with their confirmed groups; whether those hold is not asked here."""
 OFFERED_SECONDS = 60.0
 """How long it is remembered whether management has an identity provider."""
-
-
-def of_session(session: SessionToken, groups: tuple[object, ...] | None = None) -> Identity:
-    return Identity(
-        user_id=UserId(session.subject),
-        email=session.email,
-        groups=session.groups if groups is None else groups,  # type: ignore[arg-type]
-        method=session.method,
-        attributes={"issued_at": str(session.issued_at)},
-    )
 
 
 class ByCookie:
@@ -57,6 +50,9 @@ class ByCookie:
         self._tokens = judge.tokens
         self._confirmations = confirmations
         self._clock = clock
+        self._key, self._host = site.settings.key, site.host
+        self._methods, self._max_age = site.settings.methods, site.settings.max_age
+        self._confirmed: dict[bytes, tuple[tuple[Group, ...], Identity]] = {}
 
     async def identify(self, exchange: ExchangeView) -> Identity | Deny | None:
         if exchange.scheme != "https":
@@ -65,24 +61,33 @@ class ByCookie:
         if len(found) != 1:
             return None
         site, token = self._site, found[0]
-        session = self._tokens.verify(token, site.settings.key, site.host)
-        if session is None or session.method not in site.settings.methods:
+        session = self._tokens.verify(token, self._key, self._host)
+        if session is None or session.method not in self._methods:
             return None
-        if session.issued_at + site.settings.max_age <= self._clock():
+        if session.issued_at + self._max_age <= self._clock():
             return None
         if self._proxy.revocations.revoked(
             site.account, subject=session.subject, token_hash=session.hash, issued_at=session.issued_at
         ):
             return None
-        groups = None
+        who = session.identity
         if session.method == "oidc":
-            confirmed = await self._confirmations.groups(site, self._proxy, token, session)
-            if confirmed is None or isinstance(confirmed, Deny):
-                return confirmed
-            groups = confirmed
+            groups = await self._confirmations.groups(site, self._proxy, token, session)
+            if groups is None or isinstance(groups, Deny):
+                return groups
+            who = self._with(groups, session)
         if site.same_origin and is_unsafe(exchange) and is_cross_site(exchange):
             return Deny(403, "cross_site", "another site's page had a browser send this with its session")
-        return of_session(session, groups)
+        return who
+
+    def _with(self, groups: tuple[Group, ...], session: SessionToken) -> Identity:
+        """Whom a session is about, with the groups that were confirmed last; the same object for the same groups."""
+        known = self._confirmed.get(session.hash)
+        if known is None or known[0] is not groups:
+            if len(self._confirmed) >= CONFIRMED:
+                self._confirmed.clear()
+            known = self._confirmed[session.hash] = (groups, replace(session.identity, groups=groups))
+        return known[1]
 
 
 class ByHeader:
@@ -130,7 +135,7 @@ class ByHeader:
                 return login if login.status != 401 else self._wrong(exchange, login.reason)
             session = login.session
             self._known.put(key, session)
-        return of_session(session)
+        return session.identity
 
     def _wrong(self, exchange: ExchangeView, reason: str) -> Deny:
         asked = () if is_browser(exchange) else challenges(self._site)

@@ -28,10 +28,11 @@ PEOPLE = {
 
 
 class _Known:
-    __slots__ = ("answer", "asked_at", "fresh_until", "generation")
+    __slots__ = ("answer", "asked_at", "fresh_until", "generation", "groups")
 
     def __init__(self) -> None:
         self.answer: ValidateSessionResponse | None = None
+        self.groups: tuple[ValidateSessionResponse, tuple[Group, ...]] | None = None  # of a valid answer
         self.asked_at = self.fresh_until = 0.0
         self.generation = -1
 
@@ -54,7 +55,10 @@ class Confirmations:
     async def groups(
         self, site: Site, proxy: Proxy, token: bytes, session: SessionToken
     ) -> tuple[Group, ...] | Deny | None:
-        """The person's groups as they are now; a refusal; or None where this is no session any more."""
+        """The person's groups as they are now; a refusal; or None where this is no session any more.
+
+        The same object for as long as the same answer holds.
+        """
         known = self._known.get(session.hash)
         if known is None:
             known = self._known[session.hash] = _Known()
@@ -72,6 +76,8 @@ class Confirmations:
                 break
         else:  # what was said before a change serves nobody
             return _later(f"the account changed during {ATTEMPTS} questions", 1)
+        if known.groups is not None and known.groups[0] is answer:
+            return known.groups[1]
         if not answer.valid:
             reason = answer.denied_reason
             # A no that names somebody is about them: whatever a plugin of management calls it, logging in again would
@@ -79,9 +85,11 @@ class Confirmations:
             code = PEOPLE.get(reason) or ("not_allowed" if answer.user_id else None)
             return None if code is None else Deny(403, code, f"management says {reason}")
         names = list(answer.peer_group_names)
-        return tuple(
+        groups = tuple(
             Group(id_, names[i] if i < len(names) else "") for i, id_ in enumerate(answer.peer_group_ids) if id_
         )
+        known.groups = (answer, groups)
+        return groups
 
     async def _ask(
         self, known: _Known, site: Site, proxy: Proxy, token: bytes, generation: int

@@ -11,8 +11,8 @@ ATTRIBUTES = b"; Path=/; HttpOnly; Secure; SameSite=Lax"
 def find(headers: Headers, name: bytes) -> list[bytes]:
     """Every value that a cookie of this name has; more than one means that somebody planted one."""
     found: list[bytes] = []
-    for line in headers.get_all(b"cookie"):
-        if name in line:
+    for field, line in headers.raw:
+        if field == b"cookie" and name in line:
             for part in line.split(b";"):
                 key, _, value = part.strip(b" \t").partition(b"=")
                 if key == name:

@@ -14,12 +14,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from nacl.exceptions import BadSignatureError
 from nacl.signing import VerifyKey
 
-from netbird_proxy import Group
+from netbird_proxy import Group, Identity, UserId
 
 ISSUER = "netbird-management"
 MAX_BYTES = 8192
@@ -32,15 +33,20 @@ _HEADER_KEYS = frozenset(("alg", "typ", "kid"))
 
 @dataclass(frozen=True, slots=True)
 class SessionToken:
-    """What a verified token says. Times are seconds since the epoch; `hash` is SHA-256 of the token as it came."""
+    """What a verified token says.
+
+    Attributes:
+        issued_at, expires_at: seconds since the epoch.
+        hash: SHA-256 of the token as it came.
+        identity: whom it is about; the same object each time, so that whoever remembers by it can.
+    """
 
     subject: str
     method: str
-    email: str
-    groups: tuple[Group, ...]
     issued_at: int
     expires_at: int
     hash: bytes
+    identity: Identity
 
 
 class Tokens:
@@ -58,12 +64,13 @@ class Tokens:
             key: the service's public key, 32 bytes.
             audience: the service's folded host.
         """
-        known = self._verified.get((key, audience, token))
+        place = (key, audience, token)
+        known = self._verified.get(place)
         if known is None:
             known = _read(token, key, audience)
             if known is None or known.issued_at > self._clock() + EARLY:
                 return None
-            self._verified[key, audience, token] = known
+            self._verified[place] = known
             if len(self._verified) > self._limit:
                 self._verified.popitem(last=False)
         return known if self._clock() < known.expires_at else None
@@ -105,7 +112,14 @@ def _claimed(claims: dict[str, Any], audience: str, digest: bytes) -> SessionTok
         return None
     # Pairs by position: an empty id is dropped with its name, and never shifts the others.
     groups = tuple(Group(id_, names[i] if i < len(names) else "") for i, id_ in enumerate(ids) if id_)
-    return SessionToken(subject, method, email, groups, issued, expires, digest)
+    identity = Identity(
+        user_id=UserId(subject),
+        email=email,
+        groups=groups,
+        method=method,
+        attributes=MappingProxyType({"issued_at": str(issued)}),
+    )
+    return SessionToken(subject, method, issued, expires, digest, identity)
 
 
 def _is_name(value: str) -> bool:
