@@ -57,6 +57,10 @@ class ExchangeView(Protocol):
         """`websocket` where the client asks for an upgrade, to that protocol or another; else `http`."""
 
     @property
+    def asked_again(self) -> bool:
+        """It is under way, and the proxy wants to know whether it may go on. Its caller did nothing to cause this."""
+
+    @property
     def origin(self) -> Origin | None:
         """None when the application is embedded in a server that is not ours: an untrusted host socket."""
 
@@ -145,6 +149,7 @@ class Exchange:
 
     __slots__ = (
         "allowed_notes",
+        "asked_again",
         "authority",
         "body",
         "bytes_received",
@@ -190,9 +195,11 @@ class Exchange:
         client_address: str,
         allowed_notes: frozenset[str] = frozenset(),
         kind: Kind = "http",
+        asked_again: bool = False,
     ) -> None:
         self.id = id
         self.kind = kind
+        self.asked_again = asked_again
         self.origin = origin
         self.method = method
         self.scheme = scheme

@@ -178,8 +178,10 @@ class OpenExchanges:
             client_address=was.client_address,
             allowed_notes=was.allowed_notes,
             kind=was.kind,
+            asked_again=True,
         )
         again.route = route.spec
+        again.forwarded = was.forwarded
         body = Downstream(one.downstream.receive, one.downstream.send, one.downstream.connection)
         body.taken, body.exhausted = one.downstream.taken, True
         refusal = await runner.readmit(again, body)

@@ -65,7 +65,7 @@ class PrivateServiceOptions(BaseModel):
     cache_entries_per_account: int = Field(1024, ge=1)
     """Grants remembered; beyond that the oldest goes."""
     peer_burst: int = Field(20, ge=1)
-    """Questions to management that one peer may cause at once."""
+    """Questions to management that one peer may cause at once; what the proxy asks again by itself does not count."""
     peer_rate: float = Field(10.0, gt=0)
     """Questions a second that one peer may cause after that; more are answered 503 with `Retry-After`."""
 
@@ -199,7 +199,7 @@ class PrivateService:
         answer = validations.granted(question, proxy.generation(route.account))
         if answer is None:
             try:
-                answer = await validations.validate(question, route.domain)
+                answer = await validations.validate(question, route.domain, ours=exchange.asked_again)
             except TooManyQuestions as exc:
                 return _later("too_many_validations", f"peer {peer.public_key}: {exc}", exc.retry_after)
             except ManagementError as exc:

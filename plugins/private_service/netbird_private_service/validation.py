@@ -77,7 +77,7 @@ class Validations:
         ask: one RPC for a question and the domain as management knows it; has its own deadline.
         lifetime: seconds a grant is kept.
         per_account: grants kept an account; the oldest goes first.
-        burst, rate: questions a peer may ask at once, and per second.
+        burst, rate: questions that a peer may cause at once, and per second.
         """
         self._ask = ask
         self._generation = generation
@@ -103,8 +103,12 @@ class Validations:
             finally:
                 self._group = None
 
-    async def validate(self, question: Question, domain: str) -> ValidateTunnelPeerResponse:
+    async def validate(self, question: Question, domain: str, *, ours: bool = False) -> ValidateTunnelPeerResponse:
         """A grant or a denial that is true in the account's present generation.
+
+        Args:
+            ours: the proxy wants to know by itself, so the peer does not pay. Nor does it where a grant of its own
+                ended: it has paid for that one, and what ended it is time or somebody else's change.
 
         Raises:
             ManagementError: no answer could be had.
@@ -114,7 +118,8 @@ class Validations:
             generation = self._generation(question.account)
             if (granted := self.granted(question, generation)) is not None:
                 return granted
-            answer = await self._asked(question, domain, generation)
+            answer = await self._asked(question, domain, generation, ours)
+            ours = True  # that the account changed meanwhile is not the peer's doing
             if self._generation(question.account) == generation:
                 return answer
         raise AccountChanging(f"account {question.account} changed during {ATTEMPTS} validations")
@@ -123,19 +128,24 @@ class Validations:
         """A grant that is remembered, and that was asked for in this generation of the account."""
         grants = self._grants.get(question.account)
         grant = grants.get(question) if grants else None
-        if grants is None or grant is None:
-            return None
-        if grant.generation != generation or self._clock() >= grant.until:
-            del grants[question]
-            if not grants:
-                del self._grants[question.account]
+        if grant is None or grant.generation != generation or self._clock() >= grant.until:
             return None
         return grant.answer
 
-    async def _asked(self, question: Question, domain: str, generation: int) -> ValidateTunnelPeerResponse:
+    def _forget(self, question: Question) -> bool:
+        """Drop a grant that ended; whether there was one."""
+        grants = self._grants.get(question.account)
+        if grants is None or grants.pop(question, None) is None:
+            return False
+        if not grants:
+            del self._grants[question.account]
+        return True
+
+    async def _asked(self, question: Question, domain: str, generation: int, ours: bool) -> ValidateTunnelPeerResponse:
         flight = self._flights.get((question, generation))
         if flight is None:
-            self._spend(question)
+            if not (self._forget(question) or ours):
+                self._spend(question)
             if self._group is None:
                 raise ManagementError("the proxy is stopping")
             flight = self._group.create_task(self._fly(question, domain, generation))

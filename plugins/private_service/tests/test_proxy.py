@@ -251,6 +251,30 @@ async def test_promise_3_step_that_breaks_closes_the_route() -> None:
         assert said.status == 503
 
 
+async def test_a_peer_pays_for_its_questions_and_not_for_ours() -> None:
+    """Past its rate a peer is told to come back later; whether its open pages may stay is asked all the same."""
+    management = FakeManagement({"ValidateTunnelPeer": NOT_IN_GROUP})
+    proxy = FakeProxy(management=management, tunnels={ACCOUNT: FakeTunnel({"100.64.0.9": ALICE})})
+    plugin = PrivateService()
+    async with plugin.lifespan(proxy):
+        step = plugin.authenticate(private_route(), proxy)
+        assert step is not None
+        asking = exchange(origin=tunnel_origin("100.64.0.9"))
+        for _ in range(500):
+            answer = await step.identify(asking)
+            assert isinstance(answer, Deny)
+            if answer.code == "too_many_validations":
+                break
+        else:
+            raise AssertionError("a peer may ask as often as it likes")
+        asking.asked_again = True
+
+        answer = await step.identify(asking)
+
+        assert isinstance(answer, Deny)
+        assert answer.code == "not_in_group"
+
+
 async def test_upstream_that_calls_its_own_service_is_a_loop() -> None:
     """A service's own target over the overlay would be sent back to itself."""
     spec = private_route(to=upstream("http://100.64.0.9:8080"))

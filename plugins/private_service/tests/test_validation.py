@@ -189,3 +189,70 @@ async def test_grants_kept_for_an_account_are_bounded() -> None:
         await validations.validate(hosts[0], hosts[0].host)
 
         assert len(management.asked) == 4
+
+
+def about(*hosts: int) -> list[Question]:
+    return [Question(ALICE.account, ALICE.peer, ALICE.address, f"{host}.example") for host in hosts]
+
+
+@pytest.mark.parametrize("ended", ["the account changed", "its time was over"])
+async def test_a_grant_that_ended_is_asked_for_again_on_us(ended: str) -> None:
+    """A peer that was let in to many services does not pay when all its grants end at once: it asked nothing more."""
+    management = Management(GRANT)
+    async with running(management, per_account=10, burst=3) as validations:
+        for number, question in enumerate(about(*range(9))):
+            management.now = float(number)
+            assert (await validations.validate(question, question.host)).valid
+        if ended == "the account changed":
+            management.generation += 1
+        else:
+            management.now = 400.0
+            await validations.validate(about(20)[0], "d")
+        for question in about(*range(9)):
+            assert (await validations.validate(question, question.host)).valid
+        for question in about(30, 31):
+            await validations.validate(question, question.host)
+        with pytest.raises(TooManyQuestions):
+            await validations.validate(about(32)[0], "d")
+
+
+async def test_a_grant_that_ended_pays_for_one_question() -> None:
+    """Where the answer to that one is no grant, the peer pays for the next: failing costs management no more."""
+    management = Management(GRANT, ManagementTimeout("late"))
+    async with running(management, burst=3) as validations:
+        await validations.validate(ALICE, "wiki.example")
+        management.generation += 1
+        for _ in range(3):
+            with pytest.raises(ManagementTimeout):
+                await validations.validate(ALICE, "wiki.example")
+        with pytest.raises(TooManyQuestions):
+            await validations.validate(ALICE, "wiki.example")
+
+
+async def test_asking_again_for_an_open_exchange_is_on_us() -> None:
+    """It is the proxy that wants to know, also where it has forgotten the grant; the peer's own stay what they were."""
+    management = Management(GRANT)
+    async with running(management, per_account=1, burst=2) as validations:
+        for question in about(1, 2):
+            await validations.validate(question, question.host)
+        for question in about(*range(10)):
+            assert (await validations.validate(question, question.host, ours=True)).valid
+        with pytest.raises(TooManyQuestions):
+            await validations.validate(about(20)[0], "d")
+
+
+async def test_a_change_under_a_question_costs_the_peer_one() -> None:
+    """That the answer was old when it came is not the peer's doing."""
+    management = Management(DENIAL)
+
+    async def restless(question: Question, domain: str) -> ValidateTunnelPeerResponse:
+        management.generation += management.generation % 3 != 2
+        return DENIAL
+
+    management.ask = restless  # type: ignore[method-assign]
+    async with running(management, burst=3) as validations:
+        for _ in range(3):
+            management.generation = 0
+            assert not (await validations.validate(ALICE, "wiki.example")).valid
+        with pytest.raises(TooManyQuestions):
+            await validations.validate(ALICE, "wiki.example")

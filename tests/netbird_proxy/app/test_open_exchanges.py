@@ -26,6 +26,7 @@ class Door:
         self.verdict: Any = ALLOW
         self.asked = 0
         self.bodies: list[bytes | None] = []
+        self.again: list[bool] = []
 
     async def identify(self, _exchange: object) -> Any:
         return self.user
@@ -33,6 +34,7 @@ class Door:
     async def judge(self, exchange: Any) -> Any:
         self.asked += 1
         self.bodies.append(exchange.body)
+        self.again.append(exchange.asked_again)
         if isinstance(self.verdict, BaseException):
             raise self.verdict
         if callable(self.verdict) and not isinstance(self.verdict, type(ALLOW)):
@@ -130,6 +132,7 @@ async def test_stream_that_may_go_on_goes_on() -> None:
         door.verdict = judge
         assert play.app.exchanges.revalidate(account=ACCOUNT) == 1
         await asked.wait()
+        assert door.again == [False, True]  # a guard can tell whose doing it is that it is asked
         play.app.exchanges.revalidate(account=ACCOUNT)
         await asyncio.sleep(0)
         assert not task.done()
