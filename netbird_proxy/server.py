@@ -369,6 +369,7 @@ class ProxyServer:
             limits=self._listen_limits(),
             account=account,
             tls_ahead=tls_ahead,
+            is_front=lambda peer: self._app.trusted is not None and peer in self._app.trusted,
             count=self.count,
             log=log,
         )
@@ -377,6 +378,7 @@ class ProxyServer:
         limits = self._settings.limits
         return ListenLimits(
             connections=limits.connections,
+            client_connections=max(1, round(limits.connections * limits.connections_share)),
             head_timeout=limits.head_timeout,
             head_bytes=limits.head_bytes,
             head_lines=limits.head_lines,

@@ -155,6 +155,8 @@ class Limits(Section):
     """How long an idle downstream connection stays open."""
     connections: Count = 10_000
     """Open at once on one listener; one more is answered 503 and closed."""
+    connections_share: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Of these, the part that one client (IPv6: a /64; trusted proxies: none) may have. 1: all of them."""
     upgrade_idle: Seconds = 300.0
     """In which something must pass on an upgraded connection, such as a websocket, either way."""
     body_idle: Seconds = 30.0

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Protocol
 
 from netbird_proxy.exchange import ASGIApp
+from netbird_proxy.forwarded import source_of
 from netbird_proxy.listening.origins import Origins
 from netbird_proxy.model import AccountId, Address, Origin
 
@@ -21,6 +23,8 @@ class ListenLimits:
 
     Attributes:
         connections: open at once; one more is answered 503 and closed, and beyond an eighth more closed only.
+        client_connections: of these, what one client may have, with the same answers; a client is an IPv4 address, an
+            IPv6 /64, or a peer's overlay address.
         head_timeout: from accepting (or the first byte of a later request) to a complete head; TLS handshakes too.
         head_bytes: of one request's head, and of its trailers.
         head_lines: field lines in one head, and in its trailers.
@@ -39,6 +43,7 @@ class ListenLimits:
     """
 
     connections: int = 10_000
+    client_connections: int = 10_000
     head_timeout: float = 10.0
     head_bytes: int = 65536
     head_lines: int = 100
@@ -86,6 +91,16 @@ class Connection(Protocol):
         """End now."""
 
 
+class Room(Enum):
+    """Whether a listener has room for one more connection."""
+
+    YES = "yes"
+    NO = "no"
+    """There is one too many, and it is told so."""
+    CROWDED = "crowded"
+    """There are so many too many that saying so costs too much."""
+
+
 class HeldHead(Protocol):
     """A response whose head waits for its first body bytes."""
 
@@ -106,11 +121,13 @@ class Connections:
         limits: ListenLimits | None = None,
         account: AccountId | None = None,
         tls_ahead: bool = False,
+        is_front: Callable[[str], bool] = lambda _peer: False,
         count: Count = uncounted,
         log: EventLog | None = None,
     ) -> None:
         """
         Args:
+            is_front: whether many clients come from this address, as a proxy is there that the operator knows of.
             listener: its name, for logs and `Origin.listener`.
             account: the tenant whose tunnel this listener is on; None on a host socket.
             tls_ahead: the operator declared that TLS ends in front of this listener: requests count as https.
@@ -121,25 +138,37 @@ class Connections:
         self.limits = limits or ListenLimits()
         self.account = account
         self.tls_ahead = tls_ahead
+        self._is_front = is_front
         self.count = count
         self.log: EventLog = log or Silent()
         self.stopping = False
-        self.open: set[Connection] = set()
+        self.open: dict[Connection, str] = {}
+        """Each with the client that it is of; "" where there is no telling."""
+        self._of_client: dict[str, int] = {}  # nobody is in it with none
         self.tasks: set[asyncio.Task[None]] = set()
         self._empty: asyncio.Future[None] | None = None
         self.held: set[HeldHead] = set()
         self.tick = 0
         self.ticking = False
 
-    @property
-    def full(self) -> bool:
-        """Whether there is one connection too many, the latest included."""
-        return len(self.open) > self.limits.connections
+    def enter(self, connection: Connection, transport: asyncio.BaseTransport) -> Room:
+        """Count a connection that was accepted; who gets no room has to be closed. `closed` undoes it."""
+        peer = _address(transport.get_extra_info("peername")).host
+        client = source_of(peer)
+        self.open[connection] = client
+        room = _room(len(self.open), self.limits.connections)
+        if room is not Room.YES:
+            self.count("connections_refused")
+        if client:
+            held = self._of_client[client] = self._of_client.get(client, 0) + 1
+            if room is Room.YES and held > self.limits.client_connections and not self._fronted(peer):
+                room = _room(held, self.limits.client_connections)
+                self.count("connections_refused_of_client")
+        return room
 
-    @property
-    def crowded(self) -> bool:
-        """Whether there are so many too many that saying so costs too much."""
-        return len(self.open) > self.limits.connections + max(16, self.limits.connections // 8)
+    def _fronted(self, peer: str) -> bool:
+        """Whether many clients stand behind one address. In a tunnel each peer has its own."""
+        return self.account is None and (self.tls_ahead or self._is_front(peer))
 
     def issue(self, transport: asyncio.BaseTransport) -> Origin:
         """An origin for a connection that was just accepted, from its transport's own addresses."""
@@ -152,7 +181,12 @@ class Connections:
         )
 
     def closed(self, connection: Connection) -> None:
-        self.open.discard(connection)
+        if client := self.open.pop(connection, ""):
+            held = self._of_client[client] - 1
+            if held:
+                self._of_client[client] = held
+            else:
+                del self._of_client[client]
         if self._empty is not None and not self.open and not self._empty.done():
             self._empty.set_result(None)
 
@@ -204,6 +238,12 @@ class Connections:
         self.ticking = bool(self.held)
         if self.ticking:
             loop.call_later(_HELD_HEAD_TICK, self._flush_held, loop)
+
+
+def _room(held: int, limit: int) -> Room:
+    if held <= limit:
+        return Room.YES
+    return Room.NO if held <= limit + max(16, limit // 8) else Room.CROWDED
 
 
 def _address(name: Any) -> Address:

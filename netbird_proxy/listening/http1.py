@@ -22,6 +22,7 @@ import httptools
 
 from netbird_proxy.errors import DownstreamError
 from netbird_proxy.exchange import CONNECTION_EXTENSION, ORIGIN_STATE, Scope
+from netbird_proxy.listening.connections import Connections, Room
 from netbird_proxy.listening.framing import STATUS_LINES
 from netbird_proxy.listening.head import HOST, KNOWN, VALID_HOSTS, HeadRefused, Mark, judge_marks, judge_target, learn
 from netbird_proxy.listening.pace import Uptake
@@ -30,7 +31,6 @@ from netbird_proxy.listening.request import ServedRequest
 
 if TYPE_CHECKING:
     from netbird_proxy.headers import RawHeader
-    from netbird_proxy.listening.connections import Connections
     from netbird_proxy.model import Origin
 
 _VERSIONS = ("1.1", "1.0")
@@ -123,19 +123,18 @@ class Http1Protocol(asyncio.Protocol):
             "state": None,
             "extensions": None,
         }
-        connections.open.add(self)
+        room = connections.enter(self, transport)
         if connections.stopping:
             self._close()
-        elif connections.full:
-            self._turn_away()
+        elif room is not Room.YES:
+            self._turn_away(room)
         else:
             self._arm(self.limits.head_timeout)
 
-    def _turn_away(self) -> None:
+    def _turn_away(self, room: Room) -> None:
         """One connection too many: it is told, as long as not even that is too much."""
         self._discarding = True
-        self.connections.count("connections_refused")
-        if self.connections.crowded:
+        if room is Room.CROWDED:
             self.transport.abort()
         else:
             self.transport.write(_refusal_response(503))

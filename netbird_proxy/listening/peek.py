@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import cast
 
-from netbird_proxy.listening.connections import Connections
+from netbird_proxy.listening.connections import Connections, Room
 from netbird_proxy.listening.http1 import Http1Protocol
 from netbird_proxy.listening.tls import ServerTls, server_tls
 
@@ -31,13 +31,12 @@ class Peek(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._connections.open.add(self)
+        room = self._connections.enter(self, transport)
         if self._connections.stopping:
             self._transport.close()
             return
-        if self._connections.full:
+        if room is not Room.YES:
             # Whether it speaks TLS is not known yet, so there is no telling it.
-            self._connections.count("connections_refused")
             self._transport.abort()
             return
         self._timer = asyncio.get_running_loop().call_later(self._connections.limits.head_timeout, self.abort)

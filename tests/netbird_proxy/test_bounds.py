@@ -97,7 +97,7 @@ def drive(name: str) -> Callable[[Drive], Drive]:
 class Listener:
     """One listener in memory."""
 
-    def __init__(self, app: Any = None, **limits: Any) -> None:
+    def __init__(self, app: Any = None, *, more: dict[str, Any] | None = None, **limits: Any) -> None:
         self.counters: Counter[str] = Counter()
         self.held = asyncio.Event()
         self.connections = Connections(
@@ -106,13 +106,14 @@ class Listener:
             listener="test",
             limits=ListenLimits(**limits),
             count=lambda name: self.counters.update([name]),
+            **(more or {}),
         )
 
     async def hold(self, _scope: Any, _receive: Any, _send: Any) -> None:
         await self.held.wait()
 
-    def connect(self) -> MemoryTransport:
-        return MemoryTransport.open(Http1Protocol(self.connections))
+    def connect(self, peer: tuple[str, int] = ("192.0.2.7", 1)) -> MemoryTransport:
+        return MemoryTransport.open(Http1Protocol(self.connections), extra={"peername": peer})
 
     @asynccontextmanager
     async def ending(self) -> AsyncIterator[Listener]:
@@ -148,6 +149,34 @@ async def connections(_directory: Path) -> None:
             one.abort()
         await settle()
         assert not listener.connect().sent
+
+
+@drive("connections of one client")
+async def connections_of_one_client(_directory: Path) -> None:
+    one, other = ("2001:db8::1", 1), ("2001:db8:0:1::1", 1)
+    async with Listener(connections=100, client_connections=2).ending() as listener:
+        kept = [listener.connect(one), listener.connect(("2001:db8::ffff", 2))]
+        told = listener.connect(("2001:db8::2", 3))
+        assert told.sent.startswith(b"HTTP/1.1 503 ")
+        assert listener.counters == {"connections_refused_of_client": 1}
+        crowd = [listener.connect(one) for _ in range(40)]
+        assert crowd[-1].aborted
+        assert not crowd[-1].sent
+        peek = Peek(listener.connections, None)
+        assert MemoryTransport.open(peek, extra={"peername": one}).aborted
+        others = [listener.connect(other), listener.connect(("192.0.2.1", 1))]
+        assert not any(client.sent or client.aborted for client in (*kept, *others))
+        for client in (*kept, told, *crowd, *others):
+            client.abort()
+        await settle()
+        assert listener.connections._of_client == {}
+        assert not listener.connect(one).sent
+    # Many clients come from where the operator says that a proxy is; in a tunnel, where each has its own, nobody does.
+    for fronted in ({"is_front": lambda peer: peer == one[0]}, {"tls_ahead": True}):
+        async with Listener(client_connections=1, more=fronted).ending() as listener:
+            assert not any([listener.connect(one).sent, listener.connect(one).sent])
+        async with Listener(client_connections=1, more={**fronted, "account": AccountId("a")}).ending() as listener:
+            assert [bool(listener.connect(one).sent), bool(listener.connect(one).sent)] == [False, True]
 
 
 @drive("request head")

@@ -1,0 +1,40 @@
+"""What one client may take of a proxy process, by its settings."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from examples.demo.processes import Processes
+from tests.e2e.alone import Alone, started
+
+pytestmark = [pytest.mark.live, pytest.mark.timeout(60)]
+
+GET = b"GET / HTTP/1.1\r\nhost: nobody.example.com\r\n\r\n"
+SETTINGS = "[limits]\nconnections = 8\nconnections_share = 0.25\n"
+
+
+async def statuses(proxy: Alone, address: str, count: int) -> list[bytes]:
+    """So many connections at once from one address; each one's answer."""
+    found = []
+    async with AsyncExitStack() as stack:
+        for _ in range(count):
+            reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port, local_addr=(address, 0))
+            stack.callback(writer.close)
+            writer.write(GET)
+            found.append((await reader.readuntil(b"\r\n"))[9:12])
+    return found
+
+
+@pytest.mark.parametrize("trusted", ["", '[forwarding]\ntrusted_proxies = ["127.0.0.2/32"]\n'])
+async def test_one_client_leaves_room_for_others(tmp_path: Path, trusted: str) -> None:
+    """It has its share and no more, unless it is a proxy that the operator trusts."""
+    async with Processes(tmp_path / "logs") as processes:
+        proxy = await started(processes, tmp_path, "", extra=SETTINGS + trusted)
+        third = b"404" if trusted else b"503"
+        assert await statuses(proxy, "127.0.0.2", 3) == [b"404", b"404", third]
+        assert await statuses(proxy, "127.0.0.3", 2) == [b"404", b"404"]
+        assert await proxy.process.stop() == 0
