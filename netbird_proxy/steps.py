@@ -146,6 +146,7 @@ class Page:
         own_path: of the request, so that a page may say "try again"; without its query.
         offers: ways to log in, on a 401.
         retry: whether asking again may help.
+        by: the plugin whose refusal it is, so that a page may know its own; for no reader's eyes.
     """
 
     status: int
@@ -156,6 +157,7 @@ class Page:
     own_path: str
     offers: tuple[Offer, ...] = ()
     retry: bool = False
+    by: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,11 +29,11 @@ _SENTENCES = {
     "tls_required": "This service must be reached over HTTPS.",
     "cross_site": "The request came from another site.",
     "login_required": "Log in to go on.",
-    "credentials_required": "This service is for programs, which show a credential in a header.",
+    "credentials_required": "This service is for programs: it expects a credential in a header.",
     "wrong_credentials": "The credential is not right.",
     "user_unknown": "Your account is not known here.",
-    "pending_approval": "Your account waits for an administrator's approval.",
-    "other_person": "Somebody else is logged in than the one whose device this is.",
+    "pending_approval": "Your account is waiting for an administrator's approval.",
+    "other_person": "You are logged in as somebody other than this device's owner.",
     "user_blocked": "Your account is blocked.",
 }
 _BY_STATUS = {
@@ -70,6 +70,8 @@ async def refuse(exchange: Exchange, downstream: Downstream, denial: Deny, envir
     """Answer a guard's no."""
     code = denial.code if _CODE.fullmatch(denial.code) else "denied"
     page = _page(exchange, denial.status, code, sentence(denial.status, code))
+    if exchange.denial is denial and exchange.trail:
+        page = replace(page, by=exchange.trail[-1].plugin)
     await _answer(exchange, downstream, page, denial.headers, environment)
 
 

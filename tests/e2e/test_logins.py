@@ -99,7 +99,7 @@ async def test_password_login_in_a_browser_without_scripts(running: Stack, brows
     await page.goto(url(running, "/__netbird__/session/logout"))
     await picture(page, "logout")
     await page.get_by_role("button", name="Log out").click()
-    await expect(page.get_by_role("alert")).to_contain_text("logged out")
+    await expect(page.get_by_role("status")).to_contain_text("logged out")
     await context.add_cookies([cookie])  # a copy that somebody kept
     again = await page.goto(url(running, "/"))
     assert again is not None
@@ -118,6 +118,57 @@ async def test_pin_login(running: Stack, browser: Browser) -> None:
     await page.wait_for_url(url(running, "/x?y=z"))
     assert (await upstream_saw(page))["target"] == "/x?y=z"
     await page.context.close()
+
+
+CONTRAST = """() => {
+  const light = text => {
+    const parts = text.match(/[\\d.]+/g).slice(0, 3).map(part => part / 255)
+      .map(part => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2];
+  };
+  const ground = element => {
+    for (; element; element = element.parentElement) {
+      const colour = getComputedStyle(element).backgroundColor;
+      if (!/, 0\\)$/.test(colour)) return colour;
+    }
+  };
+  return [...document.querySelectorAll('h1, p, label, button, a, code, strong, input')].map(element => {
+    const pair = [light(getComputedStyle(element).color), light(ground(element))].sort((a, b) => b - a);
+    return [element.tagName, (pair[0] + 0.05) / (pair[1] + 0.05)];
+  });
+}"""
+"""The contrast of each piece of text with what is behind it, as WCAG 2 counts it."""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_pages_are_for_all_eyes_and_hands(running: Stack, browser: Browser, scheme: Any) -> None:
+    """Text stands out from its ground, fields have names, and the keyboard goes through a page from top to bottom."""
+    context = await browser.new_context(color_scheme=scheme)
+    page = await context.new_page()
+    for where in (url(running, "/"), url(running, "/__netbird__/session/logout"), url(running, "/", "nowhere")):
+        await page.goto(where)
+        poor = [(tag, ratio) for tag, ratio in await page.evaluate(CONTRAST) if ratio < 4.5]
+        assert poor == []
+        assert await page.evaluate("document.documentElement.lang") == "en"
+        assert len(await page.get_by_role("heading", level=1).all()) == 1
+
+    await page.goto(url(running, "/"))
+    walked = []
+    for _ in range(4):
+        walked.append(await page.evaluate("document.activeElement.id || document.activeElement.textContent"))
+        await page.keyboard.press("Tab")
+    assert walked == ["password-password", "Log in with password", "pin-pin", "Log in with PIN"]
+    for name in ("Password", "PIN"):
+        await expect(page.get_by_label(name, exact=True)).to_have_attribute("type", "password")
+    await page.get_by_label("PIN", exact=True).fill("0000")
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("alert")).to_contain_text("That was not right")
+    await expect(page.get_by_label("PIN", exact=True)).to_be_focused()
+    assert (
+        await page.evaluate("document.getElementById(document.activeElement.getAttribute('aria-describedby')).role")
+        == "alert"
+    )
+    await context.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -110,7 +110,7 @@ async def test_stranger_waits_for_approval(running: Stack, browser: Browser) -> 
     page = await context.new_page()
     await page.goto(url(running, "/"))
     await log_in_as(page, "mallory-unverified")
-    await expect(page.get_by_text("Your account waits for an administrator's approval.")).to_be_visible()
+    await expect(page.get_by_text("Your account is waiting for an administrator's approval.")).to_be_visible()
     await picture(page, "stranger")
 
     users = await running.api.get("/users")

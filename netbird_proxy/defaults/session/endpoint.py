@@ -30,12 +30,12 @@ NOTICES = {
     "too_many_tries": "There were too many wrong tries. Wait a moment, then try again.",
     "management_unavailable": "Logins cannot be checked right now. Try again in a moment.",
     "login_failed": "The login could not be completed. Try again.",
-    "login_expired": "The login took too long, or was begun elsewhere. Try again.",
+    "login_expired": "The login took too long, or was started elsewhere. Try again.",
     "login_canceled": "The login was canceled, or refused by the sign-on service.",
     "logout_failed": "You could not be logged out everywhere right now. Try again in a moment.",
     "logged_out": "You are logged out.",
     "user_unknown": "Your account is not known here.",
-    "pending_approval": "Your account waits for an administrator's approval.",
+    "pending_approval": "Your account is waiting for an administrator's approval.",
     "user_blocked": "Your account is blocked.",
     "not_in_group": "You are not allowed to use this service.",
     "not_allowed": "You are not allowed to use this service.",
@@ -124,15 +124,18 @@ class LoginPlace:
         login = await self._judge.authenticate(exchange, self._site, self._proxy, credential)
         if isinstance(login, Login):
             return self._redirect(to, self._session_cookie(login.token))
-        return await self._refused(exchange, to, login)
+        return await self._refused(exchange, to, login, "pin" if "pin" in form else "password")
 
-    async def _refused(self, exchange: ExchangeView, to: str, why: Deny) -> Answer:
+    async def _refused(self, exchange: ExchangeView, to: str, why: Deny, tried: str) -> Answer:
         if why.code in _DENIALS:
             return self._page(exchange, why.status, why.code, NOTICES[why.code], retry=with_wanted(f"{ROOT}/login", to))
-        answer = await self._offers(exchange, to, why.status, why.code, NOTICES.get(why.code, NOTICES["login_failed"]))
+        notice = NOTICES.get(why.code, NOTICES["login_failed"])
+        answer = await self._offers(exchange, to, why.status, why.code, notice, tried)
         return answer[0], [*answer[1], *why.headers], answer[2]
 
-    async def _offers(self, exchange: ExchangeView, to: str, status: int, code: str, notice: str) -> Answer:
+    async def _offers(
+        self, exchange: ExchangeView, to: str, status: int, code: str, notice: str, tried: str = ""
+    ) -> Answer:
         try:
             offers = await self._prompt.offers(to)
         except ManagementError:
@@ -146,7 +149,7 @@ class LoginPlace:
             own_path=f"{ROOT}/login",
             offers=offers,
         )
-        made = self._pages.answer(page, exchange, notice=notice)
+        made = self._pages.answer(page, exchange, notice=notice, tried=tried)
         return status, made[0], made[1]
 
     # Single sign-on

@@ -15,6 +15,7 @@ import jinja2
 from markupsafe import Markup
 
 from netbird_proxy import ExchangeView, Page, Rendered
+from netbird_proxy.defaults.session.places import ROOT
 
 Headers = list[tuple[bytes, bytes]]
 TITLES = {
@@ -27,6 +28,15 @@ TITLES = {
     503: "Not available right now",
     504: "The service took too long",
 }
+
+PLUGIN = "session"
+LOGOUT = f"{ROOT}/logout"
+CALM = frozenset(("logged_out", "login_required"))
+"""What is said without alarm."""
+PERSONAL = frozenset(
+    ("user_unknown", "pending_approval", "user_blocked", "not_in_group", "not_allowed", "other_person")
+)
+"""Refusals of who is logged in: somebody else may have better luck."""
 
 
 class Renderer:
@@ -67,17 +77,31 @@ class Renderer:
         for name in ("login.html", "error.html", "logout.html"):
             self._environment.get_template(name)
 
-    def page(self, page: Page, *, notice: str = "") -> Rendered:
-        """Raises what a broken template raises."""
+    def page(self, page: Page, *, notice: str = "", tried: str = "") -> Rendered:
+        """Raises what a broken template raises.
+
+        Args:
+            tried: the method that was tried last, whose field a person wants to go on with.
+        """
         name = "login.html" if page.offers else "error.html"
-        body = self._render(name, page=page, title=self._title(page), notice=notice)
+        methods = [offer.method for offer in page.offers if offer.fields]
+        body = self._render(
+            name,
+            page=page,
+            title=self._title(page),
+            notice=notice,
+            calm=page.code in CALM,
+            focus=tried if tried in methods else next(iter(methods), ""),
+            other=LOGOUT if page.by == PLUGIN and page.code in PERSONAL else "",
+        )
         return Rendered(body, headers=tuple(self._headers))
 
-    def answer(self, page: Page, exchange: ExchangeView, *, notice: str = "") -> tuple[Headers, bytes]:
+    def answer(self, page: Page, exchange: ExchangeView, *, notice: str = "", tried: str = "") -> tuple[Headers, bytes]:
         """The page for this exchange, or what a program gets in its place; with all headers."""
         accept = (exchange.headers.get(b"accept") or b"").lower()
         if b"text/html" in accept:
-            return _sized(self.page(page, notice=notice).body, b"text/html; charset=utf-8", self._headers)
+            made = self.page(page, notice=notice, tried=tried)
+            return _sized(made.body, b"text/html; charset=utf-8", self._headers)
         if b"json" in accept:
             said: dict[str, Any] = {"code": page.code, "message": page.sentence, "exchange": page.exchange}
             if page.offers:
@@ -95,6 +119,8 @@ class Renderer:
 
     @staticmethod
     def _title(page: Page) -> str:
+        if page.code == "credentials_required":
+            return "A credential is required"
         if page.offers:
             return TITLES[401]
         return TITLES.get(page.status, "That did not work")

@@ -10,7 +10,7 @@ from typing import Any
 
 from nacl.signing import SigningKey
 
-from netbird_proxy import Authenticator, ExchangeView, Identity, PluginInfo, hookimpl
+from netbird_proxy import Authenticator, Deny, ExchangeView, Guard, Identity, PluginInfo, hookimpl
 from netbird_proxy.control.codec import Codec
 from netbird_proxy.defaults import DEFAULTS
 from netbird_proxy.defaults.access_log import AccessLogOptions
@@ -68,6 +68,21 @@ class Vouched:
             return identity(user=name.decode()) if name else None
 
         return Authenticator("ambient", identify)
+
+
+class Refusing:
+    """A plugin that lets nobody in."""
+
+    @hookimpl
+    def describe(self) -> PluginInfo:
+        return PluginInfo()
+
+    @hookimpl
+    def authorize(self) -> Guard:
+        async def refuse(_exchange: ExchangeView) -> Deny:
+            return Deny(403, "not_in_group", "by nature")
+
+        return Guard(refuse)
 
 
 def url64(raw: bytes) -> bytes:

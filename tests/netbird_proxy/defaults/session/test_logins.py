@@ -303,6 +303,19 @@ async def test_programs_are_asked_for_what_they_have(given: list[tuple[bytes, by
     assert (await other.get(headers=[])).get(b"www-authenticate") is None
 
 
+async def test_a_wrong_try_leaves_the_caret_where_it_was() -> None:
+    """Of two forms, the one that was tried goes on; what is only good news is no alarm."""
+    service = Service(password=True, pin=True)
+    service.accepts("right")
+
+    wrong = await service.post(b"pin=0000")
+    (field,) = [one for one in wrong.body.split(b"<input")[1:] if b"autofocus" in one]
+    assert b'name="pin"' in field
+    assert b'role="alert"' in wrong.body
+    left = await service.get("/__netbird__/session/login?notice=logged_out")
+    assert (b'role="alert"' in left.body, b'role="status"' in left.body) == (False, True)
+
+
 async def test_pages_are_shut_against_everything(password: Service) -> None:
     """No scripts, nothing from elsewhere, no framing, no storing; and what a path holds is text."""
     page = await password.get('/"><script>alert(1)</script>?<b>')

@@ -18,7 +18,7 @@ from netbird_proxy.defaults.session.site import Site
 from netbird_proxy.defaults.session.tokens import Tokens
 from netbird_proxy.testing.asgi import Answer
 from netbird_wire.proxy_service_pb2 import GetOIDCURLResponse, ValidateSessionResponse
-from tests.netbird_proxy.defaults.session.service import Service, cookies_of
+from tests.netbird_proxy.defaults.session.service import Refusing, Service, cookies_of
 
 PROVIDER = "https://login.example.net/auth?state=x%7Cy"
 START = "/__netbird__/session/start"
@@ -227,6 +227,19 @@ async def test_a_no_about_somebody_is_told_to_them(service: Service) -> None:
 
     assert (refused.status, json.loads(refused.body)["code"]) == (403, "not_allowed")
     assert b"no_mondays" not in refused.body
+
+
+async def test_who_is_refused_can_log_in_as_somebody_else(service: Service) -> None:
+    """The page of a refusal of this login's leads there; another's refusal, which no login changes, does not."""
+    cookie = SESSION + b"=" + service.token("user-1", "oidc")
+    no = ValidateSessionResponse(denied_reason="not_in_group", user_id="user-1")
+    service.management.answers["ValidateSession"] = no
+    page = await service.get("/", cookie=cookie)
+    assert (page.status, b'href="/__netbird__/session/logout"' in page.body) == (403, True)
+
+    other = Service(Refusing(), password=True)
+    page = await other.get("/", cookie=SESSION + b"=" + other.token())
+    assert (page.status, b"not_in_group" in page.body, b"/logout" in page.body) == (403, True, False)
 
 
 async def test_an_answer_from_before_a_change_opens_nothing(service: Service) -> None:
