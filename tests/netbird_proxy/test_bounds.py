@@ -61,8 +61,11 @@ from netbird_proxy.testing.fakes import FakeManagement, FakeProxy
 from netbird_proxy.testing.makers import exchange, host_origin, mapping, route, upstream
 from netbird_proxy.testing.transcript import StepHooks, Transcript
 from netbird_proxy.testing.transports import MemoryDialer, MemoryTransport
+from netbird_tunnel_netstack import whereabouts
 from netbird_tunnel_netstack.engine import Connected, LimitReached
+from netbird_tunnel_netstack.keys import TunnelState
 from netbird_tunnel_netstack.simulation import Simulation
+from netbird_tunnel_netstack.whereabouts import Whereabouts
 from netbird_wire.proxy_service_pb2 import (
     PROXY_STATUS_ACTIVE,
     ProxyMapping,
@@ -564,6 +567,24 @@ async def tunnel_bytes(_directory: Path) -> None:
     conn = here.connect(there.address, 80)
     assert simulation.run(5, lambda: bool(here.of(Connected)))
     assert 0 < sum(here.engine.write(conn, b"x" * 10_000) for _ in range(10)) <= 20_000
+
+
+@drive("places of peers")
+async def places(directory: Path) -> None:
+    home = directory / "acct"
+    home.mkdir(mode=0o700)
+    state = TunnelState.load(home)
+    state.save()
+    kept = Whereabouts(state)
+    for number in range(whereabouts.GONE_MOST + 5):
+        kept.moved(number.to_bytes(32, "big"), ("192.0.2.7", 4711))
+    kept.present(set(), 0)
+    assert len(state.endpoints) == whereabouts.GONE_MOST
+    for port in range(1, 3000):
+        kept.moved(bytes(32), ("192.0.2.7", port))
+    assert 0 < (home / whereabouts.JOURNAL_FILE).stat().st_size <= whereabouts.JOURNAL_MOST_BYTES
+    kept.close()
+    assert TunnelState.load(home).endpoints[bytes(32)] == ("192.0.2.7", 2999)
 
 
 # What goes out about exchanges ----------------------------------------------------------------------------------------
