@@ -44,6 +44,7 @@ class Whereabouts:
         self._journal: int | None = None
         self._journal_bytes = 0
         self._told = False
+        self._writing = False
         try:
             self._replay()
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -111,12 +112,14 @@ class Whereabouts:
             await asyncio.sleep(SAVE_DELAY)
             self._changed.clear()
             written = dict(self._state.endpoints)
+            self._writing = True
             try:
                 await asyncio.to_thread(self._state.save, self._state.render())
             except StateUnusable as exc:
                 self._tell(str(exc))
             else:
                 self._saved(written)
+            self._writing = False
 
     def _saved(self, written: dict[bytes, Endpoint]) -> None:
         """Leave in the journal what the state file does not have."""
@@ -141,7 +144,9 @@ class Whereabouts:
             except StateUnusable as exc:
                 self._tell(str(exc))
             else:
-                self._saved(self._state.endpoints)
+                # A thread that we stopped waiting for may yet write what was so before; the journal then mends it.
+                if not self._writing:
+                    self._saved(self._state.endpoints)
         if self._journal is not None:
             os.close(self._journal)
             self._journal = None
