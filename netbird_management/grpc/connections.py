@@ -9,10 +9,10 @@ import grpc
 from netbird_management.grpc.errors import Refused
 from netbird_management.ids import AccountId, ProxyId, ServiceId
 from netbird_management.network.snapshot import Change
+from netbird_management.services.mapping import BuiltMapping
 from netbird_management.services.model import Service
 from netbird_management.services.proxies import Registration
 from netbird_management.services.tokens import ProxyToken
-from netbird_wire.proxy_service_pb2 import ProxyMapping, SyncMappingsResponse
 
 QUEUE_MESSAGES: Final = 100
 """How far a proxy may fall behind before it has to start over from a snapshot."""
@@ -21,21 +21,21 @@ QUEUE_MESSAGES: Final = 100
 class Connection:
     """One proxy's mapping stream.
 
-    `held` is what the proxy has by what it was sent: the mapping, or `None` for a service that it must not have and was
-    told to remove. `withheld` says why for each of those.
+    `held` is what the proxy has by what it was sent: the built mapping, or `None` for a service that it must not have
+    and was told to remove. `withheld` says why for each of those.
     """
 
     def __init__(self, registration: Registration, token: ProxyToken, token_hash: str) -> None:
         self.registration = registration
         self.token = token
         self.token_hash = token_hash
-        self.held: dict[ServiceId, ProxyMapping | None] = {}
+        self.held: dict[ServiceId, BuiltMapping | None] = {}
         self.withheld: dict[ServiceId, str] = {}
         self.snapshotted = False
         """Whether `held` counts: before that, changes need not be told, as the snapshot will hold them."""
         self.why: Refused | None = None
         self._ended = asyncio.Event()
-        self._queue: asyncio.Queue[SyncMappingsResponse] = asyncio.Queue(QUEUE_MESSAGES)
+        self._queue: asyncio.Queue[bytes] = asyncio.Queue(QUEUE_MESSAGES)
 
     @property
     def proxy_id(self) -> ProxyId:
@@ -56,21 +56,19 @@ class Connection:
         if self.registration.capabilities.claims is None:
             return False
         return any(
-            service.proxy_cluster == self.registration.cluster
+            account is not None and account.index.of_cluster(self.registration.cluster)
             for account in (change.before, change.after)
-            if account is not None
-            for service in account.services.values()
         )
 
-    def put(self, message: SyncMappingsResponse) -> None:
-        """To be sent after what was put before. Never waits: a proxy that reads too slowly loses its connection, and
-        gets a snapshot when it comes back."""
+    def put(self, message: bytes) -> None:
+        """A serialized message, to be sent after what was put before. Never waits: a proxy that reads too slowly loses
+        its connection, and gets a snapshot when it comes back."""
         try:
             self._queue.put_nowait(message)
         except asyncio.QueueFull:
             self.end(Refused(grpc.StatusCode.ABORTED, "too far behind: connect again for a snapshot"))
 
-    async def next(self) -> SyncMappingsResponse:
+    async def next(self) -> bytes:
         return await self._queue.get()
 
     def end(self, why: Refused | None) -> None:
@@ -94,6 +92,9 @@ class Connections:
 
     def __iter__(self) -> Iterator[Connection]:
         return iter(list(self._live.values()))
+
+    def __len__(self) -> int:
+        return len(self._live)
 
     def get(self, proxy_id: str) -> Connection | None:
         return self._live.get(ProxyId(proxy_id))

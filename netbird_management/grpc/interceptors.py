@@ -12,6 +12,7 @@ import grpc.aio
 
 from netbird_management.grpc.connections import Connection, Connections
 from netbird_management.grpc.errors import Refused, as_refusal
+from netbird_management.grpc.wire import serialized
 from netbird_management.services.tokens import ProxyToken, find_proxy_token, note_token_used
 from netbird_management.state import State
 from netbird_wire.extensions import PROXY_ID_METADATA
@@ -120,7 +121,7 @@ class Edge(grpc.aio.ServerInterceptor):
             (True, False): grpc.stream_unary_rpc_method_handler,
             (True, True): grpc.stream_stream_rpc_method_handler,
         }[handler.request_streaming, handler.response_streaming]
-        return wrap(call, handler.request_deserializer, handler.response_serializer)
+        return wrap(call, handler.request_deserializer, serialized(handler.response_serializer))
 
     async def _authenticated(self, method: str, context: Any) -> Caller:
         address = peer_address(context.peer())

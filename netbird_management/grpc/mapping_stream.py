@@ -13,6 +13,7 @@ from netbird_management.grpc.connections import Connection, Connections
 from netbird_management.grpc.errors import Refused
 from netbird_management.grpc.interceptors import Caller
 from netbird_management.grpc.mappings import BATCH, Mappings
+from netbird_management.grpc.wire import message
 from netbird_management.ids import ProxyId
 from netbird_management.services.domains import fold
 from netbird_management.services.model import Capabilities
@@ -30,11 +31,9 @@ from netbird_wire.extensions import Extension
 from netbird_wire.proxy_service_pb2 import (
     UPDATE_TYPE_CREATED,
     GetMappingUpdateRequest,
-    GetMappingUpdateResponse,
     ProxyCapabilities,
     SyncMappingsInit,
     SyncMappingsRequest,
-    SyncMappingsResponse,
 )
 
 HEARTBEAT_SECONDS: Final = 15.0
@@ -131,15 +130,16 @@ class MappingStreams:
         starts = range(0, len(mappings), BATCH) or range(1)
         for start in starts:
             batch = mappings[start : start + BATCH]
-            message = SyncMappingsResponse(
-                # Tokens are made right before they are sent: a slow proxy still gets live ones.
-                mapping=[self._mappings.outgoing(mapping, UPDATE_TYPE_CREATED, connection) for mapping in batch],
-                initial_sync_complete=start == starts[-1],
-                management_extensions=EXTENSIONS if start == 0 else (),
-                # With the first: no mapping of it is in force before them.
-                revocations=revoked if start == 0 else (),
+            await channel.write(
+                message(
+                    # Tokens are made right before they are sent: a slow proxy still gets live ones.
+                    (self._mappings.outgoing(built, UPDATE_TYPE_CREATED, connection) for built in batch),
+                    initial_sync_complete=start == starts[-1],
+                    management_extensions=EXTENSIONS if start == 0 else (),
+                    # With the first: no mapping of it is in force before them.
+                    revocations=revoked if start == 0 else (),
+                )
             )
-            await channel.write(message)
             await channel.acknowledged()
         _log.info(
             "proxy.connected", extra={"proxy_id": connection.proxy_id, "cluster": connection.registration.cluster}
@@ -180,7 +180,7 @@ class _Acknowledged:
     def __init__(self, context: Any) -> None:
         self._context = context
 
-    async def write(self, message: SyncMappingsResponse) -> None:
+    async def write(self, message: bytes) -> None:
         await self._context.write(message)
 
     async def acknowledged(self) -> None:
@@ -205,16 +205,8 @@ class _OneWay:
     def __init__(self, context: Any) -> None:
         self._context = context
 
-    async def write(self, message: SyncMappingsResponse) -> None:
-        await self._context.write(
-            GetMappingUpdateResponse(
-                mapping=message.mapping,
-                initial_sync_complete=message.initial_sync_complete,
-                management_extensions=message.management_extensions,
-                revocations=message.revocations,
-                revalidations=message.revalidations,
-            )
-        )
+    async def write(self, message: bytes) -> None:
+        await self._context.write(message)  # the messages of both streams are the same bytes
 
     async def acknowledged(self) -> None:
         """At once: flow control is all the back-pressure there is."""

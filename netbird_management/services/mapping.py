@@ -7,7 +7,7 @@ from ipaddress import AddressValueError, IPv6Address
 from typing import Final
 
 from netbird_management.errors import InvalidArgument
-from netbird_management.ids import PeerId
+from netbird_management.ids import AccountId, PeerId, ServiceId
 from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.plugins import HookError, Hooks
 from netbird_management.services import extensions
@@ -49,7 +49,17 @@ class BuiltMapping:
     needed: frozenset[str] = frozenset()
     """Settings of plugins that a proxy must enforce, by dotted name."""
     predicates: tuple[tuple[str, WithholdPredicate], ...] = ()
+    wire: bytes = b""
+    """`mapping`, serialized; empty if it is withheld from everybody."""
     _answers: dict[Capabilities, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def account_id(self) -> AccountId:
+        return AccountId(self.mapping.account_id)
+
+    @property
+    def service_id(self) -> ServiceId:
+        return ServiceId(self.mapping.id)
 
     def withheld_from(self, capabilities: Capabilities) -> str:
         """Why a proxy with these capabilities must not have it, "" if it may. Asked once for each distinct set."""
@@ -117,7 +127,8 @@ def build(service: Service, account: AccountSnapshot, hooks: Hooks) -> BuiltMapp
         if is_set(service) and not arrived(service, mapping):
             # A plugin that claims a guarding field and forgets to send it would make the service public.
             return BuiltMapping(mapping, withheld=f"{name} is set and did not arrive in the mapping")
-    return BuiltMapping(mapping, needed=extensions.guarding(mapping, hooks), predicates=predicates)
+    wire = mapping.SerializeToString(deterministic=True)
+    return BuiltMapping(mapping, needed=extensions.guarding(mapping, hooks), predicates=predicates, wire=wire)
 
 
 def _is_validated(service: Service, account: AccountSnapshot) -> bool:

@@ -295,9 +295,9 @@ async def test_a_proxy_that_falls_behind_starts_over(lab: Lab) -> None:
     registration = Registration(ProxyId("p"), "s", "px.test", "", None, token.id, capabilities)
     connection = Connection(registration, token, stored_hash(lab.token))
     for _ in range(QUEUE_MESSAGES):
-        connection.put(SyncMappingsResponse())
+        connection.put(b"")
     assert connection.why is None
-    connection.put(SyncMappingsResponse())
+    connection.put(b"")
     await soon(connection.ended())
     assert connection.why is not None
     assert connection.why.code is Code.ABORTED

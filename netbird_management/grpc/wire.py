@@ -1,0 +1,67 @@
+"""Mappings as bytes: what is the same for every proxy is put together once, and each proxy's own is appended.
+
+Fields of a protobuf message may stand in any order, and a message may be joined of parts, so a serialized mapping
+followed by two more fields is a mapping with these fields.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from netbird_wire.proxy_service_pb2 import (
+    GetMappingUpdateResponse,
+    ProxyMapping,
+    ProxyMappingUpdateType,
+    SyncMappingsResponse,
+)
+
+_LENGTH_DELIMITED: Final = 2
+_FIELDS: Final = ProxyMapping.DESCRIPTOR.fields_by_name
+
+
+def _varint(value: int) -> bytes:
+    parts = bytearray()
+    while value > 0x7F:
+        parts.append(value & 0x7F | 0x80)
+        value >>= 7
+    parts.append(value)
+    return bytes(parts)
+
+
+def _tag(number: int, kind: int) -> bytes:
+    return _varint(number << 3 | kind)
+
+
+_MAPPING: Final = _tag(SyncMappingsResponse.DESCRIPTOR.fields_by_name["mapping"].number, _LENGTH_DELIMITED)
+_TYPE: Final = _tag(_FIELDS["type"].number, 0)
+_AUTH_TOKEN: Final = _tag(_FIELDS["auth_token"].number, _LENGTH_DELIMITED)
+
+# Both streams send the same bytes.
+assert [(f.number, f.name) for f in SyncMappingsResponse.DESCRIPTOR.fields] == [  # noqa: S101
+    (f.number, f.name) for f in GetMappingUpdateResponse.DESCRIPTOR.fields
+]
+
+
+def mapping_entry(shared: bytes, kind: "ProxyMappingUpdateType.ValueType", auth_token: str = "") -> bytes:
+    """One mapping of a message, from a serialized `ProxyMapping` without type and token."""
+    token = auth_token.encode()
+    parts = [shared]
+    if kind:
+        parts += (_TYPE, _varint(kind))
+    if token:
+        parts += (_AUTH_TOKEN, _varint(len(token)), token)
+    body = b"".join(parts)
+    return b"".join((_MAPPING, _varint(len(body)), body))
+
+
+def message(entries: Iterable[bytes], **more: Any) -> bytes:
+    """A whole message: mappings, and whatever other fields it has."""
+    return b"".join(entries) + (SyncMappingsResponse(**more).SerializeToString() if more else b"")
+
+
+def serialized(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    """A serializer that leaves alone what is bytes already."""
+
+    def write(sent: Any) -> bytes:
+        return sent if isinstance(sent, bytes) else serialize(sent)
+
+    return write
