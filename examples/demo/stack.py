@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ class Stack:
         config.write_text(
             f'state_directory = "{self.directory / "management"}"\n'
             f"plugins = [{', '.join(repr(plugin) for plugin in plugins)}]\n"
-            f'[rest]\nlisten = "127.0.0.1:0"\n[grpc]\nlisten = "127.0.0.1:0"\n'
+            f'[rest]\nlisten = "127.0.0.1:{free_port()}"\n[grpc]\nlisten = "127.0.0.1:{free_port()}"\n'
         )
         argv = [str(BIN / "netbird-management"), "init", "--config", str(config), "--email", "owner@demo.example"]
         code, output, errors = await self.processes.run([*argv, "--proxy-token", "demo", "--json"])
@@ -100,8 +101,6 @@ class Stack:
     async def restart_management(self) -> Process:
         """The same again, after it ended: its state, its addresses."""
         config = self.directory / "management.toml"
-        text = config.read_text().replace('[rest]\nlisten = "127.0.0.1:0"', f'[rest]\nlisten = "{self.rest[7:]}"')
-        config.write_text(text.replace('[grpc]\nlisten = "127.0.0.1:0"', f'[grpc]\nlisten = "{self.grpc[7:]}"'))
         self.management = await self.processes.start(
             "management", [str(BIN / "netbird-management"), "run", "--config", str(config)]
         )
@@ -159,7 +158,7 @@ class Stack:
 
     def _udp_ports(self, name: str) -> str:
         # Each proxy has a range of its own, and keeps it, so that several can run side by side.
-        first = self._udp_ranges.setdefault(name, 20_000 + (os.getpid() % 200) * 100 + 20 * len(self._udp_ranges))
+        first = self._udp_ranges.setdefault(name, 20_000 + (os.getpid() % 120) * 100 + 20 * len(self._udp_ranges))
         return f"{first}-{first + 19}"
 
     async def start_upstream(self, name: str, address: str = "127.0.0.1") -> int:
@@ -241,11 +240,20 @@ class Stack:
         return output
 
 
+FIRST_PORT, PORTS = 10_000, 10_000
+"""Below what systems choose from when a program asks for any port, which other programs' connections take at any time:
+one of ours is still there when a process binds it a moment later, or again after its restart."""
+_tried = itertools.count(20 * (os.getpid() % (PORTS // 20)))
+
+
 def free_port() -> int:
-    """A TCP port that nobody has right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that nobody has right now, each time another one."""
+    for _ in range(PORTS):
+        port = FIRST_PORT + next(_tried) % PORTS
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError(f"no port from {FIRST_PORT} on is free")
 
 
 @asynccontextmanager
