@@ -16,7 +16,7 @@ from netbird_proxy.errors import (
     TunnelNotReady,
     UpstreamError,
 )
-from netbird_proxy.exchange import ExchangeView, OutgoingHead, TrailEntry, Try
+from netbird_proxy.exchange import OBSERVED, ExchangeView, OutgoingHead, TrailEntry, Try
 from netbird_proxy.forwarded import Forwarded, TrustedProxies
 from netbird_proxy.headers import Headers, fold
 from netbird_proxy.hookspecs import hookimpl
@@ -70,6 +70,7 @@ from netbird_proxy.steps import (
 __all__ = [
     "ALLOW",
     "EXCHANGE_STATE",
+    "OBSERVED",
     "AccountHandle",
     "AccountId",
     "Address",

@@ -144,6 +144,10 @@ class ExchangeView(Protocol):
         """Leave a fact for later stages. KeyError for a key that no loaded plugin declared in `PluginInfo.notes`."""
 
 
+OBSERVED = "core.observed"
+"""The core's own note: what guards that only observe would have refused, as `plugin:code`, apart by blanks."""
+
+
 class Exchange:
     """The record itself, written by the app (arrival), the pipeline (decisions) and the relay (bytes)."""
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Literal
 
-from netbird_proxy.exchange import ExchangeView, OutgoingHead, TrailEntry
-from netbird_proxy.model import ALLOW, Deny, Identity
+from netbird_proxy.exchange import OBSERVED, Exchange, ExchangeView, OutgoingHead, TrailEntry
+from netbird_proxy.model import ALLOW, Challenge, Deny, Identity
 from netbird_proxy.steps import Authenticator, Guard, Observer, RequestTransform
 
 _STAMPED = 1024
@@ -33,17 +33,25 @@ class BoundGuard:
     def _observed(
         self, check: Callable[[ExchangeView], Awaitable[object]]
     ) -> Callable[[ExchangeView], Awaitable[object]]:
-        """Say ALLOW whatever the guard says, and leave its verdict in the trail. It keeps to the deadline like any."""
+        """Say ALLOW whatever the guard says, and leave its verdict in the trail, and in the notes what it would have
+        refused, for the logs. It keeps to the deadline like any."""
 
         async def ask(exchange: ExchangeView) -> object:
+            code, allowed = "failed", False
             try:
                 verdict = await check(exchange)
             except Exception as exc:
                 told, reason = "failed", f"{type(exc).__name__}: {exc}"
             else:
-                told = f"deny {verdict.code}" if isinstance(verdict, Deny) else repr(verdict).lower()
+                allowed = verdict is ALLOW
+                code = verdict.code if isinstance(verdict, Deny | Challenge) else "failed"
+                told = f"deny {code}" if isinstance(verdict, Deny) else repr(verdict).lower()
                 reason = verdict.reason if isinstance(verdict, Deny) else ""
             exchange.trail.append(TrailEntry(self.stage, self.plugin, f"observed {told}", reason))
+            if isinstance(exchange, Exchange) and not allowed:
+                said = exchange.notes.get(OBSERVED)
+                mine = f"{self.plugin}:{code}"
+                exchange.notes[OBSERVED] = f"{said} {mine}" if said else mine
             return ALLOW
 
         return ask

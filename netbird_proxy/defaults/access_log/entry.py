@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from urllib.parse import unquote_to_bytes
 
-from netbird_proxy import ExchangeView, Identity, RouteSpec
+from netbird_proxy import OBSERVED, ExchangeView, Identity, RouteSpec
 from netbird_proxy.defaults.access_log.line import status_of
 
 LONGEST_PATH = 2048
@@ -97,6 +97,8 @@ class EntryFormat:
         if denial is not None:
             code = denial.code.encode()
             entry += b"\x8a\x01" + _sized(b"\x0a\x04code\x12" + _sized(code))
+        if exchange.notes and (observed := exchange.notes.get(OBSERVED)):
+            entry += b"\x8a\x01" + _sized(b"\x0a\x08observed\x12" + _sized(str(observed).encode()))
         if groups and who is not None and who.groups:
             known = _GROUPS.get(id(who))
             entry += known[1] if known is not None and known[0] is who else _groups(who)

@@ -8,6 +8,7 @@ In this order; what is empty is left out, and a query string, a header value or 
 - `tries`, where there was more than one
 - `user`, `groups`, `auth` (how the caller was known: `tunnel`, `password`, …), `by` (the plugin that knew)
 - `code`: why it was refused or failed
+- `observed`: what guards that only observe would have refused, as `plugin:code`
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import time
 
 import msgspec
 
-from netbird_proxy import ExchangeView, Identity, RouteSpec, Upstream
+from netbird_proxy import OBSERVED, ExchangeView, Identity, RouteSpec, Upstream
 
 _json = msgspec.json.Encoder().encode
 _REMEMBERED = 4096
@@ -92,6 +93,8 @@ class LineFormat:
         why = exchange.denial or exchange.error
         if why is not None:
             line += _said("code", why.code)
+        if exchange.notes:
+            line += _said("observed", str(exchange.notes.get(OBSERVED, "")))
         return line + b"}\n"
 
     def _end(self, listener: str, origin_account: str | None, upstream: Upstream | None) -> bytes:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
 import structlog
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from netbird_proxy import (
     ALLOW,
@@ -24,7 +25,7 @@ from netbird_proxy import (
     always,
     hookimpl,
 )
-from netbird_proxy.defaults.access_restrictions.geo import Countries, GeoUnavailable
+from netbird_proxy.defaults.access_restrictions.geo import GeoUnavailable, WatchedCountries
 from netbird_proxy.defaults.access_restrictions.networks import Address, Networks
 from netbird_proxy.defaults.access_restrictions.settings import RestrictionSettings
 
@@ -41,13 +42,15 @@ class AccessRestrictionsOptions(BaseModel):
 
     geo_database: Path | None = None
     """A database of countries in MaxMind's format (`.mmdb`). Without one, services with country rules are closed."""
+    geo_interval: float = Field(30.0, ge=0.01, le=86_400)
+    """Seconds between looks whether its file is another: after two of them it is read anew."""
 
 
 class AccessRestrictions:
     """Lets a service be reached from some networks and countries only."""
 
     def __init__(self) -> None:
-        self._countries: Countries | None = None
+        self._countries: WatchedCountries | None = None
 
     @hookimpl
     def describe(self) -> PluginInfo:
@@ -63,17 +66,21 @@ class AccessRestrictions:
 
     @hookimpl
     def lifespan(self, proxy: Proxy) -> AbstractAsyncContextManager[None]:
-        return self._running(proxy.options(AccessRestrictionsOptions).geo_database)
+        return self._running(proxy.options(AccessRestrictionsOptions))
 
     @asynccontextmanager
-    async def _running(self, file: Path | None) -> AsyncIterator[None]:
-        with ExitStack() as stack:
-            if file is not None:
-                self._countries = stack.enter_context(Countries(file))
-            try:
-                yield
-            finally:
-                self._countries = None
+    async def _running(self, options: AccessRestrictionsOptions) -> AsyncIterator[None]:
+        if options.geo_database is None:
+            yield
+            return
+        with WatchedCountries(options.geo_database, interval=options.geo_interval) as self._countries:
+            async with asyncio.TaskGroup() as tasks:
+                watching = tasks.create_task(self._countries.watch())
+                try:
+                    yield
+                finally:
+                    watching.cancel()
+                    self._countries = None
 
     @hookimpl
     def restrict(self, route: RouteSpec, proxy: Proxy) -> Guard | None:

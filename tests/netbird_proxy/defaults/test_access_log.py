@@ -40,7 +40,7 @@ from netbird_proxy.defaults.access_log.plugin import GATHERED, LONG_PATH
 from netbird_proxy.defaults.access_log.sender import WORKERS
 from netbird_proxy.defaults.access_log.writer import MAX_PENDING_BYTES, LineWriter
 from netbird_proxy.errors import ClientGone, UpstreamClosed
-from netbird_proxy.exchange import Exchange
+from netbird_proxy.exchange import OBSERVED, Exchange
 from netbird_proxy.plugins import Hooks, load_hooks
 from netbird_wire.proxy_service_pb2 import AccessLog, SendAccessLogRequest
 
@@ -112,6 +112,19 @@ async def test_an_exchange_is_one_line(tmp_path: Path, host: Any, exchange: Any)
         "auth": "tunnel",
         "by": "private_service",
     }
+
+
+async def test_what_would_have_been_refused_is_told(tmp_path: Path, host: Any, exchange: Any) -> None:
+    """The verdicts of guards that only observe are in the line and in the entry, and are no refusal there."""
+    one = exchange(status=200)
+    one.notes[OBSERVED] = "geo:country_restricted other:failed"
+
+    (line,) = await written(tmp_path, host, one)
+
+    assert (line["observed"], "code" in line) == ("geo:country_restricted other:failed", False)
+    entry = entry_of(one)
+    assert dict(entry.metadata) == {"observed": "geo:country_restricted other:failed"}
+    assert (entry.auth_success, entry.auth_mechanism) == (True, "")
 
 
 async def test_a_hostile_path_stays_inside_its_line(tmp_path: Path, host: Any, exchange: Any) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from netbird_proxy import ALLOW, Decision, Deny, Origin, RouteRefused
 from netbird_proxy.control.claims import CORE_CLAIMS
@@ -62,7 +64,7 @@ async def asking(tmp_path: Path, world: bytes | None = WORLD, **lists: Any) -> A
     file = tmp_path / "world.mmdb"
     if world is not None:
         file.write_bytes(world)
-    options = AccessRestrictionsOptions(geo_database=file if world is not None else None)
+    options = AccessRestrictionsOptions(geo_database=file if world is not None else None, geo_interval=0.02)
     hooks, proxy = loaded(), FakeProxy(options=[options])
     async with hooks.running(proxy):
         spec = route(values={RestrictionSettings: RestrictionSettings.from_wire(wire(**lists))})
@@ -173,6 +175,40 @@ async def test_database_that_breaks_under_way_closes(tmp_path: Path) -> None:
     ) as ask:
         assert code(await ask(GERMANY)) == ""
         assert code(await ask("2001:db8::1")) == "geo_unavailable"
+
+
+async def until_logged(logs: Sequence[MutableMapping[str, Any]], event: str, times: int = 1) -> None:
+    async with asyncio.timeout(20):
+        while [one["event"] for one in logs].count(event) < times:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+
+
+async def test_another_database_counts_without_a_restart(tmp_path: Path) -> None:
+    """Put in its place or written over it; what is damaged, cut off or gone leaves the last good one to tell."""
+    file = tmp_path / "world.mmdb"
+    moved = database({"192.0.2.0/24": country("FR"), "198.51.100.0/24": country("DE"), "16.0.0.0/4": country("DE")})
+    damaged = moved.replace(b"\x47country", b"\x5dcountry")  # texts that end behind the file
+    with capture_logs() as logs:
+        async with asking(tmp_path, allowed_countries=["DE"]) as ask:
+            assert (code(await ask(GERMANY)), code(await ask(FRANCE))) == ("", "country_restricted")
+
+            for i, bad in enumerate((damaged, moved[:100], b""), 1):
+                file.write_bytes(bad)  # over the one that is open
+                await until_logged(logs, "access_restrictions.database_kept", i)
+                assert (code(await ask(GERMANY)), code(await ask(FRANCE))) == ("", "country_restricted")
+            file.unlink()
+            await until_logged(logs, "access_restrictions.database_kept", 4)
+            assert code(await ask(GERMANY)) == ""
+
+            (tmp_path / "new").write_bytes(moved)
+            (tmp_path / "new").rename(file)
+            await until_logged(logs, "access_restrictions.database_replaced")
+            assert (code(await ask(GERMANY)), code(await ask(FRANCE))) == ("country_restricted", "")
+            file.write_bytes(WORLD)
+            await until_logged(logs, "access_restrictions.database_replaced", 2)
+            assert (code(await ask(GERMANY)), code(await ask(FRANCE))) == ("", "country_restricted")
+    kept = [one["error"] for one in logs if one["event"] == "access_restrictions.database_kept"]
+    assert "damaged" in kept[0]
 
 
 async def test_overlay_is_in_no_country(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from netbird_proxy import ALLOW, Authenticator, Deny, Guard, Identity, RequestTransform, UserId
+from netbird_proxy import ALLOW, OBSERVED, Authenticator, Deny, Guard, Identity, RequestTransform, UserId
 from netbird_proxy.errors import ManagementTimeout, StepFailed
 from netbird_proxy.model import Challenge, Offer
 from netbird_proxy.testing.asgi import Client
@@ -332,7 +332,7 @@ async def test_transform_may_not_set_what_another_owns() -> None:
 
 
 async def test_observe_mode_records_and_lets_through() -> None:
-    """A guard in mode observe leaves its verdict in the trail, whatever it is, and nothing else."""
+    """A guard in mode observe leaves its verdict in the trail, and for the logs what it would have refused."""
 
     async def deny(_exchange: object) -> object:
         return Deny(403, "not_in_group")
@@ -360,6 +360,7 @@ async def test_observe_mode_records_and_lets_through() -> None:
         ("says yes", "observed allow"),
         ("says yes", "not enforced"),
     ]
+    assert play.exchange.notes == {OBSERVED: "says no:not_in_group breaks:failed"}
 
 
 async def test_client_that_leaves_while_a_guard_waits_is_observed_once() -> None:
