@@ -24,6 +24,8 @@ LOW_WATER = 32768
 """Body bytes held for a slow client: above the one the upstream is no longer read, below the other it is again."""
 
 _SMALL_PIECE = 2048
+_CONTENT_MEANS_NOTHING = frozenset((b"GET", b"HEAD", b"OPTIONS"))
+"""With these, some servers overlook that a body follows, and take it for the next request (RFC 9110 §9.3.1)."""
 _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)[ \t]*\r\n", re.IGNORECASE)
 _RESET = struct.pack("ii", 1, 0)
 
@@ -53,6 +55,7 @@ class Http1Connection(asyncio.Protocol):
     __slots__ = (
         "_answer",
         "_deadline",
+        "_doubtful",
         "_drain_waiter",
         "_head_timeout",
         "_limits",
@@ -92,6 +95,7 @@ class Http1Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._answer: Answer | None = None
         self._request_open = False
+        self._doubtful = False  # the upstream may have read two requests where we sent one
         self._missing = -1  # body bytes that the head's Content-Length still promises; -1 where it promises none
         self._waiter: asyncio.Future[None] | None = None
         self._drain_waiter: asyncio.Future[None] | None = None
@@ -116,6 +120,7 @@ class Http1Connection(asyncio.Protocol):
             raise RuntimeError(f"{self!r} is not ready for a request")
         self._answer = Answer(self, method, limits=self._limits, upgrade=upgrade)
         self._request_open = has_body
+        self._doubtful = has_body and method in _CONTENT_MEANS_NOTHING
         self._missing = -1
         self.exchanges += 1
         if has_body and (promised := _CONTENT_LENGTH.search(head)) is not None:
@@ -180,6 +185,8 @@ class Http1Connection(asyncio.Protocol):
                 if informational is not None:
                     await informational(status, headers)
             if answer.head_complete:
+                if isinstance(self.failure, ProtocolViolation):
+                    raise self._failed()  # known before anybody was told of the head
                 if answer.switched:
                     self._request_open = True  # the raw stream, until `finish_body`
                 return answer
@@ -231,7 +238,7 @@ class Http1Connection(asyncio.Protocol):
             if not answer.complete or self._request_open or self._write_paused or answer.excess:
                 self._fail(UpstreamClosed(f"{self.name}: given up by us before the exchange was complete"))
                 return False
-            if answer.switched or not answer.keep_alive:
+            if answer.switched or not answer.keep_alive or self._doubtful:
                 self.close()
                 return False
         if transport.is_closing():

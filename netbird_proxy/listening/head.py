@@ -10,6 +10,8 @@ What is refused, beyond RFC 9112:
   need them); and the raw bytes `\\`, `"`, `<`, `>` and backtick, which browsers encode.
   `|`, `^`, `{`, `}`, `[` and `]` are not in RFC 3986's path either, but common clients send them and nobody reads them
   as anything else, so they pass. `//` at the start is a path, never an authority.
+- CONNECT, which asks for a tunnel, and TRACE, which has an upstream send back the head that we wrote: custom headers of
+  the operator, which may be credentials, and what identifies the caller.
 - in a query only what cannot stand on a request line, and `#`: it routes nothing, and people send `"` and `%` there.
 - a framing field in any but its one plain form (`Content-Length: 03`, `Transfer-Encoding: CHUNKED`), and names that
   CGI-style upstreams fold to a framing field (`Transfer_Encoding`).
@@ -175,6 +177,7 @@ def judge_marks(version: str, marks: Iterable[Mark]) -> Framing:
 
 # Target ---------------------------------------------------------------------------------------------------------------
 
+_REFUSED_METHODS: Final = {b"CONNECT": "method_connect", b"TRACE": "method_trace"}
 _ORIGIN_FORM = re.compile(rb"(/[!$-;=@A-\[\]^_a-z{|}~]*)(?:\?([!\"$-~]*))?")
 _ABSOLUTE_FORM = re.compile(rb"([Hh][Tt][Tt][Pp][Ss]?)://([^/?#]*)(.*)", re.DOTALL)
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
@@ -213,12 +216,12 @@ def judge_target(method: bytes, target: bytes, host: bytes) -> tuple[bytes, byte
         host: the Host field, already judged.
 
     Raises:
-        HeadRefused: the method is CONNECT, or the target is not in origin form, not `*` with OPTIONS, and not
+        HeadRefused: the method is CONNECT or TRACE, or the target is not in origin form, not `*` with OPTIONS, and not
             absolute with the same authority.
     """
-    if method == b"CONNECT":
-        # It asks for a tunnel to somewhere, in whatever form the parser let its target through.
-        raise HeadRefused("method_connect")
+    if method in _REFUSED_METHODS:
+        # In whatever form the parser let its target through.
+        raise HeadRefused(_REFUSED_METHODS[method])
     match = _ORIGIN_FORM.fullmatch(target)
     if match is None:
         if target == b"*" and method == b"OPTIONS":

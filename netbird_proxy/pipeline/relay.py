@@ -29,7 +29,7 @@ from netbird_proxy.pipeline.response_heads import ResponseHeads
 
 log = structlog.get_logger("netbird_proxy.pipeline")
 
-_IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))  # RFC 9110 §9.2.2
+_IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))  # RFC 9110 §9.2.2
 
 
 def _is_its_own(send: object, client: object) -> bool:

@@ -196,6 +196,21 @@ def hop_by_hop(corpus: Corpus) -> None:
         get(b"Connection: x_forwarded_for", b"X-Forwarded-For: mallory"),
         get(b"Connection: Via, Forwarded"),
     )
+    own_names = rule("listed-ours", "nor what the proxy itself has to say, or has been told to")
+    own_names.passes(
+        get(b"Connection: Via, X-Forwarded-For, X-NetBird-User, X-NetBird-Groups"),
+        get(b"Connection: via", b"Via: 1.1 mallory"),
+        get(b"Connection: close, " + b", ".join(b"x-%d" % i for i in range(2_000))),
+        get(b'Connection: "X-A"', b"X-B: 1"),
+        get(b"Connection: ,, ,\t,"),
+    )
+    trailing = rule("te", "only trailers are accepted, whatever the client would take")
+    trailing.passes(
+        get(b"TE: trailers"),
+        get(b"TE: trailers, mallory", b"Connection: TE"),
+        get(b"te: trailers;q=0.5, deflate"),
+        has=("te: trailers",),
+    )
     offers = rule("h2c", "no protocol that carries further requests is offered upstream")
     for token in (b"h2c", b"H2C", b"h2c, websocket", b"HTTP/2.0", b"TLS/1.2, HTTP/1.1", b"h2", b"h3"):
         offers.passes(get(b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: " + token, b"HTTP2-Settings: AAMAAABkAAQ"))
@@ -303,6 +318,14 @@ def hosts(corpus: Corpus) -> None:
                 *(b"http://other.example/x", b"http://app.example:81/x", b"http://app.example.other.example/x"),
                 *(b"http://user@app.example/x", b"http://app.example@other.example/x", b"http:///x", b"http://"),
                 *(b"http://app.example\\.other.example/x", b"http://[::1]/x", b"http://app.example:x/"),
+                *(b"http://app.example:80@other.example/x", b"http://a:mallory@app.example/x", b"http:/app.example/x"),
+                *(
+                    b"http://app%2eexample/x",
+                    b"http://app.example%2f/x",
+                    b"http://app.example:/x",
+                    b"http:app.example/x",
+                ),
+                *(b"http://app.example\t/x", b"http://app.example;/x", b"http://app.example,other.example/x"),
             )
         ),
         with_host(b"Host: other.example", target=b"http://app.example/x"),
@@ -311,6 +334,22 @@ def hosts(corpus: Corpus) -> None:
         with_host(b"Host: app.example", target=b"http://app.example/x"),
         with_host(b"Host: app.example", target=b"HTTP://App.Example:80/x"),
         with_host(b"Host: app.example.", target=b"http://app.example/x"),
+    )
+    absolute = rule("absolute-path", "and what it says behind its authority is that path, to the byte")
+    for target, path in (
+        (b"http://app.example", b"/"),
+        (b"http://app.example?x", b"/?x"),
+        (b"http://app.example//other.example/x", b"//other.example/x"),
+        (b"http://app.example/http://other.example/", b"/http://other.example/"),
+        (b"https://app.example/x", b"/x"),
+        (b"http://app.example/x?y=http://other.example/", b"/x?y=http://other.example/"),
+    ):
+        absolute.passes(with_host(b"Host: app.example", target=target), upstream=(f"GET {path.decode()}",))
+    rule("absolute-odd", "judged like any other").refused(
+        *(
+            with_host(b"Host: app.example", target=b"http://app.example" + path)
+            for path in (b"/../x", b"/a/%2e%2e/x", b"/a%2fb", b"/x#y", b"/a\\b", b"/%zz", b"/a%00")
+        )
     )
     rule("schemes", "an absolute target of another scheme").refused(
         *(
@@ -396,9 +435,13 @@ def paths(corpus: Corpus) -> None:
     connect = rule("connect", "nobody gets a tunnel to anywhere")
     for target in (b"app.example:443", b"127.0.0.1:22", b"/x", b"*", b"http://app.example/"):
         connect.refused(b"CONNECT %b HTTP/1.1\r\n" % target + HOST + END + b"\x16\x03\x01mallory")
+    trace = rule("trace", "nobody is shown the head that an upstream gets")
+    for target in (b"/x", b"*", b"http://app.example/x"):
+        trace.refused(b"TRACE %b HTTP/1.1\r\n" % target + HOST + b"Max-Forwards: 0\r\n\r\n")
     star = rule("star", "OPTIONS * is nobody's service")
     star.refused(b"OPTIONS * HTTP/1.1\r\n" + HOST + END, status=404)
     star.refused(b"GET * HTTP/1.1\r\n" + HOST + END, b"OPTIONS ** HTTP/1.1\r\n" + HOST + END)
+    star.refused(b"OPTIONS *?x HTTP/1.1\r\n" + HOST + END, b"OPTIONS */x HTTP/1.1\r\n" + HOST + END)
 
 
 def lengths(corpus: Corpus) -> None:
@@ -453,6 +496,34 @@ def lengths(corpus: Corpus) -> None:
     for method in (b"POST", b"GET", b"DELETE", b"HEAD", b"OPTIONS", b"QUERY"):
         sent = method + b" /x HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\n" % len(hidden) + hidden
         body.passes(sent, upstream=(f"{method.decode()} /x",), body=hidden)
+    none = rule("none", "TE.0: nor does a method that has none leave a body's chunks behind")
+    for method in (b"GET", b"HEAD", b"OPTIONS", b"DELETE", b"POST"):
+        start = method + b" /x HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
+        chunk = b"%x\r\n" % len(hidden) + hidden + b"\r\n0\r\n\r\n"
+        none.passes(start + chunk, upstream=(f"{method.decode()} /x",), body=hidden)
+        none.passes(
+            start + CHUNKS + SECOND,
+            answers=(200, 200),
+            upstream=(f"{method.decode()} /x", "GET /second"),
+            body=b"hello",
+        )
+    behind = rule("behind", "what follows a body is a request of its own, a blank line before it or not")
+    behind.passes(
+        post(b"Content-Length: 5", body=b"hello" + SECOND),
+        post(b"Content-Length: 5", body=b"hello\r\n" + SECOND),
+        post(b"Content-Length: 5", body=b"hello\r\n\r\n" + SECOND),
+        post(b"Upgrade: mallory", b"Content-Length: 5", body=b"hello" + SECOND),
+        answers=(200, 200),
+        upstream=("POST /x", "GET /second"),
+        body=b"hello",
+    )
+    behind.passes(
+        post(b"Content-Length: 5", body=b"helloxGET /second HTTP/1.1\r\n" + HOST + END),
+        post(b"Content-Length: 5", body=b"hello\x00" + SECOND),
+        answers=(200, 400),
+        upstream=POSTED,
+        body=b"hello",
+    )
     short = rule("short", "a body that is cut short never looks complete")
     short.refused(post(b"Content-Length: 500", body=b"hello"), post(b"Content-Length: 500", body=SECOND), status=0)
 
@@ -511,6 +582,12 @@ def codings(corpus: Corpus) -> None:
         post(b" Transfer-Encoding: chunked", body=CHUNKS + SECOND),
         post(b"X: y", b"\tTransfer-Encoding: chunked", body=CHUNKS + SECOND),
     )
+    rule("folded-letters", "letters that some fold to ASCII are other letters").refused(
+        post("Tran\u017ffer-Encoding: chunked".encode(), body=CHUNKS + SECOND),
+        post("Transfer-Encoding: chun\u212aed".encode(), body=CHUNKS + SECOND),
+        post("Content-Length: \u0665".encode(), body=b"hello" + SECOND),
+        post("Con\uff54ent-Length: 5".encode(), body=b"hello" + SECOND),
+    )
     alias = rule("alias", "a name that some read as the coding")
     for name in (b"Transfer_Encoding", b"transfer.encoding", b"TRANSFER_ENCODING", b"Transfer_encoding"):
         alias.refused(
@@ -552,6 +629,38 @@ def chunks(corpus: Corpus) -> None:
         *sizes(b"+5", b"-5", b"0x5", b"5_", b"_5", b"5h", b" 5", b"", b"g", b"5,", b"5 5", b"\x005", b"5\x00"), status=0
     )
     size.refused(*sizes(b"fffffffffffffffff", b"ffffffffffffffff", b"7" * 40), status=0)
+    size.refused(*sizes(b"5 ", b"5\t", b"5 ;a", b"5\r", b"5\x0b", b"5\xa0", b"\t5", b"\r5"), status=0)
+    padded = rule("padded", "a size with zeros in front is that size")
+    padded.passes(
+        *sizes(b"0" * 20 + b"5", b"0" * 2_000 + b"5"),
+        answers=(200, 200),
+        upstream=("POST /x", "GET /second"),
+        body=b"hello",
+    )
+    spill = rule("spill", "what stands behind a chunk's bytes is CR LF, not just any two")
+    spill.refused(
+        *(
+            chunked(b"5\r\nhello" + behind + b"0\r\n\r\n" + SECOND)
+            for behind in (b"XX", b"\n\n", b"\r", b"\r\r", b"\n\r", b"\r\r\n", b" \r\n", b"\x00\x00", b"\r\n\r\n")
+        ),
+        status=0,
+    )
+    last = rule("last", "nor does the last chunk's line end otherwise")
+    last.refused(
+        *(
+            chunked(b"5\r\nhello\r\n0" + behind + SECOND)
+            for behind in (
+                b"\r\r\n\r\n",
+                b"\n\n",
+                b";\n\r\n",
+                b";a\n\r\n",
+                b"\r\n\r",
+                b"\r\n\rX: y\r\n\r\n",
+                b"\r\n \r\n",
+            )
+        ),
+        status=0,
+    )
     line = rule("line", "a chunk's lines end with CR LF and nothing else")
     line.refused(
         chunked(b"5\nhello\n0\n\n" + SECOND),
@@ -575,6 +684,12 @@ def chunks(corpus: Corpus) -> None:
         chunked(b"5; a = mallory\r\nhello\r\n0\r\n\r\n" + SECOND),
         chunked(b"5;;;\r\nhello\r\n0\r\n\r\n" + SECOND),
         chunked(b'5;a="\r\nhello\r\n0\r\n\r\n' + SECOND),
+        chunked(b'5;a="\r\n"\r\nhello\r\n0\r\n\r\n' + SECOND),
+        chunked(b"5;\rX\r\nhello\r\n0\r\n\r\n" + SECOND),
+        chunked(b"5;a\r\r\nhello\r\n0\r\n\r\n" + SECOND),
+        chunked(b"2;\nxx\r\n5\r\nhello\r\n0\r\n\r\n" + SECOND),
+        chunked(b"5;\r\r\nhello\r\n0\r\n\r\n" + SECOND),
+        chunked(b"5;a=b\n\nhello\r\n0\r\n\r\n" + SECOND),
         status=0,
     )
     trailer = rule("trailer", "trailers neither frame, route nor authenticate")
@@ -622,7 +737,16 @@ def lines(corpus: Corpus) -> None:
         b"GET /x\r HTTP/1.1\r\nHost: app.example\r\n\r\n",
     )
     rule("colon", "a line without a name is no field").refused(
-        get(b"mallory"), get(b": mallory"), get(b":"), get(b"X mallory"), get(b"=mallory"), get(b" : mallory")
+        get(b"mallory"),
+        get(b": mallory"),
+        get(b":"),
+        get(b"X mallory"),
+        get(b"=mallory"),
+        get(b" : mallory"),
+        get(b":path: /second"),
+        get(b":authority: mallory"),
+        get(b":method: POST"),
+        get(b"::mallory"),
     )
     rule("name", "a name is a token").refused(
         *(
@@ -698,6 +822,24 @@ def lines(corpus: Corpus) -> None:
     rule("many", "a head has so many lines").refused(
         get(*[b"X: y"] * 100), get(*[b"X-%d: y" % i for i in range(150)]), status=431
     )
+    blank = rule("blank", "blank lines before a request are nobody's")
+    blank.passes(b"\r\n" + get(), b"\r\n" * 4 + get(), b"\n" + get(), b"\r" + get())
+    blank.passes(
+        get() + b"\r\n" + SECOND, get() + b"\r\n" * 3 + SECOND, answers=(200, 200), upstream=("GET /x", "GET /second")
+    )
+    preface = rule("preface", "HTTP/2 is not begun without being asked for")
+    preface.refused(
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00", b"PRI * HTTP/1.1\r\n" + HOST + END
+    )
+    preface.refused(b"PRI /x HTTP/1.1\r\n" + HOST + END)
+    preface.passes(get() + b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", answers=(200, 400))
+    ends = rule("ends", "what a client wants to be the last request is the last")
+    ends.passes(
+        get(b"Connection: close, keep-alive") + SECOND,
+        get(b"Connection: keep-alive", b"Connection: close") + SECOND,
+        get(b"Connection: CLOSE") + SECOND,
+        b"GET /x HTTP/1.0\r\n" + HOST + END + SECOND,
+    )
     pipelined = rule("pipelined", "each request on a connection is judged by itself")
     pipelined.passes(get() + SECOND, answers=(200, 200), upstream=("GET /x", "GET /second"))
     pipelined.passes(get() * 3, answers=(200, 200, 200), upstream=("GET /x",) * 3)
@@ -745,10 +887,46 @@ def expectations(corpus: Corpus) -> None:
         *(get(b"Expect: " + value) for value in (b"mallory", b"100-continue, x", b"200-ok", b"100-continue;q=1", b"")),
         status=417,
     )
+    rule("spaced", "one whose name has a byte more").refused(
+        *(
+            post(line, b"Content-Length: 5", body=b"hello" + SECOND)
+            for line in (
+                *(b"Expect : 100-continue", b"Expect\t: 100-continue", b" Expect: 100-continue"),
+                *(b"Expect:\r\n 100-continue", b"Expect: 100-continue\x0b", b"Expect\x00: 100-continue"),
+            )
+        )
+    )
+    rule("odd", "one that is almost the known one, with a body behind that some would not read").refused(
+        *(
+            post(b"Expect: " + value, b"Content-Length: %d" % len(SECOND), body=SECOND)
+            for value in (b"y 100-continue", b"100-continue\t", b"100-continue,", b'"100-continue"', b"100-continu")
+        ),
+        post(b"Expect: 100-continue", b"Expect: y", b"Content-Length: 5", body=b"hello" + SECOND),
+        status=417,
+    )
+    bodiless = rule("bodiless", "one without a body waits for nobody")
+    bodiless.passes(
+        get(b"Expect: 100-continue") + SECOND,
+        get(b"Expect: 100-continue", b"Content-Length: 0") + SECOND,
+        answers=(200, 200),
+        upstream=("GET /x", "GET /second"),
+    )
+    stays = rule("stays", "the body that it announces stays a body, though an answer may come early")
+    hidden = b"GET /hidden HTTP/1.1\r\nHost: app.example\r\n\r\n"
+    for method in (b"GET", b"HEAD", b"POST", b"OPTIONS"):
+        head = method + b" /x HTTP/1.1\r\n" + HOST + b"Expect: 100-continue\r\n"
+        stays.passes(
+            head + b"Content-Length: %d\r\n\r\n" % len(hidden) + hidden,
+            head + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % len(hidden) + hidden + b"\r\n0\r\n\r\n",
+            upstream=(f"{method.decode()} /x",),
+            body=hidden,
+        )
     known = rule("continue", "the client's own 100 is ours to say, and the expectation is not repeated")
     known.passes(
         post(b"Expect: 100-continue", b"Content-Length: 5", body=b"hello"),
         post(b"expect: 100-Continue", b"Content-Length: 5", body=b"hello"),
+        post(b"Expect: 100-continue", b"Expect: 100-continue", b"Content-Length: 5", body=b"hello"),
+        b"POST /x HTTP/1.0\r\n" + HOST + b"Expect: 100-continue\r\nContent-Length: 5\r\n\r\nhello",
         chunked(CHUNKS, b"Expect: 100-continue"),
         upstream=POSTED,
         body=b"hello",
@@ -781,6 +959,19 @@ def upgrades(corpus: Corpus) -> None:
         post(*ask, b"Content-Length: 5", body=b"hello" + SECOND),
         get(*ask, b"Content-Length: 5") + b"hello" + SECOND,
         get(*ask, b"Transfer-Encoding: chunked") + CHUNKS + SECOND,
+        post(b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"Content-Length: 5", body=b"hello" + SECOND),
+    )
+    several = rule("several", "of several that are asked for, those go on that carry no requests")
+    several.passes(
+        get(b"Connection: Upgrade", b"Upgrade: h2c, websocket"),
+        get(b"Connection: Upgrade", b"Upgrade: websocket", b"Upgrade: h2c"),
+        get(b"Connection: Upgrade", b"Upgrade: TLS/1.2,websocket , HTTP/2.0"),
+        has=("upgrade: websocket", "connection: Upgrade"),
+    )
+    old = rule("old", "1.0 asks for none")
+    old.passes(
+        b"GET /x HTTP/1.0\r\n" + HOST + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n" + SECOND,
+        b"GET /x HTTP/1.0\r\n" + HOST + b"Connection: Upgrade\r\nUpgrade: mallory\r\n\r\n",
     )
     tokens = rule("tokens", "what is offered upstream is what was asked for, once, and only if it is a token")
     tokens.passes(

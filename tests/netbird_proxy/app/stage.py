@@ -70,10 +70,16 @@ class Upstream:
 
     seen: list[Seen] = field(default_factory=list)
     bytes: bytearray = field(default_factory=bytearray)
+    answers: list[bytes] = field(default_factory=list)
+    """What the next requests are answered, one each; then `answer`."""
     answer: bytes = b""
     """What each request is answered; by default 200 with two bytes."""
     early: bool = False
     """Answer when the head is there, and close."""
+    closes: bool = False
+    """Close after an answer of `answers`."""
+    connections: int = 0
+    """How many were accepted."""
 
 
 class Recording(asyncio.Protocol):
@@ -85,6 +91,7 @@ class Recording(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
+        self.upstream.connections += 1
 
     def data_received(self, data: bytes) -> None:
         self.upstream.bytes += data
@@ -98,6 +105,11 @@ class Recording(asyncio.Protocol):
             del self.buffer[:size]
             self.upstream.seen.append(one)
             body = b"" if one.line.startswith("HEAD ") else b"ok"
+            if self.upstream.answers:
+                self.transport.write(self.upstream.answers.pop(0))
+                if self.upstream.closes:
+                    self.transport.close()
+                continue
             plain = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
             self.transport.write(self.upstream.answer or plain)
 

@@ -45,6 +45,7 @@ def check(one: Seen, client: str, identity: list[tuple[bytes, bytes]], port: int
     assert (b"content-length" in names) + (b"transfer-encoding" in names) <= 1
     assert one.get(b"x-forwarded-for") == one.get(b"x-real-ip") == [client.encode()]
     assert one.get(b"x-forwarded-proto") == [b"http"]
+    assert len(one.get(b"via")) == 1
     assert [pair for pair in one.fields if fold(pair[0]).startswith((b"x-netbird-", b"trailer x-netbird-"))] == identity
     forwarding = [name for name in names if b"forwarded" in name or b"real-ip" in name]
     assert sorted(forwarding) == sorted(

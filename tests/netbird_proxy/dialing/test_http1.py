@@ -611,3 +611,46 @@ async def test_misuse_is_told() -> None:
     connection.abort()
     with pytest.raises(UpstreamClosed):
         await sender
+
+
+@pytest.mark.parametrize(
+    ("method", "has_body", "kept"),
+    [
+        (b"GET", True, False),
+        (b"HEAD", True, False),
+        (b"OPTIONS", True, False),
+        (b"GET", False, True),
+        (b"POST", True, True),
+        (b"DELETE", True, True),
+    ],
+)
+async def test_where_a_body_means_nothing_the_connection_is_the_last_one_s(
+    method: bytes, has_body: bool, kept: bool
+) -> None:
+    """An upstream that overlooks it takes it for the next request, and answers that, to whoever comes then."""
+    connection, transport = opened()
+    length = b"content-length: 2\r\n" if has_body else b""
+    connection.send_head(method + b" / HTTP/1.1\r\nhost: a\r\n" + length + b"\r\n", method=method, has_body=has_body)
+    if has_body:
+        await connection.send_body(b"hi", chunked=False)
+        connection.finish_body([], chunked=False)
+    transport.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    await everything(await connection.answer())
+    assert connection.finish() is kept
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70_000 + b"\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\nx",
+    ],
+    ids=["head too large", "no chunk"],
+)
+async def test_violation_that_comes_with_the_head_is_told_instead_of_it(data: bytes) -> None:
+    """However much of the answer one read brings: nobody has been told of the head yet."""
+    connection, transport = opened()
+    connection.send_head(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n", method=b"GET", has_body=False)
+    transport.feed(data)
+    with pytest.raises(ProtocolViolation):
+        await connection.answer()
