@@ -31,6 +31,7 @@ from netbird_management.store.models import (
     GroupPeerRow,
     GroupRow,
     NameserverGroupRow,
+    NetworkRow,
     PeerRow,
     PolicyRow,
     RevocationRow,
@@ -90,6 +91,7 @@ class Transaction:
         account: bool = False,
         domains: bool = False,
         dns: bool = False,
+        networks: bool = False,
         revocations: bool = False,
     ) -> None:
         """Name the rows written, made or deleted. What is not named is not read again."""
@@ -102,6 +104,7 @@ class Transaction:
             account=account,
             domains=domains,
             dns=dns,
+            networks=networks,
             revocations=revocations,
         )
 
@@ -269,6 +272,12 @@ class State:
             )
             zones = await session.scalars(select(ZoneRow).where(ZoneRow.account_id == account_id))
             dns = network_rows.dns(servers.all(), zones.all())
+        networks = old.networks if old is not None and not touched.networks else None
+        if networks is None:
+            held = await session.scalars(
+                select(NetworkRow).where(NetworkRow.account_id == account_id).order_by(NetworkRow.id)
+            )
+            networks = tuple(network_rows.network(row) for row in held.all())
         revocations = old.revocations if old is not None and not touched.revocations else None
         if revocations is None:
             query = select(RevocationRow).where(RevocationRow.account_id == account_id)
@@ -283,6 +292,7 @@ class State:
             policies=await part(PolicyRow, old.policies if old else empty, touched.policies, network_rows.policy),
             custom_domains=domains,
             dns=dns,
+            networks=networks,
             revocations=revocations,
             generation=self._generation,
             before=before,

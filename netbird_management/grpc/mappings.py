@@ -128,6 +128,9 @@ class Mappings:
                 others.update(account.services)
             for peer_id in touched.peers:
                 others.update(account.index.targeting(peer_id))
+            for network in account.networks if touched.networks else ():
+                for resource in network.resources:
+                    others.update(account.index.targeting_resource(resource.id))
         for service_id in sorted(others - touched.services):
             yield service_id, False
 

@@ -27,6 +27,7 @@ def network_differs(before: AccountSnapshot | None, after: AccountSnapshot | Non
         or before.policies != after.policies
         or before.custom_domains != after.custom_domains
         or before.dns != after.dns
+        or before.networks != after.networks
         or _differ(before.peers, after.peers)
         or _differ(before.users, after.users)
     )

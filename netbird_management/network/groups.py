@@ -83,6 +83,12 @@ def _user_of(account: AccountSnapshot, group_id: GroupId) -> str:
     for zone in account.dns.zones:
         if group_id in zone.distribution_groups:
             return f"dns zone: {zone.domain}"
+    for network in account.networks:
+        for resource in network.resources:
+            if group_id in resource.groups:
+                return f"network resource: {resource.name}"
+        if any(group_id in router.peer_groups for router in network.routers):
+            return f"network router: {network.name}"
     if group_id in account.account.settings.disabled_management_groups:
         return "disabled DNS management groups"
     if group_id in account.account.settings.peer_expose_groups:

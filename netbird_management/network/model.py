@@ -147,6 +147,46 @@ class ResourceType(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class NetworkResource:
+    """Something behind routing peers: one address, a network, or the names of a domain.
+
+    `address` is `10.0.0.5/32` of a `host`, `10.0.0.0/16` of a `subnet`, and of a `domain` a folded name, or `*.` and
+    one for all names below it. Policies reach it by itself or by its groups.
+    """
+
+    id: str
+    name: str
+    type: ResourceType
+    address: str
+    groups: tuple[GroupId, ...] = ()
+    description: str = ""
+    enabled: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkRouter:
+    """Who carries packets to a network: one peer, or each peer of some groups. The lowest metric is tried first."""
+
+    id: str
+    metric: int
+    masquerade: bool
+    enabled: bool = True
+    peer: PeerId | None = None
+    peer_groups: tuple[GroupId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedNetwork:
+    """Resources that are not in the overlay, and the peers that lead to them."""
+
+    id: str
+    name: str
+    description: str = ""
+    resources: tuple[NetworkResource, ...] = ()
+    routers: tuple[NetworkRouter, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Resource:
     """One thing named by a policy instead of a group."""
 

@@ -13,6 +13,7 @@ from netbird_management.ids import AccountId, GroupId, PeerId, ServiceId
 from netbird_management.network.differences import network_differs
 from netbird_management.network.model import Peer, Policy, PolicyRule, Resource, ResourceType
 from netbird_management.network.policies import target_policies
+from netbird_management.network.routes import Routed, answers_names, routed, routes_of
 from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.network.zones import fqdn, has_ipv6, nameserver_groups, peers_zone, service_zones, user_zones
 from netbird_management.plugins import Hooks
@@ -62,6 +63,7 @@ class _Account:
     snapshot: AccountSnapshot
     patches: dict[ServiceId, tuple[Service, NetworkPatch]]
     rules: list[_Resolved] = field(default_factory=list)
+    routed: list[Routed] = field(default_factory=list)
 
 
 class NetworkMaps:
@@ -82,6 +84,8 @@ class NetworkMaps:
                     remote[other.id] = other
                 for key, rule in _firewall_rules(peer, other, resolved.rule, direction):
                     rules.setdefault(key, rule)
+        routes = routes_of(peer, known.routed)
+        remote |= routes.others
         others = sorted(remote.values(), key=lambda other: (other.dns_label, other.id))
         return NetworkMap(
             Serial=account.account.serial,
@@ -96,9 +100,10 @@ class NetworkMaps:
             ),
             FirewallRules=rules.values(),
             firewallRulesIsEmpty=not rules,
-            # Nobody routes for anybody here. Without the flag agents would take us for an old server and let routed
-            # packets pass.
-            routesFirewallRulesIsEmpty=True,
+            Routes=routes.routes.values(),
+            routesFirewallRules=routes.rules,
+            # Without the flag agents would take us for an old server and let routed packets pass.
+            routesFirewallRulesIsEmpty=not routes.rules,
             sshAuth=SSHAuth(UserIDClaim="sub"),
         )
 
@@ -115,7 +120,10 @@ class NetworkMaps:
         known = _Account(account, patches)
         for policy in _policies(account, patches):
             if policy.enabled:
-                known.rules.extend(_resolve(rule, account) for rule in policy.rules if rule.enabled)
+                for rule in (one for one in policy.rules if one.enabled):
+                    resolved = _resolve(rule, account)
+                    known.rules.append(resolved)
+                    known.routed.extend(routed(rule, resolved.sources, account))
         self._accounts[account.account.id] = known
         return known
 
@@ -151,7 +159,9 @@ def peer_config(account: AccountSnapshot, peer: Peer) -> PeerConfig:
         address=f"{peer.ip}/{account.account.network.prefixlen}",
         sshConfig=SSHConfig(),
         fqdn=fqdn(peer, account),
-        RoutingPeerDnsResolutionEnabled=settings.routing_peer_dns_resolution_enabled or peer.proxy is not None,
+        RoutingPeerDnsResolutionEnabled=settings.routing_peer_dns_resolution_enabled
+        or peer.proxy is not None
+        or answers_names(peer, account),
         LazyConnectionEnabled=settings.lazy_connection_enabled,
         autoUpdate=AutoUpdateSettings(version="disabled"),
     )

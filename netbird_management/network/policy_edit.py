@@ -6,7 +6,7 @@ from typing import Final
 from netbird_management.errors import InvalidArgument, NotFound
 from netbird_management.ids import AccountId, PeerId, PolicyId, new_id
 from netbird_management.network import rows
-from netbird_management.network.model import Policy, PolicyRule, ResourceType
+from netbird_management.network.model import Policy, PolicyRule, Resource, ResourceType
 from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.state import State
 from netbird_management.store.activity import Activity
@@ -80,6 +80,19 @@ def _checked(policy: Policy, account: AccountSnapshot) -> Policy:
     return replace(policy, rules=tuple(checked))
 
 
+def _check_resource(where: str, side: str, resource: Resource, account: AccountSnapshot) -> None:
+    if resource.type is ResourceType.PEER:
+        peer = account.peers.get(PeerId(resource.id))
+        there = peer is not None and peer.proxy is None
+    else:
+        found = account.resource(resource.id)
+        there = found is not None and found[1].type is resource.type
+        if there and side == "sources":
+            raise InvalidArgument(f"{where}: {resource.type} {resource.id} is behind a network and begins nothing")
+    if not there:
+        raise InvalidArgument(f"{where}: {resource.type} {resource.id} not found")
+
+
 def _check_rule(i: int, rule: PolicyRule, account: AccountSnapshot) -> None:
     where = f"rules[{i}]"
     if not rule.name or len(rule.name) > 255:
@@ -98,11 +111,7 @@ def _check_rule(i: int, rule: PolicyRule, account: AccountSnapshot) -> None:
             if id_ not in account.groups:
                 raise InvalidArgument(f"{where}: group {id_} not found")
         if resource is not None:
-            peer = account.peers.get(PeerId(resource.id)) if resource.type is ResourceType.PEER else None
-            if peer is None or peer.proxy is not None:
-                raise InvalidArgument(
-                    f"{where}: {resource.type} {resource.id} not found: only peers are resources here"
-                )
+            _check_resource(where, side, resource, account)
     if rule.ports and rule.port_ranges:
         raise InvalidArgument(f"{where}: ports and port_ranges exclude each other")
     if (rule.ports or rule.port_ranges) and rule.protocol not in _PORTED:

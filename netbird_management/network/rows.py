@@ -14,6 +14,8 @@ from netbird_management.network.model import (
     Group,
     Nameserver,
     NameserverGroup,
+    NetworkResource,
+    NetworkRouter,
     Peer,
     PeerMeta,
     Policy,
@@ -24,6 +26,7 @@ from netbird_management.network.model import (
     ResourceType,
     Revoked,
     Role,
+    RoutedNetwork,
     User,
     Zone,
     ZoneRecord,
@@ -33,6 +36,7 @@ from netbird_management.store.models import (
     DomainRow,
     GroupRow,
     NameserverGroupRow,
+    NetworkRow,
     PeerRow,
     PolicyRow,
     RevocationRow,
@@ -92,6 +96,22 @@ def zone(row: ZoneRow) -> Zone:
         records=tuple(ZoneRecord(**record) for record in row.records),
         enabled=row.enabled,
         enable_search_domain=row.enable_search_domain,
+    )
+
+
+def network(row: NetworkRow) -> RoutedNetwork:
+    def resource(stored: dict[str, Any]) -> NetworkResource:
+        return NetworkResource(**{**stored, "type": ResourceType(stored["type"]), "groups": tuple(stored["groups"])})
+
+    def router(stored: dict[str, Any]) -> NetworkRouter:
+        return NetworkRouter(**{**stored, "peer_groups": tuple(stored["peer_groups"])})
+
+    return RoutedNetwork(
+        id=row.id,
+        name=row.name,
+        description=row.description,
+        resources=tuple(resource(one) for one in row.resources),
+        routers=tuple(router(one) for one in row.routers),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Final
 from immutables import Map
 
 from netbird_management.ids import AccountId, GroupId, PeerId, ServiceId
-from netbird_management.services.model import Service, TargetType
+from netbird_management.services.model import RESOURCES, Service, TargetType
 
 _Key = tuple[str, ...]
 _NONE: Final[Map[ServiceId, Service]] = Map()
@@ -59,6 +59,10 @@ class ServiceIndex:
         """Those with a target, enabled or not, that is this peer."""
         return self._found.get(("peer", peer_id), _NONE)
 
+    def targeting_resource(self, resource_id: str) -> Mapping[ServiceId, Service]:
+        """Those with a target, enabled or not, that is this resource of a network."""
+        return self._found.get(("resource", resource_id), _NONE)
+
     def naming(self, group_id: GroupId) -> Mapping[ServiceId, Service]:
         """Those whose members, or whose sign-in's, the group is named for."""
         return self._found.get(("group", group_id), _NONE)
@@ -71,6 +75,8 @@ def _keys(service: Service) -> Iterator[_Key]:
         yield "port", service.proxy_cluster, str(service.listen_port)
     for peer_id in {target.target_id for target in service.targets if target.target_type is TargetType.PEER}:
         yield "peer", peer_id
+    for resource_id in {target.target_id for target in service.targets if target.target_type in RESOURCES}:
+        yield "resource", resource_id
     bearer = service.auth.bearer_auth
     for group_id in {
         *service.access_groups,

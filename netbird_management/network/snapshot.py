@@ -22,9 +22,11 @@ from netbird_management.network.model import (
     CustomDomain,
     Dns,
     Group,
+    NetworkResource,
     Peer,
     Policy,
     Revoked,
+    RoutedNetwork,
     User,
 )
 from netbird_management.network.service_index import Names, ServiceIndex
@@ -51,6 +53,8 @@ class AccountSnapshot:
     policies: Mapping[PolicyId, Policy]
     custom_domains: tuple[CustomDomain, ...] = ()
     dns: Dns = NO_DNS
+    networks: tuple[RoutedNetwork, ...] = ()
+    """What is behind routing peers, ordered by id."""
     revocations: tuple[Revoked, ...] = ()
     """Of the last day, when it was read; the oldest first."""
     generation: int = 0
@@ -63,6 +67,7 @@ class AccountSnapshot:
     _by_address: Mapping[IPv4Address | IPv6Address, Peer] = field(default_factory=dict, repr=False)
     _groups_of: Mapping[PeerId, tuple[Group, ...]] = field(default_factory=dict, repr=False)
     _proxy_peers: Mapping[str, tuple[Peer, ...]] = field(default_factory=dict, repr=False)
+    _resources: Mapping[str, tuple[RoutedNetwork, NetworkResource]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(
@@ -76,6 +81,7 @@ class AccountSnapshot:
         policies: Mapping[PolicyId, Policy] | None = None,
         custom_domains: tuple[CustomDomain, ...] = (),
         dns: Dns = NO_DNS,
+        networks: tuple[RoutedNetwork, ...] = (),
         revocations: tuple[Revoked, ...] = (),
         generation: int = 0,
         before: "AccountSnapshot | None" = None,
@@ -109,6 +115,7 @@ class AccountSnapshot:
             policies=_read_only(policies),
             custom_domains=custom_domains,
             dns=dns,
+            networks=networks,
             revocations=revocations,
             generation=generation,
             index=index,
@@ -117,6 +124,9 @@ class AccountSnapshot:
             _by_address=by_address,
             _groups_of=before._groups_of if before is not None and same_groups else _memberships(groups.values()),
             _proxy_peers=proxy_peers,
+            _resources=before._resources
+            if before is not None and networks is before.networks
+            else _resources(networks),
         )
 
     def touched_since(self, generation: int) -> frozenset[ServiceId] | None:
@@ -155,6 +165,14 @@ class AccountSnapshot:
     def proxy_peers(self, cluster: str) -> tuple[Peer, ...]:
         """The overlay nodes of a cluster's proxies, connected or not, ordered by id."""
         return self._proxy_peers.get(cluster, ())
+
+    def resource(self, resource_id: str) -> tuple[RoutedNetwork, NetworkResource] | None:
+        """What is behind routing peers, with the network it is in."""
+        return self._resources.get(resource_id)
+
+    def resources_in(self, group_id: GroupId) -> tuple[NetworkResource, ...]:
+        """Those that policies reach by this group."""
+        return tuple(one for network in self.networks for one in network.resources if group_id in one.groups)
 
     @property
     def clusters(self) -> frozenset[str]:
@@ -202,6 +220,10 @@ def _memberships(groups: Iterable[Group]) -> dict[PeerId, tuple[Group, ...]]:
     return {peer_id: tuple(found) for peer_id, found in held.items()}
 
 
+def _resources(networks: Iterable[RoutedNetwork]) -> dict[str, tuple[RoutedNetwork, NetworkResource]]:
+    return {resource.id: (network, resource) for network in networks for resource in network.resources}
+
+
 @dataclass(frozen=True, slots=True)
 class Touched:
     """Which rows a change wrote, so that only these are read again; a deleted row counts as written."""
@@ -214,6 +236,7 @@ class Touched:
     account: bool = False
     domains: bool = False
     dns: bool = False
+    networks: bool = False
     revocations: bool = False
 
     def __or__(self, other: "Touched") -> "Touched":
@@ -226,6 +249,7 @@ class Touched:
             account=self.account or other.account,
             domains=self.domains or other.domains,
             dns=self.dns or other.dns,
+            networks=self.networks or other.networks,
             revocations=self.revocations or other.revocations,
         )
 

@@ -24,6 +24,7 @@ class GroupRequest(Body):
 
 
 def group_json(group: Group, account: AccountSnapshot) -> dict[str, Any]:
+    resources = account.resources_in(group.id)
     peers = sorted((account.peers[id_] for id_ in group.peers if id_ in account.peers), key=lambda peer: peer.id)
     return {
         "id": group.id,
@@ -31,13 +32,18 @@ def group_json(group: Group, account: AccountSnapshot) -> dict[str, Any]:
         "name": group.name,
         "peers": [{"id": peer.id, "name": peer.name} for peer in peers] or None,
         "peers_count": len(peers),
-        "resources": None,
-        "resources_count": 0,
+        "resources": [{"id": one.id, "type": str(one.type)} for one in resources] or None,
+        "resources_count": len(resources),
     }
 
 
-def group_minimum(group: Group) -> dict[str, Any]:
-    return {"id": group.id, "name": group.name, "peers_count": len(group.peers), "resources_count": 0}
+def group_minimum(group: Group, account: AccountSnapshot) -> dict[str, Any]:
+    return {
+        "id": group.id,
+        "name": group.name,
+        "peers_count": len(group.peers),
+        "resources_count": len(account.resources_in(group.id)),
+    }
 
 
 @router.get("/groups")
@@ -54,7 +60,7 @@ async def list_groups(who: Annotated[Caller, allowed("groups", "read")], name: s
 async def post_group(
     request: Request, who: Annotated[Caller, allowed("groups", "create")], context: InContext
 ) -> Response:
-    given = await _read(request)
+    given = await _read(request, who.account, None)
     peers = [PeerId(id_) for id_ in given.peers or ()]
     group = await create_group(context.state, who.account_id, name=given.name, peers=peers)
     return _answer(group, who, context)
@@ -72,7 +78,7 @@ async def get_group(group_id: str, who: Annotated[Caller, allowed("groups", "rea
 async def put_group(
     group_id: str, request: Request, who: Annotated[Caller, allowed("groups", "update")], context: InContext
 ) -> Response:
-    given = await _read(request)
+    given = await _read(request, who.account, GroupId(group_id))
     peers = None if given.peers is None else [PeerId(id_) for id_ in given.peers]
     group = await update_group(context.state, who.account_id, GroupId(group_id), name=given.name, peers=peers)
     return _answer(group, who, context)
@@ -86,10 +92,12 @@ async def remove_group(
     return ApiResponse({})
 
 
-async def _read(request: Request) -> GroupRequest:
+async def _read(request: Request, account: AccountSnapshot, group_id: GroupId | None) -> GroupRequest:
+    """Resources may be sent as they are; what puts one into a group is the resource itself."""
     given, _ = await read_body(request, GroupRequest)
-    if given.resources:
-        raise InvalidArgument("resources in groups are not there yet: this management has no network resources")
+    held = set() if group_id is None else {one.id for one in account.resources_in(group_id)}
+    if given.resources is not None and {one.get("id", "") for one in given.resources} != held:
+        raise InvalidArgument("a resource is put into a group by the resource's own groups: change it there")
     return given
 
 

@@ -13,6 +13,7 @@ from netbird_management.rest import (
     clusters,
     dns,
     groups,
+    networks,
     peers,
     policies,
     proxy_tokens,
@@ -28,6 +29,8 @@ Answer = type[BaseModel] | list[type[BaseModel]] | int | str
 _Entry = tuple[type[BaseModel] | None, Answer]
 _SERVICES: Final = "/api/reverse-proxies/services"
 _TOKENS: Final = "/api/users/{user_id}/tokens"
+_RESOURCES: Final = "/api/networks/{network_id}/resources"
+_ROUTERS: Final = "/api/networks/{network_id}/routers"
 _RECORDS: Final = "/api/dns/zones/{zone_id}/records"
 
 OPERATIONS: Final[dict[tuple[str, str], _Entry]] = {
@@ -69,6 +72,21 @@ OPERATIONS: Final[dict[tuple[str, str], _Entry]] = {
     ("GET", "/api/policies/{policy_id}"): (None, shapes.Policy),
     ("PUT", "/api/policies/{policy_id}"): (policies.PolicyBody, shapes.Policy),
     ("DELETE", "/api/policies/{policy_id}"): (None, shapes.Nothing),
+    ("GET", "/api/networks"): (None, [shapes.Network]),
+    ("POST", "/api/networks"): (networks.NetworkBody, shapes.Network),
+    ("GET", "/api/networks/{network_id}"): (None, shapes.Network),
+    ("PUT", "/api/networks/{network_id}"): (networks.NetworkBody, shapes.Network),
+    ("DELETE", "/api/networks/{network_id}"): (None, shapes.Nothing),
+    ("GET", _RESOURCES): (None, [shapes.NetworkResource]),
+    ("POST", _RESOURCES): (networks.NetworkResourceBody, shapes.NetworkResource),
+    ("GET", _RESOURCES + "/{resource_id}"): (None, shapes.NetworkResource),
+    ("PUT", _RESOURCES + "/{resource_id}"): (networks.NetworkResourceBody, shapes.NetworkResource),
+    ("DELETE", _RESOURCES + "/{resource_id}"): (None, shapes.Nothing),
+    ("GET", _ROUTERS): (None, [shapes.NetworkRouter]),
+    ("POST", _ROUTERS): (networks.NetworkRouterBody, shapes.NetworkRouter),
+    ("GET", _ROUTERS + "/{router_id}"): (None, shapes.NetworkRouter),
+    ("PUT", _ROUTERS + "/{router_id}"): (networks.NetworkRouterBody, shapes.NetworkRouter),
+    ("DELETE", _ROUTERS + "/{router_id}"): (None, shapes.Nothing),
     ("GET", "/api/dns/settings"): (None, shapes.DnsSettings),
     ("PUT", "/api/dns/settings"): (dns.DnsSettingsBody, shapes.DnsSettings),
     ("GET", "/api/dns/nameservers"): (None, [shapes.NameserverGroup]),

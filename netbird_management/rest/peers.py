@@ -56,7 +56,7 @@ def peer_json(peer: Peer, account: AccountSnapshot) -> dict[str, Any]:
         "ephemeral": peer.ephemeral,
         "extra_dns_labels": [],
         "geoname_id": 0,
-        "groups": [group_minimum(group) for group in account.groups_of(peer.id)],
+        "groups": [group_minimum(group, account) for group in account.groups_of(peer.id)],
         "hostname": peer.meta.hostname,
         "id": peer.id,
         "inactivity_expiration_enabled": False,

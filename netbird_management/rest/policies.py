@@ -113,7 +113,7 @@ def _rule_json(rule: PolicyRule, account: AccountSnapshot) -> dict[str, Any]:
     }
     for name, ids in (("sources", rule.sources), ("destinations", rule.destinations)):
         if ids:
-            answer[name] = [group_minimum(account.groups[id_]) for id_ in ids if id_ in account.groups]
+            answer[name] = [group_minimum(account.groups[id_], account) for id_ in ids if id_ in account.groups]
     for name, resource in (
         ("sourceResource", rule.source_resource),
         ("destinationResource", rule.destination_resource),

@@ -106,6 +106,11 @@ class Account(Shape):
     settings: AccountSettings
 
 
+class Resource(Shape):
+    id: str
+    type: str
+
+
 class PeerMinimum(Shape):
     id: str
     name: str
@@ -121,7 +126,7 @@ class GroupMinimum(Shape):
 class Group(GroupMinimum):
     issued: str
     peers: list[PeerMinimum] | None
-    resources: None
+    resources: list[Resource] | None
 
 
 class Peer(Shape):
@@ -180,11 +185,6 @@ class SetupKey(Shape):
     usage_limit: int
     used_times: int
     valid: bool
-
-
-class Resource(Shape):
-    id: str
-    type: str
 
 
 class PortRange(Shape):
@@ -255,6 +255,35 @@ class Zone(Shape):
     id: str
     name: str
     records: list[Record]
+
+
+class Network(Shape):
+    description: str
+    id: str
+    name: str
+    policies: list[str]
+    resources: list[str]
+    routers: list[str]
+    routing_peers_count: int
+
+
+class NetworkResource(Shape):
+    address: str
+    description: str
+    enabled: bool
+    groups: list[GroupMinimum]
+    id: str
+    name: str
+    type: Literal["host", "subnet", "domain"]
+
+
+class NetworkRouter(Shape):
+    enabled: bool
+    id: str
+    masquerade: bool
+    metric: int
+    peer: str | None = None
+    peer_groups: list[str] | None = None
 
 
 class PasswordAuth(Shape):

@@ -97,7 +97,10 @@ def unclaimed(service: Service, hooks: Hooks) -> tuple[str, ...]:
 
 
 def resolve(target: Target, account: AccountSnapshot) -> str:
-    """The host of a target: a peer's overlay address, else what the operator wrote."""
+    """The host of a target: a peer's overlay address, a resource's own, else what the operator wrote."""
+    if target.target_type in (TargetType.HOST, TargetType.DOMAIN):
+        found = account.resource(target.target_id)
+        return found[1].address.partition("/")[0] if found is not None else UNKNOWN_HOST
     if target.target_type is TargetType.PEER:
         peer = account.peers.get(PeerId(target.target_id))
         return str(peer.ip) if peer is not None else UNKNOWN_HOST

@@ -38,6 +38,10 @@ class TargetType(StrEnum):
     CLUSTER = "cluster"
 
 
+RESOURCES: Final = frozenset({TargetType.HOST, TargetType.DOMAIN, TargetType.SUBNET})
+"""Targets that are resources of a network, behind routing peers."""
+
+
 @dataclass(frozen=True, slots=True)
 class TargetOptions:
     """Options of one target. Timeouts are seconds, 0 is unset."""

@@ -9,7 +9,7 @@ from typing import Final
 from netbird_management.errors import InvalidArgument
 from netbird_management.ids import PeerId
 from netbird_management.network.snapshot import AccountSnapshot
-from netbird_management.services.model import AccessRestrictions, HeaderAuth, Service, Target, TargetType
+from netbird_management.services.model import RESOURCES, AccessRestrictions, HeaderAuth, Service, Target, TargetType
 
 TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+\-.^_`|~]+")
 HOP_BY_HOP: Final = frozenset(
@@ -158,8 +158,10 @@ def _check_reference(i: int, target: Target, account: AccountSnapshot) -> None:
     kind = target.target_type
     if not target.target_id:
         raise InvalidArgument(f"target {i}: target_id is required")
-    if kind in (TargetType.HOST, TargetType.DOMAIN, TargetType.SUBNET):
-        raise InvalidArgument(f"target {i}: target_type {kind} is not there yet: use peer or cluster")
+    if kind in RESOURCES:
+        _check_resource(i, target, account)
+    if kind is not TargetType.CLUSTER and target.options.direct_upstream and target.host.strip():
+        _check_host(i, target.host)
     if kind is TargetType.CLUSTER:
         if not target.host.strip():
             raise InvalidArgument(f"target {i}: a cluster target needs a host")
@@ -168,6 +170,30 @@ def _check_reference(i: int, target: Target, account: AccountSnapshot) -> None:
         peer = account.peers.get(PeerId(target.target_id))
         if peer is None or peer.proxy is not None:
             raise InvalidArgument(f'peer target "{target.target_id}" not found in account')
+
+
+def _check_resource(i: int, target: Target, account: AccountSnapshot) -> None:
+    found = account.resource(target.target_id)
+    if found is None:
+        raise InvalidArgument(f'resource target "{target.target_id}" not found in account')
+    resource = found[1]
+    if resource.type != target.target_type.value:
+        raise InvalidArgument(
+            f"target {i}: resource {resource.id} is of type {resource.type}, not {target.target_type}"
+        )
+    if resource.address.startswith("*."):
+        raise InvalidArgument(f"target {i}: {resource.address} stands for many names: make a resource of the one meant")
+    if target.target_type is not TargetType.SUBNET:
+        return
+    if not target.host.strip():
+        raise InvalidArgument(f"target {i}: a subnet target needs a host")
+    _check_host(i, target.host)
+    try:
+        address = ip_address(target.host.strip().strip("[]"))
+    except ValueError:
+        return  # a name, which leads where the resolver says
+    if address not in ip_network(resource.address):
+        raise InvalidArgument(f"target {i}: {address} is not in {resource.address}")
 
 
 def _check_target(i: int, target: Target, account: AccountSnapshot) -> None:

@@ -41,6 +41,15 @@ class Activity(StrEnum):
     ZONE_ADD = "dns.zone.add"
     ZONE_UPDATE = "dns.zone.update"
     ZONE_DELETE = "dns.zone.delete"
+    NETWORK_ADD = "network.create"
+    NETWORK_UPDATE = "network.update"
+    NETWORK_DELETE = "network.delete"
+    RESOURCE_ADD = "network.resource.create"
+    RESOURCE_UPDATE = "network.resource.update"
+    RESOURCE_DELETE = "network.resource.delete"
+    ROUTER_ADD = "network.router.create"
+    ROUTER_UPDATE = "network.router.update"
+    ROUTER_DELETE = "network.router.delete"
     SERVICE_CREATE = "service.create"
     SERVICE_UPDATE = "service.update"
     SERVICE_DELETE = "service.delete"
@@ -84,6 +93,15 @@ SENTENCES: Final = {
     Activity.ZONE_ADD: "DNS zone created",
     Activity.ZONE_UPDATE: "DNS zone updated",
     Activity.ZONE_DELETE: "DNS zone deleted",
+    Activity.NETWORK_ADD: "Network created",
+    Activity.NETWORK_UPDATE: "Network updated",
+    Activity.NETWORK_DELETE: "Network deleted",
+    Activity.RESOURCE_ADD: "Network resource created",
+    Activity.RESOURCE_UPDATE: "Network resource updated",
+    Activity.RESOURCE_DELETE: "Network resource deleted",
+    Activity.ROUTER_ADD: "Network router created",
+    Activity.ROUTER_UPDATE: "Network router updated",
+    Activity.ROUTER_DELETE: "Network router deleted",
     Activity.SERVICE_CREATE: "Service created",
     Activity.SERVICE_UPDATE: "Service updated",
     Activity.SERVICE_DELETE: "Service deleted",

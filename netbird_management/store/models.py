@@ -231,6 +231,19 @@ class ZoneRow(Row):
     records: Mapped[list[dict[str, Any]]]
 
 
+class NetworkRow(Row):
+    """What is behind routing peers, with its resources and its routers."""
+
+    __tablename__ = "networks"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"), index=True)
+    name: Mapped[str]
+    description: Mapped[str] = mapped_column(String(1024))
+    resources: Mapped[list[dict[str, Any]]]
+    routers: Mapped[list[dict[str, Any]]]
+
+
 class EventRow(Row):
     """What somebody changed, written in the transaction that changed it."""
 

@@ -61,7 +61,15 @@ ADMIN_ONLY = [
     ("PUT", "/api/dns/settings"),
     *(
         (method, path + suffix)
-        for path in ("/api/setup-keys", "/api/dns/nameservers", "/api/dns/zones", "/api/dns/zones/x/records")
+        for path in (
+            "/api/setup-keys",
+            "/api/dns/nameservers",
+            "/api/dns/zones",
+            "/api/dns/zones/x/records",
+            "/api/networks",
+            "/api/networks/x/resources",
+            "/api/networks/x/routers",
+        )
         for suffix, methods in (("", ("GET", "POST")), ("/x", ("GET", "PUT", "DELETE")))
         for method in methods
     ),

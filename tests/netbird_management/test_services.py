@@ -86,7 +86,7 @@ BROKEN: dict[str, dict[str, Any]] = {
     "a netmask": {"access_restrictions": {"allowed_cidrs": ["10.0.0.0/255.0.0.0"]}},
     "a country of three letters": {"access_restrictions": {"allowed_countries": ["GER"]}},
     "an unknown target type": {"targets": [target(target_type="moon")]},
-    "a target type that is not there yet": {"targets": [target(target_type="subnet")]},
+    "a resource that is not there": {"targets": [target(target_type="subnet")]},
     "a cluster target without direct upstream": {"targets": [target(options={"direct_upstream": False})]},
     "a cluster target without host": {"targets": [target(host="")]},
     "a host with a port": {"targets": [target(host="db:80")]},

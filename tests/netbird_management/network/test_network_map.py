@@ -23,6 +23,7 @@ from netbird_management.network.model import (
     PolicyRule,
     PortRange,
     ProxyPeer,
+    RoutedNetwork,
 )
 from netbird_management.network.network_map import NetworkMaps
 from netbird_management.network.snapshot import AccountSnapshot
@@ -98,6 +99,7 @@ def snapshot(
     services: tuple[Service, ...] = (),
     policies: tuple[Policy, ...] = (),
     domains: tuple[CustomDomain, ...] = (),
+    networks: tuple[RoutedNetwork, ...] = (),
     network: tuple[str, str] = ("100.64.0.0/16", "fd00::/64"),
     settings: AccountSettings | None = None,
     serial: int = 1,
@@ -123,6 +125,7 @@ def snapshot(
         services={one.id: one for one in services},
         policies={policy.id: policy for policy in policies},
         custom_domains=domains,
+        networks=networks,
     )
 
 

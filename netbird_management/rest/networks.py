@@ -1,0 +1,268 @@
+"""Networks behind routing peers, with their resources and routers."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from netbird_management.errors import BadRequest
+from netbird_management.ids import GroupId, PeerId
+from netbird_management.network.model import NetworkResource, NetworkRouter, Policy, ResourceType, RoutedNetwork
+from netbird_management.network.networks import (
+    delete_network,
+    delete_resource,
+    delete_router,
+    get_network,
+    get_resource,
+    get_router,
+    save_network,
+    save_resource,
+    save_router,
+)
+from netbird_management.network.snapshot import AccountSnapshot
+from netbird_management.rest.auth import Caller, allowed
+from netbird_management.rest.context import InContext
+from netbird_management.rest.groups import group_minimum
+from netbird_management.rest.json import ApiResponse, Body, read_body
+
+router = APIRouter(prefix="/networks")
+
+
+class NetworkBody(Body):
+    name: str = ""
+    description: str = ""
+
+
+class NetworkResourceBody(Body):
+    name: str = ""
+    description: str = ""
+    address: str = ""
+    enabled: bool = False
+    groups: list[str] | None = None
+
+
+class NetworkRouterBody(Body):
+    metric: int = 0
+    masquerade: bool = False
+    enabled: bool = False
+    peer: str = ""
+    peer_groups: list[str] | None = None
+
+
+def network_json(network: RoutedNetwork, account: AccountSnapshot) -> dict[str, Any]:
+    carriers = {
+        id_
+        for one in network.routers
+        for id_ in (account.members(one.peer_groups) if one.peer is None else {one.peer})
+        if id_ in account.peers
+    }
+    return {
+        "description": network.description,
+        "id": network.id,
+        "name": network.name,
+        "policies": [policy.id for policy in account.policies.values() if _reaches(policy, network.resources)],
+        "resources": [resource.id for resource in network.resources],
+        "routers": [one.id for one in network.routers],
+        "routing_peers_count": len(carriers),
+    }
+
+
+def resource_json(resource: NetworkResource, account: AccountSnapshot) -> dict[str, Any]:
+    groups = [account.groups[id_] for id_ in resource.groups if id_ in account.groups]
+    return {
+        "address": resource.address,
+        "description": resource.description,
+        "enabled": resource.enabled,
+        "groups": [group_minimum(group, account) for group in groups],
+        "id": resource.id,
+        "name": resource.name,
+        "type": str(resource.type),
+    }
+
+
+def router_json(one: NetworkRouter) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "enabled": one.enabled,
+        "id": one.id,
+        "masquerade": one.masquerade,
+        "metric": one.metric,
+    }
+    return shown | ({"peer_groups": list(one.peer_groups)} if one.peer is None else {"peer": one.peer})
+
+
+def _reaches(policy: Policy, resources: Sequence[NetworkResource]) -> bool:
+    ids = {resource.id for resource in resources}
+    groups = {group for resource in resources for group in resource.groups}
+    return any(
+        (rule.destination_resource is not None and rule.destination_resource.id in ids)
+        or groups.intersection(rule.destinations)
+        for rule in policy.rules
+    )
+
+
+@router.get("")
+async def list_networks(who: Annotated[Caller, allowed("networks", "read")]) -> Response:
+    return ApiResponse([network_json(network, who.account) for network in who.account.networks])
+
+
+@router.post("")
+async def post_network(
+    request: Request, who: Annotated[Caller, allowed("networks", "create")], context: InContext
+) -> Response:
+    return await _save_network("", request, who, context)
+
+
+@router.get("/{network_id}")
+async def get_one(network_id: str, who: Annotated[Caller, allowed("networks", "read")], context: InContext) -> Response:
+    return ApiResponse(network_json(get_network(context.state, who.account_id, network_id), who.account))
+
+
+@router.put("/{network_id}")
+async def put_network(
+    network_id: str, request: Request, who: Annotated[Caller, allowed("networks", "update")], context: InContext
+) -> Response:
+    return await _save_network(network_id, request, who, context)
+
+
+@router.delete("/{network_id}")
+async def remove_network(
+    network_id: str, who: Annotated[Caller, allowed("networks", "delete")], context: InContext
+) -> Response:
+    await delete_network(context.state, who.account_id, network_id)
+    return ApiResponse({})
+
+
+@router.get("/{network_id}/resources")
+async def list_resources(
+    network_id: str, who: Annotated[Caller, allowed("networks", "read")], context: InContext
+) -> Response:
+    network = get_network(context.state, who.account_id, network_id)
+    return ApiResponse([resource_json(resource, who.account) for resource in network.resources])
+
+
+@router.post("/{network_id}/resources")
+async def post_resource(
+    network_id: str, request: Request, who: Annotated[Caller, allowed("networks", "create")], context: InContext
+) -> Response:
+    return await _save_resource(network_id, "", request, who, context)
+
+
+@router.get("/{network_id}/resources/{resource_id}")
+async def one_resource(
+    network_id: str, resource_id: str, who: Annotated[Caller, allowed("networks", "read")], context: InContext
+) -> Response:
+    return ApiResponse(resource_json(get_resource(context.state, who.account_id, network_id, resource_id), who.account))
+
+
+@router.put("/{network_id}/resources/{resource_id}")
+async def put_resource(
+    network_id: str,
+    resource_id: str,
+    request: Request,
+    who: Annotated[Caller, allowed("networks", "update")],
+    context: InContext,
+) -> Response:
+    return await _save_resource(network_id, resource_id, request, who, context)
+
+
+@router.delete("/{network_id}/resources/{resource_id}")
+async def remove_resource(
+    network_id: str, resource_id: str, who: Annotated[Caller, allowed("networks", "delete")], context: InContext
+) -> Response:
+    await delete_resource(context.state, who.account_id, network_id, resource_id)
+    return ApiResponse({})
+
+
+@router.get("/{network_id}/routers")
+async def list_routers(
+    network_id: str, who: Annotated[Caller, allowed("networks", "read")], context: InContext
+) -> Response:
+    network = get_network(context.state, who.account_id, network_id)
+    return ApiResponse([router_json(one) for one in network.routers])
+
+
+@router.post("/{network_id}/routers")
+async def post_router(
+    network_id: str, request: Request, who: Annotated[Caller, allowed("networks", "create")], context: InContext
+) -> Response:
+    return await _save_router(network_id, "", request, who, context)
+
+
+@router.get("/{network_id}/routers/{router_id}")
+async def one_router(
+    network_id: str, router_id: str, who: Annotated[Caller, allowed("networks", "read")], context: InContext
+) -> Response:
+    return ApiResponse(router_json(get_router(context.state, who.account_id, network_id, router_id)))
+
+
+@router.put("/{network_id}/routers/{router_id}")
+async def put_router(
+    network_id: str,
+    router_id: str,
+    request: Request,
+    who: Annotated[Caller, allowed("networks", "update")],
+    context: InContext,
+) -> Response:
+    return await _save_router(network_id, router_id, request, who, context)
+
+
+@router.delete("/{network_id}/routers/{router_id}")
+async def remove_router(
+    network_id: str, router_id: str, who: Annotated[Caller, allowed("networks", "delete")], context: InContext
+) -> Response:
+    await delete_router(context.state, who.account_id, network_id, router_id)
+    return ApiResponse({})
+
+
+async def _save_network(network_id: str, request: Request, who: Caller, context: InContext) -> Response:
+    given, _ = await read_body(request, NetworkBody)
+    network = await save_network(
+        context.state, who.account_id, network_id, name=given.name, description=given.description
+    )
+    return ApiResponse(network_json(network, _account(who, context)))
+
+
+async def _save_resource(
+    network_id: str, resource_id: str, request: Request, who: Caller, context: InContext
+) -> Response:
+    given, _ = await read_body(request, NetworkResourceBody)
+    if given.groups is None:
+        raise BadRequest("groups is required")
+    resource = await save_resource(
+        context.state,
+        who.account_id,
+        network_id,
+        NetworkResource(
+            id=resource_id,
+            name=given.name,
+            type=ResourceType.DOMAIN,  # until the address is read
+            address=given.address,
+            groups=tuple(GroupId(id_) for id_ in given.groups),
+            description=given.description,
+            enabled=given.enabled,
+        ),
+    )
+    return ApiResponse(resource_json(resource, _account(who, context)))
+
+
+async def _save_router(network_id: str, router_id: str, request: Request, who: Caller, context: InContext) -> Response:
+    given, _ = await read_body(request, NetworkRouterBody)
+    saved = await save_router(
+        context.state,
+        who.account_id,
+        network_id,
+        NetworkRouter(
+            id=router_id,
+            metric=given.metric,
+            masquerade=given.masquerade,
+            enabled=given.enabled,
+            peer=PeerId(given.peer) if given.peer else None,
+            peer_groups=tuple(GroupId(id_) for id_ in given.peer_groups or ()),
+        ),
+    )
+    return ApiResponse(router_json(saved))
+
+
+def _account(who: Caller, context: InContext) -> AccountSnapshot:
+    return context.state.snapshots.get(who.account_id) or who.account
