@@ -40,8 +40,7 @@ class EntryFormat:
     __slots__ = ("_account", "_origins", "_second", "_second_bytes", "_service")
 
     def __init__(self, route: RouteSpec | None) -> None:
-        # Without an account it is a mapping of this proxy's own, which management does not know.
-        self._account = None if route is None or not route.account else _text(route.account)
+        self._account = None if route is None else _text(route.account)
         self._service = _text("" if route is None else route.service)
         self._second = -1
         self._second_bytes = b""

@@ -33,8 +33,8 @@ class AccessLogOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    output: Annotated[str, Field(min_length=1)] = "stderr"
-    """`stderr`, `stdout`, `off`, or a file's path."""
+    output: Annotated[str, Field(min_length=1)] = "stdout"
+    """`stdout`, `stderr`, `off`, or a file's path."""
     flush_interval: Annotated[float, Field(gt=0, le=10)] = 0.05
     """Seconds that lines are gathered before they are written together."""
     management: bool = True
@@ -105,8 +105,9 @@ class AccessLog:
         if unwanted and all(unwanted):
             return None
         lines, entries = LineFormat(route), EntryFormat(route)
-        if route is not None and len(self._accounts) < 2:  # all that is asked is whether there is one, and which
-            self._accounts.add(route.account)
+        ours_alone = route is not None and not route.account  # a mapping of the file's: management does not know it
+        if route is not None and route.account and len(self._accounts) < 2:
+            self._accounts.add(route.account)  # all that is asked is whether there is one, and which
 
         def record(exchange: ExchangeView) -> None:
             raw = exchange.raw_path
@@ -122,7 +123,7 @@ class AccessLog:
         def in_words(exchange: ExchangeView) -> None:
             if (writer := self._writer) is not None:
                 writer.write(lines.line(exchange))
-            if (sender := self._sender) is not None:
+            if (sender := self._sender) is not None and not ours_alone:
                 groups = exchange.identity is not None and sender.batches
                 entry = entries.entry(exchange, groups=groups)
                 if route is None and (exchange.origin is None or exchange.origin.account is None):

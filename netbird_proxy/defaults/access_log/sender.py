@@ -151,6 +151,9 @@ class Sender:
                     self._scoped = True
                     for entry in call.entries:
                         self.put_stranger(entry)
+                    if self._leaving.is_set() and self._timer is not None:  # nobody would wait for it
+                        self._timer.cancel()
+                        self._hand_over()
             except Exception as error:  # a log that cannot be sent is no reason to end the proxy
                 self._lose(len(call.entries), str(error) if isinstance(error, ManagementError) else repr(error))
             finally:

@@ -419,6 +419,43 @@ async def test_strangers_under_an_accounts_token(
         assert proxy.counters == ({} if accounts == 1 else {"access_log_lost": 1})
 
 
+async def test_what_management_does_not_know_stays_here(tmp_path: Path, connect: Any, host: Any, exchange: Any) -> None:
+    """An exchange with a mapping of the proxy's own file has its line and no entry: that would be refused, with all that
+    travel in its call."""
+    async with connect("access_log_batch") as (management, client):
+        file = tmp_path / "log"
+        proxy, made = host(AccessLogOptions(output=str(file)), management=client), hooks()
+        async with made.running(proxy):
+            own = replace(exchange().route, account=AccountId(""))
+            observe = observer(made, exchange().route, proxy)
+            observer(made, own, proxy)(exchange(route=own))
+            observe(exchange(status=201))
+            (entry,) = await management.entries(1)
+
+    assert (entry.account_id, entry.response_code) == ("acct-1", 201)
+    assert [line["status"] for line in lines(file)] == [200, 201]
+    assert proxy.counters == {}
+
+
+async def test_strangers_are_told_before_the_end(connect: Any, host: Any, exchange: Any) -> None:
+    """Those that are refused when the proxy has begun to stop still go under the only account."""
+
+    async def refuse_strangers(context: Any) -> None:
+        if not management.seen[-1].account_id:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "account-scoped token cannot access account ")
+
+    async with connect("access_log_batch") as (management, client):
+        management.answer = refuse_strangers
+        proxy, made = host(AccessLogOptions(output="off"), management=client), hooks()
+        async with made.running(proxy):
+            observer(made, exchange().route, proxy)
+            observer(made, None, proxy)(stranger(exchange))
+        told = await management.entries(2)
+
+    assert [one.account_id for one in told] == ["", "acct-1"]
+    assert proxy.counters == {}
+
+
 async def test_entries_that_fail_are_counted_and_told_once(
     connect: Any, host: Any, exchange: Any, events: list[Any]
 ) -> None:
