@@ -420,7 +420,7 @@ async def test_strangers_under_an_accounts_token(
 
 
 async def test_what_management_does_not_know_stays_here(tmp_path: Path, connect: Any, host: Any, exchange: Any) -> None:
-    """An exchange with a mapping of the proxy's own file has its line and no entry: that would be refused, with all that
+    """An exchange with a mapping of the proxy's own file has its line, and no entry: it would be refused, with all that
     travel in its call."""
     async with connect("access_log_batch") as (management, client):
         file = tmp_path / "log"
