@@ -27,7 +27,7 @@ from netbird_management.rest.app import create_app
 from netbird_management.rest.auth import allowed
 from netbird_management.rest.context import Context
 from netbird_management.rest.permissions import Operation
-from netbird_management.services.access_log import forget_old_entries
+from netbird_management.services.access_log import forget_entries_of_nobody, forget_old_entries
 from netbird_management.services.custom_domains import DnsResolver
 from netbird_management.services.proxies import disconnect_all_proxies, forget_stale_proxies
 from netbird_management.settings import ManagementSettings
@@ -195,6 +195,7 @@ async def _keep_house(server: ManagementServer) -> None:
             await forget_stale_proxies(server.state)
             await sweep_ephemeral_peers(server.state)
             await forget_old_entries(server.state, server.settings.access_log_days)
+            await forget_entries_of_nobody(server.state)
         except Exception:
             _log.exception("housekeeping.failed")
         await asyncio.sleep(HOUSEKEEPING_SECONDS)

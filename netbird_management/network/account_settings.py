@@ -60,7 +60,7 @@ async def update_account(state: State, account_id: AccountId, given: SettingsCha
 
 
 async def delete_account(state: State, account_id: AccountId) -> None:
-    """With all that belongs to it. Raises `NotFound`."""
+    """With all that belongs to it; its log goes within a minute, or after the next start. Raises `NotFound`."""
     async with state.change(account_id) as transaction:
         row = await transaction.session.get(AccountRow, account_id)
         if row is None:

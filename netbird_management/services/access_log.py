@@ -4,9 +4,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, cast
 
-from sqlalchemy import delete, func, not_, or_, select
+from sqlalchemy import ColumnElement, CursorResult, delete, func, not_, or_, select, text
 
 from netbird_management.clock import now
 from netbird_management.ids import AccountId
@@ -174,9 +174,36 @@ def _conditions(query: LogQuery) -> list[Any]:
     return found
 
 
+FORGET_ENTRIES: Final = 2_000
+
+
 async def forget_old_entries(state: State, days: float) -> None:
-    async with state.write_log() as session:
-        await session.execute(delete(AccessLogRow).where(AccessLogRow.timestamp < now() - timedelta(days=days)))
+    await _forget(state, AccessLogRow.timestamp < now() - timedelta(days=days))
+
+
+async def forget_entries_of_nobody(state: State) -> None:
+    """Those of accounts that are gone. The log is apart from the accounts, so they do not go in one transaction."""
+    # Walks the index from one account to the next, and reads no entry.
+    walk = text(
+        "WITH RECURSIVE found(id) AS (SELECT min(account_id) FROM access_log UNION ALL "
+        "SELECT (SELECT min(account_id) FROM access_log WHERE account_id > found.id) FROM found WHERE id IS NOT NULL) "
+        "SELECT id FROM found WHERE id IS NOT NULL"
+    )
+    async with state.read_log() as session:
+        logged = (await session.scalars(walk)).all()
+    for id_ in logged:
+        if state.snapshots.get(AccountId(id_)) is None:
+            await _forget(state, AccessLogRow.account_id == id_)
+
+
+async def _forget(state: State, condition: ColumnElement[bool]) -> None:
+    """In parts, between which entries are written: many at once would keep the log for themselves for minutes."""
+    some = select(AccessLogRow.id).where(condition).limit(FORGET_ENTRIES)
+    forgotten = FORGET_ENTRIES
+    while forgotten == FORGET_ENTRIES:
+        async with state.write_log() as session:
+            done = await session.execute(delete(AccessLogRow).where(AccessLogRow.id.in_(some)))
+            forgotten = cast(CursorResult[Any], done).rowcount
 
 
 def _entry(row: AccessLogRow) -> AccessLogEntry:

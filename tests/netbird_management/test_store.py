@@ -10,10 +10,16 @@ import pytest
 from sqlalchemy import inspect, select, text
 
 from netbird_management.ids import AccountId
+from netbird_management.network.account_settings import delete_account
 from netbird_management.network.accounts import create_account
 from netbird_management.network.groups import create_group
 from netbird_management.network.snapshot import AccountSnapshot
-from netbird_management.services.access_log import access_log_page, add_access_log_entries
+from netbird_management.services.access_log import (
+    FORGET_ENTRIES,
+    access_log_page,
+    add_access_log_entries,
+    forget_entries_of_nobody,
+)
 from netbird_management.services.proxies import Registration
 from netbird_management.state import State
 from netbird_management.store.engine import DATABASE_FILE, LOG_FILE, open_engine, open_engines
@@ -203,3 +209,18 @@ async def test_accounts_logs_keep_apart(home: Home) -> None:
     other, _ = await create_account(home.state, email="b@lab.test", name="B")
     await add_access_log_entries(home.state, [entry(other)])
     assert (await access_log_page(home.state, home.account_id, page=1, page_size=10))[1] == 0
+
+
+async def test_an_account_that_is_gone_leaves_no_log(home: Home) -> None:
+    """However many entries it has; those of others stay."""
+    other, _ = await create_account(home.state, email="b@lab.test", name="B")
+    third, _ = await create_account(home.state, email="c@lab.test", name="C")
+    for account_id in (other, home.account_id, third):
+        many = [entry(account_id, f"{account_id}-{number}") for number in range(2 * FORGET_ENTRIES // 3)]
+        await add_access_log_entries(home.state, many)
+        await add_access_log_entries(home.state, [entry(account_id, f"{one.id}+") for one in many])
+    await delete_account(home.state, other)
+    await forget_entries_of_nobody(home.state)
+    assert (await access_log_page(home.state, other, page=1, page_size=1))[1] == 0
+    assert (await access_log_page(home.state, home.account_id, page=1, page_size=1))[1] == 2 * len(many)
+    assert (await access_log_page(home.state, third, page=1, page_size=1))[1] == 2 * len(many)
