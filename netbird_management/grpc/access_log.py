@@ -12,9 +12,9 @@ import grpc
 
 from netbird_management.clock import now
 from netbird_management.grpc.errors import Refused
-from netbird_management.ids import AccountId, PeerId, UserId, new_id
+from netbird_management.ids import GroupId, PeerId, UserId, new_id
 from netbird_management.network.snapshot import AccountSnapshot
-from netbird_management.services.access_log import add_access_log_entries
+from netbird_management.services.access_log import Row, Rows, add_access_log_rows
 from netbird_management.services.model import AccessLogEntry
 from netbird_management.state import State
 from netbird_wire.proxy_service_pb2 import AccessLog
@@ -41,7 +41,7 @@ class AccessLogs:
         self._state = state
         self._record = record
         self._capacity = capacity
-        self._waiting: list[AccessLogEntry] = []
+        self._waiting: list[Row] = []
         self._some = asyncio.Event()
 
     def take(self, logs: Sequence[AccessLog]) -> None:
@@ -51,10 +51,15 @@ class AccessLogs:
         """
         if len(self._waiting) + len(logs) > self._capacity:
             raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "the access log is full: try again later")
+        accounts: dict[str, _Account | None] = {}
         for log in logs:
-            account = self._state.snapshots.get(log.account_id)
+            account_id = log.account_id
+            if account_id not in accounts:
+                found = self._state.snapshots.get(account_id)
+                accounts[account_id] = _Account(found) if found is not None else None
+            account = accounts[account_id]
             if account is not None:
-                self._waiting.append(_entry(log, account))
+                self._waiting.append(_row(log, account))
         self._some.set()
 
     async def run(self) -> None:
@@ -77,50 +82,84 @@ class AccessLogs:
             except asyncio.CancelledError:
                 self._waiting = batch + self._waiting
                 raise
-            self._record(batch)
+            self._record(Rows(batch))
 
-    async def _store(self, batch: list[AccessLogEntry]) -> None:
+    async def _store(self, batch: list[Row]) -> None:
         try:
-            await add_access_log_entries(self._state, batch)
+            await add_access_log_rows(self._state, batch)
         except Exception:
             _log.exception("access_log.batch.failed", extra={"entries": len(batch)})
-            for entry in batch:
+            for row in batch:
                 try:
-                    await add_access_log_entries(self._state, [entry])
+                    await add_access_log_rows(self._state, [row])
                 except Exception as error:
-                    _log.error("access_log.entry.lost", extra={"entry_id": entry.id, "error": type(error).__name__})
+                    _log.error("access_log.entry.lost", extra={"entry_id": row[0], "error": type(error).__name__})
 
 
-def _entry(log: AccessLog, account: AccountSnapshot) -> AccessLogEntry:
-    return AccessLogEntry(
-        id=_text(log.log_id)[:255] or new_id(),
-        account_id=AccountId(log.account_id),
-        service_id=_text(log.service_id)[:255],
-        timestamp=_moment(log),
-        source_ip=_address(log.source_ip),
-        method=_text(log.method),
-        host=_text(log.host),
-        path=_text(log.path),
-        duration_ms=_count(log.duration_ms),
-        status_code=log.response_code,
-        bytes_upload=_count(log.bytes_upload),
-        bytes_download=_count(log.bytes_download),
-        reason=_reason(log),
-        user_id=_text(log.user_id)[:255],
-        auth_method=_text(log.auth_mechanism)[:255],
-        protocol=_text(log.protocol)[:8],
-        metadata={_text(name): _text(value) for name, value in log.metadata.items()},
-        user_groups=_groups(log, account),
+class _Account:
+    """An account during one call: whose groups are which is looked up once a caller, as callers come again."""
+
+    def __init__(self, snapshot: AccountSnapshot) -> None:
+        self.id = snapshot.account.id
+        self._snapshot = snapshot
+        self._named: dict[str, GroupId] | None = None
+        self._of_user: dict[str, list[str]] = {}
+
+    def named(self, names: Sequence[str]) -> list[str]:
+        """The ids of groups that the proxy names."""
+        if self._named is None:
+            self._named = {group.name: group.id for group in self._snapshot.groups.values()}
+        return [self._named[name] for name in names if name in self._named]
+
+    def groups_of(self, user_id: str) -> list[str]:
+        """The ids of the groups of a user or peer, as they are now."""
+        found = self._of_user.get(user_id)
+        if found is None:
+            user = self._snapshot.users.get(UserId(user_id))
+            groups = self._snapshot.groups_of(PeerId(user_id))
+            found = list(user.auto_groups) if user is not None else [group.id for group in groups]
+            self._of_user[user_id] = found
+        return found
+
+
+def _row(log: AccessLog, account: _Account) -> Row:
+    texts = (
+        log.log_id,
+        log.service_id,
+        log.method,
+        log.host,
+        log.path,
+        log.user_id,
+        log.auth_mechanism,
+        log.protocol,
     )
-
-
-def _groups(log: AccessLog, account: AccountSnapshot) -> tuple[str, ...]:
-    """The ids of the caller's groups: those the proxy names, else those of the user or peer as they are now."""
-    if log.user_groups:
-        named = {group.name: group.id for group in account.groups.values()}
-        return tuple(named[name] for name in log.user_groups if name in named)
-    user = account.users.get(UserId(log.user_id))
-    return user.auto_groups if user is not None else tuple(group.id for group in account.groups_of(PeerId(log.user_id)))
+    if "\0" in "".join(texts):
+        texts = tuple(map(_text, texts))  # type: ignore[assignment]  # as many as there were
+    id_, service_id, method, host, path, user_id, auth_method, protocol = texts
+    groups, metadata, status_code = log.user_groups, log.metadata, log.response_code
+    reason = ""
+    if protocol in ("", "http"):
+        reason = "Authentication failed" if not log.auth_success else "Request failed" if status_code >= 400 else ""
+    return (
+        id_[:255] or new_id(),
+        account.id,
+        service_id[:255],
+        _moment(log),
+        _address(log.source_ip),
+        method[:64],
+        host[:255],
+        path[:4096],
+        _count(log.duration_ms),
+        status_code,
+        reason,
+        user_id[:255],
+        auth_method[:255],
+        _count(log.bytes_upload),
+        _count(log.bytes_download),
+        protocol[:8],
+        {_text(name): _text(value) for name, value in metadata.items()} if metadata else {},
+        account.named(groups) if groups else account.groups_of(log.user_id),
+    )
 
 
 def _moment(log: AccessLog) -> datetime:
@@ -138,15 +177,7 @@ def _text(value: str) -> str:
 
 
 def _count(value: int) -> int:
-    return max(0, min(value, _MAX_INT64))
-
-
-def _reason(log: AccessLog) -> str:
-    if log.protocol not in ("", "http"):
-        return ""
-    if not log.auth_success:
-        return "Authentication failed"
-    return "Request failed" if log.response_code >= 400 else ""
+    return value if 0 <= value <= _MAX_INT64 else max(0, min(value, _MAX_INT64))
 
 
 @lru_cache(maxsize=8192)  # callers come again, and reading an address costs as much as the rest of an entry

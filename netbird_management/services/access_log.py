@@ -16,27 +16,57 @@ from netbird_management.store.engine import insert
 from netbird_management.store.models import AccessLogRow
 
 
+Row = tuple[Any, ...]
+"""An entry as it is stored: the fields of `AccessLogEntry` in the order of `_COLUMNS`, the moment in UTC, texts cut to
+what their columns hold. Thousands of exchanges a second are written down, and an object for each would cost as much as
+all else."""
+
+
 async def add_access_log_entries(state: State, entries: Sequence[AccessLogEntry]) -> None:
+    """As `add_access_log_rows`."""
+    await add_access_log_rows(state, [_row(entry) for entry in entries])
+
+
+async def add_access_log_rows(state: State, rows: Sequence[Row]) -> None:
     """Stores a batch in one transaction; an entry that is known already is left out, so a batch may be sent again."""
-    if not entries:
+    if not rows:
         return
     async with state.write_log() as session:
         if session.get_bind().dialect.name != "sqlite":
-            rows = [dict(zip(_COLUMNS, _values(entry), strict=True)) for entry in entries]
-            await session.execute(insert(session, AccessLogRow).on_conflict_do_nothing(), rows)
+            named = [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
+            await session.execute(insert(session, AccessLogRow).on_conflict_do_nothing(), named)
             return
         # Half of what an entry costs would be turning its values into these very texts, one type at a time.
         plain = [
             (
-                *values[:_MOMENT],
-                values[_MOMENT].replace(tzinfo=None).isoformat(" ", "microseconds"),
-                *values[_MOMENT + 1 : -2],
-                json.dumps(values[-2]) if values[-2] else "{}",
-                json.dumps(values[-1]) if values[-1] else "[]",
+                *row[:_MOMENT],
+                row[_MOMENT].replace(tzinfo=None).isoformat(" ", "microseconds"),
+                *row[_MOMENT + 1 : -2],
+                json.dumps(row[-2]) if row[-2] else "{}",
+                json.dumps(row[-1]) if row[-1] else "[]",
             )
-            for values in (_values(entry) for entry in entries)
+            for row in rows
         ]
         await (await session.connection()).exec_driver_sql(_INSERT, plain)
+
+
+class Rows(Sequence[AccessLogEntry]):
+    """Rows as entries, made for whoever looks."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> AccessLogEntry: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[AccessLogEntry]: ...
+    def __getitem__(self, index: int | slice) -> AccessLogEntry | list[AccessLogEntry]:
+        if isinstance(index, slice):
+            return [_entry_of(row) for row in self._rows[index]]
+        return _entry_of(self._rows[index])
 
 
 _COLUMNS: Final = (
@@ -66,8 +96,7 @@ _INSERT: Final = (
 )
 
 
-def _values(entry: AccessLogEntry) -> tuple[Any, ...]:
-    """In the order of `_COLUMNS`; the moment in UTC."""
+def _row(entry: AccessLogEntry) -> Row:
     return (
         entry.id,
         entry.account_id,
@@ -88,6 +117,11 @@ def _values(entry: AccessLogEntry) -> tuple[Any, ...]:
         dict(entry.metadata or {}),
         list(entry.user_groups),
     )
+
+
+def _entry_of(row: Row) -> AccessLogEntry:
+    fields = dict(zip(_COLUMNS, row, strict=True))
+    return AccessLogEntry(metadata=fields.pop("details"), user_groups=tuple(fields.pop("user_groups")), **fields)
 
 
 @dataclass(frozen=True, slots=True)
