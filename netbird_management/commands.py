@@ -1,4 +1,4 @@
-"""More of `netbird-management`: plugins, user, service, migrate, backup, restore."""
+"""More of `netbird-management`: plugins, user, service, migrate, backup, restore, change-key."""
 
 import json
 from collections.abc import Awaitable, Callable, Iterator
@@ -23,6 +23,7 @@ from netbird_management.state import State
 from netbird_management.store.archive import Progress, read_archive, write_archive
 from netbird_management.store.engine import open_engines
 from netbird_management.store.schema import versions
+from netbird_management.store.sealing import change_key
 
 T = TypeVar("T")
 Config = Annotated[
@@ -214,6 +215,15 @@ def _add_store(app: typer.Typer, house: House) -> None:
                 lambda: read_archive(source, settings.state_directory, settings.database.get_secret_value(), progress),
             )
         typer.echo(f"{rows} rows restored")
+
+
+    @app.command("change-key")
+    def change_store_key(config: Config = None) -> None:
+        """Seal every stored secret with a new key. Stop a running host first; older backups keep the key they have."""
+        settings, _ = house.settings(config)
+        database = settings.database.get_secret_value()
+        count = house.apart(settings, lambda: change_key(settings.state_directory, database), alone=True)
+        typer.echo(f"{count} secrets sealed with a new key: make a backup")
 
 
 @contextmanager

@@ -39,6 +39,7 @@ from netbird_management.store.models import (
     UserRow,
     ZoneRow,
 )
+from netbird_management.store.sealing import opening_vault
 from netbird_management.store.vault import Vault
 
 acting: ContextVar[str] = ContextVar("acting", default="")
@@ -150,15 +151,18 @@ class State:
     async def open(cls, directory: Path, vault: Vault, database: str = "") -> AsyncIterator["State"]:
         """Migrates the database, reads every account, and closes it all at the end.
 
-        `database` is the URL of a PostgreSQL database, "" for files in `directory`.
+        `database` is the URL of a PostgreSQL database, "" for files in `directory`. Raises `StoreError`, as for a vault
+        that does not open what is sealed there.
         """
-        async with open_engines(directory, database) as engines, asyncio.TaskGroup() as tasks:
-            state = cls(engines, vault, tasks)
-            async with state.read() as session:
-                for account_id in (await session.scalars(select(AccountRow.id))).all():
-                    snapshot = await state._read_account(session, AccountId(account_id), None, Touched())
-                    state.snapshots.replace(AccountId(account_id), snapshot, Touched(account=True))
-            yield state
+        async with open_engines(directory, database) as engines:
+            vault = await opening_vault(engines.accounts, directory, vault)
+            async with asyncio.TaskGroup() as tasks:
+                state = cls(engines, vault, tasks)
+                async with state.read() as session:
+                    for account_id in (await session.scalars(select(AccountRow.id))).all():
+                        snapshot = await state._read_account(session, AccountId(account_id), None, Touched())
+                        state.snapshots.replace(AccountId(account_id), snapshot, Touched(account=True))
+                yield state
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:

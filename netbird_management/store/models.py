@@ -350,6 +350,14 @@ class RevocationRow(Row):
     not_before: Mapped[datetime]
 
 
+class SealRow(Row):
+    """Which key sealed the secrets here: one row."""
+
+    __tablename__ = "seal"
+
+    fingerprint: Mapped[str] = mapped_column(String(64), primary_key=True)
+
+
 class SpentNonceRow(Row):
     """A one-time token that made its peer; kept until it would have expired anyway."""
 

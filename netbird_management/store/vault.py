@@ -39,14 +39,19 @@ class Vault:
         """32 bytes that are always the same for this installation and purpose, and say nothing of the key."""
         return hmac.digest(self._key, b"netbird-management/" + purpose.encode(), hashlib.sha256)
 
+    @property
+    def fingerprint(self) -> str:
+        """Says which key this is, and nothing of it."""
+        return self.derive("fingerprint").hex()
+
     @classmethod
-    def create(cls, directory: Path, key: bytes = b"") -> "Vault":
+    def create(cls, directory: Path, key: bytes = b"", *, name: str = KEY_FILE) -> "Vault":
         """Makes the key file, readable by nobody else, by default of a new key.
 
         Raises `FileExistsError` rather than replace one.
         """
         key = key or os.urandom(SecretBox.KEY_SIZE)
-        descriptor = os.open(directory / KEY_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor = os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(key)
             file.flush()
@@ -54,9 +59,9 @@ class Vault:
         return cls(key)
 
     @classmethod
-    def load(cls, directory: Path) -> "Vault":
+    def load(cls, directory: Path, name: str = KEY_FILE) -> "Vault":
         """Reads the key file. Raises `VaultError`."""
-        path = directory / KEY_FILE
+        path = directory / name
         try:
             mode = path.stat().st_mode
             key = path.read_bytes()
