@@ -12,8 +12,8 @@ from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.plugins import HookError, Hooks
 from netbird_management.services import extensions
 from netbird_management.services.domains import is_under
-from netbird_management.services.model import Capabilities, Service, Target, TargetType
-from netbird_management.steps import ALLOW, Deny, WithholdPredicate
+from netbird_management.services.model import RESOURCES, Capabilities, Service, Target, TargetType
+from netbird_management.steps import ALLOW, Decision, Deny, WithholdPredicate
 from netbird_wire.proxy_service_pb2 import (
     PATH_REWRITE_PRESERVE,
     PathMapping,
@@ -24,6 +24,9 @@ from netbird_wire.proxy_service_pb2 import (
 SESSION_SECONDS: Final = 86400
 UNKNOWN_HOST: Final = "unknown"
 """What stands for the address of a target that is gone; it resolves nowhere."""
+
+ROUTES: Final = "routes"
+"""What a proxy that tells its claims would claim if its tunnel followed routes."""
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
@@ -126,12 +129,21 @@ def build(service: Service, account: AccountSnapshot, hooks: Hooks) -> BuiltMapp
         predicates = hooks.withhold_mapping(service)
     except (HookError, InvalidArgument) as error:
         return BuiltMapping(mapping, withheld=str(error))
+    if any(one.enabled and one.target_type in RESOURCES and not one.options.direct_upstream for one in service.targets):
+        predicates = (*predicates, ("core", _follows_routes))
     for name, (is_set, arrived) in CLAIMABLE.items():
         if is_set(service) and not arrived(service, mapping):
             # A plugin that claims a guarding field and forgets to send it would make the service public.
             return BuiltMapping(mapping, withheld=f"{name} is set and did not arrive in the mapping")
     wire = mapping.SerializeToString(deterministic=True)
     return BuiltMapping(mapping, needed=extensions.guarding(mapping, hooks), predicates=predicates, wire=wire)
+
+
+def _follows_routes(capabilities: Capabilities) -> Decision:
+    """NetBird's proxies do; the tunnel of ours reaches peers alone, and would answer every request with an error."""
+    if capabilities.claims is None or ROUTES in capabilities.claims:
+        return ALLOW
+    return Deny("the proxy's tunnel reaches peers alone: set direct_upstream on targets behind a network")
 
 
 def _is_validated(service: Service, account: AccountSnapshot) -> bool:

@@ -9,7 +9,8 @@ from netbird_management.ids import ServiceId
 from netbird_management.network.groups import create_group
 from netbird_management.network.peers import create_stock_peer
 from netbird_management.plugins import load_hooks
-from netbird_management.services.mapping import build
+from netbird_management.services.mapping import ROUTES, build
+from netbird_management.services.model import Capabilities, TargetOptions
 from netbird_management.services.proxies import Registration
 from netbird_management.state import State
 from tests.netbird_management.conftest import Api
@@ -168,7 +169,13 @@ async def test_a_target_behind_a_network(api: Api, proxy: Registration) -> None:
         "http://wiki.internal:9000/",
         "http://10.1.0.7:9000/",
     ]
-    assert not built.withheld
+    claims = frozenset({"path.options.direct_upstream"})
+    assert built.withheld_from(Capabilities()) == ""
+    assert "set direct_upstream" in built.withheld_from(Capabilities(claims=claims))
+    assert built.withheld_from(Capabilities(claims=claims | {ROUTES})) == ""
+    flagged = replace(service.targets[0], options=TargetOptions(direct_upstream=True))
+    direct = build(replace(service, targets=(flagged,)), account, load_hooks(["direct_upstream"]))
+    assert direct.withheld_from(Capabilities(claims=claims)) == ""
     gone = replace(service, targets=(replace(service.targets[0], target_id="gone"),))
     assert build(gone, account, load_hooks()).mapping.path[0].target == "http://unknown:9000/"
 
