@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, cast
+from typing import Any, Final, cast, overload
 
 from sqlalchemy import ColumnElement, CursorResult, delete, func, not_, or_, select, text
 
@@ -14,7 +14,6 @@ from netbird_management.services.model import AccessLogEntry
 from netbird_management.state import State
 from netbird_management.store.engine import insert
 from netbird_management.store.models import AccessLogRow
-
 
 Row = tuple[Any, ...]
 """An entry as it is stored: the fields of `AccessLogEntry` in the order of `_COLUMNS`, the moment in UTC, texts cut to
