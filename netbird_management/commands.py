@@ -1,4 +1,4 @@
-"""More of `netbird-management`: plugins, user, service, migrate, backup, restore, change-key."""
+"""More of `netbird-management`: plugins, user, account, service, migrate, backup, restore, change-key."""
 
 import json
 from collections.abc import Awaitable, Callable, Iterator
@@ -13,6 +13,8 @@ from rich.progress import Progress as Bars
 
 from netbird_management.errors import InvalidArgument, NotFound
 from netbird_management.ids import UserId
+from netbird_management.login.claimed_accounts import ClaimedAccounts
+from netbird_management.network.accounts import create_account
 from netbird_management.network.model import Role, User
 from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.network.users import approve_user, create_token, create_user, update_user
@@ -48,6 +50,7 @@ def add(app: typer.Typer, house: House) -> None:
     """Puts the commands on the program's own."""
     _add_plugins(app, house)
     _add_users(app, house)
+    _add_accounts(app, house)
     _add_services(app, house)
     _add_store(app, house)
 
@@ -141,6 +144,46 @@ def _add_users(app: typer.Typer, house: House) -> None:
         judge(user_id, config, blocked=False)
 
 
+def _add_accounts(app: typer.Typer, house: House) -> None:
+    accounts = typer.Typer(no_args_is_help=True, help="Accounts: the tenants of this management.")
+    app.add_typer(accounts, name="account")
+
+    @accounts.command("list")
+    def list_accounts(config: Config = None) -> None:
+        """List the accounts with their owners."""
+        settings, _ = house.settings(config)
+
+        async def work(state: State) -> list[AccountSnapshot]:
+            return sorted(state.snapshots.all(), key=lambda account: account.account.created_at)
+
+        for account in house.with_state(settings, work):
+            owners = [user.email for user in account.users.values() if user.role is Role.OWNER]
+            typer.echo(f"{account.account.id}  {account.account.created_at:%Y-%m-%d}  {' '.join(owners)}")
+
+    @accounts.command("create")
+    def create_one(
+        email: Annotated[str, typer.Option(help="The owner's e-mail address.")],
+        config: Config = None,
+        name: Annotated[str, typer.Option(help="The owner's name.")] = "Owner",
+        claim: Annotated[str, typer.Option(help="What the identity provider's claim says of its people.")] = "",
+        token_days: Annotated[int, typer.Option(help="How long the owner's access token is valid.")] = 365,
+    ) -> None:
+        """Make an account with its owner; print its id, and the owner's personal access token, this once."""
+        settings, _ = house.settings(config)
+        if claim and (settings.oidc is None or not settings.oidc.account_claim):
+            raise typer.BadParameter("the settings name no oidc.account_claim", param_hint="--claim")
+
+        async def work(state: State) -> tuple[str, str]:
+            account_id = ClaimedAccounts(settings.oidc).named(claim) if claim and settings.oidc else None
+            made, owner = await create_account(
+                state, email=email, name=name, dns_domain=settings.dns_domain, account_id=account_id
+            )
+            return made, (await create_token(state, owner, name="create", days=token_days, created_by=owner.id))[1]
+
+        for line in house.with_state(settings, work, alone=True):
+            typer.echo(line)
+
+
 def _add_services(app: typer.Typer, house: House) -> None:
     services = typer.Typer(no_args_is_help=True, help="What is exposed. Changes go through the API.")
     app.add_typer(services, name="service")
@@ -215,7 +258,6 @@ def _add_store(app: typer.Typer, house: House) -> None:
                 lambda: read_archive(source, settings.state_directory, settings.database.get_secret_value(), progress),
             )
         typer.echo(f"{rows} rows restored")
-
 
     @app.command("change-key")
     def change_store_key(config: Config = None) -> None:

@@ -27,5 +27,10 @@ def new_id() -> str:
     with _lock:
         _counter = (_counter + 1) & 0xFFFFFF
         raw = int(time.time()).to_bytes(4, "big") + _machine + _counter.to_bytes(3, "big")
-    number = int.from_bytes(raw, "big") << 4  # 96 bits, filled up to the 100 that twenty characters hold
+    return id_from(raw)
+
+
+def id_from(raw: bytes) -> str:
+    """Twenty characters that follow from the first 96 bits."""
+    number = int.from_bytes(raw[:12], "big") << 4  # filled up to the 100 bits that twenty characters hold
     return "".join(_ALPHABET[(number >> shift) & 31] for shift in range(95, -5, -5))

@@ -40,19 +40,23 @@ class LoginRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """Who logged in. `email` is "" unless the provider says that it is verified."""
+    """Who logged in. `email` is "" unless the provider says that it is verified.
+
+    `account` is what the settings' claim says, "" where it says nothing of use.
+    """
 
     issuer: str
     subject: str
     email: str = ""
     name: str = ""
+    account: str = ""
 
 
 class IdentityProvider:
     """One issuer, and us as its client."""
 
     def __init__(self, settings: OidcSettings, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        self._settings = settings
+        self.settings = settings
         self._transport = transport
         self._described: tuple[dict[str, Any], float] | None = None
         self._keys: tuple[KeySet, float] | None = None
@@ -82,14 +86,14 @@ class IdentityProvider:
         token = answer.get("id_token")
         if not isinstance(token, str):
             raise LoginRefused("the provider sent no ID token")
-        return _person(await self._claims(token, nonce), self._settings.issuer)
+        return _person(await self._claims(token, nonce), self.settings)
 
     async def bearer(self, token: str) -> Person:
         """Whose token this is, which the provider made for us and no login of ours asked for. Raises as `person`.
 
         Anybody may show one, so keys are not read anew for each that does not verify.
         """
-        return _person(await self._claims(token, None), self._settings.issuer)
+        return _person(await self._claims(token, None), self.settings)
 
     async def _claims(self, token: str, nonce: str | None) -> dict[str, Any]:
         """What a token says, once it is known to be the provider's, for us, and of now. `nonce` of `None` is any."""
@@ -107,8 +111,8 @@ class IdentityProvider:
         wanted: dict[str, Any] = {} if nonce is None else {"nonce": {"essential": True, "value": nonce}}
         registry = jwt.JWTClaimsRegistry(
             leeway=LEEWAY_SECONDS,
-            iss={"essential": True, "value": self._settings.issuer},
-            aud={"essential": True, "value": self._settings.client_id},
+            iss={"essential": True, "value": self.settings.issuer},
+            aud={"essential": True, "value": self.settings.client_id},
             exp={"essential": True},
             iat={"essential": True},
             sub={"essential": True},
@@ -119,7 +123,7 @@ class IdentityProvider:
         except JoseError as error:
             raise LoginRefused(f"the ID token: {error}") from error
         assert claims is not None  # noqa: S101 - decoded above, or raised
-        if isinstance(claims["aud"], list) and len(claims["aud"]) > 1 and claims.get("azp") != self._settings.client_id:
+        if isinstance(claims["aud"], list) and len(claims["aud"]) > 1 and claims.get("azp") != self.settings.client_id:
             raise LoginRefused("the ID token is another client's")
         return claims
 
@@ -127,7 +131,7 @@ class IdentityProvider:
         async with self._asking:
             clock = asyncio.get_running_loop().time
             if self._described is None or clock() >= self._described[1]:
-                issuer = self._settings.issuer
+                issuer = self.settings.issuer
                 found = await self._json(f"{issuer.rstrip('/')}/.well-known/openid-configuration")
                 if found.get("issuer") != issuer:
                     raise ProviderFailed(f"{issuer} calls itself {str(found.get('issuer'))[:200]!r}")
@@ -167,7 +171,7 @@ class IdentityProvider:
         return found
 
     def _client(self) -> AsyncOAuth2Client:
-        settings = self._settings
+        settings = self.settings
         return AsyncOAuth2Client(
             client_id=settings.client_id,
             client_secret=settings.client_secret.get_secret_value() or None,
@@ -180,13 +184,21 @@ class IdentityProvider:
         )
 
 
-def _person(claims: dict[str, Any], issuer: str) -> Person:
+def _person(claims: dict[str, Any], settings: OidcSettings) -> Person:
     subject = claims.get("sub")
     if not isinstance(subject, str) or not 0 < len(subject) <= 255 or not subject.isprintable():
         raise LoginRefused("the ID token names nobody")
     email, name = claims.get("email"), claims.get("name")
     verified = claims.get("email_verified") is True and isinstance(email, str)
-    return Person(issuer, subject, str(email) if verified else "", name[:255] if isinstance(name, str) else "")
+    account = claims.get(settings.account_claim) if settings.account_claim else None
+    named = isinstance(account, str) and len(account) <= 255 and account.isprintable()
+    return Person(
+        settings.issuer,
+        subject,
+        str(email) if verified else "",
+        name[:255] if isinstance(name, str) else "",
+        str(account) if named else "",
+    )
 
 
 def _is_url(value: object) -> bool:

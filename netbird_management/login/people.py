@@ -8,9 +8,10 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from netbird_management.clock import now
-from netbird_management.errors import InvalidArgument
+from netbird_management.errors import InvalidArgument, PreconditionFailed
 from netbird_management.ids import AccountId, UserId, new_id
 from netbird_management.login.identity_provider import Person
+from netbird_management.network.accounts import create_account
 from netbird_management.network.model import Role, User
 from netbird_management.network.users import checked_email
 from netbird_management.state import State
@@ -42,6 +43,25 @@ async def user_of(state: State, account_id: AccountId, person: Person) -> User |
         transaction.touch(users=[user_id])
     snapshot = state.snapshots.get(account_id)
     return snapshot.users.get(user_id) if snapshot is not None else None
+
+
+async def founder(state: State, account_id: AccountId, person: Person, *, dns_domain: str) -> User | None:
+    """The owner of a new account, whoever of it comes first; the others wait for them. `None` without an address."""
+    try:
+        email = checked_email(person.email)
+        _, user = await create_account(
+            state,
+            email=email,
+            name=person.name or email,
+            dns_domain=dns_domain,
+            account_id=account_id,
+            identity=(person.issuer, person.subject),
+        )
+    except InvalidArgument:
+        return None
+    except PreconditionFailed:  # somebody else came first
+        return await user_of(state, account_id, person)
+    return user
 
 
 async def known_user(state: State, person: Person) -> UserId | None:

@@ -3,7 +3,7 @@
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from netbird_host.setting_types import Secret, Section
 
@@ -31,4 +31,8 @@ class OidcSettings(Section):
     client_secret: Secret = Secret("")
     callback_url: Annotated[str, AfterValidator(_callback)]
     """How browsers reach our callback; the provider must know it."""
+    account_claim: str = ""
+    """The claim that names a person's account. Without it people are of the account that they come to."""
+    accounts: dict[str, str] = Field(default_factory=dict)
+    """Accounts that were there before the claim named them: its value, and the account's id."""
     scopes: tuple[str, ...] = ("openid", "profile", "email")

@@ -22,10 +22,12 @@ from sqlalchemy import delete
 from netbird_management.clock import now
 from netbird_management.errors import BadRequest
 from netbird_management.ids import AccountId, UserId
+from netbird_management.login.claimed_accounts import ClaimedAccounts
 from netbird_management.login.gates import SessionGates
 from netbird_management.login.identity_provider import IdentityProvider, LoginRefused
-from netbird_management.login.people import known_user, user_of
+from netbird_management.login.people import founder, known_user, user_of
 from netbird_management.login.sessions import mint_session_token
+from netbird_management.network.accounts import DNS_DOMAIN
 from netbird_management.network.model import User
 from netbird_management.services.model import Service
 from netbird_management.state import State
@@ -49,10 +51,15 @@ class _State:
 class SignOn:
     """The way to the provider and back, for all services."""
 
-    def __init__(self, state: State, provider: IdentityProvider, gates: SessionGates) -> None:
+    def __init__(
+        self, state: State, provider: IdentityProvider, gates: SessionGates, *, dns_domain: str = DNS_DOMAIN
+    ) -> None:
+        """`dns_domain` is what peers' names end in, in accounts that begin with a login."""
         self._state = state
         self._provider = provider
         self._gates = gates
+        self._accounts = ClaimedAccounts(provider.settings)
+        self._dns_domain = dns_domain
 
     async def begin(self, redirect_url: str, account_id: AccountId) -> str:
         """Where to send the browser. Raises `BadRequest` for a place that is no service's; `ProviderFailed`."""
@@ -62,11 +69,28 @@ class SignOn:
         return await self._provider.login_url(state=state, verifier=self._verifier(state), nonce=self._nonce(state))
 
     async def bearer(self, token: str) -> UserId | None:
-        """Whose token of the provider this is, if they have logged in before. Raises `ProviderFailed`."""
+        """Whose token of the provider this is, if they have logged in before. Raises `ProviderFailed`.
+
+        Where the provider says which account people are of, the first of an account founds it, and others wait there.
+        """
         try:
-            return await known_user(self._state, await self._provider.bearer(token))
+            person = await self._provider.bearer(token)
         except LoginRefused:
             return None
+        known = await known_user(self._state, person)
+        if not self._accounts.asked:
+            return known
+        account_id = self._accounts.of(person)
+        if account_id is None:
+            return None
+        account = self._state.snapshots.get(account_id)
+        if known is not None:
+            return known if account is not None and known in account.users else None
+        if account is not None:
+            user = await user_of(self._state, account_id, person)
+        else:
+            user = await founder(self._state, account_id, person, dns_domain=self._dns_domain)
+        return None if user is None else user.id
 
     async def finish(self, text: str, *, code: str, error: str) -> str:
         """Where the browser goes back to, with a session's token or the reason why there is none.
@@ -79,6 +103,9 @@ class SignOn:
             return _back(state.redirect, error="access_denied", error_description="The login was canceled")
         person = await self._provider.person(code=code, verifier=self._verifier(text), nonce=self._nonce(text))
         service = self._service(state.redirect, None)
+        if service is not None and self._accounts.asked and self._accounts.of(person) != service.account_id:
+            _log.info("login.denied", extra={"service_id": service.id, "method": "oidc", "reason": "other_account"})
+            return _back(state.redirect, error="access_denied", error_description=NOT_ALLOWED)
         user = None if service is None else await user_of(self._state, service.account_id, person)
         if service is None or user is None or user.account_id != service.account_id:
             return _back(state.redirect, error="access_denied", error_description="Service configuration error")

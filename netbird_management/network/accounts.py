@@ -16,7 +16,7 @@ from netbird_management.network.model import ALL_GROUP, AccountSettings, Policy,
 from netbird_management.network.users import checked_email
 from netbird_management.state import State
 from netbird_management.store.activity import Activity
-from netbird_management.store.models import AccountRow, GroupRow, UserRow
+from netbird_management.store.models import AccountRow, GroupRow, UserIdentityRow, UserRow
 
 DNS_DOMAIN: Final = "netbird.selfhosted"
 
@@ -30,13 +30,20 @@ async def create_account(
     created_by: str = "",
     dns_domain: str = DNS_DOMAIN,
     only_first: bool = False,
+    account_id: AccountId | None = None,
+    identity: tuple[str, str] | None = None,
 ) -> tuple[AccountId, User]:
     """A fresh account with its owner, a network of its own, the group `All` and a policy that lets `All` talk to `All`.
 
-    Raises `InvalidArgument` for an e-mail address that is none, and with `only_first` `PreconditionFailed` where there
-    is an account already.
+    Args:
+        account_id: of an account whose name its id follows from; a new one otherwise.
+        identity: issuer and subject, by which the identity provider knows the owner.
+
+    Raises:
+        InvalidArgument: an e-mail address that is none.
+        PreconditionFailed: there is that account already; with `only_first`, there is any.
     """
-    account_id, user_id, group_id = AccountId(new_id()), UserId(new_id()), GroupId(new_id())
+    account_id, user_id, group_id = account_id or AccountId(new_id()), UserId(new_id()), GroupId(new_id())
     address = checked_email(email)
     policy_id = new_id()
     described = "This is a default rule that allows connections between all the resources"
@@ -52,6 +59,8 @@ async def create_account(
         session = transaction.session
         if only_first and await session.scalar(select(AccountRow.id).limit(1)) is not None:
             raise PreconditionFailed("setup already completed")
+        if transaction.before is not None:
+            raise PreconditionFailed("there is such an account already")
         session.add(
             AccountRow(
                 id=account_id,
@@ -76,6 +85,10 @@ async def create_account(
                 created_at=now(),
             )
         )
+        if identity is not None:
+            await session.flush()
+            issuer, subject = identity
+            session.add(UserIdentityRow(issuer=issuer, subject=subject, user_id=user_id, created_at=now()))
         session.add(GroupRow(id=group_id, account_id=account_id, name=ALL_GROUP))
         policy = Policy(PolicyId(policy_id), "Default", rules=(rule,), description=described)
         session.add(rows.policy_row(account_id, policy))

@@ -1,5 +1,6 @@
 """The identity provider's own tokens at the API."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -9,24 +10,31 @@ import pytest
 from joserfc import jwt
 from joserfc.jwk import RSAKey
 
+from netbird_management.login.claimed_accounts import ClaimedAccounts
+from netbird_management.login.gates import SessionGates
+from netbird_management.login.settings import OidcSettings
 from netbird_management.login.sign_on import SignOn
 from netbird_management.network.model import Role, User
 from netbird_management.network.users import update_user
+from netbird_management.plugins import load_hooks
 from netbird_management.rest.app import create_app
 from netbird_management.services.model import Service
 from tests.netbird_management.conftest import Home, context_for
 from tests.netbird_management.test_sign_on import (
     ISSUER,
     KEY,
+    Host,
     Provider,
     invited,
     log_in,
+    oidc,
     provider,
     service,
     sign_on,
+    signing_on,
 )
 
-__all__ = ["provider", "service", "sign_on"]
+__all__ = ["oidc", "provider", "service", "sign_on"]
 
 
 def token(key: RSAKey = KEY, **claims: Any) -> str:
@@ -89,3 +97,48 @@ async def test_a_provider_that_is_away_is_not_a_bad_token(
     """503: try again later."""
     provider.down = True
     assert await _status(client, token()) == 503
+
+
+async def test_the_first_of_an_account_founds_it(home: Home, oidc: OidcSettings, provider: Provider) -> None:
+    """Where the provider names accounts: the first is the owner, the next waits for them, and nobody is of two."""
+    claimed = oidc.model_copy(update={"account_claim": "org"})
+    sign_on = signing_on(home, claimed, provider, SessionGates(load_hooks(), Host(home)))
+    accounts = ClaimedAccounts(claimed)
+    app = create_app(context_for(home, sign_on=sign_on))
+    vouched = {"email_verified": True, "org": "acme"}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+        assert await _status(client, token(sub="f", email="f@acme.test", org="acme")) == 401  # an address of nobody's
+        assert await _status(client, token(sub="f", email="f@acme.test", email_verified=True)) == 401  # no account
+        assert home.state.snapshots.get(accounts.named("acme")) is None
+
+        founder = token(sub="f", email="f@acme.test", **vouched)
+        assert [await _status(client, founder) for _ in range(2)] == [200, 200]
+        account = home.state.snapshots.get(accounts.named("acme"))
+        assert account is not None
+        assert [(user.role, user.email) for user in account.users.values()] == [(Role.OWNER, "f@acme.test")]
+
+        assert await _status(client, token(sub="g", email="g@acme.test", **vouched)) == 403
+        account = home.state.snapshots.get(accounts.named("acme"))
+        assert account is not None
+        assert [user.email for user in account.users.values() if user.pending_approval] == ["g@acme.test"]
+        moved = token(sub="f", email="f@acme.test", email_verified=True, org="other")
+        assert await _status(client, moved) == 401
+        assert home.state.snapshots.get(accounts.named("other")) is None
+
+
+async def test_two_who_come_first_at_once_are_of_one_account(
+    home: Home, oidc: OidcSettings, provider: Provider
+) -> None:
+    """One founds it, the other waits for approval in it."""
+    claimed = oidc.model_copy(update={"account_claim": "org"})
+    sign_on = signing_on(home, claimed, provider, SessionGates(load_hooks(), Host(home)))
+    tokens = [token(sub=sub, email=f"{sub}@acme.test", email_verified=True, org="acme") for sub in ("a", "b")]
+
+    await asyncio.gather(*(sign_on.bearer(one) for one in tokens))
+
+    account = home.state.snapshots.get(ClaimedAccounts(claimed).named("acme"))
+    assert account is not None
+    assert sorted((user.role, user.pending_approval) for user in account.users.values()) == [
+        (Role.OWNER, False),
+        (Role.USER, True),
+    ]

@@ -68,6 +68,24 @@ def test_the_store_is_migrated_backed_up_and_restored(terminal: Terminal, tmp_pa
     assert "has a store already" in other.run("restore", str(tmp_path / "b.gz"), code=1).stderr
 
 
+def test_accounts_are_made_and_listed(terminal: Terminal) -> None:
+    """Each with its owner, who gets a token this once; one that the provider names is made once."""
+    account_id, token = terminal.says("account", "create", "--email", "boss@acme.test")
+    assert token.startswith("nbp_")
+    assert [line.split()[2] for line in terminal.says("account", "list")] == ["owner@lab.test", "boss@acme.test"]
+    assert account_id in terminal.says("account", "list")[1]
+    create = ("account", "create", "--email", "b@acme.test", "--claim", "acme")
+    assert "account_claim" in terminal.run(*create, code=2).stderr
+
+    with terminal.config.open("a") as settings:
+        settings.write(
+            '[oidc]\nissuer = "https://login.lab.test"\nclient_id = "m"\naccount_claim = "org"\n'
+            'callback_url = "https://m.lab.test/api/reverse-proxy/callback"\n'
+        )
+    assert len(terminal.says(*create)) == 2
+    assert "already" in terminal.run(*create, code=1).stderr
+
+
 def test_services_are_listed(terminal: Terminal) -> None:
     """None is no line, in either form."""
     assert terminal.says("service", "list") == []

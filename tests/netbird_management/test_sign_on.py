@@ -85,20 +85,20 @@ def provider() -> Provider:
 
 
 @pytest.fixture
-def settings() -> OidcSettings:
+def oidc() -> OidcSettings:
     return OidcSettings.model_validate(
         {"issuer": ISSUER, "client_id": "m", "client_secret": "s", "callback_url": CALLBACK}
     )
 
 
 @pytest.fixture
-def sign_on(home: Home, settings: OidcSettings, provider: Provider) -> SignOn:
-    return signing_on(home, settings, provider, SessionGates(load_hooks(), Host(home)))
+def sign_on(home: Home, oidc: OidcSettings, provider: Provider) -> SignOn:
+    return signing_on(home, oidc, provider, SessionGates(load_hooks(), Host(home)))
 
 
-def signing_on(home: Home, settings: OidcSettings, provider: Provider, gates: SessionGates) -> SignOn:
+def signing_on(home: Home, oidc: OidcSettings, provider: Provider, gates: SessionGates) -> SignOn:
     transport = httpx.MockTransport(provider.handle)
-    return SignOn(home.state, IdentityProvider(settings, transport=transport), gates)
+    return SignOn(home.state, IdentityProvider(oidc, transport=transport), gates)
 
 
 class Host:
@@ -214,8 +214,32 @@ async def test_a_blocked_user_does_not_come_in(
     assert query["error_description"] == "Your account is blocked"
 
 
+async def test_people_are_of_the_account_that_the_provider_says(
+    home: Home, oidc: OidcSettings, provider: Provider, service: Service
+) -> None:
+    """Somebody of another account, or of none, comes in nowhere else, and waits for nobody there; nor does who left."""
+    claimed = oidc.model_copy(update={"account_claim": "org", "accounts": {"home-org": home.account_id}})
+    sign_on = signing_on(home, claimed, provider, SessionGates(load_hooks(), Host(home)))
+    user = await invited(home)
+    for org in ("other-org", "", None, 7, ["home-org"]):
+        provider.claims["org"] = org
+        query = query_of(await log_in(sign_on, provider, home))
+        assert query["error_description"] == "You are not allowed to use this service"
+        assert "session_token" not in query
+    assert not [one for one in home.snapshot.users.values() if one.pending_approval]
+
+    provider.claims["org"] = "home-org"
+    session = read_session_token(
+        query_of(await log_in(sign_on, provider, home))["session_token"], service.session_public_key, "app.px.test"
+    )
+    assert session is not None
+    assert session.subject == user.id
+    provider.claims["org"] = "other-org"
+    assert query_of(await log_in(sign_on, provider, home))["error"] == "access_denied"
+
+
 async def test_a_plugin_may_keep_a_person_out(
-    home: Home, settings: OidcSettings, provider: Provider, service: Service
+    home: Home, oidc: OidcSettings, provider: Provider, service: Service
 ) -> None:
     """Its gate hears who they are with their groups; the browser goes back with a fixed sentence and no token."""
     user = await invited(home)
@@ -234,7 +258,7 @@ async def test_a_plugin_may_keep_a_person_out(
 
             return gate
 
-    sign_on = signing_on(home, settings, provider, SessionGates(load_hooks([("gate", Gate())]), Host(home)))
+    sign_on = signing_on(home, oidc, provider, SessionGates(load_hooks([("gate", Gate())]), Host(home)))
     query = query_of(await log_in(sign_on, provider, home))
 
     assert query["error_description"] == "You are not allowed to use this service"
