@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, nullcontext
 from typing import Any, Final
@@ -25,6 +26,7 @@ from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.plugins import Hooks
 from netbird_management.rest.app import create_app
 from netbird_management.rest.auth import allowed
+from netbird_management.rest.bounds import RestLimits, protocol
 from netbird_management.rest.context import Context
 from netbird_management.rest.permissions import Operation
 from netbird_management.services.access_log import forget_entries_of_nobody, forget_old_entries
@@ -124,7 +126,7 @@ async def _listening(server: ManagementServer, hold: Hold, shutdown: Shutdown) -
     async with (
         hooks.lifespan(server),
         nullcontext(plugin_services(hooks.rpc(server))) as services,  # before anything listens
-        _serve_rest(create_app(context, hooks.routes(server)), settings, shutdown) as server.rest_port,
+        _serve_rest(create_app(context, hooks.routes(server)), settings, shutdown, state) as server.rest_port,
         serve_grpc(
             server,
             settings.grpc,
@@ -145,12 +147,16 @@ async def _listening(server: ManagementServer, hold: Hold, shutdown: Shutdown) -
 
 
 @asynccontextmanager
-async def _serve_rest(app: ASGIApp, settings: ManagementSettings, shutdown: Shutdown) -> AsyncIterator[int]:
-    listener = settings.rest
+async def _serve_rest(
+    app: ASGIApp, settings: ManagementSettings, shutdown: Shutdown, state: State
+) -> AsyncIterator[int]:
+    listener, limits = settings.rest, RestLimits()
     bound = listener.bind("rest")
     config = uvicorn.Config(
         app,
         proxy_headers=False,
+        http=protocol(limits, state.count),
+        h11_max_incomplete_event_size=limits.head_bytes,
         server_header=False,
         date_header=False,
         access_log=False,
@@ -189,9 +195,13 @@ class _Rest(uvicorn.Server):
 
 
 async def _keep_house(server: ManagementServer) -> None:
-    """Forgets what is over, every minute. What fails is logged and tried again."""
+    """Forgets what is over, every minute, and tells which limits were reached. What fails is logged and tried again."""
+    told: Counter[str] = Counter()
     while True:
         try:
+        if reached := server.state.counters - told:
+            _log.warning("limits.reached", extra=dict(reached))
+            told = server.state.counters.copy()
             await forget_stale_proxies(server.state)
             await sweep_ephemeral_peers(server.state)
             await forget_old_entries(server.state, server.settings.access_log_days)

@@ -6,7 +6,9 @@ snapshots are replaced in the order of commits.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -18,7 +20,9 @@ from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from netbird_management.clock import now
+from netbird_management.errors import PreconditionFailed
 from netbird_management.ids import AccountId, GroupId, PeerId, PolicyId, ServiceId, UserId, new_id
+from netbird_management.network import room
 from netbird_management.network import rows as network_rows
 from netbird_management.network.snapshot import AccountSnapshot, Snapshots, Touched
 from netbird_management.services import rows as service_rows
@@ -139,6 +143,9 @@ class State:
         """Private halves that were opened already, by service and public half: one is needed for each validation."""
         self._engine = engines.accounts
         self._writing = engines.accounts.execution_options(writes=True)
+        self.room: Mapping[str, int] = room.HELD
+        self.counters: Counter[str] = Counter()
+        """How often what is bounded was full, since the process began."""
         self._log = engines.log
         self._log_writing = engines.log.execution_options(writes=True)
         self._log_writer = asyncio.Lock()
@@ -148,6 +155,9 @@ class State:
 
     @classmethod
     @asynccontextmanager
+    def count(self, name: str) -> None:
+        self.counters[name] += 1
+
     async def open(cls, directory: Path, vault: Vault, database: str = "") -> AsyncIterator["State"]:
         """Migrates the database, reads every account, and closes it all at the end.
 
@@ -209,7 +219,11 @@ class State:
             await _number(session, transaction)
             session.expire_all()
             after = await self._read_account(session, account_id, transaction.before, transaction.touched)
-            handed_over = True
+            try:
+                room.check_room(transaction.before, after, self.room)
+            except PreconditionFailed:
+                self.count("account_full")
+                raise
             finish = self._tasks.create_task(self._finish(session, transaction, after))
             error = await asyncio.shield(finish)
             if error is not None:

@@ -1,7 +1,7 @@
 """The proxies that are connected to this process, and what each of them has been sent."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import grpc
@@ -25,7 +25,14 @@ class Connection:
     and was told to remove. `withheld` says why for each of those.
     """
 
-    def __init__(self, registration: Registration, token: ProxyToken, token_hash: str) -> None:
+    def __init__(
+        self,
+        registration: Registration,
+        token: ProxyToken,
+        token_hash: str,
+        count: Callable[[str], object] = lambda _name: None,
+    ) -> None:
+        self._count = count
         self.registration = registration
         self.token = token
         self.token_hash = token_hash
@@ -66,6 +73,7 @@ class Connection:
         try:
             self._queue.put_nowait(message)
         except asyncio.QueueFull:
+            self._count("proxies_too_far_behind")
             self.end(Refused(grpc.StatusCode.ABORTED, "too far behind: connect again for a snapshot"))
 
     async def next(self) -> bytes:

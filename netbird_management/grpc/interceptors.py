@@ -1,6 +1,7 @@
 """What stands before every call: a proxy's token, a brake on guessing it, and the status for whatever goes wrong."""
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import grpc.aio
 from netbird_management.grpc.connections import Connection, Connections
 from netbird_management.grpc.errors import Refused, as_refusal
 from netbird_management.grpc.wire import serialized
+from netbird_management.login.guesses import source_of
 from netbird_management.services.tokens import ProxyToken, find_proxy_token, note_token_used
 from netbird_management.state import State
 from netbird_wire.extensions import PROXY_ID_METADATA
@@ -27,7 +29,8 @@ MAX_PROXY_REQUEST_BYTES: Final = 4 << 20
 FAILURES: Final = 5
 FAILURE_SECONDS: Final = 12.0
 """How many bad tokens an address may show at once, and how long until it may show another."""
-_FORGET_SECONDS: Final = 900.0
+GUESSERS: Final = 16_384
+"""Addresses that are remembered for a bad token; the one that has been quiet for longest is forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,26 +65,29 @@ def peer_address(peer: str) -> str:
 
 
 class FailureLimiter:
-    """A bucket of failures for each address. An empty one refuses before anything is looked at."""
+    """A bucket of failures for each address (IPv6: a /64). An empty one refuses before anything is looked at."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], count: Callable[[str], object] = lambda _name: None) -> None:
         self._clock = clock
-        self._buckets: dict[str, tuple[float, float]] = {}
+        self._count = count
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def check(self, address: str) -> None:
-        if address and self._left(address) < 1:
+        if address and self._left(source_of(address)) < 1:
+            self._count("token_guesses_refused")
             raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many failed authentication attempts")
 
     def failed(self, address: str) -> None:
         if not address:
             return
-        moment = self._clock()
-        for idle in [key for key, (_, at) in self._buckets.items() if moment - at > _FORGET_SECONDS]:
-            del self._buckets[idle]
-        self._buckets[address] = (self._left(address) - 1, moment)
+        source = source_of(address)
+        self._buckets[source] = (self._left(source) - 1, self._clock())
+        self._buckets.move_to_end(source)
+        if len(self._buckets) > GUESSERS:
+            self._buckets.popitem(last=False)
 
-    def _left(self, address: str) -> float:
-        left, at = self._buckets.get(address, (float(FAILURES), self._clock()))
+    def _left(self, source: str) -> float:
+        left, at = self._buckets.get(source, (float(FAILURES), self._clock()))
         return min(float(FAILURES), left + (self._clock() - at) / FAILURE_SECONDS)
 
 
@@ -93,7 +99,7 @@ class Edge(grpc.aio.ServerInterceptor):
         self._open = open_services
         self._state = state
         self._connections = connections
-        self._limiter = FailureLimiter(asyncio.get_running_loop().time)
+        self._limiter = FailureLimiter(asyncio.get_running_loop().time, state.count)
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any) -> Any:
         handler = await continuation(handler_call_details)

@@ -22,7 +22,7 @@ from netbird_management.login.passwords import verify_secret
 from netbird_management.login.sessions import Method, Session, mint_session_token, read_session_token
 from netbird_management.login.sign_on import SignOn
 from netbird_management.network.model import Group, User
-from netbird_management.network.revocations import revoke
+from netbird_management.network.revocations import TOKENS_REVOKED, revoke, revoked_tokens
 from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.services.model import SecretAuth, Service
 from netbird_management.services.validate import folded_name
@@ -139,7 +139,11 @@ class Logins:
             return _denied("invalid_token")
         if request.end_session:
             async with self._state.change(account.account.id) as transaction:
-                await revoke(transaction, token_hash=digest)
+                if await revoked_tokens(transaction) < TOKENS_REVOKED:
+                    await revoke(transaction, token_hash=digest)
+                else:  # one word for all sessions of whoever logs out all the time
+                    self._state.count("logouts_widened")
+                    await revoke(transaction, subject=session.subject)
             return _denied("session_ended")
         return await self._judged(account, service, session)
 
@@ -166,6 +170,7 @@ class Logins:
     @contextmanager
     def _place(self) -> Iterator[None]:
         if self._waiting >= HASHES_WAITING:
+            self._state.count("logins_refused")
             raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many logins at once")
         self._waiting += 1
         try:

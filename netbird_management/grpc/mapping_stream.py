@@ -23,6 +23,7 @@ from netbird_management.services.proxies import (
     disconnect_proxy,
     heartbeat_proxy,
     register_proxy,
+    room_for_proxy,
 )
 from netbird_management.services.proxy_ids import proxy_id_is_free
 from netbird_management.services.tokens import get_proxy_token, note_token_used
@@ -111,6 +112,9 @@ class MappingStreams:
             raise Refused(grpc.StatusCode.ALREADY_EXISTS, f"cluster address {init.address} is already in use")
         if not await proxy_id_is_free(self._state, proxy_id, account_id):
             raise Refused(grpc.StatusCode.ALREADY_EXISTS, "this proxy_id is in use with a token of another account")
+        if not await room_for_proxy(self._state, proxy_id, caller.token.id):
+            self._state.count("proxies_refused")
+            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many proxies use this token")
         registration = Registration(
             proxy_id=proxy_id,
             session_id=str(uuid.uuid4()),
@@ -120,7 +124,7 @@ class MappingStreams:
             token_id=caller.token.id,
             capabilities=_capabilities(init),
         )
-        return Connection(registration, caller.token, caller.token_hash)
+        return Connection(registration, caller.token, caller.token_hash, self._state.count)
 
     async def _converse(
         self, connection: Connection, channel: "_Acknowledged | _OneWay", tasks: asyncio.TaskGroup

@@ -36,6 +36,9 @@ from netbird_wire.management_pb2_grpc import add_ManagementServiceServicer_to_se
 from netbird_wire.proxy_service_pb2_grpc import add_ProxyServiceServicer_to_server
 
 MAX_MESSAGE_BYTES = 16 << 20
+CALLS = 50_000
+"""Under way at once, streams of proxies and peers among them; one more is answered RESOURCE_EXHAUSTED."""
+HANDSHAKE_MS = 10_000
 _log = logging.getLogger(__name__)
 
 
@@ -71,6 +74,7 @@ async def serve_grpc(
     shutdown: Shutdown | None = None,
     sign_on: SignOn | None = None,
     services: PluginServices | None = None,
+    calls: int = CALLS,
 ) -> AsyncIterator[int]:
     """Serves proxies and peers, and yields the bound port.
 
@@ -87,7 +91,7 @@ async def serve_grpc(
     mappings, maps = Mappings(state, hooks, connections, recorder), NetworkMaps(hooks)
     access_logs = AccessLogs(state, record=hooks.record_access)
     services = plugin_services(hooks.rpc(host)) if services is None else services
-    server = _server(Edge(state, connections, PEERS | services.open), timing)
+    server = _server(Edge(state, connections, PEERS | services.open), timing, calls)
     port = _bind(server, listener)
     add_ProxyServiceServicer_to_server(
         ProxyService(
@@ -142,11 +146,13 @@ async def _end(server: grpc.aio.Server, connections: Connections, streams: PeerS
         tasks.create_task(streams.end_all(stopping, grace))
 
 
-def _server(edge: Edge, timing: Timing) -> grpc.aio.Server:
+def _server(edge: Edge, timing: Timing, calls: int) -> grpc.aio.Server:
     return grpc.aio.server(
         interceptors=(edge,),
+        maximum_concurrent_rpcs=calls,
         options=(
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
             ("grpc.so_reuseport", 0),  # a port that is taken is an error, not half of the calls
             # Agents ping as they please; a connection that does not answer ours is gone.
             ("grpc.keepalive_permit_without_calls", 1),

@@ -6,6 +6,7 @@ The order of the checks is part of the contract: what a denial tells depends on 
 import logging
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Final
 
 import grpc
 
@@ -23,6 +24,8 @@ from netbird_management.steps import ALLOW, Decision, Deny, Management
 from netbird_management.store.models import ServiceRow
 from netbird_wire.proxy_service_pb2 import Principal, ValidateTunnelPeerRequest, ValidateTunnelPeerResponse
 
+KEYS: Final = 16_384
+"""Session keys that are kept open."""
 _log = logging.getLogger(__name__)
 
 
@@ -59,6 +62,8 @@ class SessionKeys:
                 row = await session.get(ServiceRow, service.id)
             if row is None:
                 raise LookupError(f"service {service.id} not found")
+            if len(self._keys) >= KEYS:
+                self._keys.pop(next(iter(self._keys)))  # it is opened again when it is wanted
             known = self._keys[service.id] = (row.session_public_key, self._state.vault.open(row.session_private_key))
         return known[1]
 

@@ -85,7 +85,7 @@ class Guesses:
     def right(self, service: ServiceId, address: str) -> None:
         """The try was right: the source starts anew."""
         self._give_back(service)
-        self._sources[service, source_of(address)] = Source(right_at=self._clock())
+        self._put((service, source_of(address)), Source(right_at=self._clock()))
 
     def unjudged(self, service: ServiceId, address: str) -> None:
         """Nobody said whether the try was right."""

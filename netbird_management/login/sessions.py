@@ -19,6 +19,8 @@ from netbird_management.store.models import ServiceRow
 ISSUER: Final = "netbird-management"
 LIFETIME_SECONDS: Final = 86400
 MAX_BYTES: Final = 3800
+KEYS: Final = 16_384
+"""Private halves that are kept open; a service has a new one whenever its credentials change."""
 _HEADER: Final = b'{"alg":"EdDSA","typ":"JWT"}'
 # Written and read here, with libsodium alone: the one algorithm is fixed, and no header may choose another.
 Method = Literal["password", "pin", "oidc", "header"]
@@ -46,6 +48,8 @@ async def mint_session_token(
             row = await session.get(ServiceRow, service.id)
         if row is None:
             raise LookupError(f"service {service.id} not found")
+        if len(state.session_keys) >= KEYS:
+            state.session_keys.pop(next(iter(state.session_keys)))  # it is opened again when it is wanted
         private_key = state.session_keys[key] = state.vault.open(row.session_private_key)
     token = sign(private_key, service.domain, subject, method, email=email, groups=groups)
     if len(token) > MAX_BYTES:

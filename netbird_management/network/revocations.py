@@ -3,13 +3,15 @@
 from datetime import timedelta
 from typing import Final
 
-from sqlalchemy import delete
+from sqlalchemy import delete, func, select
 
 from netbird_management.clock import now
 from netbird_management.ids import new_id
 from netbird_management.state import Transaction
 from netbird_management.store.models import RevocationRow
 
+TOKENS_REVOKED: Final = 10_000
+"""Sessions of an account that are revoked one by one; proxies keep 65,536 of all accounts."""
 KEPT: Final = timedelta(hours=24)
 """As long as a session lives."""
 
@@ -22,6 +24,9 @@ async def revoke(transaction: Transaction, *, subject: str = "", token_hash: byt
     """
     if bool(subject) == bool(token_hash):
         raise ValueError("a revocation names a subject or a token")
+    if subject:  # the later one says all that earlier ones did
+        earlier = RevocationRow.subject == subject, RevocationRow.account_id == transaction.account_id
+        await transaction.session.execute(delete(RevocationRow).where(*earlier))
     await transaction.session.execute(
         delete(RevocationRow).where(
             RevocationRow.account_id == transaction.account_id, RevocationRow.not_before < now() - KEPT
@@ -37,3 +42,9 @@ async def revoke(transaction: Transaction, *, subject: str = "", token_hash: byt
         )
     )
     transaction.touch(revocations=True)
+
+
+async def revoked_tokens(transaction: Transaction) -> int:
+    """How many sessions of the account are revoked one by one."""
+    held = select(func.count()).select_from(RevocationRow).where(RevocationRow.account_id == transaction.account_id)
+    return await transaction.session.scalar(held.where(RevocationRow.subject == "")) or 0

@@ -13,6 +13,7 @@ from sqlalchemy import select
 from netbird_management.clock import now
 from netbird_management.errors import InvalidArgument, NotFound
 from netbird_management.ids import AccountId, GroupId, new_id
+from netbird_management.network import room
 from netbird_management.network.membership import move
 from netbird_management.network.model import ALL_GROUP, Peer, PeerMeta
 from netbird_management.network.peers import checked_key, get_peer, insert_peer
@@ -83,6 +84,8 @@ async def create_setup_key(
         raise InvalidArgument("expires_in is too far away") from error
     async with state.change(account_id) as transaction:
         _check_groups(transaction.account, auto_groups)
+        mine = SetupKeyRow.account_id == account_id
+        await room.check_rows(transaction.session, SetupKeyRow, mine, limit=room.SETUP_KEYS, name="setup keys")
         row = SetupKeyRow(
             id=new_id(),
             account_id=account_id,

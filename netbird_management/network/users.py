@@ -10,6 +10,7 @@ from sqlalchemy import delete, select, update
 from netbird_management.clock import now
 from netbird_management.errors import InvalidArgument, NotFound, PermissionDenied, PreconditionFailed
 from netbird_management.ids import AccountId, GroupId, TokenId, UserId, new_id
+from netbird_management.network import room
 from netbird_management.network.membership import move
 from netbird_management.network.model import ALL_GROUP, Role, User
 from netbird_management.network.revocations import revoke
@@ -180,6 +181,8 @@ async def create_token(
         created_at=now(),
     )
     async with state.write() as session:
+        mine = PersonalTokenRow.user_id == user.id
+        await room.check_rows(session, PersonalTokenRow, mine, limit=room.TOKENS_OF_A_USER, name="tokens of yours")
         session.add(row)
     return _token(row), plain
 

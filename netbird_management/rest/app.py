@@ -26,6 +26,7 @@ from netbird_management.rest import (
     sign_on,
     users,
 )
+from netbird_management.rest.bounds import RestLimits, with_bounded_bodies
 from netbird_management.rest.context import Context
 from netbird_management.rest.plugin_routes import add_plugin_routes
 
@@ -47,7 +48,9 @@ ROUTERS: Final = (
 )
 
 
-def create_app(context: Context, extra: Sequence[tuple[str, APIRouter]] = ()) -> ASGIApp:
+def create_app(
+    context: Context, extra: Sequence[tuple[str, APIRouter]] = (), limits: RestLimits | None = None
+) -> ASGIApp:
     """The whole API under `/api`. No CORS: no other site's page has any business here.
 
     `extra` are the plugins' routers. Raises `HookError` for one that cannot be added.
@@ -55,12 +58,13 @@ def create_app(context: Context, extra: Sequence[tuple[str, APIRouter]] = ()) ->
     app = api(extra)
     app.state.context = context
     errors.install(app)
+    limits = limits or RestLimits()
 
     @app.get("/api/openapi.json", include_in_schema=False)
     async def described() -> Response:
         return Response(openapi.text(app), media_type="application/json")
 
-    return _with_request_id(app)
+    return _with_request_id(with_bounded_bodies(app, limits, context.state.count))
 
 
 def api(extra: Sequence[tuple[str, APIRouter]] = ()) -> FastAPI:

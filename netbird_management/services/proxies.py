@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, Literal
 
-from sqlalchemy import delete, or_, select, update
+from sqlalchemy import delete, func, or_, select, update
 
 from netbird_management.clock import now
 from netbird_management.errors import NotFound, PreconditionFailed
@@ -20,6 +20,8 @@ from netbird_management.store.models import ProxyRow
 ACTIVE_SECONDS: Final = 120
 """A proxy whose last heartbeat is older is not counted."""
 FORGET_SECONDS: Final = 3600
+PROXIES_OF_A_TOKEN: Final = 1_000
+"""Those that are gone count until they are forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,13 @@ async def register_proxy(state: State, registration: Registration) -> None:
     async with state.write() as session:
         row = insert(session, ProxyRow).values(id=registration.proxy_id, **values)
         await session.execute(row.on_conflict_do_update(index_elements=[ProxyRow.id], set_=values))
+
+
+async def room_for_proxy(state: State, proxy_id: ProxyId, token_id: TokenId | None) -> bool:
+    """Whether one more may register with this token: known proxies have their place, until they are forgotten."""
+    others = select(func.count()).select_from(ProxyRow).where(ProxyRow.token_id == token_id, ProxyRow.id != proxy_id)
+    async with state.read() as session:
+        return (await session.scalar(others) or 0) < PROXIES_OF_A_TOKEN
 
 
 async def heartbeat_proxy(state: State, registration: Registration) -> bool:

@@ -8,6 +8,7 @@ from sqlalchemy import select, update
 from netbird_management.clock import now
 from netbird_management.errors import BadRequest, NotFound
 from netbird_management.ids import AccountId, TokenId, new_id
+from netbird_management.network.room import PROXY_TOKENS, check_rows
 from netbird_management.state import State
 from netbird_management.store.models import ProxyTokenRow
 from netbird_wire.tokens import TokenKind, mint, stored_hash
@@ -58,6 +59,8 @@ async def create_proxy_token(
         revoked=False,
     )
     async with state.write() as session:
+        mine = ProxyTokenRow.account_id == account_id, ProxyTokenRow.revoked.is_(False)
+        await check_rows(session, ProxyTokenRow, *mine, limit=PROXY_TOKENS, name="proxy tokens")
         session.add(row)
     return _token(row), plain
 

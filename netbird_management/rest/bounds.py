@@ -1,0 +1,101 @@
+"""What a client of the API may take before anybody knows who it is: connections, time, and the size of a request.
+
+uvicorn's faster parser keeps heads of any length, so this is the other one, which has a limit.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import h11
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from netbird_management.rest.errors import error_response
+
+Count = Callable[[str], object]
+
+
+@dataclass(frozen=True, slots=True)
+class RestLimits:
+    """Bytes and seconds; `request_seconds` are for a whole request, from its first byte or the connection's start."""
+
+    connections: int = 1024
+    head_bytes: int = 65_536
+    body_bytes: int = 1 << 20
+    request_seconds: float = 30.0
+
+
+def protocol(limits: RestLimits, count: Count) -> type[H11Protocol]:
+    """What speaks HTTP with one client."""
+
+    class Bounded(H11Protocol):
+        _late: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            if len(self.connections) > limits.connections:
+                count("rest_connections_refused")
+                transport.abort()
+                return
+            self._watch(True)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._watch(False)
+            super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._watch(self._is_awaited())
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._watch(self._is_awaited())
+
+        def _is_awaited(self) -> bool:
+            """Whether part of a request is here, and the rest of it is not."""
+            state = self.conn.their_state
+            return state is h11.SEND_BODY or (state is h11.IDLE and bool(self.conn.trailing_data[0]))
+
+        def _watch(self, awaited: bool) -> None:
+            if not awaited and self._late is not None:
+                self._late.cancel()
+                self._late = None
+            elif awaited and self._late is None and not self.transport.is_closing():
+                self._late = self.loop.call_later(limits.request_seconds, self._give_up)
+
+        def _give_up(self) -> None:
+            count("rest_requests_late")
+            self.transport.abort()
+
+    return Bounded
+
+
+def with_bounded_bodies(app: ASGIApp, limits: RestLimits, count: Count) -> ASGIApp:
+    """Requests with larger bodies are answered 400, and are not read to their end."""
+
+    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        size = 0
+        for name, value in scope["headers"]:
+            if name == b"content-length" and int(value) > limits.body_bytes:
+                count("rest_bodies_refused")
+                await error_response(400, "the request body is too large")(scope, receive, send)
+                return
+
+        async def counted() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > limits.body_bytes:
+                count("rest_bodies_refused")
+                raise HTTPException(400, "the request body is too large")
+            return message
+
+        await app(scope, counted, send)
+
+    return respond

@@ -1,0 +1,451 @@
+"""Everything that callers, peers, proxies and browsers can make grow, driven past its limit."""
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+import uvicorn
+from sqlalchemy import func, select, update
+
+from netbird_management.clock import now
+from netbird_management.errors import PreconditionFailed
+from netbird_management.grpc import interceptors, tunnel_peers
+from netbird_management.grpc import server as grpc_server
+from netbird_management.grpc.access_log import AccessLogs
+from netbird_management.grpc.connections import QUEUE_MESSAGES, Connection
+from netbird_management.grpc.errors import Refused
+from netbird_management.grpc.interceptors import FailureLimiter
+from netbird_management.grpc.login_service import HASHES_WAITING, Logins
+from netbird_management.ids import ProxyId, ServiceId
+from netbird_management.login import sessions
+from netbird_management.login.guesses import SERVICE_FAILURES, Guesses
+from netbird_management.login.sign_on import SignOn, _State
+from netbird_management.network import revocations, room
+from netbird_management.network.groups import create_group
+from netbird_management.network.revocations import revoke, revoked_tokens
+from netbird_management.network.setup_keys import create_setup_key
+from netbird_management.network.snapshot import Change, Changes, Touched
+from netbird_management.network.users import create_token
+from netbird_management.rest import rate
+from netbird_management.rest.app import create_app
+from netbird_management.rest.bounds import RestLimits, protocol
+from netbird_management.rest.context import Context
+from netbird_management.services import proxies
+from netbird_management.services.access_log import add_access_log_entries, forget_old_entries
+from netbird_management.services.model import AccessLogEntry, Capabilities
+from netbird_management.services.proxies import Registration, room_for_proxy
+from netbird_management.services.tokens import create_proxy_token
+from netbird_management.store.models import (
+    AccessLogRow,
+    PersonalTokenRow,
+    ProxyRow,
+    ProxyTokenRow,
+    RevocationRow,
+    SetupKeyRow,
+    SpentNonceRow,
+)
+from netbird_wire.management_pb2 import EncryptedMessage
+from netbird_wire.proxy_service_pb2 import AccessLog, SendAccessLogRequest
+from tests.netbird_management.conftest import Home
+from tests.netbird_management.grpc.conftest import lab_for
+
+PAGE = Path(__file__).parents[2] / "docs" / "management.md"
+
+
+@dataclass
+class Scene:
+    """What a drive has to work with."""
+
+    home: Home
+    directory: Path
+
+    @property
+    def counters(self) -> Counter[str]:
+        return self.home.state.counters
+
+    def lab(self, **options: Any) -> Any:
+        return lab_for(self.home, self.directory, **options)
+
+
+Drive = Callable[[Scene], Awaitable[None]]
+DRIVES: dict[str, Drive] = {}
+
+
+def drive(name: str) -> Callable[[Drive], Drive]:
+    def register(test: Drive) -> Drive:
+        DRIVES[name] = test
+        return test
+
+    return register
+
+
+# REST -----------------------------------------------------------------------------------------------------------------
+
+
+class Quiet(uvicorn.Server):
+    def install_signal_handlers(self) -> None: ...
+
+
+@asynccontextmanager
+async def api(scene: Scene, **limits: Any) -> AsyncIterator[int]:
+    """The API on a port, with small limits."""
+    state, made = scene.home.state, RestLimits(**limits)
+    app = create_app(Context(state, None), limits=made)  # type: ignore[arg-type]  # no hook is asked here
+    http = protocol(made, state.count)
+    server = Quiet(
+        uvicorn.Config(app, http=http, h11_max_incomplete_event_size=made.head_bytes, log_config=None, port=0)
+    )
+    async with asyncio.TaskGroup() as tasks:
+        serving = tasks.create_task(server._serve())
+        while not server.started:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+        try:
+            yield server.servers[0].sockets[0].getsockname()[1]
+        finally:
+            server.should_exit = True
+            await serving
+
+
+async def said(port: int, request: bytes) -> bytes:
+    """All that comes back until the connection ends."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request)
+    try:
+        return await reader.read()
+    except ConnectionResetError:
+        return b""
+    finally:
+        writer.close()
+
+
+GET = b"GET /api/users HTTP/1.1\r\nhost: a\r\nconnection: close\r\n"
+KEPT = b"GET /api/users HTTP/1.1\r\nhost: a\r\n\r\n"
+
+
+async def posting(scene: Scene) -> bytes:
+    """The beginning of a request whose body is read, as its caller is known."""
+    _, token = await create_token(scene.home.state, scene.home.owner, name="t", days=1, created_by=scene.home.owner.id)
+    head = "POST /api/groups HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-type: application/json\r\n"
+    return f"{head}authorization: Token {token}\r\n".encode()
+
+
+@drive("REST connections")
+async def rest_connections(scene: Scene) -> None:
+    async with api(scene, connections=2) as port:
+        kept = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        while True:
+            assert await said(port, GET + b"\r\n") == b""
+            if scene.counters["rest_connections_refused"]:
+                break
+        for _, writer in kept:
+            writer.close()
+            await writer.wait_closed()
+        while not (await said(port, GET + b"\r\n")).startswith(b"HTTP/1.1 401 "):
+            pass
+
+
+@drive("REST head")
+async def rest_head(scene: Scene) -> None:
+    async with api(scene, head_bytes=1000) as port:
+        assert (await said(port, GET + b"x: " + b"x" * 2000)).startswith(b"HTTP/1.1 400 ")
+
+
+@drive("REST body")
+async def rest_body(scene: Scene) -> None:
+    async with api(scene, body_bytes=1000) as port:
+        post = await posting(scene)
+        declared = post + b"content-length: 1001\r\n\r\n" + b"x" * 1001
+        chunked = post + b"transfer-encoding: chunked\r\n\r\n3e9\r\n" + b"x" * 1001 + b"\r\n0\r\n\r\n"
+        for request in (declared, chunked):
+            assert (await said(port, request)).startswith(b"HTTP/1.1 400 ")
+        assert scene.counters["rest_bodies_refused"] == 2
+
+
+@drive("REST time")
+async def rest_time(scene: Scene) -> None:
+    async with api(scene, request_seconds=0.1) as port:
+        for begun in (b"", GET, await posting(scene) + b"content-length: 10\r\n\r\n{", KEPT + b"GET /"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(begun)
+            with suppress(ConnectionResetError):
+                await reader.read()
+            writer.close()
+        assert scene.counters["rest_requests_late"] == 4
+
+
+@drive("setup guesses")
+async def setup_guesses(_scene: Scene) -> None:
+    kept = rate.Rate()
+    assert [kept.take("a") for _ in range(rate.BURST + 1)][-2:] == [True, False]
+    for number in range(rate.ADDRESSES + 5):
+        kept.take(str(number))
+    assert len(kept._left) == rate.ADDRESSES
+
+
+# gRPC -----------------------------------------------------------------------------------------------------------------
+
+
+@drive("gRPC calls")
+async def grpc_calls(scene: Scene) -> None:
+    assert grpc_server.CALLS == 50_000
+    async with scene.lab(calls=2) as lab:
+        for number in range(2):
+            await lab.proxy(proxy_id=f"p{number}").connect()
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await lab.peer().login()
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@drive("gRPC message")
+async def grpc_message(scene: Scene) -> None:
+    async with scene.lab() as lab:
+        proxy = lab.proxy()
+        await proxy.connect()
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await lab.peer().stub.Login(EncryptedMessage(body=b"x" * (grpc_server.MAX_MESSAGE_BYTES + 1)), timeout=10)
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        large = AccessLog(path="x" * (interceptors.MAX_PROXY_REQUEST_BYTES + 1))
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await proxy.unary("SendAccessLog", SendAccessLogRequest(log=large))
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@drive("token guesses")
+async def token_guesses(_scene: Scene) -> None:
+    counters: Counter[str] = Counter()
+    kept = FailureLimiter(lambda: 0.0, lambda name: counters.update([name]))
+    for number in range(interceptors.FAILURES):
+        kept.check("2001:db8::1")
+        kept.failed(f"2001:db8::{number}")
+    with pytest.raises(Refused):
+        kept.check("2001:db8::ffff")
+    kept.check("2001:db8:0:1::1")
+    assert counters == {"token_guesses_refused": 1}
+    for number in range(interceptors.GUESSERS + 5):
+        kept.failed(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
+    assert len(kept._buckets) == interceptors.GUESSERS
+
+
+@drive("proxies of a token")
+async def proxies_of_a_token(scene: Scene) -> None:
+    async with scene.lab() as lab:
+        first = lab.proxy(proxy_id="first")
+        await first.connect()
+        row = select(ProxyRow).where(ProxyRow.id == "first")
+        async with scene.home.state.write() as session:
+            known = (await session.scalars(row)).one()
+            names = [column.name for column in ProxyRow.__table__.columns if column.name != "id"]
+            same = {name: getattr(known, name) for name in names}
+            for number in range(proxies.PROXIES_OF_A_TOKEN - 1):
+                session.add(ProxyRow(id=f"p{number}", **same))
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await lab.proxy(proxy_id="one more").connect()
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert scene.counters["proxies_refused"] == 1
+        assert await room_for_proxy(scene.home.state, ProxyId("first"), known.token_id)
+        await lab.proxy(proxy_id="first").connect()
+        async with scene.home.state.write() as session:
+            old = update(ProxyRow).values(last_seen=now() - timedelta(hours=2))
+            await session.execute(old.where(ProxyRow.id != "first"))
+        await proxies.forget_stale_proxies(scene.home.state)
+        await lab.proxy(proxy_id="one more").connect()
+
+
+@drive("changes for a proxy")
+async def changes_for_a_proxy(scene: Scene) -> None:
+    capabilities = Capabilities(True, False, False, True, True)
+    registration = Registration(ProxyId("p"), "s", "px.test", "", None, None, capabilities)
+    token, _ = await create_proxy_token(scene.home.state, name="t", account_id=None, created_by="test")
+    connection = Connection(registration, token, "", scene.home.state.count)
+    for _ in range(QUEUE_MESSAGES):
+        connection.put(b"")
+    assert connection.why is None
+    connection.put(b"")
+    async with asyncio.timeout(10):
+        await connection.ended()
+    assert connection.why is not None
+    assert connection.why.code is grpc.StatusCode.ABORTED
+    assert scene.counters["proxies_too_far_behind"] == 1
+
+
+@drive("changes for ourselves")
+async def changes_for_ourselves(scene: Scene) -> None:
+    kept = Changes()
+    for _ in range(5):
+        kept.put(Change(scene.home.account_id, None, scene.home.snapshot, Touched()))
+    assert len(kept._waiting) == 1
+
+
+@drive("streams of a peer")
+async def streams_of_a_peer(scene: Scene) -> None:
+    async with scene.lab() as lab:
+        peer = lab.peer()
+        await lab.stock_peer("laptop", key=peer.key)
+        await peer.sync()
+        earlier = peer.call
+        await peer.sync()
+        assert await earlier.code() is grpc.StatusCode.ABORTED
+
+
+@drive("access-log entries")
+async def access_log_entries(scene: Scene) -> None:
+    kept = AccessLogs(scene.home.state, capacity=1)
+    one = AccessLog(log_id="a", account_id=scene.home.account_id)
+    kept.take([one])
+    with pytest.raises(Refused):
+        kept.take([one])
+    assert scene.counters["access_log_refused"] == 1
+    await kept.flush()
+    kept.take([one])
+
+
+@drive("access log")
+async def access_log(scene: Scene) -> None:
+    old = AccessLogEntry(
+        "a", scene.home.account_id, "s", now() - timedelta(days=8), "192.0.2.1", "GET", "h", "/", 1, 200, 1, 1
+    )
+    await add_access_log_entries(scene.home.state, [old])
+    await forget_old_entries(scene.home.state, 7)
+    async with scene.home.state.read_log() as session:
+        assert await session.scalar(select(func.count()).select_from(AccessLogRow)) == 0
+
+
+# Logins ---------------------------------------------------------------------------------------------------------------
+
+
+@drive("logins at once")
+async def logins_at_once(scene: Scene) -> None:
+    logins = Logins(scene.home.state, None)  # type: ignore[arg-type]  # no gate is asked here
+    logins._waiting = HASHES_WAITING
+    with pytest.raises(Refused), logins._place():
+        pass
+    assert scene.counters["logins_refused"] == 1
+
+
+@drive("login guesses")
+async def login_guesses(_scene: Scene) -> None:
+    kept, service = Guesses(lambda: 1000.0, sources=3), ServiceId("s")
+    for number in range(SERVICE_FAILURES):
+        assert kept.reserve(service, f"192.0.2.{number}") == 0
+    assert kept.reserve(service, "198.51.100.1") > 0
+    for number in range(6):
+        kept.right(ServiceId(str(number)), f"192.0.2.{number}")
+    assert len(kept._sources) == 3
+
+
+@drive("logouts")
+async def logouts(scene: Scene) -> None:
+    state, account = scene.home.state, scene.home.account_id
+    for _ in range(3):
+        async with state.change(account) as transaction:
+            await revoke(transaction, subject="alice")
+    async with state.change(account) as transaction:
+        await revoke(transaction, token_hash=b"x" * 32)
+        assert await revoked_tokens(transaction) == 1
+    async with state.read() as session:
+        assert await session.scalar(select(func.count()).select_from(RevocationRow)) == 2
+    assert revocations.TOKENS_REVOKED == 10_000
+
+
+@drive("session keys")
+async def session_keys(scene: Scene) -> None:
+    assert (tunnel_peers.KEYS, sessions.KEYS) == (16_384, 16_384)
+    async with scene.lab() as lab:
+        service = await lab.service("app")
+        state = scene.home.state
+        state.session_keys.update({(ServiceId(str(number)), ""): b"" for number in range(sessions.KEYS)})
+        await sessions.mint_session_token(state, service, "alice", "pin")
+        assert len(state.session_keys) == sessions.KEYS
+        kept = tunnel_peers.SessionKeys(state)
+        kept._keys.update({ServiceId(str(number)): ("", b"") for number in range(tunnel_peers.KEYS)})
+        await kept.of(service)
+        assert len(kept._keys) == tunnel_peers.KEYS
+
+
+@drive("single sign-on")
+async def single_sign_on(scene: Scene) -> None:
+    # That a state is spent once, and that nothing else is kept, is `test_sign_on`'s; here, that it is forgotten.
+    state = scene.home.state
+    sign_on = SignOn(state, None, None)  # type: ignore[arg-type]  # nobody is asked here
+    for number, age in enumerate((601, 601, 0)):
+        await sign_on._spend(_State("", str(number), now() + timedelta(seconds=600 - age)))
+    async with state.read() as session:
+        assert [row.nonce for row in await session.scalars(select(SpentNonceRow))] == ["2"]
+
+
+# Accounts -------------------------------------------------------------------------------------------------------------
+
+
+@drive("an account")
+async def an_account(scene: Scene) -> None:
+    state, account = scene.home.state, scene.home.account_id
+    assert set(room._held(scene.home.snapshot)) == set(room.HELD)
+    state.room = {"groups": len(scene.home.snapshot.groups) + 1}
+    kept = await create_group(state, account, name="one")
+    with pytest.raises(PreconditionFailed, match="account is full"):
+        await create_group(state, account, name="two")
+    assert scene.counters["account_full"] == 1
+    assert kept.id in scene.home.snapshot.groups
+    state.room = {"groups": 0}  # too much already is no reason to refuse what adds nothing
+    async with state.change(account) as transaction:
+        transaction.touch(account=True)
+
+
+@drive("keys and tokens")
+async def keys_and_tokens(scene: Scene) -> None:
+    state, account, owner = scene.home.state, scene.home.account_id, scene.home.owner
+
+    await create_setup_key(state, account, name="k", kind="reusable", expires_in=0, auto_groups=())
+    await create_token(state, owner, name="t", days=1, created_by=owner.id)
+    await create_proxy_token(state, name="t", account_id=account, created_by="test")
+    await _filled(scene, SetupKeyRow, room.SETUP_KEYS)
+    await _filled(scene, PersonalTokenRow, room.TOKENS_OF_A_USER)
+    await _filled(scene, ProxyTokenRow, room.PROXY_TOKENS)
+    with pytest.raises(PreconditionFailed, match="1000 setup keys"):
+        await create_setup_key(state, account, name="k", kind="reusable", expires_in=0, auto_groups=())
+    with pytest.raises(PreconditionFailed, match="100 tokens"):
+        await create_token(state, owner, name="t", days=1, created_by=owner.id)
+    with pytest.raises(PreconditionFailed, match="1000 proxy tokens"):
+        await create_proxy_token(state, name="t", account_id=account, created_by="test")
+    await create_proxy_token(state, name="t", account_id=None, created_by="test")
+    async with state.write() as session:
+        await session.execute(update(ProxyTokenRow).values(revoked=True))
+    await create_proxy_token(state, name="t", account_id=account, created_by="test")
+
+
+async def _filled(scene: Scene, model: Any, limit: int) -> None:
+    """As many rows as there may be, all like the one that is there."""
+    async with scene.home.state.write() as session:
+        known = (await session.scalars(select(model))).first()
+        columns = {column.key: getattr(known, column.key) for column in model.__table__.columns}
+        for number in range(limit - 1):
+            unique = {name: f"{number}" for name in columns if name == "id" or "hash" in name}
+            if "hashed_token" in unique:
+                unique["hashed_token"] = f"{number}"
+            session.add(model(**columns | unique))
+
+
+# The list -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", DRIVES)
+async def test_limit_holds(name: str, home: Home, tmp_path: Path) -> None:
+    """Past it, what the page says, and room again afterwards where that is said."""
+    async with asyncio.timeout(50):
+        await DRIVES[name](Scene(home, tmp_path))
+
+
+def test_page_lists_them_all() -> None:
+    """Each row of the table has its test, and each test its row."""
+    section = PAGE.read_text().partition("## Bounds\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| ([A-Za-z][^|]*?) \|", section, flags=re.MULTILINE)
+    assert sorted(set(rows) - {"what"}) == sorted(DRIVES)
