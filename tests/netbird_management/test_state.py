@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, MetaData, text
+from sqlalchemy import Connection, MetaData, event, text
+from sqlalchemy.orm import Session
 
 from netbird_management.errors import Conflict
 from netbird_management.ids import GroupId
@@ -130,6 +131,41 @@ async def test_a_caller_cancelled_while_waiting_changes_nothing(home: Home) -> N
                 await create_group(home.state, home.account_id, name="late")
     await create_group(home.state, home.account_id, name="next")
     assert {group.name for group in home.snapshot.groups.values()} == {"All", "next"}
+
+
+async def test_a_caller_cancelled_twice_keeps_no_turn(home: Home) -> None:
+    """In its work, and again while what it did is undone."""
+    entered = asyncio.Event()
+
+    async def work() -> None:
+        async with home.state.change(home.account_id) as transaction:
+            transaction.session.add(GroupRow(id="lost", account_id=home.account_id, name="lost"))
+            await transaction.session.flush()
+            entered.set()
+            await asyncio.Event().wait()
+
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(work())
+        await entered.wait()
+        task.cancel()
+        await asyncio.sleep(0)
+        task.cancel()
+    assert task.cancelled()
+    await asyncio.wait_for(create_group(home.state, home.account_id, name="next"), 5)
+    assert {group.name for group in home.snapshot.groups.values()} == {"All", "next"}
+
+
+async def test_a_commit_whose_answer_was_lost_is_looked_up(home: Home) -> None:
+    """The caller hears that it failed; what is answered from is what is stored, before anybody writes again."""
+
+    def lost(_: Session) -> None:
+        raise ConnectionResetError("after the commit")
+
+    event.listen(Session, "after_commit", lost, once=True)
+    with pytest.raises(ConnectionResetError):
+        await create_group(home.state, home.account_id, name="engineering")
+    await asyncio.wait_for(create_group(home.state, home.account_id, name="next"), 5)
+    assert {group.name for group in home.snapshot.groups.values()} == {"All", "engineering", "next"}
 
 
 async def test_secrets_need_the_key_they_were_sealed_with(tmp_path: Path) -> None:
