@@ -154,9 +154,9 @@ async def _serve_rest(
     bound = listener.bind("rest")
     config = uvicorn.Config(
         app,
-        proxy_headers=False,
         http=protocol(limits, state.count),
         h11_max_incomplete_event_size=limits.head_bytes,
+        proxy_headers=False,
         server_header=False,
         date_header=False,
         access_log=False,
@@ -198,10 +198,10 @@ async def _keep_house(server: ManagementServer) -> None:
     """Forgets what is over, every minute, and tells which limits were reached. What fails is logged and tried again."""
     told: Counter[str] = Counter()
     while True:
-        try:
         if reached := server.state.counters - told:
             _log.warning("limits.reached", extra=dict(reached))
             told = server.state.counters.copy()
+        try:
             await forget_stale_proxies(server.state)
             await sweep_ephemeral_peers(server.state)
             await forget_old_entries(server.state, server.settings.access_log_days)
