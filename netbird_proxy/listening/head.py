@@ -136,7 +136,7 @@ def judge_marks(version: str, marks: Iterable[Mark]) -> Framing:
     host: bytes | None = None
     length: bytes | None = None
     coding: bytes | None = None
-    expects = False
+    expected = False
     for kind, value in marks:
         if kind == HOST:
             if host is not None:
@@ -151,11 +151,12 @@ def judge_marks(version: str, marks: Iterable[Mark]) -> Framing:
                 raise HeadRefused("coding_repeated")
             coding = value
         elif kind == EXPECT:
-            if value.lower() != b"100-continue":
+            if value.lower() != b"100-continue" or expected:
                 raise HeadRefused("expectation", 417)
-            expects = version == "1.1"
+            expected = True
         elif kind == ALIAS:
             raise HeadRefused("framing_alias")
+    expects = expected and version == "1.1"
     if host is None:
         # Also on 1.0, where RFC 9112 lets it be absent: without it there is nothing to route by.
         raise HeadRefused("host_missing")
