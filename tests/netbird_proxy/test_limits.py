@@ -201,6 +201,14 @@ async def connections(directory: Path) -> None:
         assert b"retry-after: " in told
 
 
+@drive("connections_share")
+async def connections_share(directory: Path) -> None:
+    async with house(directory, "connections = 4\nconnections_share = 0.25") as made:
+        await made.begun()
+        assert (await ended(await made.connect())).startswith(b"HTTP/1.1 503 ")
+        assert made.counters["connections_refused_of_client"] == 1
+
+
 @drive("upgrade_idle")
 async def upgrade_idle(directory: Path) -> None:
     async with house(directory, "upgrade_idle = 0.1") as made:

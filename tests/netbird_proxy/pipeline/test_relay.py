@@ -480,9 +480,11 @@ async def test_client_that_leaves_while_a_failure_is_told() -> None:
 
 
 async def test_places_are_shared_out_by_client() -> None:
-    """An IPv6 client counts by its network, but a peer by its address; behind a foreign server nobody is told apart."""
+    """An IPv6 client counts by its network, but a peer by its address; where others stand in front that say nothing, or
+    the server is a foreign one, nobody is told apart."""
     play = Transcript(route())
     await play.request(origin=host_origin("2001:db8::1:2:3"))
     await play.request(origin=tunnel_origin("fd00::9"))
+    await play.request(origin=host_origin(tls_ahead=True))
     await play.request(origin=None, own=False)
-    assert play.upstreams.pools[0].sources == ["2001:db8::/64", "fd00::9", ""]
+    assert play.upstreams.pools[0].sources == ["2001:db8::/64", "fd00::9", "", ""]
