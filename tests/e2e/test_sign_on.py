@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shutil
+import ssl
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,7 @@ from tests.e2e.test_logins import add, picture, secret, upstream_saw, url
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="module")]
 
+SESSION = "__Host-nb_session"
 OIDC = Path(__file__).parent / "oidc"
 
 
@@ -43,9 +47,9 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Sta
         for name in ("proxy", "second"):
             await made.start_proxy(name, plugins=("identity_headers", "direct_upstream"), private=False)
         await made.start_upstream("app")
-        made.ids["crew"] = (await made.api.post("/groups", {"name": "crew"}))["id"]
+        made.ids["crew group"] = (await made.api.post("/groups", {"name": "crew"}))["id"]
         made.ids["staff"] = (await made.api.post("/groups", {"name": "staff"}))["id"]
-        user = {"email": "alice@people.example", "role": "user", "auto_groups": [made.ids["crew"]]}
+        user = {"email": "alice@people.example", "role": "user", "auto_groups": [made.ids["crew group"]]}
         made.ids["alice"] = (await made.api.post("/users", user))["id"]
         await add(made, "app", {"bearer_auth": {"enabled": True, "distribution_groups": []}})
         await add(
@@ -53,6 +57,7 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Sta
             "mixed",
             {"bearer_auth": {"enabled": True, "distribution_groups": []}, "password_auth": secret("password", "x")},
         )
+        await add(made, "crew", {"bearer_auth": {"enabled": True, "distribution_groups": [made.ids["crew group"]]}})
         yield made
 
 
@@ -129,7 +134,7 @@ async def test_blocking_somebody_counts_at_once(running: Stack, browser: Browser
     await page.goto(url(running, "/"))
     await log_in_as(page, "alice")
     await page.wait_for_url(url(running, "/"))
-    body = {"role": "user", "auto_groups": [running.ids["crew"]], "is_blocked": True}
+    body = {"role": "user", "auto_groups": [running.ids["crew group"]], "is_blocked": True}
     await running.api.put(f"/users/{running.ids['alice']}", body)
 
     async with asyncio.timeout(5):
@@ -137,6 +142,61 @@ async def test_blocking_somebody_counts_at_once(running: Stack, browser: Browser
             await asyncio.sleep(0.05)  # the proxy hears of it by its stream, and tells nobody
     assert status in (401, 403)
     body["is_blocked"] = False
+    await running.api.put(f"/users/{running.ids['alice']}", body)
+    await context.close()
+
+
+@asynccontextmanager
+async def opened(running: Stack, target: str, cookie: str) -> AsyncIterator[asyncio.StreamReader]:
+    """A stream of the crew's service that has begun, for as long as its caller may have it."""
+    trusted = ssl.create_default_context(cafile=str(running.certificates.authority))
+    host = f"crew.{CLUSTER}"
+    port = running.proxies["proxy"].https
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusted, server_hostname=host)
+    try:
+        upgrade = "connection: Upgrade\r\nupgrade: websocket\r\n" if target == "/__echo__" else ""
+        head = f"GET {target} HTTP/1.1\r\nhost: {host}:{port}\r\ncookie: {SESSION}={cookie}\r\n{upgrade}\r\n"
+        writer.write(head.encode())
+        answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+        assert answer.startswith(b"HTTP/1.1 101" if upgrade else b"HTTP/1.1 200"), answer
+        if upgrade:
+            writer.write(b"ping")
+            assert await asyncio.wait_for(reader.readexactly(4), 20) == b"ping"
+        yield reader
+    finally:
+        writer.transport.abort()
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            await writer.wait_closed()
+
+
+async def ended(reader: asyncio.StreamReader) -> None:
+    with contextlib.suppress(ConnectionError, ssl.SSLError):
+        while await reader.read(65536):
+            pass
+
+
+@pytest.mark.parametrize("how", ["blocked", "out of the group", "logged out"])
+async def test_what_is_open_ends_with_access(running: Stack, browser: Browser, how: str) -> None:
+    """A page without end and an upgraded connection are cut when whoever opened them may not any more."""
+    context = await browser.new_context()
+    page = await context.new_page()
+    await page.goto(url(running, "/", "crew"))
+    await log_in_as(page, "alice")
+    await page.wait_for_url(url(running, "/", "crew"))
+    cookies = await context.cookies(url(running, "/", "crew"))
+    (cookie,) = [one["value"] for one in cookies if one["name"] == SESSION]
+    body = {"role": "user", "auto_groups": [running.ids["crew group"]], "is_blocked": False}
+    async with (
+        opened(running, "/__drip__", cookie) as page_without_end,
+        opened(running, "/__echo__", cookie) as upgraded,
+    ):
+        if how == "logged out":
+            await page.goto(url(running, "/__netbird__/session/logout", "crew"))
+            await page.get_by_role("button", name="Log out").click()
+        else:
+            change = {"is_blocked": True} if how == "blocked" else {"auto_groups": []}
+            await running.api.put(f"/users/{running.ids['alice']}", {**body, **change})
+        await asyncio.wait_for(asyncio.gather(ended(page_without_end), ended(upgraded)), 5)
     await running.api.put(f"/users/{running.ids['alice']}", body)
     await context.close()
 
