@@ -25,6 +25,7 @@ from netbird_management.services.tokens import create_proxy_token, proxy_tokens_
 from netbird_management.settings import CONFIG_VARIABLE, ManagementSettings, read_settings
 from netbird_management.state import State
 from netbird_management.store.directory import prepare_directory
+from netbird_management.store.engine import is_outdated
 from netbird_management.store.errors import StoreError
 from netbird_management.store.holding import held_store
 
@@ -206,13 +207,16 @@ def _settings(config: Path | None, *, files: bool = False) -> tuple[Settings[Man
 
 
 def _with_state(settings: ManagementSettings, work: Callable[[State], Awaitable[T]], *, alone: bool = False) -> T:
-    """Runs one piece of work on the store; `alone` if it changes accounts, which a running host would not hear of."""
+    """Runs one piece of work on the store; `alone` if it changes accounts, which a running host would not hear of.
+
+    So is what would migrate the store: a host of an earlier version may run on it.
+    """
     directory, database = settings.state_directory, settings.database.get_secret_value()
 
     async def opened() -> T:
         vault = prepare_directory(directory)
         async with (
-            held_store(directory, database) if alone else nullcontext(),
+            held_store(directory, database) if alone or await is_outdated(directory, database) else nullcontext(),
             State.open(directory, vault, database) as state,
         ):
             return await work(state)

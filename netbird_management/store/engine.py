@@ -16,7 +16,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from netbird_management.store.errors import UnreachableError
-from netbird_management.store.schema import migrate
+from netbird_management.store.schema import Part, migrate, versions
 
 DATABASE_FILE: Final = "management.db"
 LOG_FILE: Final = "access_log.db"
@@ -52,6 +52,17 @@ async def open_unmigrated(directory: Path, url: str = "") -> AsyncIterator[Engin
         if url:
             await (await connect(url)).close()
         yield engines
+
+
+async def is_outdated(directory: Path, url: str = "") -> bool:
+    """Whether opening this store would migrate it, for which it must be held. Raises `UnreachableError`."""
+    async with open_unmigrated(directory, url) as engines:
+        parts: tuple[tuple[AsyncEngine, Part], ...] = ((engines.accounts, "accounts"), (engines.log, "log"))
+        for engine, part in parts:
+            current, newest = await versions(engine, part)
+            if current != newest:
+                return True
+    return False
 
 
 @asynccontextmanager

@@ -113,6 +113,18 @@ async def database(request: pytest.FixtureRequest) -> AsyncIterator[str]:
 
 
 @pytest.fixture
+async def other_database(request: pytest.FixtureRequest, database: str) -> AsyncIterator[str]:
+    """Another store of the same kind, which nobody has opened yet."""
+    if not database:
+        yield ""
+        return
+    running: Server = request.getfixturevalue("postgresql")
+    name = f"test_{next(_databases)}"
+    yield await running.create(name)
+    await running.drop(name)
+
+
+@pytest.fixture
 async def state(tmp_path: Path, database: str, migrated: Path) -> AsyncIterator[State]:
     if not database:
         for name in (DATABASE_FILE, LOG_FILE):

@@ -15,7 +15,6 @@ from netbird_management.store.vault import KEY_FILE, Vault
 from tests.netbird_management.conftest import Home, furnished
 from tests.netbird_management.store_child import entry
 from tests.netbird_management.test_store import content
-from tests.postgresql import Server
 
 
 async def test_a_backup_is_the_whole_store(home: Home, proxy: Registration, tmp_path: Path, database: str) -> None:
@@ -41,7 +40,7 @@ async def test_a_backup_is_the_whole_store(home: Home, proxy: Registration, tmp_
 
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 async def test_a_backup_goes_into_the_other_kind(
-    home: Home, proxy: Registration, tmp_path: Path, database: str, postgresql: Server
+    home: Home, proxy: Registration, tmp_path: Path, database: str, other_database: str
 ) -> None:
     """From PostgreSQL into files, and from there into PostgreSQL, it is the same account."""
     await furnished(home)
@@ -49,22 +48,18 @@ async def test_a_backup_goes_into_the_other_kind(
     files, other = tmp_path / "files", tmp_path / "other"
     await read_archive(tmp_path / "one.gz", files, "")
     await write_archive(files, "", tmp_path / "two.gz")
-    url = await postgresql.create("restored")
-    await read_archive(tmp_path / "two.gz", other, url)
-    async with State.open(other, Vault.load(other), url) as restored:
+    await read_archive(tmp_path / "two.gz", other, other_database)
+    async with State.open(other, Vault.load(other), other_database) as restored:
         (account,) = restored.snapshots.all()
         assert content(account) == content(home.snapshot)
     with pytest.raises(ArchiveError, match="account already"):
-        await read_archive(tmp_path / "two.gz", tmp_path / "third", url)
+        await read_archive(tmp_path / "two.gz", tmp_path / "third", other_database)
 
 
-async def test_half_a_backup_restores_nothing(
-    home: Home, tmp_path: Path, database: str, request: pytest.FixtureRequest
-) -> None:
+async def test_half_a_backup_restores_nothing(home: Home, tmp_path: Path, database: str, other_database: str) -> None:
     """A file that is cut short, damaged or none at all leaves no store that a start would take for one."""
     file = tmp_path / "backup.gz"
     await write_archive(tmp_path, database, file)
-    url = await request.getfixturevalue("postgresql").create("empty") if database else ""
     packed = file.read_bytes()
     whole = gzip.decompress(packed).decode().splitlines(keepends=True)
     other = tmp_path / "other"
@@ -79,10 +74,10 @@ async def test_half_a_backup_restores_nothing(
     ):
         file.write_bytes(damaged)
         with pytest.raises(ArchiveError):
-            await read_archive(file, other, url)
+            await read_archive(file, other, other_database)
         assert not (other / KEY_FILE).exists()
     file.write_bytes(packed)
-    await read_archive(file, other, url)
+    await read_archive(file, other, other_database)
 
 
 async def test_nothing_is_written_over(home: Home, tmp_path: Path, database: str) -> None:

@@ -1,5 +1,7 @@
 """The commands beside `run`, as an operator types them."""
 
+import asyncio
+import fcntl
 import json
 from pathlib import Path
 
@@ -7,14 +9,18 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from netbird_management.cli import app
+from netbird_management.store.engine import open_engines
+from netbird_management.store.holding import LOCK_FILE
+from netbird_management.store.schema import migrate
 
 
 class Terminal:
     """Runs commands on one settings file."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, database: str = "") -> None:
+        self.state = directory / "state"
         self.config = directory / "management.toml"
-        self.config.write_text(f'state_directory = "{directory / "state"}"\n')
+        self.config.write_text(f'state_directory = "{self.state}"\ndatabase = "{database}"\n')
 
     def run(self, *arguments: str, code: int = 0) -> Result:
         result = CliRunner().invoke(app, list(arguments), env={"NETBIRD_MANAGEMENT_CONFIG": str(self.config)})
@@ -26,8 +32,8 @@ class Terminal:
 
 
 @pytest.fixture
-def terminal(tmp_path: Path) -> Terminal:
-    made = Terminal(tmp_path)
+def terminal(tmp_path: Path, database: str) -> Terminal:
+    made = Terminal(tmp_path, database)
     made.run("init", "--email", "owner@lab.test", "--json")
     return made
 
@@ -55,35 +61,44 @@ def test_users_are_made_blocked_and_let_in(terminal: Terminal) -> None:
     assert "not found" in terminal.run("user", "block", "nobody", code=1).stderr
 
 
-def test_the_store_is_migrated_backed_up_and_restored(terminal: Terminal, tmp_path: Path) -> None:
+def test_the_store_is_migrated_backed_up_and_restored(terminal: Terminal, tmp_path: Path, other_database: str) -> None:
     """A restored store has the same users; a second restore is refused with a sentence."""
     assert [line.split(":")[0] for line in terminal.says("migrate")] == ["accounts", "log"]
     terminal.run("backup", str(tmp_path / "b.gz"))
     assert "is there already" in terminal.run("backup", str(tmp_path / "b.gz"), code=1).stderr
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    other = Terminal(elsewhere)
+    other = Terminal(elsewhere, other_database)
     other.run("restore", str(tmp_path / "b.gz"))
     assert other.says("user", "list") == terminal.says("user", "list")
     assert "has a store already" in other.run("restore", str(tmp_path / "b.gz"), code=1).stderr
 
 
-def test_accounts_are_made_and_listed(terminal: Terminal) -> None:
-    """Each with its owner, who gets a token this once; one that the provider names is made once."""
-    account_id, token = terminal.says("account", "create", "--email", "boss@acme.test")
-    assert token.startswith("nbp_")
-    assert [line.split()[2] for line in terminal.says("account", "list")] == ["owner@lab.test", "boss@acme.test"]
-    assert account_id in terminal.says("account", "list")[1]
-    create = ("account", "create", "--email", "b@acme.test", "--claim", "acme")
-    assert "account_claim" in terminal.run(*create, code=2).stderr
+def test_the_key_is_changed(terminal: Terminal) -> None:
+    """The store goes on with another; the one before is told to be wrong."""
+    before = (terminal.state / "store.key").read_bytes()
+    users = terminal.says("user", "list")
+    terminal.run("change-key")
+    assert terminal.says("user", "list") == users
+    (terminal.state / "store.key").write_bytes(before)
+    assert "not the key" in terminal.run("user", "list", code=1).stderr
 
-    with terminal.config.open("a") as settings:
-        settings.write(
-            '[oidc]\nissuer = "https://login.lab.test"\nclient_id = "m"\naccount_claim = "org"\n'
-            'callback_url = "https://m.lab.test/api/reverse-proxy/callback"\n'
-        )
-    assert len(terminal.says(*create)) == 2
-    assert "already" in terminal.run(*create, code=1).stderr
+
+def test_no_command_migrates_under_a_running_host(terminal: Terminal, database: str) -> None:
+    """It may be of an earlier version. A backup is taken as the store is, and what it restores is of this version."""
+
+    async def back() -> None:
+        async with open_engines(terminal.state, database) as engines:
+            await migrate(engines.accounts, revision="0008")
+
+    asyncio.run(back())
+    with (terminal.state / LOCK_FILE).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "in use" in terminal.run("user", "list", code=1).stderr
+        assert "in use" in terminal.run("migrate", code=1).stderr
+        terminal.run("backup", str(terminal.state / "b.gz"))
+        assert "in use" in terminal.run("user", "list", code=1).stderr
+    assert len(terminal.says("user", "list")) == 1
 
 
 def test_services_are_listed(terminal: Terminal) -> None:
