@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol
@@ -293,19 +293,18 @@ class OutgoingHead:
 
     def set(self, name: bytes, value: bytes) -> None:
         """Put one line of this name where there may be none or several. ValueError for bytes a field cannot carry."""
-        self.delete(name)
-        self._append(name, value)
+        self.replace((name,), ((name, value),))
 
     def add(self, name: bytes, value: bytes) -> None:
         """Append a line. ValueError for bytes a field cannot carry."""
         self._check(name)
-        self._append(name, value)
+        self._append(((name, value),))
 
     def delete(self, *names: bytes) -> None:
         """Drop every line that folds to one of these names."""
         self.replace(names, ())
 
-    def replace(self, names: tuple[bytes, ...], lines: Iterable[RawHeader]) -> None:
+    def replace(self, names: tuple[bytes, ...], lines: Sequence[RawHeader]) -> None:
         """Put these lines, each of one of the names, where there may be others of any of them.
 
         `set` and `delete` for several names in one go. ValueError for a line of another name, and as in `set`.
@@ -314,10 +313,10 @@ class OutgoingHead:
         # All of the search is in C: every owner does this on every head, and nearly never finds anything.
         if not folded.isdisjoint(map(_FOLD, map(_NAME, self.headers))):
             self.headers[:] = [pair for pair in self.headers if FOLDED[pair[0]] not in folded]
-        for name, value in lines:
-            if FOLDED[name] not in folded:
-                raise ValueError(f"{name!r} is none of the names that were to be replaced")
-            self._append(name, value)
+        for line in lines:
+            if FOLDED[line[0]] not in folded:
+                raise ValueError(f"{line[0]!r} is none of the names that were to be replaced")
+        self._append(lines)
 
     def set_or_delete(self, name: bytes, value: bytes | None) -> None:
         """The one thing an owner may do: say it, or make sure that nobody does."""
@@ -326,11 +325,12 @@ class OutgoingHead:
         else:
             self.set(name, value)
 
-    def _append(self, name: bytes, value: bytes) -> None:
-        sent = _SENT[name]
-        if not sent or _CR in value or _LF in value or _NUL in value:
-            raise ValueError(f"header {name!r} cannot carry its value")
-        self.headers.append((sent, value))
+    def _append(self, lines: Sequence[RawHeader]) -> None:
+        for name, value in lines:
+            sent = _SENT[name]
+            if not sent or _CR in value or _LF in value or _NUL in value:
+                raise ValueError(f"header {name!r} cannot carry its value")
+            self.headers.append((sent, value))
 
     def _judge(self, names: tuple[bytes, ...]) -> frozenset[bytes]:
         """The folded names, if they are all this owner's to change. A plugin mostly names the same ones each time."""

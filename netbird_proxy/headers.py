@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from operator import itemgetter
 from typing import TypeVar
 
 RawHeader = tuple[bytes, bytes]
@@ -12,6 +13,7 @@ RESERVED_PREFIX = b"x-netbird-"
 
 _FOLD = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ_.", b"abcdefghijklmnopqrstuvwxyz--")
 _REMEMBERED = 4096
+_NAME = itemgetter(0)
 V = TypeVar("V")
 
 
@@ -66,10 +68,8 @@ class Headers:
 
     def get(self, name: bytes) -> bytes | None:
         """The first value of a lower-case name, or None."""
-        for key, value in self.raw:
-            if key == name:
-                return value
-        return None
+        names = [*map(_NAME, self.raw)]
+        return self.raw[names.index(name)][1] if name in names else None
 
     def get_all(self, name: bytes) -> list[bytes]:
         """Every value of a lower-case name, in order."""
@@ -82,7 +82,7 @@ class Headers:
         ]
 
     def __contains__(self, name: bytes) -> bool:
-        return any(key == name for key, _ in self.raw)
+        return name in map(_NAME, self.raw)
 
     def __iter__(self) -> Iterator[RawHeader]:
         return iter(self.raw)

@@ -15,9 +15,13 @@ GuardStage = Literal["restrict", "authenticate", "authorize"]
 
 
 class BoundGuard:
-    """A guard with its plugin and stage. `ask` may return anything at all: the pipeline judges it."""
+    """A guard with its plugin and stage. `ask` may return anything at all: the pipeline judges it.
 
-    __slots__ = ("allowed", "ask", "body_bytes", "observe", "plugin", "stage")
+    Attributes:
+        passes: the one answer that lets an exchange go on to the next step; `passed` is what the trail then says.
+    """
+
+    __slots__ = ("ask", "body_bytes", "observe", "passed", "passes", "plugin", "stage")
 
     def __init__(self, plugin: str, stage: GuardStage, guard: Guard) -> None:
         self.plugin = plugin
@@ -25,10 +29,11 @@ class BoundGuard:
         self.ask: Callable[[ExchangeView], Awaitable[object]] = guard.check
         self.observe = guard.observe
         self.body_bytes = guard.body_bytes
-        self.allowed = TrailEntry(stage, plugin, "allow")
+        self.passes: object = ALLOW
+        self.passed = TrailEntry(stage, plugin, "allow")
         if guard.observe:
             self.ask = self._observed(guard.check)
-            self.allowed = TrailEntry(stage, plugin, "not enforced")
+            self.passed = TrailEntry(stage, plugin, "not enforced")
 
     def _observed(
         self, check: Callable[[ExchangeView], Awaitable[object]]
@@ -58,9 +63,9 @@ class BoundGuard:
 
 
 class BoundAuthenticator:
-    """An authenticator with its plugin."""
+    """An authenticator with its plugin. `passes` and `passed` as a guard's: whoever is asked next may know better."""
 
-    __slots__ = ("_stamped", "ask", "body_bytes", "passed", "phase", "plugin", "stage")
+    __slots__ = ("_stamped", "ask", "body_bytes", "passed", "passes", "phase", "plugin", "stage")
 
     def __init__(self, plugin: str, authenticator: Authenticator) -> None:
         self.plugin = plugin
@@ -68,6 +73,7 @@ class BoundAuthenticator:
         self.ask: Callable[[ExchangeView], Awaitable[object]] = authenticator.identify
         self.phase = authenticator.phase
         self.body_bytes = authenticator.body_bytes
+        self.passes: object = None
         self.passed = TrailEntry("authenticate", plugin, "pass")
         self._stamped: dict[int, tuple[Identity, tuple[Identity, TrailEntry]]] = {}
 

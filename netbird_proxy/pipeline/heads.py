@@ -78,7 +78,7 @@ QUIET_CONNECTION = frozenset((b"keep-alive", b"close", b"Keep-Alive", b"Close"))
 
 V = TypeVar("V")
 
-_DROP, _KEEP, _LOOK = range(3)
+_DROP, _KEEP, _LOOK, _COOKIE = range(4)
 """What becomes of a field: verdicts by its name, worked out once."""
 _SHARED: dict[object, ByName[Any]] = {}
 _SHARED_LIMIT = 64
@@ -166,11 +166,12 @@ class HeadRules:
 
     def cookie(self, value: bytes) -> bytes:
         """A `Cookie` value without our cookies; what stays keeps its bytes. Empty when nothing stays."""
-        if b"nb_" not in value.lower() and not (self.cookies and any(name in value for name in self.cookies)):
-            return value
         ours = self.ours
-        kept = [part for part in value.split(b";") if not ours[part.partition(b"=")[0]]]
-        return b";".join(kept).strip(b" \t")
+        if value.find(b";") < 0:  # not `in`, see listening/head.py
+            return b"" if ours[value.partition(b"=")[0]] else value
+        parts = value.split(b";")
+        kept = [part for part in parts if not ours[part.partition(b"=")[0]]]
+        return value if len(kept) == len(parts) else b";".join(kept).strip(b" \t")
 
 
 def without_session_token(query: bytes) -> bytes:
@@ -216,7 +217,7 @@ def _judge(dropped: Collection[bytes], owned: Collection[bytes]) -> Callable[[by
     def judge(name: bytes) -> int:
         folded = fold(name)
         if folded == b"cookie" and folded not in dropped:
-            return _LOOK
+            return _COOKIE
         if folded in dropped:
             # Only the true spelling frames. An alias goes unread, or an upstream would frame by what we ignored.
             return _LOOK if name in _READ else _DROP
@@ -284,10 +285,10 @@ class RequestHeads:
                     encoded = True
                 elif name == b"upgrade":
                     asked.append(value)
-                elif name == b"te":
+                else:  # te
                     trailers_wanted = trailers_wanted or b"trailers" in value.lower()
-                elif value := self.rules.cookie(value):
-                    fields.append((name, value))
+            elif verdict == _COOKIE and (value := self.rules.cookie(pair[1])):
+                fields.append((pair[0], value))
         if listed:
             fields = [pair for pair in fields if fold(pair[0]) not in listed]
         upgrade: tuple[bytes, ...] = ()

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol
 
 import structlog
 
 from netbird_proxy.errors import ClientGone, ExchangeError, ManagementError, StepFailed
 from netbird_proxy.exchange import Exchange, TrailEntry
 from netbird_proxy.headers import RawHeader
-from netbird_proxy.model import ALLOW, Challenge, Deny, Identity, Offer
+from netbird_proxy.model import Challenge, Deny, Identity, Offer
 from netbird_proxy.pipeline import answers
 from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard, BoundObserver
 from netbird_proxy.pipeline.deadline import GRACE, MOST, Asking, Deadline, LeftBehind, resumed
@@ -159,9 +159,9 @@ class FixedAnswer:
 
 
 class Pipeline:
-    """The compiled stages of one route. Unused stages are empty tuples."""
+    """The compiled stages of one route. Unused stages are empty tuples; `steps` are all that are asked, in order."""
 
-    __slots__ = ("authenticate", "authorize", "ending", "forward", "guarded", "restrict")
+    __slots__ = ("authenticate", "authorize", "ending", "forward", "restrict", "steps")
 
     def __init__(
         self,
@@ -175,7 +175,7 @@ class Pipeline:
         self.restrict = tuple(restrict)
         self.authenticate = tuple(authenticate)
         self.authorize = tuple(authorize)
-        self.guarded = bool(self.restrict or self.authenticate or self.authorize)
+        self.steps: tuple[BoundGuard | BoundAuthenticator, ...] = (*self.restrict, *self.authenticate, *self.authorize)
         self.forward = forward
         self.ending = ending
 
@@ -185,8 +185,16 @@ class Pipeline:
         abandoned = False
         refusal: Deny | Challenge | None = None
         try:
-            if self.guarded:
-                refusal = await self._guarded(exchange, downstream)
+            if self.steps:
+                asking = Asking()
+                admission = self.admit(asking, exchange, downstream)
+                try:
+                    waits_for = admission.send(None)
+                except StopIteration as done:
+                    # Mostly nobody has to wait, and what is never waited for needs no timer.
+                    refusal = done.value
+                else:
+                    refusal = await self._in_time(admission, waits_for, asking, exchange, downstream)
             if refusal is None:
                 await self.forward.forward(exchange, downstream)
             elif isinstance(refusal, Deny):
@@ -248,53 +256,42 @@ class Pipeline:
             self.ending.gone(exchange, downstream, ClientGone("it left while it was answered"))
             raise
 
-    async def _guarded(self, exchange: Exchange, downstream: Downstream) -> Deny | Challenge | None:
-        """Ask the guards, under the deadline from when one of them has to wait.
+    async def _in_time(
+        self,
+        admission: Coroutine[Any, Any, Deny | Challenge | None],
+        waits_for: object,
+        asking: Asking,
+        exchange: Exchange,
+        downstream: Downstream,
+    ) -> Deny | Challenge | None:
+        """Go on with an admission that has to wait, under the deadline.
 
         Raises:
-            StepFailed: one of them failed, in whatever way.
+            StepFailed: a step failed, in whatever way.
             CancelledError: the client left.
             _Abandoned: time ran out, the step still hung, and the exchange has been answered without this task.
         """
         shared = self.ending.environment
-        if shared.left_behind.count >= MOST:
-            shared.count("guards_not_asked")
-            raise self._step_failed(None, "too many steps hang")
         # Our own listener knows its task; to ask for the current one is a system call on 3.11.
         connection = downstream.connection
         task = asyncio.current_task() if connection is None else connection.task
         assert task is not None, "the application runs in a task"  # noqa: S101 - narrows; asyncio promises it
-        asking = Asking()
-        deadline: Deadline | None = None
+        deadline = Deadline(shared.timeout, shared.grace, shared.left_behind, self, asking, exchange, downstream, task)
         refusal: Deny | Challenge | None = None
         try:
-            admission = self.admit(asking, exchange, downstream)
-            try:
-                waits_for = admission.send(None)
-            except StopIteration as done:
-                # Mostly nobody has to wait, and what is never waited for needs no timer.
-                refusal = done.value
-            else:
-                deadline = Deadline(
-                    shared.timeout, shared.grace, shared.left_behind, self, asking, exchange, downstream, task
-                )
-                refusal = await resumed(admission, waits_for)
-        except asyncio.CancelledError as exc:
-            if deadline is None or not deadline.expired:
-                if asking.step is None or task.cancelling():
-                    raise
-                # Nobody cancelled this task: the step made it up.
-                raise self._step_failed(asking.step, "raised CancelledError") from exc
+            refusal = await resumed(admission, waits_for)
+        except asyncio.CancelledError:
+            if not deadline.expired:
+                raise
         except StepFailed as failed:
-            if deadline is None or not deadline.expired:
+            if not deadline.expired:
                 raise
             log.debug("exchange.late_failure", exchange=exchange.id, error=str(failed))
         finally:
-            if deadline is not None:
-                deadline.stop()
-        if deadline is not None and deadline.expired:
-            if deadline.abandoned:
-                raise _Abandoned
+            deadline.stop()
+        if deadline.abandoned:
+            raise _Abandoned
+        if deadline.expired:
             if not task.uncancel():
                 raise self._step_failed(deadline.blamed, f"did not answer within {shared.timeout:g} s")
         elif not task.cancelling():
@@ -317,61 +314,55 @@ class Pipeline:
         return StepFailed(step.plugin if step else "core", step.stage if step else "admit", message)
 
     async def admit(self, asking: Asking, exchange: Exchange, downstream: Downstream) -> Deny | Challenge | None:
-        """Ask the guards in order. None means: go on and dial."""
-        refusal: Deny | Challenge | None = None
+        """Ask the guards in order. None means: go on and dial.
+
+        Every guard must say ALLOW; the first authenticator who knows the caller, or knows better, ends the question who
+        it is, else who can, may log in.
+
+        Raises:
+            StepFailed: a step raised, or said what it may not.
+            CancelledError: the task was cancelled.
+        """
+        offers: list[Offer] = []
         try:
-            if self.restrict:
-                refusal = await self._all(self.restrict, asking, exchange, downstream)
-            if refusal is None and self.authenticate:
-                refusal = await self._who(asking, exchange, downstream)
-            if refusal is None and self.authorize:
-                refusal = await self._all(self.authorize, asking, exchange, downstream)
+            if self.ending.environment.left_behind.count >= MOST:
+                self.ending.environment.count("guards_not_asked")
+                raise self._step_failed(None, "too many steps hang")
+            for step in self.steps:
+                if isinstance(step, BoundAuthenticator):
+                    if exchange.identity is not None:
+                        continue  # who it is has been said
+                elif offers and exchange.identity is None:
+                    break
+                if step.body_bytes:
+                    await self._read_ahead(asking, step, exchange, downstream)
+                asking.step = step
+                said = await step.ask(exchange)
+                exchange.body = None
+                if said is step.passes:
+                    exchange.trail.append(step.passed)
+                elif isinstance(step, BoundGuard):
+                    return self._refusal(step, said, exchange)
+                elif isinstance(said, Identity):
+                    exchange.identity, entry = step.stamped(said)
+                    exchange.trail.append(entry)
+                elif step.phase == "prompt" and isinstance(said, Offer | tuple):
+                    offers += self._offers(step, said, exchange)
+                else:
+                    return self._refusal(step, said, exchange)
         except StepFailed:
             raise
+        except asyncio.CancelledError as exc:
+            if asking.step is None or (task := asyncio.current_task()) is None or task.cancelling():
+                raise
+            # Nobody cancelled this task: the step made it up.
+            raise self._step_failed(asking.step, "raised CancelledError") from exc
         except Exception as exc:
             if asking.step is None:  # our own reading of the request body
                 raise
             raise self._step_failed(asking.step, f"{type(exc).__name__}: {exc}") from exc
         asking.step = None
-        return refusal
-
-    async def _all(
-        self, guards: tuple[BoundGuard, ...], asking: Asking, exchange: Exchange, downstream: Downstream
-    ) -> Deny | Challenge | None:
-        """Every one must say ALLOW; the first that does not ends the exchange."""
-        for guard in guards:
-            if guard.body_bytes:
-                await self._read_ahead(asking, guard, exchange, downstream)
-            asking.step = guard
-            verdict = await guard.ask(exchange)
-            exchange.body = None
-            if verdict is ALLOW:
-                exchange.trail.append(guard.allowed)
-            else:
-                return self._refusal(guard, verdict, exchange)
-        return None
-
-    async def _who(self, asking: Asking, exchange: Exchange, downstream: Downstream) -> Deny | Challenge | None:
-        """The first who knows the caller, or knows better, ends the question; else who can, may log in."""
-        offers: list[Offer] = []
-        for authenticator in self.authenticate:
-            if authenticator.body_bytes:
-                await self._read_ahead(asking, authenticator, exchange, downstream)
-            asking.step = authenticator
-            answer = await authenticator.ask(exchange)
-            exchange.body = None
-            if answer is None:
-                exchange.trail.append(authenticator.passed)
-            elif isinstance(answer, Identity):
-                exchange.identity, entry = authenticator.stamped(answer)
-                exchange.trail.append(entry)
-                return None
-            elif authenticator.phase == "prompt" and isinstance(answer, Offer | tuple):
-                offers += self._offers(authenticator, answer, exchange)
-            else:
-                return self._refusal(authenticator, answer, exchange)
-        asking.step = None
-        return prompt(exchange, offers) if offers else None
+        return prompt(exchange, offers) if offers and exchange.identity is None else None
 
     @staticmethod
     async def _read_ahead(

@@ -12,8 +12,8 @@ def find(headers: Headers, name: bytes) -> list[bytes]:
     """Every value that a cookie of this name has; more than one means that somebody planted one."""
     found: list[bytes] = []
     for field, line in headers.raw:
-        if field == b"cookie" and name in line:
-            for part in line.split(b";"):
+        if field == b"cookie" and line.find(name) >= 0:  # not `in`, for which CPython raises and drops a TypeError
+            for part in line.split(b";") if line.find(b";") >= 0 else (line,):
                 key, _, value = part.strip(b" \t").partition(b"=")
                 if key == name:
                     found.append(value)

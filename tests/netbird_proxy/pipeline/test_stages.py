@@ -223,4 +223,4 @@ async def test_route_without_steps_has_empty_stages() -> None:
     assert served.compiled is not None
     [found] = served.compiled.routes.routes
     pipeline: Any = found.runner
-    assert (pipeline.restrict, pipeline.authenticate, pipeline.authorize, pipeline.guarded) == ((), (), (), False)
+    assert (pipeline.restrict, pipeline.authenticate, pipeline.authorize, pipeline.steps) == ((), (), (), ())
