@@ -113,7 +113,8 @@ async def _listening(server: ManagementServer, hold: Hold, shutdown: Shutdown) -
     await disconnect_all_peers(state)
     sign_on = None
     if settings.oidc is not None:
-        sign_on = SignOn(state, IdentityProvider(settings.oidc), SessionGates(hooks, server))
+        provider, gates = IdentityProvider(settings.oidc), SessionGates(hooks, server)
+        sign_on = SignOn(state, provider, gates, dns_domain=settings.dns_domain)
     context = Context(
         state,
         hooks,
@@ -122,6 +123,7 @@ async def _listening(server: ManagementServer, hold: Hold, shutdown: Shutdown) -
         dns_domain=settings.dns_domain,
         resolver=DnsResolver(settings.dns_servers),
         sign_on=sign_on,
+        trusted_proxies=settings.trusted_proxies,
     )
     async with (
         hooks.lifespan(server),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
-from pydantic import AfterValidator, model_validator
+from pydantic import AfterValidator, IPvAnyNetwork, model_validator
 
 from netbird_host.setting_types import Count, SecondsOrZero, Secret, Section
 from netbird_host.settings import Settings, SettingsError, read_sources
@@ -111,6 +111,9 @@ class ManagementSettings(Section):
     access_log_days: Count = 7
     rest: Listener = Listener(listen="127.0.0.1:8080")
     grpc: Listener = Listener(listen="127.0.0.1:8081")
+    trusted_proxies: tuple[IPvAnyNetwork, ...] = ()
+    """Proxies in front of REST, whose `X-Forwarded-For` says who calls: without them all logins behind one share a
+    limit, 15 and then 10 a minute."""
     oidc: OidcSettings | None = None
     """The identity provider; without one nobody is offered single sign-on."""
     signal: str = ""

@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 from netbird_management.login.sign_on import SignOn
 from netbird_management.network.accounts import DNS_DOMAIN
 from netbird_management.plugins import Hooks
+from netbird_management.rest.client_address import Network
 from netbird_management.rest.rate import Rate
 from netbird_management.services.custom_domains import DnsResolver, Resolver
 from netbird_management.state import State
@@ -25,6 +26,7 @@ class Context:
     resolver: Resolver = field(default_factory=DnsResolver, repr=False)
     sign_on: SignOn | None = None
     callbacks: Rate = field(default_factory=Rate)
+    trusted_proxies: tuple[Network, ...] = ()
 
 
 def context_of(request: Request) -> Context:

@@ -6,7 +6,9 @@ from fastapi import APIRouter, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from netbird_management.errors import BadRequest
+from netbird_management.login.guesses import source_of
 from netbird_management.login.identity_provider import LoginRefused, ProviderFailed
+from netbird_management.rest.client_address import client_address
 from netbird_management.rest.context import InContext
 
 router = APIRouter()
@@ -15,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 @router.get("/reverse-proxy/callback")
 async def callback(request: Request, context: InContext, state: str = "", code: str = "", error: str = "") -> Response:
-    if not context.callbacks.take(request.client.host if request.client else ""):
+    if not context.callbacks.take(source_of(client_address(request, context.trusted_proxies))):
         return _said(429, "too many logins from this address; try again in a minute")
     if context.sign_on is None:
         return _said(404, "no identity provider is set up here")
