@@ -35,6 +35,7 @@ from netbird_proxy.dialing.pools import UpstreamPool
 from netbird_proxy.errors import ProxyError, SettingsError
 from netbird_proxy.file_mappings import FileMappings, decode_mappings
 from netbird_proxy.forwarded import TrustedProxies
+from netbird_proxy.health import told
 from netbird_proxy.inspection import describe_plugins, describe_routes, dry_run
 from netbird_proxy.listening.connections import Connections, ListenLimits
 from netbird_proxy.listening.origins import Origins
@@ -138,6 +139,8 @@ class ProxyServer:
         self.decisions = Decisions()
         self.revocations = RevokedSessions(count=self.count)
         self.ready = False
+        self._stopping = False
+        self._health: Address | None = None
         self._counters: Counter[str] = Counter()
         self._options = {type(section): section for section in loaded.options.values()}
         self._host_dialer = HostDialer()
@@ -237,12 +240,14 @@ class ProxyServer:
             PluginFailed: a plugin could not start, or its background work failed.
         """
         self._warn()
+        health = self._settings.health
         try:
             # The stream ends last: management takes no word, such as plugins' last log entries, of a proxy without one.
             async with (
                 self._connected(),
                 self._loaded.hooks.running(self),
                 served(self, self._admin_socket()),
+                told(self, health.listen, metrics=health.metrics) as self._health,
             ):
                 try:
                     with self._watchdog.watching():
@@ -302,7 +307,7 @@ class ProxyServer:
                 reason = await shutdown.wait()
                 log.info("proxy.stopping", reason=reason)
             finally:
-                self.ready = False
+                self.ready, self._stopping = False, True
                 self._supervisor.stopping("open exchanges have their time to end")
                 await self._drain(shutdown)
                 await self._sink.close()
@@ -453,7 +458,7 @@ class ProxyServer:
     def listening_addresses(self) -> Sequence[Address]:
         host = [listener.address for listener in self._listeners]
         inside = [address for listener in self._inside.values() for address in listener.addresses]
-        return [*host, *inside]
+        return [*host, *inside, *([self._health] if self._health is not None else ())]
 
     @property
     def knows_clients(self) -> bool:
@@ -465,13 +470,35 @@ class ProxyServer:
     def count(self, name: str, amount: int = 1) -> None:
         self._counters[name] += amount
 
+    # netbird_proxy.health.Watched
+
+    @property
+    def unready(self) -> str:
+        if not self.ready:
+            return "stopping" if self._stopping else "starting"
+        if not self._watchdog.ready:
+            return "stalled"
+        if not self._environment.left_behind.ready:
+            return "steps hang"
+        if self._client is not None and self._file is None and not self._client.initial_sync_complete:
+            return "no mappings yet"
+        return ""
+
+    def numbers(self) -> tuple[dict[str, int], dict[str, int]]:
+        now = {"ready": int(not self.unready), "services": len(self.routing), "tunnels": len(self._inside)}
+        now["exchanges_open"] = len(self._app.exchanges)
+        if self._client is not None:
+            now["management_connected"] = int(self._client.connected)
+        return dict(self._counters), now
+
     # netbird_proxy.admin.Inspected
 
     def describe_state(self) -> dict[str, Any]:
         return {
             "id": self.id,
             "version": self.version,
-            "ready": self.ready and self._environment.left_behind.ready and self._watchdog.ready,
+            "ready": not self.unready,
+            "unready": self.unready,
             "management": {
                 "connected": self._client.connected,
                 "state": self._client.state,

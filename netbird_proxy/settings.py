@@ -135,6 +135,15 @@ class Admin(Section):
     """Default: `<proxy id>.sock` under /run/netbird-proxy as root, else under $XDG_RUNTIME_DIR/netbird-proxy."""
 
 
+class Health(Section):
+    """Answers to those who ask whether we live; nobody is asked who they are."""
+
+    listen: ListenAddress | None = None
+    """Where `/livez` and `/readyz` answer 200 or 503, over plain HTTP; nowhere by default."""
+    metrics: bool = False
+    """Answer `/metrics` there too, with the counters of `/state`, as Prometheus reads them."""
+
+
 class Log(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     """Of events; the access log is apart from it."""
@@ -234,6 +243,7 @@ class ProxySettings(Section):
     listen: tuple[Listen, ...] = ()
     tls: Tls = Tls()
     admin: Admin = Admin()
+    health: Health = Health()
     log: Log = Log()
     limits: Limits = Limits()
 
