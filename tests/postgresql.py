@@ -9,8 +9,8 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -55,6 +55,14 @@ class Server:
     async def cut(self, database: str) -> None:
         """Ends every connection to it, as a server that is started again does."""
         await self._execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'")
+
+    @asynccontextmanager
+    async def away(self, database: str) -> AsyncIterator[None]:
+        """Nobody is connected to it, and nobody can be."""
+        await self._execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS false")
+        await self.cut(database)
+        yield
+        await self._execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS true")
 
     async def _execute(self, statement: str) -> None:
         connection = await asyncpg.connect(self.url("postgres"))

@@ -17,12 +17,14 @@ from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.services.access_log import Row, Rows, add_access_log_rows
 from netbird_management.services.model import AccessLogEntry
 from netbird_management.state import State
+from netbird_management.store.engine import is_away
 from netbird_wire.proxy_service_pb2 import AccessLog
 
 QUEUE_ENTRIES: Final = 10_000
 BATCH_ENTRIES: Final = 500
 GATHER_SECONDS: Final = 0.25
 """How long the first of a batch waits for others: proxies send few at a time, and each write costs the same."""
+AWAY_SECONDS: Final = 1.0
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_INT64: Final = (1 << 63) - 1
 _log = logging.getLogger(__name__)
@@ -68,31 +70,42 @@ class AccessLogs:
             await self._some.wait()
             await asyncio.sleep(GATHER_SECONDS)
             self._some.clear()
-            await self.flush()
+            if not await self.flush():
+                self._some.set()
+                await asyncio.sleep(AWAY_SECONDS)
 
-    async def flush(self) -> None:
-        """Stores all that waits. A batch that cannot be stored is tried entry by entry: one bad one costs itself.
+    async def flush(self) -> bool:
+        """Stores all that waits; false if the store is away, and they wait on: new ones are refused once it is full.
 
-        Cancelled, what was under way waits again, and may be stored already: it is not stored twice.
+        A batch that cannot be stored is tried entry by entry: one bad one costs itself. Cancelled, what was under way
+        waits again, and may be stored already: it is not stored twice.
         """
         while self._waiting:
             batch, self._waiting = self._waiting[:BATCH_ENTRIES], self._waiting[BATCH_ENTRIES:]
             try:
                 await self._store(batch)
-            except asyncio.CancelledError:
+            except BaseException as error:
                 self._waiting = batch + self._waiting
-                raise
+                if not is_away(error):
+                    raise
+                _log.warning("access_log.waits", extra={"entries": len(self._waiting), "error": type(error).__name__})
+                return False
             self._record(Rows(batch))
+        return True
 
     async def _store(self, batch: list[Row]) -> None:
         try:
             await add_access_log_rows(self._state, batch)
-        except Exception:
+        except Exception as failure:
+            if is_away(failure):
+                raise
             _log.exception("access_log.batch.failed", extra={"entries": len(batch)})
             for row in batch:
                 try:
                     await add_access_log_rows(self._state, [row])
                 except Exception as error:
+                    if is_away(error):
+                        raise
                     _log.error("access_log.entry.lost", extra={"entry_id": row[0], "error": type(error).__name__})
 
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 import asyncpg  # type: ignore[import-untyped]
 from sqlalchemy import Connection, event, inspect, text
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from netbird_management.store.errors import UnreachableError
@@ -121,6 +122,13 @@ def insert(session: AsyncSession, table: Any) -> Any:
     """An `INSERT` that knows `on_conflict_…`, in the dialect that the session speaks."""
     dialect = session.get_bind().dialect.name
     return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether the database failed, rather than what was asked of it: the same may go well later."""
+    if isinstance(error, UnreachableError | OSError):
+        return True
+    return isinstance(error, DBAPIError) and (error.connection_invalidated or isinstance(error, OperationalError))
 
 
 async def connect(url: str, *, patient: bool = False) -> Any:

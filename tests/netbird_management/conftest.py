@@ -4,14 +4,16 @@ import asyncio
 import itertools
 import os
 import shutil
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import text
 
 from netbird_management.ids import AccountId, ProxyId
 from netbird_management.network.accounts import create_account
@@ -27,7 +29,7 @@ from netbird_management.services.edit import create_service
 from netbird_management.services.model import Capabilities
 from netbird_management.services.proxies import Registration, register_proxy
 from netbird_management.state import State
-from netbird_management.store.engine import DATABASE_FILE, LOG_FILE, open_engines
+from netbird_management.store.engine import DATABASE_FILE, LOG_FILE, open_engine, open_engines
 from netbird_management.store.vault import Vault
 from tests.netbird_management.store_child import SENT, service
 from tests.postgresql import Server, server
@@ -122,6 +124,29 @@ async def other_database(request: pytest.FixtureRequest, database: str) -> Async
     name = f"test_{next(_databases)}"
     yield await running.create(name)
     await running.drop(name)
+
+
+@pytest.fixture
+def away(
+    request: pytest.FixtureRequest, tmp_path: Path, database: str
+) -> Callable[[], AbstractAsyncContextManager[None]]:
+    """Makes the log refuse what it is asked, for as long as one is in it."""
+    if database:
+        running: Server = request.getfixturevalue("postgresql")
+        return lambda: running.away(database.partition("?")[0].rpartition("/")[2])
+
+    @asynccontextmanager
+    async def renamed() -> AsyncIterator[None]:
+        engine = open_engine(tmp_path / LOG_FILE)
+        async with engine.connect() as connection:
+            await connection.execute(text("ALTER TABLE access_log RENAME TO access_log_away"))
+            await connection.commit()
+            yield
+            await connection.execute(text("ALTER TABLE access_log_away RENAME TO access_log"))
+            await connection.commit()
+        await engine.dispose()
+
+    return renamed
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """The access log on its way from proxies into the store."""
 
 import asyncio
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -137,3 +139,19 @@ async def test_one_bad_entry_costs_itself(lab: Lab, caplog: pytest.LogCaptureFix
     await logs.flush()
     assert set(await entries(lab, 2)) == {"one", "two"}
     assert "access_log.entry.lost" in caplog.text
+
+
+async def test_a_store_that_is_away_costs_no_entry(
+    lab: Lab, away: Callable[[], AbstractAsyncContextManager[None]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was answered waits until the store takes it; meanwhile there is room until there is none, then a refusal."""
+    logs = AccessLogs(lab.home.state, capacity=2)
+    logs.take([log(lab, "one")])
+    async with away():
+        assert not await logs.flush()
+        logs.take([log(lab, "two")])
+        with pytest.raises(Refused):
+            logs.take([log(lab, "three")])
+    assert await logs.flush()
+    assert set(await entries(lab, 2)) == {"one", "two"}
+    assert "access_log.entry.lost" not in caplog.text
