@@ -106,9 +106,9 @@ class Service:
         options = AccessLogOptions(output="off", management=False)
         trusting = SessionOptions(accept=accept)
         self.proxy = FakeProxy(management=self.management, options=[options, trusting])
-        self.hooks: Hooks = load_hooks(
-            [*((f"extra{i}", one) for i, one in enumerate(plugins)), ("dials", Dials)], defaults=DEFAULTS
-        )
+        # A plugin of this repository comes by its name.
+        named = [one if isinstance(one, str) else (f"extra{i}", one) for i, one in enumerate(plugins)]
+        self.hooks: Hooks = load_hooks([*named, ("dials", Dials)], defaults=DEFAULTS)
         self.wire = ProxyMapping(id="svc-1", account_id="acct-1", domain=HOST, mode="http")
         self.wire.path.append(PathMapping(path="/", target="http://10.0.0.7:8080/"))
         self.wire.auth.session_key = base64.b64encode(bytes(self.key.verify_key)).decode()

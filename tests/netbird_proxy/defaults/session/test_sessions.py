@@ -15,9 +15,10 @@ from netbird_proxy import Claim, PluginInfo, always, hookimpl
 from netbird_proxy.control.codec import Codec
 from netbird_proxy.defaults.session.settings import SessionSettings
 from netbird_proxy.model import AccountId
-from netbird_proxy.testing.makers import tunnel_origin
+from netbird_proxy.testing.fakes import FakeTunnel
+from netbird_proxy.testing.makers import peer, tunnel_origin
 from netbird_wire.plugin_settings import write_settings
-from netbird_wire.proxy_service_pb2 import ValidateSessionResponse
+from netbird_wire.proxy_service_pb2 import ValidateSessionResponse, ValidateTunnelPeerResponse
 from tests.netbird_proxy.defaults.session.service import BROWSER, Service, Vouched, Vouching, url64
 
 COOKIE = b"__Host-nb_session="
@@ -183,6 +184,29 @@ async def test_a_service_may_ask_for_both() -> None:
     assert (await service.get("/a")).status == 401
     enough = Service(Vouched(), accept=("extra0",), password=True)
     assert (await enough.get("/a", headers=[*BROWSER, *known])).status == 200
+
+
+async def test_both_the_tunnel_and_a_login() -> None:
+    """A peer that management lets in is asked for the password, and stays who the tunnel says; outside, as ever."""
+    service = Service("private_service", password=True, ask_for_both=True)
+    laptop = peer("100.64.0.9")
+    service.proxy.tunnels["acct-1"] = FakeTunnel({"100.64.0.9": laptop})
+    grant = ValidateTunnelPeerResponse(valid=True, user_id="alice", user_email="a@x.example", session_token="t")
+    service.management.answers["ValidateTunnelPeer"] = grant
+    inside, session = tunnel_origin("100.64.0.9"), COOKIE + service.token()
+    async with service.hooks.running(service.proxy):
+        asked = await service.get("/a", origin=inside)
+        assert (asked.status, b'name="password"' in asked.body, service.play.upstreams.dialed) == (401, True, 0)
+        assert (await service.get("/a", origin=inside, cookie=session)).status == 200
+        who = service.play.exchange.identity
+        assert who is not None
+        assert (who.user_id, who.by) == ("alice", "private_service")
+        assert (await service.get("/a", cookie=session)).status == 200
+        # Whom management does not let in there logs in as those outside do.
+        service.management.answers["ValidateTunnelPeer"] = ValidateTunnelPeerResponse(denied_reason="not_in_group")
+        service.proxy.generations["acct-1"] += 1
+        assert (await service.get("/a", origin=inside)).status == 401
+        assert (await service.get("/a", origin=inside, cookie=session)).status == 200
 
 
 async def test_both_are_one_person() -> None:
