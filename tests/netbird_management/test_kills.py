@@ -9,10 +9,12 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import grpc.aio
 import pytest
 from sqlalchemy import select
 
@@ -23,8 +25,12 @@ from netbird_management.state import State
 from netbird_management.store.engine import DATABASE_FILE, LOG_FILE, open_engine
 from netbird_management.store.models import LogRow, Row
 from netbird_management.store.vault import Vault
+from netbird_wire.proxy_service_pb2 import AccessLog, SendAccessLogRequest, SyncMappingsInit, SyncMappingsRequest
+from netbird_wire.proxy_service_pb2_grpc import ProxyServiceStub
 from tests.netbird_management.conftest import Home, furnished
+from tests.netbird_management.test_process import environment, program, running
 
+__all__ = ["environment"]
 KILLED: Final = -9
 EVERY: Final = os.environ.get("NETBIRD_TEST_KILLS") == "every"
 SAMPLE: Final = 1
@@ -152,3 +158,38 @@ def _check_number(what: str, before: Rows, after: Rows) -> None:
     assert new["changes"] == old["changes"] + 1
     events = [json.loads(row) for row in after["events"] - before["events"]]
     assert {event["number"] for event in events} == ({new["changes"]} if "events" in WRITES[what] else set())
+
+
+async def test_a_killed_host_loses_no_more_than_a_second_of_the_log(
+    tmp_path: Path, database: str, environment: dict[str, str]
+) -> None:
+    """Entries are answered before they are stored; those that were answered a second before the kill are there."""
+    config = tmp_path / "management.toml"
+    config.write_text(
+        f'state_directory = "{tmp_path / "state"}"\ndatabase = "{database}"\n'
+        '[rest]\nlisten = "127.0.0.1:0"\n[grpc]\nlisten = "127.0.0.1:0"\n'
+    )
+    _, out, _ = await program("init", "--email", "a@b.test", "--proxy-token", "p", "--json", config=config)
+    made = json.loads(out)
+    metadata = (("authorization", f"Bearer {made['proxy_token']}"), ("x-netbird-proxy-id", "proxy-1"))
+    answered: dict[str, float] = {}
+    async with running(config, environment) as (process, told), grpc.aio.insecure_channel(told["grpc"]) as channel:
+        stub = ProxyServiceStub(channel)
+        stream = stub.SyncMappings(metadata=metadata, timeout=50)
+        init = SyncMappingsInit(proxy_id="proxy-1", address="px.test")
+        await stream.write(SyncMappingsRequest(init=init))
+        await stream.read()
+        began = time.monotonic()
+        while time.monotonic() < began + 2:
+            id_ = str(len(answered))
+            log = AccessLog(log_id=id_, account_id=made["account_id"], host="app.px.test", path="/", method="GET")
+            await stub.SendAccessLog(SendAccessLogRequest(logs=[log]), metadata=metadata, timeout=20)
+            answered[id_] = time.monotonic()
+            await asyncio.sleep(0.01)
+        killed = time.monotonic()
+        process.kill()
+    rows = await stored(tmp_path / "state", database)
+    there = {json.loads(row)["id"] for row in rows["access_log"]}
+    owed = {id_ for id_, when in answered.items() if when <= killed - 1}
+    assert owed
+    assert owed <= there
