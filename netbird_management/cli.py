@@ -12,7 +12,7 @@ import typer
 
 from netbird_host import logs
 from netbird_host.plugins import PluginError
-from netbird_host.settings import Settings, SettingsError
+from netbird_host.settings import Settings, SettingsError, Shown
 from netbird_host.shutdown import on_signals
 from netbird_host.systemd import Supervisor
 from netbird_management import commands
@@ -134,7 +134,9 @@ def token_list(config: Config = None) -> None:
 
 
 @tokens.command("revoke")
-def token_revoke(token_id: str, config: Config = None) -> None:
+def token_revoke(
+    token_id: Annotated[str, typer.Argument(help="As `token list` tells it.")], config: Config = None
+) -> None:
     """Revoke a management-wide token; proxies that use it are cut off within a minute."""
     settings, _ = _settings(config)
     _with_state(settings.value, lambda state: revoke_proxy_token(state, None, TokenId(token_id)))
@@ -174,6 +176,10 @@ class _House:
     def settings(self, config: Path | None) -> tuple[ManagementSettings, Hooks]:
         settings, hooks = _settings(config)
         return settings.value, hooks
+
+    def sections(self, config: Path | None) -> tuple[Hooks, list[Shown]]:
+        settings, hooks = _settings(config)
+        return hooks, settings.show()
 
     def with_state(
         self, settings: ManagementSettings, work: Callable[[State], Awaitable[T]], *, alone: bool = False

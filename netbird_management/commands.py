@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 
+from netbird_host.settings import Shown
 from netbird_management.errors import InvalidArgument, NotFound
 from netbird_management.ids import UserId
 from netbird_management.login.claimed_accounts import ClaimedAccounts
@@ -32,11 +33,16 @@ Config = Annotated[
     Path | None, typer.Option("--config", "-c", envvar=CONFIG_VARIABLE, help="The settings, a TOML file.")
 ]
 
+UserArgument = Annotated[str, typer.Argument(help="Their id, as `user list` tells it.")]
+
 
 class House(Protocol):
     """What a command is done with."""
 
     def settings(self, config: Path | None) -> tuple[ManagementSettings, Hooks]: ...
+
+    def sections(self, config: Path | None) -> tuple[Hooks, list[Shown]]:
+        """The plugins, and each value of the settings with its source."""
 
     def with_state(
         self, settings: ManagementSettings, work: Callable[[State], Awaitable[T]], *, alone: bool = False
@@ -59,16 +65,22 @@ def _add_plugins(app: typer.Typer, house: House) -> None:
     @app.command("plugins")
     def plugins(config: Config = None) -> None:
         """List the plugins in their order, with what they claim and their settings."""
-        _, hooks = house.settings(config)
+        hooks, shown = house.sections(config)
         for plugin in hooks.plugins:
             info = plugin.info
             typer.echo(f"{plugin.id} {info.version}  {info.summary}")
             for claim in info.claims:
                 typer.echo(f"  claims {claim.field}")
-            models = [info.options] if info.options is not None else []
-            for model in (*models, *info.settings, *info.target_settings):
-                names = ", ".join(model.model_fields) or "none"
-                typer.echo(f"  settings {model.__name__}: {names}")
+            if info.options is not None:
+                typer.echo(f"  [{plugin.id}]")
+                for line in shown:
+                    if line.path.startswith(f"{plugin.id}."):
+                        name = line.path.removeprefix(f"{plugin.id}.")
+                        typer.echo(f"  {name} = {line.value}  # {line.source}")
+            for where, models in (("service", info.settings), ("target", info.target_settings)):
+                for model in models:
+                    names = ", ".join(getattr(model, "model_fields", ())) or "none"
+                    typer.echo(f"  a {where} may say {names}")
 
 
 def _add_users(app: typer.Typer, house: House) -> None:
@@ -105,7 +117,7 @@ def _add_users(app: typer.Typer, house: House) -> None:
 
     @users.command("token")
     def token(
-        user_id: str,
+        user_id: UserArgument,
         config: Config = None,
         days: Annotated[int, typer.Option(help="How long it is valid.")] = 30,
         name: Annotated[str, typer.Option(help="What it is for.")] = "command line",
@@ -134,12 +146,12 @@ def _add_users(app: typer.Typer, house: House) -> None:
         house.with_state(settings, work, alone=True)
 
     @users.command("block")
-    def block(user_id: str, config: Config = None) -> None:
+    def block(user_id: UserArgument, config: Config = None) -> None:
         """Let a user in no more, and end their sessions."""
         judge(user_id, config, blocked=True)
 
     @users.command("unblock")
-    def unblock(user_id: str, config: Config = None) -> None:
+    def unblock(user_id: UserArgument, config: Config = None) -> None:
         """Let a user in who was blocked or waits for approval."""
         judge(user_id, config, blocked=False)
 
@@ -238,7 +250,9 @@ def _add_store(app: typer.Typer, house: House) -> None:
             typer.echo(line)
 
     @app.command("backup")
-    def backup(target: Path, config: Config = None) -> None:
+    def backup(
+        target: Annotated[Path, typer.Argument(help="The file, which must not be there yet.")], config: Config = None
+    ) -> None:
         """Write the whole store with its key to a file, also while a host runs. Guard the file like the store."""
         settings, _ = house.settings(config)
         with _progress() as progress:
@@ -249,7 +263,7 @@ def _add_store(app: typer.Typer, house: House) -> None:
         typer.echo(f"{rows} rows in {target}")
 
     @app.command("restore")
-    def restore(source: Path, config: Config = None) -> None:
+    def restore(source: Annotated[Path, typer.Argument(help="What `backup` wrote.")], config: Config = None) -> None:
         """Fill an empty store from a backup, of either kind of database."""
         settings, _ = house.settings(config)
         with _progress() as progress:

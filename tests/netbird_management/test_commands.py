@@ -39,7 +39,7 @@ def terminal(tmp_path: Path, database: str) -> Terminal:
 
 
 def test_plugins_are_listed_in_their_order(terminal: Terminal) -> None:
-    """With what they claim."""
+    """With what they claim, and what their sections say and why."""
     lines = terminal.says("plugins")
     assert [line.split()[0] for line in lines if not line.startswith(" ")] == [
         "private_service",
@@ -48,6 +48,7 @@ def test_plugins_are_listed_in_their_order(terminal: Terminal) -> None:
         "access_export",
     ]
     assert "  claims private" in lines
+    assert lines[lines.index("  [access_export]") + 1] == "  file = unset  # default"
 
 
 def test_users_are_made_blocked_and_let_in(terminal: Terminal) -> None:
