@@ -105,7 +105,7 @@ class PeerStreams:
     async def follow(self, changes: Changes) -> None:
         """Until cancelled: wakes the streams of each account that changes, and ends those of peers that are gone."""
         async for change in changes:
-            if not (services_differ(change.before, change.after) or network_differs(change.before, change.after)):
+            if not (services_differ(change) or network_differs(change.before, change.after)):
                 continue
             for stream in list(self._live.values()):
                 if stream.account_id != change.account_id:

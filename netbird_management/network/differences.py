@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from netbird_management.network.model import Peer, User
-from netbird_management.network.snapshot import AccountSnapshot
+from netbird_management.network.snapshot import AccountSnapshot, Change
 
 _K = TypeVar("_K")
 _V = TypeVar("_V", Peer, User)
@@ -23,8 +23,8 @@ def network_differs(before: AccountSnapshot | None, after: AccountSnapshot | Non
         return False
     return (
         replace(before.account, serial=0) != replace(after.account, serial=0)
-        or before.groups != after.groups
-        or before.policies != after.policies
+        or _other(before.groups, after.groups)
+        or _other(before.policies, after.policies)
         or before.custom_domains != after.custom_domains
         or before.dns != after.dns
         or before.networks != after.networks
@@ -33,13 +33,21 @@ def network_differs(before: AccountSnapshot | None, after: AccountSnapshot | Non
     )
 
 
-def services_differ(before: AccountSnapshot | None, after: AccountSnapshot | None) -> bool:
+def services_differ(change: Change) -> bool:
+    before, after = change.before, change.after
     if before is None or after is None:
         return before is not after
-    return before.services != after.services
+    return any(before.services.get(id_) != after.services.get(id_) for id_ in change.touched.services)
+
+
+def _other(before: object, after: object) -> bool:
+    """Mappings that nothing was written in are the same ones, which comparing them would not see at once."""
+    return before is not after and before != after
 
 
 def _differ(before: Mapping[_K, _V], after: Mapping[_K, _V]) -> bool:
+    if before is after:
+        return False
     if before.keys() != after.keys():
         return True
     return any(old is not (new := after[key]) and lasting(old) != lasting(new) for key, old in before.items())

@@ -1,19 +1,18 @@
 """The map of one peer: who it may talk to, how, and under which names; computed from the account's snapshot.
 
-What services add to a network is kept for each service, and what a snapshot's policies come to is kept for the latest
-snapshot of each account, so that a change costs what it touches and many peers share one computation.
+What policies and services come to is kept for the latest snapshot of each account (`account_rules`), so that a change
+costs what it touches and many peers share one computation.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
-from netbird_management.ids import AccountId, GroupId, PeerId, ServiceId
-from netbird_management.network.differences import network_differs
-from netbird_management.network.model import Peer, Policy, PolicyRule, Resource, ResourceType
+from netbird_management.ids import AccountId, PeerId
+from netbird_management.network.account_rules import AccountRules, Resolved
+from netbird_management.network.model import Peer, PolicyRule
 from netbird_management.network.policies import target_policies
-from netbird_management.network.routes import Routed, answers_names, routed, routes_of
+from netbird_management.network.routes import answers_names, routes_of
 from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.network.zones import fqdn, has_ipv6, nameserver_groups, peers_zone, service_zones, user_zones
 from netbird_management.plugins import Hooks
@@ -47,44 +46,25 @@ _PORT_RANGES_SINCE: Final = (0, 48, 0)
 _PROTOCOLS: Final[Mapping[str, "RuleProtocol.ValueType"]] = {"all": ALL, "tcp": TCP, "udp": UDP, "icmp": ICMP}
 
 
-@dataclass(frozen=True, slots=True)
-class _Resolved:
-    """A rule with the peers on its two sides."""
-
-    rule: PolicyRule
-    sources: Mapping[PeerId, Peer]
-    destinations: Mapping[PeerId, Peer]
-
-
-@dataclass(slots=True)
-class _Account:
-    """What was computed for the latest snapshot of an account."""
-
-    snapshot: AccountSnapshot
-    patches: dict[ServiceId, tuple[Service, NetworkPatch]]
-    rules: list[_Resolved] = field(default_factory=list)
-    routed: list[Routed] = field(default_factory=list)
-
-
 class NetworkMaps:
     """Maps on request. Pure but for what it keeps; belongs to one event loop."""
 
     def __init__(self, hooks: Hooks) -> None:
         self._hooks = hooks
-        self._accounts: dict[AccountId, _Account] = {}
+        self._accounts: dict[AccountId, AccountRules] = {}
 
     def of(self, account: AccountSnapshot, peer: Peer) -> NetworkMap:
         """The whole map of a peer of this account, with all flags that say "empty" where something is."""
         known = self._account(account)
         remote: dict[PeerId, Peer] = {}
         rules: dict[tuple[object, ...], FirewallRule] = {}
-        for resolved in known.rules:
+        for resolved in known.rules():
             for other, direction in _seen(peer, resolved):
                 if resolved.rule.action != "drop":
                     remote[other.id] = other
                 for key, rule in _firewall_rules(peer, other, resolved.rule, direction):
                     rules.setdefault(key, rule)
-        routes = routes_of(peer, known.routed)
+        routes = routes_of(peer, known.routed())
         remote |= routes.others
         others = sorted(remote.values(), key=lambda other: (other.dns_label, other.id))
         return NetworkMap(
@@ -92,12 +72,7 @@ class NetworkMaps:
             peerConfig=peer_config(account, peer),
             remotePeers=[_remote(peer, other, account) for other in others],
             remotePeersIsEmpty=not others,
-            DNSConfig=_dns(
-                peer,
-                others,
-                account,
-                (record for _, patch in known.patches.values() for record in patch.records),
-            ),
+            DNSConfig=_dns(peer, others, account, known.records()),
             FirewallRules=rules.values(),
             firewallRulesIsEmpty=not rules,
             Routes=routes.routes.values(),
@@ -107,24 +82,10 @@ class NetworkMaps:
             sshAuth=SSHAuth(UserIDClaim="sub"),
         )
 
-    def _account(self, account: AccountSnapshot) -> _Account:
+    def _account(self, account: AccountSnapshot) -> AccountRules:
         known = self._accounts.get(account.account.id)
-        if known is not None and known.snapshot is account:
-            return known
-        kept = {} if known is None or network_differs(known.snapshot, account) else known.patches
-        patches: dict[ServiceId, tuple[Service, NetworkPatch]] = {}
-        for service in sorted(account.services.values(), key=lambda service: service.id):
-            before = kept.get(service.id)
-            same = before is not None and before[0] == service
-            patches[service.id] = before if before is not None and same else (service, self._patch(service, account))
-        known = _Account(account, patches)
-        for policy in _policies(account, patches):
-            if policy.enabled:
-                for rule in (one for one in policy.rules if one.enabled):
-                    resolved = _resolve(rule, account)
-                    known.rules.append(resolved)
-                    known.routed.extend(routed(rule, resolved.sources, account))
-        self._accounts[account.account.id] = known
+        if known is None or not known.follow(account):
+            known = self._accounts[account.account.id] = AccountRules(account, self._patch, known)
         return known
 
     def _patch(self, service: Service, account: AccountSnapshot) -> NetworkPatch:
@@ -170,30 +131,7 @@ def peer_config(account: AccountSnapshot, peer: Peer) -> PeerConfig:
     return config
 
 
-def _policies(account: AccountSnapshot, patches: Mapping[ServiceId, tuple[Service, NetworkPatch]]) -> Iterator[Policy]:
-    yield from sorted(account.policies.values(), key=lambda policy: policy.id)
-    for _, patch in patches.values():
-        yield from patch.policies
-
-
-def _resolve(rule: PolicyRule, account: AccountSnapshot) -> _Resolved:
-    return _Resolved(
-        rule,
-        _side(rule.sources, rule.source_resource, account),
-        _side(rule.destinations, rule.destination_resource, account),
-    )
-
-
-def _side(groups: tuple[GroupId, ...], resource: Resource | None, account: AccountSnapshot) -> Mapping[PeerId, Peer]:
-    """A resource stands instead of groups. What is not a peer, or is gone, is nobody."""
-    if resource is None:
-        members = account.members(groups)
-    else:
-        members = frozenset((PeerId(resource.id),) if resource.type is ResourceType.PEER else ())
-    return {id_: account.peers[id_] for id_ in sorted(members) if id_ in account.peers}
-
-
-def _seen(peer: Peer, resolved: _Resolved) -> Iterator[tuple[Peer, "RuleDirection.ValueType"]]:
+def _seen(peer: Peer, resolved: Resolved) -> Iterator[tuple[Peer, "RuleDirection.ValueType"]]:
     """Whom the rule lets the peer talk to, and which of the two begins."""
     both = resolved.rule.bidirectional
     if peer.id in resolved.sources:

@@ -81,6 +81,8 @@ def service_zones(viewer: Peer, records: Iterable[DnsRecord], account: AccountSn
     Non-authoritative, so that other names under the apex resolve as ever; no search domains, as nobody asked for them.
     """
     groups = frozenset(group.id for group in account.groups_of(viewer.id))
+    if not groups:
+        return []  # a proxy's peer, in whose maps there would be nothing for each of thousands of services
     zones: dict[str, set[tuple[str, str, int]]] = {}
     for record in records:
         if record.groups & groups:

@@ -20,6 +20,7 @@ from netbird_management.ids import ServiceId, new_id
 from netbird_management.login.sessions import new_key_pair
 from netbird_management.network.accounts import create_account
 from netbird_management.network.model import Group, Peer
+from netbird_management.network.network_map import NetworkMaps
 from netbird_management.network.peers import set_connected
 from netbird_management.network.users import create_token
 from netbird_management.rest.app import create_app
@@ -30,7 +31,15 @@ from netbird_management.store.models import ServiceRow
 from netbird_management.store.vault import Vault
 from netbird_wire.proxy_service_pb2 import UPDATE_TYPE_REMOVED
 from tests.netbird_management.conftest import Home, context_for
-from tests.netbird_management.grpc.conftest import CLUSTER, FakeProxy, Lab, direct_target, lab_for, peer_target
+from tests.netbird_management.grpc.conftest import (
+    CLUSTER,
+    FakeProxy,
+    Lab,
+    direct_target,
+    lab_for,
+    peer_target,
+    register,
+)
 
 FEW, MANY = 100, 10_000
 
@@ -216,7 +225,25 @@ async def work_of(directory: Path, migrated: Path, services: int) -> dict[str, W
                 with counted() as work:
                     await change(house)
                 found[change.__name__] = work
+            found["map"] = await work_of_a_map(house)
     return found
+
+
+async def work_of_a_map(house: House) -> Work:
+    """The map of a proxy's node once other members may use one private service."""
+    home, service = house.lab.home, house.lab.home.snapshot.services[ServiceId(house.ids["private"])]
+    node = house.lab.peer()
+    assert (await register(house.proxy, service, peer=node)).success
+    maps, cost = NetworkMaps(house.lab.hooks), Work()
+    for _ in range(3):
+        peer = home.snapshot.peer_by_key(node.key)
+        assert peer is not None
+        with counted() as work:
+            found = maps.of(home.snapshot, peer)
+        assert found.remotePeers
+        cost = work
+        await other_members(house)
+    return cost
 
 
 @pytest.mark.timeout(180)
