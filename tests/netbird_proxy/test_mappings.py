@@ -163,6 +163,23 @@ async def test_promise_7_what_did_not_come_with_the_snapshot_is_gone(line: Line)
     assert {served.mapping.id for served in line.routing} == {"b", "c"}
 
 
+async def test_a_refused_version_leaves_no_tunnel(line: Line) -> None:
+    """An account has one as long as a mapping that is served needs it; with a service that moves, it moves."""
+    await line.mappings.apply(SyncMappingsResponse(mapping=[page("a")], initial_sync_complete=True))
+    assert line.accounts.state(ACME) is not None
+    refused = page("a")
+    refused.private = True  # nobody here understands it
+    await line.mappings.apply(SyncMappingsResponse(mapping=[refused]))
+    assert [served.refused != "" for served in line.routing] == [True]
+    assert line.accounts.state(ACME) is None
+
+    moved = page("a")
+    moved.account_id = "other"
+    await line.mappings.apply(SyncMappingsResponse(mapping=[page("a"), moved]))
+    assert (line.accounts.state(ACME), line.accounts.state(AccountId("other"))) != (None, None)
+    assert line.accounts.state(ACME) is None
+
+
 async def test_promise_7_half_a_snapshot_removes_nothing(line: Line) -> None:
     """The stream was lost before the snapshot's end: nothing may be concluded from what did not come."""
     await line.mappings.apply(SyncMappingsResponse(mapping=[page("a"), page("b")], initial_sync_complete=True))
