@@ -126,8 +126,8 @@ def authorize(route: RouteSpec, proxy: Proxy) -> Guard | None:
     """Judge whether the one who is calling may.
 
     Called: at apply.
-    Returns: a guard, asked per exchange; every one must say ALLOW. It may answer with a `Challenge` instead of a no: what
-        it offers is put to the caller as a login is, so that one may ask for a second factor.
+    Returns: a guard, asked per exchange; every one must say ALLOW. It may answer with a `Challenge` instead of a no:
+        what it offers is put to the caller as a login is, so that one may ask for a second factor.
     Order: plugin order.
     Failure: at apply, refuses the route; per exchange, 503 `step_failed`.
     Used by: private_service, session.
