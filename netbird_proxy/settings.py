@@ -155,11 +155,11 @@ class Limits(Section):
     """How long and how much. Seconds, bytes and counts; there is no limit on an exchange as a whole."""
 
     head_timeout: Seconds = 10.0
-    """For a request head, from its first byte; for a TLS handshake; for a connection's first byte."""
+    """For a request head, from its first byte (then 408); for a TLS handshake; for a connection's first byte."""
     head_bytes: Count = 65_536
-    """Of a request head."""
+    """Of a request head; more is 431."""
     head_lines: Count = 100
-    """Fields of a request head."""
+    """Fields of a request head; more is 431."""
     keep_alive: Seconds = 75.0
     """How long an idle downstream connection stays open."""
     connections: Count = 10_000
@@ -167,7 +167,7 @@ class Limits(Section):
     connections_share: Annotated[float, Field(gt=0, le=1)] = 0.25
     """Of these, the part that one client (IPv6: a /64; trusted proxies: none) may have. 1: all of them."""
     upgrade_idle: Seconds = 300.0
-    """In which something must pass on an upgraded connection, such as a websocket, either way."""
+    """In which something must pass on an upgraded connection, such as a websocket, either way; else it is cut."""
     body_idle: Seconds = 30.0
     """Between two pieces of a request body; then 408."""
     min_rate: Annotated[float, Field(ge=0)] = 240.0
@@ -181,11 +181,11 @@ class Limits(Section):
     linger: Seconds = 5.0
     """For a closing connection to end on the client's side too, once everything is out."""
     dial_timeout: Seconds = 10.0
-    """For reaching an upstream, TLS included, where its mapping says nothing."""
+    """For reaching an upstream, TLS included, where its mapping says nothing; then 504."""
     max_dial_timeout: Seconds | None = None
-    """Cuts what mappings ask for."""
+    """Cuts what mappings, and `dial_timeout`, ask for."""
     upstream_head: Seconds = 300.0
-    """For an upstream's response head, after the request is sent."""
+    """For an upstream's response head, after the request is sent; then 504."""
     services: Count = 100_000
     """Mappings that are kept, of all sources together; one more is refused."""
     in_flight: Count = 512
@@ -197,7 +197,7 @@ class Limits(Section):
     upstream_idle_connections: Count = 100
     """How many idle connections are kept to one upstream."""
     step_deadline: Seconds = 5.0
-    """For all guards of an exchange together."""
+    """For all guards of an exchange together; then 503."""
     step_grace: SecondsOrZero = 0.5
     """After it, for a cancelled guard to end before the answer goes out without it."""
     loop_stall: SecondsOrZero = 2.0
