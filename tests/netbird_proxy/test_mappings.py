@@ -176,7 +176,12 @@ async def test_a_refused_version_leaves_no_tunnel(line: Line) -> None:
     moved = page("a")
     moved.account_id = "other"
     await line.mappings.apply(SyncMappingsResponse(mapping=[page("a"), moved]))
-    assert (line.accounts.state(ACME), line.accounts.state(AccountId("other"))) != (None, None)
+    assert line.accounts.state(ACME) is None
+    assert line.accounts.state(AccountId("other")) is not None
+
+    late = page("b")  # nothing is wrong with it but that its host is taken
+    late.domain = "a.example"
+    await line.mappings.apply(SyncMappingsResponse(mapping=[late]))
     assert line.accounts.state(ACME) is None
 
 
