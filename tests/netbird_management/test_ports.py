@@ -39,12 +39,18 @@ async def test_a_port_is_picked_kept_and_told(api: Api, peer_id: str, mode: str)
 
 
 async def test_one_port_is_one_services(api: Api, peer_id: str) -> None:
-    """The same mode and port twice is refused, another mode is not; TLS services share a port by their names."""
+    """The same mode and port twice is refused, another mode is not; TLS services share a port by their names. Moving
+    to a port that is taken is refused as well, and one that is picked is free in every mode."""
     await api.ok("POST", SERVICES, service(peer_id, listen_port=15432))
     assert (await api.refused("POST", SERVICES, service(peer_id, "db2", listen_port=15432)))[0] == 409
     await api.ok("POST", SERVICES, service(peer_id, "db3", "udp", listen_port=15432))
     await api.ok("POST", SERVICES, service(peer_id, "db4", "tls", listen_port=15432))
     await api.ok("POST", SERVICES, service(peer_id, "db5", "tls", listen_port=15432))
+    assert (await api.refused("POST", SERVICES, service(peer_id, "db6", "udp", listen_port=15432)))[0] == 409
+    picked = await api.ok("POST", SERVICES, service(peer_id, "db7", "udp"))
+    assert picked["listen_port"] != 15432
+    taken = service(peer_id, "db7", "udp", listen_port=15432)
+    assert (await api.refused("PUT", f"{SERVICES}/{picked['id']}", taken))[0] == 409
 
 
 async def test_a_cluster_without_custom_ports_picks_itself(api: Api, peer_id: str) -> None:
@@ -54,7 +60,8 @@ async def test_a_cluster_without_custom_ports_picks_itself(api: Api, peer_id: st
     await register_proxy(api.home.state, plain)
     assert (await api.refused("POST", SERVICES, service(peer_id, "db2", listen_port=15433)))[0] == 422
     await api.ok("POST", SERVICES, service(peer_id, "db3"))
-    await api.ok("POST", SERVICES, service(peer_id, "db4", "tls", listen_port=8443))
+    named = await api.ok("POST", SERVICES, service(peer_id, "db4", "tls", listen_port=8443))
+    await api.ok("PUT", f"{SERVICES}/{named['id']}", service(peer_id, "db4", "tls", listen_port=8444))
     await api.ok("PUT", f"{SERVICES}/{made['id']}", service(peer_id, listen_port=15432))
     changed = service(peer_id, listen_port=15999)
     assert (await api.refused("PUT", f"{SERVICES}/{made['id']}", changed))[0] == 422

@@ -63,7 +63,11 @@ def hooks() -> Hooks:
 BROKEN: dict[str, dict[str, Any]] = {
     "no name": {"name": ""},
     "a name with a line break": {"name": "a\nb"},
+    "a name of 256 bytes": {"name": "ä" * 128},
     "no targets": {"targets": []},
+    "a target without an id": {"targets": [target(target_id="")]},
+    "a bad target beside a good one": {"targets": [target(), target(target_type="moon", path="/b")]},
+    "two paths alike but for a bad option": {"targets": [target(path="/a"), target(options={"path_rewrite": "x"})]},
     "unknown mode": {"mode": "smtp"},
     "tcp with http's protocol": {"mode": "tcp", "listen_port": 1},
     "a port with http": {"listen_port": 8080},
@@ -71,6 +75,7 @@ BROKEN: dict[str, dict[str, Any]] = {
     "a domain that is none": {"domain": "a b.px.test"},
     "the cluster's own address": {"domain": "px.test"},
     "private without groups": {"private": True},
+    "private and of bytes": {"private": True, "access_groups": ["g"], "mode": "tcp"},
     "private with single sign-on": {
         "private": True,
         "access_groups": ["g"],
@@ -80,9 +85,18 @@ BROKEN: dict[str, dict[str, Any]] = {
     "a header without value": {"auth": {"header_auths": [{"enabled": True, "header": "X-Key", "value": ""}]}},
     "a header of ours": {"auth": {"header_auths": [{"enabled": True, "header": "x_netbird.user", "value": "x"}]}},
     "a hop-by-hop header": {"auth": {"header_auths": [{"enabled": True, "header": "TE", "value": "x"}]}},
+    "a header without a name": {"auth": {"header_auths": [{"enabled": True, "header": "", "value": "x"}]}},
+    "the Host header": {"auth": {"header_auths": [{"enabled": True, "header": "host", "value": "x"}]}},
+    "a cookie as a header": {"auth": {"header_auths": [{"enabled": True, "header": "Cookie", "value": "x"}]}},
+    "a header's value that is too long": {
+        "auth": {"header_auths": [{"enabled": True, "header": "X-Key", "value": "x" * 4097}]}
+    },
     "a header that is none": {"auth": {"header_auths": [{"enabled": True, "header": "a b", "value": "x"}]}},
     "an unknown crowdsec mode": {"access_restrictions": {"crowdsec_mode": "maybe"}},
     "a bare address": {"access_restrictions": {"allowed_cidrs": ["10.0.0.1"]}},
+    "a network with host bits": {"access_restrictions": {"blocked_cidrs": ["10.0.0.1/8"]}},
+    "too many networks": {"access_restrictions": {"allowed_cidrs": ["10.0.0.0/8"] * 201}},
+    "too many countries": {"access_restrictions": {"blocked_countries": ["DE"] * 51}},
     "a netmask": {"access_restrictions": {"allowed_cidrs": ["10.0.0.0/255.0.0.0"]}},
     "a country of three letters": {"access_restrictions": {"allowed_countries": ["GER"]}},
     "an unknown target type": {"targets": [target(target_type="moon")]},
@@ -99,9 +113,15 @@ BROKEN: dict[str, dict[str, Any]] = {
     "a path with a query": {"targets": [target(path="/x?y")]},
     "a duration that is none": {"targets": [target(options={"request_timeout": "5x"})]},
     "a negative duration": {"targets": [target(options={"request_timeout": "-5s"})]},
+    "a negative idle time": {"targets": [target(options={"session_idle_timeout": "-5s"})]},
     "an unknown rewrite": {"targets": [target(options={"path_rewrite": "maybe"})]},
     "PROXY protocol": {"targets": [target(options={"proxy_protocol": True})]},
     "a custom header of ours": {"targets": [target(options={"custom_headers": {"X-NetBird_User": "eve"}})]},
+    "a hop-by-hop custom header": {"targets": [target(options={"custom_headers": {"Connection": "close"}})]},
+    "a reserved custom header": {"targets": [target(options={"custom_headers": {"x-forwarded-for": "::1"}})]},
+    "a custom header's name that is too long": {"targets": [target(options={"custom_headers": {"a" * 129: ""}})]},
+    "a custom header's value that is too long": {"targets": [target(options={"custom_headers": {"X-A": "x" * 4097}})]},
+    "a custom header's name with a line break": {"targets": [target(options={"custom_headers": {"X\r\nA": ""}})]},
     "a custom Host": {"targets": [target(options={"custom_headers": {"Host": "eve"}})]},
     "a custom header with a line break": {"targets": [target(options={"custom_headers": {"X-A": "a\r\nb: c"}})]},
     "one custom header twice": {"targets": [target(options={"custom_headers": {"X-A": "1", "x_a": "2"}})]},
@@ -116,6 +136,46 @@ async def test_what_breaks_a_rule_is_not_stored(api: Api, proxy: Registration) -
         assert (await api.refused("POST", SERVICES, body(**change)))[0] == 422, what
         assert (await api.refused("PUT", f"{SERVICES}/{stored['id']}", body(**change)))[0] == 422, what
     assert await api.ok("GET", SERVICES) == [stored]
+
+
+async def test_what_is_odd_and_allowed(api: Api, proxy: Registration) -> None:
+    """One header twice under two spellings, a broken one that is off, no time and no port said, countries in small."""
+    headers = [
+        {"enabled": True, "header": "X-Key", "value": "one"},
+        {"enabled": True, "header": "x-key", "value": "two"},
+        {"enabled": False, "header": "Connection", "value": ""},
+    ]
+    options = {"request_timeout": "0s", "path_rewrite": "preserve"}
+    made = await api.ok(
+        "POST",
+        SERVICES,
+        body(
+            auth={"header_auths": headers},
+            access_restrictions={"allowed_countries": ["de"], "allowed_cidrs": ["fd00::/8"]},
+            targets=[target(port=0, path=None, options=options)],
+        ),
+    )
+    assert [one["header"] for one in made["auth"]["header_auths"]] == ["X-Key", "x-key", "Connection"]
+    assert made["access_restrictions"] == {"allowed_countries": ["DE"], "allowed_cidrs": ["fd00::/8"]}
+    (shown,) = made["targets"]
+    assert (shown["port"], shown["options"]) == (0, {"direct_upstream": True, "path_rewrite": "preserve"})
+
+
+async def test_private_services_take_every_kind_of_target(api: Api, proxy: Registration) -> None:
+    """Peers and clusters alike; what makes it private, and the flag, come back as they were sent, in their order."""
+    home = api.home
+    peer, _ = await create_stock_peer(home.state, home.account_id, name="bob", user_id=None)
+    groups = [(await create_group(home.state, home.account_id, name=name)).id for name in ("b", "a")]
+    for name, one in (
+        ("peer", target(target_type="peer", target_id=peer.id, options={"direct_upstream": False})),
+        ("cluster", target()),
+    ):
+        given = body(domain=f"{name}.px.test", private=True, access_groups=groups, targets=[one])
+        made = await api.ok("POST", SERVICES, given)
+        again = await api.ok("PUT", f"{SERVICES}/{made['id']}", given)
+        for shown in (made, again, await api.ok("GET", f"{SERVICES}/{made['id']}")):
+            assert (shown["private"], shown["access_groups"]) == (True, groups)
+            assert shown["targets"][0]["options"].get("direct_upstream", False) is (name == "cluster")
 
 
 async def test_a_service_lives_and_dies(api: Api, proxy: Registration) -> None:

@@ -159,15 +159,15 @@ def _records(service: Service, account: AccountSnapshot, groups: tuple[GroupId, 
 
 
 def _apex(service: Service, account: AccountSnapshot) -> str | None:
-    """The cluster's address where it covers the domain, else the longest custom domain that does."""
+    """The cluster's address where it covers the domain, else the longest custom domain that does, once it is proved to
+    be the account's: members would be led away from its real owner."""
     if _covers(service.proxy_cluster, service.domain):
         return service.proxy_cluster
-    custom = [
-        domain.domain
-        for domain in account.custom_domains
-        if domain.target_cluster == service.proxy_cluster and _covers(domain.domain, service.domain)
-    ]
-    return max(custom, key=len, default=None)
+    custom = [domain for domain in account.custom_domains if _covers(domain.domain, service.domain)]
+    longest = max(custom, key=lambda domain: len(domain.domain), default=None)
+    if longest is None or not longest.validated or longest.target_cluster != service.proxy_cluster:
+        return None
+    return longest.domain
 
 
 def _covers(apex: str, domain: str) -> bool:

@@ -282,16 +282,33 @@ def test_a_member_gets_the_names_of_connected_proxies(maps: NetworkMaps) -> None
 
 
 def test_a_custom_domain_is_its_own_zone(maps: NetworkMaps) -> None:
-    """A service under a custom domain is named there; one under no known domain is named nowhere."""
-    domain = CustomDomain("d", HOME, "corp.example", "px.test", validated=True)
+    """Services under a custom domain are named there together, by the longest one; where it is of another cluster, not
+    proved yet, or not known at all, nowhere."""
+    domains = (
+        CustomDomain("d", HOME, "corp.example", "px.test", validated=True),
+        CustomDomain("e", HOME, "deep.corp.example", "px.test", validated=True),
+        CustomDomain("f", HOME, "other.example", "elsewhere.test", validated=True),
+        CustomDomain("g", HOME, "unproved.example", "px.test"),
+    )
     services = (
         service("s", "g", domain="s.corp.example"),
+        service("s2", "g", domain="s2.corp.example"),
+        service("v", "g", domain="v.deep.corp.example"),
+        service("w", "g", domain="w.other.example"),
+        service("x", "g", domain="x.unproved.example"),
+        service("public", domain="public.corp.example"),
         service("t", "g", domain="t.nowhere.example"),
         service("u", "g"),
     )
-    account = snapshot(ALICE, PROXY, groups={"g": ["alice"]}, services=services, domains=(domain,))
+    account = snapshot(ALICE, PROXY, groups={"g": ["alice"]}, services=services, domains=domains)
     network_map = maps.of(account, ALICE)
-    assert zone(network_map, "corp.example.") == {("s.corp.example.", "100.64.0.9")}
+    assert zone(network_map, "corp.example.") == {
+        ("s.corp.example.", "100.64.0.9"),
+        ("s2.corp.example.", "100.64.0.9"),
+    }
+    assert zone(network_map, "deep.corp.example.") == {("v.deep.corp.example.", "100.64.0.9")}
+    assert zone(network_map, "other.example.") is None
+    assert zone(network_map, "unproved.example.") is None
     assert zone(network_map, "px.test.") == {("u.px.test.", "100.64.0.9")}
     assert zone(network_map, "nowhere.example.") is None
 
