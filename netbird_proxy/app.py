@@ -126,6 +126,10 @@ class ReverseProxy:
         if looped:
             await self._fixed().say(exchange, downstream, LOOP_DETECTED)
             return
+        if exchange.forwarded is not None and not exchange.client_address:
+            exchange.client_address = exchange.origin.peer.host if exchange.origin is not None else ""
+            await self._say(exchange, downstream, BadRequest("what a trusted proxy says of the client cannot be read"))
+            return
         route = self.routing.table.match(host, path, None if origin is None else origin.account)
         exchange.route = route.spec
         exchange.headers = route.rules.incoming(raw)

@@ -181,3 +181,16 @@ def test_netbirds_name_for_it() -> None:
         "10.0.0.0/8",
         "192.0.2.1/32",
     ]
+
+
+@pytest.mark.parametrize("own", [b'for="1.1.1.1', b'x="', b"for=1.1.1.1 for=2.2.2.2", b"," * 300])
+async def test_client_that_spoils_what_the_proxy_appends_is_refused(own: bytes) -> None:
+    """It would count as the trusted proxy, and pass wherever that may: 400, and nothing is dialed."""
+    async with playing(trusted_proxies=[f"{FRONT}/32"], field="forwarded") as play:
+        said = own + b", for=203.0.113.9;proto=https"
+        answer = await play.request(origin=host_origin(FRONT), headers=[(b"forwarded", said)])
+
+        assert (answer.status, play.upstreams.dialed) == (400, 0)
+        assert play.exchange.client_address == FRONT
+        fine = await play.request(origin=host_origin("203.0.113.7"), headers=[(b"forwarded", said)])
+        assert fine.status == 200
