@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import typer
 
 from netbird_host import logs
+from netbird_host.descriptors import raise_limit
 from netbird_host.plugins import PluginError
 from netbird_host.settings import Settings, SettingsError, Shown
 from netbird_host.shutdown import on_signals
@@ -146,6 +147,7 @@ async def _run(given: Settings[ManagementSettings], hooks: Hooks) -> None:
     from netbird_management.server import serve  # takes a second, which the other commands need not wait for
 
     settings, options, supervisor = given.value, given.options.values(), Supervisor()
+    raise_limit()
     with on_signals() as shutdown:
         async with (
             asyncio.TaskGroup() as tasks,

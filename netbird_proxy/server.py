@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import structlog
 from pydantic import BaseModel
 
+from netbird_host.descriptors import raise_limit
 from netbird_host.settings import Shown
 from netbird_host.shutdown import Shutdown, on_signals
 from netbird_host.systemd import Supervisor, inherited_sockets
@@ -228,9 +229,17 @@ class ProxyServer:
     async def run(self) -> int:
         """Serve until a signal asks to stop. The exit code: 0 after a stop that was asked for."""
         _calm_collector()
+        self._take_descriptors()
         with on_signals() as shutdown:
             await self.serve(shutdown)
         return 0
+
+    def _take_descriptors(self) -> None:
+        limits = self._settings.limits
+        wanted = limits.connections * len(self._settings.listen) + limits.in_flight + 256
+        if (granted := raise_limit()) < wanted:
+            why = "not all of limits.connections can be open at once"
+            log.warning("descriptors.few", granted=granted, wanted=wanted, reason=why)
 
     async def serve(self, shutdown: Shutdown) -> None:
         """Start, serve until `shutdown` is asked, drain, stop.

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from examples.demo.processes import Processes
-from tests.e2e.alone import Alone, started
+from examples.demo.processes import BIN, Processes
+from tests.e2e.alone import Alone, started, written
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(60)]
 
@@ -38,3 +38,18 @@ async def test_one_client_leaves_room_for_others(tmp_path: Path, trusted: str) -
         assert await statuses(proxy, "127.0.0.2", 3) == [b"404", b"404", third]
         assert await statuses(proxy, "127.0.0.3", 2) == [b"404", b"404"]
         assert await proxy.process.stop() == 0
+
+
+@pytest.mark.parametrize(("hard", "told"), [("15000", False), ("300", True)])
+async def test_descriptors_are_taken_and_missed(tmp_path: Path, hard: str, told: bool) -> None:
+    """A shell's 256 are no limit where the system has more for us; where it has not, the log says so."""
+    config, _, _ = written(tmp_path, "")
+    limited = f'ulimit -Sn 256 && ulimit -Hn {hard} && exec "$@"'
+    async with Processes(tmp_path / "logs") as processes:
+        argv = ["sh", "-c", limited, "sh", str(BIN / "netbird-proxy"), "run", "--config", str(config)]
+        process = await processes.start("proxy", argv)
+        await process.said(r"proxy\.ready")
+        limits = await asyncio.to_thread(Path(f"/proc/{process.pid}/limits").read_text)
+        assert limits.split("Max open files")[1].split()[0] == hard
+        assert any("descriptors.few" in line for line in process.lines) is told
+        assert await process.stop() == 0
