@@ -4,8 +4,9 @@ On SQLite there are two files, as there is one writer a file: accounts, and the 
 both are in one database.
 """
 
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +25,19 @@ LOG_FILE: Final = "access_log.db"
 CONNECT_SECONDS: Final = 10.0
 STATEMENT_SECONDS: Final = 60.0
 """A database that is silent for so long fails the statement: writes are one at a time, and all would wait with it."""
+
+
+class SqliteConnection(sqlite3.Connection):
+    """Ends its transaction when it is closed.
+
+    SQLite does so by itself only once every statement is gone. That of a call that was cancelled goes with the garbage,
+    seconds or minutes after its connection was closed, and until then nobody else could write.
+    """
+
+    def close(self) -> None:
+        with suppress(sqlite3.Error):
+            self.rollback()
+        super().close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +109,7 @@ def open_engine(database: Path | str, *, lasting: bool = True, patient: bool = F
 
         # A server that was restarted costs nobody their call: connections are tried before they are used.
         return create_async_engine("postgresql+asyncpg://", async_creator=creator, pool_pre_ping=True)
-    engine = create_async_engine(f"sqlite+aiosqlite:///{database}")
+    engine = create_async_engine(f"sqlite+aiosqlite:///{database}", connect_args={"factory": SqliteConnection})
     pragmas = ("busy_timeout = 5000", "journal_mode = WAL", "foreign_keys = ON")
 
     @event.listens_for(engine.sync_engine, "connect")
