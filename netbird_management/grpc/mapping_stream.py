@@ -129,6 +129,12 @@ class MappingStreams:
     async def _converse(
         self, connection: Connection, channel: "_Acknowledged | _OneWay", tasks: asyncio.TaskGroup
     ) -> None:
+        try:
+            await self._tell(connection, channel, tasks)
+        except grpc.aio.InternalError:  # what gRPC says of a line that broke meanwhile
+            connection.end(None)
+
+    async def _tell(self, connection: Connection, channel: "_Acknowledged | _OneWay", tasks: asyncio.TaskGroup) -> None:
         mappings = self._mappings.snapshot(connection)
         revoked = self._mappings.revocations(connection)
         starts = range(0, len(mappings), BATCH) or range(1)
