@@ -118,6 +118,18 @@ async def test_a_domain_waits_for_dns(api: Api, server: NameServer) -> None:
     assert [event["activity_code"] for event in events[:3]] == ["domain.validate", "service.create", "domain.add"]
 
 
+async def test_a_service_may_be_the_custom_domain_itself(api: Api, server: NameServer) -> None:
+    """Unlike the cluster's address, which is the proxies' own."""
+    server.aliases["validation.example.com"] = "px.test"
+    await _add(api)
+    target = {"target_id": "px.test", "target_type": "cluster", "protocol": "http", "host": "127.0.0.1", "port": 1}
+    target |= {"enabled": True, "options": {"direct_upstream": True}}
+    given = {"name": "a", "domain": "example.com", "enabled": True, "targets": [target]}
+    made = await api.ok("POST", "/api/reverse-proxies/services", given)
+    assert made["proxy_cluster"] == "px.test"
+    assert (await api.refused("POST", "/api/reverse-proxies/services", {**given, "domain": "px.test"}))[0] == 422
+
+
 async def test_a_domain_goes(api: Api) -> None:
     """Deleting answers without a body; what is not there is 404."""
     made = await _add(api)

@@ -13,6 +13,7 @@ from netbird_management.services.model import (
     AccessRestrictions,
     AuthConfig,
     BearerAuth,
+    Capabilities,
     HeaderAuth,
     SecretAuth,
     Service,
@@ -101,6 +102,16 @@ async def test_a_stream_has_an_address_and_no_path(home: Home) -> None:
     (path,) = built.path
     assert (path.path, path.target, built.mode, built.listen_port) == ("", "[::1]:5432", "tcp", 15432)
     assert (path.options.proxy_protocol, path.options.session_idle_timeout.seconds) == (True, 120)
+
+
+async def test_custom_ports_go_where_they_are_known(home: Home) -> None:
+    """A proxy that says nothing of custom ports gets no stream on one; it gets TLS, which is told apart by name."""
+    silent, unable, able = (Capabilities(supports_custom_ports=said) for said in (None, False, True))
+    for mode, withheld in (("tcp", True), ("udp", True), ("tls", False)):
+        given = service(target(protocol="tcp"), mode=mode, listen_port=15432)
+        built = build(given, home.snapshot, context_for(home).hooks)
+        assert bool(built.withheld_from(silent)) is withheld, mode
+        assert (built.withheld_from(unable), built.withheld_from(able)) == ("", ""), mode
 
 
 async def test_a_service_survives_the_store(home: Home) -> None:

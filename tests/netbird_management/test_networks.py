@@ -202,6 +202,26 @@ async def test_a_target_must_be_what_it_says(api: Api, proxy: Registration) -> N
     await api.ok("POST", SERVICES, {**stream, "targets": [{**one, "host": "10.1.0.7"}]})
 
 
+@pytest.mark.parametrize("mode", ["tcp", "udp", "tls"])
+async def test_streams_lead_behind_networks(api: Api, proxy: Registration, mode: str) -> None:
+    """To a host, a domain and a place in a subnet, as `host:port`, by a route for their protocol."""
+    protocol = "udp" if mode == "udp" else "tcp"
+    for number, (kind, address, host, wanted) in enumerate(
+        (
+            ("host", "10.0.0.5", "", "10.0.0.5:5432"),
+            ("domain", "db.internal", "", "db.internal:5432"),
+            ("subnet", "fd01::/48", "fd01::7", "[fd01::7]:5432"),
+        )
+    ):
+        id_ = await _resource(api, name=kind, address=address)
+        one = {"target_id": id_, "target_type": kind, "protocol": protocol, "port": 5432, "enabled": True, "host": host}
+        given = {"name": kind, "domain": f"{kind}.px.test", "enabled": True, "mode": mode, "targets": [one]}
+        made = await api.ok("POST", SERVICES, {**given, "listen_port": 15000 + number})
+        account = api.home.snapshot
+        service = account.services[ServiceId(made["id"])]
+        assert [path.target for path in build(service, account, load_hooks()).mapping.path] == [wanted]
+
+
 async def test_what_a_service_needs_stays(api: Api, proxy: Registration) -> None:
     """A resource that is a target is neither deleted, nor becomes something else; the service goes first."""
     host = await _resource(api)

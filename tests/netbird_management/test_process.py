@@ -185,6 +185,7 @@ async def test_rest_speaks_tls(config: Path, environment: dict[str, str], tmp_pa
     [
         ("plugin = []\n", "did you mean plugins"),
         ('plugins = ["nothing"]\n', "is not installed"),
+        ("access_log_days = 0\n", "access_log_days"),
         ('[rest]\nlisten = "8080"\n', "host:port"),
         ('[rest]\nlisten = "127.0.0.1:1"\nkey = "k.pem"\n', "go together"),
     ],

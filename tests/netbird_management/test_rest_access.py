@@ -15,8 +15,10 @@ from netbird_management.network.peers import create_stock_peer
 from netbird_management.network.users import create_token, create_user, update_user
 from netbird_management.rest.app import create_app
 from netbird_management.rest.setup import HEADER
+from netbird_management.services.proxies import Registration
 from netbird_management.state import State
 from netbird_management.store.models import PersonalTokenRow
+from tests.netbird_management import test_services
 from tests.netbird_management.conftest import Api, Home, context_for
 
 ADMIN_ONLY = [
@@ -220,6 +222,23 @@ async def test_unknown_paths_answer_in_the_same_form(api: Api) -> None:
     answer = await api.call("GET", "/api/instance")
     assert len(answer.headers["x-request-id"]) == 20
     assert answer.headers["content-type"] == "application/json; charset=UTF-8"
+
+
+async def test_a_group_of_a_service_stays(api: Api, proxy: Registration) -> None:
+    """Whether it is let in by membership or by its sign-in; the service is named by its domain."""
+    group = await create_group(api.home.state, api.home.account_id, name="engineering")
+    bearer = {"enabled": True, "distribution_groups": [group.id]}
+    for name, given in (
+        ("private", {"private": True, "access_groups": [group.id]}),
+        ("sign-in", {"auth": {"bearer_auth": bearer}}),
+    ):
+        made = await api.ok("POST", test_services.SERVICES, test_services.body(domain=f"{name}.px.test", **given))
+        assert await api.refused("DELETE", f"/api/groups/{group.id}") == (
+            400,
+            f"group has been linked to reverse proxy service: {name}.px.test",
+        )
+        await api.ok("DELETE", f"{test_services.SERVICES}/{made['id']}")
+    await api.ok("DELETE", f"/api/groups/{group.id}")
 
 
 SETUP = {"email": "admin@lab.test", "password": "correct horse", "name": "Admin", "create_pat": True}

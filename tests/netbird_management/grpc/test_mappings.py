@@ -195,6 +195,22 @@ async def test_a_newer_connection_takes_the_place_of_an_older(lab: Lab) -> None:
     await status_becomes(lab, "disconnected")
 
 
+async def test_two_proxies_hear_alike(lab: Lab) -> None:
+    """Each of a change with a token of its own; whoever comes back has the same set, once."""
+    one, two = lab.proxy(), lab.proxy(proxy_id="proxy-2")
+    await one.connect()
+    await two.connect()
+    services = {(await lab.service(name)).id for name in ("a", "b")}
+    told = [[mapping for proxy in (one, two) for mapping in (await proxy.next()).mapping] for _ in services]
+    tokens = [mapping.auth_token for mappings in told for mapping in mappings]
+    assert len({*tokens}) == 4
+    assert {*one.mappings} == {*two.mappings} == services
+    one.call.cancel()
+    messages = await one.connect()
+    assert sorted(mapping.id for message in messages for mapping in message.mapping) == sorted(services)
+    assert {mapping.type for message in messages for mapping in message.mapping} == {UPDATE_TYPE_CREATED}
+
+
 async def test_leaving_politely_ends_well(lab: Lab) -> None:
     """A proxy that closes its side gets OK, and counts as gone."""
     proxy = lab.proxy()
