@@ -133,8 +133,8 @@ def session_gate(service: Service, management: Management) -> SessionGate | None
     Called: when somebody has shown a right credential or comes back from the identity provider, and when a proxy asks
         whether a single sign-on session is still good (`ValidateSession`). Tunnel peers have `peer_gate`.
     Returns: a gate, which may wait for an answer from elsewhere; or None if the plugin does not mind.
-    Order: all must say ALLOW, after core's own rules (blocked, waiting for approval, the scheme's groups); the first
-        denial is told.
+    Order: all must say ALLOW, after core's own rules (blocked, waiting for approval and, where a session is asked
+        about, the groups of single sign-on); the first denial is told.
     Failure: denied; so is a gate that raises, is late or answers anything else.
     Used by: private_service.
     """

@@ -37,6 +37,8 @@ CONFIRMED = 1024
 """Identities of a service that are kept with their confirmed groups; whether those hold is not asked here."""
 OFFERED_SECONDS = 60.0
 """How long it is remembered whether management has an identity provider."""
+UNKNOWN_SECONDS = 5.0
+"""How long single sign-on is left out where management did not answer."""
 
 
 class ByCookie:
@@ -228,7 +230,8 @@ class Prompt:
             except ManagementError:
                 if alone:
                     raise
-                return False
+                # A question that hangs holds up the page with the other ways: not each of them.
+                known = self._provider = (False, self._clock() + UNKNOWN_SECONDS)
             else:
                 known = self._provider = (True, self._clock() + OFFERED_SECONDS)
         return known[0]

@@ -185,6 +185,11 @@ async def test_without_a_provider_it_is_not_offered() -> None:
         assert (page.status, b"session/start" in page.body, page.body.count(b"<form")) == (401, False, 1)
     assert both.asked == ["GetOIDCURL"]
 
+    silent = Service(oidc=True, password=True)
+    for _ in range(3):
+        assert b"session/start" not in (await silent.get("/")).body
+    assert silent.asked == ["GetOIDCURL"]  # it may have hung, and the page with it
+
     alone = Service(oidc=True)
     alone.management.answers["GetOIDCURL"] = ManagementRefused("no identity provider")
     assert (await alone.get("/")).status == 503
