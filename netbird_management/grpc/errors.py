@@ -15,6 +15,7 @@ from netbird_management.errors import (
     PreconditionFailed,
     Unauthorized,
 )
+from netbird_management.store.errors import UnreachableError
 
 _log = logging.getLogger(__name__)
 
@@ -47,5 +48,8 @@ def as_refusal(error: Exception, method: str) -> Refused:
     code = _CODES.get(type(error)) if isinstance(error, ManagementError) else None
     if code is not None:
         return Refused(code, str(error))
+    if isinstance(error, UnreachableError):
+        _log.error("grpc.store_away", exc_info=error, extra={"method": method})
+        return Refused(grpc.StatusCode.UNAVAILABLE, "the store does not answer: try again later")
     _log.error("grpc.call.failed", exc_info=error, extra={"method": method})
     return Refused(grpc.StatusCode.INTERNAL, "internal error")

@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from netbird_management.errors import Internal, ManagementError
 from netbird_management.rest.json import ApiResponse
+from netbird_management.store.errors import UnreachableError
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +34,11 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http(_request: Request, error: HTTPException) -> Response:
         return error_response(error.status_code, str(error.detail).lower())
+
+    @app.exception_handler(UnreachableError)
+    async def away(request: Request, error: UnreachableError) -> Response:
+        _log.error("rest.store_away %s %s", request.method, request.url.path, exc_info=error)
+        return error_response(503, "the store does not answer: try again later")
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Response:
