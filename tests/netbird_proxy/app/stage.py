@@ -4,6 +4,7 @@ that records each byte."""
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -49,6 +50,9 @@ GRANT = ValidateTunnelPeerResponse(
 )
 
 
+NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
+BREAK = re.compile(rb"[\r\n\0]")
+
 # The upstream ---------------------------------------------------------------------------------------------------------
 
 
@@ -80,6 +84,8 @@ class Upstream:
     """Close after an answer of `answers`."""
     connections: int = 0
     """How many were accepted."""
+    broken: list[str] = field(default_factory=list)
+    """Why requests could not be read."""
 
 
 class Recording(asyncio.Protocol):
@@ -100,7 +106,7 @@ class Recording(asyncio.Protocol):
             self.transport.write(self.upstream.answer)
             self.transport.close()
             return
-        while (found := whole(bytes(self.buffer))) is not None:
+        while (found := self.read()) is not None:
             one, size = found
             del self.buffer[:size]
             self.upstream.seen.append(one)
@@ -113,6 +119,13 @@ class Recording(asyncio.Protocol):
             plain = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
             self.transport.write(self.upstream.answer or plain)
 
+    def read(self) -> tuple[Seen, int] | None:
+        try:
+            return whole(bytes(self.buffer))
+        except (AssertionError, ValueError) as error:
+            self.upstream.broken.append(f"{error!r} in {bytes(self.buffer)!r}")
+            raise
+
 
 def whole(data: bytes) -> tuple[Seen, int] | None:
     """The first request, and how many bytes it has; None while it is not complete."""
@@ -121,6 +134,9 @@ def whole(data: bytes) -> tuple[Seen, int] | None:
         return None
     line, *field_lines = head.split(b"\r\n")
     fields = [(name, value) for one in field_lines for name, _, value in [one.partition(b": ")]]
+    for name, value in fields:
+        assert NAME.fullmatch(name)
+        assert not BREAK.search(value)
     framings = [(name, value) for name, value in fields if name in (b"content-length", b"transfer-encoding")]
     body, used = b"", 0
     if framings and framings[0][0] == b"content-length":
