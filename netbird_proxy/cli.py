@@ -20,7 +20,7 @@ from netbird_proxy.plugins import GROUP, Hooks, load_hooks
 
 if TYPE_CHECKING:
     # The server is imported by the commands that need it: a plugin's command starts a second sooner without it.
-    from netbird_proxy.server import Loaded
+    from netbird_proxy.loading import Loaded
 
 app = typer.Typer(
     name="netbird-proxy",
@@ -87,7 +87,7 @@ def check(
     show: Annotated[bool, typer.Option("--show", help="Print each setting with its source.")] = False,
 ) -> None:
     """Judge settings and plugins as a start would, and start nothing."""
-    from netbird_proxy.server import judge_files
+    from netbird_proxy.loading import judge_files
 
     loaded = _load(config, None, None)
     judge_files(loaded)
@@ -156,7 +156,7 @@ async def _serve(loaded: Loaded) -> int:
 
 def _load(config: Path | None, plugins_: list[str] | None, private: bool | None) -> Loaded:
     from netbird_host.settings import Given
-    from netbird_proxy.server import load
+    from netbird_proxy.loading import load
     from netbird_proxy.settings import read_settings
 
     flags: list[Given] = []

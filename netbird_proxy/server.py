@@ -6,9 +6,9 @@ import asyncio
 import gc
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version as distribution_version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,24 +17,19 @@ import structlog
 from pydantic import BaseModel
 
 from netbird_host.descriptors import raise_limit
-from netbird_host.settings import Shown
 from netbird_host.shutdown import Shutdown, on_signals
 from netbird_host.systemd import Supervisor, inherited_sockets
 from netbird_proxy.accounts import Accounts, AccountState, InboundListeners, ProxyPeers
 from netbird_proxy.admin import default_socket, served
 from netbird_proxy.app import ReverseProxy
 from netbird_proxy.control.absent import NoManagement
-from netbird_proxy.control.claims import CORE_CLAIMS
 from netbird_proxy.control.client import Connection, ManagementClient
-from netbird_proxy.control.codec import Codec
-from netbird_proxy.control.files import MappingsRefused
 from netbird_proxy.control.status import StatusReports
 from netbird_proxy.decisions import Decisions
-from netbird_proxy.defaults import DEFAULTS
 from netbird_proxy.dialing.host import HostDialer
 from netbird_proxy.dialing.pools import UpstreamPool
 from netbird_proxy.errors import ProxyError, SettingsError
-from netbird_proxy.file_mappings import FileMappings, decode_mappings
+from netbird_proxy.file_mappings import FileMappings
 from netbird_proxy.forwarded import TrustedProxies
 from netbird_proxy.health import told
 from netbird_proxy.inspection import describe_plugins, describe_routes, dry_run
@@ -43,15 +38,14 @@ from netbird_proxy.listening.origins import Origins
 from netbird_proxy.listening.sockets import HostListener, inherited_for, serve_host
 from netbird_proxy.listening.tls import ServerTls
 from netbird_proxy.listening.tunnels import HTTP_PORT, HTTPS_PORT, InsideListener, serve_inside
-from netbird_proxy.mappings import ManagementMappings
+from netbird_proxy.loading import Loaded
+from netbird_proxy.mappings import LateSink, ManagementMappings
 from netbird_proxy.model import AccountId, Address, Upstream
 from netbird_proxy.pipeline.pipeline import Environment
-from netbird_proxy.plugins import Hooks, load_hooks
 from netbird_proxy.revocations import RevokedSessions
 from netbird_proxy.routing.apply import Routing
 from netbird_proxy.routing.compile import Compiler
 from netbird_proxy.routing.pools import Pools
-from netbird_proxy.settings import RESERVED_SECTIONS, ProxySettings, ProxySources
 from netbird_proxy.state import open_state, proxy_id
 from netbird_proxy.steps import Dialer, ManagementChannel, OpenExchanges, Tunnel
 from netbird_proxy.watchdog import Watchdog
@@ -65,59 +59,6 @@ DRAIN_MARGIN = 2.0
 """Seconds beyond `limits.drain` for those that are cut then to be observed."""
 TUNNEL_STOP = 10.0
 """Seconds for tunnels to close, once nothing uses them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """Settings and plugins, judged together; nothing is running yet."""
-
-    settings: ProxySettings
-    options: Mapping[str, BaseModel]
-    hooks: Hooks
-    codec: Codec
-    shown: Sequence[Shown] = ()
-    ignored: Sequence[str] = ()
-
-
-def load(sources: ProxySources) -> Loaded:
-    """Load the operator's plugins, then judge the settings, whose sections those plugins know.
-
-    Raises:
-        SettingsError, PluginFailed: with what to change. Nothing was started.
-    """
-    hooks = load_hooks(sources.plugins, defaults=DEFAULTS, core_claims=CORE_CLAIMS, reserved_ids=RESERVED_SECTIONS)
-    settings = sources.settings(hooks.options)
-    if settings.value.private and not hooks.opens_tunnels:
-        raise SettingsError(
-            "private = true, but no plugin opens tunnels: add tunnel_netstack to `plugins`, or set private = false"
-        )
-    return Loaded(
-        settings=settings.value,
-        options=settings.options,
-        hooks=hooks,
-        codec=Codec(hooks),
-        shown=settings.show(),
-        ignored=sources.ignored,
-    )
-
-
-def judge_files(loaded: Loaded) -> None:
-    """Read what a start would read, and start nothing. SettingsError naming the file that cannot be used.
-
-    Of the mappings file this judges everything but what only a running plugin can: whether it compiles.
-    """
-    settings = loaded.settings
-    if settings.management is not None:
-        settings.management.read_token()
-    if settings.mappings_file is not None:
-        try:
-            decode_mappings(settings.mappings_file, loaded.codec)
-        except MappingsRefused as refused:
-            raise SettingsError("\n".join(f"mappings_file: {problem}" for problem in refused.problems)) from refused
-    if settings.tls.certificates:
-        ServerTls(settings.tls.certificates)
-    if settings.state_directory.exists():
-        proxy_id(open_state(settings.state_directory))
 
 
 class ProxyServer:
@@ -171,8 +112,7 @@ class ProxyServer:
         self._inside: dict[AccountId, InsideListener] = {}
         # Accounts, mappings and client know one another, so the stream's sink and the map's listener are bound late.
         self._statuses: StatusReports
-        self._mappings: ManagementMappings | None = None
-        self._sink = _Sink(self)
+        self._sink = LateSink()
         self._may_connect = asyncio.Event()
         self._client = self._management_client() if settings.management is not None else None
         management: ProxyPeers = self._client or NoManagement()
@@ -188,7 +128,7 @@ class ProxyServer:
         )
         self._statuses = StatusReports(management, self.count)
         if self._client is not None:
-            self._mappings = ManagementMappings(
+            self._sink.mappings = ManagementMappings(
                 loaded.codec,
                 self.routing,
                 self._accounts,
@@ -406,8 +346,8 @@ class ProxyServer:
         )
 
     def _on_account(self, state: AccountState) -> None:
-        if self._mappings is not None:
-            self._mappings.on_account(state)
+        if self._sink.mappings is not None:
+            self._sink.mappings.on_account(state)
 
     def _on_timer(self) -> None:
         """Where management tells of no changes, what is cached may not outlive the timer either.
@@ -541,50 +481,6 @@ def _calm_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
-
-
-class _Sink:
-    """The stream's sink before the mappings that stand behind it exist, and after the last of them was put in force."""
-
-    def __init__(self, server: ProxyServer) -> None:
-        self._server = server
-        self._closed = False
-        self._applying = asyncio.Lock()
-        self._limit: asyncio.Timeout | None = None
-
-    async def close(self) -> None:
-        """Put nothing in force from now on: what steps are made of is about to go. Ends what is being put."""
-        self._closed = True
-        if self._limit is not None:
-            self._limit.reschedule(asyncio.get_running_loop().time())
-        async with self._applying:
-            pass
-
-    @property
-    def _mappings(self) -> ManagementMappings:
-        mappings = self._server._mappings
-        assert mappings is not None  # noqa: S101 - there is a stream, so there is what takes it
-        return mappings
-
-    def stream_opened(self) -> None:
-        self._mappings.stream_opened()
-
-    def stream_lost(self) -> None:
-        self._mappings.stream_lost()
-
-    async def apply(self, update: Any) -> None:
-        if self._closed:
-            return
-        async with self._applying:
-            self._limit = limit = asyncio.timeout(None)
-            try:
-                async with limit:
-                    await self._mappings.apply(update)
-            except TimeoutError:
-                if not limit.expired():
-                    raise
-            finally:
-                self._limit = None
 
 
 async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:

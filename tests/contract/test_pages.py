@@ -25,6 +25,7 @@ from netbird_proxy.control.claims import CORE_CLAIMS
 from netbird_proxy.control.codec import Codec
 from netbird_proxy.defaults import DEFAULTS
 from netbird_proxy.file_mappings import decode_mappings
+from netbird_proxy.loading import load
 from netbird_proxy.plugins import load_hooks
 from netbird_proxy.server import load
 from netbird_proxy.settings import ProxySettings, read_settings

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from netbird_host.shutdown import Shutdown
-from netbird_proxy.server import ProxyServer, load
+from netbird_proxy.loading import load
+from netbird_proxy.server import ProxyServer
 from netbird_proxy.settings import Limits, read_settings
 
 WAIT = 8.0  # less than every default that a limit here could be mistaken for

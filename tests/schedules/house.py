@@ -32,7 +32,8 @@ from netbird_management.services.model import Service, ServiceMeta, Target, Targ
 from netbird_management.services.tokens import create_proxy_token
 from netbird_management.settings import Listener, ManagementSettings
 from netbird_management.store.engine import DATABASE_FILE
-from netbird_proxy.server import ProxyServer, load
+from netbird_proxy.loading import load
+from netbird_proxy.server import ProxyServer
 from netbird_proxy.settings import read_settings
 from netbird_proxy.testing.faults import Kind, Line, TcpRelay, UdpRelay
 from netbird_tunnel_netstack.driver import Driver
