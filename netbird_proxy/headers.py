@@ -68,8 +68,10 @@ class Headers:
 
     def get(self, name: bytes) -> bytes | None:
         """The first value of a lower-case name, or None."""
-        names = [*map(_NAME, self.raw)]
-        return self.raw[names.index(name)][1] if name in names else None
+        for key, value in self.raw:
+            if key == name:
+                return value
+        return None
 
     def get_all(self, name: bytes) -> list[bytes]:
         """Every value of a lower-case name, in order."""

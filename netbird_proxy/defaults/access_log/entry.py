@@ -30,8 +30,8 @@ _PERCENT, _NUL = 0x25, 0x00
 _REMEMBERED = 4096
 _TEXTS: dict[str, bytes] = {}
 # Hosts, methods, addresses with their lengths. They come from clients, so it stops growing instead of evicting.
-_GROUPS: dict[int, tuple[Identity, bytes]] = {}
-# Who vouches for a caller again mostly says the same object again.
+_CALLERS: dict[int, tuple[Identity, bytes, bytes, bytes]] = {}
+# Identity → mechanism, user, groups. Who vouches for a caller again mostly says the same object again.
 
 
 class EntryFormat:
@@ -57,59 +57,62 @@ class EntryFormat:
             account = b"\0" if origin is None or origin.account is None else _text(origin.account)
         status = status_of(exchange)
         who, denial = exchange.identity, exchange.denial
+        known = None
+        if who is not None and ((known := _CALLERS.get(id(who))) is None or known[0] is not who):
+            known = _caller(who)
         mechanism = user = b"\0"  # an empty text: its length
         if denial is not None and denial.code in RESTRICTIONS:
             mechanism = _text(denial.code)
-        elif who is not None:
-            # NetBird says `oidc` of both, and keeps the user only then.
-            method = "oidc" if who.method == "tunnel" else who.method
-            mechanism = _text(method)
-            if method == "oidc":
-                user = _text(who.user_id)
+        elif known is not None:
+            _, mechanism, user, _ = known
         duration = exchange.ended_ns - exchange.started_ns
         seconds, nanos = divmod(int(exchange.started_at * 1e9) + duration, 1_000_000_000)
         if seconds != self._second:
             self._second, self._second_bytes = seconds, varint(seconds)
         timestamp = b"\x08%b\x10%b" % (self._second_bytes, varint(nanos))
+        milliseconds, received, sent = duration // 1_000_000, exchange.bytes_received, exchange.bytes_sent
         raw = exchange.raw_path
         host, method_name, address = exchange.host, exchange.method, exchange.client_address
         entry = (
-            b"\x0a%b\x12%b\x1a%b\x22%b\x2a%b\x32%b\x38%b\x42%b\x48%b\x52%b\x5a%b\x62%b\x68%b\x70%b\x78%b"
+            b"\x0a%b%b\x12\x20%b\x1a%b\x22%b\x2a%b\x32%b\x38%b\x42%b\x48%b\x52%b\x5a%b\x62%b\x68%b\x70%b\x78%b"
             b"\x82\x01\x04http"
         ) % (
-            _sized(timestamp),
-            _sized(exchange.id.encode()),
+            _SMALL[len(timestamp)],
+            timestamp,
+            exchange.id.encode(),
             account,
             self._service,
             _TEXTS.get(host) or _text(host),
             _readable(raw),
-            varint(duration // 1_000_000),
+            _SMALL[milliseconds] if milliseconds < 2048 else varint(milliseconds),
             _TEXTS.get(method_name) or _text(method_name),
             _SMALL[status],
             _TEXTS.get(address) or _text(address),
             mechanism,
             user,
             b"\0" if status == 401 or status == 403 else b"\1",
-            varint(exchange.bytes_received),
-            varint(exchange.bytes_sent),
+            _SMALL[received] if received < 2048 else varint(received),
+            _SMALL[sent] if sent < 2048 else varint(sent),
         )
         if denial is not None:
             code = denial.code.encode()
             entry += b"\x8a\x01" + _sized(b"\x0a\x04code\x12" + _sized(code))
         if exchange.notes and (observed := exchange.notes.get(OBSERVED)):
             entry += b"\x8a\x01" + _sized(b"\x0a\x08observed\x12" + _sized(str(observed).encode()))
-        if groups and who is not None and who.groups:
-            known = _GROUPS.get(id(who))
-            entry += known[1] if known is not None and known[0] is who else _groups(who)
+        if groups and known is not None:
+            entry += known[3]
         return entry
 
 
-def _groups(who: Identity) -> bytes:
-    said = b"".join([b"\xc2\x3e" + _sized((group.name or group.id).encode()) for group in who.groups])
-    if len(_GROUPS) >= _REMEMBERED:
-        _GROUPS.clear()
-    _GROUPS[id(who)] = (who, said)
-    return said
+def _caller(who: Identity) -> tuple[Identity, bytes, bytes, bytes]:
+    # NetBird says `oidc` of both, and keeps the user only then.
+    method = "oidc" if who.method == "tunnel" else who.method
+    user = _text(who.user_id) if method == "oidc" else b"\0"
+    groups = b"".join([b"\xc2\x3e" + _sized((group.name or group.id).encode()) for group in who.groups])
+    if len(_CALLERS) >= _REMEMBERED:
+        _CALLERS.clear()
+    known = _CALLERS[id(who)] = (who, _text(method), user, groups)
+    return known
 
 
 def under(account: str, entry: bytes) -> bytes:
