@@ -12,13 +12,14 @@ from netbird_management.grpc.errors import Refused
 from netbird_management.grpc.interceptors import Caller, caller
 from netbird_management.grpc.login_service import Logins
 from netbird_management.grpc.mapping_stream import MappingStreams
+from netbird_management.grpc.status_writer import StatusWriter
 from netbird_management.grpc.tunnel_peers import TunnelPeers
 from netbird_management.ids import AccountId, ServiceId
 from netbird_management.network.peers import create_proxy_peer
 from netbird_management.services.domains import fold
 from netbird_management.services.model import InboundListener, Status
 from netbird_management.services.one_time import verify
-from netbird_management.services.statuses import set_certificate_issued, set_service_status
+from netbird_management.services.statuses import Report, set_certificate_issued
 from netbird_management.state import State
 from netbird_wire.proxy_service_pb2 import (
     PROXY_STATUS_ACTIVE,
@@ -64,6 +65,7 @@ class ProxyService(ProxyServiceServicer):
         streams: MappingStreams,
         tunnel_peers: TunnelPeers,
         access_logs: AccessLogs,
+        statuses: StatusWriter,
         logins: Logins,
     ) -> None:
         self._state = state
@@ -71,6 +73,7 @@ class ProxyService(ProxyServiceServicer):
         self._streams = streams
         self._tunnel_peers = tunnel_peers
         self._access_logs = access_logs
+        self._statuses = statuses
         self._logins = logins
 
     # grpc.aio also serves a coroutine that reads and writes by its context, which can be awaited to its end where an
@@ -151,14 +154,15 @@ class ProxyService(ProxyServiceServicer):
         connection = who.connection or self._only_connection(who)
         if connection is not None and service_id in connection.held:
             # A proxy's last word on what it lost is not about what it serves.
-            await set_service_status(
-                self._state,
-                service_id,
-                connection.proxy_id,
-                _STATUSES.get(request.status, Status.ERROR),
-                error_message=request.error_message,
-                withheld=connection.withheld.get(service_id, ""),
-                inbound_listener=_listener(request),
+            await self._statuses.write(
+                Report(
+                    service_id,
+                    connection.proxy_id,
+                    _STATUSES.get(request.status, Status.ERROR),
+                    error_message=request.error_message,
+                    withheld=connection.withheld.get(service_id, ""),
+                    inbound_listener=_listener(request),
+                )
             )
         if request.certificate_issued:
             await set_certificate_issued(self._state, account.account.id, service_id)

@@ -23,6 +23,7 @@ from netbird_management.grpc.peer_streams import QUIET_SECONDS, PeerStreams
 from netbird_management.grpc.plugin_services import PluginServices, plugin_services
 from netbird_management.grpc.proxy_service import ProxyService
 from netbird_management.grpc.recorder import Recorder
+from netbird_management.grpc.status_writer import StatusWriter
 from netbird_management.grpc.tunnel_peers import TunnelPeers
 from netbird_management.login.gates import SessionGates
 from netbird_management.login.sign_on import SignOn
@@ -87,7 +88,7 @@ async def serve_grpc(
     cannot be had or a certificate cannot be read.
     """
     state, hooks, timing = host.state, host.hooks, timing or Timing()
-    connections, streams, recorder = Connections(), PeerStreams(), Recorder(state)
+    connections, streams, recorder, statuses = Connections(), PeerStreams(), Recorder(state), StatusWriter(state)
     mappings, maps = Mappings(state, hooks, connections, recorder), NetworkMaps(hooks)
     access_logs = AccessLogs(state, record=hooks.record_access)
     services = plugin_services(hooks.rpc(host)) if services is None else services
@@ -100,6 +101,7 @@ async def serve_grpc(
             MappingStreams(state, connections, mappings, heartbeat=timing.heartbeat),
             TunnelPeers(state, hooks, host, recorder),
             access_logs,
+            statuses,
             Logins(state, SessionGates(hooks, host), sign_on),
         ),
         server,
@@ -123,6 +125,7 @@ async def serve_grpc(
                 tasks.create_task(streams.follow(for_peers)),
                 tasks.create_task(recorder.run()),
                 tasks.create_task(access_logs.run()),
+                tasks.create_task(statuses.run()),
             ]
             try:
                 await server.start()

@@ -1,5 +1,7 @@
 """How services fare on proxies: kept for each pair, shown as the worst of the live ones."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import delete, select, update
@@ -14,6 +16,50 @@ from netbird_management.store.engine import insert
 from netbird_management.store.models import ProxyRow, ServiceRow, ServiceStatusRow
 
 
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a proxy says of a service, and beside it why management keeps it from that proxy, if it does."""
+
+    service_id: ServiceId
+    proxy_id: ProxyId
+    status: Status
+    error_message: str = ""
+    withheld: str = ""
+    inbound_listener: InboundListener | None = None
+
+
+async def set_service_statuses(state: State, reports: Sequence[Report]) -> set[Report]:
+    """Stores all of them in one transaction, of several about the same pair the last; returns those whose service or
+    proxy is not there."""
+    latest = {(report.service_id, report.proxy_id): report for report in reports}
+    services = select(ServiceRow.id).where(ServiceRow.id.in_({service_id for service_id, _ in latest}))
+    proxies = select(ProxyRow.id).where(ProxyRow.id.in_({proxy_id for _, proxy_id in latest}))
+    moment = now()
+    async with state.write() as session:
+        here = frozenset((await session.scalars(services)).all()), frozenset((await session.scalars(proxies)).all())
+        rows = [
+            {
+                "service_id": report.service_id,
+                "proxy_id": report.proxy_id,
+                "status": report.status.value,
+                "error_message": report.error_message[:4096],
+                "withheld": report.withheld[:4096],
+                "tunnel_ip": None if report.inbound_listener is None else report.inbound_listener.tunnel_ip,
+                "https_port": 0 if report.inbound_listener is None else report.inbound_listener.https_port,
+                "http_port": 0 if report.inbound_listener is None else report.inbound_listener.http_port,
+                "updated_at": moment,
+            }
+            for report in latest.values()
+            if report.service_id in here[0] and report.proxy_id in here[1]
+        ]
+        if rows:
+            statement = insert(session, ServiceStatusRow)
+            key = [ServiceStatusRow.service_id, ServiceStatusRow.proxy_id]
+            changed = {name: statement.excluded[name] for name in rows[0] if name not in ("service_id", "proxy_id")}
+            await session.execute(statement.on_conflict_do_update(index_elements=key, set_=changed), rows)
+    return {one for one in reports if one.service_id not in here[0] or one.proxy_id not in here[1]}
+
+
 async def set_service_status(
     state: State,
     service_id: ServiceId,
@@ -24,24 +70,10 @@ async def set_service_status(
     withheld: str = "",
     inbound_listener: InboundListener | None = None,
 ) -> None:
-    """What a proxy reports of a service, or why management keeps it from that proxy. Raises `NotFound` for either."""
-    values = {
-        "status": status.value,
-        "error_message": error_message[:4096],
-        "withheld": withheld[:4096],
-        "tunnel_ip": None if inbound_listener is None else inbound_listener.tunnel_ip,
-        "https_port": 0 if inbound_listener is None else inbound_listener.https_port,
-        "http_port": 0 if inbound_listener is None else inbound_listener.http_port,
-        "updated_at": now(),
-    }
-    async with state.write() as session:
-        if await session.get(ServiceRow, service_id) is None:
-            raise NotFound(f"service {service_id} not found")
-        if await session.get(ProxyRow, proxy_id) is None:
-            raise NotFound(f"proxy {proxy_id} not found")
-        row = insert(session, ServiceStatusRow).values(service_id=service_id, proxy_id=proxy_id, **values)
-        key = [ServiceStatusRow.service_id, ServiceStatusRow.proxy_id]
-        await session.execute(row.on_conflict_do_update(index_elements=key, set_=values))
+    """One report. Raises `NotFound` for its service and its proxy."""
+    report = Report(service_id, proxy_id, status, error_message, withheld, inbound_listener)
+    if await set_service_statuses(state, [report]):
+        raise NotFound(f"service {service_id} or proxy {proxy_id} not found")
 
 
 async def clear_service_status(state: State, service_id: ServiceId, proxy_id: ProxyId) -> None:
