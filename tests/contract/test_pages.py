@@ -27,7 +27,6 @@ from netbird_proxy.defaults import DEFAULTS
 from netbird_proxy.file_mappings import decode_mappings
 from netbird_proxy.loading import load
 from netbird_proxy.plugins import load_hooks
-from netbird_proxy.server import load
 from netbird_proxy.settings import ProxySettings, read_settings
 
 PAGES = [
