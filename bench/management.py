@@ -198,13 +198,17 @@ async def under_load(directory: Path, services: int, count: int) -> list[Row]:
         found.append(Row("1,000 access-log entries one a call, CPU", single, "s"))
         async with stopwatch(made.host.grpc) as lag:
             idle = await changes(made, proxy, count)
-        found += [Row(f"a change to {services:,} services, median", statistics.median(idle) * 1e3, "ms")]
-        found += [Row("… other calls' answers meanwhile, 99 %", _late(lag) * 1e3, "ms")]
+        found += [
+            Row(f"a change to one of {services:,} services, median", statistics.median(idle) * 1e3, "ms"),
+            Row("… 99 %", _late(idle) * 1e3, "ms"),
+            Row("… other calls' answers meanwhile, 99 %", _late(lag) * 1e3, "ms"),
+        ]
         async with stopwatch(made.host.grpc) as lag:
             loaded = await changes_under_logs(made, proxy, count)
         found += [
             Row("a change while 1,000 entries a second arrive, median", statistics.median(loaded) * 1e3, "ms"),
-            Row("a change while 1,000 entries a second arrive, 99 %", _late(loaded) * 1e3, "ms", "100 ms", "8–20 s"),
+            Row("… 99 %", _late(loaded) * 1e3, "ms", "100 ms", "8–20 s"),
+            Row("… as a multiple of 99 % without entries", _late(loaded) / _late(idle), "×"),
             Row("… other calls' answers meanwhile, 99 %", _late(lag) * 1e3, "ms"),
         ]
         proxy.call.cancel()
@@ -248,9 +252,9 @@ def main() -> int:
         print(f"logs: {directory}", file=sys.stderr)
         raise
     shutil.rmtree(directory)
-    load = f"{os.getloadavg()[1]:.1f} of {os.cpu_count()} cores busy"
-    text = "\n".join(("| | | goal | NetBird |", "|---|---|---|---|", *map(str, found)))
-    print(json.dumps({row.what: row.value for row in found}) if given.json else f"{text}\n\n{load}")
+    busy = f"Meanwhile {os.getloadavg()[1]:.1f} of {os.cpu_count()} cores were asked for, these processes included."
+    text = "\n".join(("| | | goal | NetBird |", "|---|---|---|---|", *map(str, found), "", busy))
+    print(json.dumps({row.what: row.value for row in found}) if given.json else text)
     if given.write:
         write(PAGE, text)
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 
 import structlog
 
@@ -17,6 +18,7 @@ log = structlog.get_logger("netbird_proxy.control")
 
 FIRST_DELAY, FACTOR, MAX_DELAY = 0.5, 2.0, 10.0
 TIMEOUT = 5.0
+AT_ONCE = 32
 LIMIT = 131_072
 """Services that words are waiting about; the oldest word goes first."""
 
@@ -54,7 +56,8 @@ class Status:
 
 
 class StatusReports:
-    """Sends statuses one after another. A newer word about a service replaces an older one that is still waiting."""
+    """Sends statuses, some at a time, as each call takes as long as management's store. A newer word about a service
+    replaces an older one that is still waiting, and is not sent beside it."""
 
     def __init__(self, management: ManagementChannel, count: Callable[[str], object] = lambda _name: None) -> None:
         self._management = management
@@ -73,22 +76,32 @@ class StatusReports:
     async def run(self) -> None:
         """Deliver until cancelled. What cannot be delivered now is tried again; what management refuses is dropped."""
         delay = FIRST_DELAY
+        at_once = AT_ONCE
         while True:
             await self._wake.wait()
             if not self._waiting:
                 self._wake.clear()
                 continue
-            service, status = next(iter(self._waiting.items()))
-            try:
-                await self._management.call("SendStatusUpdate", status.request(), timeout=TIMEOUT)
-            except ManagementRefused as exc:
-                # A service that is gone there is the usual case; there is nobody left to tell.
-                log.debug("management.status.refused", service_id=service, error=str(exc))
-            except ManagementError as exc:
-                log.warning("management.status.waiting", service_id=service, error=str(exc), retry_in=delay)
-                await asyncio.sleep(delay)
-                delay = min(delay * FACTOR, MAX_DELAY)
+            async with asyncio.TaskGroup() as group:
+                calls = [group.create_task(self._tell(one)) for one in islice(self._waiting.values(), at_once)]
+            failed = [failure for call in calls if (failure := call.result()) is not None]
+            if not failed:
+                delay, at_once = FIRST_DELAY, AT_ONCE
                 continue
-            delay = FIRST_DELAY
-            if self._waiting.get(service) is status:
-                del self._waiting[service]
+            status, error = failed[0]
+            log.warning("management.status.waiting", service_id=status.service, error=str(error), retry_in=delay)
+            await asyncio.sleep(delay)
+            delay, at_once = min(delay * FACTOR, MAX_DELAY), 1
+
+    async def _tell(self, status: Status) -> tuple[Status, ManagementError] | None:
+        """One status, which waits no more once it is heard; what went wrong, if it has to wait."""
+        try:
+            await self._management.call("SendStatusUpdate", status.request(), timeout=TIMEOUT)
+        except ManagementRefused as exc:
+            # A service that is gone there is the usual case; there is nobody left to tell.
+            log.debug("management.status.refused", service_id=status.service, error=str(exc))
+        except ManagementError as exc:
+            return status, exc
+        if self._waiting.get(status.service) is status:
+            del self._waiting[status.service]
+        return None
