@@ -19,7 +19,6 @@ WATCH_SECONDS: Final = 5.0
 _TRIES: Final = 30
 """Tenths of a second: the server takes a moment to see that a process was killed."""
 _ADVISORY_LOCK: Final = 0x6E62_6D67
-_GONE: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 _log = logging.getLogger(__name__)
 
 
@@ -91,8 +90,8 @@ class DatabaseHold(Hold):
         """At once: the server takes a moment to see that a connection has gone."""
         try:
             await self._connection.execute("SELECT pg_advisory_unlock($1)", _ADVISORY_LOCK)
-        except _GONE:
-            pass  # and the lock with it
+        except Exception as error:  # the connection has gone, and the lock with it
+            _log.debug("store.released", extra={"error": str(error)})
         finally:
             self._connection.terminate()
 
@@ -101,7 +100,7 @@ class DatabaseHold(Hold):
             await asyncio.sleep(seconds)
             try:
                 await self._connection.execute("SELECT 1")
-            except _GONE as error:
+            except Exception as error:  # the driver has many, and each says that it is not as it was
                 _log.warning("store.lost", extra={"error": str(error)})
                 self._connection.terminate()
                 await self._take_again(seconds)
@@ -111,7 +110,7 @@ class DatabaseHold(Hold):
         while True:
             try:
                 again = await DatabaseHold.take(self._url)
-            except (UnreachableError, *_GONE):
+            except (UnreachableError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
                 await asyncio.sleep(seconds)
                 continue
             before, self._number, self._connection = self._number, again._number, again._connection
