@@ -78,14 +78,13 @@ class Logins:
                 self._guesses.recall(service.id, request.client_address, known)
         if wait := self._guesses.reserve(service.id, request.client_address):
             return AuthenticateResponse(success=False, retry_after_seconds=max(1, round(wait + 0.49)))
-        judged = right = False
         try:
             with self._place():
                 right = await _matches(credential)
-                judged = True
-        finally:
-            if not judged:
-                self._guesses.unjudged(service.id, request.client_address)
+        except Exception:
+            self._guesses.unjudged(service.id, request.client_address)
+            raise
+        # A try that is cancelled stays counted: its hash is made all the same.
         if right:
             self._guesses.right(service.id, request.client_address)
         if (source := self._guesses.find(service.id, request.client_address)) is not None:

@@ -85,9 +85,7 @@ class Judge:
         except ManagementError as error:
             self._guesses.unjudged(site.service, source)
             return _later(503, "management_unavailable", str(error), error.retry_after)
-        except BaseException:
-            self._guesses.unjudged(site.service, source)
-            raise
+        # A client that leaves before it hears the answer has had its try: leaving may cost management no hashes.
         if not isinstance(answer, AuthenticateResponse):
             self._guesses.unjudged(site.service, source)
             return _later(503, "login_failed", "Authenticate: not an answer", 2)

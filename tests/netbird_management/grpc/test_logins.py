@@ -13,14 +13,17 @@ import pytest
 
 from netbird_management import ALLOW, AccountSnapshot, Decision, Deny, Login, PluginInfo, hookimpl
 from netbird_management.clock import now
-from netbird_management.grpc.login_service import HASHES_WAITING
+from netbird_management.grpc.interceptors import Caller
+from netbird_management.grpc.login_service import HASHES_WAITING, Logins
 from netbird_management.ids import GroupId, ServiceId
+from netbird_management.login.gates import SessionGates
 from netbird_management.login.guess_store import recalled
 from netbird_management.login.guesses import FREE, SERVICE_FAILURES, Guesses, Source
 from netbird_management.login.sessions import mint_session_token
 from netbird_management.network.model import Role, User
 from netbird_management.network.users import update_user
 from netbird_management.services.model import AuthConfig, BearerAuth, HeaderAuth, SecretAuth, Service
+from netbird_management.services.tokens import create_proxy_token
 from netbird_wire.proxy_service_pb2 import (
     AuthenticateRequest,
     AuthenticateResponse,
@@ -143,6 +146,24 @@ async def test_guesses_outlive_the_process(lab: Lab, proxy: FakeProxy, service: 
     kept = await recalled(state, service.id, HERE)
     later.recall(service.id, HERE, replace(kept, blocked_until=now().timestamp() + 60))
     assert later.reserve(service.id, HERE) > 0
+
+
+async def test_a_try_that_is_cancelled_is_a_try(lab: Lab, service: Service) -> None:
+    """Its hash is made all the same: leaving early is no way to try, or to keep us busy, for nothing."""
+    logins = Logins(lab.home.state, SessionGates(lab.hooks, lab.host))
+    request = AuthenticateRequest(
+        id=service.id, account_id=service.account_id, client_address=HERE, pin=PinRequest(pin="0000")
+    )
+    token, _ = await create_proxy_token(lab.home.state, name="cancels", account_id=None, created_by="test")
+    caller = Caller(token, "", "", None)
+    for tries in range(1, FREE + 1):
+        async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+            leaving = group.create_task(logins.authenticate(request, caller))
+            while (known := logins._guesses.find(service.id, HERE)) is None or known.failures < tries:
+                await asyncio.sleep(0)
+            leaving.cancel()
+
+    assert (await logins.authenticate(request, caller)).retry_after_seconds > 0
 
 
 async def test_nobody_waits_long_for_a_place(proxy: FakeProxy, service: Service) -> None:

@@ -162,6 +162,25 @@ async def test_guessing_is_slowed_down_by_source(password: Service) -> None:
     assert other.status == 303
 
 
+async def test_leaving_before_the_answer_is_a_try(password: Service) -> None:
+    """Management has the work of it, so whoever goes on like that waits as one who is wrong does."""
+    asked = asyncio.Event()
+
+    async def hangs(_request: object) -> object:
+        asked.set()
+        return await asyncio.get_running_loop().create_future()
+
+    password.management.answers["Authenticate"] = hangs
+    for _ in range(5):
+        asked.clear()
+        async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+            leaving = group.create_task(password.post(b"password=guess"))
+            await asked.wait()
+            leaving.cancel()
+
+    assert (await password.post(b"password=guess")).status == 429
+
+
 async def test_the_clients_address_is_told_where_it_is_understood() -> None:
     """An extension of our management's: NetBird's gets nothing that it does not know."""
     service = Service(password=True)
