@@ -21,6 +21,7 @@ from netbird_management.ids import AccountId
 from netbird_management.login.gates import SessionGates
 from netbird_management.login.identity_provider import IdentityProvider
 from netbird_management.login.sign_on import SignOn
+from netbird_management.network.activity import forget_old_events
 from netbird_management.network.peers import disconnect_all_peers, sweep_ephemeral_peers
 from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.plugins import Hooks
@@ -207,6 +208,7 @@ async def _keep_house(server: ManagementServer) -> None:
             await forget_stale_proxies(server.state)
             await sweep_ephemeral_peers(server.state)
             await forget_old_entries(server.state, server.settings.access_log_days)
+            await forget_old_events(server.state)
             await forget_entries_of_nobody(server.state)
         except Exception:
             _log.exception("housekeeping.failed")

@@ -4,14 +4,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
 from netbird_management.ids import AccountId
 from netbird_management.state import State
 from netbird_management.store.activity import SENTENCES, Activity
-from netbird_management.store.models import EventRow
+from netbird_management.store.models import AccountRow, EventRow
 
 NEWEST: Final = 10_000
+KEPT: Final = 100_000
+"""Changes of an account whose events are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,3 +43,14 @@ async def events_of(state: State, account_id: AccountId) -> list[Event]:
         Event(row.id, row.number, row.timestamp, Activity(row.activity), row.initiator_id, row.target_id, row.details)
         for row in rows
     ]
+
+
+async def forget_old_events(state: State, kept: int = KEPT) -> None:
+    """Those of changes that so many others came after, in each account."""
+    async with state.read() as session:
+        counted = (await session.execute(select(AccountRow.id, AccountRow.changes))).all()
+    for account_id, changes in counted:
+        if changes > kept:
+            async with state.write() as session:
+                old = EventRow.account_id == account_id, EventRow.number <= changes - kept
+                await session.execute(delete(EventRow).where(*old))

@@ -27,14 +27,19 @@ from netbird_management.grpc.interceptors import FailureLimiter
 from netbird_management.grpc.login_service import HASHES_WAITING, Logins
 from netbird_management.ids import ProxyId, ServiceId
 from netbird_management.login import sessions
+from netbird_management.login.gates import SessionGates
 from netbird_management.login.guesses import SERVICE_FAILURES, Guesses
+from netbird_management.login.identity_provider import IdentityProvider
+from netbird_management.login.settings import CALLBACK_PATH, OidcSettings
 from netbird_management.login.sign_on import SignOn, _State
 from netbird_management.network import revocations, room
+from netbird_management.network.activity import events_of, forget_old_events
 from netbird_management.network.groups import create_group
 from netbird_management.network.revocations import revoke, revoked_tokens
 from netbird_management.network.setup_keys import create_setup_key
 from netbird_management.network.snapshot import Change, Changes, Touched
 from netbird_management.network.users import create_token
+from netbird_management.plugins import load_hooks
 from netbird_management.rest import rate
 from netbird_management.rest.app import create_app
 from netbird_management.rest.bounds import RestLimits, protocol
@@ -319,6 +324,18 @@ async def access_log(scene: Scene) -> None:
         assert await session.scalar(select(func.count()).select_from(AccessLogRow)) == 0
 
 
+@drive("events")
+async def events(scene: Scene) -> None:
+    state, account = scene.home.state, scene.home.account_id
+    for name in "abc":
+        await create_group(state, account, name=name)
+    before = await events_of(state, account)
+    await forget_old_events(state)
+    assert await events_of(state, account) == before
+    await forget_old_events(state, kept=2)
+    assert [event.details["name"] for event in await events_of(state, account)] == ["c", "b"]
+
+
 # Logins ---------------------------------------------------------------------------------------------------------------
 
 
@@ -375,7 +392,10 @@ async def session_keys(scene: Scene) -> None:
 async def single_sign_on(scene: Scene) -> None:
     # That a state is spent once, and that nothing else is kept, is `test_sign_on`'s; here, that it is forgotten.
     state = scene.home.state
-    sign_on = SignOn(state, None, None)  # type: ignore[arg-type]  # nobody is asked here
+    settings = OidcSettings(
+        issuer="https://login.test", client_id="c", callback_url=f"https://management.test{CALLBACK_PATH}"
+    )
+    sign_on = SignOn(state, IdentityProvider(settings), SessionGates(load_hooks(()), None))  # type: ignore[arg-type]
     for number, age in enumerate((601, 601, 0)):
         await sign_on._spend(_State("", str(number), now() + timedelta(seconds=600 - age)))
     async with state.read() as session:
