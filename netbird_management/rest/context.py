@@ -7,6 +7,7 @@ from fastapi import Depends, Request
 
 from netbird_management.login.sign_on import SignOn
 from netbird_management.network.accounts import DNS_DOMAIN
+from netbird_management.network.network_map import NetworkMaps
 from netbird_management.plugins import Hooks
 from netbird_management.rest.client_address import Network
 from netbird_management.rest.rate import Rate
@@ -27,6 +28,10 @@ class Context:
     sign_on: SignOn | None = None
     callbacks: Rate = field(default_factory=Rate)
     trusted_proxies: tuple[Network, ...] = ()
+    maps: NetworkMaps = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "maps", NetworkMaps(self.hooks))
 
 
 def context_of(request: Request) -> Context:

@@ -61,6 +61,7 @@ OPERATIONS: Final[dict[tuple[str, str], _Entry]] = {
     ("GET", "/api/peers/{peer_id}"): (None, shapes.Peer),
     ("PUT", "/api/peers/{peer_id}"): (peers.PeerUpdate, shapes.Peer),
     ("DELETE", "/api/peers/{peer_id}"): (None, shapes.Nothing),
+    ("GET", "/api/peers/{peer_id}/accessible-peers"): (None, [shapes.AccessiblePeer]),
     ("GET", "/api/peers/{peer_id}/wireguard"): (None, "text/plain"),
     ("GET", "/api/setup-keys"): (None, [shapes.SetupKey]),
     ("POST", "/api/setup-keys"): (setup_keys.NewSetupKey, shapes.SetupKey),

@@ -16,6 +16,7 @@ from netbird_management.rest.context import InContext
 from netbird_management.rest.groups import group_minimum
 from netbird_management.rest.json import ApiResponse, Body, moment, read_body
 from netbird_management.rest.permissions import Operation
+from netbird_management.rest.shapes import AccessiblePeer
 
 router = APIRouter()
 
@@ -41,7 +42,15 @@ class PeerBody(Body):
 
 
 class PeerUpdate(Body):
+    """All that NetBird's clients send back; what is not there can only stay as it is shown."""
+
     name: str = ""
+    ssh_enabled: bool = False
+    login_expiration_enabled: bool = False
+    inactivity_expiration_enabled: bool = False
+    approval_required: bool = False
+    ip: str = ""
+    ipv6: str = ""
 
 
 def peer_json(peer: Peer, account: AccountSnapshot) -> dict[str, Any]:
@@ -76,6 +85,11 @@ def peer_json(peer: Peer, account: AccountSnapshot) -> dict[str, Any]:
         "user_id": peer.user_id or "",
         "version": peer.meta.netbird_version,
     }
+
+
+def _minimum(peer: Peer, account: AccountSnapshot) -> dict[str, Any]:
+    shown = peer_json(peer, account)
+    return {name: shown[name] for name in AccessiblePeer.model_fields}
 
 
 @router.get("/peers")
@@ -116,6 +130,14 @@ async def get_peer(peer_id: str, who: AnyCaller) -> Response:
     return ApiResponse(peer_json(_peer(peer_id, who), who.account))
 
 
+@router.get("/peers/{peer_id}/accessible-peers")
+async def list_accessible(peer_id: str, who: AnyCaller, context: InContext) -> Response:
+    """Whom the peer's map names, by the rules of now; proxies' own peers are not shown."""
+    told = context.maps.of(who.account, _peer(peer_id, who)).remotePeers
+    others = [other for one in told if (other := who.account.peer_by_key(one.wgPubKey)) is not None]
+    return ApiResponse([_minimum(other, who.account) for other in others if other.proxy is None])
+
+
 @router.get("/peers/{peer_id}/wireguard")
 async def get_wireguard(peer_id: str, who: AnyCaller) -> Response:
     config = wireguard_config(_peer(peer_id, who), who.account)
@@ -126,6 +148,12 @@ async def get_wireguard(peer_id: str, who: AnyCaller) -> Response:
 async def put_peer(peer_id: str, request: Request, who: AnyCaller, context: InContext) -> Response:
     peer = _peer(peer_id, who, "update")
     given, _ = await read_body(request, PeerUpdate)
+    for name in ("ssh_enabled", "login_expiration_enabled", "inactivity_expiration_enabled", "approval_required"):
+        if getattr(given, name):
+            raise InvalidArgument(f"{name} is not there yet: it can only be false")
+    for name, held in (("ip", str(peer.ip)), ("ipv6", "" if peer.ipv6 is None else str(peer.ipv6))):
+        if getattr(given, name) not in ("", held):
+            raise InvalidArgument(f"{name} of a peer cannot be changed: it is {held}")
     renamed = await rename_peer(context.state, who.account_id, peer.id, name=given.name)
     return ApiResponse(peer_json(renamed, context.state.snapshots.get(who.account_id) or who.account))
 

@@ -161,6 +161,21 @@ class Peer(Shape):
     version: str
 
 
+class AccessiblePeer(Shape):
+    city_name: str
+    connected: bool
+    country_code: str
+    dns_label: str
+    geoname_id: int
+    id: str
+    ip: str
+    ipv6: str
+    last_seen: str
+    name: str
+    os: str
+    user_id: str
+
+
 class ListedPeer(Peer):
     accessible_peers_count: int
 

@@ -279,3 +279,34 @@ async def test_proxies_peers_are_not_shown(api: Api) -> None:
     assert await api.ok("GET", "/api/peers") == []
     for method, path in (("GET", ""), ("PUT", ""), ("DELETE", ""), ("GET", "/wireguard")):
         assert (await api.refused(method, f"/api/peers/{peer.id}{path}", {"name": "x"}))[0] == 422
+
+
+async def test_whom_a_peer_can_reach(api: Api) -> None:
+    """By the rules of now: all of All by the first policy, and nobody once it is gone; never a proxy's own peer."""
+    home = api.home
+    alice, _ = await create_stock_peer(home.state, home.account_id, name="alice", user_id=home.owner.id)
+    bob, _ = await create_stock_peer(home.state, home.account_id, name="bob", user_id=None)
+    await proxy_peer(home)
+    path = f"/api/peers/{alice.id}/accessible-peers"
+    (found,) = await api.ok("GET", path)
+    assert (found["id"], found["name"], found["ip"], found["user_id"]) == (bob.id, "bob", str(bob.ip), "")
+    (policy,) = await api.ok("GET", "/api/policies")
+    await api.ok("DELETE", f"/api/policies/{policy['id']}")
+    assert await api.ok("GET", path) == []
+
+
+async def test_what_a_peer_cannot_become(api: Api) -> None:
+    """What its page shows can be sent back; what would do nothing is refused and not taken for done."""
+    peer, _ = await create_stock_peer(api.home.state, api.home.account_id, name="alice", user_id=None)
+    path = f"/api/peers/{peer.id}"
+    shown = await api.ok("GET", path)
+    assert (await api.ok("PUT", path, {**shown, "name": "renamed"}))["name"] == "renamed"
+    for change in (
+        {"ssh_enabled": True},
+        {"login_expiration_enabled": True},
+        {"inactivity_expiration_enabled": True},
+        {"approval_required": True},
+        {"ip": "100.64.0.77"},
+        {"ipv6": "fd00::77"},
+    ):
+        assert (await api.refused("PUT", path, {**shown, **change}))[0] == 422, change

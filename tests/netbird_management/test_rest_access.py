@@ -84,6 +84,7 @@ OWN = [
     ("PUT", "/api/peers/x"),
     ("DELETE", "/api/peers/x"),
     ("GET", "/api/peers/x/wireguard"),
+    ("GET", "/api/peers/x/accessible-peers"),
     ("GET", "/api/users/x/tokens"),
     ("POST", "/api/users/x/tokens"),
     ("GET", "/api/users/x/tokens/y"),
@@ -167,7 +168,13 @@ async def test_users_see_and_make_their_own_peers_only(api: Api, alice: User) ->
     mine = await api.ok("POST", "/api/peers", {"name": "phone"}, headers=headers)
     assert mine["user_id"] == alice.id
     assert [peer["id"] for peer in await api.ok("GET", "/api/peers", headers=headers)] == [mine["id"]]
-    for method, path in (("GET", ""), ("GET", "/wireguard"), ("PUT", ""), ("DELETE", "")):
+    for method, path in (
+        ("GET", ""),
+        ("GET", "/wireguard"),
+        ("GET", "/accessible-peers"),
+        ("PUT", ""),
+        ("DELETE", ""),
+    ):
         refused = await api.refused(method, f"/api/peers/{other.id}{path}", {"name": "x"}, headers=headers)
         assert refused == (404, f"peer: {other.id} not found")
     assert await api.ok("DELETE", f"/api/peers/{mine['id']}", headers=headers) == {}
