@@ -17,7 +17,7 @@ from netbird_management.grpc.wire import serialized
 from netbird_management.login.guesses import source_of
 from netbird_management.services.tokens import ProxyToken, find_proxy_token, note_token_used
 from netbird_management.state import State
-from netbird_wire.extensions import PROXY_ID_METADATA
+from netbird_wire.extensions import NO_STREAM, PROXY_ID_METADATA
 from netbird_wire.tokens import TokenKind, stored_hash, well_formed
 
 PROXY_SERVICE: Final = "/management.ProxyService/"
@@ -169,7 +169,7 @@ class Edge(grpc.aio.ServerInterceptor):
         """The proxy's stream with this very token. A proxy that is just connecting anew can try again."""
         connection = self._connections.get(proxy_id)
         if connection is None:
-            raise Refused(grpc.StatusCode.UNAVAILABLE, "this proxy has no mapping stream: connect it first")
+            raise Refused(grpc.StatusCode.UNAVAILABLE, f"{NO_STREAM}: connect it first")
         if connection.token.id != token.id:
             raise Refused(grpc.StatusCode.PERMISSION_DENIED, "this proxy's mapping stream has another token")
         return connection

@@ -33,6 +33,7 @@ from netbird_proxy.errors import (
     SettingsError,
 )
 from netbird_proxy.model import AccountId, PublicKey
+from netbird_wire.extensions import NO_STREAM
 from netbird_wire.proxy_service_pb2 import (
     CreateProxyPeerRequest,
     CreateProxyPeerResponse,
@@ -52,6 +53,8 @@ MAX_MESSAGE_BYTES = 16 << 20
 """gRPC's own 4 MiB is too small for a batch of 500 large mappings or for a big account's map."""
 FIRST_DELAY, FACTOR, MAX_DELAY = 0.8, 1.7, 10.0
 """Reconnect back-off in seconds; each wait is uniform in [0, 2 × interval]."""
+AGAIN = 0.05
+"""Seconds before a call is made again that came in between two streams."""
 BACK_SPREAD = 0.5
 """Seconds over which proxies spread when management is there again, so that they do not all come at once."""
 CREATE_PEER_TIMEOUT = 30.0
@@ -184,6 +187,7 @@ class ManagementClient:
         self._sync_supported = True
         self._extensions: frozenset[str] = frozenset()
         self._connected = False
+        self._up = asyncio.Event()
         self._count = count
         self.loss: Loss | None = None
         """Why the last stream ended or could not be had; None while there is one, and before the first."""
@@ -227,10 +231,25 @@ class ManagementClient:
     async def call(self, method: str, request: Any, *, timeout: float | None = None) -> Any:
         call = getattr(self._stub, method)
         seconds = self._connection.rpc_timeout if timeout is None else timeout
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        while True:
+            try:
+                return await call(request, timeout=max(0.0, until - loop.time()), metadata=self.metadata())
+            except grpc.aio.AioRpcError as exc:
+                # Management is there, and takes no word of a proxy whose stream is just being made anew.
+                if not (exc.details() or "").startswith(NO_STREAM) or not await self._stream_by(until):
+                    raise _management_error(method, exc) from exc
+
+    async def _stream_by(self, until: float) -> bool:
+        """Wait for the stream, a moment at least: management may know sooner than we that it is over."""
         try:
-            return await call(request, timeout=seconds, metadata=self.metadata())
-        except grpc.aio.AioRpcError as exc:
-            raise _management_error(method, exc) from exc
+            async with asyncio.timeout_at(until):
+                await asyncio.sleep(AGAIN)
+                await self._up.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def create_proxy_peer(
         self, account: AccountId, public_key: PublicKey, endpoint: str, clock: Callable[[], float] = time.monotonic
@@ -314,8 +333,8 @@ class ManagementClient:
         self._count(f"management_{why}")
 
     def _lost(self) -> None:
-        if self._connected:
-            self._connected = False
+        self._connected = False
+        self._up.clear()
         self._sink.stream_lost()
 
     async def _attempt(self) -> bool:
@@ -382,6 +401,7 @@ class ManagementClient:
             self._had_message = True
             self._extensions = frozenset(update.management_extensions)
             self._connected = True
+            self._up.set()
             self.loss = None
             log.info("management.stream.connected", extensions=sorted(self._extensions))
         try:

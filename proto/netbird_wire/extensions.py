@@ -33,5 +33,7 @@ class Extension(enum.StrEnum):
     """Reads CreateProxyPeerRequest.wireguard_endpoint."""
 
 
+NO_STREAM = "this proxy has no mapping stream"
+"""How an UNAVAILABLE begins that a proxy gets whose stream is just being made anew: it may ask again at once."""
 PROXY_ID_METADATA = "x-netbird-proxy-id"
 """gRPC metadata of every unary call of a proxy of ours: its id, which must be a live session of the same token."""

@@ -15,6 +15,7 @@ from netbird_proxy.control.client import Connection, Loss, ManagementClient, Upd
 from netbird_proxy.errors import ManagementRefused, ManagementTimeout, ManagementUnavailable, SettingsError
 from netbird_proxy.model import AccountId, PublicKey, ServiceId
 from netbird_proxy.testing.faults import Kind, TcpRelay
+from netbird_wire.extensions import NO_STREAM
 from netbird_wire.proxy_service_pb2 import (
     CreateProxyPeerRequest,
     CreateProxyPeerResponse,
@@ -349,6 +350,48 @@ def test_unusable_url_says_what_to_change(url: str, insecure: bool, message: str
 def test_token_never_shows_in_a_repr() -> None:
     """A connection ends up in logs and tracebacks."""
     assert "secret" not in repr(Connection(url="u", token="secret", proxy_id="p", version="", domain="d"))
+
+
+async def test_a_call_between_two_streams_waits_for_the_next() -> None:
+    """Management has no stream of ours for a moment: who is asked about then waits that moment, and is not refused."""
+    ended = asyncio.Event()
+
+    class Strict(Management):
+        streams = 0
+
+        async def ValidateTunnelPeer(self, request: Any, context: Any) -> ValidateTunnelPeerResponse:
+            if self.streams < 2:
+                ended.set()
+                await context.abort(grpc.StatusCode.UNAVAILABLE, f"{NO_STREAM}: connect it first")
+            return ValidateTunnelPeerResponse(valid=True)
+
+    async def first(management: Management, requests: Any, context: Any) -> AsyncIterator[SyncMappingsResponse]:
+        yield SyncMappingsResponse(initial_sync_complete=True)
+        await ended.wait()
+
+    async def second(management: Management, requests: Any, context: Any) -> AsyncIterator[SyncMappingsResponse]:
+        assert isinstance(management, Strict)
+        management.streams = 2
+        async for response in hold(management, requests, context):
+            yield response
+
+    management = Strict(first, second)
+    async with running(management, Sink(), rpc_timeout=WAIT) as (client, _):
+        answer = await client.call("ValidateTunnelPeer", ValidateTunnelPeerRequest())
+        assert (answer.valid, len(management.inits)) == (True, 2)
+
+
+async def test_a_call_without_a_stream_ends_with_its_deadline() -> None:
+    """Nobody is held up for longer than management would have had for the answer."""
+
+    class Strict(Management):
+        async def ValidateTunnelPeer(self, request: Any, context: Any) -> ValidateTunnelPeerResponse:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"{NO_STREAM}: connect it first")
+            raise AssertionError("abort raises")
+
+    async with running(Strict(), Sink(), rpc_timeout=0.3) as (client, _):
+        with pytest.raises(ManagementUnavailable):
+            await client.call("ValidateTunnelPeer", ValidateTunnelPeerRequest())
 
 
 class Losses:
