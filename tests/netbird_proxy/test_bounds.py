@@ -679,10 +679,17 @@ async def verified(_directory: Path) -> None:
         said = part({"alg": "EdDSA"}) + b"." + part(claims)
         return said + b"." + base64.urlsafe_b64encode(key.sign(said).signature).rstrip(b"=")
 
+    public = bytes(key.verify_key)
     for number in range(5):
-        assert kept.verify(signed(f"u{number}"), bytes(key.verify_key), "h") is not None
+        session = kept.verify(signed(f"u{number}"), public, "h")
+        assert session is not None
+        kept.remember(b"line %d" % number, public, "h", session)
+        kept.remember(b"x" * 5000, public, "h", session)
     assert len(kept._verified) == 2
-    assert kept.verify(signed("u0"), bytes(key.verify_key), "h") is not None
+    assert len(kept._lines) == 2
+    assert kept.verify(signed("u0"), public, "h") is not None
+    assert kept.recall(b"line 0", public, "h") is None
+    assert kept.recall(b"x" * 5000, public, "h") is None
 
 
 @drive("session confirmations")

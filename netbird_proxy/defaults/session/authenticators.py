@@ -13,6 +13,7 @@ from netbird_proxy import (
     Deny,
     ExchangeView,
     Group,
+    Headers,
     Identity,
     ManagementError,
     ManagementRefused,
@@ -24,7 +25,7 @@ from netbird_proxy import (
     is_unsafe,
 )
 from netbird_proxy.defaults.session.confirmations import Confirmations
-from netbird_proxy.defaults.session.cookies import SESSION, find
+from netbird_proxy.defaults.session.cookies import SESSION, find, line_of
 from netbird_proxy.defaults.session.places import ROOT, wanted, with_wanted
 from netbird_proxy.defaults.session.site import Judge, Login, Site, oidc_url, source_at
 from netbird_proxy.defaults.session.together import Together
@@ -59,13 +60,11 @@ class ByCookie:
     async def identify(self, exchange: ExchangeView) -> Identity | Deny | None:
         if exchange.scheme != "https":
             return None
-        found = find(exchange.headers, SESSION)
-        if len(found) != 1:
-            return None
-        site, token = self._site, found[0]
-        session = self._tokens.verify(token, self._key, self._host)
+        line = line_of(exchange.headers)
+        session = self._tokens.recall(line, self._key, self._host) or self._verified(exchange.headers, line)
         if session is None or session.method not in self._methods:
             return None
+        site = self._site
         if session.issued_at + self._max_age <= self._clock():
             return None
         if self._proxy.revocations.revoked(
@@ -74,13 +73,22 @@ class ByCookie:
             return None
         who = session.identity
         if session.method == "oidc":
-            groups = await self._confirmations.groups(site, self._proxy, token, session)
+            groups = await self._confirmations.groups(site, self._proxy, session.token, session)
             if groups is None or isinstance(groups, Deny):
                 return groups
             who = self._with(groups, session)
         if site.same_origin and is_unsafe(exchange) and is_cross_site(exchange):
             return Deny(403, "cross_site", "another site's page had a browser send this with its session")
         return who
+
+    def _verified(self, headers: Headers, line: bytes) -> SessionToken | None:
+        found = find(headers, SESSION)
+        if len(found) != 1:
+            return None
+        session = self._tokens.verify(found[0], self._key, self._host)
+        if session is not None:
+            self._tokens.remember(line, self._key, self._host, session)
+        return session
 
     def _with(self, groups: tuple[Group, ...], session: SessionToken) -> Identity:
         """Whom a session is about, with the groups that were confirmed last; the same object for the same groups."""

@@ -8,16 +8,19 @@ SESSION = b"__Host-nb_session"
 ATTRIBUTES = b"; Path=/; HttpOnly; Secure; SameSite=Lax"
 
 
+def line_of(headers: Headers) -> bytes:
+    """All cookies on one line; several lines are one that was cut (RFC 9113 §8.2.3)."""
+    found = b""
+    for name, line in headers.raw:
+        if name == b"cookie":
+            found = b"%b; %b" % (found, line) if found else line
+    return found
+
+
 def find(headers: Headers, name: bytes) -> list[bytes]:
     """Every value that a cookie of this name has; more than one means that somebody planted one."""
-    found: list[bytes] = []
-    for field, line in headers.raw:
-        if field == b"cookie" and line.find(name) >= 0:  # not `in`, for which CPython raises and drops a TypeError
-            for part in line.split(b";") if line.find(b";") >= 0 else (line,):
-                key, _, value = part.strip(b" \t").partition(b"=")
-                if key == name:
-                    found.append(value)
-    return found
+    parts = [part.strip(b" \t").partition(b"=") for part in line_of(headers).split(b";")]
+    return [value for key, _, value in parts if key == name]
 
 
 def set_cookie(name: bytes, value: bytes, max_age: int) -> tuple[bytes, bytes]:

@@ -13,7 +13,7 @@ import json
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -26,6 +26,8 @@ ISSUER = "netbird-management"
 MAX_BYTES = 8192
 REMEMBERED = 8192
 """Verified tokens that are kept until they expire: a check costs some 90 µs."""
+LINES, LONGEST_LINE = 4096, 4096
+"""Lines of cookies that are kept with the session in them, and bytes of such a line."""
 EARLY = 30
 """Seconds that management's clock may be ahead of ours."""
 _HEADER_KEYS = frozenset(("alg", "typ", "kid"))
@@ -39,6 +41,7 @@ class SessionToken:
         issued_at, expires_at: seconds since the epoch.
         hash: SHA-256 of the token as it came.
         identity: whom it is about; the same object each time, so that whoever remembers by it can.
+        token: as it came.
     """
 
     subject: str
@@ -47,15 +50,17 @@ class SessionToken:
     expires_at: int
     hash: bytes
     identity: Identity
+    token: bytes = field(repr=False)
 
 
 class Tokens:
-    """Verifies, and remembers what was verified."""
+    """Verifies, and remembers what was verified, and in which line of cookies it stood."""
 
     def __init__(self, *, clock: Callable[[], float] = time.time, remembered: int = REMEMBERED) -> None:
         self._clock = clock
         self._limit = remembered
         self._verified: OrderedDict[tuple[bytes, str, bytes], SessionToken] = OrderedDict()
+        self._lines: OrderedDict[tuple[bytes, str, bytes], SessionToken] = OrderedDict()
 
     def verify(self, token: bytes, key: bytes, audience: str) -> SessionToken | None:
         """The session, or None for whatever is wrong with it.
@@ -75,6 +80,18 @@ class Tokens:
                 self._verified.popitem(last=False)
         return known if self._clock() < known.expires_at else None
 
+    def recall(self, line: bytes, key: bytes, audience: str) -> SessionToken | None:
+        """The session in a line of cookies that was remembered: what `verify` says of it now, and no more than that."""
+        known = self._lines.get((key, audience, line))
+        return known if known is not None and self._clock() < known.expires_at else None
+
+    def remember(self, line: bytes, key: bytes, audience: str, session: SessionToken) -> None:
+        """This line has this session and no other: a browser sends the same one each time."""
+        if len(line) <= LONGEST_LINE:
+            self._lines[key, audience, line] = session
+            if len(self._lines) > min(LINES, self._limit):
+                self._lines.popitem(last=False)
+
 
 def _read(token: bytes, key: bytes, audience: str) -> SessionToken | None:
     if len(token) > MAX_BYTES:
@@ -90,10 +107,10 @@ def _read(token: bytes, key: bytes, audience: str) -> SessionToken | None:
         return None
     if header.get("alg") != "EdDSA" or header.keys() - _HEADER_KEYS or header.get("typ", "JWT") != "JWT":
         return None
-    return _claimed(claims, audience, hashlib.sha256(token).digest())
+    return _claimed(claims, audience, token)
 
 
-def _claimed(claims: dict[str, Any], audience: str, digest: bytes) -> SessionToken | None:
+def _claimed(claims: dict[str, Any], audience: str, token: bytes) -> SessionToken | None:
     subject, method, audiences = claims.get("sub"), claims.get("method"), claims.get("aud")
     issued, expires, begins = claims.get("iat"), claims.get("exp"), claims.get("nbf", claims.get("iat"))
     if claims.get("iss") != ISSUER or not isinstance(subject, str) or not isinstance(method, str):
@@ -119,7 +136,7 @@ def _claimed(claims: dict[str, Any], audience: str, digest: bytes) -> SessionTok
         method=method,
         attributes=MappingProxyType({"issued_at": str(issued)}),
     )
-    return SessionToken(subject, method, issued, expires, digest, identity)
+    return SessionToken(subject, method, issued, expires, hashlib.sha256(token).digest(), identity, token)
 
 
 def _is_name(value: str) -> bool:

@@ -14,9 +14,10 @@ from nacl.signing import SigningKey
 from netbird_proxy import Claim, PluginInfo, always, hookimpl
 from netbird_proxy.control.codec import Codec
 from netbird_proxy.defaults.session.settings import SessionSettings
+from netbird_proxy.defaults.session.tokens import Tokens
 from netbird_proxy.model import AccountId
 from netbird_proxy.testing.fakes import FakeTunnel
-from netbird_proxy.testing.makers import peer, tunnel_origin
+from netbird_proxy.testing.makers import HOST, peer, tunnel_origin
 from netbird_wire.plugin_settings import write_settings
 from netbird_wire.proxy_service_pb2 import ValidateSessionResponse, ValidateTunnelPeerResponse
 from tests.netbird_proxy.defaults.session.service import BROWSER, Service, Vouched, Vouching, url64
@@ -109,6 +110,24 @@ async def test_no_session_by_spelling(password: Service) -> None:
     two_lines = [*BROWSER, (b"cookie", COOKIE + token), (b"cookie", COOKIE + b"x")]
     assert (await password.get(headers=two_lines)).status == 401
     assert (await password.get(cookie=COOKIE + token)).status == 200
+
+
+def test_a_remembered_line_says_what_its_token_says() -> None:
+    """Of its service's key and host alone, and not a second longer than the token lives."""
+    now = time.time()
+    service = Service(password=True)
+    public = bytes(service.key.verify_key)
+    tokens = Tokens(clock=lambda: now)
+    session = tokens.verify(service.token(), public, HOST)
+    assert session is not None
+    tokens.remember(b"a=1; b=2", public, HOST, session)
+
+    assert tokens.recall(b"a=1; b=2", public, HOST) is session
+    assert tokens.recall(b"a=1; b=3", public, HOST) is None
+    assert tokens.recall(b"a=1; b=2", public, "other.example.com") is None
+    assert tokens.recall(b"a=1; b=2", bytes(32), HOST) is None
+    now = session.expires_at
+    assert tokens.recall(b"a=1; b=2", public, HOST) is None
 
 
 async def test_revoked_sessions(password: Service) -> None:
