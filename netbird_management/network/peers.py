@@ -19,7 +19,7 @@ from netbird_management.network.membership import move
 from netbird_management.network.model import Peer, PeerMeta
 from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.services.one_time import OneTimeToken, spend
-from netbird_management.state import State, Transaction
+from netbird_management.state import State, Transaction, acting
 from netbird_management.store.activity import Activity
 from netbird_management.store.models import PeerRow
 
@@ -63,7 +63,9 @@ async def create_stock_peer(
             state, transaction, key=public_key, name=name, hostname=name, user_id=user_id, stock=True
         )
         await move(transaction, [peer_id], join=groups)
-        transaction.record(Activity.PEER_ADD, peer_id, name=name, user_id=user_id)
+        own = user_id is not None and acting.get() == user_id
+        activity = Activity.PEER_ADD_BY_USER if own else Activity.PEER_ADD
+        transaction.record(activity, peer_id, name=name, user_id=user_id)
     return get_peer(state, account_id, peer_id), private_key
 
 

@@ -17,8 +17,11 @@ HELD: Final[Mapping[str, int]] = {
     "policies": 5_000,
     "custom domains": 2_000,
     "networks": 1_000,
+    "resources of networks": 5_000,
+    "routers of networks": 5_000,
     "name servers": 1_000,
     "zones": 1_000,
+    "records of zones": 5_000,
 }
 """What the snapshot of an account holds."""
 SETUP_KEYS: Final = 1_000
@@ -49,8 +52,11 @@ def _held(account: AccountSnapshot) -> dict[str, Sized]:
         "policies": account.policies,
         "custom domains": account.custom_domains,
         "networks": account.networks,
+        "resources of networks": [one for network in account.networks for one in network.resources],
+        "routers of networks": [one for network in account.networks for one in network.routers],
         "name servers": account.dns.nameservers,
         "zones": account.dns.zones,
+        "records of zones": [one for zone in account.dns.zones for one in zone.records],
     }
 
 

@@ -180,11 +180,14 @@ async def create_token(
         created_by=created_by,
         created_at=now(),
     )
-    async with state.write() as session:
-        mine = PersonalTokenRow.user_id == user.id
+    async with state.change(user.account_id) as transaction:
+        session, mine = transaction.session, PersonalTokenRow.user_id == user.id
         await room.check_rows(session, PersonalTokenRow, mine, limit=room.TOKENS_OF_A_USER, name="tokens of yours")
         session.add(row)
-    return _token(row), plain
+        await session.flush()
+        token = _token(row)
+        transaction.record(Activity.PERSONAL_TOKEN_CREATE, user.id, initiator=created_by, name=name)
+    return token, plain
 
 
 async def tokens_of(state: State, user_id: UserId) -> list[PersonalToken]:
@@ -193,13 +196,14 @@ async def tokens_of(state: State, user_id: UserId) -> list[PersonalToken]:
         return [_token(row) for row in (await session.scalars(query)).all()]
 
 
-async def delete_token(state: State, user_id: UserId, token_id: TokenId) -> None:
+async def delete_token(state: State, user: User, token_id: TokenId) -> None:
     """Raises `NotFound`, also for somebody else's token."""
-    async with state.write() as session:
-        row = await session.get(PersonalTokenRow, token_id)
-        if row is None or row.user_id != user_id:
+    async with state.change(user.account_id) as transaction:
+        row = await transaction.session.get(PersonalTokenRow, token_id)
+        if row is None or row.user_id != user.id:
             raise NotFound(f"pat: {token_id} not found")
-        await session.delete(row)
+        await transaction.session.delete(row)
+        transaction.record(Activity.PERSONAL_TOKEN_DELETE, user.id, name=row.name)
 
 
 async def user_of_token(state: State, text: str) -> UserId | None:

@@ -167,7 +167,7 @@ async def get_token(user_id: str, token_id: str, who: AnyCaller, context: InCont
 @router.delete("/users/{user_id}/tokens/{token_id}")
 async def remove_token(user_id: str, token_id: str, who: AnyCaller, context: InContext) -> Response:
     user = _token_owner(user_id, who)
-    await delete_token(context.state, user.id, TokenId(token_id))
+    await delete_token(context.state, user, TokenId(token_id))
     return ApiResponse({})
 
 

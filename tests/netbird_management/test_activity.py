@@ -1,9 +1,11 @@
 """Events: written with the change, numbered like it, told to people."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import netbird_management
 from netbird_management.ids import GroupId
 from netbird_management.network.activity import events_of
 from netbird_management.network.groups import create_group
@@ -68,6 +70,37 @@ async def test_the_number_is_not_lost_with_a_group(api: Api) -> None:
     await api.ok("DELETE", f"/api/groups/{group['id']}")
     assert GroupId(group["id"]) not in api.home.snapshot.groups
     assert (await _codes(api.home))[:2] == ["group.delete", "group.add"]
+
+
+async def test_tokens_of_people_are_told(api: Api) -> None:
+    """Who made one, for whom, and that it went; never the token."""
+    owner = api.home.owner
+    path = f"/api/users/{owner.id}/tokens"
+    made = await api.ok("POST", path, {"name": "laptop", "expires_in": 1})
+    await api.ok("DELETE", f"{path}/{made['personal_access_token']['id']}")
+    events = await api.ok("GET", "/api/events")
+    told = [(one["activity_code"], one["initiator_id"], one["target_id"], one["meta"]) for one in events[:2]]
+    assert told == [
+        ("personal.access.token.delete", owner.id, owner.id, {"name": "laptop"}),
+        ("personal.access.token.create", owner.id, owner.id, {"name": "laptop"}),
+    ]
+
+
+async def test_ones_own_peer_is_told_apart(api: Api) -> None:
+    """Somebody's own machine, and one that an admin makes for another."""
+    await api.ok("POST", "/api/peers", {"name": "mine", "user_id": api.home.owner.id})
+    await api.ok("POST", "/api/peers", {"name": "a sensor"})
+    assert (await _codes(api.home))[:2] == ["peer.add", "user.peer.add"]
+
+
+def test_every_activity_is_recorded_somewhere() -> None:
+    """A code that nobody writes would promise an event that never comes."""
+    code = "".join(
+        path.read_text()
+        for path in Path(netbird_management.__file__).parent.rglob("*.py")
+        if path.name != "activity.py"
+    )
+    assert [activity.name for activity in Activity if f"Activity.{activity.name}" not in code] == []
 
 
 def test_every_activity_has_a_sentence() -> None:
