@@ -76,6 +76,11 @@ class ManagementMappings:
         self._seen = None
 
     async def apply(self, update: Update) -> None:
+        # What is in force comes before telling of it: thousands of words would take turns with a snapshot of as many.
+        with self._statuses.held():
+            await self._apply(update)
+
+    async def _apply(self, update: Update) -> None:
         # First of all, so that no answer which was asked for before this can serve anybody after it.
         self._distrust(update)
         changed, removed = await self._sorted(update.mapping)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
@@ -64,6 +65,17 @@ class StatusReports:
         self.count = count
         self._waiting: dict[ServiceId, Status] = {}
         self._wake = asyncio.Event()
+        self._free = asyncio.Event()
+        self._free.set()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Nothing more is sent meanwhile."""
+        self._free.clear()
+        try:
+            yield
+        finally:
+            self._free.set()
 
     def say(self, status: Status) -> None:
         if status.service not in self._waiting and len(self._waiting) >= LIMIT:
@@ -79,6 +91,7 @@ class StatusReports:
         at_once = AT_ONCE
         while True:
             await self._wake.wait()
+            await self._free.wait()
             if not self._waiting:
                 self._wake.clear()
                 continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from netbird_proxy.control.status import AT_ONCE, Status, StatusReports
 from netbird_proxy.errors import ManagementRefused, ManagementUnavailable
@@ -67,6 +67,20 @@ async def test_many_words_are_on_their_way_together() -> None:
         assert len(await heard.has(AT_ONCE)) == AT_ONCE
         heard.open.set()
         assert await heard.has(AT_ONCE + 5) == [f"s{number}" for number in range(AT_ONCE + 5)]
+
+
+async def test_nothing_is_told_while_mappings_are_put_in_force() -> None:
+    """What is in force comes first; the words are sent as soon as it is, also where that failed."""
+    heard = Heard()
+    heard.open.set()
+    async with running(heard) as reports:
+        with suppress(LookupError), reports.held():
+            reports.say(word("app"))
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert heard.requests == []
+            raise LookupError
+        assert await heard.has(1) == ["app"]
 
 
 async def test_a_newer_word_goes_after_the_older_one_was_heard() -> None:
