@@ -21,7 +21,7 @@ from netbird_management.store.engine import is_away
 from netbird_wire.proxy_service_pb2 import AccessLog
 
 QUEUE_ENTRIES: Final = 10_000
-BATCH_ENTRIES: Final = 500
+BATCH_ENTRIES: Final = 1_000
 GATHER_SECONDS: Final = 0.25
 """How long the first of a batch waits for others: proxies send few at a time, and each write costs the same."""
 AWAY_SECONDS: Final = 1.0
@@ -52,6 +52,7 @@ class AccessLogs:
         Entries of accounts that are not here (exchanges for no known host have none) are let go.
         """
         if len(self._waiting) + len(logs) > self._capacity:
+            self._state.count("access_log_refused")
             raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "the access log is full: try again later")
         accounts: dict[str, _Account | None] = {}
         for log in logs:
