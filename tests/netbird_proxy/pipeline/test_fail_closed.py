@@ -227,6 +227,50 @@ async def test_management_failure_says_when_to_come_again() -> None:
     assert answer.get(b"retry-after") == b"2"
 
 
+async def test_step_may_wait_more_than_once() -> None:
+    """What it is given each time it waits reaches it, and what it says in the end counts."""
+    loop = asyncio.get_running_loop()
+
+    async def waits(_exchange: object) -> object:
+        given = []
+        for word in ("a", "b"):
+            future = loop.create_future()
+            loop.call_soon(future.set_result, word)
+            given.append(await future)
+        return Deny(403, "".join(given))
+
+    play = Transcript(route(), hooks=hooks("restrict", waits))
+
+    answer = await play.request(origin=host_origin())
+
+    assert answer.status == 403
+    assert play.exchange.denial is not None
+    assert play.exchange.denial.code == "ab"
+
+
+@pytest.mark.parametrize(("step", "status"), [(says_allow, 200), (hangs, 503)])
+async def test_step_that_reads_has_its_time_when_the_body_has_come(step: Any, status: int) -> None:
+    """A slow client's time is not the step's, and a step's is bounded whatever the client did before."""
+    first, second = Guard(step, body_bytes=4), Guard(says_allow, body_bytes=4)
+    play = Transcript(route(), hooks=StepHooks(restrict=[("reads", first), ("too", second)]), timeout=0.02)
+    client = Client("POST", "/", origin=host_origin(), headers=[(b"content-length", b"2")], body=[b"ab"])
+    come, receive = asyncio.Event(), client.receive
+
+    async def late() -> Any:
+        await come.wait()
+        return await receive()
+
+    client.receive = late  # type: ignore[method-assign]
+    asyncio.get_running_loop().call_later(0.06, come.set)
+    async with asyncio.timeout(20):
+        answer = await client.ask(play.app)
+
+    assert answer.status == status
+    if status == 503:
+        assert isinstance(play.exchange.error, StepFailed)
+        assert play.exchange.error.plugin == "reads"
+
+
 @pytest.mark.parametrize("timeout", [0.01, 0.03])
 async def test_deadline_is_a_setting_of_all_guards_together(timeout: float) -> None:
     """One limit for all guards: the one that runs when it is reached is named, with the limit, in the trail."""
