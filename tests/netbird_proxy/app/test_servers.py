@@ -171,16 +171,23 @@ async def test_trailers_under_uvicorn_do_not_become_fields() -> None:
 
 async def test_upstream_that_breaks_off_breaks_off_under_uvicorn() -> None:
     """The client sees an incomplete chunked body, not a short complete one."""
-    reply = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\nzz"
-    async with (
-        ScriptedServer.serving(lambda _head: reply) as server,
-        proxied(server.port) as (app, seen),
-        under_uvicorn(app) as port,
-    ):
-        said = await talk(port, GET)
-        assert b"half" in said
-        assert not said.endswith(b"0\r\n\r\n")
-        assert seen[0].error is not None
+    read = asyncio.Event()
+
+    async def half(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n")
+        await read.wait()
+        writer.close()
+
+    async with await asyncio.start_server(half, "127.0.0.1", 0) as server, asyncio.timeout(20):
+        async with proxied(server.sockets[0].getsockname()[1]) as (app, seen), under_uvicorn(app) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(GET)
+            await reader.readuntil(b"half")
+            read.set()
+            assert not (await reader.read()).endswith(b"0\r\n\r\n")
+            writer.close()
+            assert seen[0].error is not None
 
 
 async def test_client_that_leaves_uvicorn_resets_the_upstream() -> None:
