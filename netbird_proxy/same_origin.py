@@ -18,7 +18,12 @@ def is_browser(exchange: ExchangeView) -> bool:
 
 def is_unsafe(exchange: ExchangeView) -> bool:
     """Whether it may change something. An upgrade may: what follows it is beyond every method."""
-    return exchange.method not in SAFE_METHODS or exchange.headers.get(b"upgrade") is not None
+    if exchange.method not in SAFE_METHODS:
+        return True
+    for name, _ in exchange.headers.raw:  # noqa: SIM110 - asked on each exchange of a caller who is known
+        if name == b"upgrade":
+            return True
+    return False
 
 
 def is_cross_site(exchange: ExchangeView) -> bool:

@@ -164,7 +164,9 @@ class PrivateService:
                 return Deny(403, "tunnel_required", "a private service was asked for outside its account's tunnel")
             if who is None or who.by != PLUGIN:
                 return Deny(403, "not_allowed", f"nobody from the tunnel: identified by {who.by if who else 'nobody'}")
-            return _cross_site(exchange, route) or ALLOW
+            if route.same_origin and is_unsafe(exchange) and is_cross_site(exchange):
+                return _CROSS_SITE
+            return ALLOW
 
         return Guard(vouched_for)
 
@@ -179,7 +181,9 @@ class PrivateService:
             found = await self._identify(exchange, route=route, proxy=proxy)
             if isinstance(found, Deny):
                 return None
-            return _cross_site(exchange, route) or found
+            if route.same_origin and is_unsafe(exchange) and is_cross_site(exchange):
+                return _CROSS_SITE
+            return found
 
         return identify
 
@@ -218,11 +222,8 @@ class PrivateService:
         return identity
 
 
-def _cross_site(exchange: ExchangeView, route: RouteSpec) -> Deny | None:
-    """A tunnel vouches for whatever a peer's browser sends, also for what another site's page had it send."""
-    if route.same_origin and is_unsafe(exchange) and is_cross_site(exchange):
-        return Deny(403, "cross_site", "another site's page had a browser send this over its tunnel")
-    return None
+_CROSS_SITE = Deny(403, "cross_site", "another site's page had a browser send this over its tunnel")
+"""A tunnel vouches for whatever a peer's browser sends, also for what another site's page had it send."""
 
 
 def _identity(answer: ValidateTunnelPeerResponse, key: str) -> Identity:
