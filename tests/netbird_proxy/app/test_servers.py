@@ -179,15 +179,19 @@ async def test_upstream_that_breaks_off_breaks_off_under_uvicorn() -> None:
         await read.wait()
         writer.close()
 
-    async with await asyncio.start_server(half, "127.0.0.1", 0) as server, asyncio.timeout(20):
-        async with proxied(server.sockets[0].getsockname()[1]) as (app, seen), under_uvicorn(app) as port:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(GET)
-            await reader.readuntil(b"half")
-            read.set()
-            assert not (await reader.read()).endswith(b"0\r\n\r\n")
-            writer.close()
-            assert seen[0].error is not None
+    async with (
+        asyncio.timeout(20),
+        await asyncio.start_server(half, "127.0.0.1", 0) as server,
+        proxied(server.sockets[0].getsockname()[1]) as (app, seen),
+        under_uvicorn(app) as port,
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(GET)
+        await reader.readuntil(b"half")
+        read.set()
+        assert not (await reader.read()).endswith(b"0\r\n\r\n")
+        writer.close()
+        assert seen[0].error is not None
 
 
 async def test_client_that_leaves_uvicorn_resets_the_upstream() -> None:
