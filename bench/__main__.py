@@ -68,7 +68,8 @@ async def started(
     return subjects, product
 
 
-async def run(arguments: argparse.Namespace, directory: Path) -> str:
+async def run(arguments: argparse.Namespace, directory: Path) -> dict[tuple[str, str], str]:
+    """What was measured, as text, by the marks between which it belongs."""
     results: dict[tuple[str, str], report.Series] = {}
     async with AsyncExitStack() as exits:
         subjects, product = await started(exits, directory, arguments.subjects, arguments.kinds)
@@ -79,7 +80,7 @@ async def run(arguments: argparse.Namespace, directory: Path) -> str:
             for one in (signal.SIGINT, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(one, stopped.set)
             await stopped.wait()
-            return ""
+            return {}
         held = [report.Held(one.name, Footprint.of(one.process.pid)) for one in subjects]
         for number in range(arguments.rounds + 1):  # the first warms up
             for subject, footprints in zip(subjects, held, strict=True):
@@ -101,18 +102,20 @@ async def run(arguments: argparse.Namespace, directory: Path) -> str:
                             flush=True,
                         )
                 footprints.after.append(Footprint.of(subject.process.pid))
-        parts = []
+        found_out: dict[tuple[str, str], str] = {}
         if results:
-            parts += [
+            parts = (
                 report.method(arguments.connections, LARGE_CONNECTIONS, arguments.seconds, arguments.rounds),
                 report.table(list(results.values())),
                 report.footprints(held),
-            ]
+            )
+            found_out[report.BEGIN, report.END] = "\n\n".join(parts)
         if product is not None and SCHEMES in arguments.kinds:
             callers = await schemes.prepare(product)
             await schemes.compare(product, callers, rounds=arguments.turns, connections=arguments.connections)
-            parts += [schemes.method(arguments.turns), schemes.table(callers, await schemes.counted(directory))]
-    return "\n\n".join(parts)
+            counted = await schemes.counted(directory)
+            found_out[schemes.MARKS] = f"{schemes.method(arguments.turns)}\n\n{schemes.table(callers, counted)}"
+    return found_out
 
 
 def main() -> int:
@@ -135,15 +138,15 @@ def main() -> int:
     arguments = parser.parse_args()
     directory = Path(tempfile.mkdtemp(prefix="netbird-bench-"))
     try:
-        text = asyncio.run(run(arguments, directory))
+        found = asyncio.run(run(arguments, directory))
     except BaseException:
         print(f"logs: {directory}", file=sys.stderr)
         raise
     shutil.rmtree(directory)
-    if not arguments.hold:
+    for marks, text in found.items():
         print("\n" + text)
         if arguments.write:
-            report.write(PAGE, text)
+            report.write(PAGE, text, marks)
     return 0
 
 

@@ -98,9 +98,10 @@ def method(connections: int, large: int, seconds: float, rounds: int) -> str:
     return textwrap.fill(text, 118)
 
 
-def write(path: Path, text: str) -> None:
-    """Replace the generated part of a page, and leave the rest as people wrote it."""
-    page = path.read_text() if path.exists() else f"# Performance\n\n{BEGIN}\n{END}\n"
-    head, _, rest = page.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    path.write_text(f"{head}{BEGIN}\n{text.strip()}\n{END}{tail}")
+def write(path: Path, text: str, marks: tuple[str, str] = (BEGIN, END)) -> None:
+    """Replace a generated part of a page, and leave the rest as people wrote it."""
+    begin, end = marks
+    page = path.read_text() if path.exists() else f"# Performance\n\n{begin}\n{end}\n"
+    head, _, rest = page.partition(begin)
+    _, _, tail = rest.partition(end)
+    path.write_text(f"{head}{begin}\n{text.strip()}\n{end}{tail}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import textwrap
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from examples.demo.calls import direct, service_body
 from examples.demo.stack import CLUSTER, Stack
 
 PASSWORD = "a password that opens a session"
+MARKS = ("<!-- bench.schemes -->", "<!-- bench.schemes ends -->")
 SECONDS = 2.0
 """Of one turn: two that are compared lie so close together that a neighbor disturbs both."""
 
@@ -138,6 +140,7 @@ def method(rounds: int) -> str:
         " listener is told that TLS ends in front of it, so that TLS hides nothing. Instructions are counted by"
         " callgrind, with the same plugins on wires in memory: no neighbor changes that number, and with neither kernel"
         " nor tunnel in it the ratio is the harder one."
+        f" Load average at the end, on {os.cpu_count()} cores: {os.getloadavg()[1]:.1f}."
     )
     return textwrap.fill(text, 118)
 

@@ -28,11 +28,11 @@ class Resolver(Protocol):
 
 
 class DnsResolver:
-    """Asks the given servers (`address` or `address:port`), or those of the system, and waits so many seconds."""
+    """Asks the given servers (`address` or `address:port`), or those of the system."""
 
-    def __init__(self, servers: Sequence[str] = (), *, seconds: float = SECONDS) -> None:
+    def __init__(self, servers: Sequence[str] = ()) -> None:
         self._resolver = dns.asyncresolver.Resolver(configure=not servers)
-        self._resolver.lifetime = seconds
+        self._resolver.lifetime = SECONDS
         for server in servers:
             address, colon, port = server.rpartition(":")
             if colon and "]" not in port and (address.startswith("[") or ":" not in address):
