@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import typer
 
 from netbird_host import logs
+from netbird_host.collector import calm_collector
 from netbird_host.descriptors import raise_limit
 from netbird_host.plugins import PluginError
 from netbird_host.settings import Settings, SettingsError, Shown
@@ -154,6 +155,7 @@ async def _run(given: Settings[ManagementSettings], hooks: Hooks) -> None:
             _alive(tasks, supervisor),
             serve(settings, hooks, shutdown, options=options) as server,
         ):
+            calm_collector()
             rest, grpc = settings.rest.address, settings.grpc.address
             if server.setup_secret:
                 typer.echo(f"setup secret: {server.setup_secret}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 import structlog
 from pydantic import BaseModel
 
+from netbird_host.collector import calm_collector
 from netbird_host.descriptors import raise_limit
 from netbird_host.shutdown import Shutdown, on_signals
 from netbird_host.systemd import Supervisor, inherited_sockets
@@ -168,7 +168,7 @@ class ProxyServer:
 
     async def run(self) -> int:
         """Serve until a signal asks to stop. The exit code: 0 after a stop that was asked for."""
-        _calm_collector()
+        calm_collector()
         self._take_descriptors()
         with on_signals() as shutdown:
             await self.serve(shutdown)
@@ -469,18 +469,6 @@ class ProxyServer:
 
     def dry_run(self, host: str, path: str, account: str | None) -> dict[str, Any]:
         return dry_run(self.routing, host, path, account)
-
-
-def _calm_collector() -> None:
-    """Let the cycle collector look less often, and never again at what was loaded until now.
-
-    An exchange leaves no cycles; but those that are remembered for `explain` look like a growing heap, and at Python's
-    own thresholds looking through it took 6 % of the time. Cycles of failures (an exception and its frames) are found
-    later, not never.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
 
 
 async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:
