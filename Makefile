@@ -32,7 +32,7 @@ check: setup ## Formatting, lint, types, import rules
 	@PYTHONPATH=plugins/tunnel_netstack $(BIN)/lint-imports
 
 unit: engine ## Tests that need nothing but loopback
-	@$(BIN)/python -m pytest -m "not live" $(ARGS)
+	@$(BIN)/python -m pytest -n 2 -m "not live" $(ARGS)
 
 stores: engine system ## What of management's tests has a store, once more, on PostgreSQL
 	@NETBIRD_TEST_STORES=postgresql $(BIN)/python -m pytest -n 2 tests/netbird_management $(ARGS)
