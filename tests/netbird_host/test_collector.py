@@ -6,7 +6,7 @@ import sys
 CODE = """
 import gc
 from netbird_host.collector import calm_collector
-loaded = [{} for _ in range(100_000)]
+loaded = [[] for _ in range(100_000)]
 calm_collector()
 assert gc.get_freeze_count() > 100_000
 assert gc.get_stats()[2]["collections"] and gc.get_threshold()[0] > 10_000
