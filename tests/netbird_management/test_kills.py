@@ -52,7 +52,7 @@ WRITES: Final[dict[str, set[str]]] = {
     "one-time token": {"peers", "spent_nonces", "accounts"},
     "setup key used": {"peers", "group_peers", "setup_keys", *EVENTS},
     "session over": {"revocations", "accounts"},
-    "token": {"personal_access_tokens"},
+    "token": {"personal_access_tokens", *EVENTS},
     "token used": {"personal_access_tokens"},
     "account": {"users", "groups", "policies", *EVENTS},
     "account gone": {
