@@ -1,6 +1,7 @@
 """The API as one ASGI application."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Final
 
 from fastapi import APIRouter, FastAPI
@@ -55,16 +56,26 @@ def create_app(
 
     `extra` are the plugins' routers. Raises `HookError` for one that cannot be added.
     """
+    served = _served(extra) if extra else _own()
+    app = with_bounded_bodies(served, limits or RestLimits(), context.state.count)
+    return _with_request_id(_with_context(app, context))
+
+
+@cache
+def _own() -> FastAPI:
+    """Routes cost much to make and know no context, which comes with each request: one making does for all."""
+    return _served(())
+
+
+def _served(extra: Sequence[tuple[str, APIRouter]]) -> FastAPI:
     app = api(extra)
-    app.state.context = context
     errors.install(app)
-    limits = limits or RestLimits()
 
     @app.get("/api/openapi.json", include_in_schema=False)
     async def described() -> Response:
         return Response(openapi.text(app), media_type="application/json")
 
-    return _with_request_id(with_bounded_bodies(app, limits, context.state.count))
+    return app
 
 
 def api(extra: Sequence[tuple[str, APIRouter]] = ()) -> FastAPI:
@@ -74,6 +85,14 @@ def api(extra: Sequence[tuple[str, APIRouter]] = ()) -> FastAPI:
         app.include_router(module.router, prefix="/api")
     add_plugin_routes(app, [module.router for module in ROUTERS], extra)
     return app
+
+
+def _with_context(app: ASGIApp, context: Context) -> ASGIApp:
+    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("state", {})["context"] = context
+        await app(scope, receive, send)
+
+    return respond
 
 
 def _with_request_id(app: ASGIApp) -> ASGIApp:

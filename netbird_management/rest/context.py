@@ -35,7 +35,7 @@ class Context:
 
 
 def context_of(request: Request) -> Context:
-    found = request.app.state.context
+    found = request.state.context
     assert isinstance(found, Context)  # noqa: S101 - put there by rest.app
     return found
 

@@ -28,11 +28,11 @@ class Resolver(Protocol):
 
 
 class DnsResolver:
-    """Asks the given servers (`address` or `address:port`), or those of the system."""
+    """Asks the given servers (`address` or `address:port`), or those of the system, and waits so many seconds."""
 
-    def __init__(self, servers: Sequence[str] = ()) -> None:
+    def __init__(self, servers: Sequence[str] = (), *, seconds: float = SECONDS) -> None:
         self._resolver = dns.asyncresolver.Resolver(configure=not servers)
-        self._resolver.lifetime = SECONDS
+        self._resolver.lifetime = seconds
         for server in servers:
             address, colon, port = server.rpartition(":")
             if colon and "]" not in port and (address.startswith("[") or ":" not in address):

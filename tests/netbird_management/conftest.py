@@ -22,7 +22,6 @@ from netbird_management.network.model import Role, User
 from netbird_management.network.peers import create_stock_peer
 from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.network.users import create_token, create_user
-from netbird_management.plugins import load_hooks
 from netbird_management.rest.app import create_app
 from netbird_management.rest.context import Context
 from netbird_management.services.edit import create_service
@@ -31,7 +30,7 @@ from netbird_management.services.proxies import Registration, register_proxy
 from netbird_management.state import State
 from netbird_management.store.engine import DATABASE_FILE, LOG_FILE, open_engine, open_engines
 from netbird_management.store.vault import Vault
-from tests.netbird_management.store_child import SENT, service
+from tests.netbird_management.store_child import HOOKS, SENT, service
 from tests.postgresql import Server, server
 
 
@@ -170,8 +169,7 @@ async def furnished(home: Home) -> User:
     user = await create_user(state, account_id, role=Role.USER, email="alice@lab.test")
     await create_stock_peer(state, account_id, name="phone", user_id=user.id)
     await create_group(state, account_id, name="engineering")
-    hooks = load_hooks(["private_service", "direct_upstream"])
-    await create_service(state, hooks, service(account_id, id_="old"), SENT)
+    await create_service(state, HOOKS, service(account_id, id_="old"), SENT)
     return user
 
 
@@ -214,7 +212,7 @@ async def proxy(home: Home) -> Registration:
 
 
 def context_for(home: Home, **options: Any) -> Context:
-    return Context(home.state, load_hooks(["private_service", "direct_upstream"]), **options)
+    return Context(home.state, HOOKS, **options)
 
 
 @pytest.fixture
