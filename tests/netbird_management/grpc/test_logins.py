@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import grpc.aio
@@ -16,9 +17,11 @@ from netbird_management.clock import now
 from netbird_management.grpc.interceptors import Caller
 from netbird_management.grpc.login_service import HASHES_WAITING, Logins
 from netbird_management.ids import GroupId, ServiceId
+from netbird_management.login import passwords
 from netbird_management.login.gates import SessionGates
 from netbird_management.login.guess_store import recalled
 from netbird_management.login.guesses import FREE, SERVICE_FAILURES, Guesses, Source
+from netbird_management.login.passwords import HASHED_AT_ONCE
 from netbird_management.login.sessions import mint_session_token
 from netbird_management.network.model import Role, User
 from netbird_management.network.users import update_user
@@ -174,15 +177,27 @@ async def test_a_try_that_is_cancelled_is_a_try(lab: Lab, service: Service) -> N
 async def test_nobody_waits_long_for_a_place(proxy: FakeProxy, service: Service) -> None:
     """Over the bound a login is answered at once as an error that says so, and does not count as a guess."""
     wrong = PasswordRequest(password="wrong")
-    sources = [f"192.0.2.{i}" for i in range(3 * HASHES_WAITING)]
-    tries = await asyncio.gather(
-        *(attempt(proxy, service, source, password=wrong) for source in sources), return_exceptions=True
-    )
+    sources = [f"192.0.2.{i}" for i in range(HASHES_WAITING + 3)]
+    served: list[AuthenticateResponse] = []
+    refused: list[grpc.StatusCode] = []
 
-    refused = [one for one in tries if isinstance(one, grpc.aio.AioRpcError)]
-    assert refused
-    assert {one.code() for one in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
-    assert len(tries) - len(refused) >= HASHES_WAITING
+    async def guess(source: str) -> None:
+        try:
+            served.append(await attempt(proxy, service, source, password=wrong))
+        except grpc.aio.AioRpcError as exc:
+            refused.append(exc.code())
+        if len(refused) == 3:
+            hashing.set()
+
+    hashing = Event()  # until then, both threads are busy
+    for _ in range(HASHED_AT_ONCE):
+        passwords._THREADS.submit(hashing.wait, 30)
+    async with asyncio.timeout(20), asyncio.TaskGroup() as guesses:
+        for source in sources:
+            guesses.create_task(guess(source))
+
+    assert refused == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 3
+    assert len(served) == HASHES_WAITING
 
 
 @pytest.mark.parametrize(
