@@ -50,9 +50,9 @@ failover: engine system ## Of these, two proxies under a stock WireGuard client,
 mutants: engine ## Remove each guard that a promise stands on, and see its tests fail
 	@$(BIN)/python -m tests.mutants $(ARGS)
 
-bench: engine system ## Compare with nginx, Caddy and bare uvicorn, in one run; then how long changes take
+bench: engine system ## Compare with nginx, Caddy and bare uvicorn, in one run; then what changes and management cost
 	@$(BIN)/python -m bench $(ARGS)
-	@$(BIN)/python -m bench.changes
+	@$(BIN)/python -m bench.changes && $(BIN)/python -m bench.management
 
 schedules: engine ## Play 500 seeded schedules of changes and faults; ARGS=--count 50, --first 1000
 	@$(BIN)/python -m tests.schedules $(ARGS)
