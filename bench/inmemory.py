@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import gc
 import sys
 import tempfile
 from collections.abc import AsyncIterator
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from netbird_host.collector import calm_collector
 from netbird_identity_headers.proxy import IdentityHeaders
 from netbird_management.login.sessions import new_key_pair, sign
 from netbird_private_service.proxy import PrivateService
@@ -295,9 +295,7 @@ async def main() -> None:
         async with stage(Path(directory)) as made:
             for scheme in SCHEMES:
                 await made.play(scheme.name, 10 * CONNECTIONS)
-            gc.collect()
-            gc.freeze()
-            gc.set_threshold(20_000, 20, 20)
+            calm_collector()
             print("ready", flush=True)
             while line := await asyncio.to_thread(sys.stdin.readline):
                 name, _, exchanges = line.strip().rpartition(" ")
