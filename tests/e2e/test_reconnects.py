@@ -82,7 +82,7 @@ async def house(home: Home, directory: Path) -> AsyncIterator[House]:
                 domain=CLUSTER,
                 allow_insecure=True,
                 silence=0.3,
-                patience=0.3,
+                patience=1.0,
             )
             proxy = ProxySide(directory)
             client = ManagementClient(connection, ProxyCapabilities, proxy.mappings, pick=lambda _low, high: high / 10)

@@ -423,7 +423,7 @@ async def behind_a_relay(management: Management) -> AsyncIterator[tuple[Manageme
             domain="d",
             allow_insecure=True,
             silence=0.2,
-            patience=0.2,
+            patience=1.0,
         )
         client = ManagementClient(
             connection, ProxyCapabilities, Sink(), pick=lambda _low, high: high / 10, count=losses.seen.put_nowait
