@@ -1,5 +1,6 @@
 """Session key pairs, one a service, and the tokens signed with them: EdDSA JWTs that proxies verify by themselves."""
 
+import asyncio
 import base64
 import json
 from collections.abc import Sequence
@@ -51,11 +52,24 @@ async def mint_session_token(
         if len(state.session_keys) >= KEYS:
             state.session_keys.pop(next(iter(state.session_keys)))  # it is opened again when it is wanted
         private_key = state.session_keys[key] = state.vault.open(row.session_private_key)
+    await _after_revocations(state, service, subject)
     token = sign(private_key, service.domain, subject, method, email=email, groups=groups)
     if len(token) > MAX_BYTES:
         # Browsers keep no cookie of more than 4096 bytes. Proxies learn the groups when they ask about the session.
         token = sign(private_key, service.domain, subject, method, email=email)
     return token
+
+
+async def _after_revocations(state: State, service: Service, subject: str) -> None:
+    """Let the second of a subject's revocation pass.
+
+    Tokens tell whole seconds: one made later in that second would count as one from before, and let nobody in.
+    """
+    account = state.snapshots.get(service.account_id)
+    ended = [one.not_before for one in account.revocations if one.subject == subject] if account is not None else []
+    moment = now()
+    if ended and max(ended) > moment.replace(microsecond=0):
+        await asyncio.sleep((1_000_000 - moment.microsecond) / 1_000_000)
 
 
 def sign(

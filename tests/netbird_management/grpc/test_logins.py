@@ -174,6 +174,16 @@ async def test_a_try_that_is_cancelled_is_a_try(lab: Lab, service: Service) -> N
     assert known.blocked_until > 0
 
 
+async def test_who_is_let_in_again_is_let_in_at_once(lab: Lab, service: Service) -> None:
+    """A session from the very second in which the person was blocked and unblocked is none of those that ended."""
+    state, user = lab.home.state, await person(lab)
+    for blocked in (True, False):
+        await update_user(state, lab.home.account_id, user.id, role=Role.USER, auto_groups=[], blocked=blocked)
+    token = await mint_session_token(state, service, user.id, "oidc")
+    ended = [one.not_before.timestamp() for one in lab.home.snapshot.revocations if one.subject == user.id]
+    assert claims(token)["iat"] >= max(ended)
+
+
 async def test_nobody_waits_long_for_a_place(proxy: FakeProxy, service: Service) -> None:
     """Over the bound a login is answered at once as an error that says so, and does not count as a guess."""
     wrong = PasswordRequest(password="wrong")
