@@ -8,7 +8,7 @@ snapshots are replaced in the order of commits.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -188,6 +188,24 @@ class State:
         async with self._writer, AsyncSession(self._writing, expire_on_commit=False) as session:
             yield session
             await session.commit()
+
+    async def to_the_end(self, work: Coroutine[Any, Any, object]) -> None:
+        """Do what may not be left half done. A caller that is cancelled leaves, and the work goes on without it.
+
+        Raises what the work raises, and logs it, as nobody may be waiting any more.
+        """
+
+        async def done() -> Exception | None:  # raising here would end everybody's work
+            try:
+                await work
+            except Exception as error:
+                _log.warning("state.work.failed", extra={"error": f"{type(error).__name__}: {error}"})
+                return error
+            return None
+
+        error = await asyncio.shield(self._tasks.create_task(done()))
+        if error is not None:
+            raise error
 
     @asynccontextmanager
     async def read_log(self) -> AsyncIterator[AsyncSession]:

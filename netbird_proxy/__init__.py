@@ -1,6 +1,8 @@
 """The public names for plugin authors, and nothing else."""
 
+from netbird_host.guesses import Guesses
 from netbird_host.info import Claim, PluginInfo, always, never
+from netbird_host.sources import source_of
 from netbird_proxy.errors import (
     AddressRefused,
     DialFailed,
@@ -91,6 +93,7 @@ __all__ = [
     "Forwarded",
     "Group",
     "Guard",
+    "Guesses",
     "Headers",
     "Identity",
     "Kind",
@@ -139,4 +142,5 @@ __all__ = [
     "is_cross_site",
     "is_unsafe",
     "never",
+    "source_of",
 ]

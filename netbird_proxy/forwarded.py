@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Final, Literal
 
@@ -97,19 +96,6 @@ def parsed(text: str) -> Address | None:
             return None
         return found.ipv4_mapped or found
     return found
-
-
-def source_of(address: str) -> str:
-    """Whom a client's address stands for where something is shared out: an IPv6 host has a whole /64 to come from."""
-    return address if ":" not in address else _network_of(address)
-
-
-@lru_cache(4096)
-def _network_of(address: str) -> str:
-    found = parsed(address)
-    if isinstance(found, IPv6Address):
-        return f"{IPv6Address(int(found) >> 64 << 64)}/64"
-    return address if found is None else str(found)
 
 
 def _lines(raw: Sequence[tuple[bytes, bytes]], name: bytes) -> list[str]:

@@ -3,10 +3,10 @@
 from typing import Any, Final
 
 import grpc
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthServicer, add_HealthServicer_to_server
 
 from netbird_management import Management, PluginInfo, RpcService, hookimpl
-from netbird_wire.health_pb2 import HealthCheckRequest, HealthCheckResponse
-from netbird_wire.health_pb2_grpc import HealthServicer, add_HealthServicer_to_server
 
 SERVICES: Final = frozenset({"", "management.ProxyService", "management.ManagementService"})
 """What may be asked about; "" is the whole process."""

@@ -11,10 +11,10 @@ from urllib.parse import unquote
 import grpc
 import grpc.aio
 
+from netbird_host.sources import source_of
 from netbird_management.grpc.connections import Connection, Connections
 from netbird_management.grpc.errors import Refused, as_refusal
 from netbird_management.grpc.wire import serialized
-from netbird_management.login.guesses import source_of
 from netbird_management.services.tokens import ProxyToken, find_proxy_token, note_token_used
 from netbird_management.state import State
 from netbird_wire.extensions import NO_STREAM, PROXY_ID_METADATA

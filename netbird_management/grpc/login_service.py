@@ -10,13 +10,13 @@ from typing import Final
 
 import grpc
 
+from netbird_host.guesses import Guesses
 from netbird_management.errors import BadRequest
 from netbird_management.grpc.errors import Refused
 from netbird_management.grpc.interceptors import Caller
 from netbird_management.ids import AccountId, ServiceId, UserId
 from netbird_management.login.gates import SessionGates
 from netbird_management.login.guess_store import recalled, remember
-from netbird_management.login.guesses import Guesses
 from netbird_management.login.identity_provider import ProviderFailed
 from netbird_management.login.passwords import verify_secret
 from netbird_management.login.sessions import Method, Session, mint_session_token, read_session_token
@@ -39,6 +39,7 @@ from netbird_wire.proxy_service_pb2 import (
 )
 
 HASHES_WAITING: Final = 16
+SOURCES: Final = 65_536
 """More than these, of which `HASHED_AT_ONCE` are being judged, are answered at once that nobody has time."""
 LONGEST_SECRET: Final = 1024
 _log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class Logins:
         self._state = state
         self._gates = gates
         self._sign_on = sign_on
-        self._guesses = Guesses(time.time)
+        self._guesses = Guesses(time.time, sources=SOURCES)
         self._waiting = 0
 
     async def authenticate(self, request: AuthenticateRequest, caller: Caller) -> AuthenticateResponse:

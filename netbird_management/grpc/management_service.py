@@ -153,7 +153,8 @@ class ManagementService(ManagementServiceServicer):
         finally:
             self._streams.leave(stream)
             try:
-                await set_disconnected(self._state, peer, started_ns=stream.started_ns)
+                ended = set_disconnected(self._state, peer, started_ns=stream.started_ns)
+                await self._state.to_the_end(ended)
             finally:
                 self._streams.over()
 

@@ -96,7 +96,8 @@ class MappingStreams:
         finally:
             try:
                 if self._connections.leave(connection):
-                    await disconnect_proxy(self._state, connection.registration)
+                    # gRPC may cancel a call whose end we are just writing down: a line that broke tells of it twice.
+                    await self._state.to_the_end(disconnect_proxy(self._state, connection.registration))
             finally:
                 self._connections.over()
         if connection.why is not None:

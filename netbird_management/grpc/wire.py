@@ -13,22 +13,14 @@ from netbird_wire.proxy_service_pb2 import (
     ProxyMappingUpdateType,
     SyncMappingsResponse,
 )
+from netbird_wire.varint import varint
 
 _LENGTH_DELIMITED: Final = 2
 _FIELDS: Final = ProxyMapping.DESCRIPTOR.fields_by_name
 
 
-def _varint(value: int) -> bytes:
-    parts = bytearray()
-    while value > 0x7F:
-        parts.append(value & 0x7F | 0x80)
-        value >>= 7
-    parts.append(value)
-    return bytes(parts)
-
-
 def _tag(number: int, kind: int) -> bytes:
-    return _varint(number << 3 | kind)
+    return varint(number << 3 | kind)
 
 
 _MAPPING: Final = _tag(SyncMappingsResponse.DESCRIPTOR.fields_by_name["mapping"].number, _LENGTH_DELIMITED)
@@ -46,11 +38,11 @@ def mapping_entry(shared: bytes, kind: "ProxyMappingUpdateType.ValueType", auth_
     token = auth_token.encode()
     parts = [shared]
     if kind:
-        parts += (_TYPE, _varint(kind))
+        parts += (_TYPE, varint(kind))
     if token:
-        parts += (_AUTH_TOKEN, _varint(len(token)), token)
+        parts += (_AUTH_TOKEN, varint(len(token)), token)
     body = b"".join(parts)
-    return b"".join((_MAPPING, _varint(len(body)), body))
+    return b"".join((_MAPPING, varint(len(body)), body))
 
 
 def message(entries: Iterable[bytes], **more: Any) -> bytes:

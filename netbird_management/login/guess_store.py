@@ -5,13 +5,14 @@ from typing import Final
 
 from sqlalchemy import delete
 
+from netbird_host.guesses import TRUSTED, Source
+from netbird_host.sources import source_of
 from netbird_management.clock import now
 from netbird_management.ids import ServiceId
-from netbird_management.login.guesses import TRUSTED_SECONDS, Source, source_of
 from netbird_management.state import State
 from netbird_management.store.models import GuessRow
 
-KEPT: Final = timedelta(seconds=TRUSTED_SECONDS)
+KEPT: Final = timedelta(seconds=TRUSTED)
 
 
 async def recalled(state: State, service_id: ServiceId, address: str) -> Source:

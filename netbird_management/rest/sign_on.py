@@ -5,8 +5,8 @@ import logging
 from fastapi import APIRouter, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
+from netbird_host.sources import source_of
 from netbird_management.errors import BadRequest
-from netbird_management.login.guesses import source_of
 from netbird_management.login.identity_provider import LoginRefused, ProviderFailed
 from netbird_management.rest.client_address import client_address
 from netbird_management.rest.context import InContext

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
 
+from netbird_host.sources import source_of
 from netbird_proxy.exchange import ASGIApp
-from netbird_proxy.forwarded import source_of
 from netbird_proxy.listening.origins import Origins
 from netbird_proxy.model import AccountId, Address, Origin
 

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import structlog
 
+from netbird_host.sources import source_of
 from netbird_proxy.errors import (
     BadRequest,
     ClientGone,
@@ -20,7 +21,6 @@ from netbird_proxy.errors import (
     UpstreamError,
 )
 from netbird_proxy.exchange import BodyLengthMismatch, Exchange, Pool, Try, UpstreamAnswer, UpstreamConnection
-from netbird_proxy.forwarded import source_of
 from netbird_proxy.headers import RawHeader
 from netbird_proxy.model import Upstream
 from netbird_proxy.pipeline.downstream import Downstream

@@ -115,7 +115,12 @@ class _Weather:
 
 
 class TcpRelay:
-    """A TCP port in front of another one."""
+    """A TCP port in front of another one.
+
+    Attributes:
+        connections: how many were taken.
+        reads: how often something came, from either side.
+    """
 
     def __init__(self, host: str, port: int, *, seed: int = 0) -> None:
         self._target = (host, port)
@@ -125,6 +130,7 @@ class TcpRelay:
         self._server: asyncio.Server | None = None
         self._broken = False
         self.connections = 0
+        self.reads = 0
 
     @property
     def port(self) -> int:
@@ -192,6 +198,7 @@ class TcpRelay:
         weather = self._weather
         with suppress(OSError):
             while data := await reader.read(65536):
+                self.reads += 1
                 if weather.lag:
                     await asyncio.sleep(weather.dice.uniform(0, weather.lag))
                 await weather.open.wait()

@@ -16,6 +16,7 @@ import pytest
 import uvicorn
 from sqlalchemy import func, select, update
 
+from netbird_host.guesses import SERVICE_FAILURES, Guesses
 from netbird_management.clock import now
 from netbird_management.errors import PreconditionFailed
 from netbird_management.grpc import interceptors, tunnel_peers
@@ -28,7 +29,6 @@ from netbird_management.grpc.login_service import HASHES_WAITING, Logins
 from netbird_management.ids import ProxyId, ServiceId
 from netbird_management.login import sessions
 from netbird_management.login.gates import SessionGates
-from netbird_management.login.guesses import SERVICE_FAILURES, Guesses
 from netbird_management.login.identity_provider import IdentityProvider
 from netbird_management.login.settings import CALLBACK_PATH, OidcSettings
 from netbird_management.login.sign_on import SignOn, _State

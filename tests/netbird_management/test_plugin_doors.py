@@ -11,6 +11,8 @@ import grpc.aio
 import httpx
 import pytest
 from fastapi import APIRouter
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 from pydantic import BaseModel
 from starlette.responses import PlainTextResponse
 
@@ -26,8 +28,6 @@ from netbird_management.plugins import HookError, load_hooks
 from netbird_management.rest.app import create_app
 from netbird_management.server import ManagementServer, serve
 from netbird_management.settings import Listener, ManagementSettings, read_settings
-from netbird_wire.health_pb2 import HealthCheckRequest, HealthCheckResponse
-from netbird_wire.health_pb2_grpc import HealthStub
 from netbird_wire.proxy_service_pb2_grpc import ProxyServiceServicer, add_ProxyServiceServicer_to_server
 from tests.netbird_management.conftest import Api, Home, context_for
 from tests.netbird_management.grpc.conftest import lab_for

@@ -18,6 +18,7 @@ import grpc.aio
 import pytest
 from nacl.signing import SigningKey
 
+from netbird_host import guesses
 from netbird_private_service import validation
 from netbird_private_service.validation import Question, TooManyQuestions, Validations
 from netbird_proxy import ALLOW, Guard
@@ -35,7 +36,7 @@ from netbird_proxy.defaults.access_log import sender as sender_module
 from netbird_proxy.defaults.access_log import writer as writer_module
 from netbird_proxy.defaults.access_log.sender import Sender
 from netbird_proxy.defaults.access_log.writer import LineWriter
-from netbird_proxy.defaults.session import authenticators, confirmations, guesses
+from netbird_proxy.defaults.session import authenticators, confirmations
 from netbird_proxy.defaults.session import tokens as session_tokens
 from netbird_proxy.defaults.telemetry import plugin as telemetry
 from netbird_proxy.dialing import http1 as upstream_module

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netbird_proxy.forwarded import Forwarded, TrustedProxies, parsed, source_of
+from netbird_proxy.forwarded import Forwarded, TrustedProxies, parsed
 
 NETWORKS = [ip_network("10.0.0.0/8"), ip_network("fd00::/8")]
 PROXIES = TrustedProxies(NETWORKS)
@@ -151,20 +151,3 @@ def test_parsing_never_raises(text: str) -> None:
     """Anything may stand there."""
     found = parsed(text)
     assert found is None or parsed(str(found)) == found
-
-
-@pytest.mark.parametrize(
-    ("address", "source"),
-    [
-        ("192.0.2.7", "192.0.2.7"),
-        ("::ffff:192.0.2.7", "192.0.2.7"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-        ("2001:db8:1:2:ffff::1", "2001:db8:1:2::/64"),
-        ("fe80::1%eth0", "fe80::1%eth0"),
-        ("", ""),
-        ("nothing: really", "nothing: really"),
-    ],
-)
-def test_whom_an_address_stands_for(address: str, source: str) -> None:
-    """An IPv6 host has a whole network to come from."""
-    assert source_of(address) == source

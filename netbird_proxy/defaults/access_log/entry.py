@@ -10,6 +10,7 @@ from urllib.parse import unquote_to_bytes
 
 from netbird_proxy import OBSERVED, ExchangeView, Identity, RouteSpec
 from netbird_proxy.defaults.access_log.line import status_of
+from netbird_wire.varint import varint as wire_varint
 
 LONGEST_PATH = 2048
 """Characters. A queue of entries is bounded by their number, so an entry must be bounded too."""
@@ -128,16 +129,7 @@ def request_of(entries: list[bytes], *, batch: bool) -> bytes:
     return b"".join([b"\xc2\x3e" + _sized(entry) for entry in entries])
 
 
-def _encoded(number: int) -> bytes:
-    found = bytearray()
-    while number > 127:
-        found.append(number & 127 | 128)
-        number >>= 7
-    found.append(number)
-    return bytes(found)
-
-
-_SMALL = [_encoded(number) for number in range(2048)]
+_SMALL = [wire_varint(number) for number in range(2048)]
 
 
 def varint(number: int) -> bytes:
@@ -154,7 +146,7 @@ def varint(number: int) -> bytes:
                 number >> 28,
             )
         )
-    return _encoded(number)
+    return wire_varint(number)
 
 
 def _sized(data: bytes) -> bytes:

@@ -16,6 +16,7 @@ from netbird_proxy import (
     Endpoint,
     ExchangeView,
     Guard,
+    Guesses,
     Mapping,
     OutgoingHead,
     Pages,
@@ -32,7 +33,6 @@ from netbird_proxy.defaults.session.authenticators import ByCookie, ByHeader, Cr
 from netbird_proxy.defaults.session.confirmations import Confirmations
 from netbird_proxy.defaults.session.cookies import SESSION
 from netbird_proxy.defaults.session.endpoint import LoginPlace
-from netbird_proxy.defaults.session.guesses import Guesses
 from netbird_proxy.defaults.session.pages import Renderer
 from netbird_proxy.defaults.session.second_factor import Known, SecondFactor
 from netbird_proxy.defaults.session.settings import FIELDS, SessionSettings

@@ -9,12 +9,13 @@ from netbird_proxy import (
     AccountId,
     Deny,
     ExchangeView,
+    Guesses,
     ManagementError,
     Proxy,
     RouteSpec,
     ServiceId,
+    source_of,
 )
-from netbird_proxy.defaults.session.guesses import Guesses, source_of
 from netbird_proxy.defaults.session.settings import SessionSettings
 from netbird_proxy.defaults.session.tokens import SessionToken, Tokens
 from netbird_wire.extensions import Extension

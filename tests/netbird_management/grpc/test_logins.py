@@ -12,6 +12,7 @@ from typing import Any
 import grpc.aio
 import pytest
 
+from netbird_host.guesses import FREE, SERVICE_FAILURES, Guesses, Source
 from netbird_management import ALLOW, AccountSnapshot, Decision, Deny, Login, PluginInfo, hookimpl
 from netbird_management.clock import now
 from netbird_management.grpc.interceptors import Caller
@@ -20,7 +21,6 @@ from netbird_management.ids import GroupId, ServiceId
 from netbird_management.login import passwords
 from netbird_management.login.gates import SessionGates
 from netbird_management.login.guess_store import recalled
-from netbird_management.login.guesses import FREE, SERVICE_FAILURES, Guesses, Source
 from netbird_management.login.passwords import HASHED_AT_ONCE
 from netbird_management.login.sessions import mint_session_token
 from netbird_management.network.model import Role, User

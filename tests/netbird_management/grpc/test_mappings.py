@@ -1,5 +1,6 @@
 """The mapping stream: who gets what, when, in which form, and how a connection ends."""
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,11 @@ import grpc.aio
 import pytest
 from sqlalchemy import select
 
-from netbird_management.grpc.connections import QUEUE_MESSAGES, Connection
+from netbird_management.grpc.connections import QUEUE_MESSAGES, Connection, Connections
+from netbird_management.grpc.interceptors import Caller
+from netbird_management.grpc.mapping_stream import MappingStreams
+from netbird_management.grpc.mappings import Mappings
+from netbird_management.grpc.recorder import Recorder
 from netbird_management.grpc.server import Timing
 from netbird_management.ids import ProxyId, ServiceId
 from netbird_management.network.accounts import create_account
@@ -35,7 +40,7 @@ from netbird_wire.proxy_service_pb2 import (
 )
 from netbird_wire.tokens import stored_hash
 from tests.netbird_management.conftest import Home
-from tests.netbird_management.grpc.conftest import FakeProxy, Lab, eventually, lab_for, peer_target, soon
+from tests.netbird_management.grpc.conftest import CLUSTER, FakeProxy, Lab, eventually, lab_for, peer_target, soon
 
 OLD = ProxyCapabilities(supports_custom_ports=True)
 """A proxy that does not say that it fails closed on private services."""
@@ -220,6 +225,39 @@ async def test_leaving_politely_ends_well(lab: Lab) -> None:
         await proxy.next()
     assert await soon(proxy.call.code()) is Code.OK
     await status_becomes(lab, "disconnected")
+
+
+async def test_who_is_cut_off_while_leaving_is_gone(lab: Lab) -> None:
+    """The end of a connection is written down, whatever else ends the call meanwhile."""
+    state, connections, leaves = lab.home.state, Connections(), asyncio.Event()
+    said = iter((SyncMappingsRequest(init=SyncMappingsInit(proxy_id="proxy-1", address=CLUSTER)), SyncMappingsAck()))
+
+    class Line:
+        async def read(self) -> object:
+            match next(said, None):
+                case SyncMappingsAck() as ack:
+                    return SyncMappingsRequest(ack=ack)
+                case None:
+                    await leaves.wait()
+                    return grpc.aio.EOF
+                case init:
+                    return init
+
+        async def write(self, message: bytes) -> None: ...
+
+    token, _ = await create_proxy_token(state, name="leaves", account_id=None, created_by="test")
+    mappings = Mappings(state, lab.hooks, connections, Recorder(state))
+    serving = MappingStreams(state, connections, mappings).serve(Caller(token, "", "127.0.0.1", None), Line())
+    async with asyncio.timeout(20), asyncio.TaskGroup() as calls:
+        call = calls.create_task(serving)
+        await status_becomes(lab, "connected")
+        async with state.write():  # nobody else writes meanwhile
+            leaves.set()
+            while len(connections):  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0)
+            call.cancel()
+            await asyncio.wait((call,), timeout=0.1)
+        await status_becomes(lab, "disconnected")
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,12 @@ async def test_a_proxy_that_says_nothing_is_gone(home: Home, tmp_path: Path) -> 
             [cluster] = await clusters_of(home.state, home.account_id)
             return cluster.connected_proxies
 
+        async def reads() -> int:
+            return relay.reads
+
         assert await online() == 2  # with the one that every home has
+        before = relay.reads
+        await eventually(reads, lambda found: found > before + 8)  # signs of life, and nothing else
         relay.apply("freeze")
         await eventually(online, lambda found: found == 1)
         relay.heal()

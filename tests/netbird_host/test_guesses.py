@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from netbird_proxy.defaults.session.guesses import FREE, LONGEST, SERVICE_FAILURES, Guesses, source_of
+from netbird_host.guesses import FREE, LONGEST, SERVICE_FAILURES, Guesses
 
 
 class Clock:
@@ -125,16 +125,11 @@ def test_memory_is_bounded(clock: Clock) -> None:
     assert len(guesses._sources) == 100
 
 
-@pytest.mark.parametrize(
-    ("address", "source"),
-    [
-        ("192.0.2.7", "192.0.2.7"),
-        ("::ffff:192.0.2.7", "192.0.2.7"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-        ("2001:db8:1:2:ffff::1", "2001:db8:1:2::/64"),
-        ("nothing", "nothing"),
-    ],
-)
-def test_source_of(address: str, source: str) -> None:
-    """An IPv6 host has a whole network to guess from."""
-    assert source_of(address) == source
+def test_an_ipv6_host_is_one_source(clock: Clock) -> None:
+    """It has a whole network to guess from."""
+    guesses = Guesses(clock)
+    for i in range(FREE):
+        assert guesses.reserve("s", f"2001:db8::{i}") == 0
+
+    assert guesses.reserve("s", "2001:db8:0:0:ffff::1") > 0
+    assert guesses.reserve("s", "2001:db8:0:1::1") == 0

@@ -1,0 +1,121 @@
+"""How often somebody may be wrong about a password, a PIN or a header.
+
+Both hosts count: a proxy to save calls, management for all of its proxies together; the word of the latter counts.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from netbird_host.sources import source_of
+
+FREE: Final = 5
+"""Wrong tries of one source that cost it nothing."""
+LONGEST: Final = 300.0
+"""Seconds."""
+SERVICE_FAILURES: Final = 60
+SERVICE_WINDOW: Final = 60.0
+TRUSTED: Final = 86_400.0
+"""Seconds in which a source that was right before is not held up by others' failures."""
+SOURCES: Final = 16_384
+
+
+@dataclass(slots=True)
+class Source:
+    """What is known of one source at one service. Moments are the clock's; 0 and `None` are never."""
+
+    failures: int = 0
+    blocked_until: float = 0.0
+    right_at: float | None = None
+
+
+class Guesses:
+    """Counts each try as wrong until it proves right, so that many at once are no way around.
+
+    Services and addresses are texts; an address counts for its source (`source_of`), and "" for whoever nobody vouches
+    for: all of those are held up together, and not one by one, as one wrong guest must not lock out the others.
+    """
+
+    def __init__(self, clock: Callable[[], float], *, sources: int = SOURCES) -> None:
+        """Args:
+        clock: in seconds; the wall's where what is counted outlives the process.
+        sources: how many are remembered, and of how many services; the one that was quiet for longest is forgotten.
+        """
+        self._clock = clock
+        self._limit = sources
+        self._sources: OrderedDict[tuple[str, str], Source] = OrderedDict()
+        self._failures: OrderedDict[str, deque[float]] = OrderedDict()
+
+    def find(self, service: str, address: str) -> Source | None:
+        """What is remembered of this address; it may be changed by later tries."""
+        return self._sources.get((service, source_of(address)))
+
+    def recall(self, service: str, address: str, source: Source) -> None:
+        """Take what was known elsewhere, where nothing is remembered here."""
+        self._keep((service, source_of(address)), source)
+
+    def reserve(self, service: str, address: str, *, alone: bool = True) -> float:
+        """Seconds until this address may try; 0 lets it try now, and counts the try.
+
+        Args:
+            alone: nobody else counts. Where management does, it knows who was right by way of other proxies, and who
+                would be locked out here by strangers' guesses.
+        """
+        now, key = self._clock(), (service, source_of(address))
+        known = self._sources.get(key)
+        if known is not None and now < known.blocked_until:
+            return known.blocked_until - now
+        recent = self._recent(service, now)
+        right_at = known.right_at if known is not None and address else None
+        trusted = right_at is not None and now - right_at < TRUSTED
+        if alone and len(recent) >= SERVICE_FAILURES and not trusted:
+            return max(1.0, recent[-SERVICE_FAILURES] + SERVICE_WINDOW - now)
+        if known is None:
+            known = self._keep(key, Source())
+        self._sources.move_to_end(key)
+        known.failures += 1
+        if known.failures >= FREE and address:
+            known.blocked_until = now + min(LONGEST, 2.0 ** (known.failures - FREE))
+        recent.append(now)
+        return 0.0
+
+    def held(self, service: str, address: str, seconds: float) -> None:
+        """The try was not judged: management has seen too many, and will not judge another before so many seconds."""
+        self.unjudged(service, address)
+        if address and (known := self.find(service, address)) is not None:
+            known.blocked_until = max(known.blocked_until, self._clock() + min(LONGEST, seconds))
+
+    def right(self, service: str, address: str) -> None:
+        """The try was right: the source starts anew."""
+        self._give_back(service)
+        self._keep((service, source_of(address)), Source(right_at=self._clock()))
+
+    def unjudged(self, service: str, address: str) -> None:
+        """Nobody said whether the try was right."""
+        self._give_back(service)
+        if (known := self.find(service, address)) is not None:
+            known.failures = max(0, known.failures - 1)
+            if known.failures < FREE:
+                known.blocked_until = 0.0
+
+    def _give_back(self, service: str) -> None:
+        if recent := self._failures.get(service):
+            recent.pop()
+
+    def _keep(self, key: tuple[str, str], one: Source) -> Source:
+        self._sources[key] = one
+        if len(self._sources) > self._limit:
+            self._sources.popitem(last=False)
+        return one
+
+    def _recent(self, service: str, now: float) -> deque[float]:
+        recent = self._failures.setdefault(service, deque(maxlen=2 * SERVICE_FAILURES))
+        self._failures.move_to_end(service)
+        if len(self._failures) > self._limit:
+            self._failures.popitem(last=False)
+        while recent and now - recent[0] >= SERVICE_WINDOW:
+            recent.popleft()
+        return recent
