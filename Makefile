@@ -39,7 +39,7 @@ stores: engine system ## What of management's tests has a store, once more, on P
 
 kills: engine system ## Kill every kind of write before each of its statements, on both stores; `unit` and `stores` kill a sample
 	@NETBIRD_TEST_KILLS=every NETBIRD_TEST_STORES=sqlite,postgresql \
-		$(BIN)/python -m pytest -n 2 tests/netbird_management/test_kills.py $(ARGS)
+		$(BIN)/python -m pytest -n 2 tests/netbird_management/store/test_kills.py $(ARGS)
 
 live: engine system ## The story and its relatives, on real processes and namespaces
 	@$(BIN)/python -m pytest -m live $(ARGS)

@@ -10,20 +10,20 @@ from pathlib import Path
 
 from examples.demo.processes import BIN, Process
 from examples.demo.stack import Stack, stack
-from netbird_management.clock import now
-from netbird_management.ids import AccountId, GroupId, PeerId, ProxyId, ServiceId, new_id
-from netbird_management.login.sessions import new_key_pair
-from netbird_management.network.accounts import create_account
-from netbird_management.network.groups import create_group
-from netbird_management.network.peers import create_stock_peer
-from netbird_management.network.users import create_token
-from netbird_management.services import rows
-from netbird_management.services.model import Capabilities, Service, ServiceMeta, Target, TargetOptions, TargetType
-from netbird_management.services.proxies import Registration, register_proxy
-from netbird_management.services.tokens import create_proxy_token
-from netbird_management.state import State
+from netbird_management.model.clock import now
+from netbird_management.model.ids import AccountId, GroupId, PeerId, ProxyId, ServiceId, new_id
+from netbird_management.model.services import Capabilities, Service, ServiceMeta, Target, TargetOptions, TargetType
+from netbird_management.operations.accounts import create_account
+from netbird_management.operations.groups import create_group
+from netbird_management.operations.peers import create_stock_peer
+from netbird_management.operations.proxies import Registration, register_proxy
+from netbird_management.operations.proxy_tokens import create_proxy_token
+from netbird_management.operations.users import create_token
+from netbird_management.secrets.session_tokens import new_key_pair
+from netbird_management.store import service_rows as rows
 from netbird_management.store.directory import prepare_directory
 from netbird_management.store.models import ServiceRow
+from netbird_management.store.state import State
 
 CLUSTER = "px.test"
 _TICKS = os.sysconf("SC_CLK_TCK")

@@ -19,7 +19,7 @@ from typing import Any
 
 from netbird_host.collector import calm_collector
 from netbird_identity_headers.proxy import IdentityHeaders
-from netbird_management.login.sessions import new_key_pair, sign
+from netbird_management.secrets.session_tokens import new_key_pair, sign
 from netbird_private_service.proxy import PrivateService
 from netbird_proxy import PluginInfo, hookimpl
 from netbird_proxy.app import ReverseProxy

@@ -18,7 +18,7 @@ from typing import Any
 import grpc.aio
 
 from bench.furnished import CLUSTER, Store
-from netbird_management.ids import new_id
+from netbird_management.model.ids import new_id
 from netbird_wire.management_pb2 import Empty
 from netbird_wire.management_pb2_grpc import ManagementServiceStub
 from netbird_wire.proxy_service_pb2 import (

@@ -25,6 +25,7 @@ DOCS: Final = ROOT / "docs"
 HEADINGS: Final = ("Called", "Returns", "Order", "Failure", "Used by")
 
 _HEADING = re.compile(rf"^({'|'.join(HEADINGS)}): ", re.MULTILINE)
+HOOKSPECS = {"proxy": "netbird_proxy.hookspecs", "management": "netbird_management.plugins.hookspecs"}
 _PART = re.compile(r"(<!-- begin (\S+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
 
 
@@ -57,7 +58,7 @@ class Hook:
 
 
 def hooks(host: str) -> list[Hook]:
-    """Every hook of `netbird_proxy.hookspecs` or `netbird_management.hookspecs`, in the file's order."""
+    """Every hook that a host specifies, in the file's order."""
     specs = _hookspecs(host)
     marked = [spec for spec in vars(specs).values() if hasattr(spec, f"{specs.PROJECT}_spec")]
     return [_read(host, spec) for spec in marked]
@@ -66,7 +67,7 @@ def hooks(host: str) -> list[Hook]:
 def _hookspecs(host: str) -> ModuleType:
     from importlib import import_module
 
-    return import_module(f"netbird_{host}.hookspecs")
+    return import_module(HOOKSPECS[host])
 
 
 def _read(host: str, spec: Callable[..., object]) -> Hook:

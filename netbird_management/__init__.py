@@ -4,9 +4,7 @@ Here are the public names for plugin authors, and nothing else.
 """
 
 from netbird_host.info import Claim, PluginInfo, always, never
-from netbird_management.hookspecs import hookimpl
-from netbird_management.ids import AccountId, GroupId, PeerId, PolicyId, ServiceId, UserId
-from netbird_management.network.model import (
+from netbird_management.model.accounts import (
     Group,
     Peer,
     Policy,
@@ -17,9 +15,11 @@ from netbird_management.network.model import (
     Role,
     User,
 )
-from netbird_management.network.snapshot import AccountSnapshot
-from netbird_management.services.model import AccessLogEntry, Capabilities, Service, Target, TargetOptions, TargetType
-from netbird_management.steps import (
+from netbird_management.model.ids import AccountId, GroupId, PeerId, PolicyId, ServiceId, UserId
+from netbird_management.model.services import AccessLogEntry, Capabilities, Service, Target, TargetOptions, TargetType
+from netbird_management.model.snapshot import AccountSnapshot
+from netbird_management.plugins.hookspecs import hookimpl
+from netbird_management.plugins.steps import (
     ALLOW,
     ApiCaller,
     Decision,

@@ -17,27 +17,27 @@ from netbird_host.shutdown import Shutdown
 from netbird_management.grpc.interceptors import caller as grpc_caller
 from netbird_management.grpc.plugin_services import plugin_services
 from netbird_management.grpc.server import serve_grpc
-from netbird_management.ids import AccountId
 from netbird_management.login.gates import SessionGates
 from netbird_management.login.identity_provider import IdentityProvider
 from netbird_management.login.sign_on import SignOn
-from netbird_management.network.activity import forget_old_events
-from netbird_management.network.peers import disconnect_all_peers, sweep_ephemeral_peers
-from netbird_management.network.snapshot import AccountSnapshot
-from netbird_management.plugins import Hooks
+from netbird_management.model.ids import AccountId
+from netbird_management.model.snapshot import AccountSnapshot
+from netbird_management.operations.access_log import forget_entries_of_nobody, forget_old_entries
+from netbird_management.operations.custom_domains import DnsResolver
+from netbird_management.operations.events import forget_old_events
+from netbird_management.operations.peers import disconnect_all_peers, sweep_ephemeral_peers
+from netbird_management.operations.proxies import disconnect_all_proxies, forget_stale_proxies
+from netbird_management.plugins.hooks import Hooks
+from netbird_management.plugins.steps import OptionsT, ProxyCaller
 from netbird_management.rest.app import create_app
 from netbird_management.rest.auth import allowed
 from netbird_management.rest.bounds import RestLimits, protocol
 from netbird_management.rest.context import Context
 from netbird_management.rest.permissions import Operation
-from netbird_management.services.access_log import forget_entries_of_nobody, forget_old_entries
-from netbird_management.services.custom_domains import DnsResolver
-from netbird_management.services.proxies import disconnect_all_proxies, forget_stale_proxies
 from netbird_management.settings import ManagementSettings
-from netbird_management.state import State
-from netbird_management.steps import OptionsT, ProxyCaller
 from netbird_management.store.directory import prepare_directory
 from netbird_management.store.holding import Hold, held_store
+from netbird_management.store.state import State
 
 HOUSEKEEPING_SECONDS: Final = 60.0
 

@@ -14,8 +14,8 @@ from netbird_host.setting_types import Count, SecondsOrZero, Secret, Section
 from netbird_host.settings import Settings, SettingsError, read_sources
 from netbird_management.defaults import DEFAULTS
 from netbird_management.login.settings import OidcSettings
-from netbird_management.plugins import Hooks, load_hooks
-from netbird_management.services.domains import fold
+from netbird_management.model.domains import fold
+from netbird_management.plugins.hooks import Hooks, load_hooks
 
 ENVIRONMENT_PREFIX: Final = "NETBIRD_MANAGEMENT_"
 CONFIG_VARIABLE: Final = "NETBIRD_MANAGEMENT_CONFIG"

@@ -10,14 +10,14 @@ from typing import Final
 
 import grpc
 
-from netbird_management.clock import now
 from netbird_management.grpc.errors import Refused
-from netbird_management.ids import GroupId, PeerId, UserId, new_id
-from netbird_management.network.snapshot import AccountSnapshot
-from netbird_management.services.access_log import Row, Rows, add_access_log_rows
-from netbird_management.services.model import AccessLogEntry
-from netbird_management.state import State
+from netbird_management.model.clock import now
+from netbird_management.model.ids import GroupId, PeerId, UserId, new_id
+from netbird_management.model.services import AccessLogEntry
+from netbird_management.model.snapshot import AccountSnapshot
+from netbird_management.operations.access_log import Row, Rows, add_access_log_rows
 from netbird_management.store.engine import is_away
+from netbird_management.store.state import State
 from netbird_wire.proxy_service_pb2 import AccessLog
 
 QUEUE_ENTRIES: Final = 10_000

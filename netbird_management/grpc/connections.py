@@ -6,13 +6,13 @@ from typing import Final
 
 import grpc
 
+from netbird_management.compute.mapping import BuiltMapping
 from netbird_management.grpc.errors import Refused
-from netbird_management.ids import AccountId, ProxyId, ServiceId
-from netbird_management.network.snapshot import Change
-from netbird_management.services.mapping import BuiltMapping
-from netbird_management.services.model import Service
-from netbird_management.services.proxies import Registration
-from netbird_management.services.tokens import ProxyToken
+from netbird_management.model.ids import AccountId, ProxyId, ServiceId
+from netbird_management.model.services import Service
+from netbird_management.model.snapshot import Change
+from netbird_management.operations.proxies import Registration
+from netbird_management.operations.proxy_tokens import ProxyToken
 
 QUEUE_MESSAGES: Final = 100
 """How far a proxy may fall behind before it has to start over from a snapshot."""

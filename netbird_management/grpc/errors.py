@@ -5,7 +5,7 @@ from typing import Final
 
 import grpc
 
-from netbird_management.errors import (
+from netbird_management.model.errors import (
     BadRequest,
     Conflict,
     InvalidArgument,
@@ -15,7 +15,7 @@ from netbird_management.errors import (
     PreconditionFailed,
     Unauthorized,
 )
-from netbird_management.store.errors import UnreachableError
+from netbird_management.model.store_errors import UnreachableError
 
 _log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from netbird_host.sources import source_of
 from netbird_management.grpc.connections import Connection, Connections
 from netbird_management.grpc.errors import Refused, as_refusal
 from netbird_management.grpc.wire import serialized
-from netbird_management.services.tokens import ProxyToken, find_proxy_token, note_token_used
-from netbird_management.state import State
+from netbird_management.operations.proxy_tokens import ProxyToken, find_proxy_token, note_token_used
+from netbird_management.store.state import State
 from netbird_wire.extensions import NO_STREAM, PROXY_ID_METADATA
 from netbird_wire.tokens import TokenKind, stored_hash, well_formed
 

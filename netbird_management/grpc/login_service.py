@@ -11,23 +11,23 @@ from typing import Final
 import grpc
 
 from netbird_host.guesses import Guesses
-from netbird_management.errors import BadRequest
+from netbird_management.compute.validate import folded_name
 from netbird_management.grpc.errors import Refused
 from netbird_management.grpc.interceptors import Caller
-from netbird_management.ids import AccountId, ServiceId, UserId
 from netbird_management.login.gates import SessionGates
 from netbird_management.login.guess_store import recalled, remember
 from netbird_management.login.identity_provider import ProviderFailed
-from netbird_management.login.passwords import verify_secret
-from netbird_management.login.sessions import Method, Session, mint_session_token, read_session_token
 from netbird_management.login.sign_on import SignOn
-from netbird_management.network.model import Group, User
-from netbird_management.network.revocations import TOKENS_REVOKED, revoke, revoked_tokens
-from netbird_management.network.snapshot import AccountSnapshot
-from netbird_management.services.model import SecretAuth, Service
-from netbird_management.services.validate import folded_name
-from netbird_management.state import State
-from netbird_management.steps import ALLOW, Login
+from netbird_management.model.accounts import Group, User
+from netbird_management.model.errors import BadRequest
+from netbird_management.model.ids import AccountId, ServiceId, UserId
+from netbird_management.model.services import SecretAuth, Service
+from netbird_management.model.snapshot import AccountSnapshot
+from netbird_management.operations.revocations import TOKENS_REVOKED, revoke, revoked_tokens
+from netbird_management.plugins.steps import ALLOW, Login
+from netbird_management.secrets.passwords import verify_secret
+from netbird_management.secrets.session_tokens import Method, Session, mint_session_token, read_session_token
+from netbird_management.store.state import State
 from netbird_wire.proxy_service_pb2 import (
     AuthenticateRequest,
     AuthenticateResponse,

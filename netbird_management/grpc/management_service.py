@@ -9,16 +9,16 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from nacl.public import PrivateKey
 
-from netbird_management.errors import Conflict
+from netbird_management.compute.network_map import NetworkMaps, peer_config
 from netbird_management.grpc.errors import Refused
 from netbird_management.grpc.interceptors import peer_address
 from netbird_management.grpc.peer_streams import QUIET_SECONDS, PeerStream, PeerStreams
-from netbird_management.network.model import Peer, PeerMeta
-from netbird_management.network.network_map import NetworkMaps, peer_config
-from netbird_management.network.peers import note_login, set_connected, set_disconnected, update_peer_meta
-from netbird_management.network.setup_keys import enroll
-from netbird_management.network.snapshot import AccountSnapshot
-from netbird_management.state import State
+from netbird_management.model.accounts import Peer, PeerMeta
+from netbird_management.model.errors import Conflict
+from netbird_management.model.snapshot import AccountSnapshot
+from netbird_management.operations.peers import note_login, set_connected, set_disconnected, update_peer_meta
+from netbird_management.operations.setup_keys import enroll
+from netbird_management.store.state import State
 from netbird_wire.envelope import Envelope, EnvelopeError, format_key, parse_key
 from netbird_wire.management_pb2 import (
     Empty,

@@ -14,10 +14,10 @@ from netbird_management.grpc.errors import Refused
 from netbird_management.grpc.interceptors import Caller
 from netbird_management.grpc.mappings import BATCH, Mappings
 from netbird_management.grpc.wire import message
-from netbird_management.ids import ProxyId
-from netbird_management.services.domains import fold
-from netbird_management.services.model import Capabilities
-from netbird_management.services.proxies import (
+from netbird_management.model.domains import fold
+from netbird_management.model.ids import ProxyId
+from netbird_management.model.services import Capabilities
+from netbird_management.operations.proxies import (
     Registration,
     address_is_free,
     disconnect_proxy,
@@ -25,9 +25,9 @@ from netbird_management.services.proxies import (
     register_proxy,
     room_for_proxy,
 )
-from netbird_management.services.proxy_ids import proxy_id_is_free
-from netbird_management.services.tokens import get_proxy_token, note_token_used
-from netbird_management.state import State
+from netbird_management.operations.proxy_ids import proxy_id_is_free
+from netbird_management.operations.proxy_tokens import get_proxy_token, note_token_used
+from netbird_management.store.state import State
 from netbird_wire.extensions import Extension
 from netbird_wire.proxy_service_pb2 import (
     UPDATE_TYPE_CREATED,

@@ -7,19 +7,19 @@ no longer be had by this proxy becomes a removal, and nothing that was public st
 from collections.abc import Iterator
 from typing import Final
 
-from netbird_management.clock import now
+from netbird_management.compute.mapping import BuiltMapping, build, resolve
 from netbird_management.grpc.connections import Connection, Connections
 from netbird_management.grpc.recorder import Recorder
 from netbird_management.grpc.revalidations import revalidations, revocation, revocations
 from netbird_management.grpc.wire import mapping_entry, message
-from netbird_management.ids import ServiceId
-from netbird_management.network.revocations import KEPT
-from netbird_management.network.snapshot import AccountSnapshot, Change
-from netbird_management.plugins import Hooks
-from netbird_management.services.mapping import BuiltMapping, build, resolve
-from netbird_management.services.model import Service
-from netbird_management.services.one_time import mint
-from netbird_management.state import State
+from netbird_management.model.clock import now
+from netbird_management.model.ids import ServiceId
+from netbird_management.model.services import Service
+from netbird_management.model.snapshot import AccountSnapshot, Change
+from netbird_management.operations.revocations import KEPT
+from netbird_management.plugins.hooks import Hooks
+from netbird_management.secrets.one_time import mint
+from netbird_management.store.state import State
 from netbird_wire.proxy_service_pb2 import (
     UPDATE_TYPE_CREATED,
     UPDATE_TYPE_MODIFIED,

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 
 import grpc
 
+from netbird_management.compute.differences import network_differs, services_differ
 from netbird_management.grpc.errors import Refused
-from netbird_management.ids import AccountId, PeerId
-from netbird_management.network.differences import network_differs, services_differ
-from netbird_management.network.model import Peer
-from netbird_management.network.snapshot import Changes
+from netbird_management.model.accounts import Peer
+from netbird_management.model.ids import AccountId, PeerId
+from netbird_management.model.snapshot import Changes
 
 QUIET_SECONDS = 1.0
 """How long an agent's map waits for another change that would replace it. A proxy's does not wait: it is how access

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import grpc
 
-from netbird_management.plugins import HookError
-from netbird_management.steps import RpcService
+from netbird_management.plugins.hooks import HookError
+from netbird_management.plugins.steps import RpcService
 
 CORE: Final = frozenset({"management.ProxyService", "management.ManagementService"})
 

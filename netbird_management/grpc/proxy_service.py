@@ -5,7 +5,6 @@ from typing import Any, Final
 
 import grpc
 
-from netbird_management.errors import InvalidArgument, PermissionDenied
 from netbird_management.grpc.access_log import AccessLogs
 from netbird_management.grpc.connections import Connection, Connections
 from netbird_management.grpc.errors import Refused
@@ -14,13 +13,14 @@ from netbird_management.grpc.login_service import Logins
 from netbird_management.grpc.mapping_stream import MappingStreams
 from netbird_management.grpc.status_writer import StatusWriter
 from netbird_management.grpc.tunnel_peers import TunnelPeers
-from netbird_management.ids import AccountId, ServiceId
-from netbird_management.network.peers import create_proxy_peer
-from netbird_management.services.domains import fold
-from netbird_management.services.model import InboundListener, Status
-from netbird_management.services.one_time import verify
-from netbird_management.services.statuses import Report, set_certificate_issued
-from netbird_management.state import State
+from netbird_management.model.domains import fold
+from netbird_management.model.errors import InvalidArgument, PermissionDenied
+from netbird_management.model.ids import AccountId, ServiceId
+from netbird_management.model.services import InboundListener, Status
+from netbird_management.operations.peers import create_proxy_peer
+from netbird_management.operations.statuses import Report, set_certificate_issued
+from netbird_management.secrets.one_time import verify
+from netbird_management.store.state import State
 from netbird_wire.proxy_service_pb2 import (
     PROXY_STATUS_ACTIVE,
     PROXY_STATUS_CERTIFICATE_FAILED,

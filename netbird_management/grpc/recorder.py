@@ -8,11 +8,11 @@ import asyncio
 import logging
 from collections.abc import Mapping
 
-from netbird_management.ids import PeerId, ProxyId, ServiceId
-from netbird_management.network.model import Peer
-from netbird_management.network.peers import note_seen
-from netbird_management.services.withheld import note_withheld, replace_withheld
-from netbird_management.state import State
+from netbird_management.model.accounts import Peer
+from netbird_management.model.ids import PeerId, ProxyId, ServiceId
+from netbird_management.operations.peers import note_seen
+from netbird_management.operations.withheld import note_withheld, replace_withheld
+from netbird_management.store.state import State
 
 _log = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from netbird_management.network.differences import lasting
-from netbird_management.network.model import Revoked
-from netbird_management.network.snapshot import AccountSnapshot, Change
-from netbird_management.services.model import Service
+from netbird_management.compute.differences import lasting
+from netbird_management.model.accounts import Revoked
+from netbird_management.model.services import Service
+from netbird_management.model.snapshot import AccountSnapshot, Change
 from netbird_wire.proxy_service_pb2 import Revalidation, Revocation
 
 AT_MOST: Final = 200

@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 
 from netbird_host.shutdown import Shutdown
+from netbird_management.compute.network_map import NetworkMaps
 from netbird_management.grpc.access_log import AccessLogs
 from netbird_management.grpc.connections import Connections
 from netbird_management.grpc.errors import Refused
@@ -27,12 +28,11 @@ from netbird_management.grpc.status_writer import StatusWriter
 from netbird_management.grpc.tunnel_peers import TunnelPeers
 from netbird_management.login.gates import SessionGates
 from netbird_management.login.sign_on import SignOn
-from netbird_management.network.network_map import NetworkMaps
-from netbird_management.network.snapshot import Changes
-from netbird_management.plugins import Hooks
+from netbird_management.model.snapshot import Changes
+from netbird_management.plugins.hooks import Hooks
+from netbird_management.plugins.steps import Management
 from netbird_management.settings import Listener
-from netbird_management.state import State
-from netbird_management.steps import Management
+from netbird_management.store.state import State
 from netbird_wire.management_pb2_grpc import add_ManagementServiceServicer_to_server
 from netbird_wire.proxy_service_pb2_grpc import add_ProxyServiceServicer_to_server
 

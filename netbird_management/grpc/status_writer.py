@@ -7,9 +7,9 @@ as long as the snapshot took.
 import asyncio
 from typing import Final
 
-from netbird_management.errors import NotFound
-from netbird_management.services.statuses import Report, set_service_statuses
-from netbird_management.state import State
+from netbird_management.model.errors import NotFound
+from netbird_management.operations.statuses import Report, set_service_statuses
+from netbird_management.store.state import State
 
 AT_ONCE: Final = 500
 

@@ -13,15 +13,15 @@ import grpc
 from netbird_management.grpc.errors import Refused
 from netbird_management.grpc.interceptors import Caller
 from netbird_management.grpc.recorder import Recorder
-from netbird_management.ids import ServiceId
-from netbird_management.login.sessions import sign
-from netbird_management.network.model import Group, Peer, User
-from netbird_management.network.snapshot import AccountSnapshot
-from netbird_management.plugins import Hooks
-from netbird_management.services.model import Service
-from netbird_management.state import State
-from netbird_management.steps import ALLOW, Decision, Deny, Management
+from netbird_management.model.accounts import Group, Peer, User
+from netbird_management.model.ids import ServiceId
+from netbird_management.model.services import Service
+from netbird_management.model.snapshot import AccountSnapshot
+from netbird_management.plugins.hooks import Hooks
+from netbird_management.plugins.steps import ALLOW, Decision, Deny, Management
+from netbird_management.secrets.session_tokens import sign
 from netbird_management.store.models import ServiceRow
+from netbird_management.store.state import State
 from netbird_wire.proxy_service_pb2 import Principal, ValidateTunnelPeerRequest, ValidateTunnelPeerResponse
 
 KEYS: Final = 16_384

@@ -6,9 +6,9 @@ found one account, and nothing has to be looked up. An account that was there be
 
 import hashlib
 
-from netbird_management.ids import AccountId, id_from
 from netbird_management.login.identity_provider import Person
 from netbird_management.login.settings import OidcSettings
+from netbird_management.model.ids import AccountId, id_from
 
 
 class ClaimedAccounts:

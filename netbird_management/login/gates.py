@@ -4,10 +4,10 @@ import asyncio
 import logging
 from typing import Final
 
-from netbird_management.network.snapshot import AccountSnapshot
-from netbird_management.plugins import Hooks
-from netbird_management.services.model import Service
-from netbird_management.steps import ALLOW, Decision, Deny, Login, Management
+from netbird_management.model.services import Service
+from netbird_management.model.snapshot import AccountSnapshot
+from netbird_management.plugins.hooks import Hooks
+from netbird_management.plugins.steps import ALLOW, Decision, Deny, Login, Management
 
 GATE_SECONDS: Final = 1.0
 """Half of what a proxy gives the call: whoever hangs is a refusal with a name, not a call that failed."""

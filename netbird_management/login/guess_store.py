@@ -7,10 +7,10 @@ from sqlalchemy import delete
 
 from netbird_host.guesses import TRUSTED, Source
 from netbird_host.sources import source_of
-from netbird_management.clock import now
-from netbird_management.ids import ServiceId
-from netbird_management.state import State
+from netbird_management.model.clock import now
+from netbird_management.model.ids import ServiceId
 from netbird_management.store.models import GuessRow
+from netbird_management.store.state import State
 
 KEPT: Final = timedelta(seconds=TRUSTED)
 

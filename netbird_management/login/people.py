@@ -7,15 +7,15 @@ administrator has made that user and nobody has come for it yet, and the provide
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from netbird_management.clock import now
-from netbird_management.errors import InvalidArgument, PreconditionFailed
-from netbird_management.ids import AccountId, UserId, new_id
 from netbird_management.login.identity_provider import Person
-from netbird_management.network.accounts import create_account
-from netbird_management.network.model import Role, User
-from netbird_management.network.users import checked_email
-from netbird_management.state import State
+from netbird_management.model.accounts import Role, User
+from netbird_management.model.clock import now
+from netbird_management.model.errors import InvalidArgument, PreconditionFailed
+from netbird_management.model.ids import AccountId, UserId, new_id
+from netbird_management.operations.accounts import create_account
+from netbird_management.operations.users import checked_email
 from netbird_management.store.models import UserIdentityRow, UserRow
+from netbird_management.store.state import State
 
 
 async def user_of(state: State, account_id: AccountId, person: Person) -> User | None:

@@ -19,21 +19,21 @@ from urllib.parse import urlencode, urlsplit, urlunsplit
 
 from sqlalchemy import delete
 
-from netbird_management.clock import now
-from netbird_management.errors import BadRequest
-from netbird_management.ids import AccountId, UserId
 from netbird_management.login.claimed_accounts import ClaimedAccounts
 from netbird_management.login.gates import SessionGates
 from netbird_management.login.identity_provider import IdentityProvider, LoginRefused
 from netbird_management.login.people import founder, known_user, user_of
-from netbird_management.login.sessions import mint_session_token
-from netbird_management.network.accounts import DNS_DOMAIN
-from netbird_management.network.model import User
-from netbird_management.services.model import Service
-from netbird_management.state import State
-from netbird_management.steps import ALLOW, Login
+from netbird_management.model.accounts import User
+from netbird_management.model.clock import now
+from netbird_management.model.errors import BadRequest
+from netbird_management.model.ids import AccountId, UserId
+from netbird_management.model.services import Service
+from netbird_management.operations.accounts import DNS_DOMAIN
+from netbird_management.plugins.steps import ALLOW, Login
+from netbird_management.secrets.session_tokens import mint_session_token
+from netbird_management.secrets.vault import Vault
 from netbird_management.store.models import SpentNonceRow
-from netbird_management.store.vault import Vault
+from netbird_management.store.state import State
 
 LIFETIME_SECONDS: Final = 600
 LONGEST_REDIRECT: Final = 2048

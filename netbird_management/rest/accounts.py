@@ -5,10 +5,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from netbird_management.errors import BadRequest, InvalidArgument, NotFound
-from netbird_management.ids import GroupId
-from netbird_management.network.account_settings import SettingsChange, delete_account, update_account
-from netbird_management.network.model import Account, AccountSettings
+from netbird_management.model.accounts import Account, AccountSettings
+from netbird_management.model.errors import BadRequest, InvalidArgument, NotFound
+from netbird_management.model.ids import GroupId
+from netbird_management.operations.account_settings import SettingsChange, delete_account, update_account
 from netbird_management.rest.auth import Caller, allowed
 from netbird_management.rest.context import InContext
 from netbird_management.rest.json import ApiResponse, Body, moment, read_body

@@ -8,7 +8,7 @@ from fastapi import APIRouter, FastAPI
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from netbird_management.ids import new_id
+from netbird_management.model.ids import new_id
 from netbird_management.rest import (
     accounts,
     clusters,

@@ -7,15 +7,15 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from starlette.exceptions import HTTPException
 
-from netbird_management.errors import PermissionDenied, Unauthorized
-from netbird_management.ids import AccountId, UserId
 from netbird_management.login.identity_provider import ProviderFailed
-from netbird_management.network.model import Role, User
-from netbird_management.network.snapshot import AccountSnapshot
-from netbird_management.network.users import user_of_token
+from netbird_management.model.accounts import Role, User
+from netbird_management.model.errors import PermissionDenied, Unauthorized
+from netbird_management.model.ids import AccountId, UserId
+from netbird_management.model.snapshot import AccountSnapshot
+from netbird_management.operations.users import user_of_token
 from netbird_management.rest.context import Context, context_of
 from netbird_management.rest.permissions import Operation, may
-from netbird_management.state import acting
+from netbird_management.store.state import acting
 
 
 @dataclass(frozen=True, slots=True)

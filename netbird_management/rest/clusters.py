@@ -7,16 +7,16 @@ from fastapi import APIRouter, Request
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 
-from netbird_management.ids import AccountId
-from netbird_management.network.model import CustomDomain
+from netbird_management.model.accounts import CustomDomain
+from netbird_management.model.ids import AccountId
+from netbird_management.model.services import InboundListener
+from netbird_management.operations.custom_domains import create_domain, delete_domain, get_domain, validate_domain
+from netbird_management.operations.proxies import Cluster, clusters_of, delete_cluster
+from netbird_management.operations.statuses import inbound_listeners
 from netbird_management.rest.auth import Caller, allowed
 from netbird_management.rest.context import InContext
 from netbird_management.rest.json import ApiResponse, Body, read_body
 from netbird_management.rest.service_json import listener_json
-from netbird_management.services.custom_domains import create_domain, delete_domain, get_domain, validate_domain
-from netbird_management.services.model import InboundListener
-from netbird_management.services.proxies import Cluster, clusters_of, delete_cluster
-from netbird_management.services.statuses import inbound_listeners
 
 router = APIRouter()
 

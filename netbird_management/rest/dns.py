@@ -5,9 +5,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from netbird_management.errors import BadRequest, InvalidArgument, NotFound
-from netbird_management.ids import GroupId
-from netbird_management.network.dns import (
+from netbird_management.model.accounts import Nameserver, NameserverGroup, Zone, ZoneRecord
+from netbird_management.model.errors import BadRequest, InvalidArgument, NotFound
+from netbird_management.model.ids import GroupId
+from netbird_management.operations.dns import (
     delete_nameservers,
     delete_record,
     delete_zone,
@@ -18,7 +19,6 @@ from netbird_management.network.dns import (
     save_zone,
     set_disabled_groups,
 )
-from netbird_management.network.model import Nameserver, NameserverGroup, Zone, ZoneRecord
 from netbird_management.rest.auth import Caller, allowed
 from netbird_management.rest.context import InContext
 from netbird_management.rest.json import ApiResponse, Body, read_body

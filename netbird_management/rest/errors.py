@@ -7,9 +7,9 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from netbird_management.errors import Internal, ManagementError
+from netbird_management.model.errors import Internal, ManagementError
+from netbird_management.model.store_errors import UnreachableError
 from netbird_management.rest.json import ApiResponse
-from netbird_management.store.errors import UnreachableError
 
 _log = logging.getLogger(__name__)
 

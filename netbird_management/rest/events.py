@@ -8,14 +8,14 @@ from fastapi import APIRouter, Request
 from starlette.datastructures import QueryParams
 from starlette.responses import Response
 
-from netbird_management.ids import UserId
-from netbird_management.network.activity import Event, events_of
-from netbird_management.network.snapshot import AccountSnapshot
+from netbird_management.model.ids import UserId
+from netbird_management.model.services import AccessLogEntry
+from netbird_management.model.snapshot import AccountSnapshot
+from netbird_management.operations.access_log import SORTS, LogQuery, access_log_page
+from netbird_management.operations.events import Event, events_of
 from netbird_management.rest.auth import Caller, allowed
 from netbird_management.rest.context import InContext
 from netbird_management.rest.json import ApiResponse, moment
-from netbird_management.services.access_log import SORTS, LogQuery, access_log_page
-from netbird_management.services.model import AccessLogEntry
 
 router = APIRouter()
 

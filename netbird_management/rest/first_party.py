@@ -5,13 +5,13 @@ from typing import Any
 from fastapi import APIRouter
 
 from netbird_management.defaults import DEFAULTS
-from netbird_management.ids import AccountId
-from netbird_management.network.snapshot import AccountSnapshot
-from netbird_management.plugins import load_hooks
+from netbird_management.model.ids import AccountId
+from netbird_management.model.snapshot import AccountSnapshot
+from netbird_management.plugins.hooks import load_hooks
+from netbird_management.plugins.steps import OptionsT, ProxyCaller
 from netbird_management.rest.auth import allowed
 from netbird_management.rest.permissions import Operation
 from netbird_management.settings import ManagementSettings
-from netbird_management.steps import OptionsT, ProxyCaller
 
 
 class _Describing:

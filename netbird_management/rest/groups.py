@@ -5,11 +5,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from netbird_management.errors import InvalidArgument, NotFound
-from netbird_management.ids import GroupId, PeerId
-from netbird_management.network.groups import create_group, delete_group, update_group
-from netbird_management.network.model import Group
-from netbird_management.network.snapshot import AccountSnapshot
+from netbird_management.model.accounts import Group
+from netbird_management.model.errors import InvalidArgument, NotFound
+from netbird_management.model.ids import GroupId, PeerId
+from netbird_management.model.snapshot import AccountSnapshot
+from netbird_management.operations.groups import create_group, delete_group, update_group
 from netbird_management.rest.auth import Caller, allowed
 from netbird_management.rest.context import InContext
 from netbird_management.rest.json import ApiResponse, Body, read_body

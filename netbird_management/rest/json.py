@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from netbird_management.errors import BadRequest
+from netbird_management.model.errors import BadRequest
 
 BODY_BYTES: Final = 1 << 20
 _ESCAPES: Final = str.maketrans(

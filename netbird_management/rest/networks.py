@@ -6,10 +6,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from netbird_management.errors import BadRequest
-from netbird_management.ids import GroupId, PeerId
-from netbird_management.network.model import NetworkResource, NetworkRouter, Policy, ResourceType, RoutedNetwork
-from netbird_management.network.networks import (
+from netbird_management.model.accounts import NetworkResource, NetworkRouter, Policy, ResourceType, RoutedNetwork
+from netbird_management.model.errors import BadRequest
+from netbird_management.model.ids import GroupId, PeerId
+from netbird_management.model.snapshot import AccountSnapshot
+from netbird_management.operations.networks import (
     delete_network,
     delete_resource,
     delete_router,
@@ -20,7 +21,6 @@ from netbird_management.network.networks import (
     save_resource,
     save_router,
 )
-from netbird_management.network.snapshot import AccountSnapshot
 from netbird_management.rest.auth import Caller, allowed
 from netbird_management.rest.context import InContext
 from netbird_management.rest.groups import group_minimum

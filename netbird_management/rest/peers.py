@@ -5,12 +5,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import PlainTextResponse, Response
 
-from netbird_management.errors import InvalidArgument, NotFound, PermissionDenied
-from netbird_management.ids import GroupId, PeerId, UserId
-from netbird_management.network.model import Peer
-from netbird_management.network.peers import create_stock_peer, delete_peer, rename_peer
-from netbird_management.network.snapshot import AccountSnapshot
-from netbird_management.network.wireguard import wireguard_config
+from netbird_management.compute.wireguard import wireguard_config
+from netbird_management.model.accounts import Peer
+from netbird_management.model.errors import InvalidArgument, NotFound, PermissionDenied
+from netbird_management.model.ids import GroupId, PeerId, UserId
+from netbird_management.model.snapshot import AccountSnapshot
+from netbird_management.operations.peers import create_stock_peer, delete_peer, rename_peer
 from netbird_management.rest.auth import AnyCaller, Caller
 from netbird_management.rest.context import InContext
 from netbird_management.rest.groups import group_minimum

@@ -2,7 +2,7 @@
 
 from typing import Final, Literal
 
-from netbird_management.network.model import Role, User
+from netbird_management.model.accounts import Role, User
 
 Operation = Literal["create", "read", "update", "delete"]
 OPERATIONS: Final[tuple[Operation, ...]] = ("create", "read", "update", "delete")

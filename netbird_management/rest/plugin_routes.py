@@ -6,7 +6,7 @@ from typing import Final
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.routing import APIRoute
 
-from netbird_management.plugins import HookError
+from netbird_management.plugins.hooks import HookError
 from netbird_management.rest.auth import caller
 
 PREFIX: Final = "/api"

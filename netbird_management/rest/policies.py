@@ -5,11 +5,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from netbird_management.errors import InvalidArgument
-from netbird_management.ids import GroupId, PolicyId
-from netbird_management.network.model import Policy, PolicyRule, PortRange, Resource, ResourceType
-from netbird_management.network.policy_edit import create_policy, delete_policy, get_policy, update_policy
-from netbird_management.network.snapshot import AccountSnapshot
+from netbird_management.model.accounts import Policy, PolicyRule, PortRange, Resource, ResourceType
+from netbird_management.model.errors import InvalidArgument
+from netbird_management.model.ids import GroupId, PolicyId
+from netbird_management.model.snapshot import AccountSnapshot
+from netbird_management.operations.policies import create_policy, delete_policy, get_policy, update_policy
 from netbird_management.rest.auth import Caller, allowed
 from netbird_management.rest.context import InContext
 from netbird_management.rest.groups import group_minimum

@@ -5,11 +5,16 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from netbird_management.ids import TokenId
+from netbird_management.model.ids import TokenId
+from netbird_management.operations.proxy_tokens import (
+    ProxyToken,
+    create_proxy_token,
+    proxy_tokens_of,
+    revoke_proxy_token,
+)
 from netbird_management.rest.auth import Caller, allowed
 from netbird_management.rest.context import InContext
 from netbird_management.rest.json import ApiResponse, Body, moment, read_body
-from netbird_management.services.tokens import ProxyToken, create_proxy_token, proxy_tokens_of, revoke_proxy_token
 
 router = APIRouter(prefix="/reverse-proxies/proxy-tokens")
 

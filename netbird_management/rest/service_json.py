@@ -5,13 +5,11 @@ from datetime import datetime
 from typing import Any
 
 from netbird_host.go_duration import format_duration, parse_duration
-from netbird_management.clock import now
-from netbird_management.errors import InvalidArgument
-from netbird_management.ids import AccountId, GroupId, ServiceId
-from netbird_management.network.snapshot import AccountSnapshot
-from netbird_management.rest.json import Body, moment
-from netbird_management.services.mapping import resolve
-from netbird_management.services.model import (
+from netbird_management.compute.mapping import resolve
+from netbird_management.model.clock import now
+from netbird_management.model.errors import InvalidArgument
+from netbird_management.model.ids import AccountId, GroupId, ServiceId
+from netbird_management.model.services import (
     AccessRestrictions,
     AuthConfig,
     BearerAuth,
@@ -26,6 +24,8 @@ from netbird_management.services.model import (
     TargetOptions,
     TargetType,
 )
+from netbird_management.model.snapshot import AccountSnapshot
+from netbird_management.rest.json import Body, moment
 
 
 class OptionsBody(Body):

@@ -5,14 +5,14 @@ from typing import Annotated
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from netbird_management.ids import ServiceId
+from netbird_management.model.ids import ServiceId
+from netbird_management.model.services import Service
+from netbird_management.operations.services import create_service, delete_service, get_service, update_service
+from netbird_management.operations.statuses import certificates_issued, proxy_statuses, worst_statuses
 from netbird_management.rest.auth import Caller, allowed
 from netbird_management.rest.context import Context, InContext
 from netbird_management.rest.json import ApiResponse, read_body
 from netbird_management.rest.service_json import ServiceBody, proxy_status_json, sent_names, service_json, service_of
-from netbird_management.services.edit import create_service, delete_service, get_service, update_service
-from netbird_management.services.model import Service
-from netbird_management.services.statuses import certificates_issued, proxy_statuses, worst_statuses
 
 router = APIRouter(prefix="/reverse-proxies/services")
 

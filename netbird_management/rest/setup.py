@@ -6,12 +6,12 @@ from ipaddress import ip_address
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from netbird_management.errors import InvalidArgument, PermissionDenied, PreconditionFailed
-from netbird_management.login.passwords import hash_secret
-from netbird_management.network.accounts import create_account
-from netbird_management.network.users import checked_email, create_token
+from netbird_management.model.errors import InvalidArgument, PermissionDenied, PreconditionFailed
+from netbird_management.operations.accounts import create_account
+from netbird_management.operations.users import checked_email, create_token
 from netbird_management.rest.context import Context, InContext
 from netbird_management.rest.json import ApiResponse, Body, read_body
+from netbird_management.secrets.passwords import hash_secret
 
 router = APIRouter()
 HEADER = "x-netbird-setup-secret"

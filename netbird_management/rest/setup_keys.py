@@ -5,9 +5,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from netbird_management.errors import BadRequest
-from netbird_management.ids import GroupId
-from netbird_management.network.setup_keys import (
+from netbird_management.model.errors import BadRequest
+from netbird_management.model.ids import GroupId
+from netbird_management.operations.setup_keys import (
     SetupKey,
     SetupKeyState,
     create_setup_key,

@@ -6,8 +6,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from netbird_host.sources import source_of
-from netbird_management.errors import BadRequest
 from netbird_management.login.identity_provider import LoginRefused, ProviderFailed
+from netbird_management.model.errors import BadRequest
 from netbird_management.rest.client_address import client_address
 from netbird_management.rest.context import InContext
 

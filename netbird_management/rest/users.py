@@ -5,10 +5,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from netbird_management.errors import BadRequest, InvalidArgument, NotFound, PermissionDenied
-from netbird_management.ids import GroupId, TokenId, UserId
-from netbird_management.network.model import Role, User
-from netbird_management.network.users import (
+from netbird_management.model.accounts import Role, User
+from netbird_management.model.errors import BadRequest, InvalidArgument, NotFound, PermissionDenied
+from netbird_management.model.ids import GroupId, TokenId, UserId
+from netbird_management.operations.users import (
     PersonalToken,
     approve_user,
     create_token,

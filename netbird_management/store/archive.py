@@ -18,12 +18,12 @@ from typing import IO, Any, Final
 from sqlalchemy import JSON, Connection, Table, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from netbird_management.model.store_errors import ArchiveError
+from netbird_management.secrets.vault import KEY_FILE, Vault
 from netbird_management.store.directory import make_directory
 from netbird_management.store.engine import DATABASE_FILE, LOG_FILE, Engines, open_engines, open_unmigrated
-from netbird_management.store.errors import ArchiveError
 from netbird_management.store.holding import held_store
 from netbird_management.store.schema import Part, migrate, tables, versions
-from netbird_management.store.vault import KEY_FILE, Vault
 
 FORMAT: Final = 1
 _ROWS: Final = 1_000

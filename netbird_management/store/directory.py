@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from netbird_management.model.store_errors import VaultError
+from netbird_management.secrets.vault import KEY_FILE, Vault
 from netbird_management.store.engine import DATABASE_FILE
-from netbird_management.store.errors import VaultError
-from netbird_management.store.vault import KEY_FILE, Vault
 
 
 def prepare_directory(directory: Path) -> Vault:

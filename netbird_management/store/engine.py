@@ -17,7 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
-from netbird_management.store.errors import UnreachableError
+from netbird_management.model.store_errors import UnreachableError
 from netbird_management.store.schema import Part, migrate, versions
 
 DATABASE_FILE: Final = "management.db"

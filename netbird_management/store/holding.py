@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import asyncpg  # type: ignore[import-untyped]
 
+from netbird_management.model.store_errors import InUseError, UnreachableError
 from netbird_management.store.engine import connect
-from netbird_management.store.errors import InUseError, UnreachableError
 
 LOCK_FILE: Final = "management.lock"
 WATCH_SECONDS: Final = 5.0

@@ -1,4 +1,4 @@
-"""The tables. Rows are read and written in `network.rows` and `services.rows`, and nowhere else turned into anything.
+"""The tables. Rows are read and written in `network_rows` and `service_rows`, and nowhere else turned into anything.
 
 Lists whose order matters and that nobody searches (targets, access groups, rules) are JSON in their owner's row: they
 are always written whole. Secrets are sealed by `store.vault` before they come here.

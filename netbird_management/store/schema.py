@@ -11,7 +11,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, MetaData, Table, inspect, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from netbird_management.store.errors import NewerStoreError
+from netbird_management.model.store_errors import NewerStoreError
 
 Part = Literal["accounts", "log"]
 NEWEST: Final = "head"

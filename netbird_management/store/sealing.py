@@ -8,10 +8,10 @@ from typing import Final
 from sqlalchemy import Connection, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from netbird_management.model.store_errors import VaultError
+from netbird_management.secrets.vault import KEY_FILE, Vault
 from netbird_management.store.engine import open_engines
-from netbird_management.store.errors import VaultError
 from netbird_management.store.models import SealRow, ServiceRow
-from netbird_management.store.vault import KEY_FILE, Vault
 
 NEXT_KEY_FILE: Final = "store.key.next"
 """Of a change of keys that is under way: it becomes the key when the secrets were sealed with it."""

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 import netbird_management.defaults
-import netbird_management.plugins
+import netbird_management.plugins.hooks
 import netbird_proxy.plugins
-from docs.generate import DOCS, HEADINGS, ROOT, Hook, fresh, hooks
+from docs.generate import DOCS, HEADINGS, HOOKSPECS, ROOT, Hook, fresh, hooks
 from netbird_host.plugins import Plugins
 from netbird_proxy.control.claims import CORE_CLAIMS
 from netbird_proxy.defaults import DEFAULTS
@@ -35,7 +35,7 @@ def first_party() -> dict[str, Plugins]:
         return sorted(point.name for point in entry_points(group=group) if point.name in mine)
 
     proxy = netbird_proxy.plugins.load_hooks(named("netbird_proxy"), defaults=DEFAULTS, core_claims=CORE_CLAIMS)
-    management = netbird_management.plugins.load_hooks(
+    management = netbird_management.plugins.hooks.load_hooks(
         named("netbird_management"), defaults=netbird_management.defaults.DEFAULTS
     )
     return {"proxy": proxy.plugins, "management": management.plugins}
@@ -60,12 +60,12 @@ def test_every_hook_is_seen() -> None:
     """The reader of the specifications finds what pluggy finds."""
     for host, load in (
         ("proxy", netbird_proxy.plugins.load_hooks),
-        ("management", netbird_management.plugins.load_hooks),
+        ("management", netbird_management.plugins.hooks.load_hooks),
     ):
         loaded = load()
         for hook in (one for one in HOOKS if one.host == host):
             assert loaded.plugins.calls(hook.name) == ()
-        specs = import_module(f"netbird_{host}.hookspecs")
+        specs = import_module(HOOKSPECS[host])
         plain = [name for name, one in vars(specs).items() if getattr(one, "__module__", "") == specs.__name__]
         assert plain == [hook.name for hook in HOOKS if hook.host == host]
 

@@ -49,20 +49,20 @@ from netbird_management import (
     User,
     UserId,
 )
-from netbird_management.clock import now
-from netbird_management.network.accounts import create_account
-from netbird_management.network.model import Account, ProxyPeer
-from netbird_management.network.users import create_token, create_user
-from netbird_management.plugins import Hooks, load_hooks
+from netbird_management.compute.mapping import build
+from netbird_management.model.accounts import Account, ProxyPeer
+from netbird_management.model.clock import now
+from netbird_management.model.services import AuthConfig, SecretAuth, ServiceMeta
+from netbird_management.operations.accounts import create_account
+from netbird_management.operations.proxy_tokens import create_proxy_token
+from netbird_management.operations.users import create_token, create_user
+from netbird_management.plugins.hooks import Hooks, load_hooks
 from netbird_management.rest.app import create_app
 from netbird_management.rest.context import Context
+from netbird_management.secrets.vault import Vault
 from netbird_management.server import ManagementServer
-from netbird_management.services.mapping import build
-from netbird_management.services.model import AuthConfig, SecretAuth, ServiceMeta
-from netbird_management.services.tokens import create_proxy_token
 from netbird_management.settings import ManagementSettings
-from netbird_management.state import State
-from netbird_management.store.vault import Vault
+from netbird_management.store.state import State
 from tests.netbird_management.conftest import Home
 from tests.netbird_management.grpc.conftest import lab_for
 

@@ -17,8 +17,8 @@ from pydantic import BaseModel
 import netbird_management.cli
 import netbird_proxy.cli
 from docs.generate import DOCS, FIRST_PARTY, ROOT, settings_rows
+from netbird_management.model.services import TargetType
 from netbird_management.rest.service_json import OptionsBody, ServiceBody, TargetBody
-from netbird_management.services.model import TargetType
 from netbird_management.settings import ManagementSettings
 from netbird_proxy.admin import application
 from netbird_proxy.control.claims import CORE_CLAIMS

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from netbird_management.network.accounts import create_account
-from netbird_management.network.model import Peer
-from netbird_management.services.edit import delete_service
-from netbird_management.state import State
-from netbird_management.store.vault import Vault
+from netbird_management.model.accounts import Peer
+from netbird_management.operations.accounts import create_account
+from netbird_management.operations.services import delete_service
+from netbird_management.secrets.vault import Vault
+from netbird_management.store.state import State
 from netbird_proxy.control.client import Connection, ManagementClient
 from netbird_proxy.testing.faults import TcpRelay
 from netbird_wire.proxy_service_pb2 import ProxyCapabilities

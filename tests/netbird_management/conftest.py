@@ -15,21 +15,21 @@ import httpx
 import pytest
 from sqlalchemy import text
 
-from netbird_management.ids import AccountId, ProxyId
-from netbird_management.network.accounts import create_account
-from netbird_management.network.groups import create_group
-from netbird_management.network.model import Role, User
-from netbird_management.network.peers import create_stock_peer
-from netbird_management.network.snapshot import AccountSnapshot
-from netbird_management.network.users import create_token, create_user
+from netbird_management.model.accounts import Role, User
+from netbird_management.model.ids import AccountId, ProxyId
+from netbird_management.model.services import Capabilities
+from netbird_management.model.snapshot import AccountSnapshot
+from netbird_management.operations.accounts import create_account
+from netbird_management.operations.groups import create_group
+from netbird_management.operations.peers import create_stock_peer
+from netbird_management.operations.proxies import Registration, register_proxy
+from netbird_management.operations.services import create_service
+from netbird_management.operations.users import create_token, create_user
 from netbird_management.rest.app import create_app
 from netbird_management.rest.context import Context
-from netbird_management.services.edit import create_service
-from netbird_management.services.model import Capabilities
-from netbird_management.services.proxies import Registration, register_proxy
-from netbird_management.state import State
+from netbird_management.secrets.vault import Vault
 from netbird_management.store.engine import DATABASE_FILE, LOG_FILE, open_engine, open_engines
-from netbird_management.store.vault import Vault
+from netbird_management.store.state import State
 from tests.netbird_management.store_child import HOOKS, SENT, service
 from tests.postgresql import Server, server
 

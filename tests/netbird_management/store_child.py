@@ -20,24 +20,24 @@ from typing import Any, Final
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
-from netbird_management.clock import now
-from netbird_management.ids import AccountId, GroupId
-from netbird_management.network.account_settings import delete_account
-from netbird_management.network.accounts import create_account
-from netbird_management.network.groups import create_group, delete_group, update_group
-from netbird_management.network.model import PeerMeta, Role
-from netbird_management.network.peers import create_proxy_peer, create_stock_peer, delete_peer
-from netbird_management.network.revocations import revoke
-from netbird_management.network.setup_keys import enroll
-from netbird_management.network.snapshot import AccountSnapshot
-from netbird_management.network.users import create_token, create_user, delete_user, update_user, user_of_token
-from netbird_management.plugins import load_hooks
-from netbird_management.services.access_log import AccessLogEntry, add_access_log_entries
-from netbird_management.services.edit import create_service, delete_service, update_service
-from netbird_management.services.model import Service, ServiceMeta, Target, TargetOptions, TargetType
-from netbird_management.services.one_time import mint, verify
-from netbird_management.state import State
-from netbird_management.store.vault import Vault
+from netbird_management.model.accounts import PeerMeta, Role
+from netbird_management.model.clock import now
+from netbird_management.model.ids import AccountId, GroupId
+from netbird_management.model.services import Service, ServiceMeta, Target, TargetOptions, TargetType
+from netbird_management.model.snapshot import AccountSnapshot
+from netbird_management.operations.access_log import AccessLogEntry, add_access_log_entries
+from netbird_management.operations.account_settings import delete_account
+from netbird_management.operations.accounts import create_account
+from netbird_management.operations.groups import create_group, delete_group, update_group
+from netbird_management.operations.peers import create_proxy_peer, create_stock_peer, delete_peer
+from netbird_management.operations.revocations import revoke
+from netbird_management.operations.services import create_service, delete_service, update_service
+from netbird_management.operations.setup_keys import enroll
+from netbird_management.operations.users import create_token, create_user, delete_user, update_user, user_of_token
+from netbird_management.plugins.hooks import load_hooks
+from netbird_management.secrets.one_time import mint, verify
+from netbird_management.secrets.vault import Vault
+from netbird_management.store.state import State
 
 SENT: Final = frozenset({"private", "access_groups"})
 HOOKS: Final = load_hooks(["private_service", "direct_upstream"])

@@ -17,8 +17,6 @@ import uvicorn
 from sqlalchemy import func, select, update
 
 from netbird_host.guesses import SERVICE_FAILURES, Guesses
-from netbird_management.clock import now
-from netbird_management.errors import PreconditionFailed
 from netbird_management.grpc import interceptors, tunnel_peers
 from netbird_management.grpc import server as grpc_server
 from netbird_management.grpc.access_log import AccessLogs
@@ -26,29 +24,31 @@ from netbird_management.grpc.connections import QUEUE_MESSAGES, Connection
 from netbird_management.grpc.errors import Refused
 from netbird_management.grpc.interceptors import FailureLimiter
 from netbird_management.grpc.login_service import HASHES_WAITING, Logins
-from netbird_management.ids import ProxyId, ServiceId
-from netbird_management.login import sessions
 from netbird_management.login.gates import SessionGates
 from netbird_management.login.identity_provider import IdentityProvider
 from netbird_management.login.settings import CALLBACK_PATH, OidcSettings
 from netbird_management.login.sign_on import SignOn, _State
-from netbird_management.network import revocations, room
-from netbird_management.network.activity import events_of, forget_old_events
-from netbird_management.network.groups import create_group
-from netbird_management.network.revocations import revoke, revoked_tokens
-from netbird_management.network.setup_keys import create_setup_key
-from netbird_management.network.snapshot import Change, Changes, Touched
-from netbird_management.network.users import create_token
-from netbird_management.plugins import load_hooks
+from netbird_management.model.clock import now
+from netbird_management.model.errors import PreconditionFailed
+from netbird_management.model.ids import ProxyId, ServiceId
+from netbird_management.model.services import AccessLogEntry, Capabilities
+from netbird_management.model.snapshot import Change, Changes, Touched
+from netbird_management.operations import proxies, revocations
+from netbird_management.operations.access_log import add_access_log_entries, forget_old_entries
+from netbird_management.operations.events import events_of, forget_old_events
+from netbird_management.operations.groups import create_group
+from netbird_management.operations.proxies import Registration, room_for_proxy
+from netbird_management.operations.proxy_tokens import create_proxy_token
+from netbird_management.operations.revocations import revoke, revoked_tokens
+from netbird_management.operations.setup_keys import create_setup_key
+from netbird_management.operations.users import create_token
+from netbird_management.plugins.hooks import load_hooks
 from netbird_management.rest import rate
 from netbird_management.rest.app import create_app
 from netbird_management.rest.bounds import RestLimits, protocol
 from netbird_management.rest.context import Context
-from netbird_management.services import proxies
-from netbird_management.services.access_log import add_access_log_entries, forget_old_entries
-from netbird_management.services.model import AccessLogEntry, Capabilities
-from netbird_management.services.proxies import Registration, room_for_proxy
-from netbird_management.services.tokens import create_proxy_token
+from netbird_management.secrets import session_tokens as sessions
+from netbird_management.store import limits
 from netbird_management.store.models import (
     AccessLogRow,
     PersonalTokenRow,
@@ -408,7 +408,7 @@ async def single_sign_on(scene: Scene) -> None:
 @drive("an account")
 async def an_account(scene: Scene) -> None:
     state, account = scene.home.state, scene.home.account_id
-    assert set(room._held(scene.home.snapshot)) == set(room.HELD)
+    assert set(limits._held(scene.home.snapshot)) == set(limits.HELD)
     state.room = {"groups": len(scene.home.snapshot.groups) + 1}
     kept = await create_group(state, account, name="one")
     with pytest.raises(PreconditionFailed, match="account is full"):
@@ -427,9 +427,9 @@ async def keys_and_tokens(scene: Scene) -> None:
     await create_setup_key(state, account, name="k", kind="reusable", expires_in=0, auto_groups=())
     await create_token(state, owner, name="t", days=1, created_by=owner.id)
     await create_proxy_token(state, name="t", account_id=account, created_by="test")
-    await _filled(scene, SetupKeyRow, room.SETUP_KEYS)
-    await _filled(scene, PersonalTokenRow, room.TOKENS_OF_A_USER)
-    await _filled(scene, ProxyTokenRow, room.PROXY_TOKENS)
+    await _filled(scene, SetupKeyRow, limits.SETUP_KEYS)
+    await _filled(scene, PersonalTokenRow, limits.TOKENS_OF_A_USER)
+    await _filled(scene, ProxyTokenRow, limits.PROXY_TOKENS)
     with pytest.raises(PreconditionFailed, match="1000 setup keys"):
         await create_setup_key(state, account, name="k", kind="reusable", expires_in=0, auto_groups=())
     with pytest.raises(PreconditionFailed, match="100 tokens"):

@@ -17,19 +17,19 @@ from sqlalchemy import event
 
 from examples.demo.stack import free_port
 from netbird_host.shutdown import Shutdown
-from netbird_management.clock import now
-from netbird_management.ids import AccountId, GroupId, PeerId
-from netbird_management.network.accounts import create_account
-from netbird_management.network.groups import create_group, update_group
-from netbird_management.network.model import Group, Peer, Role, User
-from netbird_management.network.peers import create_stock_peer
-from netbird_management.network.users import create_user
-from netbird_management.network.wireguard import wireguard_config
-from netbird_management.plugins import load_hooks
+from netbird_management.compute.wireguard import wireguard_config
+from netbird_management.model.accounts import Group, Peer, Role, User
+from netbird_management.model.clock import now
+from netbird_management.model.ids import AccountId, GroupId, PeerId
+from netbird_management.model.services import Service, ServiceMeta, Target, TargetOptions, TargetType
+from netbird_management.operations.accounts import create_account
+from netbird_management.operations.groups import create_group, update_group
+from netbird_management.operations.peers import create_stock_peer
+from netbird_management.operations.proxy_tokens import create_proxy_token
+from netbird_management.operations.services import create_service, delete_service, update_service
+from netbird_management.operations.users import create_user
+from netbird_management.plugins.hooks import load_hooks
 from netbird_management.server import ManagementServer, serve
-from netbird_management.services.edit import create_service, delete_service, update_service
-from netbird_management.services.model import Service, ServiceMeta, Target, TargetOptions, TargetType
-from netbird_management.services.tokens import create_proxy_token
 from netbird_management.settings import Listener, ManagementSettings
 from netbird_management.store.engine import DATABASE_FILE
 from netbird_proxy.loading import load

@@ -14,8 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from netbird_management.network.model import Role
-from netbird_management.network.users import update_user
+from netbird_management.model.accounts import Role
+from netbird_management.operations.users import update_user
 from netbird_proxy.model import ExchangeId
 from netbird_proxy.testing.faults import Fault, play, schedule
 from tests.schedules.house import (

@@ -13,24 +13,24 @@ import httpx
 import pytest
 from google.protobuf.json_format import ParseDict
 
-from netbird_management.clock import now
 from netbird_management.grpc.server import serve_grpc
-from netbird_management.ids import AccountId, GroupId, PeerId, PolicyId, UserId
 from netbird_management.login.gates import SessionGates
 from netbird_management.login.identity_provider import IdentityProvider
 from netbird_management.login.settings import OidcSettings
 from netbird_management.login.sign_on import SignOn
-from netbird_management.network import rows
-from netbird_management.network.model import AccountSettings, PeerMeta, Policy, PolicyRule, Role
-from netbird_management.network.users import create_token
-from netbird_management.plugins import load_hooks
+from netbird_management.model.accounts import AccountSettings, PeerMeta, Policy, PolicyRule, Role
+from netbird_management.model.clock import now
+from netbird_management.model.ids import AccountId, GroupId, PeerId, PolicyId, UserId
+from netbird_management.operations.proxy_tokens import create_proxy_token
+from netbird_management.operations.users import create_token
+from netbird_management.plugins.hooks import load_hooks
 from netbird_management.rest.app import create_app
 from netbird_management.rest.context import Context
 from netbird_management.server import ManagementServer
-from netbird_management.services.tokens import create_proxy_token
 from netbird_management.settings import Listener, ManagementSettings
-from netbird_management.state import State
+from netbird_management.store import network_rows as rows
 from netbird_management.store.models import AccountRow, GroupPeerRow, GroupRow, PeerRow, UserRow
+from netbird_management.store.state import State
 from netbird_wire.proxy_service_pb2 import ProxyCapabilities
 from tests.netbird_management.grpc.conftest import FakeProxy
 

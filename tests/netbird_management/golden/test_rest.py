@@ -7,7 +7,7 @@ from typing import Any
 
 from google.protobuf.json_format import ParseDict
 
-from netbird_management.services.access_log import access_log_page
+from netbird_management.operations.access_log import access_log_page
 from netbird_wire.proxy_service_pb2 import AccessLog, SendAccessLogRequest, SendStatusUpdateRequest
 from tests.netbird_management.golden.conftest import ACCOUNT, CORPUS, FIXTURE, HERE, Stage
 from tests.netbird_management.grpc.conftest import eventually

@@ -11,7 +11,7 @@ import grpc.aio
 import pytest
 from google.protobuf.json_format import MessageToDict, ParseDict
 
-from netbird_management.state import State
+from netbird_management.store.state import State
 from netbird_wire import proxy_service_pb2 as wire
 from netbird_wire.tokens import TokenKind, mint
 from tests.netbird_management.golden.conftest import CORPUS, FIXTURE, HERE, Stage, staged

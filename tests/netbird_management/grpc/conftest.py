@@ -13,19 +13,19 @@ import grpc.aio
 import pytest
 from nacl.public import PrivateKey
 
-from netbird_management.clock import now
 from netbird_management.grpc.server import Timing, serve_grpc
-from netbird_management.ids import AccountId, GroupId, PeerId, ProxyId
-from netbird_management.network.groups import create_group, update_group
-from netbird_management.network.model import Group, Peer, Role, User
-from netbird_management.network.peers import create_stock_peer
-from netbird_management.network.users import create_user
-from netbird_management.plugins import Hooks, load_hooks
+from netbird_management.model.accounts import Group, Peer, Role, User
+from netbird_management.model.clock import now
+from netbird_management.model.ids import AccountId, GroupId, PeerId, ProxyId
+from netbird_management.model.services import Capabilities, Service, ServiceMeta, Target, TargetOptions, TargetType
+from netbird_management.operations.groups import create_group, update_group
+from netbird_management.operations.peers import create_stock_peer
+from netbird_management.operations.proxies import Registration, register_proxy
+from netbird_management.operations.proxy_tokens import create_proxy_token
+from netbird_management.operations.services import create_service, update_service
+from netbird_management.operations.users import create_user
+from netbird_management.plugins.hooks import Hooks, load_hooks
 from netbird_management.server import ManagementServer
-from netbird_management.services.edit import create_service, update_service
-from netbird_management.services.model import Capabilities, Service, ServiceMeta, Target, TargetOptions, TargetType
-from netbird_management.services.proxies import Registration, register_proxy
-from netbird_management.services.tokens import create_proxy_token
 from netbird_management.settings import Listener, ManagementSettings
 from netbird_wire.envelope import Envelope, format_key, parse_key
 from netbird_wire.management_pb2 import (

@@ -12,7 +12,7 @@ import pytest
 
 from netbird_management.grpc.access_log import AccessLogs
 from netbird_management.grpc.errors import Refused
-from netbird_management.services.access_log import AccessLogEntry, access_log_page
+from netbird_management.operations.access_log import AccessLogEntry, access_log_page
 from netbird_wire.proxy_service_pb2 import AccessLog, SendAccessLogRequest
 from tests.netbird_management.grpc.conftest import FakeProxy, Lab, eventually
 

@@ -15,20 +15,20 @@ import httpx
 import pytest
 from sqlalchemy import insert
 
-from netbird_management.clock import now
-from netbird_management.ids import ServiceId, new_id
-from netbird_management.login.sessions import new_key_pair
-from netbird_management.network.accounts import create_account
-from netbird_management.network.model import Group, Peer
-from netbird_management.network.network_map import NetworkMaps
-from netbird_management.network.peers import set_connected
-from netbird_management.network.users import create_token
+from netbird_management.compute.network_map import NetworkMaps
+from netbird_management.model.accounts import Group, Peer
+from netbird_management.model.clock import now
+from netbird_management.model.ids import ServiceId, new_id
+from netbird_management.model.services import Service, ServiceMeta, Target, TargetType
+from netbird_management.operations.accounts import create_account
+from netbird_management.operations.peers import set_connected
+from netbird_management.operations.users import create_token
 from netbird_management.rest.app import create_app
-from netbird_management.services import rows
-from netbird_management.services.model import Service, ServiceMeta, Target, TargetType
-from netbird_management.state import State
+from netbird_management.secrets.session_tokens import new_key_pair
+from netbird_management.secrets.vault import Vault
+from netbird_management.store import service_rows as rows
 from netbird_management.store.models import ServiceRow
-from netbird_management.store.vault import Vault
+from netbird_management.store.state import State
 from netbird_wire.proxy_service_pb2 import UPDATE_TYPE_REMOVED
 from tests.netbird_management.conftest import Home, context_for
 from tests.netbird_management.grpc.conftest import (

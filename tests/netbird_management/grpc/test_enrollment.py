@@ -7,8 +7,8 @@ import grpc.aio
 import pytest
 from sqlalchemy import update
 
-from netbird_management.clock import now
-from netbird_management.network.setup_keys import create_setup_key, setup_keys_of
+from netbird_management.model.clock import now
+from netbird_management.operations.setup_keys import create_setup_key, setup_keys_of
 from netbird_management.store.models import SetupKeyRow
 from tests.netbird_management.grpc.conftest import Lab
 

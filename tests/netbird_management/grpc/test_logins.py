@@ -14,19 +14,19 @@ import pytest
 
 from netbird_host.guesses import FREE, SERVICE_FAILURES, Guesses, Source
 from netbird_management import ALLOW, AccountSnapshot, Decision, Deny, Login, PluginInfo, hookimpl
-from netbird_management.clock import now
 from netbird_management.grpc.interceptors import Caller
 from netbird_management.grpc.login_service import HASHES_WAITING, Logins
-from netbird_management.ids import GroupId, ServiceId
-from netbird_management.login import passwords
 from netbird_management.login.gates import SessionGates
 from netbird_management.login.guess_store import recalled
-from netbird_management.login.passwords import HASHED_AT_ONCE
-from netbird_management.login.sessions import mint_session_token
-from netbird_management.network.model import Role, User
-from netbird_management.network.users import update_user
-from netbird_management.services.model import AuthConfig, BearerAuth, HeaderAuth, SecretAuth, Service
-from netbird_management.services.tokens import create_proxy_token
+from netbird_management.model.accounts import Role, User
+from netbird_management.model.clock import now
+from netbird_management.model.ids import GroupId, ServiceId
+from netbird_management.model.services import AuthConfig, BearerAuth, HeaderAuth, SecretAuth, Service
+from netbird_management.operations.proxy_tokens import create_proxy_token
+from netbird_management.operations.users import update_user
+from netbird_management.secrets import passwords
+from netbird_management.secrets.passwords import HASHED_AT_ONCE
+from netbird_management.secrets.session_tokens import mint_session_token
 from netbird_wire.proxy_service_pb2 import (
     AuthenticateRequest,
     AuthenticateResponse,

@@ -15,15 +15,20 @@ from netbird_management.grpc.mapping_stream import MappingStreams
 from netbird_management.grpc.mappings import Mappings
 from netbird_management.grpc.recorder import Recorder
 from netbird_management.grpc.server import Timing
-from netbird_management.ids import ProxyId, ServiceId
-from netbird_management.network.accounts import create_account
-from netbird_management.services.edit import delete_service
-from netbird_management.services.model import Capabilities, ProxyStatus
-from netbird_management.services.proxies import Registration
-from netbird_management.services.rows import columns
-from netbird_management.services.statuses import proxy_statuses
-from netbird_management.services.tokens import create_proxy_token, find_proxy_token, proxy_tokens_of, revoke_proxy_token
+from netbird_management.model.ids import ProxyId, ServiceId
+from netbird_management.model.services import Capabilities, ProxyStatus
+from netbird_management.operations.accounts import create_account
+from netbird_management.operations.proxies import Registration
+from netbird_management.operations.proxy_tokens import (
+    create_proxy_token,
+    find_proxy_token,
+    proxy_tokens_of,
+    revoke_proxy_token,
+)
+from netbird_management.operations.services import delete_service
+from netbird_management.operations.statuses import proxy_statuses
 from netbird_management.store.models import ProxyRow, ServiceRow
+from netbird_management.store.service_rows import columns
 from netbird_wire.proxy_service_pb2 import (
     PROXY_STATUS_ACTIVE,
     PROXY_STATUS_ERROR,

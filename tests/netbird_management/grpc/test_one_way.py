@@ -5,7 +5,7 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from netbird_management.services.proxies import clusters_of
+from netbird_management.operations.proxies import clusters_of
 from netbird_wire.proxy_service_pb2 import UPDATE_TYPE_MODIFIED, UPDATE_TYPE_REMOVED, GetMappingUpdateRequest
 from tests.netbird_management.grpc.conftest import CLUSTER, FakeProxy, Lab, direct_target, eventually, soon
 

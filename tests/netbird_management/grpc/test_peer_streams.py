@@ -13,12 +13,12 @@ import pytest
 from netbird_management.grpc.management_service import MAX_BODY_BYTES
 from netbird_management.grpc.peer_streams import PeerStreams
 from netbird_management.grpc.server import Timing
-from netbird_management.ids import PeerId
-from netbird_management.network.accounts import create_account
-from netbird_management.network.model import Group, Peer, Role, User
-from netbird_management.network.peers import delete_peer, get_peer, note_login, note_seen, set_connected
-from netbird_management.network.users import update_user
-from netbird_management.services.model import Service
+from netbird_management.model.accounts import Group, Peer, Role, User
+from netbird_management.model.ids import PeerId
+from netbird_management.model.services import Service
+from netbird_management.operations.accounts import create_account
+from netbird_management.operations.peers import delete_peer, get_peer, note_login, note_seen, set_connected
+from netbird_management.operations.users import update_user
 from netbird_wire.envelope import Envelope, parse_key
 from netbird_wire.management_pb2 import Empty, EncryptedMessage, LoginRequest, PeerSystemMeta, SyncRequest, SyncResponse
 from tests.netbird_management.conftest import Home

@@ -6,11 +6,11 @@ import grpc
 import grpc.aio
 import pytest
 
-from netbird_management.clock import now
-from netbird_management.network.accounts import create_account
-from netbird_management.network.peers import PROXY_ABSENT_SECONDS, sweep_ephemeral_peers
-from netbird_management.services.model import Service
-from netbird_management.services.tokens import create_proxy_token
+from netbird_management.model.clock import now
+from netbird_management.model.services import Service
+from netbird_management.operations.accounts import create_account
+from netbird_management.operations.peers import PROXY_ABSENT_SECONDS, sweep_ephemeral_peers
+from netbird_management.operations.proxy_tokens import create_proxy_token
 from netbird_management.store.models import PeerRow
 from netbird_wire.proxy_service_pb2 import CreateProxyPeerRequest
 from tests.netbird_management.grpc.conftest import FakePeer, FakeProxy, Lab, register

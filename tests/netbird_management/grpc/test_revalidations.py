@@ -9,13 +9,13 @@ from hashlib import sha256
 import pytest
 
 from netbird_management.grpc.revalidations import AT_MOST
-from netbird_management.network.groups import delete_group, update_group
-from netbird_management.network.model import Group, Peer, Role, User
-from netbird_management.network.peers import delete_peer
-from netbird_management.network.revocations import revoke
-from netbird_management.network.users import delete_user, update_user
-from netbird_management.services.edit import delete_service
-from netbird_management.services.model import Service
+from netbird_management.model.accounts import Group, Peer, Role, User
+from netbird_management.model.services import Service
+from netbird_management.operations.groups import delete_group, update_group
+from netbird_management.operations.peers import delete_peer
+from netbird_management.operations.revocations import revoke
+from netbird_management.operations.services import delete_service
+from netbird_management.operations.users import delete_user, update_user
 from netbird_wire.proxy_service_pb2 import ProxyCapabilities, SyncMappingsResponse
 from tests.netbird_management.grpc.conftest import FakeProxy, Lab
 

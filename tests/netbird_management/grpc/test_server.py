@@ -9,9 +9,9 @@ import pytest
 import trustme
 
 from netbird_management.grpc.server import Timing, serve_grpc
-from netbird_management.plugins import load_hooks
+from netbird_management.operations.proxies import clusters_of
+from netbird_management.plugins.hooks import load_hooks
 from netbird_management.server import ManagementServer
-from netbird_management.services.proxies import clusters_of
 from netbird_management.settings import Listener, ManagementSettings
 from netbird_proxy.testing.faults import TcpRelay
 from netbird_wire.management_pb2 import Empty

@@ -7,9 +7,9 @@ import httpx
 import pytest
 
 from netbird_management.grpc.connections import QUEUE_MESSAGES
-from netbird_management.network.users import create_token
+from netbird_management.model.services import Target, TargetOptions
+from netbird_management.operations.users import create_token
 from netbird_management.rest.app import create_app
-from netbird_management.services.model import Target, TargetOptions
 from netbird_management.store.models import ProxyRow
 from netbird_proxy.testing.faults import TcpRelay
 from netbird_wire.proxy_service_pb2 import ProxyMapping

@@ -7,7 +7,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from netbird_management.store.errors import UnreachableError
+from netbird_management.model.store_errors import UnreachableError
 from netbird_wire.proxy_service_pb2 import ValidateTunnelPeerRequest
 from tests.netbird_management.conftest import Api
 from tests.netbird_management.grpc.conftest import Lab

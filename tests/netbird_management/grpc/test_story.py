@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from netbird_management.services.statuses import proxy_statuses
+from netbird_management.operations.statuses import proxy_statuses
 from netbird_wire.management_pb2 import IN, TCP, SyncResponse
 from netbird_wire.proxy_service_pb2 import (
     PROXY_STATUS_ACTIVE,

@@ -9,8 +9,8 @@ import pytest
 
 from netbird_management.grpc.errors import Refused
 from netbird_management.grpc.interceptors import FAILURE_SECONDS, FailureLimiter, peer_address
-from netbird_management.network.accounts import create_account
-from netbird_management.services.tokens import create_proxy_token, revoke_proxy_token
+from netbird_management.operations.accounts import create_account
+from netbird_management.operations.proxy_tokens import create_proxy_token, revoke_proxy_token
 from netbird_wire.proxy_service_pb2 import (
     AccessLog,
     CheckLLMPolicyLimitsRequest,

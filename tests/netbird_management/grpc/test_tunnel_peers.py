@@ -9,13 +9,13 @@ import grpc.aio
 import pytest
 
 from netbird_management import Decision, Deny, Peer, PeerGate, PluginInfo, hookimpl
-from netbird_management.login.sessions import read_session_token
-from netbird_management.network.accounts import create_account
-from netbird_management.network.model import Role
-from netbird_management.network.peers import get_peer
-from netbird_management.network.users import update_user
-from netbird_management.services.model import AuthConfig, BearerAuth
-from netbird_management.services.tokens import create_proxy_token
+from netbird_management.model.accounts import Role
+from netbird_management.model.services import AuthConfig, BearerAuth
+from netbird_management.operations.accounts import create_account
+from netbird_management.operations.peers import get_peer
+from netbird_management.operations.proxy_tokens import create_proxy_token
+from netbird_management.operations.users import update_user
+from netbird_management.secrets.session_tokens import read_session_token
 from netbird_management.store.models import UserRow
 from netbird_wire.proxy_service_pb2 import ValidateTunnelPeerRequest, ValidateTunnelPeerResponse
 from tests.netbird_management.conftest import Home

@@ -1,0 +1,1 @@
+"""Pure functions over snapshots: validation of services, mappings for proxies, policies and network maps for peers."""

@@ -1,0 +1,210 @@
+"""The map of one peer: who it may talk to, how, and under which names; computed from the account's snapshot.
+
+What policies and services come to is kept for the latest snapshot of each account (`account_rules`), so that a change
+costs what it touches and many peers share one computation.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final
+
+from netbird_management.compute.account_rules import AccountRules, Resolved
+from netbird_management.compute.routes import answers_names, routes_of
+from netbird_management.compute.target_policies import target_policies
+from netbird_management.compute.zones import fqdn, has_ipv6, nameserver_groups, peers_zone, service_zones, user_zones
+from netbird_management.model.accounts import Peer, PolicyRule
+from netbird_management.model.ids import AccountId, PeerId
+from netbird_management.model.services import Service
+from netbird_management.model.snapshot import AccountSnapshot
+from netbird_management.plugins.hooks import Hooks
+from netbird_management.plugins.steps import DnsRecord, NetworkPatch
+from netbird_wire.management_pb2 import (
+    ACCEPT,
+    ALL,
+    DROP,
+    ICMP,
+    IN,
+    OUT,
+    TCP,
+    UDP,
+    AutoUpdateSettings,
+    DNSConfig,
+    FirewallRule,
+    NetworkMap,
+    PeerConfig,
+    PortInfo,
+    RemotePeerConfig,
+    RuleDirection,
+    RuleProtocol,
+    SSHAuth,
+    SSHConfig,
+)
+
+FORWARDER_PORT: Final = 22054
+"""Where routing peers answer names; nobody here is old enough for the other port."""
+_PORT_RANGES_SINCE: Final = (0, 48, 0)
+_PROTOCOLS: Final[Mapping[str, "RuleProtocol.ValueType"]] = {"all": ALL, "tcp": TCP, "udp": UDP, "icmp": ICMP}
+
+
+class NetworkMaps:
+    """Maps on request. Pure but for what it keeps; belongs to one event loop."""
+
+    def __init__(self, hooks: Hooks) -> None:
+        self._hooks = hooks
+        self._accounts: dict[AccountId, AccountRules] = {}
+
+    def of(self, account: AccountSnapshot, peer: Peer) -> NetworkMap:
+        """The whole map of a peer of this account, with all flags that say "empty" where something is."""
+        known = self._account(account)
+        remote: dict[PeerId, Peer] = {}
+        rules: dict[tuple[object, ...], FirewallRule] = {}
+        for resolved in known.rules():
+            for other, direction in _seen(peer, resolved):
+                if resolved.rule.action != "drop":
+                    remote[other.id] = other
+                for key, rule in _firewall_rules(peer, other, resolved.rule, direction):
+                    rules.setdefault(key, rule)
+        routes = routes_of(peer, known.routed())
+        remote |= routes.others
+        others = sorted(remote.values(), key=lambda other: (other.dns_label, other.id))
+        return NetworkMap(
+            Serial=account.account.serial,
+            peerConfig=peer_config(account, peer),
+            remotePeers=[_remote(peer, other, account) for other in others],
+            remotePeersIsEmpty=not others,
+            DNSConfig=_dns(peer, others, account, known.records()),
+            FirewallRules=rules.values(),
+            firewallRulesIsEmpty=not rules,
+            Routes=routes.routes.values(),
+            routesFirewallRules=routes.rules,
+            # Without the flag agents would take us for an old server and let routed packets pass.
+            routesFirewallRulesIsEmpty=not routes.rules,
+            sshAuth=SSHAuth(UserIDClaim="sub"),
+        )
+
+    def _account(self, account: AccountSnapshot) -> AccountRules:
+        known = self._accounts.get(account.account.id)
+        if known is None or not known.follow(account):
+            known = self._accounts[account.account.id] = AccountRules(account, self._patch, known)
+        return known
+
+    def _patch(self, service: Service, account: AccountSnapshot) -> NetworkPatch:
+        """What a service needs and what plugins add for it."""
+        added = self._hooks.network_patches(service, account)
+        return NetworkPatch(
+            policies=(*target_policies(service, account), *(policy for patch in added for policy in patch.policies)),
+            records=tuple(record for patch in added for record in patch.records),
+        )
+
+
+def _dns(peer: Peer, others: list[Peer], account: AccountSnapshot, records: Iterable[DnsRecord]) -> DNSConfig:
+    groups = frozenset(group.id for group in account.groups_of(peer.id))
+    if groups.intersection(account.account.settings.disabled_management_groups):
+        return DNSConfig(ServiceEnable=False, ForwarderPort=FORWARDER_PORT)
+    return DNSConfig(
+        ServiceEnable=True,
+        NameServerGroups=nameserver_groups(groups, account),
+        CustomZones=[
+            peers_zone(peer, others, account),
+            *user_zones(groups, account),
+            *service_zones(peer, records, account),
+        ],
+        ForwarderPort=FORWARDER_PORT,
+    )
+
+
+def peer_config(account: AccountSnapshot, peer: Peer) -> PeerConfig:
+    """Who the peer is."""
+    settings = account.account.settings
+    config = PeerConfig(
+        address=f"{peer.ip}/{account.account.network.prefixlen}",
+        sshConfig=SSHConfig(),
+        fqdn=fqdn(peer, account),
+        RoutingPeerDnsResolutionEnabled=settings.routing_peer_dns_resolution_enabled
+        or peer.proxy is not None
+        or answers_names(peer, account),
+        LazyConnectionEnabled=settings.lazy_connection_enabled,
+        autoUpdate=AutoUpdateSettings(version="disabled"),
+    )
+    if has_ipv6(peer) and peer.ipv6 is not None:
+        config.address_v6 = peer.ipv6.packed + bytes([account.account.network_v6.prefixlen])
+    return config
+
+
+def _seen(peer: Peer, resolved: Resolved) -> Iterator[tuple[Peer, "RuleDirection.ValueType"]]:
+    """Whom the rule lets the peer talk to, and which of the two begins."""
+    both = resolved.rule.bidirectional
+    if peer.id in resolved.sources:
+        for other in resolved.destinations.values():
+            if other.id != peer.id:
+                yield other, OUT
+                if both:
+                    yield other, IN
+    if peer.id in resolved.destinations:
+        for other in resolved.sources.values():
+            if other.id != peer.id:
+                yield other, IN
+                if both:
+                    yield other, OUT
+
+
+def _firewall_rules(
+    peer: Peer, other: Peer, rule: PolicyRule, direction: "RuleDirection.ValueType"
+) -> Iterator[tuple[tuple[object, ...], FirewallRule]]:
+    """The rule as packets are matched, each with the key that tells it from others: what several policies allow alike
+    is told once."""
+    action = DROP if rule.action == "drop" else ACCEPT
+    protocol = _PROTOCOLS[rule.protocol]
+    for address in _addresses(peer, other):
+        for port, port_info in _ports(peer, rule):
+            wire = FirewallRule(
+                PeerIP=str(address),
+                Direction=direction,
+                Action=action,
+                Protocol=protocol,
+                Port=port,
+                PolicyID=rule.id.encode(),
+                sourcePrefixes=[address.packed + bytes([address.max_prefixlen])],
+            )
+            if port_info is not None:
+                wire.PortInfo.CopyFrom(port_info)
+            ports = (port_info.range.start, port_info.range.end) if port_info is not None else None
+            yield (address, direction, action, protocol, port, ports), wire
+
+
+def _ports(peer: Peer, rule: PolicyRule) -> Iterator[tuple[str, PortInfo | None]]:
+    if rule.protocol not in ("tcp", "udp"):
+        yield "", None
+    elif rule.ports:
+        yield from ((str(port), None) for port in rule.ports)
+    elif rule.port_ranges:
+        for ports in rule.port_ranges:
+            if _knows_ranges(peer):
+                yield "", PortInfo(range=PortInfo.Range(start=ports.start, end=ports.end))
+            elif ports.start == ports.end:
+                yield str(ports.start), None
+    else:
+        yield "", PortInfo(range=PortInfo.Range())
+
+
+def _knows_ranges(peer: Peer) -> bool:
+    """Whether the peer's software reads port ranges. What has no comparable version is a development build."""
+    parts = peer.meta.netbird_version.split("-")[0].split(".")
+    return not all(part.isdecimal() for part in parts) or tuple(map(int, parts)) >= _PORT_RANGES_SINCE
+
+
+def _remote(peer: Peer, other: Peer, account: AccountSnapshot) -> RemotePeerConfig:
+    return RemotePeerConfig(
+        wgPubKey=other.key,
+        allowedIps=[f"{address}/{address.max_prefixlen}" for address in _addresses(peer, other)],
+        sshConfig=SSHConfig(sshPubKey=other.ssh_key.encode()),
+        fqdn=fqdn(other, account),
+        agentVersion=other.meta.netbird_version,
+    )
+
+
+def _addresses(peer: Peer, other: Peer) -> tuple[IPv4Address | IPv6Address, ...]:
+    """The other's addresses between these two: IPv6 only where both take part in it."""
+    if other.ipv6 is not None and has_ipv6(peer) and has_ipv6(other):
+        return (other.ip, other.ipv6)
+    return (other.ip,)

@@ -1,0 +1,248 @@
+"""Core's own rules for a service; the first broken one is told. Plugins add theirs (`validate_service`)."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+from typing import Final
+
+from netbird_management.model.errors import InvalidArgument
+from netbird_management.model.ids import PeerId
+from netbird_management.model.services import RESOURCES, AccessRestrictions, HeaderAuth, Service, Target, TargetType
+from netbird_management.model.snapshot import AccountSnapshot
+
+TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+\-.^_`|~]+")
+HOP_BY_HOP: Final = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+RESERVED: Final = frozenset(
+    {
+        "content-length",
+        "content-type",
+        "cookie",
+        "forwarded",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-port",
+        "x-forwarded-proto",
+        "x-real-ip",
+    }
+)
+OURS: Final = "x-netbird-"
+"""Names that tell upstreams who is asking; nobody but the proxy may set one, under any spelling."""
+
+PROTOCOLS: Final = frozenset({"http", "https"})
+STREAM_MODES: Final = frozenset({"tcp", "udp", "tls"})
+_PORTS: Final = range(65536)
+
+
+def validated(service: Service, account: AccountSnapshot) -> Service:
+    """The service with its empty mode filled and country codes in upper case. Raises `InvalidArgument`."""
+    if not service.name:
+        raise InvalidArgument("service name is required")
+    if len(service.name.encode()) > 255 or not service.name.isprintable():
+        raise InvalidArgument("service name must be at most 255 printable bytes")
+    if not service.targets:
+        raise InvalidArgument("at least one target is required")
+    service = replace(service, mode=service.mode or "http")
+    for i, header in enumerate(service.auth.header_auths):
+        _check_header_auth(f"header_auths[{i}]", header)
+    service = replace(service, access_restrictions=_checked_restrictions(service.access_restrictions))
+    if service.mode in STREAM_MODES:
+        return _validated_stream(service, account)
+    if service.mode != "http":
+        raise InvalidArgument(f'unsupported mode "{service.mode}"')
+    if service.listen_port:
+        raise InvalidArgument("listen_port is not allowed for http services")
+    for i, target in enumerate(service.targets):
+        _check_target(i, target, account)
+    return service
+
+
+def folded_name(name: str) -> str:
+    """A header name as upstreams may come to see it: case, `_` and `.` are lost on the way to many applications."""
+    return name.lower().replace("_", "-").replace(".", "-")
+
+
+def _check_header_auth(where: str, header: HeaderAuth) -> None:
+    if not header.enabled:
+        return
+    name = folded_name(header.header)
+    if not header.header:
+        raise InvalidArgument(f"{where}: header name is required")
+    if not TOKEN.fullmatch(header.header):
+        raise InvalidArgument(f'{where}: "{header.header}" is not a header name')
+    if name in HOP_BY_HOP:
+        raise InvalidArgument(f'{where}: header "{header.header}" is hop-by-hop and cannot be used for auth')
+    if name in RESERVED or name == "host" or name.startswith(OURS):
+        raise InvalidArgument(f'{where}: header "{header.header}" is managed by the proxy and cannot be used for auth')
+    if len(header.value.encode()) > 4096:
+        raise InvalidArgument(f"{where}: value must be at most 4096 bytes")
+
+
+def _checked_restrictions(given: AccessRestrictions) -> AccessRestrictions:
+    if given.crowdsec_mode not in ("", "off", "enforce", "observe"):
+        raise InvalidArgument(f'crowdsec_mode "{given.crowdsec_mode}" is not one of off, enforce, observe')
+    for name, cidrs in (("allowed_cidrs", given.allowed_cidrs), ("blocked_cidrs", given.blocked_cidrs)):
+        if len(cidrs) > 200:
+            raise InvalidArgument(f"{name}: at most 200 entries are allowed")
+        for i, cidr in enumerate(cidrs):
+            _check_cidr(f"{name}[{i}]", cidr)
+    return replace(
+        given,
+        allowed_countries=_checked_countries("allowed_countries", given.allowed_countries),
+        blocked_countries=_checked_countries("blocked_countries", given.blocked_countries),
+    )
+
+
+def _checked_countries(name: str, codes: tuple[str, ...]) -> tuple[str, ...]:
+    if len(codes) > 50:
+        raise InvalidArgument(f"{name}: at most 50 entries are allowed")
+    for i, code in enumerate(codes):
+        if len(code) != 2:
+            raise InvalidArgument(f'{name}[{i}]: "{code}" is not a two-letter country code')
+    return tuple(code.upper() for code in codes)
+
+
+def _check_cidr(where: str, cidr: str) -> None:
+    address, slash, length = cidr.rpartition("/")
+    if not slash or not length.isdecimal():
+        raise InvalidArgument(f'{where}: "{cidr}" is not a network: write its prefix length too')
+    try:
+        network = ip_network(cidr, strict=False)
+    except ValueError as error:
+        raise InvalidArgument(f'{where}: "{cidr}" is not a network') from error
+    if network.network_address != ip_address(address):
+        raise InvalidArgument(f'{where}: "{cidr}" has host bits set, use {network} instead')
+
+
+def _validated_stream(service: Service, account: AccountSnapshot) -> Service:
+    """A service of bytes or datagrams: one target, nobody to ask for a credential. Its only target is always on."""
+    if service.auth.any_enabled:
+        raise InvalidArgument(f"auth is not supported for {service.mode} services")
+    if service.listen_port not in _PORTS:
+        raise InvalidArgument("listen_port must be between 0 and 65535")
+    if service.mode == "tls" and not service.listen_port:
+        raise InvalidArgument("listen_port is required for tls services")
+    if len(service.targets) != 1:
+        raise InvalidArgument(f"{service.mode} services must have exactly one target")
+    target = replace(service.targets[0], enabled=True)
+    options = target.options
+    _check_reference(0, target, account)
+    if target.protocol != ("udp" if service.mode == "udp" else "tcp"):
+        raise InvalidArgument(f'target 0: protocol "{target.protocol}" does not go with mode {service.mode}')
+    if not 0 < target.port < 65536:
+        raise InvalidArgument(f"target 0: port is required for {service.mode} services")
+    if target.path not in (None, "", "/"):
+        raise InvalidArgument(f"target 0: path is not supported for {service.mode} services")
+    if service.mode == "udp" and options.proxy_protocol:
+        raise InvalidArgument("target 0: proxy_protocol is not supported for udp services")
+    if options.request_timeout < 0 or options.session_idle_timeout < 0:
+        raise InvalidArgument("target 0: timeouts must not be negative")
+    if options.skip_tls_verify or options.path_rewrite or options.custom_headers:
+        raise InvalidArgument(f"target 0: options of http targets do not go with mode {service.mode}")
+    return replace(service, targets=(target,))
+
+
+def _check_reference(i: int, target: Target, account: AccountSnapshot) -> None:
+    kind = target.target_type
+    if not target.target_id:
+        raise InvalidArgument(f"target {i}: target_id is required")
+    if kind in RESOURCES:
+        _check_resource(i, target, account)
+    if kind is not TargetType.CLUSTER and target.options.direct_upstream and target.host.strip():
+        _check_host(i, target.host)
+    if kind is TargetType.CLUSTER:
+        if not target.host.strip():
+            raise InvalidArgument(f"target {i}: a cluster target needs a host")
+        _check_host(i, target.host)
+    if kind is TargetType.PEER:
+        peer = account.peers.get(PeerId(target.target_id))
+        if peer is None or peer.proxy is not None:
+            raise InvalidArgument(f'peer target "{target.target_id}" not found in account')
+
+
+def _check_resource(i: int, target: Target, account: AccountSnapshot) -> None:
+    found = account.resource(target.target_id)
+    if found is None:
+        raise InvalidArgument(f'resource target "{target.target_id}" not found in account')
+    resource = found[1]
+    if resource.type != target.target_type.value:
+        raise InvalidArgument(
+            f"target {i}: resource {resource.id} is of type {resource.type}, not {target.target_type}"
+        )
+    if resource.address.startswith("*."):
+        raise InvalidArgument(f"target {i}: {resource.address} stands for many names: make a resource of the one meant")
+    if target.target_type is not TargetType.SUBNET:
+        return
+    if not target.host.strip():
+        raise InvalidArgument(f"target {i}: a subnet target needs a host")
+    _check_host(i, target.host)
+    try:
+        address = ip_address(target.host.strip().strip("[]"))
+    except ValueError:
+        return  # a name, which leads where the resolver says
+    if address not in ip_network(resource.address):
+        raise InvalidArgument(f"target {i}: {address} is not in {resource.address}")
+
+
+def _check_target(i: int, target: Target, account: AccountSnapshot) -> None:
+    options = target.options
+    _check_reference(i, target, account)
+    if target.protocol not in PROTOCOLS:
+        raise InvalidArgument(f'target {i}: protocol "{target.protocol}" does not go with mode http')
+    if target.port not in _PORTS:
+        raise InvalidArgument(f"target {i}: port must be between 0 and 65535")
+    if target.path is not None and not _is_path(target.path):
+        raise InvalidArgument(f"target {i}: path must begin with / and have no query, fragment or space")
+    if options.proxy_protocol:
+        raise InvalidArgument(f"target {i}: proxy_protocol is not supported for http services")
+    if options.path_rewrite not in ("", "preserve"):
+        raise InvalidArgument(f'target {i}: unknown path_rewrite "{options.path_rewrite}"')
+    if options.request_timeout < 0 or options.session_idle_timeout < 0:
+        raise InvalidArgument(f"target {i}: timeouts must not be negative")
+    _check_headers(i, options.custom_headers)
+
+
+def _check_host(i: int, host: str) -> None:
+    bare = host.strip()
+    if any(char.isspace() or char in "/\\@?#" for char in bare) or not bare.isprintable():
+        raise InvalidArgument(f"target {i}: host must be a name or an address, without scheme, port or path")
+    if bare.count(":") == 1 or (bare.startswith("[") and not bare.endswith("]")):
+        raise InvalidArgument(f"target {i}: host must not carry a port: write it as port")
+
+
+def _is_path(path: str) -> bool:
+    return path.startswith("/") and path.isascii() and path.isprintable() and not any(char in path for char in " ?#")
+
+
+def _check_headers(i: int, headers: Iterable[tuple[str, str]]) -> None:
+    seen: set[str] = set()
+    pairs = list(headers)
+    if len(pairs) > 16:
+        raise InvalidArgument(f"target {i}: at most 16 custom headers are allowed")
+    for name, value in pairs:
+        folded = folded_name(name)
+        if not TOKEN.fullmatch(name) or len(name) > 128:
+            raise InvalidArgument(f'target {i}: custom header "{name[:128]}" is not a header name')
+        if len(value) > 4096 or any(char in value for char in "\r\n\0"):
+            raise InvalidArgument(f'target {i}: custom header "{name}" has a value that cannot be sent')
+        if folded in HOP_BY_HOP:
+            raise InvalidArgument(f'target {i}: custom header "{name}" is hop-by-hop')
+        if folded in RESERVED or folded.startswith(OURS):
+            raise InvalidArgument(f'target {i}: custom header "{name}" is managed by the proxy')
+        if folded == "host":
+            raise InvalidArgument(f"target {i}: use pass_host_header instead of a custom host header")
+        if folded in seen:
+            raise InvalidArgument(f'target {i}: custom header "{name}" is there twice')
+        seen.add(folded)

@@ -1,0 +1,102 @@
+"""The zones a peer's resolver gets: the names of the peers it may reach, and what services add for its groups."""
+
+from collections.abc import Iterable
+
+from netbird_management.model.accounts import Peer
+from netbird_management.model.ids import GroupId
+from netbird_management.model.snapshot import AccountSnapshot
+from netbird_management.plugins.steps import DnsRecord
+from netbird_wire.management_pb2 import (
+    CustomZone,
+    NameServer,
+    NameServerGroup,
+    PeerCapabilityIPv6Overlay,
+    SimpleRecord,
+)
+
+PEER_TTL = 300
+A, CNAME, AAAA = 1, 5, 28
+_TYPES = {"A": A, "CNAME": CNAME, "AAAA": AAAA}
+
+
+def fqdn(peer: Peer, account: AccountSnapshot) -> str:
+    return f"{peer.dns_label}.{account.account.dns_domain}"
+
+
+def has_ipv6(peer: Peer) -> bool:
+    """Whether the peer takes part in the overlay by IPv6 too: its software says so, and stock peers' cannot."""
+    return peer.ipv6 is not None and PeerCapabilityIPv6Overlay in peer.meta.capabilities
+
+
+def peers_zone(viewer: Peer, others: Iterable[Peer], account: AccountSnapshot) -> CustomZone:
+    """The account's own zone as one peer sees it: itself and the peers it may reach."""
+    zone = CustomZone(Domain=account.account.dns_domain + ".")
+    for peer in (viewer, *others):
+        name = fqdn(peer, account)
+        zone.Records.append(_record(name, A, str(peer.ip), PEER_TTL))
+        if has_ipv6(viewer) and has_ipv6(peer):
+            zone.Records.append(_record(name, AAAA, str(peer.ipv6), PEER_TTL))
+    zone.Records.sort(key=lambda record: (record.Name, record.Type))
+    return zone
+
+
+def user_zones(groups: frozenset[GroupId], account: AccountSnapshot) -> list[CustomZone]:
+    """The operator's own zones that the viewer's groups get to see; other names under them resolve as ever."""
+    return [
+        CustomZone(
+            Domain=zone.domain + ".",
+            SearchDomainDisabled=not zone.enable_search_domain,
+            NonAuthoritative=True,
+            Records=[
+                _record(
+                    record.name + ".",
+                    _TYPES[record.type],
+                    record.content + "." if record.type == "CNAME" else record.content,
+                    record.ttl,
+                )
+                for record in zone.records
+            ],
+        )
+        for zone in account.dns.zones
+        if zone.enabled and zone.records and groups.intersection(zone.distribution_groups)
+    ]
+
+
+def nameserver_groups(groups: frozenset[GroupId], account: AccountSnapshot) -> list[NameServerGroup]:
+    return [
+        NameServerGroup(
+            NameServers=[NameServer(IP=server.ip, NSType=1, Port=server.port) for server in group.nameservers],
+            Primary=group.primary,
+            Domains=group.domains,
+            SearchDomainsEnabled=group.search_domains_enabled,
+        )
+        for group in account.dns.nameservers
+        if group.enabled and groups.intersection(group.groups)
+    ]
+
+
+def service_zones(viewer: Peer, records: Iterable[DnsRecord], account: AccountSnapshot) -> list[CustomZone]:
+    """The zones of the records that the viewer's groups get to see, by name.
+
+    Non-authoritative, so that other names under the apex resolve as ever; no search domains, as nobody asked for them.
+    """
+    groups = frozenset(group.id for group in account.groups_of(viewer.id))
+    if not groups:
+        return []  # a proxy's peer, in whose maps there would be nothing for each of thousands of services
+    zones: dict[str, set[tuple[str, str, int]]] = {}
+    for record in records:
+        if record.groups & groups:
+            zones.setdefault(record.zone, set()).add((record.name, record.address, record.ttl))
+    return [
+        CustomZone(
+            Domain=apex + ".",
+            SearchDomainDisabled=True,
+            NonAuthoritative=True,
+            Records=[_record(name + ".", A, address, ttl) for name, address, ttl in sorted(zones[apex])],
+        )
+        for apex in sorted(zones)
+    ]
+
+
+def _record(name: str, kind: int, address: str, ttl: int) -> SimpleRecord:
+    return SimpleRecord(Name=name, Type=kind, Class="IN", TTL=ttl, RData=address)

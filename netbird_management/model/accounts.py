@@ -1,0 +1,309 @@
+"""Accounts and what is in their overlay: frozen, without wire or database types."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from netbird_management.model.ids import AccountId, GroupId, PeerId, PolicyId, UserId
+
+ALL_GROUP = "All"
+"""The group that holds every ordinary peer; it can be neither renamed nor deleted."""
+
+
+@dataclass(frozen=True, slots=True)
+class AccountSettings:
+    """The few settings that something here reads."""
+
+    peer_login_expiration_enabled: bool = False
+    peer_login_expiration: int = 86400
+    routing_peer_dns_resolution_enabled: bool = True
+    regular_users_view_blocked: bool = True
+    lazy_connection_enabled: bool = False
+    peer_inactivity_expiration_enabled: bool = False
+    peer_inactivity_expiration: int = 600
+    peer_expose_enabled: bool = False
+    peer_expose_groups: tuple[GroupId, ...] = ()
+    groups_propagation_enabled: bool = True
+    user_approval_required: bool = True
+    disabled_management_groups: tuple[GroupId, ...] = ()
+    """The groups whose peers are told nothing about names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A tenant: its people, its overlay network and its services.
+
+    `serial` counts the changes of its network and never goes down.
+    """
+
+    id: AccountId
+    created_at: datetime
+    created_by: str
+    network: IPv4Network
+    network_v6: IPv6Network
+    dns_domain: str
+    serial: int = 0
+    settings: AccountSettings = AccountSettings()
+
+
+class Role(StrEnum):
+    OWNER = "owner"
+    ADMIN = "admin"
+    NETWORK_ADMIN = "network_admin"
+    AUDITOR = "auditor"
+    USER = "user"
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A person, or a program (`is_service_user`). A pending user is also blocked."""
+
+    id: UserId
+    account_id: AccountId
+    role: Role
+    created_at: datetime
+    email: str = ""
+    name: str = ""
+    auto_groups: tuple[GroupId, ...] = ()
+    is_service_user: bool = False
+    blocked: bool = False
+    pending_approval: bool = False
+    last_login: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    id: GroupId
+    name: str
+    peers: frozenset[PeerId] = frozenset()
+    issued: str = "api"
+
+
+@dataclass(frozen=True, slots=True)
+class PeerMeta:
+    """What a peer says about its own machine; nothing here is trusted for anything but display and map formats."""
+
+    hostname: str = ""
+    go_os: str = ""
+    kernel: str = ""
+    core: str = ""
+    platform: str = ""
+    os: str = ""
+    netbird_version: str = ""
+    ui_version: str = ""
+    kernel_version: str = ""
+    os_version: str = ""
+    serial_number: str = ""
+    capabilities: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyPeer:
+    """What makes a peer a proxy's node in the overlay.
+
+    `wireguard_endpoint` ("host:port", "" for NetBird's proxies) is where stock WireGuard clients reach it; a proxy peer
+    that has one is not swept away when it disconnects.
+    """
+
+    cluster: str
+    wireguard_endpoint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A node of the overlay. `key` is base64 of its WireGuard public key. `dns_label` is one label, not the full name.
+
+    `stock` peers run plain WireGuard and never log in. `stream_started_ns` fences presence: it is the start of the
+    sync stream that `connected` speaks of.
+    """
+
+    id: PeerId
+    account_id: AccountId
+    key: str
+    ip: IPv4Address
+    name: str
+    dns_label: str
+    created_at: datetime
+    ipv6: IPv6Address | None = None
+    user_id: UserId | None = None
+    meta: PeerMeta = PeerMeta()
+    ssh_key: str = ""
+    connected: bool = False
+    stream_started_ns: int = 0
+    connection_ip: str = ""
+    last_seen: datetime | None = None
+    last_login: datetime | None = None
+    ephemeral: bool = False
+    stock: bool = False
+    proxy: ProxyPeer | None = None
+
+
+class ResourceType(StrEnum):
+    PEER = "peer"
+    HOST = "host"
+    DOMAIN = "domain"
+    SUBNET = "subnet"
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkResource:
+    """Something behind routing peers: one address, a network, or the names of a domain.
+
+    `address` is `10.0.0.5/32` of a `host`, `10.0.0.0/16` of a `subnet`, and of a `domain` a folded name, or `*.` and
+    one for all names below it. Policies reach it by itself or by its groups.
+    """
+
+    id: str
+    name: str
+    type: ResourceType
+    address: str
+    groups: tuple[GroupId, ...] = ()
+    description: str = ""
+    enabled: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkRouter:
+    """Who carries packets to a network: one peer, or each peer of some groups. The lowest metric is tried first."""
+
+    id: str
+    metric: int
+    masquerade: bool
+    enabled: bool = True
+    peer: PeerId | None = None
+    peer_groups: tuple[GroupId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedNetwork:
+    """Resources that are not in the overlay, and the peers that lead to them."""
+
+    id: str
+    name: str
+    description: str = ""
+    resources: tuple[NetworkResource, ...] = ()
+    routers: tuple[NetworkRouter, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """One thing named by a policy instead of a group."""
+
+    id: str
+    type: ResourceType
+
+
+@dataclass(frozen=True, slots=True)
+class PortRange:
+    """Both ends included."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRule:
+    """Who may talk to whom. Of groups and a resource on each side exactly one is set."""
+
+    id: str
+    name: str
+    enabled: bool = True
+    sources: tuple[GroupId, ...] = ()
+    source_resource: Resource | None = None
+    destinations: tuple[GroupId, ...] = ()
+    destination_resource: Resource | None = None
+    bidirectional: bool = False
+    protocol: str = "all"
+    """`all`, `tcp`, `udp` or `icmp`."""
+    action: str = "accept"
+    """`accept` or `drop`."""
+    ports: tuple[int, ...] = ()
+    port_ranges: tuple[PortRange, ...] = ()
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    id: PolicyId
+    name: str
+    enabled: bool = True
+    rules: tuple[PolicyRule, ...] = ()
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Revoked:
+    """Sessions that are over: one by the SHA-256 of its token, or all that a subject was given before a moment."""
+
+    id: str
+    subject: str
+    token_hash: bytes
+    not_before: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class CustomDomain:
+    """A domain that an account brought along; services under it go to `target_cluster` once it is `validated`."""
+
+    id: str
+    account_id: AccountId
+    domain: str
+    target_cluster: str
+    validated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Nameserver:
+    ip: str
+    port: int = 53
+
+
+@dataclass(frozen=True, slots=True)
+class NameserverGroup:
+    """Servers that the members of some groups ask: for everything (`primary`), or for names under `domains`."""
+
+    id: str
+    name: str
+    nameservers: tuple[Nameserver, ...]
+    groups: tuple[GroupId, ...]
+    domains: tuple[str, ...] = ()
+    description: str = ""
+    enabled: bool = True
+    primary: bool = False
+    search_domains_enabled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ZoneRecord:
+    """`name` is the full name without trailing dot; `type` is A, AAAA or CNAME."""
+
+    id: str
+    name: str
+    type: str
+    content: str
+    ttl: int
+
+
+@dataclass(frozen=True, slots=True)
+class Zone:
+    """Names of the operator's own, for the members of some groups."""
+
+    id: str
+    name: str
+    domain: str
+    distribution_groups: tuple[GroupId, ...]
+    records: tuple[ZoneRecord, ...] = ()
+    enabled: bool = True
+    enable_search_domain: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Dns:
+    """What an account adds to its peers' resolvers by itself, each part by id."""
+
+    nameservers: tuple[NameserverGroup, ...] = ()
+    zones: tuple[Zone, ...] = ()
+
+
+NO_DNS = Dns()

@@ -1,0 +1,262 @@
+"""The access log: what proxies report of exchanges, kept for some days."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, cast, overload
+
+from sqlalchemy import ColumnElement, CursorResult, delete, func, not_, or_, select, text
+
+from netbird_management.model.clock import now
+from netbird_management.model.ids import AccountId
+from netbird_management.model.services import AccessLogEntry
+from netbird_management.store.engine import insert
+from netbird_management.store.models import AccessLogRow
+from netbird_management.store.state import State
+
+Row = tuple[Any, ...]
+"""An entry as it is stored: the fields of `AccessLogEntry` in the order of `_COLUMNS`, the moment in UTC, texts cut to
+what their columns hold. Thousands of exchanges a second are written down, and an object for each would cost as much as
+all else."""
+
+
+async def add_access_log_entries(state: State, entries: Sequence[AccessLogEntry]) -> None:
+    """As `add_access_log_rows`."""
+    await add_access_log_rows(state, [_row(entry) for entry in entries])
+
+
+async def add_access_log_rows(state: State, rows: Sequence[Row]) -> None:
+    """Stores a batch in one transaction; an entry that is known already is left out, so a batch may be sent again."""
+    if not rows:
+        return
+    async with state.write_log() as session:
+        if session.get_bind().dialect.name != "sqlite":
+            named = [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
+            await session.execute(insert(session, AccessLogRow).on_conflict_do_nothing(), named)
+            return
+        # Half of what an entry costs would be turning its values into these very texts, one type at a time.
+        plain = [
+            (
+                *row[:_MOMENT],
+                row[_MOMENT].replace(tzinfo=None).isoformat(" ", "microseconds"),
+                *row[_MOMENT + 1 : -2],
+                json.dumps(row[-2]) if row[-2] else "{}",
+                json.dumps(row[-1]) if row[-1] else "[]",
+            )
+            for row in rows
+        ]
+        await (await session.connection()).exec_driver_sql(_INSERT, plain)
+
+
+class Rows(Sequence[AccessLogEntry]):
+    """Rows as entries, made for whoever looks."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> AccessLogEntry: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[AccessLogEntry]: ...
+    def __getitem__(self, index: int | slice) -> AccessLogEntry | list[AccessLogEntry]:
+        if isinstance(index, slice):
+            return [_entry_of(row) for row in self._rows[index]]
+        return _entry_of(self._rows[index])
+
+
+_COLUMNS: Final = (
+    "id",
+    "account_id",
+    "service_id",
+    "timestamp",
+    "source_ip",
+    "method",
+    "host",
+    "path",
+    "duration_ms",
+    "status_code",
+    "reason",
+    "user_id",
+    "auth_method",
+    "bytes_upload",
+    "bytes_download",
+    "protocol",
+    "details",
+    "user_groups",
+)
+_MOMENT: Final = _COLUMNS.index("timestamp")
+_INSERT: Final = (
+    f"INSERT INTO access_log ({', '.join(_COLUMNS)}) "  # noqa: S608 - names of ours
+    f"VALUES ({', '.join('?' * len(_COLUMNS))}) ON CONFLICT DO NOTHING"
+)
+
+
+def _row(entry: AccessLogEntry) -> Row:
+    return (
+        entry.id,
+        entry.account_id,
+        entry.service_id,
+        entry.timestamp if entry.timestamp.tzinfo is UTC else entry.timestamp.astimezone(UTC),
+        entry.source_ip,
+        entry.method[:64],
+        entry.host[:255],
+        entry.path[:4096],
+        entry.duration_ms,
+        entry.status_code,
+        entry.reason,
+        entry.user_id,
+        entry.auth_method,
+        entry.bytes_upload,
+        entry.bytes_download,
+        entry.protocol,
+        dict(entry.metadata or {}),
+        list(entry.user_groups),
+    )
+
+
+def _entry_of(row: Row) -> AccessLogEntry:
+    fields = dict(zip(_COLUMNS, row, strict=True))
+    return AccessLogEntry(metadata=fields.pop("details"), user_groups=tuple(fields.pop("user_groups")), **fields)
+
+
+@dataclass(frozen=True, slots=True)
+class LogQuery:
+    """Which entries, and in which order. `exact` are values by column, `contains` parts of them in any case.
+
+    `search` is a part of id, address, host, path or both together; entries of `search_users` are found by it, too.
+    Moments are included at both ends.
+    """
+
+    exact: Mapping[str, Any] = field(default_factory=dict)
+    contains: Mapping[str, str] = field(default_factory=dict)
+    search: str = ""
+    search_users: Sequence[str] = ()
+    succeeded: bool | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    sort_by: str = "timestamp"
+    descending: bool = True
+
+
+_SORTS: Final[Mapping[str, tuple[Any, ...]]] = {
+    "timestamp": (AccessLogRow.timestamp,),
+    "url": (AccessLogRow.host, AccessLogRow.path),
+    "host": (AccessLogRow.host,),
+    "path": (AccessLogRow.path,),
+    "method": (AccessLogRow.method,),
+    "status_code": (AccessLogRow.status_code,),
+    "duration": (AccessLogRow.duration_ms,),
+    "source_ip": (AccessLogRow.source_ip,),
+    "user_id": (AccessLogRow.user_id,),
+    "auth_method": (AccessLogRow.auth_method,),
+    "reason": (AccessLogRow.reason,),
+}
+SORTS: Final = frozenset(_SORTS)
+
+
+async def access_log_page(
+    state: State,
+    account_id: AccountId,
+    *,
+    page: int,
+    page_size: int,
+    filters: Mapping[str, Any] | None = None,
+    query: LogQuery | None = None,
+) -> tuple[list[AccessLogEntry], int]:
+    """One page, newest first unless the query says otherwise, and how many entries there are in all.
+
+    `filters` are exact values by column, in addition to the query's.
+    """
+    wanted = query or LogQuery()
+    where = [AccessLogRow.account_id == account_id, *_conditions(wanted)]
+    where += [getattr(AccessLogRow, column) == value for column, value in (filters or {}).items()]
+    order = [*_SORTS[wanted.sort_by], AccessLogRow.id]
+    if wanted.sort_by != "timestamp":
+        order.insert(-1, AccessLogRow.timestamp)
+    rows_of = select(AccessLogRow).where(*where)
+    rows_of = rows_of.order_by(*(column.desc() if wanted.descending else column.asc() for column in order))
+    async with state.read_log() as session:
+        total = await session.scalar(select(func.count()).select_from(AccessLogRow).where(*where)) or 0
+        rows = (await session.scalars(rows_of.offset((page - 1) * page_size).limit(page_size))).all()
+    return [_entry(row) for row in rows], total
+
+
+def _conditions(query: LogQuery) -> list[Any]:
+    def holds(column: Any, part: str) -> Any:
+        return func.lower(column).contains(part.lower(), autoescape=True)
+
+    found = [getattr(AccessLogRow, column) == value for column, value in query.exact.items()]
+    found += [holds(getattr(AccessLogRow, column), part) for column, part in query.contains.items()]
+    if query.search:
+        columns = (AccessLogRow.id, AccessLogRow.source_ip, AccessLogRow.host, AccessLogRow.path)
+        either = [holds(column, query.search) for column in (*columns, AccessLogRow.host + AccessLogRow.path)]
+        if query.search_users:
+            either.append(AccessLogRow.user_id.in_(list(query.search_users)))
+        found.append(or_(*either))
+    if query.succeeded is not None:
+        good = AccessLogRow.status_code.between(200, 399)
+        found.append(good if query.succeeded else not_(good))
+    if query.since is not None:
+        found.append(AccessLogRow.timestamp >= query.since)
+    if query.until is not None:
+        found.append(AccessLogRow.timestamp <= query.until)
+    return found
+
+
+FORGET_ENTRIES: Final = 2_000
+
+
+async def forget_old_entries(state: State, days: float) -> None:
+    await _forget(state, AccessLogRow.timestamp < now() - timedelta(days=days))
+
+
+async def forget_entries_of_nobody(state: State) -> None:
+    """Those of accounts that are gone. The log is apart from the accounts, so they do not go in one transaction."""
+    # Walks the index from one account to the next, and reads no entry.
+    walk = text(
+        "WITH RECURSIVE found(id) AS (SELECT min(account_id) FROM access_log UNION ALL "
+        "SELECT (SELECT min(account_id) FROM access_log WHERE account_id > found.id) FROM found WHERE id IS NOT NULL) "
+        "SELECT id FROM found WHERE id IS NOT NULL"
+    )
+    async with state.read_log() as session:
+        logged = (await session.scalars(walk)).all()
+    for id_ in logged:
+        if state.snapshots.get(AccountId(id_)) is None:
+            await _forget(state, AccessLogRow.account_id == id_)
+
+
+async def _forget(state: State, condition: ColumnElement[bool]) -> None:
+    """In parts, between which entries are written: many at once would keep the log for themselves for minutes."""
+    some = select(AccessLogRow.id).where(condition).limit(FORGET_ENTRIES)
+    forgotten = FORGET_ENTRIES
+    while forgotten == FORGET_ENTRIES:
+        async with state.write_log() as session:
+            done = await session.execute(delete(AccessLogRow).where(AccessLogRow.id.in_(some)))
+            forgotten = cast(CursorResult[Any], done).rowcount
+
+
+def _entry(row: AccessLogRow) -> AccessLogEntry:
+    return AccessLogEntry(
+        id=row.id,
+        account_id=AccountId(row.account_id),
+        service_id=row.service_id,
+        timestamp=row.timestamp,
+        source_ip=row.source_ip,
+        method=row.method,
+        host=row.host,
+        path=row.path,
+        duration_ms=row.duration_ms,
+        status_code=row.status_code,
+        bytes_upload=row.bytes_upload,
+        bytes_download=row.bytes_download,
+        reason=row.reason,
+        user_id=row.user_id,
+        auth_method=row.auth_method,
+        protocol=row.protocol,
+        metadata=row.details,
+        user_groups=tuple(row.user_groups),
+    )

@@ -1,0 +1,69 @@
+"""An account's settings as its owner edits them."""
+
+from dataclasses import asdict, dataclass
+
+from netbird_management.model.accounts import Account, AccountSettings
+from netbird_management.model.activity import Activity
+from netbird_management.model.domains import fold
+from netbird_management.model.errors import InvalidArgument, NotFound
+from netbird_management.model.ids import AccountId
+from netbird_management.store.models import AccountRow
+from netbird_management.store.state import State
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsChange:
+    """`dns_domain` "" keeps the stored one."""
+
+    settings: AccountSettings
+    dns_domain: str = ""
+
+
+async def update_account(state: State, account_id: AccountId, given: SettingsChange) -> Account:
+    """Raises `InvalidArgument`, also for what this management does not do: a setting that does nothing would mislead.
+
+    The groups that are left alone by DNS have an update of their own, and stay.
+    """
+    settings = given.settings
+    for name, wanted in (
+        ("peer_login_expiration_enabled", settings.peer_login_expiration_enabled),
+        ("peer_inactivity_expiration_enabled", settings.peer_inactivity_expiration_enabled),
+        ("peer_expose_enabled", settings.peer_expose_enabled),
+    ):
+        if wanted:
+            raise InvalidArgument(f"{name} is not there yet: it can only be false")
+    if settings.peer_login_expiration < 0 or settings.peer_inactivity_expiration < 0:
+        raise InvalidArgument("expirations must not be negative")
+    try:
+        dns_domain = fold(given.dns_domain) if given.dns_domain else ""
+    except ValueError as error:
+        raise InvalidArgument(str(error)) from error
+    async with state.change(account_id) as transaction:
+        account = transaction.account
+        for id_ in settings.peer_expose_groups:
+            if id_ not in account.groups:
+                raise InvalidArgument(f"group {id_} not found")
+        if dns_domain and any(zone.domain == dns_domain for zone in account.dns.zones):
+            raise InvalidArgument(f"{dns_domain} is a zone of the account already")
+        row = await transaction.session.get_one(AccountRow, account_id)
+        kept = row.settings.get("disabled_management_groups", [])
+        row.settings = {**asdict(settings), "disabled_management_groups": kept}
+        if dns_domain:
+            row.dns_domain = dns_domain
+        transaction.touch(account=True)
+        transaction.record(Activity.ACCOUNT_SETTINGS, account_id)
+        await transaction.raise_serial()
+    snapshot = state.snapshots.get(account_id)
+    if snapshot is None:
+        raise NotFound(f"account {account_id} not found")
+    return snapshot.account
+
+
+async def delete_account(state: State, account_id: AccountId) -> None:
+    """With all that belongs to it; its log goes within a minute, or after the next start. Raises `NotFound`."""
+    async with state.change(account_id) as transaction:
+        row = await transaction.session.get(AccountRow, account_id)
+        if row is None:
+            raise NotFound(f"account {account_id} not found")
+        await transaction.session.delete(row)
+        transaction.touch(account=True)

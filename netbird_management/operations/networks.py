@@ -1,0 +1,234 @@
+"""Networks behind routing peers, as their operators edit them: resources, and who carries packets to them."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from ipaddress import ip_interface, ip_network
+from typing import Any, Final, TypeVar
+
+from netbird_management.model.accounts import NetworkResource, NetworkRouter, ResourceType, RoutedNetwork
+from netbird_management.model.activity import Activity
+from netbird_management.model.domains import fold
+from netbird_management.model.errors import Conflict, InvalidArgument, NotFound, PreconditionFailed
+from netbird_management.model.ids import AccountId, GroupId, new_id
+from netbird_management.model.snapshot import AccountSnapshot
+from netbird_management.store.models import NetworkRow
+from netbird_management.store.state import State, Transaction
+
+MAX_METRIC: Final = 9999
+_One = TypeVar("_One", NetworkResource, NetworkRouter)
+
+
+async def save_network(
+    state: State, account_id: AccountId, network_id: str, *, name: str, description: str
+) -> RoutedNetwork:
+    """Makes a network, or with an id renames it. Raises `InvalidArgument`, `NotFound`."""
+    _check_name("network", name, description)
+    async with state.change(account_id) as transaction:
+        id_ = network_id or new_id()
+        if network_id:
+            row = await _row(transaction, network_id)
+            row.name, row.description = name, description
+        else:
+            transaction.session.add(
+                NetworkRow(id=id_, account_id=account_id, name=name, description=description, resources=[], routers=[])
+            )
+        await _told(transaction, Activity.NETWORK_UPDATE if network_id else Activity.NETWORK_ADD, id_, name)
+    return get_network(state, account_id, id_)
+
+
+async def delete_network(state: State, account_id: AccountId, network_id: str) -> None:
+    """With all that is in it. Raises `NotFound`, and `PreconditionFailed` while something uses one of its resources."""
+    async with state.change(account_id) as transaction:
+        network = _found(transaction.account, network_id)
+        for resource in network.resources:
+            _check_unused(transaction.account, resource.id)
+        await transaction.session.delete(await _row(transaction, network_id))
+        await _told(transaction, Activity.NETWORK_DELETE, network_id, network.name)
+
+
+async def save_resource(
+    state: State, account_id: AccountId, network_id: str, given: NetworkResource
+) -> NetworkResource:
+    """Makes a resource, or with an id replaces it; its type comes from its address.
+
+    Raises `InvalidArgument`, `NotFound`, `Conflict` for a name that another has, and `PreconditionFailed` where it
+    would become of another type while something uses it as it is.
+    """
+    async with state.change(account_id) as transaction:
+        account = transaction.account
+        network = _found(account, network_id)
+        resource = _checked_resource(given, account)
+        if given.id:
+            old = _in(network.resources, given.id, "resource")
+            if old.type is not resource.type:
+                _check_unused(account, given.id)
+        if any(one.name == resource.name and one.id != given.id for each in account.networks for one in each.resources):
+            raise Conflict(f"resource with name {resource.name} already exists")
+        resource = replace(resource, id=given.id or new_id())
+        row = await _row(transaction, network_id)
+        row.resources = _replaced(network.resources, resource)
+        activity = Activity.RESOURCE_UPDATE if given.id else Activity.RESOURCE_ADD
+        await _told(transaction, activity, resource.id, resource.name, network_id=network_id)
+    return get_resource(state, account_id, network_id, resource.id)
+
+
+async def delete_resource(state: State, account_id: AccountId, network_id: str, resource_id: str) -> None:
+    """Raises `NotFound`, and `PreconditionFailed` while something uses it."""
+    async with state.change(account_id) as transaction:
+        network = _found(transaction.account, network_id)
+        resource = _in(network.resources, resource_id, "resource")
+        _check_unused(transaction.account, resource_id)
+        row = await _row(transaction, network_id)
+        row.resources = [asdict(one) for one in network.resources if one.id != resource_id]
+        await _told(transaction, Activity.RESOURCE_DELETE, resource_id, resource.name, network_id=network_id)
+
+
+async def save_router(state: State, account_id: AccountId, network_id: str, given: NetworkRouter) -> NetworkRouter:
+    """Makes a router, or with an id replaces it. Raises `InvalidArgument`, `NotFound`."""
+    async with state.change(account_id) as transaction:
+        network = _found(transaction.account, network_id)
+        _check_router(given, transaction.account)
+        if given.id:
+            _in(network.routers, given.id, "router")
+        router = replace(given, id=given.id or new_id())
+        row = await _row(transaction, network_id)
+        row.routers = _replaced(network.routers, router)
+        activity = Activity.ROUTER_UPDATE if given.id else Activity.ROUTER_ADD
+        await _told(transaction, activity, router.id, network.name, network_id=network_id)
+    return _in(get_network(state, account_id, network_id).routers, router.id, "router")
+
+
+async def delete_router(state: State, account_id: AccountId, network_id: str, router_id: str) -> None:
+    """Raises `NotFound`."""
+    async with state.change(account_id) as transaction:
+        network = _found(transaction.account, network_id)
+        _in(network.routers, router_id, "router")
+        row = await _row(transaction, network_id)
+        row.routers = [asdict(one) for one in network.routers if one.id != router_id]
+        await _told(transaction, Activity.ROUTER_DELETE, router_id, network.name, network_id=network_id)
+
+
+def get_network(state: State, account_id: AccountId, network_id: str) -> RoutedNetwork:
+    """Raises `NotFound`, also for another account's; so do the others."""
+    account = state.snapshots.get(account_id)
+    if account is None:
+        raise NotFound(f"network: {network_id} not found")
+    return _found(account, network_id)
+
+
+def get_resource(state: State, account_id: AccountId, network_id: str, resource_id: str) -> NetworkResource:
+    return _in(get_network(state, account_id, network_id).resources, resource_id, "resource")
+
+
+def get_router(state: State, account_id: AccountId, network_id: str, router_id: str) -> NetworkRouter:
+    return _in(get_network(state, account_id, network_id).routers, router_id, "router")
+
+
+def typed_address(text: str) -> tuple[ResourceType, str]:
+    """What an address is, and how it is kept: `10.0.0.5` is a host, `10.0.0.0/16` a subnet, the rest a domain.
+
+    Raises `InvalidArgument`.
+    """
+    text = text.strip()
+    try:
+        network = ip_network(text)
+    except ValueError:
+        pass
+    else:
+        single = network.prefixlen == network.max_prefixlen
+        return ResourceType.HOST if single else ResourceType.SUBNET, str(network)
+    if _is_interface(text):
+        raise InvalidArgument(f"{text} has host bits set, use {ip_interface(text).network} instead")
+    pattern, name = text.startswith("*."), text.removeprefix("*.")
+    try:
+        folded = fold(name)
+    except ValueError as error:
+        raise InvalidArgument(f'"{text}" is no address, network or domain') from error
+    return ResourceType.DOMAIN, "*." + folded if pattern else folded
+
+
+def _is_interface(text: str) -> bool:
+    try:
+        ip_interface(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _checked_resource(given: NetworkResource, account: AccountSnapshot) -> NetworkResource:
+    _check_name("resource", given.name, given.description)
+    _check_groups(given.groups, account)
+    kind, address = typed_address(given.address)
+    return replace(given, type=kind, address=address)
+
+
+def _check_router(router: NetworkRouter, account: AccountSnapshot) -> None:
+    if (router.peer is None) == (not router.peer_groups):
+        raise InvalidArgument("of peer and peer_groups exactly one must be there")
+    if not 1 <= router.metric <= MAX_METRIC:
+        raise InvalidArgument(f"metric must be between 1 and {MAX_METRIC}")
+    _check_groups(router.peer_groups, account)
+    if router.peer is not None:
+        peer = account.peers.get(router.peer)
+        if peer is None or peer.proxy is not None:
+            raise InvalidArgument(f"peer {router.peer} not found")
+
+
+def _check_name(what: str, name: str, description: str) -> None:
+    if not 1 <= len(name) <= 255 or not name.isprintable():
+        raise InvalidArgument(f"{what} name must be 1 to 255 printable characters")
+    if len(description) > 1024:
+        raise InvalidArgument(f"{what} description must be at most 1024 characters")
+
+
+def _check_groups(groups: Sequence[GroupId], account: AccountSnapshot) -> None:
+    for id_ in groups:
+        if id_ not in account.groups:
+            raise InvalidArgument(f"group {id_} not found")
+
+
+def _check_unused(account: AccountSnapshot, resource_id: str) -> None:
+    for service in account.index.targeting_resource(resource_id).values():
+        raise PreconditionFailed(f"resource {resource_id} is a target of service {service.id}")
+    for policy in account.policies.values():
+        for rule in policy.rules:
+            if rule.destination_resource is not None and rule.destination_resource.id == resource_id:
+                raise PreconditionFailed(f"resource {resource_id} is the destination of policy {policy.name}")
+
+
+def _found(account: AccountSnapshot, network_id: str) -> RoutedNetwork:
+    for network in account.networks:
+        if network.id == network_id:
+            return network
+    raise NotFound(f"network: {network_id} not found")
+
+
+def _in(held: Sequence[_One], id_: str, what: str) -> _One:
+    for one in held:
+        if one.id == id_:
+            return one
+    raise NotFound(f"network {what}: {id_} not found")
+
+
+def _replaced(held: Sequence[_One], new: _One) -> list[dict[str, Any]]:
+    """In place of the one with its id, else at the end."""
+    ids = [one.id for one in held]
+    kept: list[_One] = [new if one.id == new.id else one for one in held]
+    if new.id not in ids:
+        kept.append(new)
+    return [asdict(one) for one in kept]
+
+
+async def _row(transaction: Transaction, network_id: str) -> NetworkRow:
+    row = await transaction.session.get(NetworkRow, network_id)
+    if row is None or row.account_id != transaction.account_id:
+        raise NotFound(f"network: {network_id} not found")
+    return row
+
+
+async def _told(
+    transaction: Transaction, activity: Activity, target_id: str, name: str, *, network_id: str | None = None
+) -> None:
+    transaction.record(activity, target_id, name=name, network_id=network_id)
+    transaction.touch(networks=True)
+    await transaction.raise_serial()

@@ -1,0 +1,343 @@
+"""Peers: how they come, what is noted of them, how they go."""
+
+import base64
+import binascii
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final
+
+from nacl.public import PrivateKey
+from sqlalchemy import delete, update
+
+from netbird_management.model.accounts import Peer, PeerMeta
+from netbird_management.model.activity import Activity
+from netbird_management.model.clock import now
+from netbird_management.model.errors import Conflict, InvalidArgument, NotFound, PermissionDenied, PreconditionFailed
+from netbird_management.model.ids import AccountId, GroupId, PeerId, UserId, new_id
+from netbird_management.model.snapshot import AccountSnapshot
+from netbird_management.operations.membership import move
+from netbird_management.secrets.one_time import OneTimeToken, spend
+from netbird_management.store.models import PeerRow
+from netbird_management.store.state import State, Transaction, acting
+
+SEEN_SECONDS: Final = 3600
+"""How exact `last_seen` is for a peer that is only seen through its requests."""
+PROXY_ABSENT_SECONDS: Final = 600
+"""How long a proxy's peer without a WireGuard endpoint may be away before it is swept."""
+
+
+async def create_stock_peer(
+    state: State,
+    account_id: AccountId,
+    *,
+    name: str,
+    user_id: UserId | None,
+    group_ids: Sequence[GroupId] = (),
+    public_key: str | None = None,
+) -> tuple[Peer, str | None]:
+    """A peer that runs plain WireGuard. It is in `All`, its user's auto groups and those asked for.
+
+    Without a public key a key pair is made, whose private half is returned this once and never stored.
+    Raises `InvalidArgument`, and `Conflict` for a key that is known already.
+    """
+    private_key: str | None = None
+    if public_key is None:
+        made = PrivateKey.generate()
+        private_key = base64.b64encode(bytes(made)).decode()
+        public_key = base64.b64encode(bytes(made.public_key)).decode()
+    checked_name(name)
+    checked_key(public_key)
+    async with state.change(account_id) as transaction:
+        account = transaction.account
+        user = None if user_id is None else account.users.get(user_id)
+        if user_id is not None and user is None:
+            raise InvalidArgument(f"user {user_id} not found")
+        unknown = [id_ for id_ in group_ids if id_ not in account.groups]
+        if unknown:
+            raise InvalidArgument(f"group {unknown[0]} not found")
+        groups = {account.group_all.id, *group_ids, *(user.auto_groups if user is not None else ())}
+        peer_id = await insert_peer(
+            state, transaction, key=public_key, name=name, hostname=name, user_id=user_id, stock=True
+        )
+        await move(transaction, [peer_id], join=groups)
+        own = user_id is not None and acting.get() == user_id
+        activity = Activity.PEER_ADD_BY_USER if own else Activity.PEER_ADD
+        transaction.record(activity, peer_id, name=name, user_id=user_id)
+    return get_peer(state, account_id, peer_id), private_key
+
+
+async def create_proxy_peer(
+    state: State,
+    account_id: AccountId,
+    *,
+    key: str,
+    cluster: str,
+    token: OneTimeToken,
+    wireguard_endpoint: str = "",
+) -> Peer:
+    """The overlay node of a proxy, in no group. Spends the one-time token in the same transaction.
+
+    A key that is this account's proxy already keeps its peer and address, and gets the cluster and endpoint told now.
+    Raises `PermissionDenied` for a spent token and for a key that belongs to anybody else.
+    """
+    checked_key(key)
+    async with state.change(account_id) as transaction:
+        await spend(transaction.session, token)
+        known = state.snapshots.by_peer_key(key)
+        if known is not None:
+            account, peer = known
+            if account.account.id != account_id or peer.proxy is None:
+                raise PermissionDenied("this WireGuard key belongs to another peer")
+            row = await transaction.session.get_one(PeerRow, peer.id)
+            row.proxy_cluster, row.wireguard_endpoint = cluster, wireguard_endpoint
+            peer_id = peer.id
+            transaction.touch(peers=[peer_id])
+        else:
+            name = f"proxy-{new_id()}"
+            peer_id = await insert_peer(
+                state,
+                transaction,
+                key=key,
+                name=name,
+                hostname=name,
+                meta=PeerMeta(hostname=name, go_os="proxy", os="proxy"),
+                ephemeral=True,
+                cluster=cluster,
+                wireguard_endpoint=wireguard_endpoint,
+            )
+        await transaction.raise_serial()
+    return get_peer(state, account_id, peer_id)
+
+
+async def update_peer_meta(state: State, peer: Peer, meta: PeerMeta, *, ssh_key: str | None = None) -> Peer:
+    """What a peer says of itself at Sync; `None` keeps the SSH key. Name, label and address stay."""
+    if peer.meta == meta and ssh_key in (None, peer.ssh_key):
+        return peer
+    async with state.change(peer.account_id) as transaction:
+        row = await _row(transaction, peer)
+        row.meta = asdict(meta)
+        if ssh_key is not None:
+            row.ssh_key = ssh_key
+        transaction.touch(peers=[peer.id])
+    return get_peer(state, peer.account_id, peer.id)
+
+
+async def note_login(state: State, peer: Peer) -> Peer:
+    """A peer logged in just now."""
+    async with state.change(peer.account_id) as transaction:
+        (await _row(transaction, peer)).last_login = now()
+        transaction.touch(peers=[peer.id])
+    return get_peer(state, peer.account_id, peer.id)
+
+
+async def set_connected(state: State, peer: Peer, *, started_ns: int, connection_ip: str = "") -> bool:
+    """A sync stream that began at `started_ns` is up. False, and nothing written, if a newer one is known."""
+    async with state.change(peer.account_id) as transaction:
+        row = await _row(transaction, peer)
+        if row.stream_started_ns >= started_ns:
+            return False
+        row.connected, row.stream_started_ns, row.last_seen = True, started_ns, now()
+        row.connection_ip = connection_ip
+        transaction.touch(peers=[peer.id])
+    return True
+
+
+async def set_disconnected(state: State, peer: Peer, *, started_ns: int) -> bool:
+    """The stream that began at `started_ns` ended. False if it is not the one the peer is connected by, or the peer is
+    gone: a late end of an old stream never marks a peer offline that came back."""
+    async with state.change(peer.account_id) as transaction:
+        row = await transaction.session.get(PeerRow, peer.id)
+        if row is None or row.stream_started_ns != started_ns or not row.connected:
+            return False
+        row.connected, row.last_seen = False, now()
+        transaction.touch(peers=[peer.id])
+    return True
+
+
+async def disconnect_all_peers(state: State) -> None:
+    """At start: no stream of this process is up yet, whatever the last one left behind."""
+    for snapshot in state.snapshots.all():
+        ids = [peer.id for peer in snapshot.peers.values() if peer.connected]
+        if ids:
+            async with state.change(snapshot.account.id) as transaction:
+                offline = update(PeerRow).where(PeerRow.id.in_(ids)).values(connected=False)
+                await transaction.session.execute(offline)
+                transaction.touch(peers=ids)
+
+
+async def note_seen(state: State, peer: Peer) -> None:
+    """A peer was let in through a proxy; written at most once an hour. A stock peer has no other sign of life."""
+    cutoff = now() - timedelta(seconds=SEEN_SECONDS)
+    if peer.proxy is not None or (peer.last_seen is not None and peer.last_seen > cutoff):
+        return
+    async with state.change(peer.account_id) as transaction:
+        row = await transaction.session.get(PeerRow, peer.id)
+        if row is None or (row.last_seen is not None and row.last_seen > cutoff):
+            return
+        row.last_seen = now()
+        transaction.touch(peers=[peer.id])
+
+
+async def rename_peer(state: State, account_id: AccountId, peer_id: PeerId, *, name: str) -> Peer:
+    """Gives a peer another name; its label in DNS stays. Raises `NotFound`, `InvalidArgument`."""
+    peer = get_peer(state, account_id, peer_id)
+    checked_name(name)
+    async with state.change(account_id) as transaction:
+        (await _row(transaction, peer)).name = name
+        transaction.touch(peers=[peer_id])
+        transaction.record(Activity.PEER_RENAME, peer_id, name=name, old_name=peer.name)
+    return get_peer(state, account_id, peer_id)
+
+
+async def delete_peer(state: State, account_id: AccountId, peer_id: PeerId) -> None:
+    """Raises `NotFound`, and `PreconditionFailed` while a service targets the peer."""
+    async with state.change(account_id) as transaction:
+        if peer_id not in transaction.account.peers:
+            raise NotFound(f"peer: {peer_id} not found")
+        for service in transaction.account.index.targeting(peer_id).values():
+            raise PreconditionFailed(f"peer {peer_id} is a target of service {service.id}")
+        transaction.record(Activity.PEER_DELETE, peer_id, name=transaction.account.peers[peer_id].name)
+        await _delete(transaction, [peer_id])
+
+
+async def sweep_ephemeral_peers(state: State) -> None:
+    """Removes what was made to go when it is away for long: peers of ephemeral keys, and proxies' peers that no stock
+    client relies on."""
+    cutoff = now() - timedelta(seconds=PROXY_ABSENT_SECONDS)
+    for snapshot in state.snapshots.all():
+        if not _absent(snapshot, cutoff):
+            continue
+        async with state.change(snapshot.account.id) as transaction:
+            await _delete(transaction, [peer.id for peer in _absent(transaction.account, cutoff)])
+
+
+def get_peer(state: State, account_id: AccountId, peer_id: PeerId) -> Peer:
+    """Raises `NotFound`, also for another account's peer."""
+    snapshot = state.snapshots.get(account_id)
+    if snapshot is None or peer_id not in snapshot.peers:
+        raise NotFound(f"peer: {peer_id} not found")
+    return snapshot.peers[peer_id]
+
+
+def checked_name(name: str) -> str:
+    """Raises `InvalidArgument`. A peer's name stands for its user where it has none, so it must not look like one."""
+    if not name.strip() or len(name) > 255 or not name.isprintable():
+        raise InvalidArgument("peer name must be 1 to 255 printable characters")
+    if "@" in name:
+        raise InvalidArgument("peer name must not contain @: it could be taken for a user's address")
+    return name
+
+
+def checked_key(key: str) -> str:
+    """Raises `InvalidArgument` for what is not base64 of 32 bytes."""
+    try:
+        raw = base64.b64decode(key, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidArgument("a WireGuard key is base64 of 32 bytes") from error
+    if len(raw) != 32 or base64.b64encode(raw).decode() != key:
+        raise InvalidArgument("a WireGuard key is base64 of 32 bytes")
+    return key
+
+
+async def insert_peer(
+    state: State,
+    transaction: Transaction,
+    *,
+    key: str,
+    name: str,
+    hostname: str,
+    user_id: UserId | None = None,
+    meta: PeerMeta | None = None,
+    ephemeral: bool = False,
+    stock: bool = False,
+    cluster: str | None = None,
+    wireguard_endpoint: str = "",
+    ssh_key: str = "",
+) -> PeerId:
+    """A new row, with an address and a label of its own, in no group yet. Raises `Conflict` for a known key."""
+    if state.snapshots.by_peer_key(key) is not None:
+        raise Conflict("a peer with this WireGuard key already exists")
+    account, peer_id = transaction.account, PeerId(new_id())
+    ip = _free_address(account)
+    transaction.session.add(
+        PeerRow(
+            id=peer_id,
+            account_id=transaction.account_id,
+            key=key,
+            ip=str(ip),
+            ipv6=str(_free_ipv6(account)),
+            name=name,
+            dns_label=_free_label(account, hostname, ip),
+            user_id=user_id,
+            meta=asdict(meta if meta is not None else PeerMeta(hostname=hostname)),
+            ssh_key=ssh_key,
+            created_at=now(),
+            ephemeral=ephemeral,
+            stock=stock,
+            proxy_cluster=cluster,
+            wireguard_endpoint=wireguard_endpoint,
+        )
+    )
+    transaction.touch(peers=[peer_id])
+    await transaction.session.flush()
+    return peer_id
+
+
+def _free_address(account: AccountSnapshot) -> IPv4Address:
+    network = account.account.network
+    first, last = int(network.network_address) + 1, int(network.broadcast_address) - 1
+    for _ in range(100):
+        address = IPv4Address(first + secrets.randbelow(last - first + 1))
+        if account.peer_by_address(address) is None:
+            return address
+    for number in range(first, last + 1):
+        if account.peer_by_address(IPv4Address(number)) is None:
+            return IPv4Address(number)
+    raise PreconditionFailed("the account's network has no free address left")
+
+
+def _free_ipv6(account: AccountSnapshot) -> IPv6Address:
+    while True:
+        address = account.account.network_v6.network_address + secrets.randbits(64)
+        if account.peer_by_address(address) is None:
+            return address
+
+
+def _free_label(account: AccountSnapshot, hostname: str, ip: IPv4Address) -> str:
+    """One DNS label from the host name, with the address's last two octets where the plain one is taken."""
+    label = "".join(char if char.isascii() and char.isalnum() else "-" for char in hostname.split(".")[0].lower())
+    label = label.strip("-")[:59].strip("-") or "peer"
+    taken = {peer.dns_label for peer in account.peers.values()}
+    if label not in taken:
+        return label
+    third, fourth = ip.packed[2:]
+    label = f"{label[:51]}-{third}-{fourth}"
+    return label if label not in taken else f"{label[:50]}-{secrets.token_hex(3)}"
+
+
+async def _row(transaction: Transaction, peer: Peer) -> PeerRow:
+    row = await transaction.session.get(PeerRow, peer.id)
+    if row is None:
+        raise NotFound(f"peer: {peer.id} not found")
+    return row
+
+
+async def _delete(transaction: Transaction, peer_ids: Iterable[PeerId]) -> None:
+    ids = list(peer_ids)
+    groups = {group.id for id_ in ids for group in transaction.account.groups_of(id_)}
+    await transaction.session.execute(delete(PeerRow).where(PeerRow.id.in_(ids)))
+    transaction.touch(peers=ids, groups=groups)
+    await transaction.raise_serial()
+
+
+def _absent(account: AccountSnapshot, cutoff: datetime) -> list[Peer]:
+    return [
+        peer
+        for peer in account.peers.values()
+        if (peer.ephemeral if peer.proxy is None else not peer.proxy.wireguard_endpoint)
+        and not peer.connected
+        and (peer.last_seen or peer.created_at) < cutoff
+    ]

@@ -1,0 +1,187 @@
+"""How services fare on proxies: kept for each pair, shown as the worst of the live ones."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import delete, select, update
+
+from netbird_management.model.clock import now
+from netbird_management.model.errors import NotFound
+from netbird_management.model.ids import AccountId, ProxyId, ServiceId
+from netbird_management.model.services import SEVERITY, InboundListener, ProxyStatus, Status
+from netbird_management.operations.proxies import ACTIVE_SECONDS
+from netbird_management.store.engine import insert
+from netbird_management.store.models import ProxyRow, ServiceRow, ServiceStatusRow
+from netbird_management.store.state import State
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a proxy says of a service, and beside it why management keeps it from that proxy, if it does."""
+
+    service_id: ServiceId
+    proxy_id: ProxyId
+    status: Status
+    error_message: str = ""
+    withheld: str = ""
+    inbound_listener: InboundListener | None = None
+
+
+async def set_service_statuses(state: State, reports: Sequence[Report]) -> set[Report]:
+    """Stores all of them in one transaction, of several about the same pair the last; returns those whose service or
+    proxy is not there."""
+    latest = {(report.service_id, report.proxy_id): report for report in reports}
+    services = select(ServiceRow.id).where(ServiceRow.id.in_({service_id for service_id, _ in latest}))
+    proxies = select(ProxyRow.id).where(ProxyRow.id.in_({proxy_id for _, proxy_id in latest}))
+    moment = now()
+    async with state.write() as session:
+        here = frozenset((await session.scalars(services)).all()), frozenset((await session.scalars(proxies)).all())
+        rows = [
+            {
+                "service_id": report.service_id,
+                "proxy_id": report.proxy_id,
+                "status": report.status.value,
+                "error_message": report.error_message[:4096],
+                "withheld": report.withheld[:4096],
+                "tunnel_ip": None if report.inbound_listener is None else report.inbound_listener.tunnel_ip,
+                "https_port": 0 if report.inbound_listener is None else report.inbound_listener.https_port,
+                "http_port": 0 if report.inbound_listener is None else report.inbound_listener.http_port,
+                "updated_at": moment,
+            }
+            for report in latest.values()
+            if report.service_id in here[0] and report.proxy_id in here[1]
+        ]
+        if rows:
+            statement = insert(session, ServiceStatusRow)
+            key = [ServiceStatusRow.service_id, ServiceStatusRow.proxy_id]
+            changed = {name: statement.excluded[name] for name in rows[0] if name not in ("service_id", "proxy_id")}
+            await session.execute(statement.on_conflict_do_update(index_elements=key, set_=changed), rows)
+    return {one for one in reports if one.service_id not in here[0] or one.proxy_id not in here[1]}
+
+
+async def set_service_status(
+    state: State,
+    service_id: ServiceId,
+    proxy_id: ProxyId,
+    status: Status,
+    *,
+    error_message: str = "",
+    withheld: str = "",
+    inbound_listener: InboundListener | None = None,
+) -> None:
+    """One report. Raises `NotFound` for its service and its proxy."""
+    report = Report(service_id, proxy_id, status, error_message, withheld, inbound_listener)
+    if await set_service_statuses(state, [report]):
+        raise NotFound(f"service {service_id} or proxy {proxy_id} not found")
+
+
+async def clear_service_status(state: State, service_id: ServiceId, proxy_id: ProxyId) -> None:
+    """The proxy no longer has the service, nor should it."""
+    gone = delete(ServiceStatusRow).where(
+        ServiceStatusRow.service_id == service_id, ServiceStatusRow.proxy_id == proxy_id
+    )
+    async with state.write() as session:
+        await session.execute(gone)
+
+
+async def set_certificate_issued(state: State, account_id: AccountId, service_id: ServiceId) -> None:
+    """A proxy got a certificate for the service's domain just now. Nobody else is told."""
+    issued = update(ServiceRow).where(ServiceRow.id == service_id, ServiceRow.account_id == account_id)
+    async with state.write() as session:
+        await session.execute(issued.values(certificate_issued_at=now()))
+
+
+async def proxy_statuses(state: State, service_id: ServiceId) -> list[ProxyStatus]:
+    """Every proxy's word on a service, of those that are gone too, ordered by proxy."""
+    query = (
+        select(ServiceStatusRow, ProxyRow)
+        .join(ProxyRow, ProxyRow.id == ServiceStatusRow.proxy_id)
+        .where(ServiceStatusRow.service_id == service_id)
+        .order_by(ServiceStatusRow.proxy_id)
+    )
+    async with state.read() as session:
+        rows = (await session.execute(query)).all()
+    return [_proxy_status(row, proxy) for row, proxy in rows]
+
+
+def _proxy_status(row: ServiceStatusRow, proxy: ProxyRow) -> ProxyStatus:
+    connected = proxy.status == "connected" and proxy.last_seen > now() - timedelta(seconds=ACTIVE_SECONDS)
+    if not connected or (proxy.connected_at is not None and row.updated_at < proxy.connected_at):
+        return ProxyStatus(
+            ProxyId(row.proxy_id), Status.PENDING, connected, withheld=row.withheld, updated_at=row.updated_at
+        )
+    listening = None if row.tunnel_ip is None else InboundListener(row.tunnel_ip, row.https_port, row.http_port)
+    return ProxyStatus(
+        proxy_id=ProxyId(row.proxy_id),
+        status=Status(row.status),
+        error_message=row.error_message,
+        withheld=row.withheld,
+        inbound_listener=listening,
+        updated_at=row.updated_at,
+    )
+
+
+async def worst_statuses(
+    state: State, account_id: AccountId, service_id: ServiceId | None = None
+) -> dict[ServiceId, Status]:
+    """The one status to show for each service of an account, or for this one: the worst of its live proxies; none is
+    left out."""
+    query = (
+        select(ServiceStatusRow.service_id, ServiceStatusRow.status)
+        .join(ServiceRow, ServiceRow.id == ServiceStatusRow.service_id)
+        .join(ProxyRow, ProxyRow.id == ServiceStatusRow.proxy_id)
+        .where(
+            ServiceRow.account_id == account_id,
+            ProxyRow.status == "connected",
+            ProxyRow.last_seen > now() - timedelta(seconds=ACTIVE_SECONDS),
+        )
+    )
+    if service_id is not None:
+        query = query.where(ServiceStatusRow.service_id == service_id)
+    worst: dict[ServiceId, Status] = {}
+    async with state.read() as session:
+        for of_service, text in (await session.execute(query)).all():
+            status, id_ = Status(text), ServiceId(of_service)
+            if id_ not in worst or SEVERITY.index(status) > SEVERITY.index(worst[id_]):
+                worst[id_] = status
+    return worst
+
+
+async def certificates_issued(
+    state: State, account_id: AccountId, service_id: ServiceId | None = None
+) -> dict[ServiceId, datetime]:
+    """When each service that has one, or this one, last got a certificate. Not in snapshots: no proxy is told of it."""
+    query = select(ServiceRow.id, ServiceRow.certificate_issued_at).where(
+        ServiceRow.account_id == account_id, ServiceRow.certificate_issued_at.is_not(None)
+    )
+    if service_id is not None:
+        query = query.where(ServiceRow.id == service_id)
+    async with state.read() as session:
+        return {ServiceId(id_): moment for id_, moment in (await session.execute(query)).all() if moment is not None}
+
+
+async def inbound_listeners(state: State, account_id: AccountId) -> dict[str, list[InboundListener]]:
+    """Where live proxies serve inside the account's tunnel, by the address of their cluster; each once."""
+    query = (
+        select(
+            ProxyRow.cluster_address,
+            ServiceStatusRow.tunnel_ip,
+            ServiceStatusRow.https_port,
+            ServiceStatusRow.http_port,
+        )
+        .join(ProxyRow, ProxyRow.id == ServiceStatusRow.proxy_id)
+        .join(ServiceRow, ServiceRow.id == ServiceStatusRow.service_id)
+        .where(
+            ServiceRow.account_id == account_id,
+            ServiceStatusRow.tunnel_ip.is_not(None),
+            ProxyRow.status == "connected",
+            ProxyRow.last_seen > now() - timedelta(seconds=ACTIVE_SECONDS),
+        )
+        .distinct()
+    )
+    found: dict[str, list[InboundListener]] = {}
+    async with state.read() as session:
+        for address, tunnel_ip, https_port, http_port in sorted((await session.execute(query)).all()):
+            found.setdefault(address, []).append(InboundListener(tunnel_ip or "", https_port, http_port))
+    return found

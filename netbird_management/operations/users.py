@@ -1,0 +1,250 @@
+"""Users and their personal access tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from sqlalchemy import delete, select, update
+
+from netbird_management.model.accounts import ALL_GROUP, Role, User
+from netbird_management.model.activity import Activity
+from netbird_management.model.clock import now
+from netbird_management.model.errors import InvalidArgument, NotFound, PermissionDenied, PreconditionFailed
+from netbird_management.model.ids import AccountId, GroupId, TokenId, UserId, new_id
+from netbird_management.model.snapshot import AccountSnapshot
+from netbird_management.operations.membership import move
+from netbird_management.operations.revocations import revoke
+from netbird_management.store import limits
+from netbird_management.store.models import PeerRow, PersonalTokenRow, UserRow
+from netbird_management.store.state import State
+from netbird_wire.tokens import TokenKind, mint, stored_hash, well_formed
+
+LAST_USED_SECONDS: Final = 60
+"""How exact `last_used` is: a busy token is not written down at every call."""
+
+
+@dataclass(frozen=True, slots=True)
+class PersonalToken:
+    id: TokenId
+    user_id: UserId
+    name: str
+    expires_at: datetime
+    created_by: str
+    created_at: datetime
+    last_used: datetime | None
+
+
+def checked_email(email: str) -> str:
+    """The address without surrounding space. Raises `InvalidArgument`. It ends up in request headers: no controls."""
+    address = email.strip()
+    local, at, host = address.rpartition("@")
+    if not (local and at and host) or len(address) > 254 or not address.isprintable() or " " in address:
+        raise InvalidArgument("a valid email is required")
+    return address
+
+
+async def create_user(
+    state: State,
+    account_id: AccountId,
+    *,
+    role: Role,
+    email: str = "",
+    name: str = "",
+    auto_groups: Sequence[GroupId] = (),
+    is_service_user: bool = False,
+) -> User:
+    """A new user. A person needs an e-mail address, a service user a name. Nobody is made an owner this way."""
+    if role is Role.OWNER:
+        raise InvalidArgument("a user cannot be created as owner")
+    if is_service_user and not name:
+        raise InvalidArgument("a service user needs a name")
+    address = "" if is_service_user else checked_email(email)
+    user_id = UserId(new_id())
+    async with state.change(account_id) as transaction:
+        _check_groups(transaction.account, auto_groups)
+        if address and any(user.email.lower() == address.lower() for user in transaction.account.users.values()):
+            raise InvalidArgument(f"user with email {address} already exists")
+        row = UserRow(
+            id=user_id,
+            account_id=account_id,
+            role=role,
+            email=address,
+            name=name,
+            auto_groups=list(auto_groups),
+            is_service_user=is_service_user,
+            created_at=now(),
+        )
+        transaction.session.add(row)
+        transaction.touch(users=[user_id])
+        transaction.record(Activity.USER_CREATE, user_id, email=address or None, name=name or None, role=role.value)
+    return _user(state, account_id, user_id)
+
+
+async def update_user(
+    state: State, account_id: AccountId, user_id: UserId, *, role: Role, auto_groups: Sequence[GroupId], blocked: bool
+) -> User:
+    """Changes role, groups and whether they may come in; the user's peers move with the groups.
+
+    Raises `NotFound`, `InvalidArgument`, and `PermissionDenied` for what would leave the account without its owner.
+    """
+    async with state.change(account_id) as transaction:
+        user = transaction.account.users.get(user_id)
+        if user is None:
+            raise NotFound(f"user: {user_id} not found")
+        _check_groups(transaction.account, auto_groups)
+        if (user.role is Role.OWNER) != (role is Role.OWNER):
+            raise PermissionDenied("the owner of an account cannot be changed")
+        if user.role is Role.OWNER and blocked:
+            raise PermissionDenied("the owner of an account cannot be blocked")
+        row = await transaction.session.get_one(UserRow, user_id)
+        row.role, row.auto_groups, row.blocked = role, list(auto_groups), blocked
+        if not blocked:
+            row.pending_approval = False
+        transaction.touch(users=[user_id])
+        if role is not user.role:
+            transaction.record(Activity.USER_ROLE, user_id, role=role.value)
+        if tuple(auto_groups) != user.auto_groups:
+            transaction.record(Activity.USER_GROUPS, user_id, groups=list(auto_groups))
+        if blocked != user.blocked:
+            transaction.record(Activity.USER_BLOCK if blocked else Activity.USER_UNBLOCK, user_id)
+        if blocked and not user.blocked:
+            await revoke(transaction, subject=user_id)
+        peers = [peer.id for peer in transaction.account.peers.values() if peer.user_id == user_id]
+        before, after = set(user.auto_groups), set(auto_groups)
+        await move(transaction, peers, leave=before - after, join=after - before)
+    return _user(state, account_id, user_id)
+
+
+async def approve_user(state: State, account_id: AccountId, user_id: UserId) -> User:
+    """Lets in a user who waits for it. Raises `NotFound`, `PreconditionFailed` for one who does not wait."""
+    async with state.change(account_id) as transaction:
+        user = transaction.account.users.get(user_id)
+        if user is None:
+            raise NotFound(f"user: {user_id} not found")
+        if not user.pending_approval:
+            raise PreconditionFailed(f"user {user_id} is not pending approval")
+        row = await transaction.session.get_one(UserRow, user_id)
+        row.pending_approval, row.blocked = False, False
+        transaction.touch(users=[user_id])
+        transaction.record(Activity.USER_APPROVE, user_id, email=user.email or None)
+    return _user(state, account_id, user_id)
+
+
+async def reject_user(state: State, account_id: AccountId, user_id: UserId) -> None:
+    """Deletes a user who waits to be let in. Raises as `approve_user`."""
+    async with state.change(account_id) as transaction:
+        user = transaction.account.users.get(user_id)
+        if user is None:
+            raise NotFound(f"user: {user_id} not found")
+        if not user.pending_approval:
+            raise PreconditionFailed(f"user {user_id} is not pending approval")
+        await transaction.session.execute(delete(UserRow).where(UserRow.id == user_id))
+        transaction.touch(users=[user_id])
+        transaction.record(Activity.USER_REJECT, user_id, email=user.email or None)
+
+
+async def delete_user(state: State, account_id: AccountId, user_id: UserId) -> None:
+    """Deletes a user with tokens and peers. Raises `NotFound`, and `PermissionDenied` for the owner."""
+    async with state.change(account_id) as transaction:
+        user = transaction.account.users.get(user_id)
+        if user is None:
+            raise NotFound(f"user: {user_id} not found")
+        if user.role is Role.OWNER:
+            raise PermissionDenied("the owner of an account cannot be deleted")
+        peers = [peer.id for peer in transaction.account.peers.values() if peer.user_id == user_id]
+        groups = {group.id for peer_id in peers for group in transaction.account.groups_of(peer_id)}
+        await transaction.session.execute(delete(PeerRow).where(PeerRow.id.in_(peers)))
+        await transaction.session.execute(delete(UserRow).where(UserRow.id == user_id))
+        transaction.touch(users=[user_id], peers=peers, groups=groups)
+        transaction.record(Activity.USER_DELETE, user_id, email=user.email or None, name=user.name or None)
+        await revoke(transaction, subject=user_id)
+        await transaction.raise_serial()
+
+
+async def create_token(
+    state: State, user: User, *, name: str, days: int, created_by: UserId
+) -> tuple[PersonalToken, str]:
+    """A personal access token and its text, which is shown this once."""
+    if not name:
+        raise InvalidArgument("token name can't be empty")
+    if not 1 <= days <= 365:
+        raise InvalidArgument("expiration has to be between 1 and 365")
+    plain = mint(TokenKind.PERSONAL)
+    row = PersonalTokenRow(
+        id=new_id(),
+        user_id=user.id,
+        name=name,
+        hashed_token=stored_hash(plain),
+        expires_at=now() + timedelta(days=days),
+        created_by=created_by,
+        created_at=now(),
+    )
+    async with state.change(user.account_id) as transaction:
+        session, mine = transaction.session, PersonalTokenRow.user_id == user.id
+        await limits.check_rows(session, PersonalTokenRow, mine, limit=limits.TOKENS_OF_A_USER, name="tokens of yours")
+        session.add(row)
+        await session.flush()
+        token = _token(row)
+        transaction.record(Activity.PERSONAL_TOKEN_CREATE, user.id, initiator=created_by, name=name)
+    return token, plain
+
+
+async def tokens_of(state: State, user_id: UserId) -> list[PersonalToken]:
+    query = select(PersonalTokenRow).where(PersonalTokenRow.user_id == user_id).order_by(PersonalTokenRow.id)
+    async with state.read() as session:
+        return [_token(row) for row in (await session.scalars(query)).all()]
+
+
+async def delete_token(state: State, user: User, token_id: TokenId) -> None:
+    """Raises `NotFound`, also for somebody else's token."""
+    async with state.change(user.account_id) as transaction:
+        row = await transaction.session.get(PersonalTokenRow, token_id)
+        if row is None or row.user_id != user.id:
+            raise NotFound(f"pat: {token_id} not found")
+        await transaction.session.delete(row)
+        transaction.record(Activity.PERSONAL_TOKEN_DELETE, user.id, name=row.name)
+
+
+async def user_of_token(state: State, text: str) -> UserId | None:
+    """Whose token this is, if it is one and has not expired; notes that it was used."""
+    if not well_formed(text, TokenKind.PERSONAL):
+        return None
+    async with state.read() as session:
+        query = select(PersonalTokenRow).where(PersonalTokenRow.hashed_token == stored_hash(text))
+        row = (await session.scalars(query)).one_or_none()
+    if row is None or row.expires_at < now():
+        return None
+    if row.last_used is None or (now() - row.last_used).total_seconds() > LAST_USED_SECONDS:
+        async with state.write() as session:
+            used = update(PersonalTokenRow).where(PersonalTokenRow.id == row.id).values(last_used=now())
+            await session.execute(used)
+    return UserId(row.user_id)
+
+
+def _check_groups(account: AccountSnapshot, group_ids: Sequence[GroupId]) -> None:
+    for id_ in group_ids:
+        group = account.groups.get(id_)
+        if group is None:
+            raise InvalidArgument(f"group {id_} not found")
+        if group.name == ALL_GROUP:
+            raise InvalidArgument("the group All cannot be an auto group: every peer is in it anyway")
+
+
+def _user(state: State, account_id: AccountId, user_id: UserId) -> User:
+    snapshot = state.snapshots.get(account_id)
+    if snapshot is None or user_id not in snapshot.users:
+        raise NotFound(f"user: {user_id} not found")
+    return snapshot.users[user_id]
+
+
+def _token(row: PersonalTokenRow) -> PersonalToken:
+    return PersonalToken(
+        id=TokenId(row.id),
+        user_id=UserId(row.user_id),
+        name=row.name,
+        expires_at=row.expires_at,
+        created_by=row.created_by,
+        created_at=row.created_at,
+        last_used=row.last_used,
+    )

@@ -1,0 +1,177 @@
+"""The hooks with types: nobody else calls pluggy. What a plugin gets wrong closes doors here, and never opens them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel
+
+import netbird_management.plugins.hookspecs as hookspecs
+from netbird_host.info import Claim, PluginId
+from netbird_host.plugins import Plugins, load
+from netbird_management.model.services import AccessLogEntry, Service
+from netbird_management.model.snapshot import AccountSnapshot
+from netbird_management.plugins.steps import (
+    Management,
+    NetworkPatch,
+    PeerGate,
+    RpcService,
+    SessionGate,
+    Violation,
+    WithholdPredicate,
+)
+from netbird_wire.proxy_service_pb2 import ProxyMapping
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter
+
+GROUP = "netbird_management"
+"""The entry-point group of this host's plugins."""
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+class HookError(Exception):
+    """A plugin raised, or returned what its hook may not return. `plugin` and `hook` say which."""
+
+    def __init__(self, plugin: str, hook: str, why: str) -> None:
+        super().__init__(f"plugin {plugin}: {hook}: {why}")
+        self.plugin = plugin
+        self.hook = hook
+
+
+def load_hooks(
+    allowed: Sequence[PluginId | tuple[PluginId, object]] = (),
+    *,
+    defaults: Mapping[PluginId, object] | None = None,
+    reserved_ids: Collection[str] = (),
+) -> Hooks:
+    """Loads the operator's plugins: entry-point names, or `(id, object)` pairs from a program or a test.
+
+    `defaults` are the host's own, which come after them.
+
+    Raises `netbird_host.plugins.PluginError`: a plugin is missing or wrong, and the message says what to change.
+    """
+    return Hooks(
+        load(
+            hookspecs.PROJECT,
+            hookspecs,
+            group=GROUP,
+            allowed=allowed,
+            defaults=defaults or {},
+            reserved_ids=reserved_ids,
+        )
+    )
+
+
+class Hooks:
+    """One method a hook, and which fields the plugins claim together."""
+
+    def __init__(self, plugins: Plugins) -> None:
+        self.plugins = plugins
+        self.by_field: Mapping[str, Claim] = {claim.field: claim for plugin in plugins for claim in plugin.info.claims}
+        self.claims: frozenset[str] = frozenset(self.by_field)
+        self.options: Mapping[PluginId, type[BaseModel]] = {
+            plugin.id: plugin.info.options for plugin in plugins if plugin.info.options is not None
+        }
+        """The models of the plugins' sections in the settings file."""
+        self.settings = tuple((plugin.id, model) for plugin in plugins for model in plugin.info.settings)
+        self.target_settings = tuple((plugin.id, model) for plugin in plugins for model in plugin.info.target_settings)
+
+    def _each(
+        self, hook: str, kind: type[Any] | tuple[type[Any], ...], arguments: Mapping[str, object]
+    ) -> Iterable[tuple[PluginId, Any]]:
+        """Each plugin's answer, with its name; `None`s left out. The one place where a hook is called."""
+        for name, call in self.plugins.calls(hook):
+            try:
+                answer = call(**arguments)
+            except Exception as error:
+                raise HookError(name, hook, f"raised {type(error).__name__}: {error}") from error
+            if answer is None:
+                continue
+            if not isinstance(answer, kind):
+                raise HookError(name, hook, f"returned {type(answer).__name__}")
+            yield name, answer
+
+    @asynccontextmanager
+    async def lifespan(self, management: Management) -> AsyncIterator[None]:
+        """Enters what plugins keep open, in order, and leaves it in reverse."""
+        async with AsyncExitStack() as stack:
+            for name, context in self._each("lifespan", object, {"management": management}):
+                if not hasattr(context, "__aenter__"):
+                    raise HookError(name, "lifespan", f"returned {type(context).__name__}")
+                await stack.enter_async_context(context)
+            yield
+
+    def validate_service(
+        self, service: Service, previous: Service | None, sent: frozenset[str], account: AccountSnapshot
+    ) -> list[Violation]:
+        """Every broken rule of every plugin. Raises `HookError`."""
+        arguments = {"service": service, "previous": previous, "sent": sent, "account": account}
+        found: list[Violation] = []
+        for name, violations in self._each("validate_service", Sequence, arguments):
+            for violation in violations:
+                if not isinstance(violation, Violation):
+                    raise HookError(name, "validate_service", f"returned {type(violation).__name__}")
+                found.append(violation)
+        return found
+
+    def build_mapping(self, service: Service, mapping: ProxyMapping) -> None:
+        """Lets every plugin fill its fields. Raises `HookError`: the mapping must then not be sent."""
+        for name, answer in self._each("build_mapping", object, {"service": service, "mapping": mapping}):
+            raise HookError(name, "build_mapping", f"returned {type(answer).__name__}")
+
+    def withhold_mapping(self, service: Service) -> tuple[tuple[str, WithholdPredicate], ...]:
+        """The predicates, by plugin, any of which may keep the mapping from a proxy. Raises `HookError`."""
+        return tuple(self._callables("withhold_mapping", {"service": service}))
+
+    def peer_gates(self, service: Service, management: Management) -> tuple[tuple[str, PeerGate], ...]:
+        """The gates, by plugin, all of which must allow. Raises `HookError`: nobody is then admitted."""
+        return tuple(self._callables("peer_gate", {"service": service, "management": management}))
+
+    def session_gates(self, service: Service, management: Management) -> tuple[tuple[str, SessionGate], ...]:
+        """The gates, by plugin, all of which must allow. Raises `HookError`: nobody then has a session."""
+        return tuple(self._callables("session_gate", {"service": service, "management": management}))
+
+    def network_patches(self, service: Service, account: AccountSnapshot) -> tuple[NetworkPatch, ...]:
+        """What a service adds to its account's network. A plugin that fails adds nothing, which is logged."""
+        try:
+            arguments = {"service": service, "account": account}
+            return tuple(patch for _, patch in self._each("network_patches", NetworkPatch, arguments))
+        except HookError:
+            _log.exception("plugin.network_patches.failed")
+            return ()
+
+    def rpc(self, management: Management) -> tuple[tuple[str, RpcService], ...]:
+        """The services, by plugin. Raises `HookError`."""
+        found: list[tuple[str, RpcService]] = []
+        for name, services in self._each("rpc", Sequence, {"management": management}):
+            for service in services:
+                if not isinstance(service, RpcService):
+                    raise HookError(name, "rpc", f"returned {type(service).__name__}")
+                found.append((name, service))
+        return tuple(found)
+
+    def routes(self, management: Management) -> tuple[tuple[str, APIRouter], ...]:
+        """The routers, by plugin. Raises `HookError`."""
+        from fastapi import APIRouter  # only who serves needs it, and it takes long to import
+
+        return tuple(self._each("routes", APIRouter, {"management": management}))
+
+    def record_access(self, entries: Sequence[AccessLogEntry]) -> None:
+        """Tells every plugin of a batch. One that fails is logged, and costs the others nothing."""
+        for name, call in self.plugins.calls("record_access"):
+            try:
+                call(entries=entries)
+            except Exception:
+                _log.exception("plugin.record_access.failed", extra={"plugin": name})
+
+    def _callables(self, hook: str, arguments: Mapping[str, object]) -> Iterable[tuple[str, Callable[..., Any]]]:
+        for name, answer in self._each(hook, object, arguments):
+            if not callable(answer):
+                raise HookError(name, hook, f"returned {type(answer).__name__}")
+            yield name, answer

@@ -1,0 +1,1 @@
+"""Cryptography only: hashed credentials, signed session tokens, one-time tokens, sealing at rest."""

@@ -1,0 +1,79 @@
+"""One-time tokens: what lets a proxy make its peer in an account, once, for a few minutes.
+
+A token is a MAC over account, service, the proxy's access token, expiry and nonce, so nothing is stored until it is
+spent; then its nonce is, in the transaction that makes the peer.
+"""
+
+import base64
+import binascii
+import hmac
+import os
+import struct
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Final
+
+from sqlalchemy import delete
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from netbird_management.model.clock import now
+from netbird_management.model.errors import PermissionDenied
+from netbird_management.model.ids import AccountId, ServiceId
+from netbird_management.secrets.vault import Vault
+from netbird_management.store.models import SpentNonceRow
+
+LIFETIME_SECONDS: Final = 300
+_PURPOSE: Final = "one-time tokens"
+_NONCE_BYTES: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class OneTimeToken:
+    """A token that was verified and may still have been spent."""
+
+    nonce: str
+    expires_at: datetime
+
+
+def mint(vault: Vault, account_id: AccountId, service_id: ServiceId, proxy_token_id: str) -> str:
+    """A fresh token. `proxy_token_id` is the access token of the proxy that gets it."""
+    nonce = os.urandom(_NONCE_BYTES)
+    expires = int(now().timestamp()) + LIFETIME_SECONDS
+    head = struct.pack(">Q", expires) + nonce
+    return base64.urlsafe_b64encode(head + _mac(vault, account_id, service_id, proxy_token_id, head)).decode()
+
+
+def verify(vault: Vault, text: str, account_id: AccountId, service_id: ServiceId, proxy_token_id: str) -> OneTimeToken:
+    """Raises `PermissionDenied` for what is not a token of ours for exactly these, or has expired. Spends nothing."""
+    try:
+        raw = base64.b64decode(text, altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise PermissionDenied("token validation: invalid token") from error
+    head, mac = raw[: 8 + _NONCE_BYTES], raw[8 + _NONCE_BYTES :]
+    if not hmac.compare_digest(mac, _mac(vault, account_id, service_id, proxy_token_id, head)):
+        raise PermissionDenied("token validation: invalid token")
+    expires_at = datetime.fromtimestamp(struct.unpack(">Q", head[:8])[0], UTC)
+    if expires_at < now():
+        raise PermissionDenied("token validation: invalid token")
+    return OneTimeToken(head[8:].hex(), expires_at)
+
+
+async def spend(session: AsyncSession, token: OneTimeToken) -> None:
+    """Marks a token as used. Raises `PermissionDenied` if it was already; the caller's transaction must then end."""
+    if await session.get(SpentNonceRow, token.nonce) is not None or token.expires_at < now():
+        raise PermissionDenied("token validation: invalid token")
+    session.add(SpentNonceRow(nonce=token.nonce, expires_at=token.expires_at))
+    await session.execute(delete(SpentNonceRow).where(SpentNonceRow.expires_at < now()))
+    await session.flush()
+
+
+def _mac(vault: Vault, account_id: str, service_id: str, proxy_token_id: str, head: bytes) -> bytes:
+    parts = (account_id.encode(), service_id.encode(), proxy_token_id.encode(), head)
+    message = b"".join([len(part).to_bytes(4) + part for part in parts])
+    return hmac.digest(_key(vault), message, "sha256")
+
+
+@lru_cache(maxsize=4)  # a snapshot of ten thousand services mints as many
+def _key(vault: Vault) -> bytes:
+    return vault.derive(_PURPOSE)

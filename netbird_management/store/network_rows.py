@@ -1,0 +1,207 @@
+"""Rows of the overlay's tables to models and back."""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any
+
+from netbird_management.model.accounts import (
+    Account,
+    AccountSettings,
+    CustomDomain,
+    Dns,
+    Group,
+    Nameserver,
+    NameserverGroup,
+    NetworkResource,
+    NetworkRouter,
+    Peer,
+    PeerMeta,
+    Policy,
+    PolicyRule,
+    PortRange,
+    ProxyPeer,
+    Resource,
+    ResourceType,
+    Revoked,
+    Role,
+    RoutedNetwork,
+    User,
+    Zone,
+    ZoneRecord,
+)
+from netbird_management.model.ids import AccountId, GroupId, PeerId, PolicyId, UserId
+from netbird_management.store.models import (
+    AccountRow,
+    DomainRow,
+    GroupRow,
+    NameserverGroupRow,
+    NetworkRow,
+    PeerRow,
+    PolicyRow,
+    RevocationRow,
+    UserRow,
+    ZoneRow,
+)
+
+
+def account(row: AccountRow) -> Account:
+    return Account(
+        id=AccountId(row.id),
+        created_at=row.created_at,
+        created_by=row.created_by,
+        network=IPv4Network(row.network),
+        network_v6=IPv6Network(row.network_v6),
+        dns_domain=row.dns_domain,
+        serial=row.serial,
+        settings=settings(row.settings),
+    )
+
+
+def settings(stored: dict[str, Any]) -> AccountSettings:
+    """From a row, also of a version that knew fewer; lists become tuples."""
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()
+    }
+    return AccountSettings(**fields)
+
+
+def dns(servers: Iterable[NameserverGroupRow], zones: Iterable[ZoneRow]) -> Dns:
+    return Dns(
+        nameservers=tuple(nameserver_group(row) for row in sorted(servers, key=lambda row: row.id)),
+        zones=tuple(zone(row) for row in sorted(zones, key=lambda row: row.id)),
+    )
+
+
+def nameserver_group(row: NameserverGroupRow) -> NameserverGroup:
+    return NameserverGroup(
+        id=row.id,
+        name=row.name,
+        nameservers=tuple(Nameserver(**server) for server in row.nameservers),
+        groups=tuple(GroupId(id_) for id_ in row.groups),
+        domains=tuple(row.domains),
+        description=row.description,
+        enabled=row.enabled,
+        primary=row.primary,
+        search_domains_enabled=row.search_domains_enabled,
+    )
+
+
+def zone(row: ZoneRow) -> Zone:
+    return Zone(
+        id=row.id,
+        name=row.name,
+        domain=row.domain,
+        distribution_groups=tuple(GroupId(id_) for id_ in row.distribution_groups),
+        records=tuple(ZoneRecord(**record) for record in row.records),
+        enabled=row.enabled,
+        enable_search_domain=row.enable_search_domain,
+    )
+
+
+def network(row: NetworkRow) -> RoutedNetwork:
+    def resource(stored: dict[str, Any]) -> NetworkResource:
+        return NetworkResource(**{**stored, "type": ResourceType(stored["type"]), "groups": tuple(stored["groups"])})
+
+    def router(stored: dict[str, Any]) -> NetworkRouter:
+        return NetworkRouter(**{**stored, "peer_groups": tuple(stored["peer_groups"])})
+
+    return RoutedNetwork(
+        id=row.id,
+        name=row.name,
+        description=row.description,
+        resources=tuple(resource(one) for one in row.resources),
+        routers=tuple(router(one) for one in row.routers),
+    )
+
+
+def revoked(row: RevocationRow) -> Revoked:
+    return Revoked(id=row.id, subject=row.subject, token_hash=row.token_hash, not_before=row.not_before)
+
+
+def user(row: UserRow) -> User:
+    return User(
+        id=UserId(row.id),
+        account_id=AccountId(row.account_id),
+        role=Role(row.role),
+        created_at=row.created_at,
+        email=row.email,
+        name=row.name,
+        auto_groups=tuple(GroupId(id_) for id_ in row.auto_groups),
+        is_service_user=row.is_service_user,
+        blocked=row.blocked,
+        pending_approval=row.pending_approval,
+        last_login=row.last_login,
+    )
+
+
+def group(row: GroupRow, peers: Iterable[str]) -> Group:
+    return Group(id=GroupId(row.id), name=row.name, peers=frozenset(PeerId(id_) for id_ in peers), issued=row.issued)
+
+
+def peer(row: PeerRow) -> Peer:
+    meta = dict(row.meta)
+    meta["capabilities"] = tuple(meta.get("capabilities", ()))
+    return Peer(
+        id=PeerId(row.id),
+        account_id=AccountId(row.account_id),
+        key=row.key,
+        ip=IPv4Address(row.ip),
+        ipv6=None if row.ipv6 is None else IPv6Address(row.ipv6),
+        name=row.name,
+        dns_label=row.dns_label,
+        created_at=row.created_at,
+        user_id=None if row.user_id is None else UserId(row.user_id),
+        meta=PeerMeta(**meta),
+        ssh_key=row.ssh_key,
+        connected=row.connected,
+        stream_started_ns=row.stream_started_ns,
+        connection_ip=row.connection_ip,
+        last_seen=row.last_seen,
+        last_login=row.last_login,
+        ephemeral=row.ephemeral,
+        stock=row.stock,
+        proxy=None if row.proxy_cluster is None else ProxyPeer(row.proxy_cluster, row.wireguard_endpoint),
+    )
+
+
+def policy(row: PolicyRow) -> Policy:
+    return Policy(
+        id=PolicyId(row.id),
+        name=row.name,
+        enabled=row.enabled,
+        description=row.description,
+        rules=tuple(_rule(rule) for rule in row.rules),
+    )
+
+
+def policy_row(account_id: AccountId, policy: Policy) -> PolicyRow:
+    return PolicyRow(
+        id=policy.id,
+        account_id=account_id,
+        name=policy.name,
+        enabled=policy.enabled,
+        description=policy.description,
+        rules=[asdict(rule) for rule in policy.rules],
+    )
+
+
+def domain(row: DomainRow) -> CustomDomain:
+    return CustomDomain(row.id, AccountId(row.account_id), row.domain, row.target_cluster, row.validated)
+
+
+def _rule(stored: dict[str, Any]) -> PolicyRule:
+    def resource(value: dict[str, str] | None) -> Resource | None:
+        return None if value is None else Resource(value["id"], ResourceType(value["type"]))
+
+    return PolicyRule(
+        **{
+            **stored,
+            "sources": tuple(stored["sources"]),
+            "destinations": tuple(stored["destinations"]),
+            "source_resource": resource(stored["source_resource"]),
+            "destination_resource": resource(stored["destination_resource"]),
+            "ports": tuple(stored["ports"]),
+            "port_ranges": tuple(PortRange(**ports) for ports in stored["port_ranges"]),
+        }
+    )

@@ -1,0 +1,94 @@
+"""Rows of the services' table to models and back."""
+
+from dataclasses import asdict
+from typing import Any
+
+from netbird_management.model.ids import AccountId, GroupId, ServiceId
+from netbird_management.model.services import (
+    AccessRestrictions,
+    AuthConfig,
+    BearerAuth,
+    HeaderAuth,
+    SecretAuth,
+    Service,
+    ServiceMeta,
+    Target,
+    TargetOptions,
+    TargetType,
+)
+from netbird_management.store.models import ServiceRow
+
+
+def service(row: ServiceRow) -> Service:
+    """The model of a row. Its `meta.status` is not in the row: `services.statuses` knows it."""
+    return Service(
+        id=ServiceId(row.id),
+        account_id=AccountId(row.account_id),
+        name=row.name,
+        domain=row.domain,
+        proxy_cluster=row.proxy_cluster,
+        meta=ServiceMeta(created_at=row.created_at, certificate_issued_at=row.certificate_issued_at),
+        targets=tuple(_target(target) for target in row.targets),
+        enabled=row.enabled,
+        terminated=row.terminated,
+        mode=row.mode,
+        listen_port=row.listen_port,
+        port_auto_assigned=row.port_auto_assigned,
+        pass_host_header=row.pass_host_header,
+        rewrite_redirects=row.rewrite_redirects,
+        auth=_auth(row.auth),
+        access_restrictions=_restrictions(row.restrictions),
+        private=row.private,
+        access_groups=tuple(GroupId(id_) for id_ in row.access_groups),
+        session_public_key=row.session_public_key,
+        source=row.source,
+        source_peer=row.source_peer,
+        extensions=row.extensions,
+    )
+
+
+def columns(service: Service) -> dict[str, Any]:
+    """What a save writes: everything but the ids, the session's key pair and what proxies reported."""
+    return {
+        "name": service.name,
+        "domain": service.domain,
+        "proxy_cluster": service.proxy_cluster,
+        "targets": [asdict(target) for target in service.targets],
+        "enabled": service.enabled,
+        "terminated": service.terminated,
+        "mode": service.mode,
+        "listen_port": service.listen_port,
+        "port_auto_assigned": service.port_auto_assigned,
+        "pass_host_header": service.pass_host_header,
+        "rewrite_redirects": service.rewrite_redirects,
+        "auth": asdict(service.auth),
+        "restrictions": asdict(service.access_restrictions),
+        "private": service.private,
+        "access_groups": list(service.access_groups),
+        "source": service.source,
+        "source_peer": service.source_peer,
+        "extensions": dict(service.extensions),
+    }
+
+
+def _target(stored: dict[str, Any]) -> Target:
+    options = dict(stored["options"])
+    options["custom_headers"] = tuple((name, value) for name, value in options["custom_headers"])
+    return Target(**{**stored, "target_type": TargetType(stored["target_type"]), "options": TargetOptions(**options)})
+
+
+def _restrictions(stored: dict[str, Any]) -> AccessRestrictions:
+    lists = {name: tuple(value) for name, value in stored.items() if name != "crowdsec_mode"}
+    return AccessRestrictions(crowdsec_mode=stored["crowdsec_mode"], **lists)
+
+
+def _auth(stored: dict[str, Any]) -> AuthConfig:
+    password, pin, bearer = stored["password_auth"], stored["pin_auth"], stored["bearer_auth"]
+    return AuthConfig(
+        password_auth=None if password is None else SecretAuth(**password),
+        pin_auth=None if pin is None else SecretAuth(**pin),
+        bearer_auth=None
+        if bearer is None
+        else BearerAuth(bearer["enabled"], tuple(GroupId(id_) for id_ in bearer["distribution_groups"])),
+        header_auths=tuple(HeaderAuth(**header) for header in stored["header_auths"]),
+    )
