@@ -31,6 +31,7 @@ VOLATILE = {
     "domain": "the account's own is the provider's",
 }
 """Members that time changes, each with its reason; everything else that was answered then is answered now."""
+SERVICES = "/api/reverse-proxies/services"
 SERVED = '"event":"proxy.ready"'
 
 
@@ -155,18 +156,17 @@ async def test_a_store_opens_with_all_that_is_in_it(place: Path) -> None:
                 assert answer.status_code == 200, (path, answer.text)
                 if paths := missing(before, answer.json()):
                     lost[path] = paths
-            refused = await client.post(
-                "/api/reverse-proxies/services", headers=owner, json={**_service(recorded), "name": "refused"}
-            )
+            [public] = [item for item in recorded["answers"][SERVICES] if item["name"] == "public"]
+            edit = {**_body(public), "name": "refused"}
+            refused = await client.put(f"{SERVICES}/{public['id']}", headers=owner, json=edit)
 
     assert lost == {}
     assert (refused.status_code, "first refuses this name" in refused.text) == (422, True)
 
 
-def _service(recorded: dict[str, Any]) -> dict[str, Any]:
-    """A service like the recorded public one, under a name of its own."""
-    [public] = [item for item in recorded["answers"]["/api/reverse-proxies/services"] if item["name"] == "public"]
-    return {"name": "more", "domain": "more.px.example", "enabled": True, "targets": public["targets"]}
+def _body(service: dict[str, Any]) -> dict[str, Any]:
+    """The members of a service's answer that a request for it has, too."""
+    return {name: service[name] for name in ("name", "domain", "enabled", "targets")}
 
 
 async def test_mappings_and_a_plugin_serve(place: Path) -> None:
