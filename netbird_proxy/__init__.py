@@ -45,7 +45,7 @@ from netbird_proxy.model import (
     UserId,
     Verdict,
 )
-from netbird_proxy.same_origin import is_browser, is_cross_site, is_unsafe
+from netbird_proxy.same_origin import is_browser, is_cross_site, is_unsafe, own_path
 from netbird_proxy.steps import (
     EXCHANGE_STATE,
     AccountHandle,
@@ -142,5 +142,6 @@ __all__ = [
     "is_cross_site",
     "is_unsafe",
     "never",
+    "own_path",
     "source_of",
 ]

@@ -257,36 +257,53 @@ class NotTheOwner(Exception):
 
 
 class OutgoingHead:
-    """The request head that goes to the upstream, while transforms work on it.
+    """The request head that goes to the upstream, as one transform may change it.
 
-    Each transform sees it through its own `owner`; names another plugin owns, and `x-netbird-*` names that nobody
-    owns, raise NotTheOwner. Names may be given in any case and are sent in lower case.
+    Names that another plugin owns, and `x-netbird-*` names that nobody owns, raise NotTheOwner. Names may be given in
+    any case and are sent in lower case. Method, target and owner are fixed: what was authorized is what is sent.
     """
 
-    __slots__ = ("_judged", "headers", "method", "owner", "owners", "target")
+    __slots__ = ("_fields", "_judged", "_method", "_owner", "_owners", "_target")
 
     def __init__(
         self,
         method: bytes,
         target: bytes,
-        headers: list[RawHeader],
+        fields: list[RawHeader],
         owners: Mapping[bytes, str],
+        owner: str = "",
         judged: Judged | None = None,
     ) -> None:
         """Args:
+        fields: changed in place, by the methods of this object alone.
         owners: folded name → plugin id.
+        owner: id of the plugin whose transform gets this object.
         judged: what was found under these owners before, for heads of one route to share.
         """
-        self.method = method
-        self.target = target
-        self.headers = headers
-        self.owners = owners
-        self.owner = ""
+        self._method = method
+        self._target = target
+        self._fields = fields
+        self._owners = owners
+        self._owner = owner
         self._judged = {} if judged is None else judged
+
+    @property
+    def method(self) -> bytes:
+        return self._method
+
+    @property
+    def target(self) -> bytes:
+        """Path and query, as they stand on the request line."""
+        return self._target
+
+    @property
+    def headers(self) -> tuple[RawHeader, ...]:
+        """The fields as they stand now, in order. A copy."""
+        return tuple(self._fields)
 
     def get(self, name: bytes) -> bytes | None:
         name = name.lower()
-        for key, value in self.headers:
+        for key, value in self._fields:
             if key == name:
                 return value
         return None
@@ -309,10 +326,10 @@ class OutgoingHead:
 
         `set` and `delete` for several names in one go. ValueError for a line of another name, and as in `set`.
         """
-        folded = self._judged.get((self.owner, names)) or self._judge(names)
+        folded = self._judged.get((self._owner, names)) or self._judge(names)
         # All of the search is in C: every owner does this on every head, and nearly never finds anything.
-        if not folded.isdisjoint(map(_FOLD, map(_NAME, self.headers))):
-            self.headers[:] = [pair for pair in self.headers if FOLDED[pair[0]] not in folded]
+        if not folded.isdisjoint(map(_FOLD, map(_NAME, self._fields))):
+            self._fields[:] = [pair for pair in self._fields if FOLDED[pair[0]] not in folded]
         for line in lines:
             if FOLDED[line[0]] not in folded:
                 raise ValueError(f"{line[0]!r} is none of the names that were to be replaced")
@@ -327,27 +344,31 @@ class OutgoingHead:
 
     def _append(self, lines: Sequence[RawHeader]) -> None:
         for name, value in lines:
+            if not isinstance(value, bytes):
+                raise TypeError(f"the value of header {name!r} is {type(value).__name__}: write it in bytes")
             sent = _SENT[name]
             if not sent or _CR in value or _LF in value or _NUL in value:
                 raise ValueError(f"header {name!r} cannot carry its value")
-            self.headers.append((sent, value))
+            self._fields.append((sent, value))
 
     def _judge(self, names: tuple[bytes, ...]) -> frozenset[bytes]:
         """The folded names, if they are all this owner's to change. A plugin mostly names the same ones each time."""
         folded = frozenset([self._check(name) for name in names])
         if len(self._judged) < _JUDGED_LIMIT:
-            self._judged[self.owner, names] = folded
+            self._judged[self._owner, names] = folded
         return folded
 
     def _check(self, name: bytes) -> bytes:
         """The folded name, if it is this owner's to change."""
+        if not isinstance(name, bytes):
+            raise TypeError(f"the header name {name!r} is {type(name).__name__}: write it in bytes")
         folded = FOLDED[name]
-        owner = self.owners.get(folded)
+        owner = self._owners.get(folded)
         if owner is None:
             if is_reserved(name):
-                raise NotTheOwner(f"{name.decode('latin-1')} is reserved and {self.owner or 'nobody'} does not own it")
-        elif owner != self.owner:
-            raise NotTheOwner(f"{name.decode('latin-1')} is owned by {owner}, not by {self.owner or 'nobody'}")
+                raise NotTheOwner(f"{name.decode('latin-1')} is reserved and {self._owner or 'nobody'} does not own it")
+        elif owner != self._owner:
+            raise NotTheOwner(f"{name.decode('latin-1')} is owned by {owner}, not by {self._owner or 'nobody'}")
         return folded
 
 

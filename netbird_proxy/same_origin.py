@@ -6,6 +6,8 @@ from netbird_proxy.exchange import ExchangeView
 
 SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))
 """RFC 9110 §9.2.1: they change nothing, so nothing is gained by forging one."""
+LONGEST_PATH = 4096
+"""Characters of a path with its query that people are sent back to."""
 
 
 def is_browser(exchange: ExchangeView) -> bool:
@@ -36,3 +38,16 @@ def is_cross_site(exchange: ExchangeView) -> bool:
         return any(site not in (b"same-origin", b"none") for site in sites)
     own = f"{exchange.scheme}://".encode() + exchange.authority.lower()
     return any(origin.lower() != own for origin in exchange.headers.get_all(b"origin"))
+
+
+def own_path(text: str) -> str:
+    """A path and query of this host that a browser cannot read as another site's; `/` for anything else.
+
+    The proxy's own paths (`/__netbird__/`) are `/` too. Browsers take `\\` for `/`, skip tabs and line breaks, and read
+    `//host` as a host.
+    """
+    plain = text.startswith("/") and "\\" not in text and all("!" <= char <= "~" for char in text)
+    if len(text) > LONGEST_PATH or not plain:
+        return "/"
+    path = "/" + text.lstrip("/")
+    return "/" if path.startswith("/__netbird__/") else path

@@ -105,6 +105,8 @@ _AUTHORITY = re.compile(
 _AUTHORITY_BYTES = 261  # a name of 255 and the longest port
 VALID_HOSTS: set[bytes] = set()  # those met before, while there is room
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")
+_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_BREAK = re.compile(rb"[\r\n\0]")
 
 
 def is_authority(value: bytes) -> bool:
@@ -292,6 +294,11 @@ def _judge_scope(scope: dict[str, Any]) -> None:
     marks: list[Mark] = []
     upgrade = connection_upgrade = False
     for name, value in headers:
+        # A server that frames fields by length (HTTP/2, HTTP/3) may let through what ends a line of HTTP/1.1.
+        if not _TOKEN.fullmatch(name):
+            raise HeadRefused("field_name")
+        if _BREAK.search(value):
+            raise HeadRefused("field_value")
         lower, kind = KNOWN.get(name) or learn(name)
         if kind:
             marks.append((kind, value))
@@ -305,6 +312,8 @@ def _judge_scope(scope: dict[str, Any]) -> None:
         raise HeadRefused("upgrade_body")
     query: bytes = scope.get("query_string", b"")
     method: str = scope.get("method", "GET")
+    if not _TOKEN.fullmatch(method.encode("latin-1")):
+        raise HeadRefused("method_invalid")
     judge_target(method.encode("latin-1"), path + b"?" + query if query else path, framing.host)
 
 

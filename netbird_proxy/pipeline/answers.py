@@ -13,6 +13,7 @@ from netbird_proxy.exchange import Exchange
 from netbird_proxy.headers import RawHeader
 from netbird_proxy.model import Challenge, Deny, Offer
 from netbird_proxy.pipeline.downstream import Downstream
+from netbird_proxy.same_origin import own_path
 from netbird_proxy.steps import Page, Pages, Rendered
 
 NO_ROUTE = Deny(404, "no_route", "no mapping has this host and path")
@@ -115,7 +116,7 @@ def _page(exchange: Exchange, status: int, code: str, told: str, offers: tuple[O
         sentence=told,
         exchange=exchange.id,
         host=exchange.host,
-        own_path=exchange.raw_path.decode("latin-1"),
+        own_path=own_path(exchange.raw_path.decode("latin-1")),
         offers=offers,
         retry=status >= 500 and exchange.method in ("GET", "HEAD"),
     )

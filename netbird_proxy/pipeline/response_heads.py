@@ -46,7 +46,7 @@ class ResponseHeads:
                     length = int(value)
                     fields.append(pair)
             elif name == b"set-cookie":
-                if not self.rules.ours[value.partition(b"=")[0]]:
+                if not self.rules.ours[_cookie_name(value)]:
                     fields.append(pair)
             elif name == b"location":
                 fields.append((name, self._location(exchange, value)) if self._rewrites else pair)
@@ -93,6 +93,19 @@ def split_authority(authority: bytes, default_port: int) -> tuple[bytes, int]:
     return host.strip(b"[]"), int(port) if port.isdigit() else (default_port if not port else 0)
 
 
+def _cookie_name(value: bytes) -> bytes:
+    """The name under which a `Set-Cookie` value may come back.
+
+    A nameless cookie is sent as its value alone by older browsers, so its value counts as its name.
+    """
+    pair = value.partition(b";")[0]
+    return pair.lstrip(b"= \t").partition(b"=")[0]
+
+
+_NEVER_INFORMATIONAL = CORE_NAMES | {b"set-cookie"}
+# RFC 8297: hints. A cookie in one would be set before anything has judged the answer that it belongs to.
+
+
 def informational(raw: Iterable[RawHeader]) -> list[RawHeader]:
     """The fields of a 1xx head that may go on."""
-    return [pair for pair in raw if fold(pair[0]) not in CORE_NAMES]
+    return [pair for pair in raw if fold(pair[0]) not in _NEVER_INFORMATIONAL]

@@ -12,13 +12,13 @@ from urllib.parse import parse_qs, quote
 
 from starlette.requests import ClientDisconnect, Request
 
-from netbird_proxy import EXCHANGE_STATE, Deny, ExchangeView, ManagementError, Page, Proxy, is_cross_site
+from netbird_proxy import EXCHANGE_STATE, Deny, ExchangeView, ManagementError, Page, Proxy, is_cross_site, own_path
 from netbird_proxy.defaults.session import sign_on
 from netbird_proxy.defaults.session.authenticators import Prompt, over_tls
 from netbird_proxy.defaults.session.confirmations import Confirmations
 from netbird_proxy.defaults.session.cookies import SESSION, drop_cookie, find, set_cookie
 from netbird_proxy.defaults.session.pages import Renderer
-from netbird_proxy.defaults.session.places import ROOT, own_path, with_wanted
+from netbird_proxy.defaults.session.places import ROOT, with_wanted
 from netbird_proxy.defaults.session.site import Judge, Login, Site, end_session
 from netbird_wire.proxy_service_pb2 import AuthenticateRequest, PasswordRequest, PinRequest
 

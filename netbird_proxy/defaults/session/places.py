@@ -4,21 +4,9 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
-from netbird_proxy import ExchangeView
+from netbird_proxy import ExchangeView, own_path
 
 ROOT = "/__netbird__/session"
-LONGEST = 4096
-
-
-def own_path(text: str) -> str:
-    """A path and query of this host that a browser cannot read as another site's; `/` for anything else.
-
-    Browsers take `\\` for `/`, skip tabs and line breaks, and read `//host` as a host.
-    """
-    if len(text) > LONGEST or not text.startswith("/") or "\\" in text or not all("!" <= c <= "~" for c in text):
-        return "/"
-    path = "/" + text.lstrip("/")
-    return "/" if path.startswith("/__netbird__/") else path
 
 
 def wanted(exchange: ExchangeView) -> str:

@@ -11,9 +11,9 @@ import hashlib
 import hmac
 import secrets
 
-from netbird_proxy import ExchangeView, Proxy
+from netbird_proxy import ExchangeView, Proxy, own_path
 from netbird_proxy.defaults.session.cookies import drop_cookie, set_cookie
-from netbird_proxy.defaults.session.places import ROOT, own_path
+from netbird_proxy.defaults.session.places import ROOT
 from netbird_proxy.defaults.session.site import Site, oidc_url
 
 COOKIE = b"__Host-nb_login_"

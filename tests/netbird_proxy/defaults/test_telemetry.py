@@ -83,16 +83,12 @@ async def tracing(
         ((_, transform),) = made.transform_request(None, proxy)  # type: ignore[arg-type]  # not about the route
         assert transform.owns == (b"traceparent", b"tracestate")
 
-        def apply(exchange: Any, head: OutgoingHead) -> None:
-            head.owner = "telemetry"
-            transform.apply(exchange, head)
-
-        yield observe, apply
+        yield observe, transform.apply
 
 
 def outgoing(*headers: tuple[bytes, bytes]) -> OutgoingHead:
     owners = {b"traceparent": "telemetry", b"tracestate": "telemetry"}
-    return OutgoingHead(b"GET", b"/", [*headers], owners)
+    return OutgoingHead(b"GET", b"/", [*headers], owners, "telemetry")
 
 
 def allowed(exchange: Callable[..., Any], *args: Any, **fields: Any) -> Any:
@@ -170,7 +166,7 @@ async def test_the_upstream_is_told_the_client_span_and_no_one_elses(
         observe(one)
         first, last, _ = await collector.spans(3)
 
-    assert head.headers == [(b"traceparent", f"00-{TRACE}-{last.span_id.hex()}-01".encode())]
+    assert head.headers == ((b"traceparent", f"00-{TRACE}-{last.span_id.hex()}-01".encode()),)
     assert first.span_id != last.span_id
     assert attributes(last)["http.request.resend_count"] == 1
     assert "http.request.resend_count" not in attributes(first)

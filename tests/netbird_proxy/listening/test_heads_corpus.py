@@ -110,6 +110,17 @@ def scope_of(data: bytes) -> Scope:
         ({"headers": None}, "scope_malformed"),
         ({"raw_path": "/"}, "scope_malformed"),
         ({"http_version": "2", "headers": [(b"host", b"a"), (b"host", b"b")]}, "host_repeated"),
+        ({"http_version": "2", "headers": [(b"host", b"a"), (b"x-a", b"1\r\nx-b: 2")]}, "field_value"),
+        ({"headers": [(b"host", b"a"), (b"x-a", b"1\n")]}, "field_value"),
+        ({"headers": [(b"host", b"a"), (b"x-a", b"1\0")]}, "field_value"),
+        ({"headers": [(b"host", b"a\r\nx-b: 2")]}, "field_value"),
+        ({"headers": [(b"host", b"a"), (b"x-a: 1\r\nx-b", b"2")]}, "field_name"),
+        ({"headers": [(b"host", b"a"), (b"x a", b"2")]}, "field_name"),
+        ({"headers": [(b"host", b"a"), (b"", b"2")]}, "field_name"),
+        ({"headers": [(b"host", b"a"), (b":path", b"/")]}, "field_name"),
+        ({"method": "GET / HTTP/1.1\r\nx-a: 1"}, "method_invalid"),
+        ({"method": ""}, "method_invalid"),
+        ({"method": "GE T"}, "method_invalid"),
     ],
 )
 def test_a_scope_that_shows_too_little(change: dict[str, Any], reason: str) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from netbird_proxy import Authenticator, Challenge, Deny, Guard, Offer
-from netbird_proxy.errors import ClientGone, ExchangeError, StepFailed, UpstreamError, leaves
+from netbird_proxy import Authenticator, Challenge, Deny, Guard, Offer, Page, Rendered
+from netbird_proxy.errors import ClientGone, ExchangeError, StepFailed, UpstreamClosed, UpstreamError, leaves
 from netbird_proxy.pipeline import answers
 from netbird_proxy.pipeline.downstream import Downstream
 from netbird_proxy.pipeline.pipeline import Ending, Environment, FixedAnswer
@@ -56,6 +56,37 @@ async def test_failure_is_answered_by_the_table(leaf: type[ExchangeError]) -> No
     assert got.get(b"cache-control") == b"no-store"
     assert got.get(b"content-length") == b"%d" % len(got.body)
     assert not {b"10.0.0.7", b"cause", b"plugin-1"} & set(got.body.split())
+
+
+@pytest.mark.parametrize(
+    ("target", "own"),
+    [
+        ("/a%20b", "/a%20b"),
+        ("//evil.example/login", "/evil.example/login"),
+        ("///evil.example", "/evil.example"),
+        ("/\\evil.example", "/"),
+        ("/a\tb", "/"),
+        ("/__netbird__/session/start", "/"),
+        ("*", "/"),
+    ],
+)
+async def test_page_leads_to_this_host_only(target: str, own: str) -> None:
+    """A path that a browser would read as another host's address is no place to try again at."""
+    pages: list[Page] = []
+
+    def page(asked: Page) -> Rendered:
+        pages.append(asked)
+        return Rendered(b"page")
+
+    environment = Environment()
+    environment.pages = page
+    client, made_exchange = Client(), exchange(target, headers=[(b"accept", b"text/html")])
+
+    await Ending([], environment).fail(
+        made_exchange, Downstream(client.receive, client.send, client), made(UpstreamClosed)
+    )
+
+    assert [one.own_path for one in pages] == [own]
 
 
 async def test_json_for_those_who_ask_for_it() -> None:

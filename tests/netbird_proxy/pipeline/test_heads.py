@@ -20,7 +20,7 @@ from netbird_proxy.pipeline.heads import (
     host_field,
     without_session_token,
 )
-from netbird_proxy.pipeline.response_heads import ResponseHeads, split_authority
+from netbird_proxy.pipeline.response_heads import ResponseHeads, informational, split_authority
 from netbird_proxy.steps import RequestTransform
 from netbird_proxy.testing.makers import HOST, exchange, host_origin, route, tunnel_origin, upstream
 
@@ -455,11 +455,49 @@ def test_trailers_cannot_pose_as_a_head() -> None:
 
 
 @pytest.mark.parametrize(
-    "cookie", [b"nb_session=x", b"__Host-nb_session=x; Path=/", b" NB_SESSION =x", b"__host-nb_x=1", b"plugin=1"]
+    "cookie",
+    [
+        b"nb_session=x",
+        b"__Host-nb_session=x; Path=/",
+        b" NB_SESSION =x",
+        b"__host-nb_x=1",
+        b"plugin=1",
+        b"=__Host-nb_session=x",
+        b" = nb_session=x; Path=/",
+        b"==plugin=1",
+        b"nb_session",
+        b"nb_session; Path=/",
+        b"=plugin",
+        b"\t__Host-nb_session\t=x",
+    ],
 )
 def test_upstream_cannot_set_our_cookies(cookie: bytes) -> None:
-    """A session that an upstream planted would be somebody else's."""
+    """A session that an upstream planted would be somebody else's. Older browsers send a nameless cookie as its value
+    alone, so the value of one is judged as a name."""
     assert read([(b"set-cookie", cookie), (b"set-cookie", b"mine=1")])[0] == [(b"set-cookie", b"mine=1")]
+
+
+def test_informational_heads_set_no_cookies() -> None:
+    """A client may keep a cookie of a 103, so none passes; what preloads does."""
+    raw = [(b"link", b"</a.css>"), (b"set-cookie", b"mine=1"), (b"Set-Cookie", b"nb_session=x"), (b"te", b"trailers")]
+    assert informational(raw) == [(b"link", b"</a.css>")]
+
+
+@pytest.mark.parametrize(
+    "name", [b"x-forwarded-user", b"X-Forwarded-For", b"x_forwarded_groups", b"X.Forwarded.Any", b"forwarded"]
+)
+def test_trailers_claim_nothing_about_the_client(name: bytes) -> None:
+    """Every forwarding name is dropped from a request's trailers, as from its head."""
+    assert HeadRules().trailers([(name, b"root"), (b"x-sum", b"1")]) == [(b"x-sum", b"1")]
+
+
+@pytest.mark.parametrize(
+    "bad", [(b"x-a", b"1\r\nx-netbird-user: admin"), (b"x-a\r\nx-b", b"1"), (b"x-a", b"1\n"), (b"x-a", b"\0")]
+)
+def test_a_field_that_breaks_the_head_is_refused(bad: tuple[bytes, bytes]) -> None:
+    """Whatever server gave the fields, one with a line break would be several to the upstream."""
+    with pytest.raises(BadRequest):
+        write(exchange(headers=[bad]))
 
 
 @pytest.mark.parametrize(
