@@ -24,9 +24,10 @@ from netbird_management.model.ids import AccountId, ServiceId, UserId
 from netbird_management.model.services import SecretAuth, Service
 from netbird_management.model.snapshot import AccountSnapshot
 from netbird_management.operations.revocations import TOKENS_REVOKED, revoke, revoked_tokens
+from netbird_management.operations.sessions import mint_session_token
 from netbird_management.plugins.steps import ALLOW, Login
 from netbird_management.secrets.passwords import verify_secret
-from netbird_management.secrets.session_tokens import Method, Session, mint_session_token, read_session_token
+from netbird_management.secrets.session_tokens import Method, Session, read_session_token
 from netbird_management.store.state import State
 from netbird_wire.proxy_service_pb2 import (
     AuthenticateRequest,

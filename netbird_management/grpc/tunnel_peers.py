@@ -6,7 +6,6 @@ The order of the checks is part of the contract: what a denial tells depends on 
 import logging
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Final
 
 import grpc
 
@@ -14,18 +13,14 @@ from netbird_management.grpc.errors import Refused
 from netbird_management.grpc.interceptors import Caller
 from netbird_management.grpc.recorder import Recorder
 from netbird_management.model.accounts import Group, Peer, User
-from netbird_management.model.ids import ServiceId
 from netbird_management.model.services import Service
 from netbird_management.model.snapshot import AccountSnapshot
 from netbird_management.plugins.hooks import Hooks
 from netbird_management.plugins.steps import ALLOW, Decision, Deny, Management
 from netbird_management.secrets.session_tokens import sign
-from netbird_management.store.models import ServiceRow
 from netbird_management.store.state import State
 from netbird_wire.proxy_service_pb2 import Principal, ValidateTunnelPeerRequest, ValidateTunnelPeerResponse
 
-KEYS: Final = 16_384
-"""Session keys that are kept open."""
 _log = logging.getLogger(__name__)
 
 
@@ -47,27 +42,6 @@ class Member:
         return self.owner.email if self.owner is not None and self.owner.email else self.peer.name
 
 
-class SessionKeys:
-    """The private halves of the services' session keys, opened once. They never change while a service lives."""
-
-    def __init__(self, state: State) -> None:
-        self._state = state
-        self._keys: dict[ServiceId, tuple[str, bytes]] = {}
-
-    async def of(self, service: Service) -> bytes:
-        """Raises `LookupError` if the service is gone, `VaultError` if its key does not open."""
-        known = self._keys.get(service.id)
-        if known is None or known[0] != service.session_public_key:
-            async with self._state.read() as session:
-                row = await session.get(ServiceRow, service.id)
-            if row is None:
-                raise LookupError(f"service {service.id} not found")
-            if len(self._keys) >= KEYS:
-                self._keys.pop(next(iter(self._keys)))  # it is opened again when it is wanted
-            known = self._keys[service.id] = (row.session_public_key, self._state.vault.open(row.session_private_key))
-        return known[1]
-
-
 class TunnelPeers:
     """Answers `ValidateTunnelPeer`."""
 
@@ -76,7 +50,6 @@ class TunnelPeers:
         self._hooks = hooks
         self._management = management
         self._recorder = recorder
-        self._keys = SessionKeys(state)
         self._private_gates = frozenset(
             plugin.id for plugin in hooks.plugins if any(claim.field == "private" for claim in plugin.info.claims)
         )
@@ -149,7 +122,7 @@ class TunnelPeers:
 
     async def _session_token(self, service: Service, member: Member) -> str:
         try:
-            key = await self._keys.of(service)
+            key = await self._state.session_keys.of(service)
             return sign(key, service.domain, member.user_id, "oidc", email=member.email, groups=member.groups)
         except Exception as error:
             _log.exception("session.sign.failed", extra={"service_id": service.id})

@@ -17,8 +17,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
-from sqlalchemy import delete
-
 from netbird_management.login.claimed_accounts import ClaimedAccounts
 from netbird_management.login.gates import SessionGates
 from netbird_management.login.identity_provider import IdentityProvider, LoginRefused
@@ -29,10 +27,10 @@ from netbird_management.model.errors import BadRequest
 from netbird_management.model.ids import AccountId, UserId
 from netbird_management.model.services import Service
 from netbird_management.operations.accounts import DNS_DOMAIN
+from netbird_management.operations.nonces import spend
+from netbird_management.operations.sessions import mint_session_token
 from netbird_management.plugins.steps import ALLOW, Login
-from netbird_management.secrets.session_tokens import mint_session_token
 from netbird_management.secrets.vault import Vault
-from netbird_management.store.models import SpentNonceRow
 from netbird_management.store.state import State
 
 LIFETIME_SECONDS: Final = 600
@@ -137,10 +135,8 @@ class SignOn:
 
     async def _spend(self, state: _State) -> None:
         async with self._state.write() as session:
-            if await session.get(SpentNonceRow, state.nonce) is not None:
+            if not await spend(session, state.nonce, state.expires_at):
                 raise BadRequest("this login was finished already")
-            session.add(SpentNonceRow(nonce=state.nonce, expires_at=state.expires_at))
-            await session.execute(delete(SpentNonceRow).where(SpentNonceRow.expires_at < now()))
 
     def _verifier(self, state: str) -> str:
         return _url(hmac.digest(self._state.vault.derive("oidc verifier"), state.encode(), hashlib.sha256))

@@ -19,7 +19,8 @@ from netbird_management.model.errors import Conflict, InvalidArgument, NotFound,
 from netbird_management.model.ids import AccountId, GroupId, PeerId, UserId, new_id
 from netbird_management.model.snapshot import AccountSnapshot
 from netbird_management.operations.membership import move
-from netbird_management.secrets.one_time import OneTimeToken, spend
+from netbird_management.operations.nonces import spend
+from netbird_management.secrets.one_time import OneTimeToken
 from netbird_management.store.models import PeerRow
 from netbird_management.store.state import State, Transaction, acting
 
@@ -85,7 +86,8 @@ async def create_proxy_peer(
     """
     checked_key(key)
     async with state.change(account_id) as transaction:
-        await spend(transaction.session, token)
+        if token.expires_at < now() or not await spend(transaction.session, token.nonce, token.expires_at):
+            raise PermissionDenied("token validation: invalid token")
         known = state.snapshots.by_peer_key(key)
         if known is not None:
             account, peer = known

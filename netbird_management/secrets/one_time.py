@@ -14,14 +14,10 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Final
 
-from sqlalchemy import delete
-from sqlalchemy.ext.asyncio import AsyncSession
-
 from netbird_management.model.clock import now
 from netbird_management.model.errors import PermissionDenied
 from netbird_management.model.ids import AccountId, ServiceId
 from netbird_management.secrets.vault import Vault
-from netbird_management.store.models import SpentNonceRow
 
 LIFETIME_SECONDS: Final = 300
 _PURPOSE: Final = "one-time tokens"
@@ -57,15 +53,6 @@ def verify(vault: Vault, text: str, account_id: AccountId, service_id: ServiceId
     if expires_at < now():
         raise PermissionDenied("token validation: invalid token")
     return OneTimeToken(head[8:].hex(), expires_at)
-
-
-async def spend(session: AsyncSession, token: OneTimeToken) -> None:
-    """Marks a token as used. Raises `PermissionDenied` if it was already; the caller's transaction must then end."""
-    if await session.get(SpentNonceRow, token.nonce) is not None or token.expires_at < now():
-        raise PermissionDenied("token validation: invalid token")
-    session.add(SpentNonceRow(nonce=token.nonce, expires_at=token.expires_at))
-    await session.execute(delete(SpentNonceRow).where(SpentNonceRow.expires_at < now()))
-    await session.flush()
 
 
 def _mac(vault: Vault, account_id: str, service_id: str, proxy_token_id: str, head: bytes) -> bytes:

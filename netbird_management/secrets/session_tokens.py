@@ -1,6 +1,5 @@
 """Session key pairs, one a service, and the tokens signed with them: EdDSA JWTs that proxies verify by themselves."""
 
-import asyncio
 import base64
 import json
 from collections.abc import Sequence
@@ -13,15 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from netbird_management.model.accounts import Group
 from netbird_management.model.clock import now
-from netbird_management.model.services import Service
-from netbird_management.store.models import ServiceRow
-from netbird_management.store.state import State
 
 ISSUER: Final = "netbird-management"
 LIFETIME_SECONDS: Final = 86400
-MAX_BYTES: Final = 3800
-KEYS: Final = 16_384
-"""Private halves that are kept open; a service has a new one whenever its credentials change."""
 _HEADER: Final = b'{"alg":"EdDSA","typ":"JWT"}'
 # Written and read here, with libsodium alone: the one algorithm is fixed, and no header may choose another.
 Method = Literal["password", "pin", "oidc", "header"]
@@ -32,44 +25,6 @@ def new_key_pair() -> tuple[bytes, str]:
     key = SigningKey.generate()
     public = bytes(key.verify_key)
     return bytes(key) + public, base64.b64encode(public).decode()
-
-
-async def mint_session_token(
-    state: State, service: Service, subject: str, method: Method, *, email: str = "", groups: Sequence[Group] = ()
-) -> str:
-    """A session on one service, for its domain alone, valid for a day.
-
-    `subject` is a user id, or a peer id where the peer has no user, or `password-user` and the like. Raises
-    `LookupError` if the service is gone, `VaultError` if its key does not open.
-    """
-    key = (service.id, service.session_public_key)
-    private_key = state.session_keys.get(key)
-    if private_key is None:
-        async with state.read() as session:
-            row = await session.get(ServiceRow, service.id)
-        if row is None:
-            raise LookupError(f"service {service.id} not found")
-        if len(state.session_keys) >= KEYS:
-            state.session_keys.pop(next(iter(state.session_keys)))  # it is opened again when it is wanted
-        private_key = state.session_keys[key] = state.vault.open(row.session_private_key)
-    await _after_revocations(state, service, subject)
-    token = sign(private_key, service.domain, subject, method, email=email, groups=groups)
-    if len(token) > MAX_BYTES:
-        # Browsers keep no cookie of more than 4096 bytes. Proxies learn the groups when they ask about the session.
-        token = sign(private_key, service.domain, subject, method, email=email)
-    return token
-
-
-async def _after_revocations(state: State, service: Service, subject: str) -> None:
-    """Let the second of a subject's revocation pass.
-
-    Tokens tell whole seconds: one made later in that second would count as one from before, and let nobody in.
-    """
-    account = state.snapshots.get(service.account_id)
-    ended = [one.not_before for one in account.revocations if one.subject == subject] if account is not None else []
-    moment = now()
-    if ended and max(ended) > moment.replace(microsecond=0):
-        await asyncio.sleep((1_000_000 - moment.microsecond) / 1_000_000)
 
 
 def sign(

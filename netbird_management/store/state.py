@@ -43,6 +43,7 @@ from netbird_management.store.models import (
     ZoneRow,
 )
 from netbird_management.store.sealing import opening_vault
+from netbird_management.store.session_keys import SessionKeys
 
 READ_AGAIN_SECONDS: Final = 1.0
 _log = logging.getLogger(__name__)
@@ -139,8 +140,7 @@ class State:
     def __init__(self, engines: Engines, vault: Vault, tasks: asyncio.TaskGroup) -> None:
         self.vault = vault
         self.snapshots = Snapshots()
-        self.session_keys: dict[tuple[ServiceId, str], bytes] = {}
-        """Private halves that were opened already, by service and public half: one is needed for each validation."""
+        self.session_keys = SessionKeys(self.read, vault)
         self.room: Mapping[str, int] = limits.HELD
         self.counters: Counter[str] = Counter()
         """How often what is bounded was full, since the process began."""

@@ -17,7 +17,7 @@ import uvicorn
 from sqlalchemy import func, select, update
 
 from netbird_host.guesses import SERVICE_FAILURES, Guesses
-from netbird_management.grpc import interceptors, tunnel_peers
+from netbird_management.grpc import interceptors
 from netbird_management.grpc import server as grpc_server
 from netbird_management.grpc.access_log import AccessLogs
 from netbird_management.grpc.connections import QUEUE_MESSAGES, Connection
@@ -40,6 +40,7 @@ from netbird_management.operations.groups import create_group
 from netbird_management.operations.proxies import Registration, room_for_proxy
 from netbird_management.operations.proxy_tokens import create_proxy_token
 from netbird_management.operations.revocations import revoke, revoked_tokens
+from netbird_management.operations.sessions import mint_session_token
 from netbird_management.operations.setup_keys import create_setup_key
 from netbird_management.operations.users import create_token
 from netbird_management.plugins.hooks import load_hooks
@@ -47,8 +48,7 @@ from netbird_management.rest import rate
 from netbird_management.rest.app import create_app
 from netbird_management.rest.bounds import RestLimits, protocol
 from netbird_management.rest.context import Context
-from netbird_management.secrets import session_tokens as sessions
-from netbird_management.store import limits
+from netbird_management.store import limits, session_keys
 from netbird_management.store.models import (
     AccessLogRow,
     PersonalTokenRow,
@@ -374,18 +374,14 @@ async def logouts(scene: Scene) -> None:
 
 
 @drive("session keys")
-async def session_keys(scene: Scene) -> None:
-    assert (tunnel_peers.KEYS, sessions.KEYS) == (16_384, 16_384)
+async def opened_session_keys(scene: Scene) -> None:
+    assert session_keys.KEYS == 16_384
     async with scene.lab() as lab:
         service = await lab.service("app")
         state = scene.home.state
-        state.session_keys.update({(ServiceId(str(number)), ""): b"" for number in range(sessions.KEYS)})
-        await sessions.mint_session_token(state, service, "alice", "pin")
-        assert len(state.session_keys) == sessions.KEYS
-        kept = tunnel_peers.SessionKeys(state)
-        kept._keys.update({ServiceId(str(number)): ("", b"") for number in range(tunnel_peers.KEYS)})
-        await kept.of(service)
-        assert len(kept._keys) == tunnel_peers.KEYS
+        state.session_keys._keys.update({(ServiceId(str(number)), ""): b"" for number in range(session_keys.KEYS)})
+        await mint_session_token(state, service, "alice", "pin")
+        assert len(state.session_keys) == session_keys.KEYS
 
 
 @drive("single sign-on")

@@ -23,10 +23,10 @@ from netbird_management.model.clock import now
 from netbird_management.model.ids import GroupId, ServiceId
 from netbird_management.model.services import AuthConfig, BearerAuth, HeaderAuth, SecretAuth, Service
 from netbird_management.operations.proxy_tokens import create_proxy_token
+from netbird_management.operations.sessions import mint_session_token
 from netbird_management.operations.users import update_user
 from netbird_management.secrets import passwords
 from netbird_management.secrets.passwords import HASHED_AT_ONCE
-from netbird_management.secrets.session_tokens import mint_session_token
 from netbird_wire.proxy_service_pb2 import (
     AuthenticateRequest,
     AuthenticateResponse,

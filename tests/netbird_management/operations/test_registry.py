@@ -42,8 +42,9 @@ from netbird_management.operations.proxy_tokens import (
     proxy_tokens_of,
     revoke_proxy_token,
 )
+from netbird_management.operations.sessions import mint_session_token
 from netbird_management.operations.statuses import proxy_statuses, set_service_status
-from netbird_management.secrets.session_tokens import mint_session_token, new_key_pair, read_session_token, sign
+from netbird_management.secrets.session_tokens import new_key_pair, read_session_token, sign
 from netbird_management.store.models import ProxyRow, ProxyTokenRow
 from netbird_wire.tokens import stored_hash
 from tests.netbird_management.conftest import Api, Home
