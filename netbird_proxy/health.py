@@ -6,7 +6,7 @@ says that those who reach it may have them.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Protocol
 
@@ -75,14 +75,14 @@ def exposition(growing: Mapping[str, int], others: Mapping[str, int]) -> str:
 
 
 @asynccontextmanager
-async def told(server: Watched, listen: Address | None, *, metrics: bool) -> AsyncIterator[Address | None]:
-    """The listener, while this lasts, which is as long as the proxy drains; its address.
+async def told(server: Watched, listen: Address | None, *, metrics: bool) -> AsyncIterator[Sequence[Address]]:
+    """The listener, while this lasts, which is as long as the proxy drains; its addresses.
 
     Raises:
         SettingsError: the address cannot be had.
     """
     if listen is None:
-        yield None
+        yield ()
         return
     # Origins of its own: nothing that came in here counts as having come in where clients do.
     connections = Connections(application(server, metrics=metrics), origins=Origins(), listener="health", limits=LIMITS)
@@ -91,7 +91,7 @@ async def told(server: Watched, listen: Address | None, *, metrics: bool) -> Asy
     except SettingsError as exc:
         raise SettingsError(f"health: {exc}") from exc
     try:
-        yield listener.address
+        yield listener.addresses
     finally:
         listener.close()
         await listener.drain(0)

@@ -82,7 +82,7 @@ class ProxyServer:
         self.revocations = RevokedSessions(count=self.count)
         self.ready = False
         self._stopping = False
-        self._health: Address | None = None
+        self._health: Sequence[Address] = ()
         self._counters: Counter[str] = Counter()
         self._options = {type(section): section for section in loaded.options.values()}
         self._host_dialer = HostDialer()
@@ -405,9 +405,9 @@ class ProxyServer:
         return self._accounts.generation(account)
 
     def listening_addresses(self) -> Sequence[Address]:
-        host = [listener.address for listener in self._listeners]
+        host = [address for listener in self._listeners for address in listener.addresses]
         inside = [address for listener in self._inside.values() for address in listener.addresses]
-        return [*host, *inside, *([self._health] if self._health is not None else ())]
+        return [*host, *inside, *self._health]
 
     @property
     def knows_clients(self) -> bool:

@@ -101,6 +101,12 @@ class Room(Enum):
     """There are so many too many that saying so costs too much."""
 
 
+class Place(Connection, Protocol):
+    """A connection that was counted before its protocol existed, with the answer that it got then."""
+
+    room: Room
+
+
 class HeldHead(Protocol):
     """A response whose head waits for its first body bytes."""
 
@@ -151,9 +157,13 @@ class Connections:
         self.tick = 0
         self.ticking = False
 
-    def enter(self, connection: Connection, transport: asyncio.BaseTransport) -> Room:
-        """Count a connection that was accepted; who gets no room has to be closed. `closed` undoes it."""
-        peer = _address(transport.get_extra_info("peername")).host
+    def enter(self, connection: Connection, peername: Any) -> Room:
+        """Count a connection that was accepted; one without room has to be closed. `closed` undoes it.
+
+        Args:
+            peername: the client's socket address.
+        """
+        peer = _address(peername).host
         client = source_of(peer)
         self.open[connection] = client
         room = _room(len(self.open), self.limits.connections)
@@ -169,6 +179,11 @@ class Connections:
     def _fronted(self, peer: str) -> bool:
         """Whether many clients stand behind one address. In a tunnel each peer has its own."""
         return self.account is None and (self.tls_ahead or self._is_front(peer))
+
+    def take_over(self, place: Place, connection: Connection) -> Room:
+        """Count a connection under its protocol from now on. The answer is that of `enter`."""
+        self.open[connection] = self.open.pop(place)
+        return place.room
 
     def issue(self, transport: asyncio.BaseTransport) -> Origin:
         """An origin for a connection that was just accepted, from its transport's own addresses."""

@@ -22,7 +22,7 @@ import httptools
 
 from netbird_proxy.errors import DownstreamError
 from netbird_proxy.exchange import CONNECTION_EXTENSION, ORIGIN_STATE, Scope
-from netbird_proxy.listening.connections import Connections, Room
+from netbird_proxy.listening.connections import Connections, Place, Room
 from netbird_proxy.listening.framing import STATUS_LINES
 from netbird_proxy.listening.head import HOST, KNOWN, VALID_HOSTS, HeadRefused, Mark, judge_marks, judge_target, learn
 from netbird_proxy.listening.pace import Uptake
@@ -55,18 +55,24 @@ class Http1Protocol(asyncio.Protocol):
 
     __slots__ = (
         "_completed", "_deadline", "_discarded", "_discarding", "_drained", "_eof", "_fields", "_idle", "_lingering",
-        "_marks", "_parser", "_patience", "_queue", "_raw", "_reading", "_reading_paused", "_refusal", "_scope",
-        "_segment", "_silent", "_timer", "_timer_at", "_tls", "_unfinished", "_uptake", "_url", "app", "connections",
-        "current", "limits", "loop", "must_close", "origin", "transport", "write_paused",
+        "_marks", "_parser", "_patience", "_place", "_queue", "_raw", "_reading", "_reading_paused", "_refusal",
+        "_scope", "_segment", "_silent", "_timer", "_timer_at", "_tls", "_unfinished", "_uptake", "_url", "app",
+        "connections", "current", "limits", "loop", "must_close", "origin", "transport", "write_paused",
     )  # fmt: skip
 
-    def __init__(self, connections: Connections, loop: asyncio.AbstractEventLoop | None = None) -> None:
+    def __init__(
+        self, connections: Connections, loop: asyncio.AbstractEventLoop | None = None, *, place: Place | None = None
+    ) -> None:
+        """Args:
+        place: what the connection is counted under already; without it `connection_made` counts it.
+        """
         # For the listener's life.
         self.loop = loop or asyncio.get_running_loop()
         self.connections = connections
         self.app = connections.app
         self.limits = connections.limits
         # For the connection's life.
+        self._place = place
         self.transport: asyncio.Transport = cast(asyncio.Transport, None)
         self.origin: Origin = cast("Origin", None)
         self._scope: Scope = {}  # what every request's scope starts from
@@ -123,7 +129,11 @@ class Http1Protocol(asyncio.Protocol):
             "state": None,
             "extensions": None,
         }
-        room = connections.enter(self, transport)
+        place, self._place = self._place, None
+        if place is None:
+            room = connections.enter(self, transport.get_extra_info("peername"))
+        else:
+            room = connections.take_over(place, self)
         if connections.stopping:
             self._close()
         elif room is not Room.YES:

@@ -17,7 +17,8 @@ TLS_HANDSHAKE = 0x16
 class Peek(asyncio.Protocol):
     """Waits for a connection's first byte, and hands the connection over to whoever can read it.
 
-    A client that says nothing within the head timeout is closed; it holds up nobody else.
+    A client that sends nothing within the head timeout is closed; it holds up nobody else. The connection is counted
+    from its beginning: first as this, then, once a TLS handshake is done, as what reads its requests.
     """
 
     def __init__(self, connections: Connections, tls: ServerTls | None) -> None:
@@ -28,28 +29,30 @@ class Peek(asyncio.Protocol):
         self._tls = tls
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self.room = Room.YES
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        room = self._connections.enter(self, transport)
+        self.room = self._connections.enter(self, transport.get_extra_info("peername"))
         if self._connections.stopping:
             self._transport.close()
             return
-        if room is not Room.YES:
-            # Whether it speaks TLS is not known yet, so there is no telling it.
+        if self.room is not Room.YES:
+            # It may speak TLS, so it cannot be sent a refusal.
             self._transport.abort()
             return
         self._timer = asyncio.get_running_loop().call_later(self._connections.limits.head_timeout, self.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._left()
+        self._stop_waiting()
+        self._connections.closed(self)
 
     def data_received(self, data: bytes) -> None:
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        self._left()
-        http = Http1Protocol(self._connections)
+        self._stop_waiting()
+        http = Http1Protocol(self._connections, place=self)
         if data[0] != TLS_HANDSHAKE:
             transport.set_protocol(http)
             http.connection_made(transport)
@@ -59,7 +62,12 @@ class Peek(asyncio.Protocol):
             self._connections.count("tls_without_certificate")
             transport.abort()
             return
-        secure = server_tls(http, self._tls, handshake_timeout=self._connections.limits.head_timeout)
+        secure = server_tls(
+            http,
+            self._tls,
+            handshake_timeout=self._connections.limits.head_timeout,
+            ended=lambda: self._connections.closed(self),
+        )
         transport.set_protocol(secure)
         secure.connection_made(transport)
         _feed(secure.get_buffer, secure.buffer_updated, data)
@@ -72,11 +80,10 @@ class Peek(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def _left(self) -> None:
+    def _stop_waiting(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._connections.closed(self)
 
 
 def _feed(get_buffer: Callable[[int], memoryview], updated: Callable[[int], None], data: bytes) -> None:

@@ -4,33 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from netbird_proxy.errors import SettingsError
+from netbird_proxy.listening.accepting import Acceptor
 from netbird_proxy.listening.connections import Connections
-from netbird_proxy.listening.http1 import Http1Protocol
-from netbird_proxy.listening.tls import SHUTDOWN_TIMEOUT, ServerTls
+from netbird_proxy.listening.tls import ServerTls
 from netbird_proxy.model import Address
 
 BACKLOG = 1024
 
 
 class HostListener:
-    """One listening socket with the connections that it accepted."""
+    """The listening sockets of one address, several where it is a name or a wildcard, and what they accepted."""
 
-    def __init__(self, server: asyncio.Server, connections: Connections) -> None:
-        self._server = server
+    def __init__(self, sockets: Sequence[socket.socket], connections: Connections, tls: ServerTls | None) -> None:
+        """Args:
+        sockets: at least one, all listening; they are closed with this.
+        """
         self._connections = connections
-        name = server.sockets[0].getsockname()
-        self.address = Address(str(name[0]), int(name[1]))
+        self.addresses = tuple(Address(*sock.getsockname()[:2]) for sock in sockets)
+        self.address = self.addresses[0]
+        self._acceptors = [Acceptor(sock, connections, tls) for sock in sockets]
 
     def close(self) -> None:
         """Accept no more. Connections that were accepted live on. Idempotent."""
-        self._server.close()
+        for acceptor in self._acceptors:
+            acceptor.close()
 
     async def drain(self, timeout: float) -> None:
         """End the connections: idle ones now, busy ones once answered, all of them after `timeout` seconds."""
@@ -51,27 +56,56 @@ async def serve_host(
     Raises:
         SettingsError: the address cannot be had; the message says why.
     """
-    loop = asyncio.get_running_loop()
-    # The loop's own TLS where there is a socket: under uvloop it costs a fifth less a request than asyncio's over it.
-    how: dict[str, Any] = {}
-    if tls is not None:
-        how = {
-            "ssl": tls.context,
-            "ssl_handshake_timeout": connections.limits.head_timeout,
-            "ssl_shutdown_timeout": SHUTDOWN_TIMEOUT,
-        }
+    sockets: list[socket.socket] = []
     try:
-        if inherited is None:
-            how |= {"host": address.host or None, "port": address.port}
-        else:
-            how["sock"] = inherited
-        server = await loop.create_server(lambda: Http1Protocol(connections, loop), backlog=BACKLOG, **how)
+        sockets = [inherited] if inherited is not None else await _bound(address)
+        for sock in sockets:
+            sock.listen(BACKLOG)
+            _look_for_the_vanished(sock, connections.limits.write_timeout)
     except OSError as exc:
-        why = os.strerror(exc.errno) if exc.errno else str(exc)
+        for sock in sockets:
+            sock.close()
+        why = os.strerror(exc.errno) if exc.errno and exc.errno > 0 else str(exc)
         raise SettingsError(f"listen.address {address}: {why}") from exc
-    for one in server.sockets:
-        _look_for_the_vanished(one, connections.limits.write_timeout)
-    return HostListener(server, connections)
+    return HostListener(sockets, connections, tls)
+
+
+async def _bound(address: Address) -> list[socket.socket]:
+    """A socket for each address of a host. One that this machine does not have is left out, unless it is the only one.
+
+    Raises:
+        OSError: an address is taken, or none can be had.
+    """
+    infos = await asyncio.get_running_loop().getaddrinfo(
+        address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    sockets: list[socket.socket] = []
+    missing: OSError | None = None
+    try:
+        for family, kind, protocol, _, name in dict.fromkeys(infos):
+            try:
+                sock = socket.socket(family, kind, protocol)
+            except OSError as error:
+                missing = error
+                continue
+            sockets.append(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                sock.bind(name)
+            except OSError as error:
+                if error.errno != errno.EADDRNOTAVAIL:
+                    raise
+                missing = error
+                sockets.pop().close()
+        if not sockets:
+            raise missing or OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+    except BaseException:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets
 
 
 def _look_for_the_vanished(listening: socket.socket, timeout: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from asyncio.sslproto import SSLProtocol
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -61,12 +61,24 @@ class ServerTls:
             connection.context = found
 
 
-def server_tls(protocol: asyncio.Protocol, tls: ServerTls, *, handshake_timeout: float) -> SSLProtocol:
-    """A protocol that ends TLS and gives what is inside to `protocol`, connected once the handshake is done."""
+def server_tls(
+    protocol: asyncio.Protocol, tls: ServerTls, *, handshake_timeout: float, ended: Callable[[], object]
+) -> SSLProtocol:
+    """A protocol that ends TLS and gives what is inside to `protocol`, connected once the handshake is done.
+
+    Args:
+        ended: called after the handshake, whatever came of it.
+    """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
-    # A handshake that fails closes the connection, which is all that there is to do about it.
-    done.add_done_callback(lambda future: future.cancelled() or future.exception())
+
+    def finish(future: asyncio.Future[None]) -> None:
+        # A handshake that fails closes the connection, which is all that can be done about it.
+        if not future.cancelled():
+            future.exception()
+        ended()
+
+    done.add_done_callback(finish)
     return SSLProtocol(
         loop,
         protocol,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import resource
 import socket
 import ssl
 import struct
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +21,7 @@ import uvloop
 
 from netbird_proxy.errors import SettingsError
 from netbird_proxy.exchange import CONNECTION_EXTENSION, ORIGIN_STATE, ASGIApp, Receive, Scope, Send
-from netbird_proxy.listening.connections import Connections, ListenLimits
+from netbird_proxy.listening.connections import Connections, ListenLimits, uncounted
 from netbird_proxy.listening.origins import Origins
 from netbird_proxy.listening.peek import Peek
 from netbird_proxy.listening.sockets import HostListener, serve_host
@@ -86,26 +89,54 @@ async def hello(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def connections_of(app: ASGIApp, *, account: str | None = None, limits: ListenLimits | None = None) -> Connections:
+def connections_of(
+    app: ASGIApp,
+    *,
+    account: str | None = None,
+    limits: ListenLimits | None = None,
+    count: Callable[[str], object] = uncounted,
+) -> Connections:
     return Connections(
         app,
         origins=Origins(),
         listener=f"tunnel {account}" if account else "http test",
         account=AccountId(account) if account else None,
         limits=limits,
+        count=count,
     )
+
+
+class PeekingListener:
+    """A listener like a tunnel's, on a socket of this machine."""
+
+    def __init__(self, server: asyncio.Server, connections: Connections) -> None:
+        self._server = server
+        self._connections = connections
+        self.address = Address(*server.sockets[0].getsockname()[:2])
+
+    def close(self) -> None:
+        self._server.close()
+
+    async def drain(self, timeout: float) -> None:
+        await self._connections.drain(timeout)
 
 
 @contextlib.asynccontextmanager
 async def listening(
-    app: ASGIApp, *, tls: ServerTls | None = None, peek: bool = False, limits: ListenLimits | None = None
-) -> AsyncIterator[HostListener]:
+    app: ASGIApp,
+    *,
+    tls: ServerTls | None = None,
+    peek: bool = False,
+    limits: ListenLimits | None = None,
+    made: Connections | None = None,
+) -> AsyncIterator[HostListener | PeekingListener]:
     """A host listener; with `peek` one that looks at the first bytes, so that TLS is asyncio's, over the transport."""
-    connections = connections_of(app, limits=limits)
+    connections = made or connections_of(app, limits=limits)
+    listener: HostListener | PeekingListener
     if peek:
         loop = asyncio.get_running_loop()
         server = await loop.create_server(lambda: Peek(connections, tls), "127.0.0.1", 0)
-        listener = HostListener(server, connections)
+        listener = PeekingListener(server, connections)
     else:
         listener = await serve_host(connections, Address("127.0.0.1", 0), tls=tls)
     try:
@@ -448,6 +479,145 @@ def test_a_handshake_has_its_time(run: Run, authority: Authority) -> None:
             with contextlib.suppress(ConnectionResetError):
                 assert await reader.read() == b""
             writer.close()
+
+    run(test())
+
+
+@pytest.fixture(params=["tls", "tls over a transport"])
+def only_tls(request: pytest.FixtureRequest, authority: Authority) -> Sides:
+    """Server side and client side of a connection with TLS: the loop's own, or as it is in a tunnel."""
+    server = {"tls": ServerTls([authority.files("a.example")]), "peek": request.param != "tls"}
+    return server, {"ssl": authority.client(), "server_hostname": "a.example"}
+
+
+HELLO_BEGINS = b"\x16\x03\x01\x02\x00\x01"
+
+
+@pytest.mark.parametrize(
+    ("limits", "counted"),
+    [
+        (ListenLimits(connections=5), "connections_refused"),
+        (ListenLimits(connections=100, client_connections=2), "connections_refused_of_client"),
+    ],
+    ids=["all", "one client"],
+)
+def test_promise_10_handshakes_count_against_the_limits(
+    run: Run, only_tls: Sides, limits: ListenLimits, counted: str
+) -> None:
+    """Of 100 connections that begin a handshake the limit keeps its number; each other one is counted and closed."""
+    server, client = only_tls
+    places = min(limits.connections, limits.client_connections)
+    counts: Counter[str] = Counter()
+
+    async def test() -> None:
+        made = connections_of(hello, limits=limits, count=lambda name: counts.update([name]))
+        async with listening(hello, **server, made=made) as listener, asyncio.TaskGroup() as group:
+            opened = [await asyncio.open_connection(*listener.address) for _ in range(100)]
+            for _, writer in opened:
+                writer.write(HELLO_BEGINS)
+            reads = {group.create_task(end_of(reader)) for reader, _ in opened}
+            while len(reads) > places:
+                _, reads = await asyncio.wait(reads, return_when=asyncio.FIRST_COMPLETED)
+            assert counts[counted] == 100 - places
+            assert len(made.open) == places
+            for _, writer in opened:
+                writer.close()
+            await asyncio.wait(reads)
+            answer = b""
+            while not answer:  # a place is free once the listener has seen that its client left
+                with contextlib.suppress(OSError):
+                    answer = await fetch(listener.address, **client)
+            assert answer.endswith(b"https http test")
+
+    run(test())
+
+
+def test_a_stop_ends_handshakes(run: Run, only_tls: Sides) -> None:
+    """A client in the middle of a handshake does not delay the end of its listener."""
+    server, _ = only_tls
+
+    async def test() -> None:
+        limits = ListenLimits(connections=1, head_timeout=600)
+        async with listening(hello, **server, limits=limits) as listener:
+            reader, writer = await asyncio.open_connection(*listener.address)
+            writer.write(HELLO_BEGINS)
+            beyond, beyond_writer = await asyncio.open_connection(*listener.address)
+            await end_of(beyond)  # the first one is counted by now
+            listener.close()
+            await listener.drain(600)
+            await end_of(reader)
+            writer.close()
+            beyond_writer.close()
+
+    run(test())
+
+
+async def end_of(reader: asyncio.StreamReader) -> None:
+    """Waits until the other side has closed or reset."""
+    with contextlib.suppress(ConnectionResetError):
+        await reader.read()
+
+
+class TwoFamilies(asyncio.SelectorEventLoop):
+    """A loop that resolves every name to both loopback addresses."""
+
+    async def getaddrinfo(self, host: Any, port: Any, **how: Any) -> Any:
+        resolve = super().getaddrinfo
+        return [info for literal in ("127.0.0.1", "::1") for info in await resolve(literal, port, **how)]
+
+
+def test_promise_6_each_address_of_a_listener_is_reported() -> None:
+    """A name with two families is both of its addresses: each is one of our own."""
+
+    async def test() -> None:
+        listener = await serve_host(connections_of(hello), Address("both.example", 0))
+        assert {address.host for address in listener.addresses} == {"127.0.0.1", "::1"}
+        for address in listener.addresses:
+            assert (await fetch(address)).endswith(b"http http test")
+        listener.close()
+        await listener.drain(2)
+
+    with asyncio.Runner(loop_factory=TwoFamilies) as runner:
+        runner.run(test())
+
+
+def test_promise_6_a_wildcard_reports_each_family(run: Run) -> None:
+    """An empty host is every address of both families."""
+
+    async def test() -> None:
+        listener = await serve_host(connections_of(hello), Address("", 0))
+        assert {address.host for address in listener.addresses} == {"0.0.0.0", "::"}
+        listener.close()
+        await listener.drain(2)
+
+    run(test())
+
+
+def test_accepting_pauses_while_descriptors_run_out(run: Run) -> None:
+    """A connection that cannot be accepted for want of a descriptor waits, is counted, and is served later."""
+    paused = asyncio.Event()
+
+    def count(name: str) -> None:
+        if name == "accept_paused":
+            paused.set()
+
+    async def test() -> None:
+        async with listening(hello, made=connections_of(hello, count=count)) as listener:
+            with socket.socket() as client, contextlib.ExitStack() as taken:
+                client.setblocking(False)
+                soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+                taken.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+                resource.setrlimit(resource.RLIMIT_NOFILE, (client.fileno() + 32, hard))
+                with contextlib.suppress(OSError):
+                    while True:
+                        taken.callback(os.close, os.dup(client.fileno()))
+                await asyncio.get_running_loop().sock_connect(client, tuple(listener.address))
+                await paused.wait()
+                taken.close()
+                reader, writer = await asyncio.open_connection(sock=client)
+                writer.write(GET_CLOSE)
+                assert (await reader.read()).endswith(b"http http test")
+                writer.close()
 
     run(test())
 
