@@ -17,7 +17,7 @@ setup: .venv/.ready ## Make the virtual environment, with every package of this 
 	@PYTHON="$(PYTHON)" bash tools/setup.sh && touch $@
 
 engine: setup ## Build the tunnel's native engine where its sources changed
-	@bash plugins/tunnel_netstack/build.sh
+	@bash netbird_overlay/build.sh
 
 system: ## Install the Debian packages that live tests and benchmarks use (as root)
 	@bash tools/system.sh
@@ -29,7 +29,7 @@ test: engine system unit stores live mutants ## Everything that continuous integ
 
 check: setup ## Formatting, lint, types, import rules
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
-	@PYTHONPATH=plugins/tunnel_netstack $(BIN)/lint-imports
+	@PYTHONPATH=netbird_overlay $(BIN)/lint-imports
 
 unit: engine ## Tests that need nothing but loopback
 	@$(BIN)/python -m pytest -n 2 -m "not live" $(ARGS)
@@ -82,4 +82,4 @@ format: setup ## Format and fix what can be fixed
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 clean: ## Remove what was built
-	@rm -rf .venv plugins/tunnel_netstack/target .mypy_cache .ruff_cache
+	@rm -rf .venv netbird_overlay/target .mypy_cache .ruff_cache

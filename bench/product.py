@@ -10,7 +10,7 @@ from bench.overlay import Machine, join
 from bench.servers import Subject
 from examples.demo.calls import add_service, direct
 from examples.demo.stack import CLUSTER, Stack, free_port
-from netbird_tunnel_netstack.wgconf import parse_config
+from netbird_overlay.wgconf import parse_config
 
 PUBLIC = f"public.{CLUSTER}"
 PRIVATE = f"private.{CLUSTER}"

@@ -14,9 +14,9 @@ from typing import Any
 import httpx
 
 from examples.demo.stack import CLUSTER, Stack
-from netbird_tunnel_netstack.driver import Driver
-from netbird_tunnel_netstack.node import peer_node
-from netbird_tunnel_netstack.wgconf import parse_config
+from netbird_overlay.driver import Driver
+from netbird_peer.node import peer_node
+from netbird_overlay.wgconf import parse_config
 
 ALICE, BOB = "alice@demo.example", "bob@demo.example"
 WIKI, LOBBY, STATUS, INTRANET = (f"{name}.{CLUSTER}" for name in ("wiki", "lobby", "status", "intranet"))

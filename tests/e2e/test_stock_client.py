@@ -19,7 +19,7 @@ from examples.demo.story import (
     proxy_connects,
     services,
 )
-from netbird_tunnel_netstack.wgconf import parse_config
+from netbird_overlay.wgconf import parse_config
 from tests.e2e.namespace import Namespace, namespace
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="module")]

@@ -17,7 +17,7 @@ from examples.demo.story import (
     proxy_connects,
     services,
 )
-from netbird_tunnel_netstack.wgconf import parse_config
+from netbird_overlay.wgconf import parse_config
 from tests.e2e.namespace import Namespace, namespace
 from tests.e2e.test_stock_client import answer_of
 

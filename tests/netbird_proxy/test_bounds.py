@@ -62,11 +62,11 @@ from netbird_proxy.testing.fakes import FakeManagement, FakeProxy
 from netbird_proxy.testing.makers import exchange, host_origin, mapping, route, upstream
 from netbird_proxy.testing.transcript import StepHooks, Transcript
 from netbird_proxy.testing.transports import MemoryDialer, MemoryTransport
-from netbird_tunnel_netstack import whereabouts
-from netbird_tunnel_netstack.engine import Connected, LimitReached
-from netbird_tunnel_netstack.keys import TunnelState
-from netbird_tunnel_netstack.simulation import Simulation
-from netbird_tunnel_netstack.whereabouts import Whereabouts
+from netbird_overlay import whereabouts
+from netbird_overlay.engine import Connected, LimitReached
+from netbird_overlay.keys import TunnelState
+from netbird_overlay.simulation import Simulation
+from netbird_overlay.whereabouts import Whereabouts
 from netbird_wire.proxy_service_pb2 import (
     PROXY_STATUS_ACTIVE,
     ProxyMapping,

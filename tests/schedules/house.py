@@ -36,9 +36,9 @@ from netbird_proxy.loading import load
 from netbird_proxy.server import ProxyServer
 from netbird_proxy.settings import read_settings
 from netbird_proxy.testing.faults import Kind, Line, TcpRelay, UdpRelay
-from netbird_tunnel_netstack.driver import Driver
-from netbird_tunnel_netstack.node import peer_node
-from netbird_tunnel_netstack.wgconf import parse_config
+from netbird_overlay.driver import Driver
+from netbird_peer.node import peer_node
+from netbird_overlay.wgconf import parse_config
 
 CLUSTER = "px.test"
 ALICE, BOB = "alice@lab.test", "bob@lab.test"

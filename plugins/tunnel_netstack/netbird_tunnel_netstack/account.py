@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from netbird_proxy import AccountHandle, ManagementTimeout, Proxy
-from netbird_tunnel_netstack.driver import Driver
-from netbird_tunnel_netstack.engine import Engine
-from netbird_tunnel_netstack.keys import TunnelState
+from netbird_overlay.driver import Driver
+from netbird_overlay.engine import Engine
+from netbird_overlay.keys import TunnelState
 from netbird_tunnel_netstack.registration import Enrollment, system_meta
 from netbird_tunnel_netstack.settings import TunnelOptions, bind_account
 from netbird_tunnel_netstack.sync import MapSync, enroll
 from netbird_tunnel_netstack.tunnel import NetstackTunnel
-from netbird_tunnel_netstack.whereabouts import Whereabouts
+from netbird_overlay.whereabouts import Whereabouts
 
 ENROLL_TIMEOUT, FIRST_MAP_TIMEOUT = 60.0, 30.0
 COUNT_INTERVAL = 10.0

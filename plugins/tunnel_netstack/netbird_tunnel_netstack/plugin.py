@@ -36,6 +36,6 @@ class TunnelNetstack:
     @hookimpl
     def commands(self) -> typer.Typer:
         # Imported here: a running proxy has no use for it.
-        from netbird_tunnel_netstack.peer_command import app
+        from netbird_peer.peer_command import app
 
         return app

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from netbird_tunnel_netstack.driver import open_socket
-from netbird_tunnel_netstack.keys import StateUnusable, TunnelState
+from netbird_overlay.driver import open_socket
+from netbird_overlay.keys import StateUnusable, TunnelState
 
 DEFAULT_PORTS = "51820-51999"
 

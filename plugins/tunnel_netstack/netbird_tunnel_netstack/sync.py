@@ -10,7 +10,7 @@ from contextlib import aclosing
 import structlog
 
 from netbird_proxy import ManagementError
-from netbird_tunnel_netstack.network_map import Inbound, MapError, OwnNode, read_inbound, read_own, read_roster
+from netbird_overlay.network_map import Inbound, MapError, OwnNode, read_inbound, read_own, read_roster
 from netbird_tunnel_netstack.registration import Enrollment, NotRegistered
 from netbird_tunnel_netstack.tunnel import NetstackTunnel
 from netbird_wire.management_pb2 import NetworkMap, SyncResponse

@@ -18,8 +18,8 @@ import grpc
 import grpc.aio
 
 from netbird_proxy import AccountId, PublicKey
-from netbird_tunnel_netstack.driver import Driver, open_socket
-from netbird_tunnel_netstack.engine import Engine
+from netbird_overlay.driver import Driver, open_socket
+from netbird_overlay.engine import Engine
 from netbird_tunnel_netstack.settings import TunnelOptions
 from netbird_tunnel_netstack.tunnel import Member, NetstackTunnel
 from netbird_wire.envelope import Envelope, EnvelopeError, format_key, parse_key, public_key

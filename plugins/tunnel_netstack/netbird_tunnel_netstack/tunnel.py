@@ -9,7 +9,7 @@ from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 
 from netbird_proxy import Address, DialUnreachable, Peer, ProtocolFactory, PublicKey
-from netbird_tunnel_netstack.driver import Connection, Driver
+from netbird_overlay.driver import Connection, Driver
 from netbird_wire.envelope import format_key
 
 GREETINGS, GREETING_INTERVAL = 3, 1.0

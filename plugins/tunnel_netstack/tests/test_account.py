@@ -15,8 +15,8 @@ import structlog
 
 from netbird_proxy import Address, DialTimeout, ManagementError, ManagementRefused, Proxy, PublicKey
 from netbird_tunnel_netstack.account import account_tunnel
-from netbird_tunnel_netstack.driver import open_socket
-from netbird_tunnel_netstack.keys import KEY_FILE, StateUnusable, TunnelState
+from netbird_overlay.driver import open_socket
+from netbird_overlay.keys import KEY_FILE, StateUnusable, TunnelState
 from netbird_tunnel_netstack.plugin import TunnelNetstack
 from netbird_tunnel_netstack.settings import TunnelOptions
 from netbird_tunnel_netstack.sync import AddressesChanged

@@ -15,8 +15,8 @@ from typing import cast
 import pytest
 
 from netbird_proxy import Address, DialFailed, DialRefused, DialTimeout, DialUnreachable
-from netbird_tunnel_netstack.driver import AlreadyListening, Driver, TunnelBroken
-from netbird_tunnel_netstack.engine import Engine, Event
+from netbird_overlay.driver import AlreadyListening, Driver, TunnelBroken
+from netbird_overlay.engine import Engine, Event
 from netbird_tunnel_netstack.testing import (
     LOOPBACK,
     Accepting,

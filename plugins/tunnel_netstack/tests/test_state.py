@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from netbird_tunnel_netstack.driver import open_socket
-from netbird_tunnel_netstack.keys import KEY_FILE, STATE_FILE, StateUnusable, TunnelState
+from netbird_overlay.driver import open_socket
+from netbird_overlay.keys import KEY_FILE, STATE_FILE, StateUnusable, TunnelState
 from netbird_tunnel_netstack.settings import TunnelOptions, bind_account
 
 

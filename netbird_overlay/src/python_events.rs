@@ -15,7 +15,7 @@ type Address = (String, u16);
 
 macro_rules! event {
     ($name:ident { $($field:ident: $type:ty),* $(,)? }) => {
-        #[pyclass(frozen, get_all, module = "netbird_tunnel_netstack.engine")]
+        #[pyclass(frozen, get_all, module = "netbird_overlay.engine")]
         pub struct $name {
             $(pub $field: $type,)*
         }

@@ -15,13 +15,13 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import typer
 
 from netbird_proxy import ProxyError
-from netbird_tunnel_netstack.driver import TunnelBroken
-from netbird_tunnel_netstack.engine import Rule
-from netbird_tunnel_netstack.fetch import FetchError, Request, Response, fetch
-from netbird_tunnel_netstack.network_map import TCP_NUMBER
-from netbird_tunnel_netstack.node import peer_node
-from netbird_tunnel_netstack.pipe import Forwarder
-from netbird_tunnel_netstack.wgconf import ConfigError, WireGuardConfig, parse_config
+from netbird_overlay.driver import TunnelBroken
+from netbird_overlay.engine import Rule
+from netbird_peer.fetch import FetchError, Request, Response, fetch
+from netbird_overlay.network_map import TCP_NUMBER
+from netbird_peer.node import peer_node
+from netbird_peer.pipe import Forwarder
+from netbird_overlay.wgconf import ConfigError, WireGuardConfig, parse_config
 
 T = TypeVar("T")
 

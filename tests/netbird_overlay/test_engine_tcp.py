@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from netbird_tunnel_netstack.engine import (
+from netbird_overlay.engine import (
     Accepted,
     Closed,
     Connected,
@@ -16,7 +16,7 @@ from netbird_tunnel_netstack.engine import (
     Event,
     LimitReached,
 )
-from netbird_tunnel_netstack.simulation import Simulation, Weather
+from netbird_overlay.simulation import Simulation, Weather
 
 
 def payload(seed: int, size: int) -> bytes:

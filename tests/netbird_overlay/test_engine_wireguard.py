@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from netbird_tunnel_netstack.engine import EndpointChanged, Engine, Handshake, NoEndpoint, NoRoute
-from netbird_tunnel_netstack.simulation import Crossing, Node, Simulation, Weather
+from netbird_overlay.engine import EndpointChanged, Engine, Handshake, NoEndpoint, NoRoute
+from netbird_overlay.simulation import Crossing, Node, Simulation, Weather
 
 
 def is_initiation(crossing: Crossing) -> bool:

@@ -7,7 +7,7 @@ from ipaddress import ip_interface, ip_network
 
 import pytest
 
-from netbird_tunnel_netstack.wgconf import ConfigError, parse_config
+from netbird_overlay.wgconf import ConfigError, parse_config
 
 PRIVATE = base64.b64encode(b"\x01" * 32).decode()
 PUBLIC = base64.b64encode(b"\x02" * 32).decode()

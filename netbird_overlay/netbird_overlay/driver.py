@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from netbird_proxy import DialFailed, DialRefused, DialTimeout, DialUnreachable, ProtocolFactory, UpstreamError
-from netbird_tunnel_netstack.engine import (
+from netbird_overlay.engine import (
     Accepted,
     Closed,
     Connected,
@@ -31,7 +31,7 @@ from netbird_tunnel_netstack.engine import (
     NoRoute,
     Writable,
 )
-from netbird_tunnel_netstack.transport import TunnelTransport
+from netbird_overlay.transport import TunnelTransport
 
 BUDGET = 128
 """Datagrams a turn: about a millisecond of decryption, then the loop is everybody's again."""

@@ -2,8 +2,8 @@
 
 import pytest
 
-from netbird_tunnel_netstack.engine import Accepted, Rule
-from netbird_tunnel_netstack.simulation import Node, Simulation
+from netbird_overlay.engine import Accepted, Rule
+from netbird_overlay.simulation import Node, Simulation
 
 HTTP: Rule = ("100.64.0.1/32", 6, 80, 80)
 

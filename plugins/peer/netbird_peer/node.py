@@ -7,9 +7,9 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from netbird_tunnel_netstack.driver import Driver, open_socket
-from netbird_tunnel_netstack.engine import Engine
-from netbird_tunnel_netstack.wgconf import ConfigError, PeerSection, WireGuardConfig
+from netbird_overlay.driver import Driver, open_socket
+from netbird_overlay.engine import Engine
+from netbird_overlay.wgconf import ConfigError, PeerSection, WireGuardConfig
 
 RETRY_INTERVAL = 10.0
 """Seconds between handshakes with a peer that is to be kept connected and does not answer: WireGuard itself gives up

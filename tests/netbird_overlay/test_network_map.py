@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 
-from netbird_tunnel_netstack.network_map import MapError, OwnNode, Roster, read_inbound, read_own, read_roster
+from netbird_overlay.network_map import MapError, OwnNode, Roster, read_inbound, read_own, read_roster
 from netbird_wire.envelope import format_key, parse_key
 from netbird_wire.management_pb2 import (
     ACCEPT,

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netbird_tunnel_netstack.engine import Accepted, Closed, ConnectFailed, Data, Engine, Eof, Handshake
+from netbird_overlay.engine import Accepted, Closed, ConnectFailed, Data, Engine, Eof, Handshake
 
 FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
 SOURCE = ("203.0.113.5", 1234)

@@ -1,4 +1,4 @@
-//! The Python face of the engine; netbird_tunnel_netstack/engine.pyi documents it.
+//! The Python face of the engine; netbird_overlay/engine.pyi documents it.
 
 mod arrivals;
 mod clock;
@@ -40,14 +40,14 @@ use crate::tcp::ConnectError;
 use crate::udp_io::Batch;
 use crate::wireguard::{PeerConfig, LONGEST};
 
-create_exception!(netbird_tunnel_netstack.engine, EngineError, PyRuntimeError);
-create_exception!(netbird_tunnel_netstack.engine, NoRoute, PyConnectionError);
-create_exception!(netbird_tunnel_netstack.engine, NoEndpoint, PyConnectionError);
-create_exception!(netbird_tunnel_netstack.engine, LimitReached, PyConnectionError);
+create_exception!(netbird_overlay.engine, EngineError, PyRuntimeError);
+create_exception!(netbird_overlay.engine, NoRoute, PyConnectionError);
+create_exception!(netbird_overlay.engine, NoEndpoint, PyConnectionError);
+create_exception!(netbird_overlay.engine, LimitReached, PyConnectionError);
 
 type RuleTuple = (String, i64, i64, i64);
 
-#[pyclass(module = "netbird_tunnel_netstack.engine")]
+#[pyclass(module = "netbird_overlay.engine")]
 struct Engine {
     core: Core,
     batch: Option<Batch>,

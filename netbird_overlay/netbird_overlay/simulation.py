@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from netbird_tunnel_netstack.engine import (
+from netbird_overlay.engine import (
     Accepted,
     Closed,
     Connected,

@@ -7,9 +7,9 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 here="$PWD"
-venv="$(cd ../.. && pwd)/.venv"
-library=netbird_tunnel_netstack/engine.abi3.so
-installed() { compgen -G "$venv/lib/python3*/site-packages/netbird_tunnel_netstack-*.dist-info" >/dev/null; }
+venv="$(cd .. && pwd)/.venv"
+library=netbird_overlay/engine.abi3.so
+installed() { compgen -G "$venv/lib/python3*/site-packages/netbird_overlay-*.dist-info" >/dev/null; }
 fresh() { [ -e "$library" ] && [ -z "$(find src Cargo.toml Cargo.lock pyproject.toml -newer "$library" -print -quit)" ]; }
 
 mkdir -p target

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from netbird_tunnel_netstack.driver import Driver
+from netbird_overlay.driver import Driver
 
 CHUNK_BYTES = 64 << 10
 HANDSHAKE_TIMEOUT = 10

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 if TYPE_CHECKING:
-    from netbird_tunnel_netstack.engine import Engine
+    from netbird_overlay.engine import Engine
 
 HIGH_WATER_BYTES = 256 << 10
 LOW_WATER_BYTES = 64 << 10

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import structlog
 
-from netbird_tunnel_netstack.keys import Endpoint, StateUnusable, TunnelState
+from netbird_overlay.keys import Endpoint, StateUnusable, TunnelState
 from netbird_wire.envelope import BadKey, format_key, parse_key
 
-log = structlog.get_logger("netbird_tunnel_netstack.whereabouts")
+log = structlog.get_logger("netbird_overlay.whereabouts")
 
 JOURNAL_FILE = "moves.jsonl"
 JOURNAL_MOST_BYTES = 64 << 10

@@ -32,7 +32,7 @@ from netbird_wire.envelope import format_key, public_key
 pytestmark = pytest.mark.timeout(60)
 
 US, ALICE = "100.64.0.1", "100.64.0.5"
-COMMAND = "from netbird_tunnel_netstack.peer_command import app; app(prog_name='netbird-proxy peer')"
+COMMAND = "from netbird_peer.peer_command import app; app(prog_name='netbird-proxy peer')"
 
 
 class Setting:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv6Network, ip_address, ip_interface, ip_network
 
-from netbird_tunnel_netstack.engine import Rule
+from netbird_overlay.engine import Rule
 from netbird_tunnel_netstack.tunnel import Member, plain_address
 from netbird_wire.envelope import BadKey, parse_key
 from netbird_wire.management_pb2 import (

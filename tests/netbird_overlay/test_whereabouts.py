@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from netbird_tunnel_netstack.keys import Endpoint, TunnelState
-from netbird_tunnel_netstack.whereabouts import (
+from netbird_overlay.keys import Endpoint, TunnelState
+from netbird_overlay.whereabouts import (
     GONE_KEPT,
     GONE_MOST,
     JOURNAL_FILE,

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from netbird_tunnel_netstack.engine import Accepted, Connected, Data, Engine, Event, Handshake, Writable
+from netbird_overlay.engine import Accepted, Connected, Data, Engine, Event, Handshake, Writable
 
 
 class End:
