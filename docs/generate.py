@@ -214,7 +214,7 @@ def _plugin_settings() -> Iterator[str]:
         yield ""
 
 
-FIRST_PARTY: Final = ("private_service", "identity_headers", "direct_upstream", "tunnel_netstack")
+FIRST_PARTY: Final = ("private_service", "identity_headers", "direct_upstream", "tunnel_netstack", "peer")
 
 
 def _environment() -> Iterator[str]:
@@ -250,7 +250,7 @@ PARTS: Final[dict[str, Callable[[], Iterator[str]]]] = {
     "proxy-settings": _proxy_settings,
     "plugin-settings": _plugin_settings,
     "environment": _environment,
-    "proxy-events": lambda: events("netbird_host", "netbird_proxy", "plugins"),
+    "proxy-events": lambda: events("netbird_host", "netbird_overlay", "netbird_proxy", "plugins"),
     "management-events": lambda: events("netbird_management"),
 }
 

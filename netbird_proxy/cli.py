@@ -254,8 +254,8 @@ def _add_plugin_commands(arguments: list[str]) -> None:
     built_in = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
     if wanted in built_in or "--version" in arguments:
         return
-    offered = {("peer" if one.id == "tunnel_netstack" else one.id): one.id for one in installed(GROUP)}
-    chosen = [offered[wanted]] if wanted in offered else sorted(offered.values())
+    offered = {plugin.id for plugin in installed(GROUP)}
+    chosen = [wanted] if wanted in offered else sorted(offered)
     for plugin in chosen:
         try:
             found = _plugin(plugin).commands()
@@ -266,7 +266,7 @@ def _add_plugin_commands(arguments: list[str]) -> None:
             _complain("note", f"{exc}; its commands are left out")
             continue
         for name, command in found:
-            app.add_typer(command, name="peer" if name == "tunnel_netstack" else name)
+            app.add_typer(command, name=name)
 
 
 def _plugin(name: str) -> Hooks:

@@ -175,8 +175,8 @@ def commands() -> typer.Typer | None:
     """Add commands under `netbird-proxy <plugin> …`.
 
     Called: by the command line only; no settings file is needed.
-    Returns: a Typer app. `tunnel_netstack` has the reserved name `peer`.
+    Returns: a Typer app.
     Order: none.
     Failure: the command says which plugin failed and exits 2; other commands go on without it.
-    Used by: tunnel_netstack.
+    Used by: peer.
     """

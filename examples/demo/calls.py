@@ -15,8 +15,8 @@ import httpx
 
 from examples.demo.stack import CLUSTER, Stack
 from netbird_overlay.driver import Driver
-from netbird_peer.node import peer_node
 from netbird_overlay.wgconf import parse_config
+from netbird_peer.node import peer_node
 
 ALICE, BOB = "alice@demo.example", "bob@demo.example"
 WIKI, LOBBY, STATUS, INTRANET = (f"{name}.{CLUSTER}" for name in ("wiki", "lobby", "status", "intranet"))

@@ -30,8 +30,8 @@ from examples.demo.calls import (
 )
 from examples.demo.changes import CHANGES
 from examples.demo.stack import CLUSTER, PLUGINS, Stack
-from netbird_peer.node import peer_node
 from netbird_overlay.wgconf import parse_config
+from netbird_peer.node import peer_node
 
 # The house is built ---------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,6 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from netbird_proxy import DialFailed, DialRefused, DialTimeout, DialUnreachable, ProtocolFactory, UpstreamError
 from netbird_overlay.engine import (
     Accepted,
     Closed,
@@ -31,6 +30,7 @@ from netbird_overlay.engine import (
     NoRoute,
     Writable,
 )
+from netbird_overlay.errors import ConnectError, Failed, OverlayError, Refused, TimedOut, Unreachable
 from netbird_overlay.transport import TunnelTransport
 
 BUDGET = 128
@@ -41,13 +41,14 @@ SOCKET_BUFFER_BYTES = 4 << 20
 """Asked for; an unprivileged process gets what `net.core.rmem_max` allows."""
 
 Connection = tuple[asyncio.Transport, asyncio.BaseProtocol]
+ProtocolFactory = Callable[[], asyncio.BaseProtocol]
 
 
-class TunnelBroken(Exception):
+class TunnelBroken(OverlayError):
     """The engine or its socket cannot be used any more. Everything on it has ended."""
 
 
-class AlreadyListening(Exception):
+class AlreadyListening(OverlayError):
     """The port has a listener."""
 
 
@@ -145,20 +146,20 @@ class Driver:
         """Open a connection to an overlay address. Cancellation resets what was opened.
 
         Raises:
-            DialRefused, DialUnreachable, DialTimeout, DialFailed.
+            Refused, Unreachable, TimedOut, Failed.
         """
         where = f"dial {host}:{port}"
         if self._ended.is_set():
-            raise DialFailed(f"{where}: the tunnel is closed")
+            raise Failed(f"{where}: the tunnel is closed")
         try:
             conn = self.engine.connect(host, port, self._loop.time())
         except (NoRoute, NoEndpoint) as exc:
-            raise DialUnreachable(f"{where}: {exc}") from exc
+            raise Unreachable(f"{where}: {exc}") from exc
         except LimitReached as exc:
-            raise DialFailed(f"{where}: {exc}") from exc
+            raise Failed(f"{where}: {exc}") from exc
         except EngineError as exc:
             self._fail(exc)
-            raise DialFailed(f"{where}: {exc}") from exc
+            raise Failed(f"{where}: {exc}") from exc
         waiter: asyncio.Future[Connection] = self._loop.create_future()
         self._dials[conn] = (waiter, protocol_factory, (host, port))
         self.touch()
@@ -167,7 +168,7 @@ class Driver:
                 return await waiter
         except TimeoutError as exc:
             self._give_up(conn, waiter)
-            raise DialTimeout(f"{where}: no answer within {timeout:g} s") from exc
+            raise TimedOut(f"{where}: no answer within {timeout:g} s") from exc
         except asyncio.CancelledError:
             self._give_up(conn, waiter)
             raise
@@ -348,15 +349,13 @@ class Driver:
                 handle.cancel()
         for waiter, _, (host, port) in self._dials.values():
             if not waiter.done():
-                waiter.set_exception(DialFailed(f"dial {host}:{port}: {exc}"))
+                waiter.set_exception(Failed(f"dial {host}:{port}: {exc}"))
         self._dials.clear()
         self._listeners.clear()
         for transport in list(self._transports.values()):
             transport.on_broken(exc)
 
 
-def _dial_failure(reason: str, remote: tuple[str, int]) -> UpstreamError:
-    kind: type[UpstreamError] = {"refused": DialRefused, "timeout": DialTimeout, "local": DialFailed}.get(
-        reason, DialUnreachable
-    )
+def _dial_failure(reason: str, remote: tuple[str, int]) -> ConnectError:
+    kind: type[ConnectError] = {"refused": Refused, "timeout": TimedOut, "local": Failed}.get(reason, Unreachable)
     return kind(f"dial {remote[0]}:{remote[1]} through the tunnel: {reason.replace('_', ' ')}")

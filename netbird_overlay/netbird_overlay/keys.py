@@ -17,14 +17,14 @@ import stat
 import threading
 from pathlib import Path
 
-from netbird_proxy import ProxyError
+from netbird_overlay.errors import OverlayError
 from netbird_wire.envelope import BadKey, format_key, parse_key, public_key
 
 KEY_FILE, STATE_FILE = "private.key", "tunnel.json"
 Endpoint = tuple[str, int]
 
 
-class StateUnusable(ProxyError):
+class StateUnusable(OverlayError):
     """An account's directory cannot be used as it is. The message says what is wrong and what to do."""
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ipaddress import IPv6Network, ip_address, ip_interface, ip_network
 
 from netbird_overlay.engine import Rule
-from netbird_tunnel_netstack.tunnel import Member, plain_address
+from netbird_overlay.members import Member, plain_address
 from netbird_wire.envelope import BadKey, parse_key
 from netbird_wire.management_pb2 import (
     ACCEPT,

@@ -29,7 +29,7 @@ HOOKS = [*hooks("proxy"), *hooks("management")]
 @pytest.fixture(scope="module")
 def first_party() -> dict[str, Plugins]:
     """All plugins of this repository, loaded into their hosts."""
-    mine = {"private_service", "identity_headers", "direct_upstream", "tunnel_netstack"}
+    mine = {"private_service", "identity_headers", "direct_upstream", "tunnel_netstack", "peer"}
 
     def named(group: str) -> list[str]:
         return sorted(point.name for point in entry_points(group=group) if point.name in mine)
@@ -119,7 +119,9 @@ def _unused(hook: Hook, users: Collection[str]) -> list[str]:
         return ["no plugin of ours uses it"]
     if said == "all.":
         return []
-    named = set(re.findall(r"[a-z]+_[a-z_]+|telemetry|session|forwarding|health", re.sub(r"`.*?`|\(.*?\)", "", said)))
+    named = set(
+        re.findall(r"[a-z]+_[a-z_]+|telemetry|session|peer|forwarding|health", re.sub(r"`.*?`|\(.*?\)", "", said))
+    )
     liars = sorted(named - set(users))
     if named and not liars:
         return []

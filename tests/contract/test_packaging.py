@@ -21,14 +21,15 @@ PACKAGES = {
     "netbird-host": (ROOT / "netbird_host", ROOT / "netbird_host"),
     "netbird-wire": (ROOT / "proto", ROOT / "proto" / "netbird_wire"),
     "netbird-management": (ROOT / "netbird_management", ROOT / "netbird_management"),
+    "netbird-overlay": (ROOT / "netbird_overlay", ROOT / "netbird_overlay" / "netbird_overlay"),
     **{
         f"netbird-{name.replace('_', '-')}": (ROOT / "plugins" / name, ROOT / "plugins" / name / f"netbird_{name}")
-        for name in ("private_service", "identity_headers", "direct_upstream", "tunnel_netstack")
+        for name in ("private_service", "identity_headers", "direct_upstream", "tunnel_netstack", "peer")
     },
 }
 """Each distribution: where its pyproject.toml is, and its import package."""
 
-PURE = [name for name in PACKAGES if name != "netbird-tunnel-netstack"]
+PURE = [name for name in PACKAGES if name != "netbird-overlay"]
 
 
 def project(name: str) -> dict[str, object]:

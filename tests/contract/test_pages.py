@@ -195,12 +195,12 @@ def _commands() -> list[tuple[str, str]]:
 def test_commands_on_pages_are_good(where: str, line: str) -> None:
     """A command that a page tells people to type is understood, options and all."""
     program, *arguments = shlex.split(line)
-    hooks = load_hooks(["tunnel_netstack"], core_claims=CORE_CLAIMS)
+    hooks = load_hooks(["peer"], core_claims=CORE_CLAIMS)
     proxy = typer.Typer()
     for command in netbird_proxy.cli.app.registered_commands:
         proxy.registered_commands.append(command)
-    for _, peer in hooks.commands():
-        proxy.add_typer(peer, name="peer")
+    for name, command in hooks.commands():
+        proxy.add_typer(command, name=name)
     app = typer.main.get_command(proxy if program == "netbird-proxy" else netbird_management.cli.app)
 
     name, resolved = program, app

@@ -46,7 +46,7 @@ def roster(*peers: RemotePeerConfig, own: OwnNode = US) -> Roster:
 
 def addresses(found: Roster) -> dict[str, tuple[str, ...]]:
     assert found.members is not None
-    return {member.public_key: member.addresses for member in found.members}
+    return {format_key(member.key): member.addresses for member in found.members}
 
 
 def rules(*given: FirewallRule) -> tuple[set[Any], set[Any]]:

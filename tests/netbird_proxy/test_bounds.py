@@ -19,6 +19,11 @@ import pytest
 from nacl.signing import SigningKey
 
 from netbird_host import guesses
+from netbird_overlay import whereabouts
+from netbird_overlay.engine import Connected, LimitReached
+from netbird_overlay.keys import TunnelState
+from netbird_overlay.simulation import Simulation
+from netbird_overlay.whereabouts import Whereabouts
 from netbird_private_service import validation
 from netbird_private_service.validation import Question, TooManyQuestions, Validations
 from netbird_proxy import ALLOW, Guard
@@ -62,11 +67,6 @@ from netbird_proxy.testing.fakes import FakeManagement, FakeProxy
 from netbird_proxy.testing.makers import exchange, host_origin, mapping, route, upstream
 from netbird_proxy.testing.transcript import StepHooks, Transcript
 from netbird_proxy.testing.transports import MemoryDialer, MemoryTransport
-from netbird_overlay import whereabouts
-from netbird_overlay.engine import Connected, LimitReached
-from netbird_overlay.keys import TunnelState
-from netbird_overlay.simulation import Simulation
-from netbird_overlay.whereabouts import Whereabouts
 from netbird_wire.proxy_service_pb2 import (
     PROXY_STATUS_ACTIVE,
     ProxyMapping,

@@ -32,13 +32,13 @@ from netbird_management.plugins.hooks import load_hooks
 from netbird_management.server import ManagementServer, serve
 from netbird_management.settings import Listener, ManagementSettings
 from netbird_management.store.engine import DATABASE_FILE
+from netbird_overlay.driver import Driver
+from netbird_overlay.wgconf import parse_config
+from netbird_peer.node import peer_node
 from netbird_proxy.loading import load
 from netbird_proxy.server import ProxyServer
 from netbird_proxy.settings import read_settings
 from netbird_proxy.testing.faults import Kind, Line, TcpRelay, UdpRelay
-from netbird_overlay.driver import Driver
-from netbird_peer.node import peer_node
-from netbird_overlay.wgconf import parse_config
 
 CLUSTER = "px.test"
 ALICE, BOB = "alice@lab.test", "bob@lab.test"

@@ -1,4 +1,4 @@
-"""`netbird-proxy peer`: an overlay peer for people without root, for the demo and for tests."""
+"""`netbird-peer` and `netbird-proxy peer`: an overlay peer for people without root, for the demo and for tests."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
-from netbird_proxy import ProxyError
-from netbird_overlay.driver import TunnelBroken
 from netbird_overlay.engine import Rule
-from netbird_peer.fetch import FetchError, Request, Response, fetch
+from netbird_overlay.errors import OverlayError
 from netbird_overlay.network_map import TCP_NUMBER
+from netbird_overlay.wgconf import ConfigError, WireGuardConfig, parse_config
+from netbird_peer.fetch import FetchError, Request, Response, fetch
 from netbird_peer.node import peer_node
 from netbird_peer.pipe import Forwarder
-from netbird_overlay.wgconf import ConfigError, WireGuardConfig, parse_config
 
 T = TypeVar("T")
 
@@ -103,18 +102,6 @@ def serve(
     _run(run())
 
 
-@app.command(hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
-def forward() -> None:
-    """Not there yet."""
-    _fail("`peer forward` is not implemented yet: `peer get` and `peer serve` are")
-
-
-@app.command(hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
-def socks() -> None:
-    """Not there yet."""
-    _fail("`peer socks` is not implemented yet: `peer get` and `peer serve` are")
-
-
 def _read(path: Path) -> WireGuardConfig:
     try:
         return parse_config(path.read_text(encoding="utf-8"), name=str(path))
@@ -171,7 +158,7 @@ class _Signalled(Exception):
     """Leaves every group in between."""
 
 
-EXPECTED = (ProxyError, ConfigError, FetchError, TunnelBroken, OSError, _Signalled)  # a TimeoutError is an OSError
+EXPECTED = (OverlayError, ConfigError, FetchError, OSError, _Signalled)  # a TimeoutError is an OSError
 
 
 def _run(main: Coroutine[Any, Any, T]) -> T | None:
@@ -191,6 +178,11 @@ def _leaves(exc: BaseException) -> list[BaseException]:
     if isinstance(exc, BaseExceptionGroup):
         return [leaf for one in exc.exceptions for leaf in _leaves(one)]
     return [exc]
+
+
+def main() -> None:
+    """The entry point of `netbird-peer`."""
+    app(prog_name="netbird-peer")
 
 
 def _fail(message: str) -> NoReturn:

@@ -19,36 +19,37 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from netbird_proxy import Address, DialRefused, DialTimeout
-from netbird_tunnel_netstack.testing import (
+from netbird_overlay.errors import Refused, TimedOut
+from netbird_overlay.members import Member
+from netbird_overlay.node import Node
+from netbird_overlay.testing import (
     LOOPBACK,
     Recorder,
     allow_everything_in,
-    loopback_tunnel,
+    loopback_node,
 )
-from netbird_tunnel_netstack.tunnel import Member, NetstackTunnel
 from netbird_wire.envelope import format_key, public_key
 
 pytestmark = pytest.mark.timeout(60)
 
 US, ALICE = "100.64.0.1", "100.64.0.5"
-COMMAND = "from netbird_peer.peer_command import app; app(prog_name='netbird-proxy peer')"
+COMMAND = "from netbird_peer.peer_command import app; app(prog_name='netbird-peer')"
 
 
 class Setting:
     """Our tunnel, and a WireGuard file that makes somebody its one peer."""
 
-    def __init__(self, tunnel: NetstackTunnel, directory: Path) -> None:
-        self.tunnel = tunnel
+    def __init__(self, node: Node, directory: Path) -> None:
+        self.node = node
         self.key = secrets.token_bytes(32)
         self.file = directory / "alice.conf"
         self.file.write_text(
             f"[Interface]\nPrivateKey = {format_key(self.key)}\nAddress = {ALICE}/32\nMTU = 1280\n\n"
-            f"[Peer]\nPublicKey = {tunnel.public_key}\nAllowedIPs = {US}/32\n"
-            f"Endpoint = {LOOPBACK}:{tunnel.driver.port}\nPersistentKeepalive = 25\n"
+            f"[Peer]\nPublicKey = {format_key(node.public_key)}\nAllowedIPs = {US}/32\n"
+            f"Endpoint = {LOOPBACK}:{node.driver.port}\nPersistentKeepalive = 25\n"
         )
-        tunnel.set_members([Member(public_key(self.key), (ALICE,), "alice")], {})
-        allow_everything_in(tunnel)
+        node.set_members([Member(public_key(self.key), (ALICE,), "alice")], {})
+        allow_everything_in(node)
 
     async def run(self, *arguments: str) -> tuple[int, bytes, str]:
         process = await self.start(*arguments)
@@ -64,8 +65,8 @@ class Setting:
 
 @pytest.fixture
 async def setting(tmp_path: Path) -> AsyncIterator[Setting]:
-    async with loopback_tunnel(US) as tunnel:
-        yield Setting(tunnel, tmp_path)
+    async with loopback_node(US) as node:
+        yield Setting(node, tmp_path)
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -96,14 +97,14 @@ def server() -> Callable[[], HttpToolsProtocol]:
 
 async def test_get_sends_every_name_to_the_one_peer(setting: Setting) -> None:
     """The demo's command: a name that no resolver knows, and the caller's file."""
-    await setting.tunnel.listen(80, server())
+    setting.node.driver.listen(80, server())
     code, out, err = await setting.run("get", "http://wiki.example.com/a%2Fb?c=d", "--config", str(setting.file))
     assert (code, out, err) == (0, b"GET wiki.example.com /a%2Fb?c=d - - \n", "")
 
 
 async def test_get_speaks_as_it_is_told(setting: Setting) -> None:
     """Method, headers, body, and the answer's head; and a name resolved by hand."""
-    await setting.tunnel.listen(8080, server())
+    setting.node.driver.listen(8080, server())
     code, out, _ = await setting.run(
         "get", "http://wiki.example.com:8080/form", "-c", str(setting.file), "--resolve", f"WIKI.example.com={US}",
         "-H", "X-Test: hello", "-H", "Host: other.example.com", "-d", "a=b", "-i",
@@ -117,7 +118,7 @@ async def test_get_speaks_as_it_is_told(setting: Setting) -> None:
 @pytest.mark.parametrize("status", [400, 403, 503])
 async def test_get_tells_an_error_by_its_exit_code(setting: Setting, status: int) -> None:
     """22 from 400 up, with the page still shown."""
-    await setting.tunnel.listen(80, server())
+    setting.node.driver.listen(80, server())
     code, out, _ = await setting.run("get", f"http://wiki.example.com/status/{status}", "-c", str(setting.file))
     assert code == 22
     assert b"/status/" in out
@@ -131,7 +132,7 @@ async def test_get_over_tls(setting: Setting, tmp_path: Path) -> None:
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     make, loop = server(), asyncio.get_running_loop()
     loop.set_exception_handler(lambda *_: None)  # refused handshakes are said here too
-    await setting.tunnel.listen(443, lambda: SSLProtocol(loop, make(), context, None, server_side=True))
+    setting.node.driver.listen(443, lambda: SSLProtocol(loop, make(), context, None, server_side=True))
     trusted = ["-c", str(setting.file), "--cacert", str(tmp_path / "ca.pem")]
 
     code, out, err = await setting.run("get", "https://wiki.example.com/", *trusted)
@@ -149,7 +150,7 @@ async def test_get_says_what_failed(setting: Setting) -> None:
     config = ("-c", str(setting.file))
     code, _, err = await setting.run("get", "http://wiki.example.com/", *config)
     assert (code, err) == (1, f"error: dial {US}:80 through the tunnel: refused\n")
-    setting.tunnel.driver.engine.set_inbound([])
+    setting.node.driver.engine.set_inbound([])
     code, _, err = await setting.run("get", "http://wiki.example.com/", *config, "--timeout", "0.5")
     assert code == 1
     assert "0.5 s" in err or "in time" in err
@@ -207,16 +208,16 @@ async def test_serve_offers_what_runs_beside_it(setting: Setting) -> None:
     async with local:
         port = local.sockets[0].getsockname()[1]
         async with serving(setting, port) as process:
-            await setting.tunnel.handshaken(public_key(setting.key))
-            _, client = await setting.tunnel.dial(lambda: Recorder(keep_open=True), Address(ALICE, 8080), timeout=10)
+            await setting.node.handshaken(public_key(setting.key))
+            _, client = await setting.node.dial(lambda: Recorder(keep_open=True), ALICE, 8080, timeout=10)
             assert isinstance(client, Recorder)
             data = b"a long story " * 200_000
             await client.write_slowly(data)
             client.transport.write_eof()
             assert await client.lost is None
             assert bytes(client.received) == data.upper()
-            with pytest.raises((DialRefused, DialTimeout)):
-                await setting.tunnel.dial(Recorder, Address(ALICE, 8081), timeout=1)
+            with pytest.raises((Refused, TimedOut)):
+                await setting.node.dial(Recorder, ALICE, 8081, timeout=1)
             process.terminate()
             assert await process.wait() == 0
 
@@ -224,20 +225,16 @@ async def test_serve_offers_what_runs_beside_it(setting: Setting) -> None:
 async def test_serve_resets_what_it_cannot_carry(setting: Setting) -> None:
     """Nobody runs beside it: the stream ends at once instead of hanging, and the command goes on."""
     async with serving(setting, 1) as process:
-        await setting.tunnel.handshaken(public_key(setting.key))
+        await setting.node.handshaken(public_key(setting.key))
         for _ in range(2):
-            _, client = await setting.tunnel.dial(Recorder, Address(ALICE, 8080), timeout=10)
+            _, client = await setting.node.dial(Recorder, ALICE, 8080, timeout=10)
             assert isinstance(client, Recorder)
             assert isinstance(await client.lost, ConnectionResetError)
         assert process.returncode is None
 
 
-async def test_what_is_not_there_says_so(setting: Setting) -> None:
-    """No command pretends."""
-    for command in ("forward", "socks"):
-        code, _, err = await setting.run(command, "8080=100.64.0.1:80")
-        assert code == 1
-        assert "not implemented yet" in err
+async def test_serve_says_what_it_cannot_read(setting: Setting) -> None:
+    """A forward that is none ends the command with the form it should have."""
     code, _, err = await setting.run("serve", "8080", "-c", str(setting.file))
     assert code == 1
     assert "PORT=HOST:PORT" in err

@@ -6,15 +6,16 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from netbird_proxy import AccountHandle, ManagementTimeout, Proxy
 from netbird_overlay.driver import Driver
 from netbird_overlay.engine import Engine
 from netbird_overlay.keys import TunnelState
+from netbird_overlay.node import Node
+from netbird_overlay.whereabouts import Whereabouts
+from netbird_proxy import AccountHandle, ManagementTimeout, Proxy
 from netbird_tunnel_netstack.registration import Enrollment, system_meta
 from netbird_tunnel_netstack.settings import TunnelOptions, bind_account
 from netbird_tunnel_netstack.sync import MapSync, enroll
 from netbird_tunnel_netstack.tunnel import NetstackTunnel
-from netbird_overlay.whereabouts import Whereabouts
 
 ENROLL_TIMEOUT, FIRST_MAP_TIMEOUT = 60.0, 30.0
 COUNT_INTERVAL = 10.0
@@ -58,15 +59,16 @@ async def account_tunnel(account: AccountHandle, proxy: Proxy) -> AsyncIterator[
         members = {peer.public_key for peer in engine.peers()}
         whereabouts.present(members, asyncio.get_running_loop().time())
 
-    driver = Driver(engine, sock, on_endpoint=whereabouts.moved, on_handshake=lambda key: tunnel.on_handshake(key))
-    tunnel = NetstackTunnel(driver, own.addresses)
+    driver = Driver(engine, sock, on_endpoint=whereabouts.moved, on_handshake=lambda key: node.on_handshake(key))
+    node = Node(driver, own.addresses)
+    tunnel = NetstackTunnel(node)
     sync = MapSync(enrollment, tunnel, inbound=proxy.private, endpoints=state.endpoints, applied=applied)
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(driver.supervise(), name=f"driver {account.id}"),
                 group.create_task(sync.run(), name=f"sync {account.id}"),
-                group.create_task(tunnel.keep_greeting(), name=f"greetings {account.id}"),
+                group.create_task(node.keep_greeting(), name=f"greetings {account.id}"),
                 group.create_task(whereabouts.keep_saved(), name=f"state {account.id}"),
                 group.create_task(_keep_counted(engine, proxy), name=f"counters {account.id}"),
             ]

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
-from typing import TYPE_CHECKING
 
 from netbird_proxy import AccountHandle, Dialer, PluginInfo, Proxy, RouteSpec, Tunnel, Upstream, hookimpl
 from netbird_tunnel_netstack.account import account_tunnel
 from netbird_tunnel_netstack.settings import TunnelOptions
-
-if TYPE_CHECKING:
-    import typer
 
 
 class TunnelNetstack:
@@ -32,10 +28,3 @@ class TunnelNetstack:
     @hookimpl(trylast=True)
     def dialer(self, route: RouteSpec, upstream: Upstream, proxy: Proxy) -> Dialer:
         return proxy.account_dialer(route.account)
-
-    @hookimpl
-    def commands(self) -> typer.Typer:
-        # Imported here: a running proxy has no use for it.
-        from netbird_peer.peer_command import app
-
-        return app

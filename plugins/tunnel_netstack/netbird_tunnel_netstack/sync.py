@@ -9,8 +9,8 @@ from contextlib import aclosing
 
 import structlog
 
-from netbird_proxy import ManagementError
 from netbird_overlay.network_map import Inbound, MapError, OwnNode, read_inbound, read_own, read_roster
+from netbird_proxy import ManagementError
 from netbird_tunnel_netstack.registration import Enrollment, NotRegistered
 from netbird_tunnel_netstack.tunnel import NetstackTunnel
 from netbird_wire.management_pb2 import NetworkMap, SyncResponse
@@ -142,13 +142,13 @@ class MapSync:
 
     def _apply(self, network_map: NetworkMap, own: OwnNode) -> None:
         self._check_addresses(own)
-        engine = self._tunnel.driver.engine
+        engine = self._tunnel.node.driver.engine
         inbound = read_inbound(network_map) if self._inbound else Inbound()
         roster = read_roster(network_map, engine.public_key, own)
         engine.set_inbound(inbound.allowed, denied=inbound.denied)
         if roster.members is not None:
-            self._tunnel.set_members(roster.members, self._endpoints)
-        self._tunnel.driver.touch()
+            self._tunnel.node.set_members(roster.members, self._endpoints)
+        self._tunnel.node.driver.touch()
         self._serial = network_map.Serial
         log.info(
             "tunnel.map_applied",

@@ -12,16 +12,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import grpc
 import grpc.aio
 
+from netbird_overlay.testing import LOOPBACK, allow_everything_in, introduce, loopback_node
 from netbird_proxy import AccountId, PublicKey
-from netbird_overlay.driver import Driver, open_socket
-from netbird_overlay.engine import Engine
 from netbird_tunnel_netstack.settings import TunnelOptions
-from netbird_tunnel_netstack.tunnel import Member, NetstackTunnel
+from netbird_tunnel_netstack.tunnel import NetstackTunnel
 from netbird_wire.envelope import Envelope, EnvelopeError, format_key, parse_key, public_key
 from netbird_wire.management_pb2 import (
     Empty,
@@ -38,104 +37,7 @@ from netbird_wire.management_pb2 import (
 )
 from netbird_wire.management_pb2_grpc import ManagementServiceServicer, add_ManagementServiceServicer_to_server
 
-LOOPBACK = "127.0.0.1"
 ACCOUNT = AccountId("acct-1")
-
-
-class Recorder(asyncio.Protocol):
-    """Keeps what its transport told it.
-
-    Attributes:
-        calls: names in order, neighbors of one kind once: `made`, `data`, `eof`, `pause`, `resume`, `lost`.
-        keep_open: what `eof_received` answers.
-        echo: write back what comes.
-    """
-
-    def __init__(self, *, keep_open: bool = False, echo: bool = False) -> None:
-        loop = asyncio.get_running_loop()
-        self.calls: list[str] = []
-        self.received = bytearray()
-        self.keep_open, self.echo = keep_open, echo
-        self.made: asyncio.Future[asyncio.Transport] = loop.create_future()
-        self.ended: asyncio.Future[None] = loop.create_future()
-        self.lost: asyncio.Future[Exception | None] = loop.create_future()
-        self.writable = asyncio.Event()
-        self.writable.set()
-        self.paused = asyncio.Event()
-        self._grown = asyncio.Event()
-
-    @property
-    def transport(self) -> asyncio.Transport:
-        return self.made.result()
-
-    async def has(self, size: int) -> bytes:
-        """What was received, once it is at least so much. ConnectionError if it ends before."""
-        while len(self.received) < size:
-            if self.lost.done():
-                raise ConnectionError(f"ended after {len(self.received)} of {size} bytes")
-            self._grown.clear()
-            await self._grown.wait()
-        return bytes(self.received)
-
-    async def write_slowly(self, data: bytes, chunk: int = 64 << 10) -> None:
-        """Write as a well-behaved protocol does: not while it is told to pause."""
-        for start in range(0, len(data), chunk):
-            await self.writable.wait()
-            self.transport.write(data[start : start + chunk])
-
-    def _saw(self, call: str) -> None:
-        if not self.calls or self.calls[-1] != call:
-            self.calls.append(call)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._saw("made")
-        self.made.set_result(cast(asyncio.Transport, transport))
-
-    def data_received(self, data: bytes) -> None:
-        self._saw("data")
-        self.received += data
-        self._grown.set()
-        if self.echo:
-            self.transport.write(data)
-
-    def eof_received(self) -> bool:
-        self._saw("eof")
-        self.ended.set_result(None)
-        return self.keep_open
-
-    def pause_writing(self) -> None:
-        self._saw("pause")
-        self.paused.set()
-        self.writable.clear()
-
-    def resume_writing(self) -> None:
-        self._saw("resume")
-        self.paused.clear()
-        self.writable.set()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.calls.append("lost")  # each one counts
-        self.lost.set_result(exc)
-        self.writable.set()
-        self._grown.set()
-
-
-class Accepting:
-    """A protocol factory for `listen` that keeps what it made, in order."""
-
-    def __init__(self, make: Callable[[], Recorder] = Recorder) -> None:
-        self._make = make
-        self._made: asyncio.Queue[Recorder] = asyncio.Queue()
-        self.count = 0
-
-    def __call__(self) -> Recorder:
-        recorder = self._make()
-        self.count += 1
-        self._made.put_nowait(recorder)
-        return recorder
-
-    async def next(self) -> Recorder:
-        return await self._made.get()
 
 
 # Tunnels without management ---------------------------------------------------------------------------------------
@@ -143,27 +45,13 @@ class Accepting:
 
 @asynccontextmanager
 async def loopback_tunnel(*addresses: str, private_key: bytes | None = None) -> AsyncIterator[NetstackTunnel]:
-    """A node with these overlay addresses and no peers, on a UDP port of loopback."""
-    engine = Engine(private_key or secrets.token_bytes(32))
-    engine.set_addresses(addresses)
-    driver = Driver(engine, open_socket(LOOPBACK, 0), on_handshake=lambda key: tunnel.on_handshake(key))
-    tunnel = NetstackTunnel(driver, addresses)
-    try:
-        yield tunnel
-    finally:
-        tunnel.close()
-        await driver.supervise()  # tells what broke, if it did
-
-
-def introduce(tunnel: NetstackTunnel, other: NetstackTunnel, *, name: str = "", where: bool = True) -> None:
-    """Make `other` the one peer of `tunnel`; `where` tells its endpoint too."""
-    key = other.driver.engine.public_key
-    endpoints = {key: (LOOPBACK, other.driver.port)} if where else {}
-    tunnel.set_members([Member(key, tuple(other.addresses), name)], endpoints)
-
-
-def allow_everything_in(tunnel: NetstackTunnel) -> None:
-    tunnel.driver.engine.set_inbound([("0.0.0.0/0", 6, 0, 65535), ("::/0", 6, 0, 65535)])
+    """A tunnel on a node with these overlay addresses and no peers, on a UDP port of loopback."""
+    async with loopback_node(*addresses, private_key=private_key) as node:
+        tunnel = NetstackTunnel(node)
+        try:
+            yield tunnel
+        finally:
+            tunnel.close()
 
 
 @asynccontextmanager
@@ -173,9 +61,9 @@ async def tunnel_pair() -> AsyncIterator[tuple[NetstackTunnel, NetstackTunnel]]:
         loopback_tunnel("100.64.0.1", "fd00::1") as client,
         loopback_tunnel("100.64.0.2", "fd00::2") as server,
     ):
-        introduce(server, client, name="client", where=False)
-        introduce(client, server, name="server")
-        allow_everything_in(server)
+        introduce(server.node, client.node, name="client", where=False)
+        introduce(client.node, server.node, name="server")
+        allow_everything_in(server.node)
         yield client, server
 
 

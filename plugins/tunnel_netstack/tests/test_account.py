@@ -13,25 +13,15 @@ from typing import cast
 import pytest
 import structlog
 
-from netbird_proxy import Address, DialTimeout, ManagementError, ManagementRefused, Proxy, PublicKey
-from netbird_tunnel_netstack.account import account_tunnel
 from netbird_overlay.driver import open_socket
 from netbird_overlay.keys import KEY_FILE, StateUnusable, TunnelState
+from netbird_overlay.testing import LOOPBACK, Accepting, Recorder, allow_everything_in, introduce
+from netbird_proxy import Address, DialTimeout, ManagementError, ManagementRefused, Proxy, PublicKey
+from netbird_tunnel_netstack.account import account_tunnel
 from netbird_tunnel_netstack.plugin import TunnelNetstack
 from netbird_tunnel_netstack.settings import TunnelOptions
 from netbird_tunnel_netstack.sync import AddressesChanged
-from netbird_tunnel_netstack.testing import (
-    LOOPBACK,
-    Accepting,
-    FakeAccount,
-    FakeManagement,
-    FakeProxy,
-    Recorder,
-    allow_everything_in,
-    introduce,
-    loopback_tunnel,
-    management_server,
-)
+from netbird_tunnel_netstack.testing import FakeAccount, FakeManagement, FakeProxy, loopback_tunnel, management_server
 from netbird_tunnel_netstack.tunnel import NetstackTunnel
 from netbird_wire.envelope import format_key, public_key
 from netbird_wire.management_pb2 import (
@@ -68,12 +58,12 @@ def opened(account: FakeAccount, *, private: bool = True) -> AbstractAsyncContex
 async def alice_of(tunnel: NetstackTunnel) -> AsyncIterator[NetstackTunnel]:
     """A stock client: it knows where we are, and we know only its key."""
     async with loopback_tunnel(ALICE) as alice:
-        introduce(alice, tunnel)
+        introduce(alice.node, tunnel.node)
         yield alice
 
 
 def entry(peer: NetstackTunnel, *addresses: str) -> RemotePeerConfig:
-    key = format_key(peer.driver.engine.public_key)
+    key = format_key(peer.node.driver.engine.public_key)
     return RemotePeerConfig(wgPubKey=key, allowedIps=addresses or [f"{ALICE}/32"], fqdn="alice.netbird")
 
 
@@ -94,11 +84,11 @@ async def test_comes_up(setting: Setting) -> None:
         management.set_map(peers=[entry(alice)])
         async with opened(account) as tunnel:
             key = tunnel.public_key
-            assert management.registrations == [(key, f"vpn.example.com:{tunnel.driver.port}")]
+            assert management.registrations == [(key, f"vpn.example.com:{tunnel.node.driver.port}")]
             assert list(tunnel.addresses) == [US]
             found = tunnel.whois(ALICE)
             assert found is not None
-            assert (found.public_key, found.name) == (format_key(alice.driver.engine.public_key), "alice.netbird")
+            assert (found.public_key, found.name) == (format_key(alice.node.driver.engine.public_key), "alice.netbird")
             meta = management.members[key].meta
             assert meta.hostname == "ingress-proxy-proxy-1"
             assert meta.syncMessageVersion == 0
@@ -166,20 +156,20 @@ async def test_a_restart_is_the_same_node_and_finds_its_peers(setting: Setting) 
     management, account = setting
     async with loopback_tunnel(ALICE) as alice:
         async with opened(account) as tunnel:
-            key, port = tunnel.public_key, tunnel.driver.port
+            key, port = tunnel.public_key, tunnel.node.driver.port
             changes = tunnel.changes()
             await tunnel.listen(443, Recorder)
-            introduce(alice, tunnel)
+            introduce(alice.node, tunnel.node)
             management.set_map(peers=[entry(alice)], rules=[rule()])
             await anext(changes)
             await dial(alice)
         await alice.listen(8080, Recorder)
-        allow_everything_in(alice)
+        allow_everything_in(alice.node)
         async with opened(account) as again:
-            assert (again.public_key, again.driver.port) == (key, port)
-            state = again.driver.engine.peer(alice.driver.engine.public_key)
+            assert (again.public_key, again.node.driver.port) == (key, port)
+            state = again.node.driver.engine.peer(alice.node.driver.engine.public_key)
             assert state is not None
-            assert state.endpoint == (LOOPBACK, alice.driver.port)
+            assert state.endpoint == (LOOPBACK, alice.node.driver.port)
             await again.dial(Recorder, Address(ALICE, 8080), timeout=10)
 
 
@@ -192,7 +182,7 @@ async def test_a_killed_process_leaves_its_peers_to_the_next(setting: Setting, t
             changes = tunnel.changes()
             accepting = Accepting(lambda: Recorder(echo=True))
             await tunnel.listen(443, accepting)
-            introduce(alice, tunnel)
+            introduce(alice.node, tunnel.node)
             management.set_map(peers=[entry(alice)], rules=[rule()])
             await anext(changes)
             answered = await dial(alice)
@@ -201,7 +191,7 @@ async def test_a_killed_process_leaves_its_peers_to_the_next(setting: Setting, t
             shutil.copytree(account.directory, killed)
         async with opened(FakeAccount(killed, account.management, management)) as again:
             async with asyncio.timeout(10):
-                await again.handshaken(alice.driver.engine.public_key)
+                await again.node.handshaken(alice.node.driver.engine.public_key)
 
 
 async def test_who_comes_back_into_the_map_is_found_at_once(setting: Setting) -> None:
@@ -218,7 +208,7 @@ async def test_who_comes_back_into_the_map_is_found_at_once(setting: Setting) ->
         management.set_map(peers=[entry(alice)], rules=[rule()])
         await anext(changes)
         async with asyncio.timeout(10):
-            await tunnel.handshaken(alice.driver.engine.public_key)
+            await tunnel.node.handshaken(alice.node.driver.engine.public_key)
         await dial(alice)
 
 
@@ -354,7 +344,7 @@ async def test_leaving_releases_everything(setting: Setting) -> None:
 
     async def hold() -> None:
         async with opened(account) as tunnel:
-            assert tunnel.driver.port
+            assert tunnel.node.driver.port
             inside.set()
             await asyncio.Event().wait()
 

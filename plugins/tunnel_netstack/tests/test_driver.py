@@ -14,19 +14,13 @@ from typing import cast
 
 import pytest
 
-from netbird_proxy import Address, DialFailed, DialRefused, DialTimeout, DialUnreachable
 from netbird_overlay.driver import AlreadyListening, Driver, TunnelBroken
 from netbird_overlay.engine import Engine, Event
-from netbird_tunnel_netstack.testing import (
-    LOOPBACK,
-    Accepting,
-    Recorder,
-    allow_everything_in,
-    introduce,
-    loopback_tunnel,
-    tunnel_pair,
-)
-from netbird_tunnel_netstack.tunnel import Member, NetstackTunnel
+from netbird_overlay.members import Member
+from netbird_overlay.testing import LOOPBACK, Accepting, Recorder, allow_everything_in, introduce
+from netbird_proxy import Address, DialFailed, DialRefused, DialTimeout, DialUnreachable
+from netbird_tunnel_netstack.testing import loopback_tunnel, tunnel_pair
+from netbird_tunnel_netstack.tunnel import NetstackTunnel
 from netbird_wire.envelope import format_key
 
 pytestmark = pytest.mark.timeout(30)
@@ -53,17 +47,17 @@ async def dial(tunnel: NetstackTunnel, host: str = SERVER, port: int = 80, *, ti
 async def test_nothing_comes_in_by_default() -> None:
     """A node with a listener and no rules answers a known peer with silence, and admits it once a rule says so."""
     async with loopback_tunnel(CLIENT) as client, loopback_tunnel(SERVER) as server:
-        introduce(server, client, where=False)
-        introduce(client, server)
+        introduce(server.node, client.node, where=False)
+        introduce(client.node, server.node)
         accepting = Accepting()
         await server.listen(80, accepting)
         with pytest.raises(DialTimeout):
             await dial(client, timeout=0.5)
         assert accepting.count == 0
-        assert server.driver.engine.counters()["denied_inbound"] > 0
+        assert server.node.driver.engine.counters()["denied_inbound"] > 0
         assert server.whois(CLIENT) is not None
 
-        server.driver.engine.set_inbound([(f"{CLIENT}/32", 6, 80, 80)])
+        server.node.driver.engine.set_inbound([(f"{CLIENT}/32", 6, 80, 80)])
         await dial(client)
         assert (await accepting.next()).calls == ["made"]
 
@@ -75,8 +69,8 @@ async def test_a_rule_taken_back_ends_what_it_let_in(tunnels: Tunnels) -> None:
     await server.listen(80, accepting)
     await dial(client)
     accepted = await accepting.next()
-    server.driver.engine.set_inbound([])
-    server.driver.touch()
+    server.node.driver.engine.set_inbound([])
+    server.node.driver.touch()
     assert isinstance(await accepted.lost, ConnectionAbortedError)
 
 
@@ -84,7 +78,7 @@ async def test_prohibitions_go_first(tunnels: Tunnels) -> None:
     """A DROP beats an ACCEPT of the same flow."""
     client, server = tunnels
     await server.listen(80, Recorder)
-    server.driver.engine.set_inbound([("0.0.0.0/0", 6, 80, 80)], denied=[(f"{CLIENT}/32", 6, 0, 65535)])
+    server.node.driver.engine.set_inbound([("0.0.0.0/0", 6, 80, 80)], denied=[(f"{CLIENT}/32", 6, 0, 65535)])
     with pytest.raises(DialTimeout):
         await dial(client, timeout=0.5)
 
@@ -92,12 +86,12 @@ async def test_prohibitions_go_first(tunnels: Tunnels) -> None:
 async def test_a_stranger_gets_no_answer() -> None:
     """Who is not in the roster gets no WireGuard answer at all, whatever he asks for."""
     async with loopback_tunnel(CLIENT) as client, loopback_tunnel(SERVER) as server:
-        allow_everything_in(server)
+        allow_everything_in(server.node)
         await server.listen(80, Recorder)
-        introduce(client, server)
+        introduce(client.node, server.node)
         with pytest.raises(DialUnreachable, match="does not answer"):
             await dial(client, timeout=0.5)
-        counters = server.driver.engine.counters()
+        counters = server.node.driver.engine.counters()
         assert counters["datagrams_out"] == 0
         assert counters["unknown_key"] > 0
 
@@ -108,7 +102,7 @@ async def test_a_stranger_gets_no_answer() -> None:
 async def test_whois_is_the_roster(tunnels: Tunnels) -> None:
     """An address is its peer's in every spelling; any other is nobody's."""
     _, server = tunnels
-    key = format_key(tunnels[0].driver.engine.public_key)
+    key = format_key(tunnels[0].node.driver.engine.public_key)
     for spelling in (CLIENT, "::ffff:100.64.0.1", "fd00::1", "fd00:0:0:0:0:0:0:1", "FD00::1"):
         found = server.whois(spelling)
         assert found is not None
@@ -121,8 +115,8 @@ async def test_routes_never_answer_whois() -> None:
     """A peer that carries a network is not everybody in it."""
     async with loopback_tunnel(SERVER) as server:
         key = secrets.token_bytes(32)
-        server.set_members([Member(key, ("100.64.0.7",))], {})
-        server.driver.engine.set_peer(key, ["100.64.0.7", "10.0.0.0/8"])
+        server.node.set_members([Member(key, ("100.64.0.7",))], {})
+        server.node.driver.engine.set_peer(key, ["100.64.0.7", "10.0.0.0/8"])
         assert server.whois("10.1.2.3") is None
         assert server.whois("100.64.0.7") is not None
 
@@ -134,7 +128,7 @@ async def test_leaving_the_roster_ends_connections(tunnels: Tunnels) -> None:
     await server.listen(80, accepting)
     await dial(client)
     accepted = await accepting.next()
-    server.set_members([], {})
+    server.node.set_members([], {})
     assert server.whois(CLIENT) is None
     assert isinstance(await accepted.lost, ConnectionAbortedError)
 
@@ -146,8 +140,8 @@ async def test_an_address_can_change_hands(tunnels: Tunnels) -> None:
     await server.listen(80, accepting)
     await dial(client)
     accepted = await accepting.next()
-    old, new = client.driver.engine.public_key, secrets.token_bytes(32)
-    server.set_members([Member(new, (CLIENT,), "new"), Member(old, ("100.64.0.8",), "old")], {})
+    old, new = client.node.driver.engine.public_key, secrets.token_bytes(32)
+    server.node.set_members([Member(new, (CLIENT,), "new"), Member(old, ("100.64.0.8",), "old")], {})
     found = server.whois(CLIENT)
     assert found is not None
     assert found.name == "new"
@@ -160,7 +154,7 @@ async def test_an_unchanged_roster_changes_nothing(tunnels: Tunnels) -> None:
     accepting = Accepting()
     await server.listen(80, accepting)
     recorder = await dial(client)
-    introduce(server, client, name="renamed", where=False)
+    introduce(server.node, client.node, name="renamed", where=False)
     recorder.transport.write(b"still here")
     accepted = await accepting.next()
     assert await accepted.has(10) == b"still here"
@@ -176,9 +170,9 @@ async def test_dials_back_to_who_dialed_in(tunnels: Tunnels) -> None:
     """A peer as upstream: unreachable at once until it has spoken, then dialed where it spoke from."""
     client, server = tunnels
     await client.listen(8080, Recorder)
-    allow_everything_in(client)
+    allow_everything_in(client.node)
     async with loopback_tunnel("100.64.0.3") as late:
-        introduce(late, client, where=False)
+        introduce(late.node, client.node, where=False)
         with pytest.raises(DialUnreachable, match="not connected yet"):
             await dial(late, CLIENT, 8080)
     await server.listen(80, Recorder)
@@ -204,10 +198,10 @@ async def test_what_a_failed_dial_is_called(tunnels: Tunnels) -> None:
 async def test_a_last_known_place_is_tried() -> None:
     """A peer that is not where it was last seen is unreachable within the dial's own deadline."""
     async with loopback_tunnel(CLIENT) as client, loopback_tunnel(SERVER) as server:
-        key = server.driver.engine.public_key
-        port = server.driver.port
+        key = server.node.driver.engine.public_key
+        port = server.node.driver.port
         server.close()
-        client.set_members([Member(key, (SERVER,))], {key: (LOOPBACK, port)})
+        client.node.set_members([Member(key, (SERVER,))], {key: (LOOPBACK, port)})
         with pytest.raises(DialUnreachable, match="last seen"):
             await dial(client, timeout=0.3)
 
@@ -215,9 +209,9 @@ async def test_a_last_known_place_is_tried() -> None:
 async def test_dials_share_a_handshake() -> None:
     """Many dials to a peer that has to shake hands first all come through."""
     async with loopback_tunnel(CLIENT) as client, loopback_tunnel(SERVER) as server:
-        introduce(server, client, where=False)
-        introduce(client, server)
-        allow_everything_in(server)
+        introduce(server.node, client.node, where=False)
+        introduce(client.node, server.node)
+        allow_everything_in(server.node)
         await server.listen(80, Recorder)
         recorders = await asyncio.gather(*(dial(client) for _ in range(20)))
         assert len({recorder.transport.get_extra_info("sockname") for recorder in recorders}) == 20
@@ -226,19 +220,19 @@ async def test_dials_share_a_handshake() -> None:
 async def test_a_canceled_dial_leaves_nothing() -> None:
     """Before and after the connection is made: no connection stays, and its protocol is told if it saw one."""
     async with loopback_tunnel(CLIENT) as client, loopback_tunnel(SERVER) as server:
-        introduce(server, client, where=False)
-        introduce(client, server)
+        introduce(server.node, client.node, where=False)
+        introduce(client.node, server.node)
         await server.listen(80, Recorder)  # and no rule: nothing answers
         async with asyncio.TaskGroup() as group:
             waiting = group.create_task(dial(client))
-            while client.driver.engine.counters()["connections"] == 0:  # noqa: ASYNC110 - the engine has no event for it
+            while client.node.driver.engine.counters()["connections"] == 0:  # noqa: ASYNC110 - the engine has no event for it
                 await asyncio.sleep(0.01)
             waiting.cancel()
         assert waiting.cancelled()
-        client.driver.engine.advance(asyncio.get_running_loop().time())
-        assert client.driver.engine.counters()["connections"] == 0
+        client.node.driver.engine.advance(asyncio.get_running_loop().time())
+        assert client.node.driver.engine.counters()["connections"] == 0
 
-        allow_everything_in(server)
+        allow_everything_in(server.node)
         made = Recorder()
 
         def late() -> Recorder:
@@ -314,7 +308,7 @@ async def test_a_socket_that_breaks_ends_everything() -> None:
     async with loopback_tunnel(CLIENT) as client:
         server = await _broken_server(client)
         with pytest.raises(TunnelBroken):
-            await server.driver.supervise()
+            await server.node.driver.supervise()
         with pytest.raises(DialFailed):
             await dial(server, CLIENT)
         server.close()
@@ -323,16 +317,16 @@ async def test_a_socket_that_breaks_ends_everything() -> None:
 async def _broken_server(client: NetstackTunnel) -> NetstackTunnel:
     context = loopback_tunnel(SERVER)
     server = await context.__aenter__()
-    introduce(server, client, where=False)
-    introduce(client, server)
-    allow_everything_in(server)
+    introduce(server.node, client.node, where=False)
+    introduce(client.node, server.node)
+    allow_everything_in(server.node)
     accepting = Accepting()
     await server.listen(80, accepting)
     await dial(client)
     accepted = await accepting.next()
     waiting = asyncio.gather(dial(server, CLIENT), return_exceptions=True)
     with open(os.devnull) as nothing:  # noqa: ASYNC230
-        os.dup2(nothing.fileno(), server.driver._socket.fileno())  # no socket any more
+        os.dup2(nothing.fileno(), server.node.driver._socket.fileno())  # no socket any more
     accepted.transport.write(b"x")
     assert isinstance(await accepted.lost, OSError)
     accepted.transport.write(b"x")

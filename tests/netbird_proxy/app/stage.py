@@ -14,6 +14,7 @@ from typing import Any, cast
 from pydantic import BaseModel
 
 from netbird_direct_upstream.proxy import AllowEntry, DirectUpstreamOptions
+from netbird_overlay.testing import Recorder
 from netbird_proxy.app import ReverseProxy
 from netbird_proxy.control.claims import CORE_CLAIMS
 from netbird_proxy.control.codec import Codec
@@ -31,7 +32,7 @@ from netbird_proxy.routing.apply import Routing
 from netbird_proxy.routing.compile import Compiler
 from netbird_proxy.routing.pools import Pools
 from netbird_proxy.testing.fakes import FakeManagement, FakeProxy
-from netbird_tunnel_netstack.testing import Recorder, tunnel_pair
+from netbird_tunnel_netstack.testing import tunnel_pair
 from netbird_wire.direct_upstream import set_direct
 from netbird_wire.proxy_service_pb2 import PathMapping, Principal, ProxyMapping, ValidateTunnelPeerResponse
 
