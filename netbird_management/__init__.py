@@ -15,6 +15,7 @@ from netbird_management.model.accounts import (
     Role,
     User,
 )
+from netbird_management.model.admission import admitted
 from netbird_management.model.ids import AccountId, GroupId, PeerId, PolicyId, ServiceId, UserId
 from netbird_management.model.services import AccessLogEntry, Capabilities, Service, Target, TargetOptions, TargetType
 from netbird_management.model.snapshot import AccountSnapshot
@@ -75,6 +76,7 @@ __all__ = [
     "UserId",
     "Violation",
     "WithholdPredicate",
+    "admitted",
     "always",
     "hookimpl",
     "never",

@@ -11,6 +11,7 @@ from typing import Final
 from netbird_management.compute.differences import network_differs
 from netbird_management.compute.routes import Routed, routed
 from netbird_management.model.accounts import Peer, Policy, PolicyRule, Resource, ResourceType
+from netbird_management.model.admission import admitted
 from netbird_management.model.ids import GroupId, PeerId, ServiceId
 from netbird_management.model.services import Service
 from netbird_management.model.snapshot import AccountSnapshot
@@ -143,9 +144,11 @@ def _resolve(rule: PolicyRule, account: AccountSnapshot) -> Resolved:
 
 
 def _side(groups: tuple[GroupId, ...], resource: Resource | None, account: AccountSnapshot) -> Mapping[PeerId, Peer]:
-    """A resource stands instead of groups. What is not a peer, or is gone, is nobody."""
+    """The peers on one side of a rule. A resource stands instead of groups; a peer that is gone, and one whose owner
+    takes no part, is left out."""
     if resource is None:
         members = account.members(groups)
     else:
         members = frozenset((PeerId(resource.id),) if resource.type is ResourceType.PEER else ())
-    return {id_: account.peers[id_] for id_ in sorted(members) if id_ in account.peers}
+    present = (peer for id_ in sorted(members) if (peer := account.peers.get(id_)) is not None)
+    return {peer.id: peer for peer in present if admitted(peer, account)}

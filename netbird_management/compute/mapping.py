@@ -7,6 +7,7 @@ from ipaddress import AddressValueError, IPv6Address
 from typing import Final
 
 from netbird_management.compute import extensions
+from netbird_management.model.admission import admitted, peer_refusal
 from netbird_management.model.domains import is_under
 from netbird_management.model.errors import InvalidArgument
 from netbird_management.model.ids import AccountId, PeerId, ServiceId
@@ -23,7 +24,7 @@ from netbird_wire.proxy_service_pb2 import (
 
 SESSION_SECONDS: Final = 86400
 UNKNOWN_HOST: Final = "unknown"
-"""What stands for the address of a target that is gone; it resolves nowhere."""
+"""The address of a target that is gone, or whose owner takes no part; it resolves nowhere."""
 
 ROUTES: Final = "routes"
 """What a proxy that tells its claims would claim if its tunnel followed routes."""
@@ -106,7 +107,7 @@ def resolve(target: Target, account: AccountSnapshot) -> str:
         return found[1].address.partition("/")[0] if found is not None else UNKNOWN_HOST
     if target.target_type is TargetType.PEER:
         peer = account.peers.get(PeerId(target.target_id))
-        return str(peer.ip) if peer is not None else UNKNOWN_HOST
+        return str(peer.ip) if peer is not None and admitted(peer, account) else UNKNOWN_HOST
     return target.host
 
 
@@ -121,6 +122,8 @@ def build(service: Service, account: AccountSnapshot, hooks: Hooks) -> BuiltMapp
     mapping = _core(service, account)
     if not _is_validated(service, account):
         return BuiltMapping(mapping, withheld="its custom domain is not validated yet")
+    if reason := _lost(service, account):
+        return BuiltMapping(mapping, withheld=reason)
     if missing := (*unclaimed(service, hooks), *extensions.unclaimed(service, hooks)):
         return BuiltMapping(mapping, withheld=f"no plugin of management claims {', '.join(missing)}")
     try:
@@ -137,6 +140,19 @@ def build(service: Service, account: AccountSnapshot, hooks: Hooks) -> BuiltMapp
             return BuiltMapping(mapping, withheld=f"{name} is set and did not arrive in the mapping")
     wire = mapping.SerializeToString(deterministic=True)
     return BuiltMapping(mapping, needed=extensions.guarding(mapping, hooks), predicates=predicates, wire=wire)
+
+
+def _lost(service: Service, account: AccountSnapshot) -> str:
+    """The reason why no enabled target can be reached; "" while one can, and for a service without enabled targets."""
+    enabled = [target for target in service.targets if target.enabled]
+    if not enabled or any(resolve(target, account) != UNKNOWN_HOST for target in enabled):
+        return ""
+    target = enabled[0]
+    peer = account.peers.get(PeerId(target.target_id)) if target.target_type is TargetType.PEER else None
+    reason = None if peer is None else peer_refusal(peer, account)
+    if peer is None or reason is None:
+        return f"its target {target.target_id} is gone"
+    return f"its target {peer.name} belongs to user {peer.user_id}: {reason}"
 
 
 def _follows_routes(capabilities: Capabilities) -> Decision:

@@ -18,6 +18,7 @@ from netbird_management.model.accounts import (
     ResourceType,
     RoutedNetwork,
 )
+from netbird_management.model.admission import admitted
 from netbird_management.model.ids import PeerId
 from netbird_management.model.services import TargetType
 from netbird_management.model.snapshot import AccountSnapshot
@@ -106,14 +107,15 @@ def _names(rule: PolicyRule, resource: NetworkResource) -> bool:
 
 
 def _carriers(network: RoutedNetwork, account: AccountSnapshot) -> tuple[tuple[NetworkRouter, Peer], ...]:
-    """Each peer once, by its best router."""
+    """Each admitted peer once, by its best router."""
     found: dict[PeerId, tuple[NetworkRouter, Peer]] = {}
     for router in sorted(network.routers, key=lambda router: (router.metric, router.id)):
         if router.enabled:
             ids = sorted(account.members(router.peer_groups)) if router.peer is None else [router.peer]
             for id_ in ids:
-                if id_ in account.peers:
-                    found.setdefault(id_, (router, account.peers[id_]))
+                peer = account.peers.get(id_)
+                if peer is not None and admitted(peer, account):
+                    found.setdefault(id_, (router, peer))
     return tuple(found.values())
 
 

@@ -19,6 +19,7 @@ from netbird_management.login.guess_store import recalled, remember
 from netbird_management.login.identity_provider import ProviderFailed
 from netbird_management.login.sign_on import SignOn
 from netbird_management.model.accounts import Group, User
+from netbird_management.model.admission import refusal
 from netbird_management.model.errors import BadRequest
 from netbird_management.model.ids import AccountId, ServiceId, UserId
 from netbird_management.model.services import SecretAuth, Service
@@ -156,10 +157,8 @@ class Logins:
         groups = tuple(group for id_ in user.auto_groups if (group := account.groups.get(id_)) is not None)
         login = Login(session.method, session.subject, user, groups, again=True)
         answer = _about(user, groups)
-        if user.pending_approval:
-            answer.denied_reason = "pending_approval"
-        elif user.blocked:
-            answer.denied_reason = "user_blocked"
+        if (reason := refusal(user)) is not None:
+            answer.denied_reason = reason.value
         elif not may_use(service, user):
             answer.denied_reason = "not_in_group"
         elif (decision := await self._gates.judge(service, account, login)) is not ALLOW:

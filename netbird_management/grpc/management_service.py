@@ -14,6 +14,7 @@ from netbird_management.grpc.errors import Refused
 from netbird_management.grpc.interceptors import peer_address
 from netbird_management.grpc.peer_streams import QUIET_SECONDS, PeerStream, PeerStreams
 from netbird_management.model.accounts import Peer, PeerMeta
+from netbird_management.model.admission import admitted
 from netbird_management.model.errors import Conflict
 from netbird_management.model.snapshot import AccountSnapshot
 from netbird_management.operations.peers import note_login, set_connected, set_disconnected, update_peer_meta
@@ -183,8 +184,7 @@ class ManagementService(ManagementServiceServicer):
 
 
 def _check_owner(account: AccountSnapshot, peer: Peer) -> None:
-    owner = None if peer.user_id is None else account.users.get(peer.user_id)
-    if peer.user_id is not None and (owner is None or owner.blocked):
+    if not admitted(peer, account):
         raise Refused(grpc.StatusCode.PERMISSION_DENIED, "the peer's user is blocked")
 
 

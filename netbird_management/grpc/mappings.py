@@ -12,8 +12,9 @@ from netbird_management.grpc.connections import Connection, Connections
 from netbird_management.grpc.recorder import Recorder
 from netbird_management.grpc.revalidations import revalidations, revocation, revocations
 from netbird_management.grpc.wire import mapping_entry, message
+from netbird_management.model.admission import refusal
 from netbird_management.model.clock import now
-from netbird_management.model.ids import ServiceId
+from netbird_management.model.ids import PeerId, ServiceId, UserId
 from netbird_management.model.services import Service
 from netbird_management.model.snapshot import AccountSnapshot, Change
 from netbird_management.operations.revocations import KEPT
@@ -121,12 +122,13 @@ class Mappings:
         for service_id in sorted(touched.services):
             yield service_id, True
         others: set[ServiceId] = set()
+        judged = _judged_anew(change)
         for account in (change.before, change.after):
             if account is None:
                 continue
             if change.after is None or change.before is None or touched.domains:
                 others.update(account.services)
-            for peer_id in touched.peers:
+            for peer_id in touched.peers | _peers_of(judged, account):
                 others.update(account.index.targeting(peer_id))
             for network in account.networks if touched.networks else ():
                 for resource in network.resources:
@@ -171,3 +173,17 @@ class Mappings:
         if known is None or known[0] != key:
             known = self._built[service.id] = (key, build(service, account, self._hooks))
         return known[1]
+
+
+def _judged_anew(change: Change) -> frozenset[UserId]:
+    """The users whose peers came into maps, or left them, with this commit."""
+    before, after = change.before, change.after
+    if before is None or after is None:
+        return frozenset()
+    return frozenset(
+        id_ for id_ in change.touched.users if refusal(before.users.get(id_)) != refusal(after.users.get(id_))
+    )
+
+
+def _peers_of(users: frozenset[UserId], account: AccountSnapshot) -> frozenset[PeerId]:
+    return frozenset(peer.id for peer in account.peers.values() if peer.user_id in users) if users else frozenset()

@@ -13,6 +13,7 @@ from netbird_management.grpc.errors import Refused
 from netbird_management.grpc.interceptors import Caller
 from netbird_management.grpc.recorder import Recorder
 from netbird_management.model.accounts import Group, Peer, User
+from netbird_management.model.admission import peer_refusal
 from netbird_management.model.services import Service
 from netbird_management.model.snapshot import AccountSnapshot
 from netbird_management.plugins.hooks import Hooks
@@ -88,13 +89,8 @@ class TunnelPeers:
         return answer
 
     def _decision(self, service: Service, account: AccountSnapshot, member: Member) -> Decision:
-        if member.peer.user_id is not None:
-            if member.owner is None:
-                return Deny("user_not_found")
-            if member.owner.pending_approval:
-                return Deny("pending_approval")
-            if member.owner.blocked:
-                return Deny("user_blocked")
+        if (reason := peer_refusal(member.peer, account)) is not None:
+            return Deny(reason.value)
         bearer = service.auth.bearer_auth
         if not service.private and bearer is not None and bearer.enabled and bearer.distribution_groups:
             wanted = bearer.distribution_groups

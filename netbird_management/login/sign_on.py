@@ -21,7 +21,7 @@ from netbird_management.login.claimed_accounts import ClaimedAccounts
 from netbird_management.login.gates import SessionGates
 from netbird_management.login.identity_provider import IdentityProvider, LoginRefused
 from netbird_management.login.people import founder, known_user, user_of
-from netbird_management.model.accounts import User
+from netbird_management.model.admission import Refusal, refusal
 from netbird_management.model.clock import now
 from netbird_management.model.errors import BadRequest
 from netbird_management.model.ids import AccountId, UserId
@@ -36,6 +36,11 @@ from netbird_management.store.state import State
 LIFETIME_SECONDS: Final = 600
 LONGEST_REDIRECT: Final = 2048
 NOT_ALLOWED: Final = "You are not allowed to use this service"
+_REFUSALS: Final = {
+    Refusal.USER_NOT_FOUND: "Service configuration error",
+    Refusal.PENDING_APPROVAL: "Your account is pending approval by an administrator",
+    Refusal.USER_BLOCKED: "Your account is blocked",
+}
 _log = logging.getLogger(__name__)
 
 
@@ -107,8 +112,8 @@ class SignOn:
         user = None if service is None else await user_of(self._state, service.account_id, person)
         if service is None or user is None or user.account_id != service.account_id:
             return _back(state.redirect, error="access_denied", error_description="Service configuration error")
-        if (refusal := _refusal(user)) is not None:
-            return _back(state.redirect, error="access_denied", error_description=refusal)
+        if (reason := refusal(user)) is not None:
+            return _back(state.redirect, error="access_denied", error_description=_REFUSALS[reason])
         account = self._state.snapshots.get(service.account_id)
         if account is None:
             return _back(state.redirect, error="access_denied", error_description="Service configuration error")
@@ -143,14 +148,6 @@ class SignOn:
 
     def _nonce(self, state: str) -> str:
         return _url(hmac.digest(self._state.vault.derive("oidc nonce"), state.encode(), hashlib.sha256))
-
-
-def _refusal(user: User) -> str | None:
-    if user.pending_approval:
-        return "Your account is pending approval by an administrator"
-    if user.blocked:
-        return "Your account is blocked"
-    return None
 
 
 def _written(vault: Vault, redirect: str) -> str:

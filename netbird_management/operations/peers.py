@@ -197,23 +197,22 @@ async def rename_peer(state: State, account_id: AccountId, peer_id: PeerId, *, n
 async def delete_peer(state: State, account_id: AccountId, peer_id: PeerId) -> None:
     """Raises `NotFound`, and `PreconditionFailed` while a service targets the peer."""
     async with state.change(account_id) as transaction:
-        if peer_id not in transaction.account.peers:
+        peer = transaction.account.peers.get(peer_id)
+        if peer is None:
             raise NotFound(f"peer: {peer_id} not found")
-        for service in transaction.account.index.targeting(peer_id).values():
-            raise PreconditionFailed(f"peer {peer_id} is a target of service {service.id}")
-        transaction.record(Activity.PEER_DELETE, peer_id, name=transaction.account.peers[peer_id].name)
-        await _delete(transaction, [peer_id])
+        transaction.record(Activity.PEER_DELETE, peer_id, name=peer.name)
+        await remove_peers(transaction, [peer])
 
 
 async def sweep_ephemeral_peers(state: State) -> None:
-    """Removes what was made to go when it is away for long: peers of ephemeral keys, and proxies' peers that no stock
-    client relies on."""
+    """Removes peers that were made to go when they are away for long: those of ephemeral keys, and proxies' peers that
+    no stock client relies on. A peer that a service targets stays until the service lets go of it."""
     cutoff = now() - timedelta(seconds=PROXY_ABSENT_SECONDS)
     for snapshot in state.snapshots.all():
         if not _absent(snapshot, cutoff):
             continue
         async with state.change(snapshot.account.id) as transaction:
-            await _delete(transaction, [peer.id for peer in _absent(transaction.account, cutoff)])
+            await remove_peers(transaction, _absent(transaction.account, cutoff))
 
 
 def get_peer(state: State, account_id: AccountId, peer_id: PeerId) -> Peer:
@@ -327,8 +326,12 @@ async def _row(transaction: Transaction, peer: Peer) -> PeerRow:
     return row
 
 
-async def _delete(transaction: Transaction, peer_ids: Iterable[PeerId]) -> None:
-    ids = list(peer_ids)
+async def remove_peers(transaction: Transaction, peers: Iterable[Peer]) -> None:
+    """Deletes peers with their memberships. Raises `PreconditionFailed` while a service targets one of them."""
+    ids = [peer.id for peer in peers]
+    for id_ in ids:
+        for service in transaction.account.index.targeting(id_).values():
+            raise PreconditionFailed(f"peer {id_} is a target of service {service.id}")
     groups = {group.id for id_ in ids for group in transaction.account.groups_of(id_)}
     await transaction.session.execute(delete(PeerRow).where(PeerRow.id.in_(ids)))
     transaction.touch(peers=ids, groups=groups)
@@ -342,4 +345,5 @@ def _absent(account: AccountSnapshot, cutoff: datetime) -> list[Peer]:
         if (peer.ephemeral if peer.proxy is None else not peer.proxy.wireguard_endpoint)
         and not peer.connected
         and (peer.last_seen or peer.created_at) < cutoff
+        and not account.index.targeting(peer.id)
     ]

@@ -14,10 +14,11 @@ from netbird_management.model.errors import InvalidArgument, NotFound, Permissio
 from netbird_management.model.ids import AccountId, GroupId, TokenId, UserId, new_id
 from netbird_management.model.snapshot import AccountSnapshot
 from netbird_management.operations.membership import move
+from netbird_management.operations.peers import remove_peers
 from netbird_management.operations.revocations import revoke
 from netbird_management.store import limits
-from netbird_management.store.models import PeerRow, PersonalTokenRow, UserRow
-from netbird_management.store.state import State
+from netbird_management.store.models import PersonalTokenRow, UserRow
+from netbird_management.store.state import State, Transaction
 from netbird_wire.tokens import TokenKind, mint, stored_hash, well_formed
 
 LAST_USED_SECONDS: Final = 60
@@ -82,11 +83,20 @@ async def create_user(
 
 
 async def update_user(
-    state: State, account_id: AccountId, user_id: UserId, *, role: Role, auto_groups: Sequence[GroupId], blocked: bool
+    state: State,
+    account_id: AccountId,
+    user_id: UserId,
+    *,
+    role: Role,
+    auto_groups: Sequence[GroupId],
+    blocked: bool | None = None,
 ) -> User:
-    """Changes role, groups and whether they may come in; the user's peers move with the groups.
+    """Changes role, groups and whether the user is blocked; their peers move with the groups.
 
-    Raises `NotFound`, `InvalidArgument`, and `PermissionDenied` for what would leave the account without its owner.
+    `blocked` of `None` keeps it. A user who waits stays blocked until `approve_user`: `blocked` of False is refused.
+
+    Raises `NotFound`, `InvalidArgument`, `PreconditionFailed` for letting in a user who waits, and `PermissionDenied`
+    for what would leave the account without its owner.
     """
     async with state.change(account_id) as transaction:
         user = transaction.account.users.get(user_id)
@@ -97,10 +107,11 @@ async def update_user(
             raise PermissionDenied("the owner of an account cannot be changed")
         if user.role is Role.OWNER and blocked:
             raise PermissionDenied("the owner of an account cannot be blocked")
+        if user.pending_approval and blocked is False:
+            raise PreconditionFailed(f"user {user_id} waits for approval: approve or reject them")
+        blocked = user.blocked if blocked is None else blocked
         row = await transaction.session.get_one(UserRow, user_id)
         row.role, row.auto_groups, row.blocked = role, list(auto_groups), blocked
-        if not blocked:
-            row.pending_approval = False
         transaction.touch(users=[user_id])
         if role is not user.role:
             transaction.record(Activity.USER_ROLE, user_id, role=role.value)
@@ -108,6 +119,7 @@ async def update_user(
             transaction.record(Activity.USER_GROUPS, user_id, groups=list(auto_groups))
         if blocked != user.blocked:
             transaction.record(Activity.USER_BLOCK if blocked else Activity.USER_UNBLOCK, user_id)
+            await transaction.raise_serial()
         if blocked and not user.blocked:
             await revoke(transaction, subject=user_id)
         peers = [peer.id for peer in transaction.account.peers.values() if peer.user_id == user_id]
@@ -128,38 +140,36 @@ async def approve_user(state: State, account_id: AccountId, user_id: UserId) -> 
         row.pending_approval, row.blocked = False, False
         transaction.touch(users=[user_id])
         transaction.record(Activity.USER_APPROVE, user_id, email=user.email or None)
+        await transaction.raise_serial()
     return _user(state, account_id, user_id)
 
 
 async def reject_user(state: State, account_id: AccountId, user_id: UserId) -> None:
-    """Deletes a user who waits to be let in. Raises as `approve_user`."""
+    """Deletes a user who waits to be let in, as `delete_user` does. Raises as `approve_user`."""
     async with state.change(account_id) as transaction:
         user = transaction.account.users.get(user_id)
         if user is None:
             raise NotFound(f"user: {user_id} not found")
         if not user.pending_approval:
             raise PreconditionFailed(f"user {user_id} is not pending approval")
-        await transaction.session.execute(delete(UserRow).where(UserRow.id == user_id))
-        transaction.touch(users=[user_id])
+        await _remove(transaction, user)
         transaction.record(Activity.USER_REJECT, user_id, email=user.email or None)
 
 
 async def delete_user(state: State, account_id: AccountId, user_id: UserId) -> None:
-    """Deletes a user with tokens and peers. Raises `NotFound`, and `PermissionDenied` for the owner."""
+    """Deletes a user with tokens and peers, whose keys are free again.
+
+    Raises `NotFound`, `PermissionDenied` for the owner, and `PreconditionFailed` while a service targets one of the
+    peers.
+    """
     async with state.change(account_id) as transaction:
         user = transaction.account.users.get(user_id)
         if user is None:
             raise NotFound(f"user: {user_id} not found")
         if user.role is Role.OWNER:
             raise PermissionDenied("the owner of an account cannot be deleted")
-        peers = [peer.id for peer in transaction.account.peers.values() if peer.user_id == user_id]
-        groups = {group.id for peer_id in peers for group in transaction.account.groups_of(peer_id)}
-        await transaction.session.execute(delete(PeerRow).where(PeerRow.id.in_(peers)))
-        await transaction.session.execute(delete(UserRow).where(UserRow.id == user_id))
-        transaction.touch(users=[user_id], peers=peers, groups=groups)
+        await _remove(transaction, user)
         transaction.record(Activity.USER_DELETE, user_id, email=user.email or None, name=user.name or None)
-        await revoke(transaction, subject=user_id)
-        await transaction.raise_serial()
 
 
 async def create_token(
@@ -220,6 +230,14 @@ async def user_of_token(state: State, text: str) -> UserId | None:
             used = update(PersonalTokenRow).where(PersonalTokenRow.id == row.id).values(last_used=now())
             await session.execute(used)
     return UserId(row.user_id)
+
+
+async def _remove(transaction: Transaction, user: User) -> None:
+    """Deletes the user with all that is theirs, and ends their sessions. Raises `PreconditionFailed`."""
+    await remove_peers(transaction, [peer for peer in transaction.account.peers.values() if peer.user_id == user.id])
+    await transaction.session.execute(delete(UserRow).where(UserRow.id == user.id))
+    transaction.touch(users=[user.id])
+    await revoke(transaction, subject=user.id)
 
 
 def _check_groups(account: AccountSnapshot, group_ids: Sequence[GroupId]) -> None:

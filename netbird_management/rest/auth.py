@@ -2,13 +2,14 @@
 Cookies never authenticate here."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import Depends, Request
 from starlette.exceptions import HTTPException
 
 from netbird_management.login.identity_provider import ProviderFailed
 from netbird_management.model.accounts import Role, User
+from netbird_management.model.admission import Refusal, refusal
 from netbird_management.model.errors import PermissionDenied, Unauthorized
 from netbird_management.model.ids import AccountId, UserId
 from netbird_management.model.snapshot import AccountSnapshot
@@ -16,6 +17,12 @@ from netbird_management.operations.users import user_of_token
 from netbird_management.rest.context import Context, context_of
 from netbird_management.rest.permissions import Operation, may
 from netbird_management.store.state import acting
+
+_REFUSALS: Final = {
+    Refusal.USER_NOT_FOUND: "user not found",
+    Refusal.PENDING_APPROVAL: "user is pending approval",
+    Refusal.USER_BLOCKED: "user is blocked",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +59,8 @@ async def caller(request: Request, context: Annotated[Context, Depends(context_o
         user = account.users.get(user_id)
         if user is None:
             continue
-        if user.pending_approval:
-            raise PermissionDenied("user is pending approval")
-        if user.blocked:
-            raise PermissionDenied("user is blocked")
+        if (reason := refusal(user)) is not None:
+            raise PermissionDenied(_REFUSALS[reason])
         acting.set(user.id)
         return Caller(user, account)
     raise Unauthorized("token invalid")

@@ -31,7 +31,7 @@ class UserRequest(Body):
     role: str = ""
     auto_groups: list[str] | None = None
     is_service_user: bool = False
-    is_blocked: bool = False
+    is_blocked: bool | None = None
     email: str = ""
     name: str = ""
 

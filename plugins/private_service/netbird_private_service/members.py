@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel
 
-from netbird_management import ApiCaller, Management, ServiceId
+from netbird_management import ApiCaller, Management, ServiceId, admitted
 
 
 class MemberGroup(BaseModel):
@@ -31,7 +31,7 @@ def members_router(management: Management) -> APIRouter:
 
     @router.get("/{service_id}/members")
     async def members(service_id: str, who: ApiCaller = reader) -> list[Member]:
-        """The peers in the access groups of a private service, by name."""
+        """The peers in the access groups of a private service whose owners take part, by name."""
         account = who.account
         service = account.services.get(ServiceId(service_id))
         if service is None:
@@ -39,7 +39,7 @@ def members_router(management: Management) -> APIRouter:
         if not service.private:
             raise HTTPException(409, "the service is not private: it has no members")
         wanted = frozenset(service.access_groups)
-        found = [account.peers[id_] for id_ in account.members(wanted) if id_ in account.peers]
+        peers = (account.peers[id_] for id_ in account.members(wanted) if id_ in account.peers)
         return [
             Member(
                 id=peer.id,
@@ -53,7 +53,8 @@ def members_router(management: Management) -> APIRouter:
                     if group.id in wanted
                 ],
             )
-            for peer in sorted(found, key=lambda peer: (peer.name, peer.id))
+            for peer in sorted(peers, key=lambda peer: (peer.name, peer.id))
+            if admitted(peer, account)
         ]
 
     return router

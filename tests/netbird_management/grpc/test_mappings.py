@@ -15,9 +15,11 @@ from netbird_management.grpc.mapping_stream import MappingStreams
 from netbird_management.grpc.mappings import Mappings
 from netbird_management.grpc.recorder import Recorder
 from netbird_management.grpc.server import Timing
+from netbird_management.model.accounts import Role
 from netbird_management.model.ids import ProxyId, ServiceId
 from netbird_management.model.services import Capabilities, ProxyStatus
 from netbird_management.operations.accounts import create_account
+from netbird_management.operations.peers import create_stock_peer
 from netbird_management.operations.proxies import Registration
 from netbird_management.operations.proxy_tokens import (
     create_proxy_token,
@@ -27,6 +29,7 @@ from netbird_management.operations.proxy_tokens import (
 )
 from netbird_management.operations.services import delete_service
 from netbird_management.operations.statuses import proxy_statuses
+from netbird_management.operations.users import create_user, update_user
 from netbird_management.store.models import ProxyRow, ServiceRow
 from netbird_management.store.service_rows import columns
 from netbird_wire.proxy_service_pb2 import (
@@ -426,3 +429,28 @@ async def _many_services(lab: Lab, count: int) -> None:
                 )
             )
         transaction.touch(services=ids)
+
+
+async def test_a_service_leaves_proxies_with_the_person_whose_peer_it_targets(lab: Lab) -> None:
+    """Blocking the owner of a service's only target takes the service from proxies at once; unblocking brings it."""
+    state, account_id = lab.home.state, lab.home.account_id
+    alice = await create_user(state, account_id, role=Role.USER, email="alice@lab.test")
+    laptop, _ = await create_stock_peer(state, account_id, name="laptop", user_id=alice.id)
+    service = await lab.change(await lab.service("app"), targets=(peer_target(laptop),))
+    proxy = lab.proxy()
+    await proxy.connect()
+
+    await update_user(state, account_id, alice.id, role=Role.USER, auto_groups=[], blocked=True)
+    assert await _until(proxy, service.id, UPDATE_TYPE_REMOVED)
+    [status] = await stored(lab, service.id, 1)
+    assert "laptop" in status.withheld
+
+    await update_user(state, account_id, alice.id, role=Role.USER, auto_groups=[], blocked=False)
+    assert await _until(proxy, service.id, UPDATE_TYPE_CREATED)
+
+
+async def _until(proxy: FakeProxy, service_id: ServiceId, kind: int) -> bool:
+    while True:  # revalidations come in between
+        for mapping in (await proxy.next()).mapping:
+            if (mapping.id, mapping.type) == (service_id, kind):
+                return True

@@ -26,7 +26,7 @@ from netbird_management.model.ids import AccountId, GroupId
 from netbird_management.model.services import AuthConfig, BearerAuth, SecretAuth, Service, ServiceMeta
 from netbird_management.operations.proxies import Registration
 from netbird_management.operations.services import create_service
-from netbird_management.operations.users import create_user, update_user
+from netbird_management.operations.users import approve_user, create_user, update_user
 from netbird_management.plugins.hooks import load_hooks
 from netbird_management.secrets.session_tokens import read_session_token
 from tests.netbird_management.conftest import Home
@@ -187,7 +187,7 @@ async def test_a_stranger_waits_for_approval(
     (stranger,) = [user for user in home.snapshot.users.values() if user.pending_approval]
     assert stranger.id != alice.id
     assert stranger.email == ("mallory@lab.test" if claims.get("email") == "mallory@lab.test" else "")
-    await update_user(home.state, home.account_id, stranger.id, role=Role.USER, auto_groups=[], blocked=False)
+    await approve_user(home.state, home.account_id, stranger.id)
     assert "session_token" in query_of(await log_in(sign_on, provider, home))
 
 
