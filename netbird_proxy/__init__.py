@@ -1,5 +1,6 @@
 """The public names for plugin authors, and nothing else."""
 
+from netbird_host.backoff import Backoff
 from netbird_host.guesses import Guesses
 from netbird_host.info import Claim, PluginInfo, always, never
 from netbird_host.sources import source_of
@@ -17,6 +18,7 @@ from netbird_proxy.errors import (
     RouteRefused,
     TunnelNotReady,
     UpstreamError,
+    management_error,
 )
 from netbird_proxy.exchange import OBSERVED, ExchangeView, OutgoingHead, TrailEntry, Try
 from netbird_proxy.forwarded import Forwarded, TrustedProxies
@@ -78,6 +80,7 @@ __all__ = [
     "Address",
     "AddressRefused",
     "Authenticator",
+    "Backoff",
     "Challenge",
     "Claim",
     "Decision",
@@ -141,6 +144,7 @@ __all__ = [
     "is_browser",
     "is_cross_site",
     "is_unsafe",
+    "management_error",
     "never",
     "own_path",
     "source_of",

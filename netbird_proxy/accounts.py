@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import random
 import re
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -19,6 +18,7 @@ from typing import Protocol
 
 import structlog
 
+from netbird_host.backoff import Backoff
 from netbird_proxy.errors import TunnelNotReady
 from netbird_proxy.model import AccountId, Address, PublicKey
 from netbird_proxy.plugins import Hooks
@@ -26,7 +26,7 @@ from netbird_proxy.steps import ManagementChannel, ProtocolFactory, Proxy, Tunne
 
 log = structlog.get_logger("netbird_proxy.accounts")
 
-FIRST_DELAY, FACTOR, MAX_DELAY = 0.8, 1.7, 15.0
+FIRST_DELAY, FACTOR, LONGEST_DELAY = 0.8, 1.7, 15.0
 """Back-off between attempts at a tunnel, in seconds; each wait is uniform in [half, whole]."""
 GENERATIONS = 65_536
 """Accounts that have a generation of their own."""
@@ -206,7 +206,7 @@ class Accounts:
         return Handle(account, directory, self._management, self)
 
     async def _keep(self, state: AccountState) -> None:
-        interval = FIRST_DELAY
+        backoff = Backoff(FIRST_DELAY, LONGEST_DELAY, factor=FACTOR)
         while True:
             was_up = False
             try:
@@ -222,9 +222,8 @@ class Accounts:
                 self._down(state)
             self._on_change(state)
             if was_up:
-                interval = FIRST_DELAY
-            await asyncio.sleep(random.uniform(interval / 2, interval))  # noqa: S311 - jitter, not a secret
-            interval = min(interval * FACTOR, MAX_DELAY)
+                backoff.reset()
+            await asyncio.sleep(backoff.next_wait())
 
     async def _once(self, state: AccountState) -> bool:
         """One tunnel, from opening to its end."""

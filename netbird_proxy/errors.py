@@ -63,6 +63,27 @@ class ManagementRefused(ManagementError):
     """Management answered with an error of its own, such as a revoked token."""
 
 
+_FAILURES: dict[str, type[ManagementError]] = {
+    **dict.fromkeys(
+        ("UNAVAILABLE", "CANCELLED", "ABORTED", "INTERNAL", "UNKNOWN", "DATA_LOSS", "RESOURCE_EXHAUSTED"),
+        ManagementUnavailable,
+    ),
+    "DEADLINE_EXCEEDED": ManagementTimeout,
+}
+"""gRPC codes that report a broken connection or a management in trouble. INTERNAL is one: a GOAWAY in the middle of a
+stream arrives as it. Every other code is an answer, and a refusal."""
+
+
+def management_error(call: str, code: str, details: str | None) -> ManagementError:
+    """The error for a failed call to management.
+
+    Args:
+        call: the method, for the message.
+        code: the name of the gRPC status code.
+    """
+    return _FAILURES.get(code, ManagementRefused)(f"{call}: {code}: {details}")
+
+
 class ExchangeError(ProxyError):
     """One request failed.
 

@@ -24,13 +24,13 @@ import grpc.aio
 import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from netbird_host.backoff import Backoff
 from netbird_proxy.control.tokens import OneTimeTokens
 from netbird_proxy.errors import (
-    ManagementError,
     ManagementRefused,
     ManagementTimeout,
-    ManagementUnavailable,
     SettingsError,
+    management_error,
 )
 from netbird_proxy.model import AccountId, PublicKey
 from netbird_wire.extensions import NO_STREAM
@@ -51,8 +51,11 @@ log = structlog.get_logger("netbird_proxy.control")
 
 MAX_MESSAGE_BYTES = 16 << 20
 """gRPC's own 4 MiB is too small for a batch of 500 large mappings or for a big account's map."""
-FIRST_DELAY, FACTOR, MAX_DELAY = 0.8, 1.7, 10.0
-"""Reconnect back-off in seconds; each wait is uniform in [0, 2 × interval]."""
+REFUSED_FIRST, REFUSED_LONGEST = 0.8, 10.0
+"""Seconds before a management that refused is asked again: the first interval and the longest."""
+FAILED_FIRST, FAILED_LONGEST = 0.2, 2.0
+"""The same after anything else. Each wait lies between nothing and twice the interval, so that proxies spread."""
+FACTOR, SPREAD = 1.7, (0.0, 2.0)
 AGAIN = 0.05
 """Seconds before a call is made again that came in between two streams."""
 BACK_SPREAD = 0.5
@@ -239,7 +242,7 @@ class ManagementClient:
             except grpc.aio.AioRpcError as exc:
                 # Management is there, and takes no word of a proxy whose stream is just being made anew.
                 if not (exc.details() or "").startswith(NO_STREAM) or not await self._stream_by(until):
-                    raise _management_error(method, exc) from exc
+                    raise management_error(method, exc.code().name, exc.details()) from exc
 
     async def _stream_by(self, until: float) -> bool:
         """Wait for the stream, a moment at least: management may know sooner than we that it is over."""
@@ -283,38 +286,35 @@ class ManagementClient:
 
     async def run(self) -> None:
         """Keep the mapping stream up until cancelled."""
-        interval = FIRST_DELAY
+        refused = Backoff(REFUSED_FIRST, REFUSED_LONGEST, factor=FACTOR, spread=SPREAD, pick=self._pick)
+        failed = Backoff(FAILED_FIRST, FAILED_LONGEST, factor=FACTOR, spread=SPREAD, pick=self._pick)
         while True:
-            was_connected = False
+            why = Loss.CLOSED
             try:
                 try:
-                    was_connected = await self._attempt()
+                    await self._attempt()
                 finally:
                     self._lost()
                 if not self._renew.is_set():
-                    self._note(Loss.CLOSED)
+                    self._note(why)
             except grpc.aio.AioRpcError as exc:
                 self._note(why := _loss(exc))
                 log.warning("management.stream.lost", why=why.value, code=exc.code().name, details=exc.details())
-                was_connected = self._had_message
             except MappingStreamStalled as exc:
-                self._note(Loss.STALLED)
+                self._note(why := Loss.STALLED)
                 log.error("management.stream.stalled", reason=str(exc))
-                was_connected = True
+            if self._had_message or self._renew.is_set():
+                refused.reset()
+                failed.reset()
             if self._renew.is_set():
                 self._renew.clear()
-                interval = FIRST_DELAY
-                continue
-            if was_connected:
-                interval = FIRST_DELAY
-            await self._pause(self._pick(0, 2 * interval))
-            interval = min(interval * FACTOR, MAX_DELAY)
+            elif why in (Loss.REFUSED, Loss.STALLED):
+                await asyncio.sleep(refused.next_wait())
+            else:
+                await self._pause(failed.next_wait())
 
     async def _pause(self, seconds: float) -> None:
-        """Wait, but not on after a management that could not be reached is there again.
-
-        One that is reached and refuses is left alone for the whole time.
-        """
+        """Wait, but no longer than until a management that could not be reached is there again."""
         state = self._channel.get_state(try_to_connect=True)
         if state is grpc.ChannelConnectivity.READY:
             await asyncio.sleep(seconds)
@@ -337,21 +337,20 @@ class ManagementClient:
         self._up.clear()
         self._sink.stream_lost()
 
-    async def _attempt(self) -> bool:
-        """One connection, to its end. True if a message came on it."""
+    async def _attempt(self) -> None:
+        """One connection, to its end."""
         self._had_message = False
         self._sink.stream_opened()
         if self._sync_supported:
             try:
                 await self._sync()
-                return self._had_message
+                return
             except grpc.aio.AioRpcError as exc:
                 if exc.code() is not grpc.StatusCode.UNIMPLEMENTED or self._had_message:
                     raise
                 self._sync_supported = False
                 log.info("management.stream.legacy", reason="SyncMappings is not implemented there")
         await self._updates()
-        return self._had_message
 
     async def _sync(self) -> None:
         call: Any = self._stub.SyncMappings(metadata=self.metadata())
@@ -430,22 +429,11 @@ _SILENCE = ("ping timeout", "keepalive", "settings frame", "timed out", "timeout
 
 
 def _loss(exc: grpc.aio.AioRpcError) -> Loss:
+    if exc.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return Loss.REFUSED  # for now: asking again at once would make it worse
+    error = management_error("SyncMappings", exc.code().name, exc.details())
+    if isinstance(error, ManagementRefused):
+        return Loss.REFUSED
     details = (exc.details() or "").lower()
-    if exc.code() is grpc.StatusCode.UNAVAILABLE:
-        return Loss.SILENT if any(word in details for word in _SILENCE) else Loss.UNREACHABLE
-    return Loss.REFUSED
-
-
-_CODES: dict[grpc.StatusCode, type[ManagementError]] = {
-    grpc.StatusCode.UNAVAILABLE: ManagementUnavailable,
-    grpc.StatusCode.CANCELLED: ManagementUnavailable,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: ManagementUnavailable,
-    grpc.StatusCode.INTERNAL: ManagementUnavailable,
-    grpc.StatusCode.UNKNOWN: ManagementUnavailable,
-    grpc.StatusCode.DEADLINE_EXCEEDED: ManagementTimeout,
-}
-
-
-def _management_error(method: str, exc: grpc.aio.AioRpcError) -> ManagementError:
-    kind = _CODES.get(exc.code(), ManagementRefused)
-    return kind(f"{method}: {exc.code().name}: {exc.details()}")
+    silent = isinstance(error, ManagementTimeout) or any(word in details for word in _SILENCE)
+    return Loss.SILENT if silent else Loss.UNREACHABLE

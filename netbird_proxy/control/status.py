@@ -10,6 +10,7 @@ from itertools import islice
 
 import structlog
 
+from netbird_host.backoff import Backoff
 from netbird_proxy.errors import ManagementError, ManagementRefused
 from netbird_proxy.model import AccountId, ServiceId
 from netbird_proxy.steps import ManagementChannel
@@ -17,7 +18,7 @@ from netbird_wire.proxy_service_pb2 import ProxyInboundListener, ProxyStatus, Se
 
 log = structlog.get_logger("netbird_proxy.control")
 
-FIRST_DELAY, FACTOR, MAX_DELAY = 0.5, 2.0, 10.0
+FIRST_DELAY, LONGEST_DELAY = 0.5, 10.0
 TIMEOUT = 5.0
 AT_ONCE = 32
 LIMIT = 131_072
@@ -87,7 +88,7 @@ class StatusReports:
 
     async def run(self) -> None:
         """Deliver until cancelled. What cannot be delivered now is tried again; what management refuses is dropped."""
-        delay = FIRST_DELAY
+        backoff = Backoff(FIRST_DELAY, LONGEST_DELAY)
         at_once = AT_ONCE
         while True:
             await self._wake.wait()
@@ -99,12 +100,14 @@ class StatusReports:
                 calls = [group.create_task(self._tell(one)) for one in islice(self._waiting.values(), at_once)]
             failed = [failure for call in calls if (failure := call.result()) is not None]
             if not failed:
-                delay, at_once = FIRST_DELAY, AT_ONCE
+                backoff.reset()
+                at_once = AT_ONCE
                 continue
             status, error = failed[0]
-            log.warning("management.status.waiting", service_id=status.service, error=str(error), retry_in=delay)
-            await asyncio.sleep(delay)
-            delay, at_once = min(delay * FACTOR, MAX_DELAY), 1
+            wait = backoff.next_wait()
+            log.warning("management.status.waiting", service_id=status.service, error=str(error), retry_in=wait)
+            await asyncio.sleep(wait)
+            at_once = 1
 
     async def _tell(self, status: Status) -> tuple[Status, ManagementError] | None:
         """One status, which waits no more once it is heard; what went wrong, if it has to wait."""

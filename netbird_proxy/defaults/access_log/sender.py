@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import structlog
 
+from netbird_host.backoff import Backoff
 from netbird_proxy import ManagementError, ManagementRefused, ManagementTimeout, ManagementUnavailable, Proxy
 from netbird_proxy.defaults.access_log.entry import request_of, under
 from netbird_wire.extensions import Extension
@@ -31,7 +32,7 @@ BATCH = 256
 GATHER = 0.2
 """Seconds for which entries of one batch are gathered: a call costs as much as a hundred entries."""
 CALL_TIMEOUT = 10.0
-FIRST_DELAY, MAX_DELAY = 0.2, 2.0
+FIRST_DELAY, LONGEST_DELAY = 0.2, 2.0
 """Seconds before a call is made again."""
 KEEP, KEEP_ELSEWHERE = 300.0, 30.0
 """Seconds for which a call is made again and again. Other managements than ours may take an entry that they have for a
@@ -161,7 +162,10 @@ class Sender:
             self._under_way -= len(call.entries)  # not where this is cancelled: nobody knows of those
 
     async def _deliver(self, call: _Call) -> None:
-        delay, until = FIRST_DELAY, self._loop.time() + (KEEP if self.batches else KEEP_ELSEWHERE)
+        backoff, until = (
+            Backoff(FIRST_DELAY, LONGEST_DELAY),
+            self._loop.time() + (KEEP if self.batches else KEEP_ELSEWHERE),
+        )
         while True:
             batch = self.batches or len(call.entries) > 1
             request = SendAccessLogRequest.FromString(request_of(call.entries, batch=batch))
@@ -169,6 +173,7 @@ class Sender:
                 await self._proxy.management.call("SendAccessLog", request, timeout=CALL_TIMEOUT)
                 return
             except (ManagementUnavailable, ManagementTimeout):
+                delay = backoff.next_wait()
                 if self._loop.time() + delay > until:
                     raise
             if self._leaving.is_set():
@@ -177,7 +182,6 @@ class Sender:
             with suppress(TimeoutError):
                 async with asyncio.timeout(delay):
                     await self._leaving.wait()
-            delay = min(2 * delay, MAX_DELAY)
 
     def _lose(self, number: int, why: str) -> None:
         self._proxy.count("access_log_lost", number)

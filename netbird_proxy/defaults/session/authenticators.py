@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 
+from netbird_host.single_flight import SingleFlight
 from netbird_proxy import (
     Challenge,
     Deny,
@@ -28,7 +29,6 @@ from netbird_proxy.defaults.session.confirmations import Confirmations
 from netbird_proxy.defaults.session.cookies import SESSION, find, line_of
 from netbird_proxy.defaults.session.places import ROOT, wanted, with_wanted
 from netbird_proxy.defaults.session.site import Judge, Login, Site, oidc_url, source_at
-from netbird_proxy.defaults.session.together import Together
 from netbird_proxy.defaults.session.tokens import SessionToken
 from netbird_wire.proxy_service_pb2 import AuthenticateRequest, HeaderAuthRequest
 
@@ -111,7 +111,7 @@ class ByHeader:
         self._known = known
         self._mapping = secrets.token_bytes(16)  # this object lives as long as the mapping is what it is
         self._names = [(name.lower().encode(), name) for name in site.settings.headers]
-        self._together: Together[tuple[bytes, str], Login | Deny] = Together()
+        self._flights: SingleFlight[tuple[bytes, str], Login | Deny] = SingleFlight()
 
     async def identify(self, exchange: ExchangeView) -> Identity | Deny | None:
         if exchange.scheme != "https":
@@ -137,7 +137,7 @@ class ByHeader:
             request = AuthenticateRequest(header_auth=HeaderAuthRequest(header_name=spelled, header_value=text))
             # A program opens many connections at once with the credential that it has: that is one question, and one
             # try. Of one source, as another may not be held up by this one's guesses.
-            login = await self._together.ask(
+            login = await self._flights.ask(
                 (key, source_at(exchange, self._site, self._proxy)),
                 lambda: self._judge.authenticate(exchange, self._site, self._proxy, request),
             )

@@ -6,9 +6,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 
+from netbird_host.single_flight import SingleFlight
 from netbird_proxy import Deny, Group, ManagementError, Proxy
 from netbird_proxy.defaults.session.site import Site
-from netbird_proxy.defaults.session.together import Together
 from netbird_proxy.defaults.session.tokens import SessionToken
 from netbird_wire.proxy_service_pb2 import ValidateSessionRequest, ValidateSessionResponse
 
@@ -50,7 +50,7 @@ class Confirmations:
         self._fresh = fresh
         self._stale = stale
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
-        self._together: Together[tuple[bytes, int], ValidateSessionResponse | Deny] = Together()
+        self._flights: SingleFlight[tuple[bytes, int], ValidateSessionResponse | Deny] = SingleFlight()
 
     async def groups(
         self, site: Site, proxy: Proxy, token: bytes, session: SessionToken
@@ -69,7 +69,7 @@ class Confirmations:
             answer: ValidateSessionResponse | Deny | None = known.answer
             if answer is None or known.generation != generation or self._clock() >= known.fresh_until:
                 ask = partial(self._ask, known, site, proxy, token, generation)
-                answer = await self._together.ask((session.hash, generation), ask)
+                answer = await self._flights.ask((session.hash, generation), ask)
             if isinstance(answer, Deny):
                 return answer
             if proxy.generation(site.account) == generation:

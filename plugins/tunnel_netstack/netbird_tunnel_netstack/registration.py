@@ -17,9 +17,9 @@ from netbird_proxy import (
     AccountHandle,
     ManagementError,
     ManagementRefused,
-    ManagementTimeout,
     ManagementUnavailable,
     PublicKey,
+    management_error,
 )
 from netbird_wire.envelope import Envelope, EnvelopeError, format_key, parse_key, public_key
 from netbird_wire.management_pb2 import (
@@ -155,11 +155,6 @@ def _failure(what: str, exc: Exception) -> ManagementError:
     if not isinstance(exc, grpc.aio.AioRpcError):
         return ManagementRefused(f"{what}: {exc}")
     code = exc.code()
-    text = f"{what}: {code.name}: {exc.details()}"
     if code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.NOT_FOUND):
-        return NotRegistered(text)
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return ManagementTimeout(text)
-    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL):
-        return ManagementUnavailable(text)
-    return ManagementRefused(text)
+        return NotRegistered(f"{what}: {code.name}: {exc.details()}")
+    return management_error(what, code.name, exc.details())

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable
 from contextlib import aclosing
 
 import structlog
 
 from netbird_overlay.network_map import Inbound, MapError, OwnNode, read_inbound, read_own, read_roster
-from netbird_proxy import ManagementError
+from netbird_proxy import Backoff, ManagementError
 from netbird_tunnel_netstack.registration import Enrollment, NotRegistered
 from netbird_tunnel_netstack.tunnel import NetstackTunnel
 from netbird_wire.management_pb2 import NetworkMap, SyncResponse
 
 log = structlog.get_logger("netbird_tunnel_netstack.sync")
 
-FIRST_DELAY, FACTOR, MAX_DELAY = 0.8, 1.7, 10.0
+FIRST_DELAY, FACTOR, LONGEST_DELAY = 0.8, 1.7, 10.0
 """Back-off in seconds; each wait is uniform in [0, 2 × interval]."""
 LOOK_INTERVAL = 0.2
 """How often a pause looks whether management is there again."""
@@ -27,26 +26,20 @@ class AddressesChanged(Exception):
     """Management gave us another overlay address: the tunnel has to be opened anew."""
 
 
-class Backoff:
-    """Growing, jittered pauses, so that a management that comes back is not met by everybody at once."""
+def _backoff() -> Backoff:
+    return Backoff(FIRST_DELAY, LONGEST_DELAY, factor=FACTOR, spread=(0.0, 2.0))
 
-    def __init__(self) -> None:
-        self._interval = FIRST_DELAY
 
-    def reset(self) -> None:
-        self._interval = FIRST_DELAY
-
-    async def wait(self, connected: Callable[[], bool] = lambda: False) -> None:
-        """One pause; over at once when management, which was away, is connected."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + random.uniform(0, 2 * self._interval)  # noqa: S311 - jitter, not a secret
-        self._interval = min(self._interval * FACTOR, MAX_DELAY)
-        was = connected()
-        while (left := until - loop.time()) > 0:
-            await asyncio.sleep(min(left, LOOK_INTERVAL))
-            was, before = connected(), was
-            if was and not before:
-                return
+async def _pause(seconds: float, connected: Callable[[], bool]) -> None:
+    """Wait; over at once when management, which was away, is connected."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + seconds
+    was = connected()
+    while (left := until - loop.time()) > 0:
+        await asyncio.sleep(min(left, LOOK_INTERVAL))
+        was, before = connected(), was
+        if was and not before:
+            return
 
 
 async def enroll(enrollment: Enrollment) -> OwnNode:
@@ -56,7 +49,7 @@ async def enroll(enrollment: Enrollment) -> OwnNode:
         ManagementError: management refused to register us.
         MapError: it said nothing usable about us.
     """
-    backoff = Backoff()
+    backoff = _backoff()
     registered = False
     while True:
         if not registered:
@@ -70,7 +63,7 @@ async def enroll(enrollment: Enrollment) -> OwnNode:
         except ManagementError as exc:
             why = exc
         log.warning("tunnel.login_failed", error=str(why))
-        await backoff.wait()
+        await asyncio.sleep(backoff.next_wait())
 
 
 class MapSync:
@@ -106,7 +99,7 @@ class MapSync:
 
         While management is away the last map stays: who may come in is still asked per request.
         """
-        backoff = Backoff()
+        backoff = _backoff()
         while True:
             try:
                 if not self._registered:
@@ -125,7 +118,7 @@ class MapSync:
             except (ManagementError, MapError) as exc:
                 self.last_error = str(exc)
             log.warning("tunnel.sync_lost", error=self.last_error)
-            await backoff.wait(lambda: self._enrollment.management_connected)
+            await _pause(backoff.next_wait(), lambda: self._enrollment.management_connected)
 
     def _take(self, response: SyncResponse) -> None:
         if response.Version or response.HasField("NetworkMapEnvelope"):

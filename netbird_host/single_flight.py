@@ -1,4 +1,4 @@
-"""One question for all who would ask the same at the same time."""
+"""One question for all callers that would ask the same at the same time."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
 
-class Together(Generic[K, T]):
-    """Whoever asks first asks for all who come meanwhile; if they leave, or their question fails, the next one asks."""
+class SingleFlight(Generic[K, T]):
+    """The first caller of a key asks for all that come meanwhile; if it leaves, or fails, the next one asks."""
 
     def __init__(self) -> None:
         self._asking: dict[K, asyncio.Future[T]] = {}

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from netbird_proxy.defaults.session.together import Together
+from netbird_host.single_flight import SingleFlight
 
 
 class Question:
@@ -27,9 +27,9 @@ class Question:
                 await asyncio.sleep(0)
 
 
-async def _outcome(together: Together[str, str], question: Question) -> type[BaseException] | None:
+async def _outcome(flights: SingleFlight[str, str], question: Question) -> type[BaseException] | None:
     try:
-        await together.ask("a", question)
+        await flights.ask("a", question)
     except (asyncio.CancelledError, RuntimeError) as error:
         return type(error)
     return None
@@ -37,11 +37,11 @@ async def _outcome(together: Together[str, str], question: Question) -> type[Bas
 
 async def test_all_who_wait_get_the_one_answer() -> None:
     """Another key is another question, and an answer is not kept."""
-    together: Together[str, str] = Together()
+    flights: SingleFlight[str, str] = SingleFlight()
     question, other = Question(), Question()
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
-        waiting = [group.create_task(together.ask("a", question)) for _ in range(20)]
-        elsewhere = group.create_task(together.ask("b", other))
+        waiting = [group.create_task(flights.ask("a", question)) for _ in range(20)]
+        elsewhere = group.create_task(flights.ask("b", other))
         await question.asked(1)
         await other.asked(1)
         question.answers[0].set_result("yes")
@@ -49,7 +49,7 @@ async def test_all_who_wait_get_the_one_answer() -> None:
 
     assert ([task.result() for task in waiting], elsewhere.result(), question.times) == (["yes"] * 20, "no", 1)
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
-        again = group.create_task(together.ask("a", question))
+        again = group.create_task(flights.ask("a", question))
         await question.asked(2)
         question.answers[1].set_result("later")
     assert again.result() == "later"
@@ -58,13 +58,13 @@ async def test_all_who_wait_get_the_one_answer() -> None:
 @pytest.mark.parametrize("how", ["leaves", "fails"])
 async def test_the_next_one_asks_when_the_first_does_not_bring_an_answer(how: str) -> None:
     """Nobody is failed by somebody else's leaving, nor by what went wrong with their question."""
-    together: Together[str, str] = Together()
+    flights: SingleFlight[str, str] = SingleFlight()
     question = Question()
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
-        first = group.create_task(_outcome(together, question))
+        first = group.create_task(_outcome(flights, question))
         await question.asked(1)
-        second = group.create_task(together.ask("a", question))
-        third = group.create_task(together.ask("a", question))
+        second = group.create_task(flights.ask("a", question))
+        third = group.create_task(flights.ask("a", question))
         await asyncio.sleep(0)
         if how == "fails":
             question.answers[0].set_exception(RuntimeError("broken"))
@@ -79,13 +79,13 @@ async def test_the_next_one_asks_when_the_first_does_not_bring_an_answer(how: st
 
 async def test_who_waits_may_leave() -> None:
     """The others, and whoever asks for them, go on."""
-    together: Together[str, str] = Together()
+    flights: SingleFlight[str, str] = SingleFlight()
     question = Question()
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
-        first = group.create_task(together.ask("a", question))
+        first = group.create_task(flights.ask("a", question))
         await question.asked(1)
-        second = group.create_task(together.ask("a", question))
-        third = group.create_task(together.ask("a", question))
+        second = group.create_task(flights.ask("a", question))
+        third = group.create_task(flights.ask("a", question))
         await asyncio.sleep(0)
         second.cancel()
         await asyncio.sleep(0)
