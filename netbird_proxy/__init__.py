@@ -3,6 +3,7 @@
 from netbird_host.backoff import Backoff
 from netbird_host.guesses import Guesses
 from netbird_host.info import Claim, PluginInfo, always, never
+from netbird_host.single_flight import SingleFlight
 from netbird_host.sources import source_of
 from netbird_proxy.errors import (
     AddressRefused,
@@ -127,6 +128,7 @@ __all__ = [
     "RouteRefused",
     "RouteSpec",
     "ServiceId",
+    "SingleFlight",
     "TargetSettings",
     "TrailEntry",
     "TrustedProxies",

@@ -11,7 +11,7 @@ import asyncio
 import random
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -354,12 +354,18 @@ class ManagementClient:
 
     async def _sync(self) -> None:
         call: Any = self._stub.SyncMappings(metadata=self.metadata())
+        ending = _Ending(call)
         async with _cancelled_after(call):
-            await call.write(SyncMappingsRequest(init=self._introduction(SyncMappingsInit)))
-            while (update := await self._next(call)) is not None:
-                await self._take(update)
-                with suppress(asyncio.InvalidStateError):  # the stream is over already: the next read says how
-                    await call.write(SyncMappingsRequest(ack=SyncMappingsAck()))
+            try:
+                await call.write(SyncMappingsRequest(init=self._introduction(SyncMappingsInit)))
+                while (update := await self._next(call)) is not None:
+                    await self._take(update)
+                    with suppress(asyncio.InvalidStateError):  # the stream is over already: the next read says how
+                        await call.write(SyncMappingsRequest(ack=SyncMappingsAck()))
+            except grpc.aio.AioRpcError as exc:
+                if (error := ending.sent(exc)) is not None:
+                    raise error from exc
+                log.info("management.stream.closed", reason="closed by server")
 
     async def _updates(self) -> None:
         call = self._stub.GetMappingUpdate(self._introduction(GetMappingUpdateRequest), metadata=self.metadata())
@@ -422,6 +428,40 @@ async def _cancelled_after(call: Any) -> AsyncIterator[None]:
         yield
     finally:
         call.cancel()
+
+
+class _Ending:
+    """The status with which the other end ended a call.
+
+    gRPC replaces it by INTERNAL where a write of ours fails afterwards, as an acknowledgment that crosses the end does.
+    """
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self._status: tuple[grpc.StatusCode, str | None] | None = None
+        call.add_done_callback(self._done)
+
+    def _done(self, _call: Any) -> None:
+        self._status = _result(self._call.code()), _result(self._call.details())
+
+    def sent(self, exc: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError | None:
+        """The error that the other end sent, where it is known, else `exc`; None for an end without one."""
+        if self._status is None or self._status[0] is exc.code():
+            return exc
+        code, details = self._status
+        if code is grpc.StatusCode.OK:
+            return None
+        return grpc.aio.AioRpcError(code, exc.initial_metadata(), exc.trailing_metadata(), details=details)
+
+
+def _result(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """The result of a coroutine that has nothing left to wait for."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        return done.value
+    coroutine.close()
+    raise RuntimeError("the coroutine waits")
 
 
 _SILENCE = ("ping timeout", "keepalive", "settings frame", "timed out", "timeout occurred")

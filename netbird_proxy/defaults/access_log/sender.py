@@ -18,8 +18,7 @@ from typing import NamedTuple
 
 import structlog
 
-from netbird_host.backoff import Backoff
-from netbird_proxy import ManagementError, ManagementRefused, ManagementTimeout, ManagementUnavailable, Proxy
+from netbird_proxy import Backoff, ManagementError, ManagementRefused, ManagementTimeout, ManagementUnavailable, Proxy
 from netbird_proxy.defaults.access_log.entry import request_of, under
 from netbird_wire.extensions import Extension
 from netbird_wire.proxy_service_pb2 import SendAccessLogRequest

@@ -8,7 +8,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 
-from netbird_host.single_flight import SingleFlight
 from netbird_proxy import (
     Challenge,
     Deny,
@@ -21,6 +20,7 @@ from netbird_proxy import (
     Offer,
     OfferField,
     Proxy,
+    SingleFlight,
     is_browser,
     is_cross_site,
     is_unsafe,

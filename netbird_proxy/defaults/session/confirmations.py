@@ -6,8 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 
-from netbird_host.single_flight import SingleFlight
-from netbird_proxy import Deny, Group, ManagementError, Proxy
+from netbird_proxy import Deny, Group, ManagementError, Proxy, SingleFlight
 from netbird_proxy.defaults.session.site import Site
 from netbird_proxy.defaults.session.tokens import SessionToken
 from netbird_wire.proxy_service_pb2 import ValidateSessionRequest, ValidateSessionResponse
