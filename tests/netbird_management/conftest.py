@@ -1,7 +1,9 @@
 """A state on a real database file, with one account in it."""
 
 import asyncio
+import base64
 import itertools
+import json
 import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -47,6 +49,13 @@ class Home:
         found = self.state.snapshots.get(self.account_id)
         assert found is not None
         return found
+
+
+def claims_in(token: str) -> dict[str, Any]:
+    """The claims of a token that something else has verified."""
+    payload = token.split(".")[1]
+    claims: dict[str, Any] = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    return claims
 
 
 STORES = os.environ.get("NETBIRD_TEST_STORES", "sqlite").split(",")
