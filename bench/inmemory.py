@@ -22,25 +22,25 @@ from netbird_identity_headers.proxy import IdentityHeaders
 from netbird_management.secrets.session_tokens import new_key_pair, sign
 from netbird_private_service.proxy import PrivateService
 from netbird_proxy import PluginInfo, hookimpl
+from netbird_proxy.api.model import AccountId, Address
+from netbird_proxy.api.steps import ProtocolFactory
 from netbird_proxy.app import ReverseProxy
-from netbird_proxy.control.claims import CORE_CLAIMS
-from netbird_proxy.control.codec import Codec
-from netbird_proxy.decisions import Decisions
 from netbird_proxy.defaults import DEFAULTS
 from netbird_proxy.defaults.access_log import AccessLogOptions, plugin, sender
-from netbird_proxy.dialing.pools import UpstreamPool
 from netbird_proxy.listening.connections import Connections
 from netbird_proxy.listening.http1 import Http1Protocol
 from netbird_proxy.listening.origins import Origins
-from netbird_proxy.model import AccountId, Address
+from netbird_proxy.operator.decisions import Decisions
 from netbird_proxy.pipeline.pipeline import Environment
-from netbird_proxy.plugins import load_hooks
 from netbird_proxy.routing.apply import Routing
 from netbird_proxy.routing.compile import Compiler
-from netbird_proxy.routing.pools import Pools
-from netbird_proxy.steps import ProtocolFactory
+from netbird_proxy.routing.hooks import load_hooks
+from netbird_proxy.sources.decode.claims import CORE_CLAIMS
+from netbird_proxy.sources.decode.codec import Codec
 from netbird_proxy.testing.fakes import FakeManagement, FakeProxy, FakeTunnel
 from netbird_proxy.testing.makers import peer
+from netbird_proxy.upstreams.pool import UpstreamPool
+from netbird_proxy.upstreams.pools import Pools
 from netbird_wire.extensions import Extension
 from netbird_wire.proxy_service_pb2 import (
     AuthenticateResponse,

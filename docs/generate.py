@@ -25,7 +25,7 @@ DOCS: Final = ROOT / "docs"
 HEADINGS: Final = ("Called", "Returns", "Order", "Failure", "Used by")
 
 _HEADING = re.compile(rf"^({'|'.join(HEADINGS)}): ", re.MULTILINE)
-HOOKSPECS = {"proxy": "netbird_proxy.hookspecs", "management": "netbird_management.plugins.hookspecs"}
+HOOKSPECS = {"proxy": "netbird_proxy.api.hookspecs", "management": "netbird_management.plugins.hookspecs"}
 _PART = re.compile(r"(<!-- begin (\S+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
 
 
@@ -197,15 +197,15 @@ def settings_table(rows: Iterable[tuple[str, str, str, str]]) -> Iterator[str]:
 
 
 def _proxy_settings() -> Iterator[str]:
-    from netbird_proxy.settings import ProxySettings
+    from netbird_proxy.process.settings import ProxySettings
 
     return settings_table(settings_rows(ProxySettings))
 
 
 def _plugin_settings() -> Iterator[str]:
-    from netbird_proxy.control.claims import CORE_CLAIMS
     from netbird_proxy.defaults import DEFAULTS
-    from netbird_proxy.plugins import load_hooks
+    from netbird_proxy.routing.hooks import load_hooks
+    from netbird_proxy.sources.decode.claims import CORE_CLAIMS
 
     hooks = load_hooks(FIRST_PARTY, defaults=DEFAULTS, core_claims=CORE_CLAIMS)
     for section, model in sorted(hooks.options.items(), key=lambda pair: pair[0]):
@@ -218,7 +218,7 @@ FIRST_PARTY: Final = ("private_service", "identity_headers", "direct_upstream", 
 
 
 def _environment() -> Iterator[str]:
-    from netbird_proxy.settings import _CERTIFICATE, _NETBIRD
+    from netbird_proxy.process.settings import _CERTIFICATE, _NETBIRD
 
     yield "| NetBird's name | setting here |\n|---|---|"
     for name, (path, _) in sorted(_NETBIRD.items()):

@@ -47,8 +47,8 @@ class PluginInfo:
         notes: keys its steps may leave with `note`.
         cookies: names of cookies its steps set, so that upstreams can neither see nor set them.
         options: model of the operator's section `[<plugin id>]` in the settings file; unknown keys are refused.
-        settings: models read from each mapping, see `netbird_proxy.steps.MappingSettings`.
-        target_settings: models read from each target of a mapping, see `netbird_proxy.steps.TargetSettings`.
+        settings: models read from each mapping, see `netbird_proxy.api.steps.MappingSettings`.
+        target_settings: models read from each target of a mapping, see `netbird_proxy.api.steps.TargetSettings`.
         summary: one line for `plugins` listings.
     """
 

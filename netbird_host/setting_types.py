@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
-from netbird_host.go_duration import parse_duration
+from netbird_wire.go_duration import parse_duration
 
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 

@@ -5,7 +5,7 @@ from netbird_host.guesses import Guesses
 from netbird_host.info import Claim, PluginInfo, always, never
 from netbird_host.single_flight import SingleFlight
 from netbird_host.sources import source_of
-from netbird_proxy.errors import (
+from netbird_proxy.api.errors import (
     AddressRefused,
     DialFailed,
     DialRefused,
@@ -21,11 +21,11 @@ from netbird_proxy.errors import (
     UpstreamError,
     management_error,
 )
-from netbird_proxy.exchange import OBSERVED, ExchangeView, OutgoingHead, TrailEntry, Try
-from netbird_proxy.forwarded import Forwarded, TrustedProxies
-from netbird_proxy.headers import Headers, fold
-from netbird_proxy.hookspecs import hookimpl
-from netbird_proxy.model import (
+from netbird_proxy.api.exchange import OBSERVED, ExchangeView, OutgoingHead, TrailEntry, Try
+from netbird_proxy.api.forwarded import Forwarded, TrustedProxies
+from netbird_proxy.api.headers import Headers, fold
+from netbird_proxy.api.hookspecs import hookimpl
+from netbird_proxy.api.model import (
     ALLOW,
     AccountId,
     Address,
@@ -48,8 +48,8 @@ from netbird_proxy.model import (
     UserId,
     Verdict,
 )
-from netbird_proxy.same_origin import is_browser, is_cross_site, is_unsafe, own_path
-from netbird_proxy.steps import (
+from netbird_proxy.api.same_origin import is_browser, is_cross_site, is_unsafe, own_path
+from netbird_proxy.api.steps import (
     EXCHANGE_STATE,
     AccountHandle,
     Authenticator,

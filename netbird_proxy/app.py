@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection
 
-from netbird_proxy.errors import BadRequest, ForeignOrigin
-from netbird_proxy.exchange import (
+from netbird_proxy.api.errors import BadRequest, ForeignOrigin
+from netbird_proxy.api.exchange import (
     CONNECTION_EXTENSION,
     ORIGIN_STATE,
     DownstreamConnection,
@@ -16,14 +16,14 @@ from netbird_proxy.exchange import (
     Scope,
     Send,
 )
-from netbird_proxy.folding import fold_authority
-from netbird_proxy.forwarded import TrustedProxies
-from netbird_proxy.headers import Headers, RawHeader
-from netbird_proxy.model import ExchangeId, Origin
-from netbird_proxy.open_exchanges import INTERVAL, OpenExchanges
-from netbird_proxy.pipeline.answers import LOOP_DETECTED
+from netbird_proxy.api.forwarded import TrustedProxies
+from netbird_proxy.api.headers import Headers, RawHeader
+from netbird_proxy.api.model import ExchangeId, Origin
+from netbird_proxy.http.folding import fold_authority
+from netbird_proxy.pipeline.core_answers import LOOP_DETECTED
 from netbird_proxy.pipeline.downstream import Downstream
 from netbird_proxy.pipeline.heads import offers
+from netbird_proxy.pipeline.open_exchanges import INTERVAL, OpenExchanges
 from netbird_proxy.pipeline.pipeline import FixedAnswer
 from netbird_proxy.routing.apply import Routing
 

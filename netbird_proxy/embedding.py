@@ -14,24 +14,24 @@ import grpc.aio
 import structlog
 from pydantic import BaseModel
 
+from netbird_proxy.accounts.revocations import RevokedSessions
+from netbird_proxy.api.errors import ManagementUnavailable, RouteRefused, SettingsError, TunnelNotReady
+from netbird_proxy.api.exchange import Receive, Scope, Send
+from netbird_proxy.api.forwarded import TrustedProxies
+from netbird_proxy.api.model import AccountId, Address, Mapping
+from netbird_proxy.api.steps import Dialer, ManagementChannel, OpenExchanges, ProtocolFactory, Tunnel
 from netbird_proxy.app import ClientAddress, ReverseProxy
-from netbird_proxy.control.claims import CORE_CLAIMS
-from netbird_proxy.control.codec import Codec
 from netbird_proxy.defaults import DEFAULTS
-from netbird_proxy.dialing.host import HostDialer
-from netbird_proxy.dialing.pools import UpstreamPool
-from netbird_proxy.errors import ManagementUnavailable, RouteRefused, SettingsError, TunnelNotReady
-from netbird_proxy.exchange import Receive, Scope, Send
-from netbird_proxy.forwarded import TrustedProxies
-from netbird_proxy.listening.head import check_scope
-from netbird_proxy.model import AccountId, Address, Mapping
+from netbird_proxy.http.head import check_scope
 from netbird_proxy.pipeline.pipeline import GUARD_TIMEOUT, Environment
-from netbird_proxy.plugins import load_hooks
-from netbird_proxy.revocations import RevokedSessions
 from netbird_proxy.routing.apply import Routing
 from netbird_proxy.routing.compile import Compiler
-from netbird_proxy.routing.pools import Pools
-from netbird_proxy.steps import Dialer, ManagementChannel, OpenExchanges, ProtocolFactory, Tunnel
+from netbird_proxy.routing.hooks import load_hooks
+from netbird_proxy.sources.decode.claims import CORE_CLAIMS
+from netbird_proxy.sources.decode.codec import Codec
+from netbird_proxy.upstreams.host_dialer import HostDialer
+from netbird_proxy.upstreams.pool import UpstreamPool
+from netbird_proxy.upstreams.pools import Pools
 from netbird_wire.proxy_service_pb2 import ProxyMapping
 
 log = structlog.get_logger("netbird_proxy.embedding")

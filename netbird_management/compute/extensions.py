@@ -11,10 +11,10 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from netbird_host.core_settings import ASK_FOR_BOTH, CoreSettings, CoreTargetSettings
 from netbird_management.model.errors import InvalidArgument
 from netbird_management.model.services import Service, Target
 from netbird_management.plugins.hooks import HookError, Hooks
+from netbird_wire.core_settings import ASK_FOR_BOTH, CoreSettings, CoreTargetSettings
 from netbird_wire.plugin_settings import CORE, read_settings, write_settings
 from netbird_wire.proxy_service_pb2 import PathMapping, ProxyMapping
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from netbird_host.go_duration import format_duration
 from netbird_management.compute import extensions
 from netbird_management.compute.mapping import judged, unclaimed
 from netbird_management.compute.validate import folded_name, validated
@@ -23,6 +22,7 @@ from netbird_management.secrets.session_tokens import new_key_pair
 from netbird_management.store import service_rows as rows
 from netbird_management.store.models import ServiceRow
 from netbird_management.store.state import State
+from netbird_wire.go_duration import format_duration
 
 
 async def create_service(

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from netbird_host.go_duration import format_duration, parse_duration
 from netbird_management.compute.mapping import resolve
 from netbird_management.model.clock import now
 from netbird_management.model.errors import InvalidArgument
@@ -26,6 +25,7 @@ from netbird_management.model.services import (
 )
 from netbird_management.model.snapshot import AccountSnapshot
 from netbird_management.rest.json import Body, moment
+from netbird_wire.go_duration import format_duration, parse_duration
 
 
 class OptionsBody(Body):

@@ -9,9 +9,9 @@ from enum import Enum
 from typing import Any, Protocol
 
 from netbird_host.sources import source_of
-from netbird_proxy.exchange import ASGIApp
+from netbird_proxy.api.exchange import ASGIApp
+from netbird_proxy.api.model import AccountId, Address, Origin
 from netbird_proxy.listening.origins import Origins
-from netbird_proxy.model import AccountId, Address, Origin
 
 _HELD_HEAD_TICK = 0.02  # seconds
 _AFTER_ABORT = 1.0  # seconds

@@ -20,18 +20,18 @@ from urllib.parse import unquote
 
 import httptools
 
-from netbird_proxy.errors import DownstreamError
-from netbird_proxy.exchange import CONNECTION_EXTENSION, ORIGIN_STATE, Scope
+from netbird_proxy.api.errors import DownstreamError
+from netbird_proxy.api.exchange import CONNECTION_EXTENSION, ORIGIN_STATE, Scope
+from netbird_proxy.http.framing import STATUS_LINES
+from netbird_proxy.http.head import HOST, KNOWN, VALID_HOSTS, HeadRefused, Mark, judge_marks, judge_target, learn
 from netbird_proxy.listening.connections import Connections, Place, Room
-from netbird_proxy.listening.framing import STATUS_LINES
-from netbird_proxy.listening.head import HOST, KNOWN, VALID_HOSTS, HeadRefused, Mark, judge_marks, judge_target, learn
 from netbird_proxy.listening.pace import Uptake
 from netbird_proxy.listening.raw import RawStream
 from netbird_proxy.listening.request import ServedRequest
 
 if TYPE_CHECKING:
-    from netbird_proxy.headers import RawHeader
-    from netbird_proxy.model import Origin
+    from netbird_proxy.api.headers import RawHeader
+    from netbird_proxy.api.model import Origin
 
 _VERSIONS = ("1.1", "1.0")
 _ASGI = {"version": "3.0", "spec_version": "2.5"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from netbird_proxy.model import AccountId, Address, Origin
+from netbird_proxy.api.model import AccountId, Address, Origin
 
 
 class Origins:

@@ -7,7 +7,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
-from netbird_proxy.errors import DownstreamError, ReadTimeout, TooSlow
+from netbird_proxy.api.errors import DownstreamError, ReadTimeout, TooSlow
 
 if TYPE_CHECKING:
     from netbird_proxy.listening.connections import ListenLimits

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from netbird_proxy.exchange import Message
-from netbird_proxy.headers import RawHeader
-from netbird_proxy.listening.framing import (
+from netbird_proxy.api.exchange import Message
+from netbird_proxy.api.headers import RawHeader
+from netbird_proxy.http.framing import (
     UnframeableResponse,
     checked,
     field_lines,

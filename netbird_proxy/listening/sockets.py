@@ -11,11 +11,11 @@ import socket
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from netbird_proxy.errors import SettingsError
+from netbird_proxy.api.errors import SettingsError
+from netbird_proxy.api.model import Address
 from netbird_proxy.listening.accepting import Acceptor
 from netbird_proxy.listening.connections import Connections
 from netbird_proxy.listening.tls import ServerTls
-from netbird_proxy.model import Address
 
 BACKLOG = 1024
 

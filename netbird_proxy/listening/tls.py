@@ -11,7 +11,7 @@ from typing import Protocol
 
 from cryptography import x509
 
-from netbird_proxy.errors import SettingsError
+from netbird_proxy.api.errors import SettingsError
 
 SHUTDOWN_TIMEOUT = 2.0
 """Seconds that a closed connection waits for the client's own goodbye."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from netbird_proxy.api.model import Address
+from netbird_proxy.api.steps import Tunnel, TunnelListener
 from netbird_proxy.listening.connections import Connections
 from netbird_proxy.listening.peek import Peek
 from netbird_proxy.listening.tls import ServerTls
-from netbird_proxy.model import Address
-from netbird_proxy.steps import Tunnel, TunnelListener
 
 HTTP_PORT, HTTPS_PORT = 80, 443
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Literal
 
-from netbird_proxy.exchange import OBSERVED, Exchange, ExchangeView, OutgoingHead, TrailEntry
-from netbird_proxy.model import ALLOW, Challenge, Deny, Identity
-from netbird_proxy.steps import Authenticator, Guard, Observer, RequestTransform
+from netbird_proxy.api.exchange import OBSERVED, Exchange, ExchangeView, OutgoingHead, TrailEntry
+from netbird_proxy.api.model import ALLOW, Challenge, Deny, Identity
+from netbird_proxy.api.steps import Authenticator, Guard, Observer, RequestTransform
 
 _STAMPED = 1024
 

@@ -7,7 +7,7 @@ import types
 from collections.abc import Coroutine, Generator
 from typing import Any, Protocol, TypeVar
 
-from netbird_proxy.exchange import Exchange
+from netbird_proxy.api.exchange import Exchange
 from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard
 from netbird_proxy.pipeline.downstream import Downstream
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
-from netbird_proxy.errors import BadRequest, RouteRefused, StepFailed
-from netbird_proxy.exchange import Exchange, Judged, OutgoingHead
-from netbird_proxy.headers import RESERVED_PREFIX, ByName, Headers, RawHeader, fold
-from netbird_proxy.model import Address, RouteSpec, Upstream
+from netbird_proxy.api.errors import BadRequest, RouteRefused, StepFailed
+from netbird_proxy.api.exchange import Exchange, Judged, OutgoingHead
+from netbird_proxy.api.headers import RESERVED_PREFIX, ByName, Headers, RawHeader, fold
+from netbird_proxy.api.model import Address, RouteSpec, Upstream
 from netbird_proxy.pipeline.bound import BoundTransform
 
 CORE = "core"

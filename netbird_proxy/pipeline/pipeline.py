@@ -13,16 +13,16 @@ from typing import Any, Protocol
 
 import structlog
 
-from netbird_proxy.errors import ClientGone, ExchangeError, ManagementError, StepFailed
-from netbird_proxy.exchange import Exchange, TrailEntry
-from netbird_proxy.headers import RawHeader
-from netbird_proxy.model import Challenge, Deny, Identity, Offer
-from netbird_proxy.pipeline import answers
+from netbird_proxy.api.errors import ClientGone, ExchangeError, ManagementError, StepFailed
+from netbird_proxy.api.exchange import Exchange, TrailEntry
+from netbird_proxy.api.headers import RawHeader
+from netbird_proxy.api.model import Challenge, Deny, Identity, Offer
+from netbird_proxy.api.steps import Pages
+from netbird_proxy.pipeline import core_answers as answers
 from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard, BoundObserver
 from netbird_proxy.pipeline.deadline import GRACE, MOST, Asking, Deadline, LeftBehind, resumed
 from netbird_proxy.pipeline.downstream import Downstream
 from netbird_proxy.pipeline.offers import are_ways, prompt
-from netbird_proxy.steps import Pages
 
 log = structlog.get_logger("netbird_proxy.pipeline")
 

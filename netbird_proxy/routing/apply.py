@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import structlog
 
-from netbird_proxy.errors import RouteRefused
-from netbird_proxy.model import AccountId, Mapping, ServiceId
+from netbird_proxy.api.errors import RouteRefused
+from netbird_proxy.api.model import AccountId, Mapping, ServiceId
 from netbird_proxy.routing.compile import Compiled, Compiler
 from netbird_proxy.routing.table import HostRoutes, Table
 

@@ -13,26 +13,26 @@ from typing import Protocol
 
 import structlog
 
-from netbird_proxy.errors import PluginFailed, RouteClosed, RouteRefused
-from netbird_proxy.headers import fold
-from netbird_proxy.model import Kind, Mapping, RouteSpec, Upstream
-from netbird_proxy.pipeline.answers import AMBIGUOUS_PATH, NO_ROUTE
+from netbird_proxy.api.errors import PluginFailed, RouteClosed, RouteRefused
+from netbird_proxy.api.headers import fold
+from netbird_proxy.api.model import Kind, Mapping, RouteSpec, Upstream
+from netbird_proxy.api.steps import Authenticator, Dialer, Endpoint, Guard, Observer, Pages, Proxy, RequestTransform
 from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard, BoundObserver, BoundTransform, GuardStage
+from netbird_proxy.pipeline.core_answers import AMBIGUOUS_PATH, NO_ROUTE
 from netbird_proxy.pipeline.endpoint import EndpointApplication
+from netbird_proxy.pipeline.forward import Forwarder, Target
 from netbird_proxy.pipeline.heads import CORE_NAMES, HeadRules, RequestHeads
 from netbird_proxy.pipeline.pipeline import Ending, Environment, FixedAnswer, Pipeline
-from netbird_proxy.pipeline.relay import Forwarder, Target
 from netbird_proxy.pipeline.response_heads import ResponseHeads
 from netbird_proxy.pipeline.upgrade import IDLE, Upgrader
-from netbird_proxy.routing.pools import Pools, RetiringPool
 from netbird_proxy.routing.table import OWN_PATHS, HostRoutes, Route
-from netbird_proxy.steps import Authenticator, Dialer, Endpoint, Guard, Observer, Pages, Proxy, RequestTransform
+from netbird_proxy.upstreams.pools import Pools, RetiringPool
 
 log = structlog.get_logger("netbird_proxy.routing")
 
 
 class RouteHooks(Protocol):
-    """What compile asks of `netbird_proxy.plugins.Hooks`. All may raise RouteRefused or PluginFailed."""
+    """What compile asks of `netbird_proxy.routing.hooks.Hooks`. All may raise RouteRefused or PluginFailed."""
 
     def restrict(self, route: RouteSpec, proxy: Proxy) -> Sequence[tuple[str, Guard]]: ...
     def endpoint(self, host: Mapping, proxy: Proxy) -> Sequence[tuple[str, Endpoint]]: ...

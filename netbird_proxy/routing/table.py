@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping as ReadOnlyDict
 from collections.abc import Sequence
 
-from netbird_proxy.folding import climbs, fold_authority, fold_host, fold_path
-from netbird_proxy.model import AccountId, RouteSpec
+from netbird_proxy.api.model import AccountId, RouteSpec
+from netbird_proxy.http.folding import climbs, fold_authority, fold_host, fold_path
 from netbird_proxy.pipeline.heads import HeadRules
 from netbird_proxy.pipeline.pipeline import Runner
 

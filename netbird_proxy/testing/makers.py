@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from collections.abc import Mapping as ReadOnlyDict
 from typing import Any
 
-from netbird_proxy.exchange import Exchange
-from netbird_proxy.headers import Headers, RawHeader
-from netbird_proxy.model import (
+from netbird_proxy.api.exchange import Exchange
+from netbird_proxy.api.headers import Headers, RawHeader
+from netbird_proxy.api.model import (
     AccountId,
     Address,
     ExchangeId,

@@ -6,19 +6,19 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from netbird_proxy.api.errors import UpstreamError
+from netbird_proxy.api.exchange import ExchangeView, OutgoingHead
+from netbird_proxy.api.model import Challenge, Deny, Identity, Mapping, Offer, Origin, RouteSpec, Upstream
+from netbird_proxy.api.steps import Authenticator, Dialer, Endpoint, Guard, Observer, Pages, Proxy, RequestTransform
 from netbird_proxy.app import ReverseProxy
-from netbird_proxy.errors import UpstreamError
-from netbird_proxy.exchange import ExchangeView, OutgoingHead
-from netbird_proxy.model import Challenge, Deny, Identity, Mapping, Offer, Origin, RouteSpec, Upstream
 from netbird_proxy.pipeline.pipeline import GUARD_TIMEOUT, Environment
 from netbird_proxy.routing.apply import Report, Routing
 from netbird_proxy.routing.compile import Compiler, RouteHooks
-from netbird_proxy.routing.pools import Pools
-from netbird_proxy.steps import Authenticator, Dialer, Endpoint, Guard, Observer, Pages, Proxy, RequestTransform
 from netbird_proxy.testing.asgi import Answer, Client
 from netbird_proxy.testing.fakes import FakeProxy, HostDialer
 from netbird_proxy.testing.makers import mapping
 from netbird_proxy.testing.upstreams import ScriptedAnswer, Upstreams
+from netbird_proxy.upstreams.pools import Pools
 
 GuardHook = Callable[[RouteSpec, Proxy], Guard | None]
 

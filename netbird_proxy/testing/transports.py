@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
-from netbird_proxy.model import Address
-from netbird_proxy.steps import ProtocolFactory
+from netbird_proxy.api.model import Address
+from netbird_proxy.api.steps import ProtocolFactory
 
 
 class MemoryTransport(asyncio.Transport):

@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from netbird_proxy.errors import UpstreamClosed, UpstreamError
-from netbird_proxy.exchange import Informational, UpstreamConnection
-from netbird_proxy.headers import RawHeader
-from netbird_proxy.model import Upstream
-from netbird_proxy.steps import Dialer
+from netbird_proxy.api.errors import UpstreamClosed, UpstreamError
+from netbird_proxy.api.exchange import Informational, UpstreamConnection
+from netbird_proxy.api.headers import RawHeader
+from netbird_proxy.api.model import Upstream
+from netbird_proxy.api.steps import Dialer
 
 NOTHING: list[RawHeader] = []
 

@@ -13,11 +13,11 @@ import pytest
 
 import netbird_management.defaults
 import netbird_management.plugins.hooks
-import netbird_proxy.plugins
+import netbird_proxy.routing.hooks
 from docs.generate import DOCS, HEADINGS, HOOKSPECS, ROOT, Hook, fresh, hooks
 from netbird_host.plugins import Plugins
-from netbird_proxy.control.claims import CORE_CLAIMS
 from netbird_proxy.defaults import DEFAULTS
+from netbird_proxy.sources.decode.claims import CORE_CLAIMS
 
 FOREIGN_NAMES = {"APIRouter", "AbstractAsyncContextManager", "None", "ProxyMapping", "Sequence", "Typer"}
 """What signatures may name beside the host's public names: standard library, wire, and the command line's and the API's
@@ -34,7 +34,7 @@ def first_party() -> dict[str, Plugins]:
     def named(group: str) -> list[str]:
         return sorted(point.name for point in entry_points(group=group) if point.name in mine)
 
-    proxy = netbird_proxy.plugins.load_hooks(named("netbird_proxy"), defaults=DEFAULTS, core_claims=CORE_CLAIMS)
+    proxy = netbird_proxy.routing.hooks.load_hooks(named("netbird_proxy"), defaults=DEFAULTS, core_claims=CORE_CLAIMS)
     management = netbird_management.plugins.hooks.load_hooks(
         named("netbird_management"), defaults=netbird_management.defaults.DEFAULTS
     )
@@ -59,7 +59,7 @@ def test_a_hook_has_everything(hook: Hook, first_party: dict[str, Plugins]) -> N
 def test_every_hook_is_seen() -> None:
     """The reader of the specifications finds what pluggy finds."""
     for host, load in (
-        ("proxy", netbird_proxy.plugins.load_hooks),
+        ("proxy", netbird_proxy.routing.hooks.load_hooks),
         ("management", netbird_management.plugins.hooks.load_hooks),
     ):
         loaded = load()

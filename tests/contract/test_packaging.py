@@ -162,9 +162,9 @@ def test_installed_wheels_work(wheels: Path, tmp_path: Path) -> None:
 import netbird_host, netbird_management, netbird_proxy, netbird_wire
 import netbird_direct_upstream, netbird_identity_headers, netbird_private_service
 from netbird_management.plugins.hooks import load_hooks as management
-from netbird_proxy.control.claims import CORE_CLAIMS
+from netbird_proxy.sources.decode.claims import CORE_CLAIMS
 from netbird_proxy.defaults import DEFAULTS
-from netbird_proxy.plugins import load_hooks as proxy
+from netbird_proxy.routing.hooks import load_hooks as proxy
 plugins = ["private_service", "direct_upstream"]
 print(sorted(one.id for one in management(plugins).plugins))
 hooks = proxy([*plugins, "identity_headers"], defaults=DEFAULTS, core_claims=CORE_CLAIMS)

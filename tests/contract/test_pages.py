@@ -15,19 +15,19 @@ import typer
 from pydantic import BaseModel
 
 import netbird_management.cli
-import netbird_proxy.cli
+import netbird_proxy.operator.cli
 from docs.generate import DOCS, FIRST_PARTY, ROOT, settings_rows
 from netbird_management.model.services import TargetType
 from netbird_management.rest.service_json import OptionsBody, ServiceBody, TargetBody
 from netbird_management.settings import ManagementSettings
-from netbird_proxy.admin import application
-from netbird_proxy.control.claims import CORE_CLAIMS
-from netbird_proxy.control.codec import Codec
 from netbird_proxy.defaults import DEFAULTS
-from netbird_proxy.file_mappings import decode_mappings
-from netbird_proxy.loading import load
-from netbird_proxy.plugins import load_hooks
-from netbird_proxy.settings import ProxySettings, read_settings
+from netbird_proxy.operator.admin import application
+from netbird_proxy.process.loading import load
+from netbird_proxy.process.settings import ProxySettings, read_settings
+from netbird_proxy.routing.hooks import load_hooks
+from netbird_proxy.sources.decode.claims import CORE_CLAIMS
+from netbird_proxy.sources.decode.codec import Codec
+from netbird_proxy.sources.file.watch import decode_mappings
 
 PAGES = [
     ROOT / "README.md",
@@ -197,7 +197,7 @@ def test_commands_on_pages_are_good(where: str, line: str) -> None:
     program, *arguments = shlex.split(line)
     hooks = load_hooks(["peer"], core_claims=CORE_CLAIMS)
     proxy = typer.Typer()
-    for command in netbird_proxy.cli.app.registered_commands:
+    for command in netbird_proxy.operator.cli.app.registered_commands:
         proxy.registered_commands.append(command)
     for name, command in hooks.commands():
         proxy.add_typer(command, name=name)

@@ -47,11 +47,11 @@ from netbird_proxy import (
     Tunnel,
     hookimpl,
 )
-from netbird_proxy.control.codec import Codec
-from netbird_proxy.errors import SettingsError
-from netbird_proxy.plugins import Hooks, load_hooks
-from netbird_proxy.settings import read_settings
-from netbird_proxy.steps import ManagementChannel
+from netbird_proxy.api.errors import SettingsError
+from netbird_proxy.api.steps import ManagementChannel
+from netbird_proxy.process.settings import read_settings
+from netbird_proxy.routing.hooks import Hooks, load_hooks
+from netbird_proxy.sources.decode.codec import Codec
 from netbird_proxy.testing.fakes import FakeManagement, FakeProxy, HostDialer
 from netbird_proxy.testing.makers import ACCOUNT, identity, route, upstream
 from netbird_proxy.testing.transcript import Transcript

@@ -9,7 +9,7 @@ import pytest
 
 import netbird_management
 import netbird_proxy
-import netbird_proxy.steps
+import netbird_proxy.api.steps
 
 HOSTS = pytest.mark.parametrize("host", [netbird_proxy, netbird_management], ids=lambda host: host.__name__)
 
@@ -25,7 +25,7 @@ def test_all_is_what_there_is(host: ModuleType) -> None:
     assert len(set(host.__all__)) == len(host.__all__)
 
 
-@pytest.mark.parametrize("module", ["netbird_proxy.exchange", "netbird_proxy.steps"])
+@pytest.mark.parametrize("module", ["netbird_proxy.api.exchange", "netbird_proxy.api.steps"])
 def test_inner_all_is_there(module: str) -> None:
     """A module that lists its names lists names that it has."""
     found = import_module(module)
@@ -37,8 +37,8 @@ def test_every_protocol_of_the_steps_is_public() -> None:
     """What a plugin returns or is given, it can name."""
     defined = {
         name
-        for name, value in vars(netbird_proxy.steps).items()
-        if isinstance(value, type) and value.__module__ == "netbird_proxy.steps"
+        for name, value in vars(netbird_proxy.api.steps).items()
+        if isinstance(value, type) and value.__module__ == "netbird_proxy.api.steps"
     }
 
     assert defined - set(netbird_proxy.__all__) == set()

@@ -11,14 +11,14 @@ import pytest
 import typer
 
 import netbird_management.cli
-import netbird_proxy.cli
+import netbird_proxy.operator.cli
 from netbird_management.settings import ManagementSettings
-from netbird_proxy.server import DRAIN_MARGIN, TUNNEL_STOP
-from netbird_proxy.settings import Limits
+from netbird_proxy.process.server import DRAIN_MARGIN, TUNNEL_STOP
+from netbird_proxy.process.settings import Limits
 
 ROOT = Path(__file__).parents[2]
 UNITS = sorted((ROOT / "docs" / "operations").glob("netbird-*"))
-PROGRAMS = {"netbird-proxy": netbird_proxy.cli.app, "netbird-management": netbird_management.cli.app}
+PROGRAMS = {"netbird-proxy": netbird_proxy.operator.cli.app, "netbird-management": netbird_management.cli.app}
 
 
 def read(unit: Path) -> RawConfigParser:

@@ -15,12 +15,12 @@ from netbird_management.operations.accounts import create_account
 from netbird_management.operations.services import delete_service
 from netbird_management.secrets.vault import Vault
 from netbird_management.store.state import State
-from netbird_proxy.control.client import Connection, ManagementClient
+from netbird_proxy.sources.management.client import Connection, ManagementClient
 from netbird_proxy.testing.faults import TcpRelay
 from netbird_wire.proxy_service_pb2 import ProxyCapabilities
 from tests.netbird_management.conftest import Home
 from tests.netbird_management.grpc.conftest import CLUSTER, Lab, lab_for, peer_target
-from tests.netbird_proxy.test_mappings import Line as ProxySide
+from tests.netbird_proxy.sources.management.test_mappings import Line as ProxySide
 
 SECONDS = 30
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from netbird_host.plugins import PluginError, Plugins, installed, load
-from netbird_proxy import hookspecs
+from netbird_proxy.api import hookspecs
 
 GROUP = "netbird_proxy"
 HEAD = "from netbird_proxy import ALLOW, Claim, Guard, PluginInfo, always, hookimpl\n"

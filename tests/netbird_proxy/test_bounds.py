@@ -27,14 +27,13 @@ from netbird_overlay.whereabouts import Whereabouts
 from netbird_private_service import validation
 from netbird_private_service.validation import Question, TooManyQuestions, Validations
 from netbird_proxy import ALLOW, Guard
-from netbird_proxy import accounts as accounts_module
-from netbird_proxy.accounts import Accounts
-from netbird_proxy.control import client as client_module
-from netbird_proxy.control import files, status, tokens
-from netbird_proxy.control.client import Connection, open_channel
-from netbird_proxy.control.status import Status, StatusReports
-from netbird_proxy.control.tokens import OneTimeTokens
-from netbird_proxy.decisions import LONGEST_PATH, Decisions
+from netbird_proxy.accounts import accounts as accounts_module
+from netbird_proxy.accounts.accounts import Accounts
+from netbird_proxy.accounts.revocations import RevokedSessions
+from netbird_proxy.api.errors import ProtocolViolation, UpstreamClosed, UpstreamOverloaded
+from netbird_proxy.api.exchange import CONNECTION_EXTENSION
+from netbird_proxy.api.headers import FOLDED, Headers, fold
+from netbird_proxy.api.model import AccountId, PublicKey, ServiceId
 from netbird_proxy.defaults.access_log import entry as entry_module
 from netbird_proxy.defaults.access_log import line as line_module
 from netbird_proxy.defaults.access_log import sender as sender_module
@@ -44,29 +43,32 @@ from netbird_proxy.defaults.access_log.writer import LineWriter
 from netbird_proxy.defaults.session import authenticators, confirmations
 from netbird_proxy.defaults.session import tokens as session_tokens
 from netbird_proxy.defaults.telemetry import plugin as telemetry
-from netbird_proxy.dialing import http1 as upstream_module
-from netbird_proxy.dialing.answers import HeadLimits
-from netbird_proxy.dialing.http1 import Http1Connection
-from netbird_proxy.dialing.pools import UpstreamPool
-from netbird_proxy.dialing.tls import client_context
-from netbird_proxy.errors import ProtocolViolation, UpstreamClosed, UpstreamOverloaded
-from netbird_proxy.exchange import CONNECTION_EXTENSION
-from netbird_proxy.folding import _HOSTS, fold_authority
-from netbird_proxy.headers import FOLDED, Headers, fold
-from netbird_proxy.listening import framing, head
+from netbird_proxy.http import framing, head
+from netbird_proxy.http.answers import HeadLimits
+from netbird_proxy.http.folding import _HOSTS, fold_authority
 from netbird_proxy.listening.connections import Connections, ListenLimits
 from netbird_proxy.listening.http1 import Http1Protocol
 from netbird_proxy.listening.origins import Origins
 from netbird_proxy.listening.peek import Peek
-from netbird_proxy.model import AccountId, PublicKey, ServiceId
+from netbird_proxy.operator.decisions import LONGEST_PATH, Decisions
 from netbird_proxy.pipeline import deadline, heads
-from netbird_proxy.plugins import load_hooks
-from netbird_proxy.revocations import RevokedSessions
 from netbird_proxy.routing.apply import Routing
+from netbird_proxy.routing.hooks import load_hooks
+from netbird_proxy.sources.file import read as files
+from netbird_proxy.sources.management import client as client_module
+from netbird_proxy.sources.management import statuses as status
+from netbird_proxy.sources.management import tokens
+from netbird_proxy.sources.management.client import Connection, open_channel
+from netbird_proxy.sources.management.statuses import Status, StatusReports
+from netbird_proxy.sources.management.tokens import OneTimeTokens
 from netbird_proxy.testing.fakes import FakeManagement, FakeProxy
 from netbird_proxy.testing.makers import exchange, host_origin, mapping, route, upstream
 from netbird_proxy.testing.transcript import StepHooks, Transcript
 from netbird_proxy.testing.transports import MemoryDialer, MemoryTransport
+from netbird_proxy.upstreams import connection as upstream_module
+from netbird_proxy.upstreams.connection import Http1Connection
+from netbird_proxy.upstreams.pool import UpstreamPool
+from netbird_proxy.upstreams.tls import client_context
 from netbird_wire.proxy_service_pb2 import (
     PROXY_STATUS_ACTIVE,
     ProxyMapping,

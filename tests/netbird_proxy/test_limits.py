@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from netbird_host.shutdown import Shutdown
-from netbird_proxy.loading import load
-from netbird_proxy.server import ProxyServer
-from netbird_proxy.settings import Limits, read_settings
+from netbird_proxy.process.loading import load
+from netbird_proxy.process.server import ProxyServer
+from netbird_proxy.process.settings import Limits, read_settings
 
 WAIT = 8.0  # less than every default that a limit here could be mistaken for
 GET = b"GET /x HTTP/1.1\r\nHost: a.example\r\n\r\n"
@@ -395,9 +395,9 @@ async def drain(directory: Path) -> None:
 ELSEWHERE = {
     "step_deadline": "pipeline/test_fail_closed.py",
     "step_grace": "pipeline/test_fail_closed.py",
-    "rpc_timeout": "control/test_client.py",
-    "batch_watchdog": "control/test_client.py",
-    "revalidate": "app/test_open_exchanges.py",
+    "rpc_timeout": "sources/management/test_client.py",
+    "batch_watchdog": "sources/management/test_client.py",
+    "revalidate": "pipeline/test_open_exchanges.py",
     "management_silence": "../e2e/test_management_away.py",
     "management_patience": "../e2e/test_management_away.py",
 }

@@ -35,9 +35,9 @@ from netbird_management.store.engine import DATABASE_FILE
 from netbird_overlay.driver import Driver
 from netbird_overlay.wgconf import parse_config
 from netbird_peer.node import peer_node
-from netbird_proxy.loading import load
-from netbird_proxy.server import ProxyServer
-from netbird_proxy.settings import read_settings
+from netbird_proxy.process.loading import load
+from netbird_proxy.process.server import ProxyServer
+from netbird_proxy.process.settings import read_settings
 from netbird_proxy.testing.faults import Kind, Line, TcpRelay, UdpRelay
 
 CLUSTER = "px.test"

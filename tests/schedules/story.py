@@ -16,7 +16,7 @@ from typing import Any
 
 from netbird_management.model.accounts import Role
 from netbird_management.operations.users import update_user
-from netbird_proxy.model import ExchangeId
+from netbird_proxy.api.model import ExchangeId
 from netbird_proxy.testing.faults import Fault, play, schedule
 from tests.schedules.house import (
     ACCESS_LOG,

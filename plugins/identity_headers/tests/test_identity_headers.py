@@ -12,10 +12,10 @@ from pydantic import ValidationError
 from netbird_identity_headers.proxy import IdentityHeaders, _groups, _printable, _user
 from netbird_identity_headers.settings import PLUGIN, IdentityHeadersSettings
 from netbird_proxy import Authenticator, Dialer, Group, Identity, PluginInfo, UserId, hookimpl
-from netbird_proxy.control.claims import CORE_CLAIMS
-from netbird_proxy.control.codec import Codec
-from netbird_proxy.model import Mapping
-from netbird_proxy.plugins import Hooks, load_hooks
+from netbird_proxy.api.model import Mapping
+from netbird_proxy.routing.hooks import Hooks, load_hooks
+from netbird_proxy.sources.decode.claims import CORE_CLAIMS
+from netbird_proxy.sources.decode.codec import Codec
 from netbird_proxy.testing.fakes import HostDialer
 from netbird_proxy.testing.makers import host_origin
 from netbird_proxy.testing.transcript import Transcript

@@ -22,8 +22,8 @@ from netbird_proxy import (
     UserId,
     hookimpl,
 )
-from netbird_proxy.model import Origin, RouteSpec
-from netbird_proxy.plugins import load_hooks
+from netbird_proxy.api.model import Origin, RouteSpec
+from netbird_proxy.routing.hooks import load_hooks
 from netbird_proxy.testing.fakes import FakeManagement, FakeProxy, FakeTunnel, HostDialer
 from netbird_proxy.testing.makers import ACCOUNT, exchange, host_origin, peer, route, tunnel_origin, upstream
 from netbird_proxy.testing.transcript import Transcript

@@ -8,7 +8,6 @@ import httpx
 import pytest
 import trustme
 
-from netbird_host.core_settings import ASK_FOR_BOTH
 from netbird_management import Capabilities, Claim, PluginInfo, always, hookimpl
 from netbird_management.compute.mapping import BuiltMapping, build
 from netbird_management.model.services import Service
@@ -18,6 +17,7 @@ from netbird_management.operations.users import create_token
 from netbird_management.plugins.hooks import Hooks, load_hooks
 from netbird_management.rest.app import create_app
 from netbird_management.rest.context import Context
+from netbird_wire.core_settings import ASK_FOR_BOTH
 from netbird_wire.plugin_settings import read_settings
 from netbird_wire.proxy_service_pb2 import PathMapping, ProxyMapping
 from tests.netbird_management.conftest import Api, Home

@@ -15,23 +15,23 @@ from pydantic import BaseModel
 
 from netbird_direct_upstream.proxy import AllowEntry, DirectUpstreamOptions
 from netbird_overlay.testing import Recorder
+from netbird_proxy.api.model import AccountId, Address
 from netbird_proxy.app import ReverseProxy
-from netbird_proxy.control.claims import CORE_CLAIMS
-from netbird_proxy.control.codec import Codec
 from netbird_proxy.defaults import DEFAULTS
 from netbird_proxy.defaults.access_log import AccessLogOptions
-from netbird_proxy.dialing.pools import UpstreamPool
 from netbird_proxy.listening.connections import Connections
 from netbird_proxy.listening.origins import Origins
 from netbird_proxy.listening.sockets import serve_host
 from netbird_proxy.listening.tunnels import HTTP_PORT, serve_inside
-from netbird_proxy.model import AccountId, Address
 from netbird_proxy.pipeline.pipeline import Environment
-from netbird_proxy.plugins import load_hooks
 from netbird_proxy.routing.apply import Routing
 from netbird_proxy.routing.compile import Compiler
-from netbird_proxy.routing.pools import Pools
+from netbird_proxy.routing.hooks import load_hooks
+from netbird_proxy.sources.decode.claims import CORE_CLAIMS
+from netbird_proxy.sources.decode.codec import Codec
 from netbird_proxy.testing.fakes import FakeManagement, FakeProxy
+from netbird_proxy.upstreams.pool import UpstreamPool
+from netbird_proxy.upstreams.pools import Pools
 from netbird_tunnel_netstack.testing import tunnel_pair
 from netbird_wire.direct_upstream import set_direct
 from netbird_wire.proxy_service_pb2 import PathMapping, Principal, ProxyMapping, ValidateTunnelPeerResponse

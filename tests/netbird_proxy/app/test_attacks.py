@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from netbird_proxy.api.headers import fold
 from netbird_proxy.defaults.forwarding import ForwardingOptions
-from netbird_proxy.headers import fold
 
 from .stage import WAIT, Seen, Stage, staged, statuses
 

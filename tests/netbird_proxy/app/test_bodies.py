@@ -12,20 +12,20 @@ from typing import Any
 import pytest
 import uvloop
 
+from netbird_proxy.api.model import Address
+from netbird_proxy.api.steps import ExchangeView
 from netbird_proxy.app import ReverseProxy
-from netbird_proxy.dialing.pools import UpstreamPool
 from netbird_proxy.listening.connections import Connections, ListenLimits
 from netbird_proxy.listening.origins import Origins
 from netbird_proxy.listening.sockets import serve_host
-from netbird_proxy.model import Address
 from netbird_proxy.pipeline.pipeline import Environment
 from netbird_proxy.routing.apply import Routing
 from netbird_proxy.routing.compile import Compiler
-from netbird_proxy.routing.pools import Pools
-from netbird_proxy.steps import ExchangeView
 from netbird_proxy.testing.fakes import FakeProxy
 from netbird_proxy.testing.makers import HOST, mapping, route, upstream
 from netbird_proxy.testing.transcript import StepHooks
+from netbird_proxy.upstreams.pool import UpstreamPool
+from netbird_proxy.upstreams.pools import Pools
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

@@ -10,15 +10,15 @@ import pytest
 import uvicorn
 
 from netbird_proxy import ALLOW, Claim, Decision, Deny, ExchangeView, Guard, PluginInfo, Proxy, RouteSpec, hookimpl
-from netbird_proxy.embedding import EmbeddedProxy
-from netbird_proxy.errors import (
+from netbird_proxy.api.errors import (
     ManagementUnavailable,
     PluginFailed,
     RouteRefused,
     SettingsError,
     TunnelNotReady,
 )
-from netbird_proxy.model import AccountId, Address
+from netbird_proxy.api.model import AccountId, Address
+from netbird_proxy.embedding import EmbeddedProxy
 from netbird_proxy.testing.asgi import ask
 from netbird_proxy.testing.makers import mapping
 from netbird_proxy.testing.upstreams import ScriptedServer

@@ -12,7 +12,7 @@ from collections import Counter
 
 import pytest
 
-from netbird_proxy.headers import fold
+from netbird_proxy.api.headers import fold
 
 from .stage import WAIT, Seen, Stage, staged, statuses
 from .test_attacks import DATA, raw

@@ -11,16 +11,16 @@ import pytest
 import uvicorn
 
 from netbird_proxy.app import ReverseProxy
-from netbird_proxy.dialing.pools import UpstreamPool
-from netbird_proxy.listening.head import check_scope
+from netbird_proxy.http.head import check_scope
 from netbird_proxy.pipeline.pipeline import Environment
 from netbird_proxy.routing.apply import Routing
 from netbird_proxy.routing.compile import Compiler
-from netbird_proxy.routing.pools import Pools
 from netbird_proxy.testing.fakes import FakeProxy
 from netbird_proxy.testing.makers import mapping, route, upstream
 from netbird_proxy.testing.transcript import StepHooks
 from netbird_proxy.testing.upstreams import ScriptedServer
+from netbird_proxy.upstreams.pool import UpstreamPool
+from netbird_proxy.upstreams.pools import Pools
 
 GET = b"GET /x HTTP/1.1\r\nhost: app.example.com\r\nconnection: close\r\n\r\n"
 

@@ -21,22 +21,22 @@ from websockets.frames import Frame, Opcode
 from websockets.uri import parse_uri
 
 from netbird_proxy import ALLOW, Deny, Guard
+from netbird_proxy.api.model import Address
 from netbird_proxy.app import ReverseProxy
-from netbird_proxy.dialing.pools import UpstreamPool
 from netbird_proxy.listening.connections import Connections
 from netbird_proxy.listening.http1 import Http1Protocol
 from netbird_proxy.listening.origins import Origins
 from netbird_proxy.listening.sockets import HostListener, serve_host
 from netbird_proxy.listening.tls import ServerTls
 from netbird_proxy.listening.tunnels import serve_inside
-from netbird_proxy.model import Address
 from netbird_proxy.pipeline.pipeline import Environment
 from netbird_proxy.routing.apply import Routing
 from netbird_proxy.routing.compile import Compiler
-from netbird_proxy.routing.pools import Pools
 from netbird_proxy.testing.fakes import FakeProxy
 from netbird_proxy.testing.makers import ACCOUNT, HOST, mapping, route, upstream
 from netbird_proxy.testing.transcript import StepHooks
+from netbird_proxy.upstreams.pool import UpstreamPool
+from netbird_proxy.upstreams.pools import Pools
 from netbird_tunnel_netstack.testing import tunnel_pair
 
 Run = Callable[[Coroutine[Any, Any, None]], None]

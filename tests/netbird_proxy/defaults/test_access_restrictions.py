@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from netbird_proxy import ALLOW, Decision, Deny, Origin, RouteRefused
-from netbird_proxy.control.claims import CORE_CLAIMS
-from netbird_proxy.control.codec import Codec
+from netbird_proxy.api.errors import PluginFailed
 from netbird_proxy.defaults.access_restrictions import AccessRestrictions, AccessRestrictionsOptions
 from netbird_proxy.defaults.access_restrictions.networks import Networks
 from netbird_proxy.defaults.access_restrictions.settings import RestrictionSettings
-from netbird_proxy.errors import PluginFailed
-from netbird_proxy.plugins import Hooks, load_hooks
+from netbird_proxy.routing.hooks import Hooks, load_hooks
+from netbird_proxy.sources.decode.claims import CORE_CLAIMS
+from netbird_proxy.sources.decode.codec import Codec
 from netbird_proxy.testing.fakes import FakeProxy
 from netbird_proxy.testing.makers import exchange, host_origin, route, tunnel_origin
 from netbird_wire.proxy_service_pb2 import PathMapping, ProxyMapping

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from netbird_proxy import Dialer, Origin, PluginInfo, hookimpl
+from netbird_proxy.api.exchange import Exchange
 from netbird_proxy.defaults.forwarding import Forwarding, ForwardingOptions
-from netbird_proxy.exchange import Exchange
-from netbird_proxy.plugins import load_hooks
-from netbird_proxy.settings import netbird_environment
+from netbird_proxy.process.settings import netbird_environment
+from netbird_proxy.routing.hooks import load_hooks
 from netbird_proxy.testing.fakes import FakeProxy, HostDialer
 from netbird_proxy.testing.makers import HOST, host_origin, route, tunnel_origin
 from netbird_proxy.testing.transcript import Transcript

@@ -10,7 +10,7 @@ from netbird_proxy import Dialer, PluginInfo, RouteSpec, Upstream, hookimpl
 from netbird_proxy.defaults import DEFAULTS
 from netbird_proxy.defaults.access_log import AccessLogOptions
 from netbird_proxy.defaults.telemetry import TelemetryOptions
-from netbird_proxy.plugins import load_hooks
+from netbird_proxy.routing.hooks import load_hooks
 from netbird_proxy.testing.fakes import FakeProxy, HostDialer
 from netbird_proxy.testing.makers import route
 from netbird_proxy.testing.transcript import Transcript

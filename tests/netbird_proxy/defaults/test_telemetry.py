@@ -22,10 +22,10 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from pydantic import ValidationError
 
 from netbird_proxy import Deny, Headers, Identity, OutgoingHead, TrailEntry, Try, UserId
+from netbird_proxy.api.errors import ClientGone, DialRefused, UpstreamClosed
 from netbird_proxy.defaults import DEFAULTS
 from netbird_proxy.defaults.telemetry import TelemetryOptions
-from netbird_proxy.errors import ClientGone, DialRefused, UpstreamClosed
-from netbird_proxy.plugins import Hooks, load_hooks
+from netbird_proxy.routing.hooks import Hooks, load_hooks
 
 WAIT = 20.0
 TRACE = "0af7651916cd43dd8448eb211c80319c"

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from netbird_proxy.exchange import Message, Receive, Scope, Send
-from netbird_proxy.listening.head import check_scope
+from netbird_proxy.api.exchange import Message, Receive, Scope, Send
+from netbird_proxy.http.head import check_scope
 
 CORPUS = Path(__file__).parents[2] / "corpus" / "heads" / "heads.toml"
 HEADS: list[dict[str, Any]] = tomllib.loads(CORPUS.read_text())["head"]

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from netbird_proxy.errors import ReadTimeout, TooSlow
-from netbird_proxy.exchange import Receive, Scope, Send
+from netbird_proxy.api.errors import ReadTimeout, TooSlow
+from netbird_proxy.api.exchange import Receive, Scope, Send
 from netbird_proxy.listening.connections import ListenLimits
 from netbird_proxy.listening.pace import Pace
 

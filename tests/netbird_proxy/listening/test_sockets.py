@@ -19,15 +19,15 @@ import pytest
 import trustme
 import uvloop
 
-from netbird_proxy.errors import SettingsError
-from netbird_proxy.exchange import CONNECTION_EXTENSION, ORIGIN_STATE, ASGIApp, Receive, Scope, Send
+from netbird_proxy.api.errors import SettingsError
+from netbird_proxy.api.exchange import CONNECTION_EXTENSION, ORIGIN_STATE, ASGIApp, Receive, Scope, Send
+from netbird_proxy.api.model import AccountId, Address
 from netbird_proxy.listening.connections import Connections, ListenLimits, uncounted
 from netbird_proxy.listening.origins import Origins
 from netbird_proxy.listening.peek import Peek
 from netbird_proxy.listening.sockets import HostListener, serve_host
 from netbird_proxy.listening.tls import ServerTls
 from netbird_proxy.listening.tunnels import serve_inside
-from netbird_proxy.model import AccountId, Address
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 GET_CLOSE = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from netbird_proxy import ALLOW, OBSERVED, Authenticator, Deny, Guard, Identity, RequestTransform, UserId
-from netbird_proxy.errors import ManagementTimeout, StepFailed
-from netbird_proxy.model import Challenge, Offer
+from netbird_proxy.api.errors import ManagementTimeout, StepFailed
+from netbird_proxy.api.model import Challenge, Offer
 from netbird_proxy.testing.asgi import Client
 from netbird_proxy.testing.makers import host_origin, route
 from netbird_proxy.testing.transcript import StepHooks, Transcript

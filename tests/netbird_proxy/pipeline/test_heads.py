@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netbird_proxy.errors import BadRequest, RouteRefused
-from netbird_proxy.exchange import Exchange
-from netbird_proxy.headers import Headers
-from netbird_proxy.model import Upstream
+from netbird_proxy.api.errors import BadRequest, RouteRefused
+from netbird_proxy.api.exchange import Exchange
+from netbird_proxy.api.headers import Headers
+from netbird_proxy.api.model import Upstream
+from netbird_proxy.api.steps import RequestTransform
 from netbird_proxy.pipeline.bound import BoundTransform
 from netbird_proxy.pipeline.heads import (
     HeadRules,
@@ -21,7 +22,6 @@ from netbird_proxy.pipeline.heads import (
     without_session_token,
 )
 from netbird_proxy.pipeline.response_heads import ResponseHeads, informational, split_authority
-from netbird_proxy.steps import RequestTransform
 from netbird_proxy.testing.makers import HOST, exchange, host_origin, route, tunnel_origin, upstream
 
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netbird_proxy import Guard, RequestTransform
-from netbird_proxy.headers import fold, is_reserved
-from netbird_proxy.model import ALLOW
+from netbird_proxy.api.headers import fold, is_reserved
+from netbird_proxy.api.model import ALLOW
 from netbird_proxy.pipeline.heads import HeadRules
 from netbird_proxy.testing.makers import host_origin, route, upstream
 from netbird_proxy.testing.transcript import StepHooks, Transcript

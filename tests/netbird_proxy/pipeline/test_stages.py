@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from netbird_proxy import ALLOW, Authenticator, Deny, Guard, Identity, RequestTransform, UserId
-from netbird_proxy.errors import BodyTooLarge, ClientGone
+from netbird_proxy.api.errors import BodyTooLarge, ClientGone
 from netbird_proxy.testing.asgi import Client
 from netbird_proxy.testing.fakes import FakeProxy
 from netbird_proxy.testing.makers import host_origin, route

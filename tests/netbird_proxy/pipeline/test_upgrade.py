@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from netbird_proxy import ALLOW, Authenticator, Deny, Guard, Identity, RequestTransform, UserId
-from netbird_proxy.errors import ProtocolViolation, UpstreamClosed
-from netbird_proxy.model import Kind
+from netbird_proxy.api.errors import ProtocolViolation, UpstreamClosed
+from netbird_proxy.api.model import Kind
 from netbird_proxy.pipeline import upgrade
 from netbird_proxy.pipeline.heads import offers
 from netbird_proxy.testing.asgi import Client

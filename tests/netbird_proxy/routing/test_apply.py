@@ -11,17 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netbird_proxy import ALLOW
-from netbird_proxy.errors import RouteClosed
-from netbird_proxy.model import AccountId, Address, Mapping, ServiceId
-from netbird_proxy.pipeline.answers import NO_ROUTE
+from netbird_proxy.api.errors import RouteClosed
+from netbird_proxy.api.model import AccountId, Address, Mapping, ServiceId
+from netbird_proxy.pipeline.core_answers import NO_ROUTE
 from netbird_proxy.pipeline.pipeline import Environment, FixedAnswer
 from netbird_proxy.routing.apply import Routing
 from netbird_proxy.routing.compile import Compiler
-from netbird_proxy.routing.pools import Pools
 from netbird_proxy.testing.fakes import FakeProxy
 from netbird_proxy.testing.makers import HOST, host_origin, mapping, route, upstream
 from netbird_proxy.testing.transcript import StepHooks, Transcript
 from netbird_proxy.testing.upstreams import ScriptedAnswer, Upstreams
+from netbird_proxy.upstreams.pools import Pools
 
 
 async def allow(_exchange: object) -> object:

@@ -10,18 +10,18 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from netbird_proxy.errors import RouteClosed
-from netbird_proxy.model import AccountId, Mapping, ServiceId
-from netbird_proxy.pipeline.answers import NO_ROUTE
+from netbird_proxy.api.errors import RouteClosed
+from netbird_proxy.api.model import AccountId, Mapping, ServiceId
+from netbird_proxy.api.steps import Guard
+from netbird_proxy.pipeline.core_answers import NO_ROUTE
 from netbird_proxy.pipeline.pipeline import Environment, FixedAnswer, Pipeline
 from netbird_proxy.routing.apply import Routing
 from netbird_proxy.routing.compile import Compiler
-from netbird_proxy.routing.pools import Pools
-from netbird_proxy.steps import Guard
 from netbird_proxy.testing.fakes import FakeProxy
 from netbird_proxy.testing.makers import mapping, route, upstream
 from netbird_proxy.testing.transcript import StepHooks
 from netbird_proxy.testing.upstreams import Upstreams
+from netbird_proxy.upstreams.pools import Pools
 from tests.netbird_proxy.routing.test_apply import allow
 
 SOURCES = ("management", "file")

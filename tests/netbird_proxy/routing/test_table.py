@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netbird_proxy import ALLOW, Guard
-from netbird_proxy.model import AccountId, RouteSpec
+from netbird_proxy.api.model import AccountId, RouteSpec
+from netbird_proxy.api.steps import Proxy
 from netbird_proxy.routing.table import HostRoutes, Route, Table
-from netbird_proxy.steps import Proxy
 from netbird_proxy.testing.makers import ACCOUNT, host_origin, mapping, route, tunnel_origin, upstream
 from netbird_proxy.testing.transcript import StepHooks, Transcript
 
@@ -76,7 +76,7 @@ def test_match_is_the_longest_of_those_that_hold(prefixes: set[bytes], path: byt
 @given(st.sets(PREFIX, min_size=2, max_size=6), PATH)
 def test_two_readings_never_disagree_unnoticed(prefixes: set[bytes], path: bytes) -> None:
     """Where guards differ, a path is served by the route that its folded form leads to, or not at all."""
-    from netbird_proxy.folding import fold_path
+    from netbird_proxy.http.folding import fold_path
 
     entry, _ = host(*prefixes, differ=True)
     found = entry.match(path)

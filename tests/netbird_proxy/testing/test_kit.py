@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from netbird_proxy.errors import DialRefused, ManagementTimeout, ManagementUnavailable, TunnelNotReady
-from netbird_proxy.model import AccountId, Address
+from netbird_proxy.api.errors import DialRefused, ManagementTimeout, ManagementUnavailable, TunnelNotReady
+from netbird_proxy.api.model import AccountId, Address
 from netbird_proxy.testing.fakes import FakeManagement, FakeProxy, FakeTunnel
 from netbird_proxy.testing.makers import exchange, host_origin, identity, peer, route
 from netbird_proxy.testing.transcript import Transcript

@@ -11,11 +11,11 @@ from typing import Any
 from nacl.signing import SigningKey
 
 from netbird_proxy import Authenticator, Deny, ExchangeView, Guard, Identity, PluginInfo, hookimpl
-from netbird_proxy.control.codec import Codec
 from netbird_proxy.defaults import DEFAULTS
 from netbird_proxy.defaults.access_log import AccessLogOptions
 from netbird_proxy.defaults.session.plugin import SessionOptions
-from netbird_proxy.plugins import Hooks, load_hooks
+from netbird_proxy.routing.hooks import Hooks, load_hooks
+from netbird_proxy.sources.decode.codec import Codec
 from netbird_proxy.testing.asgi import Answer
 from netbird_proxy.testing.fakes import FakeManagement, FakeProxy, HostDialer
 from netbird_proxy.testing.makers import HOST, identity

@@ -9,7 +9,7 @@ from urllib.parse import quote
 import pytest
 
 from netbird_proxy import ManagementTimeout
-from netbird_proxy.control.codec import Codec
+from netbird_proxy.sources.decode.codec import Codec
 from netbird_proxy.testing.makers import HOST, host_origin
 from netbird_wire.proxy_service_pb2 import AuthenticateResponse, ValidateSessionResponse
 from tests.netbird_proxy.defaults.session.service import BROWSER, FORM, Service, cookies_of

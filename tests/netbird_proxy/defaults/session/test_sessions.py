@@ -12,10 +12,10 @@ import pytest
 from nacl.signing import SigningKey
 
 from netbird_proxy import Claim, PluginInfo, always, hookimpl
-from netbird_proxy.control.codec import Codec
+from netbird_proxy.api.model import AccountId
 from netbird_proxy.defaults.session.settings import SessionSettings
 from netbird_proxy.defaults.session.tokens import Tokens
-from netbird_proxy.model import AccountId
+from netbird_proxy.sources.decode.codec import Codec
 from netbird_proxy.testing.fakes import FakeTunnel
 from netbird_proxy.testing.makers import HOST, peer, tunnel_origin
 from netbird_wire.plugin_settings import write_settings

@@ -12,10 +12,10 @@ from urllib.parse import parse_qs, quote, urlsplit
 import pytest
 
 from netbird_proxy import Deny, Group, ManagementRefused, ManagementUnavailable
-from netbird_proxy.control.codec import Codec
 from netbird_proxy.defaults.session.confirmations import Confirmations
 from netbird_proxy.defaults.session.site import Site
 from netbird_proxy.defaults.session.tokens import Tokens
+from netbird_proxy.sources.decode.codec import Codec
 from netbird_proxy.testing.asgi import Answer
 from netbird_wire.proxy_service_pb2 import GetOIDCURLResponse, ValidateSessionResponse
 from tests.netbird_proxy.defaults.session.service import Refusing, Service, cookies_of

@@ -1,0 +1,261 @@
+"""The accounts that need a tunnel, and the task that keeps each one up.
+
+A tunnel is opened when the first mapping needs it, opened again with back-off when it fails, and closed when no mapping
+needs it. Until it is up, dials wait within their own deadline. Everything about it that others may know (its node, its
+listeners, its generation) stands here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from netbird_host.backoff import Backoff
+from netbird_proxy.api.errors import TunnelNotReady
+from netbird_proxy.api.model import AccountId, Address, PublicKey
+from netbird_proxy.api.steps import ManagementChannel, ProtocolFactory, Proxy, Tunnel
+from netbird_proxy.routing.hooks import Hooks
+
+log = structlog.get_logger("netbird_proxy.accounts")
+
+FIRST_DELAY, FACTOR, LONGEST_DELAY = 0.8, 1.7, 15.0
+"""Back-off between attempts at a tunnel, in seconds; each wait is uniform in [half, whole]."""
+GENERATIONS = 65_536
+"""Accounts that have a generation of their own."""
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+class ProxyPeers(ManagementChannel, Protocol):
+    """The management channel, with the one call that only the host makes."""
+
+    async def create_proxy_peer(self, account: AccountId, public_key: PublicKey, endpoint: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class InboundListeners:
+    """Where an account's peers find us, as told to management. A port that is not served is None."""
+
+    address: str
+    http_port: int | None
+    https_port: int | None
+
+
+@dataclass(slots=True)
+class AccountState:
+    """One account's tunnel as it stands. `tunnel` is None until it is up and after it is lost."""
+
+    id: AccountId
+    tunnel: Tunnel | None = None
+    inbound: InboundListeners | None = None
+    error: str = ""
+    up: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """Implements `netbird_proxy.api.steps.AccountHandle`."""
+
+    id: AccountId
+    directory: Path
+    management: ProxyPeers
+    accounts: Accounts
+
+    @property
+    def generation(self) -> int:
+        return self.accounts.generation(self.id)
+
+    async def register(self, public_key: PublicKey, *, endpoint: str = "") -> None:
+        await self.management.create_proxy_peer(self.id, public_key, endpoint)
+
+
+class AccountDialer:
+    """Dials through an account's tunnel, whichever one is up when the dial comes."""
+
+    def __init__(self, accounts: Accounts, account: AccountId) -> None:
+        self._accounts = accounts
+        self._account = account
+
+    async def dial(
+        self, protocol_factory: ProtocolFactory, address: Address, *, timeout: float
+    ) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        tunnel = await self._accounts.wait_for_tunnel(self._account, timeout)
+        return await tunnel.dial(protocol_factory, address, timeout=max(deadline - loop.time(), 0.001))
+
+
+class Accounts:
+    """The tunnels, by account."""
+
+    def __init__(
+        self,
+        hooks: Hooks,
+        management: ProxyPeers,
+        state_directory: Path,
+        *,
+        listening: Callable[[AccountId, Tunnel], AbstractAsyncContextManager[InboundListeners]] | None,
+        on_change: Callable[[AccountState], None],
+        on_map: Callable[[AccountId], object],
+        count: Callable[[str], object] = lambda _name: None,
+    ) -> None:
+        """Args:
+        listening: the listeners in a tunnel that came up; None when this proxy serves no private services.
+        on_change: told when a tunnel came up, was lost, or could not be opened.
+        on_map: told after each change of an account's map, generation raised already.
+        count: adds one to a counter of the process.
+        """
+        self._hooks = hooks
+        self._management = management
+        self._directory = state_directory / "accounts"
+        self._listening = listening
+        self._on_change = on_change
+        self._on_map = on_map
+        self._states: dict[AccountId, AccountState] = {}
+        self._generations: dict[AccountId, int] = {}
+        self._epoch = 0
+        self.count = count
+        self._group: asyncio.TaskGroup | None = None
+        self._proxy: Proxy | None = None
+
+    async def run(self, proxy: Proxy, group: asyncio.TaskGroup) -> None:
+        """Start keeping tunnels, as tasks of the given group. Those already wanted start now."""
+        self._proxy = proxy
+        self._group = group
+        self.want(frozenset(self._states))
+
+    def want(self, accounts: frozenset[AccountId]) -> None:
+        """Keep a tunnel for exactly these accounts: new ones start, others are closed. Idempotent."""
+        for account in accounts:
+            state = self._states.setdefault(account, AccountState(account))
+            if state.task is None and self._group is not None:
+                state.task = self._group.create_task(self._keep(state), name=f"tunnel {account}")
+        for account in [account for account in self._states if account not in accounts]:
+            state = self._states.pop(account)
+            self.raise_generation(account)
+            if state.task is not None:
+                state.task.cancel()
+
+    async def stop(self) -> None:
+        """Close all of them, and return when they are closed. Nothing is opened any more."""
+        tasks = [state.task for state in self._states.values() if state.task is not None]
+        self._group = None
+        self.want(frozenset())
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def state(self, account: AccountId) -> AccountState | None:
+        return self._states.get(account)
+
+    def tunnel(self, account: AccountId) -> Tunnel | None:
+        state = self._states.get(account)
+        return state.tunnel if state else None
+
+    def tunnels(self) -> list[Tunnel]:
+        return [state.tunnel for state in self._states.values() if state.tunnel is not None]
+
+    def generation(self, account: AccountId) -> int:
+        return self._epoch + self._generations.get(account, 0)
+
+    def raise_generation(self, account: AccountId) -> None:
+        """Make every answer about this account that was asked for until now serve nobody."""
+        self._generations[account] = self._generations.get(account, 0) + 1
+        if len(self._generations) > GENERATIONS:
+            # Management names accounts that we may never see again. Everybody's answers go, and nobody's come back.
+            self._epoch += max(self._generations.values()) + 1
+            self._generations.clear()
+            self.count("generations_forgotten")
+
+    def raise_generations(self) -> None:
+        """The same for every account, those never heard of included."""
+        self._epoch += 1
+
+    def dialer(self, account: AccountId) -> AccountDialer:
+        return AccountDialer(self, account)
+
+    async def wait_for_tunnel(self, account: AccountId, timeout: float) -> Tunnel:
+        """The account's tunnel, waiting until it is up. TunnelNotReady after `timeout` seconds."""
+        state = self._states.get(account)
+        if state is None:
+            raise TunnelNotReady(f"account {account} has no tunnel")
+        if state.tunnel is None:
+            try:
+                async with asyncio.timeout(timeout):
+                    await state.up.wait()
+            except TimeoutError as exc:
+                why = state.error or "it is still starting"
+                raise TunnelNotReady(f"tunnel of account {account} was not up within {timeout:g} s: {why}") from exc
+        if state.tunnel is None:
+            raise TunnelNotReady(f"tunnel of account {account} was lost")
+        return state.tunnel
+
+    def handle(self, account: AccountId) -> Handle:
+        """The account as its tunnel plugin sees it; makes its private directory."""
+        name = account if _SAFE_NAME.fullmatch(account) else "x-" + hashlib.sha256(account.encode()).hexdigest()[:40]
+        directory = self._directory / name
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        directory.mkdir(mode=0o700, exist_ok=True)
+        return Handle(account, directory, self._management, self)
+
+    async def _keep(self, state: AccountState) -> None:
+        backoff = Backoff(FIRST_DELAY, LONGEST_DELAY, factor=FACTOR)
+        while True:
+            was_up = False
+            try:
+                was_up = await self._once(state)
+                state.error = "the tunnel closed"
+            except* Exception as failures:
+                # The boundary of a plugin that runs for as long as the process: whatever it raises is reported and
+                # tried again; its services stay closed meanwhile.
+                was_up = was_up or state.up.is_set()
+                state.error = "; ".join(_causes(failures))
+                log.warning("tunnel.failed", account_id=state.id, error=state.error)
+            finally:
+                self._down(state)
+            self._on_change(state)
+            if was_up:
+                backoff.reset()
+            await asyncio.sleep(backoff.next_wait())
+
+    async def _once(self, state: AccountState) -> bool:
+        """One tunnel, from opening to its end."""
+        assert self._proxy is not None  # noqa: S101 - run() sets it before the first task exists
+        opened = self._hooks.open_tunnel(self.handle(state.id), self._proxy)
+        if opened is None:
+            raise TunnelNotReady("no plugin of this proxy opens tunnels")
+        _, context = opened
+        async with context as tunnel, AsyncExitStack() as stack:
+            if self._listening is not None:
+                state.inbound = await stack.enter_async_context(self._listening(state.id, tunnel))
+            state.tunnel = tunnel
+            state.error = ""
+            state.up.set()
+            self.raise_generation(state.id)
+            log.info("tunnel.up", account_id=state.id, addresses=list(tunnel.addresses))
+            self._on_change(state)
+            async for _ in tunnel.changes():
+                self.raise_generation(state.id)
+                self._on_map(state.id)
+        return True
+
+    def _down(self, state: AccountState) -> None:
+        state.tunnel = None
+        state.inbound = None
+        state.up.clear()
+        self.raise_generation(state.id)
+
+
+def _causes(group: BaseExceptionGroup[Exception]) -> list[str]:
+    """The leaves' messages; a group's own says nothing."""
+    found: list[str] = []
+    for exc in group.exceptions:
+        found.extend(_causes(exc) if isinstance(exc, BaseExceptionGroup) else [str(exc) or type(exc).__name__])
+    return found

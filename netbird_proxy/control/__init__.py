@@ -1,1 +1,0 @@
-"""What the proxy hears from management, and how it asks."""

@@ -1,0 +1,1 @@
+"""Rules about heads, framing and names, without sockets. Both ends of the proxy apply them."""

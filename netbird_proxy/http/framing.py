@@ -1,0 +1,139 @@
+"""How a response is put on the wire: its head and the framing of its body. No I/O."""
+
+from __future__ import annotations
+
+import http
+import re
+from collections.abc import Iterable, Sequence
+from operator import itemgetter
+from typing import Final
+
+from netbird_proxy.api.headers import RawHeader
+
+STATUS_LINES: Final[dict[int, bytes]] = {
+    status.value: b"HTTP/1.1 %d %s" % (status.value, status.phrase.encode("ascii")) for status in http.HTTPStatus
+}
+
+_PLAIN: Final = 0
+_LENGTH: Final = 1
+_CODING: Final = 2
+_CONNECTION: Final = 3
+_KINDS = {
+    b"content-length": _LENGTH,
+    b"transfer-encoding": _CODING,
+    b"connection": _CONNECTION,
+    b"keep-alive": _CODING,  # the same treatment: ours to say, so the application's is dropped
+}
+_PREFIXES: dict[bytes, tuple[bytes, int]] = {}
+_PREFIXES_LIMIT = 4096
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+
+_PASSED: set[bytes] = {b"content-length"}
+_LOOKED_AT = (b"", 1)
+_NAME = itemgetter(0)
+_FIELD = b": ".join
+
+UNKNOWN_LENGTH: Final = -1
+
+
+class UnframeableResponse(Exception):
+    """The application's response cannot be put on the wire as it is."""
+
+
+def status_line(status: int) -> bytes:
+    line = STATUS_LINES.get(status)
+    if line is None:
+        if not 100 <= status <= 999:
+            raise UnframeableResponse(f"{status} is no status")
+        line = b"HTTP/1.1 %d " % status
+    return line
+
+
+def field_lines(status: int, headers: Iterable[RawHeader]) -> tuple[list[bytes], int, bool]:
+    """The head as pieces to be joined (no blank line yet), the stated length or UNKNOWN_LENGTH, and whether to close.
+
+    `transfer-encoding`, `connection` and `keep-alive` are ours to say and left out; a length is stated once and where
+    the status may carry it.
+
+    Raises:
+        UnframeableResponse
+    """
+    pieces = [status_line(status)]
+    length = UNKNOWN_LENGTH
+    close = False
+    for name, value in headers:
+        prefix, kind = _PREFIXES.get(name) or _learn(name)
+        if kind:
+            if kind == _LENGTH:
+                if not value.isdigit() or len(value) > 18:
+                    raise UnframeableResponse("content-length is no number")
+                octets = int(value)
+                if length == UNKNOWN_LENGTH:
+                    length = octets
+                    if status != 204:
+                        pieces.append(prefix)
+                        pieces.append(value)
+                elif length != octets:
+                    raise UnframeableResponse("content-length is stated twice and differs")
+            elif kind == _CONNECTION:
+                close = close or b"close" in value.lower()
+            continue
+        pieces.append(prefix)
+        pieces.append(value)
+    return pieces, length, close
+
+
+def plain_head(status: int, headers: Sequence[RawHeader], length: int) -> bytes | None:
+    """A whole head, blank line included, where every field is passed on as it is and states this one length.
+
+    None where it must be looked at field by field: `field_lines` then decides.
+    """
+    names = [*map(_NAME, headers)]
+    if not _PASSED.issuperset(names) or names.count(b"content-length") != 1:
+        for name in names:
+            if len(_PASSED) < _PREFIXES_LIMIT and name == name.lower() and not _PREFIXES.get(name, _LOOKED_AT)[1]:
+                _PASSED.add(name)  # `field_lines` has found it to be a name, and nothing special
+        return None
+    if (b"content-length", b"%d" % length) not in headers:
+        return None
+    head = b"%b\r\n%b\r\n\r\n" % (status_line(status), b"\r\n".join(map(_FIELD, headers)))
+    return checked(head, len(names) + 2)
+
+
+def checked(head: bytes, lines: int) -> bytes:
+    """The joined head, if it has exactly so many lines.
+
+    A value with a line break in it would start a field, or a response, of its own.
+
+    Raises:
+        UnframeableResponse
+    """
+    if len(head) - len(head.translate(None, b"\r\n\0")) != 2 * lines:
+        raise UnframeableResponse("a field contains a line break or NUL")
+    return head
+
+
+def informational_head(status: int, headers: Iterable[RawHeader]) -> bytes:
+    """A complete 1xx head."""
+    pieces, _, _ = field_lines(status, headers)
+    lines = len(pieces) // 2 + 2
+    pieces.append(b"\r\n\r\n")
+    return checked(b"".join(pieces), lines)
+
+
+def switching_head(headers: Iterable[RawHeader]) -> bytes:
+    """A complete 101. What follows it on the connection is not HTTP."""
+    pieces, _, _ = field_lines(101, headers)
+    lines = len(pieces) // 2 + 3
+    pieces.append(b"\r\nconnection: Upgrade\r\n\r\n")
+    return checked(b"".join(pieces), lines)
+
+
+def _learn(name: bytes) -> tuple[bytes, int]:
+    if not _TOKEN.fullmatch(name):
+        raise UnframeableResponse(f"{name!r} is no field name")
+    lower = name.lower()
+    entry = (b"\r\n" + lower + b": ", _KINDS.get(lower, _PLAIN))
+    if len(_PREFIXES) < _PREFIXES_LIMIT:
+        _PREFIXES[name] = entry
+    return entry

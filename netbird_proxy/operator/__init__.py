@@ -1,0 +1,1 @@
+"""The operator's side: the command line, the admin socket, health and metrics, and the memory behind `explain`."""

@@ -1,0 +1,76 @@
+"""What a running proxy tells its operator of routes and plugins; it runs none of their steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from netbird_host.plugins import Plugins
+from netbird_proxy.api import hookspecs
+from netbird_proxy.api.model import AccountId
+from netbird_proxy.http.folding import fold_host
+from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard
+from netbird_proxy.pipeline.pipeline import Pipeline
+from netbird_proxy.routing.apply import Routing
+
+HOOKS = tuple(name for name, spec in vars(hookspecs).items() if hasattr(spec, "netbird_proxy_spec"))
+
+
+def describe_plugins(plugins: Plugins) -> list[dict[str, Any]]:
+    """In the order of the operator's list."""
+    return [
+        {
+            "id": one.id,
+            "version": one.version,
+            "distribution": one.distribution,
+            "summary": one.info.summary,
+            "claims": [claim.field for claim in one.info.claims],
+            "hooks": [hook for hook in HOOKS if one.id in plugins.implementers(hook)],
+        }
+        for one in plugins
+    ]
+
+
+def describe_routes(routing: Routing) -> list[dict[str, Any]]:
+    """What is served, and what is refused and why."""
+    found: list[dict[str, Any]] = []
+    for served in routing:
+        mapping = served.mapping
+        base = {"service": mapping.id, "account": mapping.account, "source": mapping.source, "host": mapping.host}
+        if served.compiled is None or served.refused:
+            found.append(base | {"prefix": "/", "upstreams": [], "steps": [], "refused": served.refused})
+            continue
+        for route in served.compiled.routes.routes:
+            if route.spec is not None:
+                steps = _steps(route.runner)
+                upstreams = [str(upstream) for upstream in route.spec.upstreams]
+                prefix = route.spec.prefix.decode("latin-1")
+                found.append(base | {"prefix": prefix, "upstreams": upstreams, "steps": steps, "refused": ""})
+    return found
+
+
+def dry_run(routing: Routing, host: str, path: str, account: str | None) -> dict[str, Any]:
+    """What a request would meet: on a host listener, or in an account's tunnel."""
+    story: dict[str, Any] = {"host": host, "path": path, "account": account, "steps": [], "upstreams": []}
+    try:
+        folded = fold_host(host)
+    except ValueError as exc:
+        return story | {"outcome": f"400: {exc}"}
+    route = routing.table.match(folded, path.encode("latin-1", "replace"), AccountId(account) if account else None)
+    for served in routing:
+        if served.mapping.host == folded and served.refused:
+            return story | {"outcome": f"refused: {served.refused}"}
+    if route.spec is None:
+        where = f"in the tunnel of account {account}" if account else "on a host listener"
+        return story | {"outcome": f"no route {where}"}
+    return story | {
+        "outcome": f"service {route.spec.service} of account {route.spec.account}",
+        "steps": _steps(route.runner),
+        "upstreams": [str(upstream) for upstream in route.spec.upstreams],
+    }
+
+
+def _steps(runner: object) -> list[str]:
+    if not isinstance(runner, Pipeline):
+        return []
+    bound: list[BoundGuard | BoundAuthenticator] = [*runner.restrict, *runner.authenticate, *runner.authorize]
+    return [f"{step.stage} {step.plugin}" for step in bound]

@@ -1,0 +1,161 @@
+"""The core's own answers: a code, one sentence, the exchange's id. Never an address, a plugin, a cause or a group."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Protocol
+
+from netbird_proxy.api.errors import ExchangeError
+from netbird_proxy.api.exchange import Exchange
+from netbird_proxy.api.headers import RawHeader
+from netbird_proxy.api.model import Challenge, Deny, Offer
+from netbird_proxy.api.same_origin import own_path
+from netbird_proxy.api.steps import Page, Pages, Rendered
+from netbird_proxy.pipeline.downstream import Downstream
+
+NO_ROUTE = Deny(404, "no_route", "no mapping has this host and path")
+AMBIGUOUS_PATH = Deny(400, "ambiguous_path", "the path can be read in two ways")
+LOOP_DETECTED = Deny(508, "loop_detected", "the request has been through this proxy already")
+
+_SENTENCES = {
+    "no_route": "No service answers at this address.",
+    "ambiguous_path": "The path can be read in more than one way.",
+    "loop_detected": "The request came back to where it had been.",
+    "tunnel_required": "This service is reachable through its private network only.",
+    "peer_unknown": "This device is not known to the service's network.",
+    "not_in_group": "You are not allowed to use this service.",
+    "tls_required": "This service must be reached over HTTPS.",
+    "cross_site": "The request came from another site.",
+    "login_required": "Log in to go on.",
+    "credentials_required": "This service is for programs: it expects a credential in a header.",
+    "wrong_credentials": "The credential is not right.",
+    "too_many_tries": "There were too many wrong tries. Wait a moment, then try again.",
+    "management_unavailable": "Access cannot be checked right now. Try again in a moment.",
+    "login_unavailable": "Single sign-on is not available right now. Try again in a moment.",
+    "ip_restricted": "This service cannot be reached from your network.",
+    "country_restricted": "This service cannot be reached from your country.",
+    "geo_unavailable": "This service cannot be reached from where you are.",
+    "user_unknown": "Your account is not known here.",
+    "pending_approval": "Your account is waiting for an administrator's approval.",
+    "other_person": "You are logged in as somebody other than this device's owner.",
+    "user_blocked": "Your account is blocked.",
+}
+_BY_STATUS = {
+    401: "Authentication is required.",
+    403: "You are not allowed to use this service.",
+    404: "No service answers at this address.",
+    421: "The request reached the wrong place.",
+    429: "There were too many requests.",
+}
+_CODE = re.compile(r"[a-z0-9_]{1,64}")
+_NOT_A_STEPS = frozenset((b"connection", b"content-length", b"content-type", b"transfer-encoding"))
+_ALWAYS: list[RawHeader] = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
+
+
+def sentence(status: int, code: str) -> str:
+    """What a client is told besides the code. A plugin's own codes get their status's sentence."""
+    return (
+        _SENTENCES.get(code)
+        or _BY_STATUS.get(status)
+        or ("The request was refused." if status < 500 else "The service is not available.")
+    )
+
+
+class Environment(Protocol):
+    """What answers need of the process."""
+
+    @property
+    def pages(self) -> Pages | None: ...
+
+    def page_failed(self, error: Exception) -> None: ...
+
+
+async def refuse(exchange: Exchange, downstream: Downstream, denial: Deny, environment: Environment) -> None:
+    """Answer a guard's no."""
+    code = denial.code if _CODE.fullmatch(denial.code) else "denied"
+    page = _page(exchange, denial.status, code, sentence(denial.status, code))
+    if exchange.denial is denial and exchange.trail:
+        page = replace(page, by=exchange.trail[-1].plugin)
+    await _answer(exchange, downstream, page, denial.headers, environment)
+
+
+async def challenge(exchange: Exchange, downstream: Downstream, asked: Challenge, environment: Environment) -> None:
+    """Answer with what an authenticator asks for, or with the core's words where it brought no page."""
+    if not asked.body:
+        code = asked.code if _CODE.fullmatch(asked.code) else "challenge"
+        page = _page(exchange, asked.status, code, sentence(asked.status, code), asked.offers)
+        await _answer(exchange, downstream, page, asked.headers, environment)
+        return
+    headers = [
+        pair for pair in asked.headers if (name := pair[0].lower()) == b"content-type" or name not in _NOT_A_STEPS
+    ]
+    headers += [(b"content-length", b"%d" % len(asked.body)), *_ALWAYS]
+    await downstream.start(exchange, asked.status, headers)
+    await downstream.finish(b"" if exchange.method == "HEAD" else asked.body)
+
+
+async def fail(
+    exchange: Exchange,
+    downstream: Downstream,
+    error: ExchangeError,
+    headers: Iterable[RawHeader],
+    environment: Environment,
+) -> None:
+    """Answer a failure."""
+    page = _page(exchange, error.status, error.code, error.sentence)
+    await _answer(exchange, downstream, page, headers, environment)
+
+
+def _page(exchange: Exchange, status: int, code: str, told: str, offers: tuple[Offer, ...] = ()) -> Page:
+    return Page(
+        status=status,
+        code=code,
+        sentence=told,
+        exchange=exchange.id,
+        host=exchange.host,
+        own_path=own_path(exchange.raw_path.decode("latin-1")),
+        offers=offers,
+        retry=status >= 500 and exchange.method in ("GET", "HEAD"),
+    )
+
+
+async def _answer(
+    exchange: Exchange, downstream: Downstream, page: Page, headers: Iterable[RawHeader], environment: Environment
+) -> None:
+    kind, body, own = _worded(exchange, page, environment)
+    await downstream.start(
+        exchange,
+        page.status,
+        [
+            (b"content-type", kind),
+            (b"content-length", b"%d" % len(body)),
+            *_ALWAYS,
+            *own,
+            *((name.lower(), value) for name, value in headers if name.lower() not in _NOT_A_STEPS),
+        ],
+    )
+    await downstream.finish(b"" if exchange.method == "HEAD" else body)
+
+
+def _worded(exchange: Exchange, page: Page, environment: Environment) -> tuple[bytes, bytes, list[RawHeader]]:
+    """The page in the form that its reader wants: a browser a page, a program JSON or plain text."""
+    accept = (exchange.headers.get(b"accept") or b"").lower()
+    if b"text/html" in accept and environment.pages is not None:
+        try:
+            made = environment.pages(replace(page, offers=tuple(one for one in page.offers if one.action)))
+            if not isinstance(made, Rendered):
+                raise TypeError(f"the page is {type(made).__name__}")
+            own = [(name.lower(), value) for name, value in made.headers]
+            return made.content_type, made.body, [pair for pair in own if pair[0] not in _NOT_A_STEPS]
+        except Exception as exc:
+            environment.page_failed(exc)
+    if b"json" in accept:
+        said: dict[str, object] = {"code": page.code, "message": page.sentence, "exchange": page.exchange}
+        if page.offers:
+            said["methods"] = {offer.method: offer.action for offer in page.offers}
+        return b"application/json", json.dumps(said).encode() + b"\n", []
+    body = f"{page.sentence}\n\ncode: {page.code}\nexchange: {page.exchange}\n".encode()
+    return b"text/plain; charset=utf-8", body, []

@@ -1,0 +1,255 @@
+"""Forwarding: one exchange to one upstream, bytes both ways, with back-pressure and at most one retry."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import ClassVar
+
+import structlog
+
+from netbird_host.sources import source_of
+from netbird_proxy.api.errors import (
+    BadRequest,
+    ClientGone,
+    DownstreamError,
+    ExchangeError,
+    ProtocolViolation,
+    UpgradeUnsupported,
+    UpstreamClosed,
+    UpstreamError,
+)
+from netbird_proxy.api.exchange import BodyLengthMismatch, Exchange, Pool, Try, UpstreamAnswer, UpstreamConnection
+from netbird_proxy.api.headers import RawHeader
+from netbird_proxy.api.model import Upstream
+from netbird_proxy.pipeline.downstream import Downstream
+from netbird_proxy.pipeline.heads import RequestHeads, WrittenHead
+from netbird_proxy.pipeline.response_heads import ResponseHeads
+
+log = structlog.get_logger("netbird_proxy.pipeline")
+
+_IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))  # RFC 9110 §9.2.2
+
+
+def _is_its_own(send: object, client: object) -> bool:
+    """Whether nobody stands between us and our own listener, who would want to see the messages."""
+    return getattr(send, "__self__", None) is client
+
+
+def _source(exchange: Exchange) -> str:
+    """Among whom an upstream's places are shared out; nobody, where one address may stand for many clients."""
+    origin = exchange.origin
+    if origin is None or (origin.tls_ahead and exchange.forwarded is None):
+        return ""
+    return exchange.client_address if origin.account is not None else source_of(exchange.client_address)
+
+
+class Target:
+    """One upstream of one route: its pool, and the heads both ways."""
+
+    __slots__ = ("pool", "requests", "responses", "upstream")
+
+    def __init__(self, upstream: Upstream, pool: Pool, requests: RequestHeads, responses: ResponseHeads) -> None:
+        self.upstream = upstream
+        self.pool = pool
+        self.requests = requests
+        self.responses = responses
+
+
+class Forwarder:
+    """Sends admitted exchanges to a route's upstreams: the only one, or each in turn."""
+
+    __slots__ = ("_next", "targets")
+    grants: ClassVar[bool] = False
+    """Whether it can carry an upgrade."""
+
+    def __init__(self, targets: Sequence[Target]) -> None:
+        self.targets = tuple(targets)
+        self._next = 0
+
+    async def forward(self, exchange: Exchange, downstream: Downstream) -> None:
+        """Relay one exchange and its answer.
+
+        Cancellation resets the upstream connection, so that a request body that was cut never looks complete.
+
+        Raises:
+            ExchangeError: if the answer has started, the caller can only close the client's stream.
+        """
+        target = self.targets[self._next % len(self.targets)]
+        self._next += 1
+        connection = downstream.connection
+        request = target.requests.write(exchange, None if connection is None else connection.has_body)
+        if request.upgrade and not self.grants:
+            raise UpgradeUnsupported(f"upgrade to {exchange.headers.get(b'upgrade')!r}")
+        if not await self._attempt(exchange, downstream, target, request, fresh=False):
+            await self._attempt(exchange, downstream, target, request, fresh=True)
+
+    async def _attempt(
+        self, exchange: Exchange, downstream: Downstream, target: Target, request: WrittenHead, *, fresh: bool
+    ) -> bool:
+        """One try. False: the upstream had closed an idle connection, and the request may be sent again."""
+        attempt = Try(target.upstream, time.monotonic_ns())
+        exchange.tries.append(attempt)
+        try:
+            connection = await target.pool.acquire(fresh=fresh, source=_source(exchange))
+        except ExchangeError as error:
+            attempt.error = error.code
+            attempt.ended_ns = time.monotonic_ns()
+            raise
+        attempt.connected_ns = time.monotonic_ns()
+        attempt.reused = connection.reused
+        try:
+            connection.send_head(request.head, method=request.method, has_body=request.has_body, upgrade=self.grants)
+            if request.has_body or downstream.connection is None:
+                await self._both_ways(exchange, downstream, connection, target, request, attempt)
+            else:
+                await self._download(exchange, downstream, connection, target, request, attempt)
+        except BaseException as error:
+            untouched = connection.nothing_received
+            connection.abort()
+            attempt.error = error.code if isinstance(error, ExchangeError) else "cut"
+            if (
+                isinstance(error, UpstreamClosed)
+                and untouched
+                and connection.reused
+                and not fresh
+                and not request.has_body
+                and request.method in _IDEMPOTENT
+            ):
+                return False
+            raise
+        finally:
+            attempt.ended_ns = time.monotonic_ns()
+            target.pool.release(connection)
+        return True
+
+    async def _both_ways(
+        self,
+        exchange: Exchange,
+        downstream: Downstream,
+        connection: UpstreamConnection,
+        target: Target,
+        request: WrittenHead,
+        attempt: Try,
+    ) -> None:
+        """Send the body while the answer is awaited: an upstream may answer early, and its answer ends both."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                upload = group.create_task(self._upload(exchange, downstream, connection, target, request))
+                await self._download(exchange, downstream, connection, target, request, attempt)
+                upload.cancel()
+        except BaseExceptionGroup as failures:
+            # The client's failure is the cause where there are two: it made us reset the upstream.
+            blamed = [one for one in failures.exceptions if isinstance(one, DownstreamError)] or failures.exceptions
+            raise blamed[0] from None
+
+    async def _upload(
+        self,
+        exchange: Exchange,
+        downstream: Downstream,
+        connection: UpstreamConnection,
+        target: Target,
+        request: WrittenHead,
+    ) -> None:
+        if request.has_body:
+            try:
+                for data in downstream.taken:
+                    await connection.send_body(data, chunked=request.chunked)
+                while not downstream.exhausted:
+                    if data := await downstream.read(exchange):
+                        await connection.send_body(data, chunked=request.chunked)
+                trailers: list[RawHeader] = []
+                if downstream.trailers and request.chunked:
+                    trailers = target.requests.rules.trailers(downstream.trailers, request.dropped)
+                connection.finish_body(trailers, chunked=request.chunked)
+            except UpstreamError as exc:
+                # It no longer takes the body, so it has answered or is about to: the answer tells, not this.
+                log.debug("upstream.upload_ended", exchange=exchange.id, error=str(exc))
+            except BodyLengthMismatch as exc:
+                raise BadRequest(f"the request body is not as long as its head says: {exc}") from exc
+        if downstream.connection is None:
+            await self._watch(downstream)
+
+    @staticmethod
+    async def _watch(downstream: Downstream) -> None:
+        """Foreign servers tell by a message only that the client has gone; ours cancels the exchange's task."""
+        while (await downstream.receive())["type"] != "http.disconnect":
+            continue
+        if not downstream.complete:
+            raise ClientGone("the client left before its answer was complete")
+
+    async def _download(
+        self,
+        exchange: Exchange,
+        downstream: Downstream,
+        connection: UpstreamConnection,
+        target: Target,
+        request: WrittenHead,
+        attempt: Try,
+    ) -> None:
+        client = downstream.connection
+        informed = client is not None and exchange.http_version != "1.0"
+        answer = await connection.answer(downstream.inform if informed else None)
+        status = answer.status
+        attempt.head_ns = time.monotonic_ns()
+        attempt.status = status
+        if status < 200:
+            await self._switched(exchange, downstream, connection, target, request, answer)
+            return
+        headers, length, trailing = target.responses.read(exchange, status, answer.headers)
+        trailing = trailing and client is not None
+        exchange.status = status
+        downstream.started = True
+        data = b""
+        if length and answer.complete and client is not None and _is_its_own(downstream.send, client):
+            data = await answer.read()
+            if len(data) == length and client.answer_whole(status, headers, data):
+                downstream.complete = True
+                exchange.bytes_sent += length
+                return
+        start = {"type": "http.response.start", "status": status, "headers": headers}
+        if trailing:
+            start["trailers"] = True
+        send = downstream.send
+        await send(start)
+        if request.method == b"HEAD" or status in (204, 304):
+            await answer.read()
+            await downstream.finish()
+            return
+        sent = 0
+        while data or (data := await answer.read()):
+            sent += len(data)
+            exchange.bytes_sent += len(data)
+            if sent == length:
+                # The last piece and the end in one write; what follows only lets the connection see its own end.
+                await downstream.finish(data)
+                await answer.read()
+                return
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+            data = b""
+        if length is not None and length != sent:
+            raise UpstreamClosed(f"{target.upstream} sent {sent} of {length} bytes")
+        await self._end(downstream, target, answer, trailing)
+
+    async def _switched(
+        self,
+        exchange: Exchange,
+        downstream: Downstream,
+        connection: UpstreamConnection,
+        target: Target,
+        request: WrittenHead,
+        answer: UpstreamAnswer,
+    ) -> None:
+        """The upstream answered 101."""
+        raise ProtocolViolation(f"{target.upstream} switched protocols without being asked")
+
+    @staticmethod
+    async def _end(downstream: Downstream, target: Target, answer: UpstreamAnswer, trailing: bool) -> None:
+        if not trailing:
+            await downstream.finish()
+            return
+        await downstream.send({"type": "http.response.body", "body": b"", "more_body": False})
+        downstream.complete = True
+        trailers = target.responses.trailers(answer.trailers)
+        await downstream.send({"type": "http.response.trailers", "headers": trailers, "more_trailers": False})

@@ -1,0 +1,324 @@
+"""The proxy's hooks with types: what compile, server and command line call. Nobody else calls a plugin's hook.
+
+A hook may raise RouteRefused, which passes; whatever else it raises, or returns of a wrong type, becomes PluginFailed
+naming the plugin, so that its route is refused and never served without it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeVar, get_args
+
+from pydantic import BaseModel
+
+from netbird_host.info import Claim, PluginId
+from netbird_host.plugins import LoadedPlugin, PluginError, Plugins, load
+from netbird_proxy.api import hookspecs
+from netbird_proxy.api.errors import PluginFailed, RouteRefused
+from netbird_proxy.api.model import Kind, RouteSpec, Upstream
+from netbird_proxy.api.model import Mapping as ServiceMapping
+from netbird_proxy.api.steps import (
+    PHASES,
+    AccountHandle,
+    Authenticator,
+    Dialer,
+    Endpoint,
+    Guard,
+    MappingSettings,
+    Observer,
+    Pages,
+    Proxy,
+    RequestTransform,
+    TargetSettings,
+    Tunnel,
+)
+
+if TYPE_CHECKING:
+    import typer
+
+GROUP = "netbird_proxy"
+"""The entry-point group of this host's plugins."""
+
+T = TypeVar("T")
+_KINDS = frozenset(get_args(Kind))
+
+
+def load_hooks(
+    allowed: Sequence[PluginId | tuple[PluginId, object]] = (),
+    *,
+    defaults: Mapping[PluginId, object] | None = None,
+    core_claims: Collection[str] = (),
+    reserved_ids: Collection[str] = (),
+) -> Hooks:
+    """Load the operator's plugins and the proxy's own.
+
+    Args:
+        allowed: entry-point names, or `(id, object)` pairs from a program or a test.
+        defaults: see `netbird_proxy.defaults.DEFAULTS`, which is what a running proxy gives.
+
+    Raises:
+        PluginFailed: a plugin is missing or wrong; the message says what to change.
+    """
+    try:
+        plugins = load(
+            hookspecs.PROJECT,
+            hookspecs,
+            group=GROUP,
+            allowed=allowed,
+            defaults=defaults,
+            core_claims=core_claims,
+            reserved_ids=reserved_ids,
+        )
+    except PluginError as error:
+        raise PluginFailed(error.plugin, error.message) from error
+    hooks = Hooks(plugins)
+    for section in hooks.options:
+        if section in reserved_ids:
+            raise PluginFailed(section, "its options take a section of the proxy's own settings: choose another name")
+    return hooks
+
+
+class Hooks:
+    """One method a hook, and the facts of all plugins together.
+
+    Attributes:
+        claims: who understands which wire field.
+        capabilities: what to tell management, sorted.
+        notes, cookies: all declared names.
+        options: the models of the plugins' sections in the settings file, by section. A section has its plugin's name,
+            or the one that the model gives itself: `section: ClassVar[str] = "tunnel"`.
+        settings, target_settings: models to read from each mapping and each target, with the plugin that wants them.
+    """
+
+    def __init__(self, plugins: Plugins) -> None:
+        self.plugins = plugins
+        self.claims: Mapping[str, tuple[PluginId, Claim]] = {
+            claim.field: (plugin.id, claim) for plugin in plugins for claim in plugin.info.claims
+        }
+        self.capabilities: tuple[str, ...] = tuple(sorted(name for one in plugins for name in one.info.capabilities))
+        self.notes: frozenset[str] = frozenset(name for one in plugins for name in one.info.notes)
+        self.cookies: frozenset[str] = frozenset(name for one in plugins for name in one.info.cookies)
+        self.options: Mapping[str, type[BaseModel]] = _sections(plugins)
+        self.settings: tuple[tuple[PluginId, type[MappingSettings]], ...] = tuple(
+            (one.id, _readable(one, model)) for one in plugins for model in one.info.settings
+        )
+        self.target_settings: tuple[tuple[PluginId, type[TargetSettings]], ...] = tuple(
+            (one.id, _readable(one, model)) for one in plugins for model in one.info.target_settings
+        )
+
+    def restrict(self, route: RouteSpec, proxy: Proxy) -> list[tuple[PluginId, Guard]]:
+        return self._guards("restrict", route, proxy)
+
+    def authorize(self, route: RouteSpec, proxy: Proxy) -> list[tuple[PluginId, Guard]]:
+        return self._guards("authorize", route, proxy)
+
+    def authenticate(self, route: RouteSpec, proxy: Proxy) -> list[tuple[PluginId, Authenticator]]:
+        """All authenticators, by phase; inside a phase in plugin order, then in the order a plugin gave them."""
+        found: list[tuple[PluginId, Authenticator]] = []
+        for plugin, answer in self._answers("authenticate", route=route, proxy=proxy):
+            for one in answer if isinstance(answer, list | tuple) else [answer]:
+                step = _typed(plugin, "authenticate", one, Authenticator)
+                if step.phase not in PHASES:
+                    raise PluginFailed(plugin, f"authenticate: phase {step.phase!r} is none of {', '.join(PHASES)}")
+                _check_step(plugin, "authenticate", step.identify, step.kinds, step.body_bytes)
+                found.append((plugin, step))
+        return sorted(found, key=lambda pair: PHASES.index(pair[1].phase))
+
+    def endpoint(self, host: ServiceMapping, proxy: Proxy) -> list[tuple[PluginId, Endpoint]]:
+        found: list[tuple[PluginId, Endpoint]] = []
+        for plugin, answer in self._answers("endpoint", host=host, proxy=proxy):
+            step = _typed(plugin, "endpoint", answer, Endpoint)
+            if not callable(step.app):
+                raise PluginFailed(plugin, f"endpoint: the application is {type(step.app).__name__}")
+            found.append((plugin, step))
+        return found
+
+    def pages(self, proxy: Proxy) -> tuple[PluginId, Pages] | None:
+        """What makes pages; None leaves browsers with plain text."""
+        for plugin, answer in self._answers("pages", proxy=proxy):
+            if not callable(answer):
+                raise PluginFailed(plugin, f"pages returned {type(answer).__name__}, which cannot be called")
+            _check_sync(plugin, "pages", answer)
+            return plugin, answer
+        return None
+
+    def transform_request(self, route: RouteSpec, proxy: Proxy) -> list[tuple[PluginId, RequestTransform]]:
+        found: list[tuple[PluginId, RequestTransform]] = []
+        for plugin, answer in self._answers("transform_request", route=route, proxy=proxy):
+            step = _typed(plugin, "transform_request", answer, RequestTransform)
+            _check_sync(plugin, "transform_request", step.apply)
+            if not isinstance(step.owns, tuple) or not all(isinstance(name, bytes) and name for name in step.owns):
+                raise PluginFailed(plugin, "transform_request: `owns` is not a tuple of header names in bytes")
+            found.append((plugin, step))
+        return found
+
+    def observe(self, route: RouteSpec | None, proxy: Proxy) -> list[tuple[PluginId, Observer]]:
+        found: list[tuple[PluginId, Observer]] = []
+        for plugin, answer in self._answers("observe", route=route, proxy=proxy):
+            if not callable(answer):
+                raise PluginFailed(plugin, f"observe returned {type(answer).__name__}, which cannot be called")
+            _check_sync(plugin, "observe", answer)
+            found.append((plugin, answer))
+        return found
+
+    def dialer(self, route: RouteSpec, upstream: Upstream, proxy: Proxy) -> tuple[PluginId, Dialer] | None:
+        """The first dialer that is offered. None: nobody reaches this upstream, so the route must be refused."""
+        for plugin, answer in self._answers("dialer", route=route, upstream=upstream, proxy=proxy):
+            if not callable(getattr(answer, "dial", None)):
+                raise PluginFailed(plugin, f"dialer returned {type(answer).__name__}, which has no `dial`")
+            return plugin, answer  # type: ignore[return-value]  # it has what the protocol asks for
+        return None
+
+    def open_tunnel(
+        self, account: AccountHandle, proxy: Proxy
+    ) -> tuple[PluginId, AbstractAsyncContextManager[Tunnel]] | None:
+        for plugin, answer in self._answers("open_tunnel", account=account, proxy=proxy):
+            return plugin, _context(plugin, "open_tunnel", answer)
+        return None
+
+    @property
+    def opens_tunnels(self) -> bool:
+        """Whether any plugin can open a tunnel, without which `private` is a wish."""
+        return bool(self.plugins.calls("open_tunnel"))
+
+    def lifespans(self, proxy: Proxy) -> list[tuple[PluginId, AbstractAsyncContextManager[None]]]:
+        """What to enter in this order and leave in reverse; `running` does."""
+        return [
+            (plugin, _context(plugin, "lifespan", answer)) for plugin, answer in self._answers("lifespan", proxy=proxy)
+        ]
+
+    @asynccontextmanager
+    async def running(self, proxy: Proxy) -> AsyncIterator[None]:
+        """All plugins' lifespans, entered in order and left in reverse.
+
+        Must be left in the task that entered it. Every lifespan is left, whatever the others do.
+
+        Raises:
+            PluginFailed: one raised on entering or on leaving, or its background work failed.
+        """
+        async with AsyncExitStack() as stack:
+            for plugin, context in self.lifespans(proxy):
+                await stack.enter_async_context(_Named(plugin, context))
+            yield
+
+    def commands(self) -> list[tuple[PluginId, typer.Typer]]:
+        import typer
+
+        return [
+            (plugin, _typed(plugin, "commands", answer, typer.Typer)) for plugin, answer in self._answers("commands")
+        ]
+
+    def _guards(self, hook: str, route: RouteSpec, proxy: Proxy) -> list[tuple[PluginId, Guard]]:
+        found: list[tuple[PluginId, Guard]] = []
+        for plugin, answer in self._answers(hook, route=route, proxy=proxy):
+            guard = _typed(plugin, hook, answer, Guard)
+            _check_step(plugin, hook, guard.check, guard.kinds, guard.body_bytes)
+            found.append((plugin, guard))
+        return found
+
+    def _answers(self, hook: str, **arguments: object) -> list[tuple[PluginId, object]]:
+        """What the implementations say, without those that say nothing. A `first` hook's callers take the first."""
+        first = hook in ("dialer", "open_tunnel", "pages")
+        answers: list[tuple[PluginId, object]] = []
+        for plugin, call in self.plugins.calls(hook):
+            try:
+                answer = call(**arguments)
+            except RouteRefused:
+                raise
+            except Exception as error:
+                raise PluginFailed(plugin, f"{hook} raised {type(error).__name__}: {error}") from error
+            if answer is None:
+                continue
+            if inspect.iscoroutine(answer):
+                answer.close()
+                raise PluginFailed(plugin, f"{hook} returned a coroutine: hooks are plain `def`")
+            answers.append((plugin, answer))
+            if first:
+                break
+        return answers
+
+
+class _Named:
+    """A plugin's context manager whose failures say whose they are. An exception that passes through stays itself."""
+
+    def __init__(self, plugin: PluginId, context: AbstractAsyncContextManager[None]) -> None:
+        self._plugin = plugin
+        self._context = context
+
+    async def __aenter__(self) -> None:
+        try:
+            await self._context.__aenter__()
+        except Exception as error:
+            raise PluginFailed(self._plugin, f"lifespan could not start: {_told(error)}") from error
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        try:
+            await self._context.__aexit__(kind, error, traceback)
+        except Exception as failure:
+            if error is not None and _only(failure) is _only(error):  # a TaskGroup wraps what passes through it
+                return False
+            raise PluginFailed(self._plugin, f"lifespan failed: {_told(failure)}") from failure
+        return False  # a plugin does not get to swallow what ended the proxy
+
+
+def _typed(plugin: PluginId, hook: str, answer: object, kind: type[T]) -> T:
+    if not isinstance(answer, kind):
+        raise PluginFailed(plugin, f"{hook} returned {type(answer).__name__}: return {kind.__name__} or None")
+    return answer
+
+
+def _context(plugin: PluginId, hook: str, answer: object) -> AbstractAsyncContextManager[T]:
+    if not isinstance(answer, AbstractAsyncContextManager):  # structural: it has both methods
+        raise PluginFailed(plugin, f"{hook} returned {type(answer).__name__}: return an async context manager or None")
+    return answer
+
+
+def _check_step(plugin: PluginId, hook: str, run: Callable[..., object], kinds: Collection[str], body: int) -> None:
+    if not callable(run):
+        raise PluginFailed(plugin, f"{hook}: the step is {type(run).__name__}, which cannot be called")
+    if not isinstance(kinds, frozenset) or not kinds or not kinds <= _KINDS:
+        raise PluginFailed(plugin, f"{hook}: kinds {kinds!r} is not a frozenset out of {', '.join(sorted(_KINDS))}")
+    if not isinstance(body, int) or body < 0:
+        raise PluginFailed(plugin, f"{hook}: body_bytes {body!r} is not a number of bytes")
+
+
+def _check_sync(plugin: PluginId, hook: str, run: Callable[..., object]) -> None:
+    if not callable(run):
+        raise PluginFailed(plugin, f"{hook}: the step is {type(run).__name__}, which cannot be called")
+    if inspect.iscoroutinefunction(run) or inspect.isasyncgenfunction(run):
+        raise PluginFailed(plugin, f"{hook}: the step is `async def`, and nobody would await it: write plain `def`")
+
+
+def _sections(plugins: Plugins) -> dict[str, type[BaseModel]]:
+    sections: dict[str, type[BaseModel]] = {}
+    for plugin in plugins:
+        model = plugin.info.options
+        if model is None:
+            continue
+        section = getattr(model, "section", plugin.id)
+        if not isinstance(section, str) or sections.setdefault(section, model) is not model:
+            raise PluginFailed(plugin.id, f"its section [{section}] belongs to another plugin: choose another name")
+    return sections
+
+
+def _readable(plugin: LoadedPlugin, model: type[T]) -> type[T]:
+    if not callable(getattr(model, "from_wire", None)):
+        raise PluginFailed(plugin.id, f"settings model {model.__name__} has no `from_wire`: add the classmethod")
+    return model
+
+
+def _only(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+def _told(error: BaseException) -> str:
+    if isinstance(error, BaseExceptionGroup):
+        return "; ".join(_told(one) for one in error.exceptions)
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

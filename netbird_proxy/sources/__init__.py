@@ -1,0 +1,1 @@
+"""Sources of mappings: management's stream and a file, and the decoding that both share."""

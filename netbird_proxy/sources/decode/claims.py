@@ -1,0 +1,245 @@
+"""Who understands what a mapping says: every field that is set must have somebody who does.
+
+A field that nobody understands may be the one that keeps people out, so a mapping that sets it is refused; and a
+field that guards is noted under the plugin that has to enforce it, so that compiling can check that it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from netbird_host.info import Claim, PluginId
+from netbird_proxy.api.errors import PluginFailed, RouteRefused
+from netbird_wire import middlewares
+from netbird_wire.plugin_settings import CORE
+from netbird_wire.proxy_service_pb2 import (
+    AccessRestrictions,
+    Authentication,
+    HeaderAuth,
+    PathMapping,
+    PathTargetOptions,
+    ProxyMapping,
+)
+
+Parts = tuple[str, ...]
+
+CORE_CLAIMS: Final = frozenset(
+    {
+        "type",
+        "id",
+        "account_id",
+        "domain",
+        "mode",
+        "listen_port",
+        "auth_token",
+        "auth.session_key",
+        "auth.max_session_age_seconds",
+        "pass_host_header",
+        "rewrite_redirects",
+        "path.path",
+        "path.target",
+        "path.options.skip_tls_verify",
+        "path.options.request_timeout",
+        "path.options.path_rewrite",
+        "path.options.custom_headers",
+        "path.options.proxy_protocol",
+        "path.options.session_idle_timeout",
+        "path.options.capture_max_request_bytes",
+        "path.options.capture_max_response_bytes",
+        "path.options.capture_content_types",
+        "path.options.agent_network",
+        "path.options.disable_access_log",
+        f"plugin_settings.{CORE}",
+        f"path.plugin_settings.{CORE}",
+    }
+)
+"""What the proxy itself understands: nothing in here guards anything."""
+
+_SPELLINGS: Final = {"direct_upstream_11": "direct_upstream"}
+_SETTINGS: Final = "plugin_settings"
+_CONTAINERS: Final = frozenset({"path", "path.options", _SETTINGS, f"path.{_SETTINGS}"})
+"""Claiming one of these whole would claim what other plugins guard with."""
+
+_STRICT: Final = frozenset(
+    kind.DESCRIPTOR.full_name for kind in (ProxyMapping, Authentication, HeaderAuth, AccessRestrictions)
+)
+"""Where an unknown field or enum value may be a guard."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What one message sets.
+
+    Attributes:
+        unclaimed: dotted names of set fields that nobody understands.
+        guarding: dotted names of set fields that guard, by the plugin that must enforce them.
+    """
+
+    unclaimed: tuple[str, ...]
+    guarding: Mapping[PluginId, tuple[str, ...]]
+
+
+class Claims:
+    """All claims together: the core's, and those of the loaded plugins."""
+
+    def __init__(self, claims: Mapping[str, tuple[PluginId, Claim]]) -> None:
+        """Raises PluginFailed for a claim of a field that is not there: a misspelt one would guard nothing."""
+        self._core = frozenset(_parts(name) for name in CORE_CLAIMS)
+        self._claims = {_parts(name): owned for name, owned in claims.items()}
+        for name, (plugin, _) in claims.items():
+            if name in CORE_CLAIMS:
+                raise PluginFailed(plugin, f"claims {name}, which is the core's")
+            if name in _CONTAINERS:
+                raise PluginFailed(plugin, f"claims {name} whole: claim what is in it, field by field")
+            if not _exists(_parts(name)):
+                raise PluginFailed(plugin, f"claims {name}, which is no field of a mapping")
+        self.names: tuple[str, ...] = tuple(sorted(claims))
+
+    def judge(self, mapping: ProxyMapping) -> Judged:
+        """Everything but the targets. Raises RouteRefused when a plugin's predicate fails."""
+        return self._judge(mapping, (), skip=frozenset({"path"}))
+
+    def judge_path(self, path: PathMapping) -> Judged:
+        """One target. Raises RouteRefused when a plugin's predicate fails."""
+        return self._judge(path, ("path",))
+
+    def _judge(self, message: Message, prefix: Parts, *, skip: Collection[str] = ()) -> Judged:
+        unclaimed: list[str] = []
+        claimed: dict[Parts, Any] = {}
+        for parts, value, owners in _set_fields(message, prefix, skip):
+            cover = self._cover(parts)
+            if cover is None:
+                unclaimed.append(".".join(parts))
+            elif cover in self._claims:
+                # A claim of a whole message is asked about the message, of a field about the field.
+                claimed[cover] = value if cover == parts else owners[cover]
+        guarding: dict[PluginId, list[str]] = {}
+        for parts, value in claimed.items():
+            plugin, claim = self._claims[parts]
+            if _guards(plugin, claim, value):
+                guarding.setdefault(plugin, []).append(claim.field)
+        return Judged(tuple(unclaimed), {plugin: tuple(fields) for plugin, fields in guarding.items()})
+
+    def _cover(self, parts: Parts) -> Parts | None:
+        """The closest claim: of the field itself, else of a message around it."""
+        for length in range(len(parts), 0, -1):
+            around = parts[:length]
+            if around in self._claims or around in self._core:
+                return around
+        return None
+
+
+def unknown_in(mapping: ProxyMapping, *, tolerate: Collection[int] = ()) -> tuple[list[str], list[str]]:
+    """What stands in a mapping that our declarations do not know: what refuses it, and what is merely ignored.
+
+    Args:
+        tolerate: field numbers of ProxyMapping itself that the operator has judged harmless.
+    """
+    refusing: list[str] = []
+    ignored: list[str] = []
+    for where, kind, number in _unknown(mapping, ""):
+        name = f"{where}#{number}"
+        if kind in _STRICT and not (where == "" and number in tolerate):
+            refusing.append(name)
+        elif not (where == "path.options" and number == middlewares.NUMBER):
+            ignored.append(name)
+    for where, kind, value in _unknown_enums(mapping, ""):
+        (refusing if kind in _STRICT else ignored).append(f"{where}={value}")
+    for path in mapping.path:
+        _judge_middlewares(path.options, refusing, ignored)
+    return refusing, ignored
+
+
+def _judge_middlewares(options: PathTargetOptions, refusing: list[str], ignored: list[str]) -> None:
+    try:
+        found = middlewares.middlewares_of(options)
+    except middlewares.BadMiddlewares:
+        refusing.append("path.options.middlewares (unreadable)")
+        return
+    for one in found:
+        (refusing if middlewares.guards(one) else ignored).append(f"path.options.middlewares ({one.id or 'unnamed'})")
+
+
+def _guards(plugin: PluginId, claim: Claim, value: Any) -> bool:
+    try:
+        verdict: object = claim.guards(value)
+    except Exception as error:
+        # A plugin's code: whatever it raises, nobody has said that the field is harmless.
+        raise RouteRefused(f"plugin {plugin} could not judge {claim.field}: {type(error).__name__}") from error
+    return verdict is not False
+
+
+def _parts(name: str) -> Parts:
+    """A dotted name, apart. What follows `plugin_settings` is one key, whatever dots stand in it."""
+    head, mark, key = name.partition(f"{_SETTINGS}.")
+    return (*filter(None, head.split(".")), *((_SETTINGS, key) if mark else ()))
+
+
+def _exists(parts: Parts) -> bool:
+    if _SETTINGS in parts:
+        return parts[:-1] in ((_SETTINGS,), ("path", _SETTINGS)) and bool(parts[-1])
+    kind = ProxyMapping.DESCRIPTOR
+    for position, name in enumerate(parts):
+        field = kind.fields_by_name.get(name)
+        if field is None or name in _SPELLINGS:
+            return False
+        if position == len(parts) - 1:
+            return True
+        if field.message_type is None or not (_is_ours(field) and (name == "path" or not field.is_repeated)):
+            return False
+        kind = field.message_type
+    return False
+
+
+def _is_ours(field: FieldDescriptor) -> bool:
+    kind = field.message_type
+    return kind is not None and kind.full_name.startswith("management.") and not kind.GetOptions().map_entry
+
+
+def _set_fields(
+    message: Message, prefix: Parts, skip: Collection[str] = ()
+) -> Iterator[tuple[Parts, Any, dict[Parts, Any]]]:
+    """Each field that says something: where, what, and the messages around it by where they stand."""
+    yield from _walk(message, prefix, {prefix: message}, skip)
+
+
+def _walk(
+    message: Message, prefix: Parts, around: dict[Parts, Any], skip: Collection[str] = ()
+) -> Iterator[tuple[Parts, Any, dict[Parts, Any]]]:
+    for field, value in message.ListFields():
+        if field.name in skip:
+            continue
+        parts = (*prefix, _SPELLINGS.get(field.name, field.name))
+        if field.name == _SETTINGS:
+            for key in sorted(value):
+                yield (*parts, key), value[key], around
+        elif _is_ours(field) and not field.is_repeated:
+            yield from _walk(value, parts, {**around, parts: value})
+        elif value != "off":
+            yield parts, value, around
+
+
+def _unknown(message: Message, where: str) -> Iterator[tuple[str, str, int]]:
+    unknown = UnknownFieldSet(message)
+    for position in range(len(unknown)):
+        yield where, message.DESCRIPTOR.full_name, unknown[position].field_number
+    for field, value in message.ListFields():
+        if _is_ours(field):
+            for child in value if field.is_repeated else (value,):
+                yield from _unknown(child, f"{where}.{field.name}" if where else field.name)
+
+
+def _unknown_enums(message: Message, where: str) -> Iterator[tuple[str, str, int]]:
+    for field, value in message.ListFields():
+        name = f"{where}.{field.name}" if where else field.name
+        if _is_ours(field):
+            for child in value if field.is_repeated else (value,):
+                yield from _unknown_enums(child, name)
+        elif field.enum_type is not None and value not in field.enum_type.values_by_number:
+            yield name, message.DESCRIPTOR.full_name, value

@@ -1,0 +1,1 @@
+"""Mappings and everything else that the proxy exchanges with management."""

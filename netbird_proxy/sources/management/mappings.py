@@ -1,0 +1,275 @@
+"""What management says, put in force: decoded, routed, its accounts' tunnels wanted, and its fate reported."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import structlog
+
+from netbird_proxy.accounts.accounts import Accounts, AccountState
+from netbird_proxy.accounts.revocations import RevokedSessions
+from netbird_proxy.api.model import AccountId, Mapping, PublicKey, ServiceId, UserId
+from netbird_proxy.api.steps import OpenExchanges
+from netbird_proxy.routing.apply import Report, Routing, Served
+from netbird_proxy.sources.decode.codec import Codec
+from netbird_proxy.sources.management.client import Update
+from netbird_proxy.sources.management.statuses import Status, StatusReports
+from netbird_proxy.sources.management.tokens import OneTimeTokens
+from netbird_wire.proxy_service_pb2 import (
+    PROXY_STATUS_ACTIVE,
+    PROXY_STATUS_ERROR,
+    PROXY_STATUS_TUNNEL_NOT_CREATED,
+    UPDATE_TYPE_CREATED,
+    UPDATE_TYPE_MODIFIED,
+    UPDATE_TYPE_REMOVED,
+    ProxyMapping,
+)
+
+log = structlog.get_logger("netbird_proxy.mappings")
+
+SOURCE = "management"
+AT_ONCE = 20
+"""Mappings that are read or compiled before requests get their turn again: half a millisecond each."""
+
+
+class ManagementMappings:
+    """Implements `client.MappingSink`. Owns the mappings of the stream, and no others."""
+
+    def __init__(
+        self,
+        codec: Codec,
+        routing: Routing,
+        accounts: Accounts,
+        tokens: OneTimeTokens,
+        statuses: StatusReports,
+        exchanges: OpenExchanges,
+        revocations: RevokedSessions,
+        *,
+        private: bool,
+        has_certificate: Callable[[str], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Args:
+        private: whether every account with a mapping has a tunnel, or only those dialed through one.
+        has_certificate: whether HTTPS can be served for a folded host.
+        """
+        self._codec = codec
+        self._routing = routing
+        self._accounts = accounts
+        self._tokens = tokens
+        self._statuses = statuses
+        self._exchanges = exchanges
+        self._revocations = revocations
+        self._private = private
+        self._has_certificate = has_certificate
+        self._clock = clock
+        self._seen: set[ServiceId] | None = None
+
+    def stream_opened(self) -> None:
+        self._seen = set()
+
+    def stream_lost(self) -> None:
+        # Without the snapshot's end nothing may be concluded from what did not come.
+        self._seen = None
+
+    async def apply(self, update: Update) -> None:
+        # What is in force comes before telling of it: thousands of words would take turns with a snapshot of as many.
+        with self._statuses.held():
+            await self._apply(update)
+
+    async def _apply(self, update: Update) -> None:
+        # First of all, so that no answer which was asked for before this can serve anybody after it.
+        self._distrust(update)
+        changed, removed = await self._sorted(update.mapping)
+        gone: set[ServiceId] = set()
+        if self._seen is not None:
+            self._seen.update(changed)
+            self._seen.difference_update(removed)
+            if update.initial_sync_complete:
+                gone = {served.mapping.id for served in self._ours()} - self._seen
+                self._seen = None
+        accounts = {
+            service: served.mapping.account
+            for service in (*removed, *gone)
+            if (served := self._routing.get(SOURCE, service)) is not None
+        }
+        reports: list[Report] = []
+        together, rest = self._parted(changed)
+        if together or removed or gone:
+            reports += self._routing.update(SOURCE, together, {*removed, *gone})
+        for start in range(0, len(rest), AT_ONCE):
+            reports += self._routing.update(SOURCE, rest[start : start + AT_ONCE])
+            await asyncio.sleep(0)
+        self._accounts.want(self._wanted())
+        for report in reports:
+            self._report(report)
+            if self._seen is not None and self._routing.get(SOURCE, report.service) is None:
+                self._seen.discard(report.service)  # one too many: there is nothing of it to reconcile
+        for service, account in accounts.items():
+            self._statuses.say(Status(service, account, PROXY_STATUS_TUNNEL_NOT_CREATED))
+        if update.mapping or gone:
+            refused = sum(not report.ok for report in reports)
+            log.info(
+                "mappings.applied",
+                changed=len(changed),
+                removed=len(accounts),
+                refused=refused,
+                total=len(self._routing),
+            )
+        self._ask_again(update)
+
+    def _distrust(self, update: Update) -> None:
+        """Drop what is cached about whoever this is about, and take the revocations."""
+        if update.initial_sync_complete:
+            # What happened while no stream was up was told to nobody.
+            self._accounts.raise_generations()
+        for asked in update.revalidations:
+            if asked.account_id:
+                self._accounts.raise_generation(AccountId(asked.account_id))
+            else:
+                self._accounts.raise_generations()
+        for revoked in update.revocations:
+            self._revocations.add(
+                AccountId(revoked.account_id),
+                subject=revoked.subject,
+                token_hash=revoked.token_hash,
+                not_before=revoked.not_before.seconds + revoked.not_before.nanos / 1e9,
+            )
+
+    def _ask_again(self, update: Update) -> None:
+        """Ask about the open exchanges that this may have taken the ground from; it is in force by now."""
+        if update.initial_sync_complete:
+            self._exchanges.revalidate()
+            return
+        for asked in update.revalidations:
+            self._exchanges.revalidate(
+                account=AccountId(asked.account_id) if asked.account_id else None,
+                user=UserId(asked.user_id) if asked.user_id else None,
+                peer=PublicKey(asked.peer_key) if asked.peer_key else None,
+                service=ServiceId(asked.service_id) if asked.service_id else None,
+            )
+        for revoked in update.revocations:
+            # A token's hash says nothing about who is behind it.
+            user = UserId(revoked.subject) if revoked.subject else None
+            self._exchanges.revalidate(account=AccountId(revoked.account_id), user=user)
+
+    def on_account(self, state: AccountState) -> None:
+        """Tell management about every service of an account whose tunnel came up or was lost."""
+        for served in self._ours():
+            if served.mapping.account == state.id:
+                self._report(served.report(changed=False))
+
+    def _parted(self, changed: dict[ServiceId, Mapping]) -> tuple[list[Mapping], list[Mapping]]:
+        """Those that must come into force in one step, as hosts change hands among them, and those that need not."""
+        if len(changed) <= AT_ONCE:
+            return list(changed.values()), []
+        held = {served.mapping.host: served.mapping.id for served in self._routing}
+        together: list[Mapping] = []
+        rest: list[Mapping] = []
+        for mapping in changed.values():
+            old = self._routing.get(SOURCE, mapping.id)
+            stays = old is None or old.mapping.host == mapping.host
+            (rest if stays and held.get(mapping.host, mapping.id) == mapping.id else together).append(mapping)
+        return together, rest
+
+    async def _sorted(self, wires: Iterable[ProxyMapping]) -> tuple[dict[ServiceId, Mapping], set[ServiceId]]:
+        """The last word about each service in a batch."""
+        changed: dict[ServiceId, Mapping] = {}
+        removed: set[ServiceId] = set()
+        for number, wire in enumerate(wires):
+            if number % AT_ONCE == AT_ONCE - 1:
+                await asyncio.sleep(0)
+            service = ServiceId(wire.id)
+            changed.pop(service, None)
+            removed.discard(service)
+            if wire.type == UPDATE_TYPE_REMOVED:
+                removed.add(service)
+                continue
+            decoded = self._codec.decode(wire, source=SOURCE)
+            mapping = decoded.mapping
+            if decoded.ignored:
+                log.info("mapping.ignored_fields", service_id=service, fields=list(decoded.ignored))
+            if wire.type not in (UPDATE_TYPE_CREATED, UPDATE_TYPE_MODIFIED):
+                mapping = replace(mapping, refused=f"this proxy does not know the update type {wire.type}")
+            if wire.auth_token:
+                self._tokens.put(mapping.account, service, wire.auth_token, self._clock())
+            changed[service] = replace(mapping, auth_token="")
+        return changed, removed
+
+    def _ours(self) -> list[Served]:
+        return [served for served in self._routing if served.mapping.source == SOURCE]
+
+    def _wanted(self) -> frozenset[AccountId]:
+        return frozenset(
+            served.mapping.account
+            for served in self._routing
+            if not served.refused and served.mapping.account and (self._private or served.mapping.tunneled)
+        )
+
+    def _report(self, report: Report) -> None:
+        if report.refused:
+            self._statuses.say(Status(report.service, report.account, PROXY_STATUS_ERROR, error=report.refused))
+            return
+        served = self._routing.get(SOURCE, report.service)
+        if served is None:
+            return
+        mapping = served.mapping
+        state = self._accounts.state(mapping.account)
+        certificate = self._has_certificate(mapping.host)
+        inbound: tuple[str, int, int] | None = None
+        if state is not None:
+            if state.tunnel is None:
+                if state.error:
+                    status = PROXY_STATUS_TUNNEL_NOT_CREATED
+                    self._statuses.say(Status(report.service, report.account, status, error=state.error))
+                return
+            if state.inbound is not None:
+                inbound = (state.inbound.address, state.inbound.http_port or 0, state.inbound.https_port or 0)
+        self._statuses.say(
+            Status(report.service, report.account, PROXY_STATUS_ACTIVE, certificate=certificate, inbound=inbound)
+        )
+
+
+class LateSink:
+    """The stream's sink before the mappings that stand behind it exist, and after the last of them was put in force."""
+
+    def __init__(self) -> None:
+        self.mappings: ManagementMappings | None = None
+        self._closed = False
+        self._applying = asyncio.Lock()
+        self._limit: asyncio.Timeout | None = None
+
+    async def close(self) -> None:
+        """Put nothing in force from now on: what steps are made of is about to go. Ends what is being put."""
+        self._closed = True
+        if self._limit is not None:
+            self._limit.reschedule(asyncio.get_running_loop().time())
+        async with self._applying:
+            pass
+
+    def _there(self) -> ManagementMappings:
+        assert self.mappings is not None  # noqa: S101 - there is a stream, so there is what takes it
+        return self.mappings
+
+    def stream_opened(self) -> None:
+        self._there().stream_opened()
+
+    def stream_lost(self) -> None:
+        self._there().stream_lost()
+
+    async def apply(self, update: Update) -> None:
+        if self._closed:
+            return
+        async with self._applying:
+            self._limit = limit = asyncio.timeout(None)
+            try:
+                async with limit:
+                    await self._there().apply(update)
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+            finally:
+                self._limit = None

@@ -1,0 +1,442 @@
+"""Our end of an HTTP/1.1 connection to an upstream: one exchange at a time on any asyncio transport.
+
+Written for few steps an exchange: the head is one write, body pieces pass through as they came, waiting costs one
+future, and the head's timer is armed once and asks again when it fires, instead of being set and cancelled each time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import socket
+import ssl
+import struct
+from typing import Protocol, cast
+
+from netbird_proxy.api.errors import HeadTimeout, ProtocolViolation, TlsFailed, UpstreamClosed, UpstreamError
+from netbird_proxy.api.exchange import BodyLengthMismatch, Informational
+from netbird_proxy.api.headers import RawHeader
+from netbird_proxy.http.answers import AnswerParser, HeadLimits
+
+HIGH_WATER = 131072
+LOW_WATER = 32768
+"""Body bytes held for a slow client: above the one the upstream is no longer read, below the other it is again."""
+
+_SMALL_PIECE = 2048
+_CONTENT_MEANS_NOTHING = frozenset((b"GET", b"HEAD", b"OPTIONS"))
+"""With these, some servers overlook that a body follows, and take it for the next request (RFC 9110 §9.3.1)."""
+_CONTENT_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)[ \t]*\r\n", re.IGNORECASE)
+_RESET = struct.pack("ii", 1, 0)
+
+
+class ConnectionOwner(Protocol):
+    """Who hands connections out."""
+
+    def gone(self, connection: Http1Connection) -> None:
+        """The connection can carry nothing more. Called as soon as that is known, maybe more than once."""
+
+    def given_up(self, connection: Http1Connection) -> None:
+        """Its exchange has aborted it. Maybe more than once."""
+
+
+class Http1Connection(asyncio.Protocol):
+    """One connection to an upstream. See `UpstreamConnection` for what an exchange may do with it.
+
+    Everything that fails ends the whole connection: `failure` then says how, to whoever waits now or asks later.
+
+    Args:
+        name: what it leads to, for messages: `http://10.0.0.7:8080`.
+        head_timeout: seconds without progress, on the request's body or informational heads, until the answer's
+            head must be there.
+        owner: told when the connection can carry nothing more.
+    """
+
+    __slots__ = (
+        "_answer",
+        "_deadline",
+        "_doubtful",
+        "_drain_waiter",
+        "_head_timeout",
+        "_limits",
+        "_missing",
+        "_owner",
+        "_read_paused",
+        "_request_open",
+        "_timer",
+        "_transport",
+        "_waiter",
+        "_write_paused",
+        "exchanges",
+        "failure",
+        "idle_since",
+        "loop",
+        "name",
+        "reused",
+    )
+
+    def __init__(
+        self,
+        *,
+        name: str = "upstream",
+        head_timeout: float = 300.0,
+        limits: HeadLimits | None = None,
+        owner: ConnectionOwner | None = None,
+    ) -> None:
+        self.name = name
+        self.reused = False
+        self.exchanges = 0
+        self.idle_since = 0.0
+        self.failure: UpstreamError | None = None
+        self.loop = asyncio.get_running_loop()
+        self._head_timeout = head_timeout
+        self._limits = limits or HeadLimits()
+        self._owner = owner
+        self._transport: asyncio.Transport | None = None
+        self._answer: Answer | None = None
+        self._request_open = False
+        self._doubtful = False  # the upstream may have read two requests where we sent one
+        self._missing = -1  # body bytes that the head's Content-Length still promises; -1 where it promises none
+        self._waiter: asyncio.Future[None] | None = None
+        self._drain_waiter: asyncio.Future[None] | None = None
+        self._write_paused = False
+        self._read_paused = False
+        self._deadline = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        if self.failure is not None:
+            state = f"failed: {self.failure}"
+        elif self._answer is None:
+            state = "idle"
+        else:
+            state = "complete" if self._answer.complete and not self._request_open else "busy"
+        return f"<Http1Connection {self.name} {state}, {self.exchanges} exchanges>"
+
+    # What an exchange does -------------------------------------------------------------------------------------------
+
+    def send_head(self, head: bytes, *, method: bytes, has_body: bool, upgrade: bool = False) -> None:
+        if self._answer is not None or self._transport is None:
+            raise RuntimeError(f"{self!r} is not ready for a request")
+        self._answer = Answer(self, method, limits=self._limits, upgrade=upgrade)
+        self._request_open = has_body
+        self._doubtful = has_body and method in _CONTENT_MEANS_NOTHING
+        self._missing = -1
+        self.exchanges += 1
+        if has_body and (promised := _CONTENT_LENGTH.search(head)) is not None:
+            self._missing = int(promised[1])
+        if self.failure is None:
+            self._transport.write(head)
+
+    async def send_body(self, data: bytes, *, chunked: bool) -> None:
+        if not data:
+            return  # as a chunk it would say that the body is over
+        transport = self._transport
+        if self.failure is not None or transport is None:
+            raise self._failed()
+        if not self._request_open:
+            raise RuntimeError(f"{self!r} has no request body under way")
+        if self._missing >= 0:
+            if chunked or len(data) > self._missing:
+                raise self._mismatch(f"over by {len(data) - self._missing}")
+            self._missing -= len(data)
+        if chunked:
+            transport.writelines((b"%x\r\n" % len(data), data, b"\r\n"))
+        else:
+            transport.write(data)
+        while self._write_paused:
+            if self._drain_waiter is not None:
+                raise RuntimeError("two tasks send on one connection")
+            self._arm()
+            self._drain_waiter = self.loop.create_future()
+            try:
+                await self._drain_waiter
+            finally:
+                self._drain_waiter = None
+            if self.failure is not None:
+                raise self._failed()
+        self._deadline = self.loop.time() + self._head_timeout
+
+    def finish_body(self, trailers: list[RawHeader], *, chunked: bool) -> None:
+        if not self._request_open:
+            return
+        if self._missing > 0:
+            raise self._mismatch(f"short by {self._missing}")
+        self._request_open = False
+        if self.failure is not None or self._transport is None:
+            return
+        self._deadline = self.loop.time() + self._head_timeout
+        if chunked:
+            if trailers:
+                lines = b"".join(b"%b: %b\r\n" % pair for pair in trailers)
+                self._transport.write(b"0\r\n" + lines + b"\r\n")
+            else:
+                self._transport.write(b"0\r\n\r\n")
+        elif self._answer is not None and self._answer.switched and self._transport.can_write_eof():
+            self._transport.write_eof()
+
+    async def answer(self, informational: Informational | None = None) -> Answer:
+        answer = self._answer
+        if answer is None:
+            raise RuntimeError(f"{self!r} has no request under way")
+        while True:
+            while answer.interim:
+                status, headers = answer.interim.pop(0)
+                if informational is not None:
+                    await informational(status, headers)
+            if answer.head_complete:
+                if isinstance(self.failure, ProtocolViolation):
+                    raise self._failed()  # known before anybody was told of the head
+                if answer.switched:
+                    self._request_open = True  # the raw stream, until `finish_body`
+                return answer
+            if self.failure is not None:
+                raise self._failed()
+            self._arm()
+            waiter = self._wait()
+            try:
+                await waiter
+            finally:
+                self._waiter = None
+
+    @property
+    def half_closes(self) -> bool:
+        return self._transport is not None and self._transport.can_write_eof()
+
+    @property
+    def nothing_received(self) -> bool:
+        return self._answer is None or not self._answer.fed
+
+    def abort(self) -> None:
+        self._fail(UpstreamClosed(f"{self.name}: given up by us"))
+        if self._owner is not None:
+            self._owner.given_up(self)
+
+    # What its owner does ---------------------------------------------------------------------------------------------
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is idle and may be handed out."""
+        return (
+            self._answer is None
+            and self.failure is None
+            and self._transport is not None
+            and not self._transport.is_closing()
+        )
+
+    def finish(self) -> bool:
+        """End the exchange. True if the connection may carry another; else it is closed now.
+
+        A clean end that the upstream wants to be the last is closed in order; anything unfinished is reset.
+        """
+        answer, self._answer = self._answer, None
+        transport = self._transport
+        if self.failure is not None or transport is None:
+            self.abort()
+            return False
+        if answer is not None:
+            if not answer.complete or self._request_open or self._write_paused or answer.excess:
+                self._fail(UpstreamClosed(f"{self.name}: given up by us before the exchange was complete"))
+                return False
+            if answer.switched or not answer.keep_alive or self._doubtful:
+                self.close()
+                return False
+        if transport.is_closing():
+            self.close()
+            return False
+        if self._read_paused:
+            self._read_paused = False
+            transport.resume_reading()
+        return True
+
+    def close(self) -> None:
+        """Close in order. Only for a connection without an exchange."""
+        if self.failure is None:
+            self.failure = UpstreamClosed(f"{self.name}: closed by us")
+        if self._transport is not None:
+            self._transport.close()
+        self._ended()
+
+    # What the transport calls ----------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        if self.failure is not None:  # given up while it was being opened
+            self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        answer = self._answer
+        if answer is None:
+            # Bytes that nobody asked for would be taken for the answer to the next request.
+            self._fail(ProtocolViolation(f"{self.name}: bytes without a request"))
+            return
+        try:
+            answer.feed(data)
+        except ProtocolViolation as error:
+            self._fail(ProtocolViolation(f"{self.name}: {error}"))
+            return
+        if answer.buffered > HIGH_WATER and not self._read_paused and self._transport is not None:
+            self._read_paused = True
+            self._transport.pause_reading()
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def eof_received(self) -> bool:
+        answer = self._answer
+        if answer is None or not answer.feed_eof():
+            self._fail(self._closed(None))
+            return False
+        self._wake()
+        if answer.switched and self._transport is not None:
+            # TLS has no half-close and warns when it is asked for one.
+            return self._transport.get_extra_info("sslcontext") is None
+        if self.failure is None:
+            self.failure = self._closed(None)
+        return False
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if self.failure is None:
+            self.failure = self._closed(exc)
+        self._ended()
+
+    def pause_writing(self) -> None:
+        self._write_paused = True
+
+    def resume_writing(self) -> None:
+        self._write_paused = False
+        waiter = self._drain_waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def _taken(self, answer: Answer) -> None:
+        """Body bytes have left the buffer."""
+        if (
+            self._read_paused
+            and answer.buffered <= LOW_WATER
+            and self.failure is None
+            and answer is self._answer
+            and self._transport is not None
+        ):
+            self._read_paused = False
+            self._transport.resume_reading()
+
+    def _wait(self) -> asyncio.Future[None]:
+        """Something has come or the connection has failed. One waiter at a time, who clears it: one task reads."""
+        if self._waiter is not None:
+            raise RuntimeError("two tasks read one answer")
+        waiter = self._waiter = self.loop.create_future()
+        return waiter
+
+    def _wake(self) -> None:
+        for waiter in (self._waiter, self._drain_waiter):
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
+
+    def _arm(self) -> None:
+        answer = self._answer
+        if answer is None or answer.head_complete:
+            return
+        self._deadline = self.loop.time() + self._head_timeout
+        if self._timer is None:
+            self._timer = self.loop.call_at(self._deadline, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        answer = self._answer
+        if answer is None or answer.head_complete or (self._waiter is None and self._drain_waiter is None):
+            return  # nobody waits; who waits next arms it again
+        if self.loop.time() < self._deadline:
+            self._timer = self.loop.call_at(self._deadline, self._on_timer)
+        else:
+            self._fail(HeadTimeout(f"{self.name}: no answer for {self._head_timeout:g} s"))
+
+    def _fail(self, error: UpstreamError) -> None:
+        if self.failure is None:
+            self.failure = error
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
+            # An upstream that reads until the close must not take what it got for all there was.
+            sock = transport.get_extra_info("socket")
+            if sock is not None:
+                with contextlib.suppress(OSError, AttributeError):
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        if transport is not None:
+            transport.abort()
+        self._ended()
+
+    def _ended(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._wake()
+        if self._owner is not None:
+            self._owner.gone(self)
+
+    def _closed(self, exc: BaseException | None) -> UpstreamError:
+        if self._answer is None:
+            what = "closed while idle"
+        elif not self._answer.fed:
+            what = "closed before its answer"
+        elif not self._answer.complete:
+            what = "closed within its answer"
+        else:
+            what = "closed after its answer"
+        error: UpstreamError
+        if isinstance(exc, ssl.SSLError) and self.exchanges <= 1 and self.nothing_received:
+            # TLS 1.3 tells a client that its certificate is missing only after the handshake.
+            error = TlsFailed(f"{self.name}: {exc}")
+        else:
+            error = UpstreamClosed(f"{self.name}: {what}" + (f" ({exc})" if exc is not None else ""))
+        error.__cause__ = exc
+        return error
+
+    def _failed(self) -> UpstreamError:
+        failure = self.failure
+        if failure is None:
+            return UpstreamClosed(f"{self.name}: not connected")
+        # A fresh traceback each time: the same failure may be raised in two tasks.
+        return failure.with_traceback(None)
+
+    def _mismatch(self, how: str) -> BodyLengthMismatch:
+        error = BodyLengthMismatch(f"{self.name}: request body is not as long as Content-Length says: {how} bytes")
+        self.abort()
+        return error
+
+
+class Answer(AnswerParser):
+    """The answer to one exchange, as `UpstreamAnswer`: it goes on being readable after its connection was given back,
+    but then has only what had come."""
+
+    def __init__(self, connection: Http1Connection, method: bytes, *, limits: HeadLimits, upgrade: bool) -> None:
+        super().__init__(method, limits=limits, upgrade=upgrade)
+        self._connection = connection
+
+    async def read(self) -> bytes:
+        pieces = self.pieces
+        while not pieces:
+            if self.complete:
+                return b""
+            connection = self._connection
+            if connection.failure is not None:
+                raise connection._failed()
+            if connection._answer is not self:
+                raise RuntimeError("the connection was given back before the answer was complete")
+            waiter = connection._wait()
+            try:
+                await waiter
+            finally:
+                connection._waiter = None
+        if len(pieces) > 1 and self.buffered <= _SMALL_PIECE * len(pieces):
+            # An upstream that writes tiny chunks should not cost a write each.
+            piece = b"".join(pieces)
+            pieces.clear()
+            self.buffered = 0
+        else:
+            piece = pieces.pop(0)  # there are few, or the upstream is not read any more
+            self.buffered -= len(piece)
+        if self._connection._read_paused:
+            self._connection._taken(self)
+        return piece

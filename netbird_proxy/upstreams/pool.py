@@ -1,0 +1,242 @@
+"""Connections to one upstream of one route, kept for the next exchange."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+
+from netbird_proxy.api.errors import DialFailed, DialTimeout, TlsFailed, UpstreamError, UpstreamOverloaded
+from netbird_proxy.api.exchange import UpstreamConnection
+from netbird_proxy.api.model import Upstream
+from netbird_proxy.api.steps import Dialer
+from netbird_proxy.http.answers import HeadLimits
+from netbird_proxy.upstreams.connection import Http1Connection
+from netbird_proxy.upstreams.tls import client_context, client_tls
+
+DIAL_TIMEOUT = 30.0
+SHARE = 0.5
+"""Of the places with one upstream, what one client may take while nobody else wants any."""
+
+
+class UpstreamPool:
+    """Keeps idle connections, newest first, and counts those in flight. Implements `Pool`.
+
+    Args:
+        dialer: opens the streams; whatever it raises besides an UpstreamError becomes DialFailed.
+        dial_timeout: seconds for dial and TLS together where the upstream does not say.
+        head_timeout: seconds, see Http1Connection.
+        idle_timeout: seconds that an unused connection is kept.
+        max_idle: connections kept; more are closed when they are given back.
+        max_in_flight: exchanges at a time, dials included.
+        share: of those, what one source alone may take; see `acquire`. Above 0; 1 shares nothing out.
+        tls: for tests and plugins with roots of their own; by default what the upstream says.
+        server_name: what TLS asks for and verifies, where it is not the host that is dialed.
+    """
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        dialer: Dialer,
+        *,
+        dial_timeout: float = DIAL_TIMEOUT,
+        head_timeout: float = 300.0,
+        idle_timeout: float = 90.0,
+        max_idle: int = 100,
+        max_in_flight: int = 512,
+        share: float = SHARE,
+        limits: HeadLimits | None = None,
+        tls: ssl.SSLContext | None = None,
+        server_name: str | None = None,
+    ) -> None:
+        self.upstream = upstream
+        self.dialer = dialer
+        self._name = str(upstream)
+        self._dial_timeout = upstream.dial_timeout or dial_timeout
+        self._head_timeout = head_timeout
+        self._idle_timeout = idle_timeout
+        self._max_idle = max_idle
+        self._max_in_flight = max_in_flight
+        self._weight = (1 - share) / share
+        self._limits = limits or HeadLimits()
+        self._tls = tls
+        self._server_name = server_name or upstream.server_name or upstream.address.host
+        self._idle: list[Http1Connection] = []  # oldest first
+        self._busy: dict[Http1Connection, str] = {}  # whom it is for
+        self._held: dict[str, int] = {}  # places, dials included, by source; nobody is in it with none
+        self._dialing = 0
+        self._retired = False
+        self._closed = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._emptied: asyncio.Event | None = None
+
+    def __repr__(self) -> str:
+        state = " closed" if self._closed else " retired" if self._retired else ""
+        return (
+            f"<UpstreamPool {self._name}{state}: {len(self._idle)} idle, {len(self._busy)} busy, "
+            f"{self._dialing} dialing>"
+        )
+
+    @property
+    def idle(self) -> int:
+        return len(self._idle)
+
+    @property
+    def in_flight(self) -> int:
+        """Exchanges that have a connection or wait for one."""
+        return len(self._busy) + self._dialing
+
+    async def acquire(self, *, fresh: bool = False, source: str = "") -> Http1Connection:
+        """See `Pool.acquire`.
+
+        A source may hold as many places as are left free (times `share / (1 - share)`). By default that is half of
+        them for one that is alone, a third each for two that come together; and whatever those took that came before,
+        a newcomer may have half of the rest.
+        """
+        if self._closed:
+            raise DialFailed(f"dial {self._name}: its pool is closed")
+        free = self._max_in_flight - len(self._busy) - self._dialing
+        if free <= 0:
+            raise UpstreamOverloaded(f"{self._name}: {self._max_in_flight} exchanges are in flight")
+        if source:
+            held = self._held.get(source, 0)
+            if held * self._weight >= free:
+                raise UpstreamOverloaded(f"{self._name}: one client has {held} exchanges in flight, {free} are left")
+            self._held[source] = held + 1
+        if not fresh:
+            while self._idle:
+                connection = self._idle.pop()
+                if connection.usable:
+                    connection.reused = True
+                    self._busy[connection] = source
+                    return connection
+                connection.close()
+        self._dialing += 1
+        try:
+            connection = await self._dial()
+        except BaseException:
+            self._give_back(source)
+            raise
+        finally:
+            self._dialing -= 1
+            self._tell_if_empty()
+        self._busy[connection] = source
+        return connection
+
+    def release(self, connection: UpstreamConnection) -> None:
+        if not isinstance(connection, Http1Connection) or connection not in self._busy:
+            return  # it was aborted
+        self._give_back(self._busy.pop(connection))
+        if connection.finish():
+            if self._retired or len(self._idle) >= self._max_idle:
+                connection.close()
+            else:
+                # Not `get_running_loop`: on 3.11 that is a system call.
+                connection.idle_since = connection.loop.time()
+                self._idle.append(connection)
+                if self._timer is None:
+                    self._timer = connection.loop.call_later(self._idle_timeout, self._expire)
+        if not self._busy:
+            self._tell_if_empty()
+
+    def retire(self) -> None:
+        """Keep nothing from now on. Exchanges under way finish, and late ones dial; nothing is lost. Idempotent."""
+        self._retired = True
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    async def close(self, *, grace: float = 0.0) -> None:
+        """Retire, let what is in flight finish for `grace` seconds, then reset the rest and refuse what comes later.
+
+        Cancelled, it resets the rest at once.
+        """
+        self.retire()
+        try:
+            if grace > 0 and self.in_flight:
+                self._emptied = asyncio.Event()
+                try:
+                    async with asyncio.timeout(grace):
+                        await self._emptied.wait()
+                except TimeoutError:
+                    pass
+        finally:
+            self._closed = True
+            for connection in list(self._busy):
+                connection.abort()
+
+    # What connections tell -------------------------------------------------------------------------------------------
+
+    def gone(self, connection: Http1Connection) -> None:
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    def given_up(self, connection: Http1Connection) -> None:
+        self._give_back(self._busy.pop(connection, ""))
+        self._tell_if_empty()
+
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def _give_back(self, source: str) -> None:
+        if source:
+            held = self._held[source] - 1
+            if held:
+                self._held[source] = held
+            else:
+                del self._held[source]
+
+    def _tell_if_empty(self) -> None:
+        if self._emptied is not None and not self._busy and not self._dialing:
+            self._emptied.set()
+
+    def _expire(self) -> None:
+        """One timer for the oldest idle connection; younger ones that were used meanwhile just move it on."""
+        self._timer = None
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        while self._idle:
+            age = now - self._idle[0].idle_since
+            if age < self._idle_timeout:
+                self._timer = loop.call_later(self._idle_timeout - age, self._expire)
+                return
+            self._idle.pop(0).close()
+
+    async def _dial(self) -> Http1Connection:
+        connection = Http1Connection(name=self._name, head_timeout=self._head_timeout, limits=self._limits, owner=self)
+        protocol: asyncio.BaseProtocol = connection
+        handshake: asyncio.Future[None] | None = None
+        timeout = self._dial_timeout
+        transport: asyncio.Transport | None = None
+        try:
+            async with asyncio.timeout(timeout):
+                if self.upstream.scheme in ("https", "tls"):
+                    context = self._tls or client_context(
+                        skip_verify=self.upstream.skip_tls_verify, ca=self.upstream.ca
+                    )
+                    protocol, handshake = client_tls(
+                        connection, context, self._server_name, handshake_timeout=timeout + 1
+                    )
+                transport, _ = await self.dialer.dial(lambda: protocol, self.upstream.address, timeout=timeout)
+                if handshake is not None:
+                    try:
+                        await handshake
+                    except (OSError, ValueError) as error:  # SSLError is an OSError
+                        raise TlsFailed(f"TLS with {self._name}: {error}") from error
+            if connection.failure is not None:
+                raise DialFailed(f"dial {self._name}: closed as soon as it was opened") from connection.failure
+            if self._closed:
+                raise DialFailed(f"dial {self._name}: its pool was closed")
+        except BaseException as error:
+            connection.abort()
+            if transport is not None:
+                transport.abort()
+            if isinstance(error, UpstreamError) or not isinstance(error, Exception):
+                raise
+            if isinstance(error, TimeoutError):
+                raise DialTimeout(f"dial {self._name}: nothing within {timeout:g} s") from error
+            raise DialFailed(f"dial {self._name}: {type(error).__name__}: {error}") from error
+        if not connection.usable:
+            raise DialFailed(f"dial {self._name}: the dialer gave no open stream")
+        return connection

@@ -1,0 +1,98 @@
+"""The pools in use: shared by routes that dial the same way, counted, retired a while after the last route is gone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from netbird_proxy.api.exchange import Pool
+from netbird_proxy.api.model import AccountId, Upstream
+from netbird_proxy.api.steps import Dialer
+
+GRACE = 30.0
+"""Seconds that a pool without routes is kept warm: a service that is edited twice keeps its connections."""
+
+
+class RetiringPool(Pool, Protocol):
+    """A pool that can be told to keep nothing more. Exchanges under way finish, and late ones still dial."""
+
+    def retire(self) -> None: ...
+
+
+PoolFor = Callable[[Upstream, Dialer], RetiringPool]
+_Key = tuple[AccountId, str, int]
+
+
+def _key(account: AccountId, upstream: Upstream, dialer: Dialer) -> _Key:
+    """What pools that may be the same agree on. Thousands of services may lead to one address by dialers of their own,
+    so the dialer is a part of it; one that cannot be hashed is compared with all of its type."""
+    try:
+        mark = hash(dialer)
+    except TypeError:
+        mark = id(type(dialer))
+    return account, str(upstream), mark
+
+
+@dataclass(slots=True, eq=False)
+class _Kept:
+    key: _Key
+    upstream: Upstream
+    dialer: Dialer
+    pool: RetiringPool
+    routes: int = 0
+    retiring: asyncio.TimerHandle | None = None
+
+
+class Pools:
+    """Every pool of this process. Accounts never share one, whatever they dial."""
+
+    def __init__(self, pool_for: PoolFor, *, grace: float = GRACE) -> None:
+        self._pool_for = pool_for
+        self._grace = grace
+        self._kept: dict[_Key, list[_Kept]] = {}
+        self._by_pool: dict[int, _Kept] = {}
+
+    def take(self, account: AccountId, upstream: Upstream, dialer: Dialer) -> RetiringPool:
+        """The pool for one more route."""
+        key = _key(account, upstream, dialer)
+        bucket = self._kept.setdefault(key, [])
+        for kept in bucket:
+            if kept.upstream == upstream and kept.dialer == dialer:
+                break
+        else:
+            kept = _Kept(key, upstream, dialer, self._pool_for(upstream, dialer))
+            bucket.append(kept)
+            self._by_pool[id(kept.pool)] = kept
+        kept.routes += 1
+        if kept.retiring is not None:
+            kept.retiring.cancel()
+            kept.retiring = None
+        return kept.pool
+
+    def drop(self, pool: RetiringPool) -> None:
+        """One route less."""
+        kept = self._by_pool[id(pool)]
+        kept.routes -= 1
+        if kept.routes == 0:
+            kept.retiring = asyncio.get_running_loop().call_later(self._grace, self._retire, kept)
+
+    def close(self) -> None:
+        """Retire all of them now."""
+        for kept in list(self._by_pool.values()):
+            self._retire(kept)
+
+    def __len__(self) -> int:
+        return len(self._by_pool)
+
+    def _retire(self, kept: _Kept) -> None:
+        if kept.retiring is not None:
+            kept.retiring.cancel()
+            kept.retiring = None
+        bucket = self._kept[kept.key]
+        bucket.remove(kept)
+        if not bucket:
+            del self._kept[kept.key]
+        del self._by_pool[id(kept.pool)]
+        kept.pool.retire()
