@@ -29,6 +29,11 @@ UNKNOWN_HOST: Final = "unknown"
 ROUTES: Final = "routes"
 """What a proxy that tells its claims would claim if its tunnel followed routes."""
 
+MAPPING_BYTES: Final = 256 << 10
+"""A larger mapping is refused when a service is saved, and withheld where it was stored before: proxies of all accounts
+share the messages that mappings travel in."""
+TOO_LARGE: Final = f"its mapping is larger than {MAPPING_BYTES >> 10} KiB: use fewer targets, headers or settings"
+
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 CLAIMABLE: Final[dict[str, tuple[Callable[[Service], bool], Callable[[Service, ProxyMapping], bool]]]] = {
@@ -112,9 +117,15 @@ def resolve(target: Target, account: AccountSnapshot) -> str:
 
 
 def judged(service: Service, account: AccountSnapshot, hooks: Hooks) -> None:
-    """Raises `InvalidArgument` for extensions that a plugin cannot use, also those of disabled targets."""
+    """Raises `InvalidArgument` for extensions that a plugin cannot use and for a mapping that is too large; disabled
+    targets count like enabled ones."""
     whole = replace(service, targets=tuple(replace(target, enabled=True) for target in service.targets))
-    extensions.check(service, _core(whole, account), hooks)
+    mapping = _core(whole, account)
+    extensions.check(service, mapping, hooks)
+    with suppress(HookError):  # a plugin that fails here is the reason to withhold the mapping that `build` makes
+        hooks.build_mapping(whole, mapping)
+    if mapping.ByteSize() > MAPPING_BYTES:
+        raise InvalidArgument(TOO_LARGE)
 
 
 def build(service: Service, account: AccountSnapshot, hooks: Hooks) -> BuiltMapping:
@@ -138,6 +149,8 @@ def build(service: Service, account: AccountSnapshot, hooks: Hooks) -> BuiltMapp
         if is_set(service) and not arrived(service, mapping):
             # A plugin that claims a guarding field and forgets to send it would make the service public.
             return BuiltMapping(mapping, withheld=f"{name} is set and did not arrive in the mapping")
+    if mapping.ByteSize() > MAPPING_BYTES:
+        return BuiltMapping(mapping, withheld=TOO_LARGE)
     wire = mapping.SerializeToString(deterministic=True)
     return BuiltMapping(mapping, needed=extensions.guarding(mapping, hooks), predicates=predicates, wire=wire)
 

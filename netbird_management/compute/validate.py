@@ -43,6 +43,8 @@ OURS: Final = "x-netbird-"
 
 PROTOCOLS: Final = frozenset({"http", "https"})
 STREAM_MODES: Final = frozenset({"tcp", "udp", "tls"})
+TARGETS: Final = 100
+"""Targets of one service."""
 _PORTS: Final = range(65536)
 
 
@@ -54,6 +56,8 @@ def validated(service: Service, account: AccountSnapshot) -> Service:
         raise InvalidArgument("service name must be at most 255 printable bytes")
     if not service.targets:
         raise InvalidArgument("at least one target is required")
+    if len(service.targets) > TARGETS:
+        raise InvalidArgument(f"at most {TARGETS} targets are allowed")
     service = replace(service, mode=service.mode or "http")
     for i, header in enumerate(service.auth.header_auths):
         _check_header_auth(f"header_auths[{i}]", header)

@@ -15,7 +15,8 @@ from netbird_management.operations.proxies import Registration
 from netbird_management.operations.proxy_tokens import ProxyToken
 
 QUEUE_MESSAGES: Final = 100
-"""How far a proxy may fall behind before it has to start over from a snapshot."""
+QUEUE_BYTES: Final = 32 << 20
+"""How far a proxy may fall behind, in messages and in bytes, before it has to start over from a snapshot."""
 
 
 class Connection:
@@ -43,6 +44,7 @@ class Connection:
         self.why: Refused | None = None
         self._ended = asyncio.Event()
         self._queue: asyncio.Queue[bytes] = asyncio.Queue(QUEUE_MESSAGES)
+        self._queued_bytes = 0
 
     @property
     def proxy_id(self) -> ProxyId:
@@ -70,14 +72,17 @@ class Connection:
     def put(self, message: bytes) -> None:
         """A serialized message, to be sent after what was put before. Never waits: a proxy that reads too slowly loses
         its connection, and gets a snapshot when it comes back."""
-        try:
-            self._queue.put_nowait(message)
-        except asyncio.QueueFull:
+        if self._queue.full() or self._queued_bytes + len(message) > QUEUE_BYTES:
             self._count("proxies_too_far_behind")
             self.end(Refused(grpc.StatusCode.ABORTED, "too far behind: connect again for a snapshot"))
+            return
+        self._queued_bytes += len(message)
+        self._queue.put_nowait(message)
 
     async def next(self) -> bytes:
-        return await self._queue.get()
+        message = await self._queue.get()
+        self._queued_bytes -= len(message)
+        return message
 
     def end(self, why: Refused | None) -> None:
         """Ends the stream: with this status, or well. The first word counts."""

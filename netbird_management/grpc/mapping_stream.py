@@ -12,8 +12,7 @@ import grpc.aio
 from netbird_management.grpc.connections import Connection, Connections
 from netbird_management.grpc.errors import Refused
 from netbird_management.grpc.interceptors import Caller
-from netbird_management.grpc.mappings import BATCH, Mappings
-from netbird_management.grpc.wire import message
+from netbird_management.grpc.mappings import Mappings
 from netbird_management.model.domains import fold
 from netbird_management.model.ids import ProxyId
 from netbird_management.model.services import Capabilities
@@ -30,7 +29,6 @@ from netbird_management.operations.proxy_tokens import get_proxy_token, note_tok
 from netbird_management.store.state import State
 from netbird_wire.extensions import Extension
 from netbird_wire.proxy_service_pb2 import (
-    UPDATE_TYPE_CREATED,
     GetMappingUpdateRequest,
     ProxyCapabilities,
     SyncMappingsInit,
@@ -136,21 +134,8 @@ class MappingStreams:
             connection.end(None)
 
     async def _tell(self, connection: Connection, channel: "_Acknowledged | _OneWay", tasks: asyncio.TaskGroup) -> None:
-        mappings = self._mappings.snapshot(connection)
-        revoked = self._mappings.revocations(connection)
-        starts = range(0, len(mappings), BATCH) or range(1)
-        for start in starts:
-            batch = mappings[start : start + BATCH]
-            await channel.write(
-                message(
-                    # Tokens are made right before they are sent: a slow proxy still gets live ones.
-                    (self._mappings.outgoing(built, UPDATE_TYPE_CREATED, connection) for built in batch),
-                    initial_sync_complete=start == starts[-1],
-                    management_extensions=EXTENSIONS if start == 0 else (),
-                    # With the first: no mapping of it is in force before them.
-                    revocations=revoked if start == 0 else (),
-                )
-            )
+        for message in self._mappings.snapshot_messages(connection, EXTENSIONS):
+            await channel.write(message)
             await channel.acknowledged()
         _log.info(
             "proxy.connected", extra={"proxy_id": connection.proxy_id, "cluster": connection.registration.cluster}

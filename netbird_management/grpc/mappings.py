@@ -4,14 +4,14 @@ What a proxy should have is compared with what it was sent, so that a service th
 no longer be had by this proxy becomes a removal, and nothing that was public stays so by being left out.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from netbird_management.compute.mapping import BuiltMapping, build, resolve
 from netbird_management.grpc.connections import Connection, Connections
 from netbird_management.grpc.recorder import Recorder
 from netbird_management.grpc.revalidations import revalidations, revocation, revocations
-from netbird_management.grpc.wire import mapping_entry, message
+from netbird_management.grpc.wire import batches, mapping_entry, message
 from netbird_management.model.admission import refusal
 from netbird_management.model.clock import now
 from netbird_management.model.ids import PeerId, ServiceId, UserId
@@ -31,7 +31,11 @@ from netbird_wire.proxy_service_pb2 import (
 )
 
 BATCH: Final = 500
-"""Mappings in one message."""
+"""Mappings in one message, at most."""
+REVOCATIONS: Final = 20_000
+"""Revocations in one message, at most."""
+_TOKEN_BYTES: Final = 1024
+"""Room for what an outgoing mapping has beside its shared bytes: type, one-time token, lengths."""
 
 
 class Mappings:
@@ -45,9 +49,10 @@ class Mappings:
         self._built: dict[ServiceId, tuple[tuple[object, ...], BuiltMapping]] = {}
 
     def snapshot(self, connection: Connection) -> list[BuiltMapping]:
-        """Everything that the proxy should have now, without types and one-time tokens; from now on it is told changes.
+        """Everything that the proxy should have now, without types and one-time tokens; later changes are put into the
+        connection's queue.
 
-        Ordered by service: the oldest first.
+        Ordered by account, then by service: the oldest first.
         """
         connection.held.clear()
         connection.withheld.clear()
@@ -64,15 +69,39 @@ class Mappings:
         return [built for built in connection.held.values() if built is not None]
 
     def revocations(self, connection: Connection) -> list[Revocation]:
-        """The last day's, of every account that the proxy may serve."""
+        """Those of the last day, of every account with a service in the proxy's cluster; none for a proxy that reads none.
+
+        A service that comes to the cluster later has a session key that no earlier session fits.
+        """
+        if connection.registration.capabilities.claims is None:
+            return []
         since = now() - KEPT
         return [
-            revocation(account.account.id, one)
+            revocation(account.account.id, revoked)
             for account in self._state.snapshots.all()
-            if connection.may_see(account.account.id)
-            for one in account.revocations
-            if one.not_before >= since
+            if connection.may_see(account.account.id) and account.index.of_cluster(connection.registration.cluster)
+            for revoked in account.revocations
+            if revoked.not_before >= since
         ]
+
+    def snapshot_messages(self, connection: Connection, extensions: Iterable[str]) -> Iterator[bytes]:
+        """The whole snapshot as messages, revocations first: no mapping is in force before them.
+
+        The first message names the extensions, the last one completes the snapshot. One-time tokens are made when
+        their message is asked for, so that a slow proxy still gets live ones.
+        """
+        mappings = self.snapshot(connection)
+        parts: list[tuple[list[Revocation], list[BuiltMapping]]] = []
+        parts += [(batch, []) for batch in _revocation_batches(self.revocations(connection))]
+        parts += [([], batch) for batch in batches(mappings, lambda built: len(built.wire) + _TOKEN_BYTES, most=BATCH)]
+        parts = parts or [([], [])]
+        for number, (revoked, built) in enumerate(parts):
+            yield message(
+                (self.outgoing(one_built, UPDATE_TYPE_CREATED, connection) for one_built in built),
+                initial_sync_complete=number == len(parts) - 1,
+                management_extensions=tuple(extensions) if number == 0 else (),
+                revocations=revoked,
+            )
 
     def outgoing(self, built: BuiltMapping, kind: "ProxyMappingUpdateType.ValueType", connection: Connection) -> bytes:
         """An entry of a message for one proxy, with a one-time token of its own. A removal says only what went."""
@@ -94,7 +123,9 @@ class Mappings:
         candidates = list(self._candidates(change))
         asked, revoked = revalidations(change), revocations(change)
         # After the mappings, which must be in force when the proxy asks.
-        question = message((), revalidations=asked, revocations=revoked) if asked or revoked else b""
+        questions = [message((), revocations=batch) for batch in _revocation_batches(revoked)]
+        if asked:
+            questions.append(message((), revalidations=asked))
         after = change.after
         built: dict[ServiceId, tuple[Service, BuiltMapping]] = {}
         for service_id, _ in candidates:
@@ -111,10 +142,11 @@ class Mappings:
                 for service_id, touched in candidates
                 if (update := self._update(connection, service_id, built.get(service_id), touched=touched))
             ]
-            for start in range(0, len(updates), BATCH):
-                connection.put(message(updates[start : start + BATCH]))
-            if question and connection.is_concerned(change):
-                connection.put(question)
+            for batch in batches(updates, len, most=BATCH):
+                connection.put(message(batch))
+            if questions and connection.is_concerned(change):
+                for question in questions:
+                    connection.put(question)
 
     def _candidates(self, change: Change) -> Iterator[tuple[ServiceId, bool]]:
         """The services whose mappings may differ, and whether they themselves were written."""
@@ -187,3 +219,7 @@ def _judged_anew(change: Change) -> frozenset[UserId]:
 
 def _peers_of(users: frozenset[UserId], account: AccountSnapshot) -> frozenset[PeerId]:
     return frozenset(peer.id for peer in account.peers.values() if peer.user_id in users) if users else frozenset()
+
+
+def _revocation_batches(revoked: Iterable[Revocation]) -> Iterator[list[Revocation]]:
+    return batches(revoked, Revocation.ByteSize, most=REVOCATIONS)

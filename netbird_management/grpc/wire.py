@@ -4,8 +4,8 @@ Fields of a protobuf message may stand in any order, and a message may be joined
 followed by two more fields is a mapping with these fields.
 """
 
-from collections.abc import Callable, Iterable
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, TypeVar
 
 from netbird_wire.proxy_service_pb2 import (
     GetMappingUpdateResponse,
@@ -14,6 +14,11 @@ from netbird_wire.proxy_service_pb2 import (
     SyncMappingsResponse,
 )
 from netbird_wire.varint import varint
+
+MESSAGE_BYTES: Final = 2 << 20
+"""At most so many bytes of mappings or revocations in one message: NetBird's proxies take 4 MiB, one-time tokens
+included, and an account must not keep others' mappings from a proxy that both share."""
+P = TypeVar("P")
 
 _LENGTH_DELIMITED: Final = 2
 _FIELDS: Final = ProxyMapping.DESCRIPTOR.fields_by_name
@@ -48,6 +53,24 @@ def mapping_entry(shared: bytes, kind: "ProxyMappingUpdateType.ValueType", auth_
 def message(entries: Iterable[bytes], **more: Any) -> bytes:
     """A whole message: mappings, and whatever other fields it has."""
     return b"".join(entries) + (SyncMappingsResponse(**more).SerializeToString() if more else b"")
+
+
+def batches(parts: Iterable[P], size: Callable[[P], int], *, most: int) -> Iterator[list[P]]:
+    """The parts in order, each batch with at most `most` of them and at most `MESSAGE_BYTES` in all.
+
+    A part that is larger than `MESSAGE_BYTES` alone is a batch of its own.
+    """
+    batch: list[P] = []
+    total = 0
+    for part in parts:
+        bytes_ = size(part)
+        if batch and (len(batch) >= most or total + bytes_ > MESSAGE_BYTES):
+            yield batch
+            batch, total = [], 0
+        batch.append(part)
+        total += bytes_
+    if batch:
+        yield batch
 
 
 def serialized(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:

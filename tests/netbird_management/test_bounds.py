@@ -20,7 +20,7 @@ from netbird_host.guesses import SERVICE_FAILURES, Guesses
 from netbird_management.grpc import interceptors
 from netbird_management.grpc import server as grpc_server
 from netbird_management.grpc.access_log import AccessLogs
-from netbird_management.grpc.connections import QUEUE_MESSAGES, Connection
+from netbird_management.grpc.connections import QUEUE_BYTES, QUEUE_MESSAGES, Connection
 from netbird_management.grpc.errors import Refused
 from netbird_management.grpc.interceptors import FailureLimiter
 from netbird_management.grpc.login_service import HASHES_WAITING, Logins
@@ -275,11 +275,24 @@ async def changes_for_a_proxy(scene: Scene) -> None:
         connection.put(b"")
     assert connection.why is None
     connection.put(b"")
+    await _cut_off(connection)
+    large = Connection(registration, token, "", scene.home.state.count)
+    piece = b"x" * (QUEUE_BYTES // 4)
+    for _ in range(4):
+        large.put(piece)
+    assert await large.next() == piece
+    large.put(piece)
+    assert large.why is None
+    large.put(b"x")
+    await _cut_off(large)
+    assert scene.counters["proxies_too_far_behind"] == 2
+
+
+async def _cut_off(connection: Connection) -> None:
     async with asyncio.timeout(10):
         await connection.ended()
     assert connection.why is not None
     assert connection.why.code is grpc.StatusCode.ABORTED
-    assert scene.counters["proxies_too_far_behind"] == 1
 
 
 @drive("changes for ourselves")

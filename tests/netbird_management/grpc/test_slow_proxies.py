@@ -22,10 +22,10 @@ LAST = FIRST + QUEUE_MESSAGES + 20
 
 
 def bulky(port: int) -> tuple[Target, ...]:
-    """Targets whose mapping soon fills what gRPC takes for somebody who reads nothing: 4 MB."""
+    """Targets of nearly the largest mapping, a few of which fill what gRPC takes for a proxy that reads nothing: 4 MB."""
     headers = tuple((f"x-bulk-{number}", TEXT) for number in range(16))
     options = TargetOptions(direct_upstream=True, custom_headers=headers)
-    return tuple(replace(direct_target(port=port), path=f"/{number}", options=options) for number in range(5))
+    return tuple(replace(direct_target(port=port), path=f"/{number}", options=options) for number in range(4))
 
 
 def port_of(mapping: ProxyMapping) -> int:
