@@ -2,8 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+
+Network = IPv4Network | IPv6Network
+
+
+def nearest_client(peer: str, forwarded: Iterable[str], trusted: Sequence[Network]) -> str:
+    """The nearest address that is no trusted proxy's; `peer`, the connection's own, where no other is named.
+
+    `forwarded` are the lines of `X-Forwarded-For`, in their order. They are read from the right, and only as far as
+    trusted proxies wrote them: an entry that is no address ends the search. Where all of them are trusted it is the
+    leftmost.
+    """
+    address = _address(peer)
+    if address is None or not _among(address, trusted):
+        return peer
+    for entry in reversed(",".join(forwarded).split(",")):
+        entered = _address(entry.strip())
+        if entered is None:
+            break
+        address = entered
+        if not _among(address, trusted):
+            break
+    return str(address)
+
+
+def _among(address: IPv4Address | IPv6Address, networks: Sequence[Network]) -> bool:
+    return any(address in network for network in networks)
+
+
+def _address(text: str) -> IPv4Address | IPv6Address | None:
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return None
+    return address.ipv4_mapped or address if isinstance(address, IPv6Address) else address
 
 
 def source_of(address: str) -> str:

@@ -138,6 +138,7 @@ async def _listening(server: ManagementServer, hold: Hold, shutdown: Shutdown) -
             shutdown=shutdown,
             sign_on=sign_on,
             services=services,
+            trusted_proxies=settings.trusted_proxies,
         ) as server.grpc_port,
         asyncio.TaskGroup() as tasks,
     ):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypeVar
 
-from netbird_management.model.accounts import Peer, User
+from netbird_management.model.accounts import Peer, PeerMeta, User
 from netbird_management.model.snapshot import AccountSnapshot, Change
 
 _K = TypeVar("_K")
@@ -54,11 +54,12 @@ def _differ(before: Mapping[_K, _V], after: Mapping[_K, _V]) -> bool:
 
 
 def lasting(value: Peer | User) -> Peer | User:
-    """Without what comes and goes."""
+    """The value without what comes and goes, and without what a peer reports of itself that no map shows."""
     if isinstance(value, User):
         return replace(value, last_login=None)
     return replace(
         value,
+        meta=PeerMeta(netbird_version=value.meta.netbird_version, capabilities=value.meta.capabilities),
         last_seen=None,
         last_login=None,
         connection_ip="",

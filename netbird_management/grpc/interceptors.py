@@ -1,8 +1,9 @@
-"""What stands before every call: a proxy's token, a brake on guessing it, and the status for whatever goes wrong."""
+"""The edge of every call: the proxy's token is judged before anything of the call's message is read, wrong tokens are
+counted by address, and whatever goes wrong becomes a status."""
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final
@@ -10,11 +11,14 @@ from urllib.parse import unquote
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
-from netbird_host.sources import source_of
+from netbird_host.buckets import Buckets, Places
+from netbird_host.sources import Network, nearest_client, source_of
 from netbird_management.grpc.connections import Connection, Connections
 from netbird_management.grpc.errors import Refused, as_refusal
 from netbird_management.grpc.wire import serialized
+from netbird_management.model.ids import AccountId
 from netbird_management.operations.proxy_tokens import ProxyToken, find_proxy_token, note_token_used
 from netbird_management.store.state import State
 from netbird_wire.extensions import NO_STREAM, PROXY_ID_METADATA
@@ -24,13 +28,23 @@ PROXY_SERVICE: Final = "/management.ProxyService/"
 PEERS: Final = frozenset({"management.ManagementService"})
 """The service whose callers prove who they are by the envelope."""
 _STREAMS: Final = ("GetMappingUpdate", "SyncMappings")
-MAX_PROXY_REQUEST_BYTES: Final = 4 << 20
+PROXY_MESSAGE_BYTES: Final = 4 << 20
+OPEN_MESSAGE_BYTES: Final = 1 << 20
+"""The largest message of a caller with a token, and of one without: a peer's, who is judged by what is in it."""
+REQUEST_SECONDS: Final = 10.0
+"""Within so many seconds the message of a call must come, the first one of a stream too."""
+UNREAD_OF_A_SOURCE: Final = 1_000
+"""Calls from one address (IPv6: a /64) whose message has not come."""
+CALLS_OF_AN_ACCOUNT: Final = 10_000
+"""Calls with the tokens of one account, streams among them, that are under way at once."""
 
 FAILURES: Final = 5
 FAILURE_SECONDS: Final = 12.0
 """How many bad tokens an address may show at once, and how long until it may show another."""
 GUESSERS: Final = 16_384
 """Addresses that are remembered for a bad token; the one that has been quiet for longest is forgotten."""
+LOOKUPS: Final = 4
+"""Tokens that are looked up in the store at once; those of addresses with too many failures, one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +63,17 @@ class Caller:
 
 
 _caller: ContextVar[Caller] = ContextVar("caller")
+_address: ContextVar[str] = ContextVar("address", default="")
 
 
 def caller() -> Caller:
     """The caller of the call under way. Raises `LookupError` where no token was asked for."""
     return _caller.get()
+
+
+def call_address() -> str:
+    """The client address of the call under way; "" where it has none."""
+    return _address.get()
 
 
 def peer_address(peer: str) -> str:
@@ -65,78 +85,132 @@ def peer_address(peer: str) -> str:
 
 
 class FailureLimiter:
-    """A bucket of failures for each address (IPv6: a /64). An empty one refuses before anything is looked at."""
+    """A bucket of failures for each address (IPv6: a /64).
+
+    It slows guesses down and refuses no token that is right: many proxies may share an address with a caller that is
+    wrong.
+    """
 
     def __init__(self, clock: Callable[[], float], count: Callable[[str], object] = lambda _name: None) -> None:
-        self._clock = clock
         self._count = count
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._buckets = Buckets(clock, burst=FAILURES, per_second=1 / FAILURE_SECONDS, keys=GUESSERS)
 
-    def check(self, address: str) -> None:
-        if address and self._left(source_of(address)) < 1:
-            self._count("token_guesses_refused")
-            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many failed authentication attempts")
+    def is_suspect(self, address: str) -> bool:
+        """Whether the address has used up its failures."""
+        return bool(address) and self._buckets.is_empty(source_of(address))
 
     def failed(self, address: str) -> None:
-        if not address:
-            return
-        source = source_of(address)
-        self._buckets[source] = (self._left(source) - 1, self._clock())
-        self._buckets.move_to_end(source)
-        if len(self._buckets) > GUESSERS:
-            self._buckets.popitem(last=False)
-
-    def _left(self, source: str) -> float:
-        left, at = self._buckets.get(source, (float(FAILURES), self._clock()))
-        return min(float(FAILURES), left + (self._clock() - at) / FAILURE_SECONDS)
+        """Counts a wrong token. Raises `Refused` where the address has used up its failures."""
+        if address and not self._buckets.take(source_of(address)):
+            self._count("token_guesses_refused")
+            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many failed authentication attempts")
 
 
 class Edge(grpc.aio.ServerInterceptor):
     """Wraps every handler. A call needs a proxy's token, but for the services in `open_services`; peers of the overlay
-    prove their key by the envelope."""
+    prove their key by the envelope. `trusted` are the networks of proxies whose `x-forwarded-for` metadata names the
+    caller; `patience` is how long the message of a call may take, in seconds."""
 
-    def __init__(self, state: State, connections: Connections, open_services: frozenset[str] = PEERS) -> None:
+    def __init__(
+        self,
+        state: State,
+        connections: Connections,
+        open_services: frozenset[str] = PEERS,
+        *,
+        trusted: Sequence[Network] = (),
+        patience: float = REQUEST_SECONDS,
+    ) -> None:
         self._open = open_services
         self._state = state
         self._connections = connections
+        self._trusted = trusted
+        self._patience = patience
         self._limiter = FailureLimiter(asyncio.get_running_loop().time, state.count)
+        self._lookups = asyncio.Semaphore(LOOKUPS)
+        self._suspects = asyncio.Semaphore(1)
+        self._unread = Places(UNREAD_OF_A_SOURCE)
+        self._calls = Places(CALLS_OF_AN_ACCOUNT)
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any) -> Any:
+        """A handler that is called with the head of a call alone, whatever the call's kind: gRPC would receive and
+        parse the message of a single request before anybody is asked for a token."""
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
         method: str = handler_call_details.method
+        is_open = method.strip("/").partition("/")[0] in self._open
         behavior = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
 
-        async def call(request: Any, context: Any) -> Any:
+        async def call(requests: Any, context: Any) -> Any:
             try:
-                if method.strip("/").partition("/")[0] not in self._open:
-                    _caller.set(await self._authenticated(method, context))
-                    if not handler.request_streaming and request.ByteSize() > MAX_PROXY_REQUEST_BYTES:
-                        raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "the request is too large")
-                return await behavior(request, context)
+                address = self._address(context)
+                _address.set(address)
+                if not is_open:
+                    _caller.set(await self._authenticated(method, address, context))
+                account_id = None if is_open else caller().token.account_id
+                with self._account_place(account_id):
+                    if not handler.request_streaming:
+                        largest = OPEN_MESSAGE_BYTES if is_open else PROXY_MESSAGE_BYTES
+                        requests = await self._request(handler, address, context, largest)
+                    return await behavior(requests, context)
             except Exception as error:
                 if isinstance(error, grpc.aio.AbortError):
                     raise
                 refusal = as_refusal(error, method)
             return await context.abort(refusal.code, refusal.message)
 
-        wrap = {
-            (False, False): grpc.unary_unary_rpc_method_handler,
-            (False, True): grpc.unary_stream_rpc_method_handler,
-            (True, False): grpc.stream_unary_rpc_method_handler,
-            (True, True): grpc.stream_stream_rpc_method_handler,
-        }[handler.request_streaming, handler.response_streaming]
-        return wrap(call, handler.request_deserializer, serialized(handler.response_serializer))
+        wrap = (
+            grpc.stream_stream_rpc_method_handler
+            if handler.response_streaming
+            else grpc.stream_unary_rpc_method_handler
+        )
+        deserializer = handler.request_deserializer if handler.request_streaming else None
+        return wrap(call, deserializer, serialized(handler.response_serializer))
 
-    async def _authenticated(self, method: str, context: Any) -> Caller:
-        address = peer_address(context.peer())
-        self._limiter.check(address)
+    def _address(self, context: Any) -> str:
+        peer = peer_address(context.peer())
+        lines = [value for key, value in context.invocation_metadata() or () if key == "x-forwarded-for"]
+        return nearest_client(peer, (line for line in lines if isinstance(line, str)), self._trusted)
+
+    async def _request(self, handler: Any, address: str, context: Any, largest: int) -> Any:
+        """The message of a call with one. Raises `Refused` for one that is late, too large, missing or malformed."""
+        with self._unread.place(
+            source_of(address),
+            refusal=lambda: self._full("unread_calls_refused", "too many calls that send no request"),
+        ):
+            try:
+                async with asyncio.timeout(self._patience):
+                    raw = await context.read()
+            except TimeoutError as error:
+                raise Refused(grpc.StatusCode.DEADLINE_EXCEEDED, "the request did not come in time") from error
+        if raw is grpc.aio.EOF:
+            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "the call has no request")
+        if len(raw) > largest:
+            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "the request is too large")
+        try:
+            return handler.request_deserializer(raw)
+        except DecodeError as error:
+            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "the request cannot be read") from error
+
+    def _account_place(self, account_id: AccountId | None) -> AbstractContextManager[None]:
+        """A call's place among those with its account's tokens; peers' calls and the operator's tokens need none."""
+        if account_id is None:
+            return nullcontext()
+        return self._calls.place(
+            account_id,
+            refusal=lambda: self._full("calls_of_account_refused", "too many calls with the tokens of this account"),
+        )
+
+    def _full(self, counter: str, message: str) -> Refused:
+        self._state.count(counter)
+        return Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
+
+    async def _authenticated(self, method: str, address: str, context: Any) -> Caller:
         metadata: dict[str, str] = {}
         for key, value in context.invocation_metadata() or ():
             metadata.setdefault(key, value)
         try:
-            token, token_hash = await self._token(metadata.get("authorization"))
+            token, token_hash = await self._token(metadata.get("authorization"), address)
         except Refused:
             self._limiter.failed(address)
             raise
@@ -146,7 +220,7 @@ class Edge(grpc.aio.ServerInterceptor):
             connection = self._connection(proxy_id, token)
         return Caller(token, token_hash, address, connection)
 
-    async def _token(self, authorization: str | None) -> tuple[ProxyToken, str]:
+    async def _token(self, authorization: str | None, address: str) -> tuple[ProxyToken, str]:
         unauthenticated = grpc.StatusCode.UNAUTHENTICATED
         if authorization is None:
             raise Refused(unauthenticated, "missing authorization header")
@@ -158,7 +232,8 @@ class Edge(grpc.aio.ServerInterceptor):
         hashed = stored_hash(text)
         token = self._connections.known_token(hashed)
         if token is None:
-            token = await find_proxy_token(self._state, hashed)
+            async with self._suspects if self._limiter.is_suspect(address) else self._lookups:
+                token = await find_proxy_token(self._state, hashed)
             if token is not None and token.valid:
                 await note_token_used(self._state, token)
         if token is None or not token.valid:

@@ -1,5 +1,6 @@
 """What a peer of the overlay may ask of us: who it is, and the map of whom it may talk to."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
@@ -9,9 +10,10 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from nacl.public import PrivateKey
 
+from netbird_host.buckets import Buckets, Places
 from netbird_management.compute.network_map import NetworkMaps, peer_config
 from netbird_management.grpc.errors import Refused
-from netbird_management.grpc.interceptors import peer_address
+from netbird_management.grpc.interceptors import call_address
 from netbird_management.grpc.peer_streams import QUIET_SECONDS, PeerStream, PeerStreams
 from netbird_management.model.accounts import Peer, PeerMeta
 from netbird_management.model.admission import admitted
@@ -36,8 +38,12 @@ from netbird_wire.management_pb2 import (
 )
 from netbird_wire.management_pb2_grpc import ManagementServiceServicer
 
-MAX_BODY_BYTES: Final = 1 << 20
-"""What a peer says of itself is a few kilobytes."""
+LOGINS: Final = 20
+LOGIN_SECONDS: Final = 3.0
+"""How often a peer's key may log in or open a stream at once, and how long until it may once more: each writes."""
+LOGIN_KEYS: Final = 65_536
+STREAMS_OF_A_KEY: Final = 4
+"""Streams of one key that begin or end at once; the newest of them lasts."""
 _TEXT: Final = 255
 _NOT_REGISTERED: Final = "peer is not registered"
 M = TypeVar("M", bound=Message)
@@ -66,6 +72,9 @@ class ManagementService(ManagementServiceServicer):
         self._maps = maps
         self._streams = streams
         self._quiet = quiet
+        clock = asyncio.get_running_loop().time
+        self._logins = Buckets(clock, burst=LOGINS, per_second=1 / LOGIN_SECONDS, keys=LOGIN_KEYS)
+        self._syncs = Places(STREAMS_OF_A_KEY)
         self._private_key = bytes(PrivateKey.generate())
         self._public_key = format_key(bytes(PrivateKey(self._private_key).public_key))
         protocol = HostConfig.HTTPS if signal_tls else HostConfig.HTTP
@@ -96,10 +105,18 @@ class ManagementService(ManagementServiceServicer):
     # generator cannot.
     async def Sync(self, request: EncryptedMessage, context: Any) -> None:  # type: ignore[override]  # noqa: N802
         envelope, sync = self._opened(request, SyncRequest)
+        with self._syncs.place(request.wgPubKey, refusal=self._too_many_streams):
+            await self._sync(request, envelope, sync, context)
+
+    def _too_many_streams(self) -> Refused:
+        self._state.count("peer_streams_refused")
+        return Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "this peer has too many streams: end the earlier ones first")
+
+    async def _sync(self, request: EncryptedMessage, envelope: Envelope, sync: SyncRequest, context: Any) -> None:
         _, peer = self._current(request.wgPubKey)
         if sync.HasField("meta"):
             peer = await update_peer_meta(self._state, peer, _meta(sync.meta))
-        async with self._connected(peer, peer_address(context.peer())) as stream:
+        async with self._connected(peer, call_address()) as stream:
             account, peer = self._current(peer.key)
             sent = self._maps.of(account, peer)
             await context.write(self._sealed(envelope, self._response(account, peer, sent, first=True)))
@@ -170,14 +187,17 @@ class ManagementService(ManagementServiceServicer):
         )
 
     def _opened(self, request: EncryptedMessage, kind: type[M]) -> tuple[Envelope, M]:
-        """Raises `Refused` for what the key in the message cannot have sealed for us."""
-        if len(request.body) > MAX_BODY_BYTES:
-            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "the message is too large")
+        """Raises `Refused` for a message that the key in it cannot have sealed for us, and for a key that comes too
+        often."""
         try:
             envelope = Envelope(self._private_key, parse_key(request.wgPubKey))
-            return envelope, envelope.open(request.body, kind)
+            message = envelope.open(request.body, kind)
         except EnvelopeError as error:
             raise Refused(grpc.StatusCode.INVALID_ARGUMENT, f"invalid request message: {error}") from error
+        if not self._logins.take(request.wgPubKey):  # after the envelope: nobody else uses up a peer's tries
+            self._state.count("peer_logins_refused")
+            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "this peer logs in too often: try again later")
+        return envelope, message
 
     def _sealed(self, envelope: Envelope, message: Message) -> EncryptedMessage:
         return EncryptedMessage(wgPubKey=self._public_key, body=envelope.seal(message))

@@ -3,15 +3,17 @@
 import asyncio
 import logging
 import uuid
+from contextlib import AbstractContextManager
 from ipaddress import ip_address
 from typing import Any, Final
 
 import grpc
 import grpc.aio
 
+from netbird_host.buckets import Places
 from netbird_management.grpc.connections import Connection, Connections
 from netbird_management.grpc.errors import Refused
-from netbird_management.grpc.interceptors import Caller
+from netbird_management.grpc.interceptors import REQUEST_SECONDS, Caller
 from netbird_management.grpc.mappings import Mappings
 from netbird_management.model.domains import fold
 from netbird_management.model.ids import ProxyId
@@ -37,6 +39,8 @@ from netbird_wire.proxy_service_pb2 import (
 
 HEARTBEAT_SECONDS: Final = 15.0
 """How often a connection is written down as alive and its token is asked about: a revoked one goes on for so long."""
+STREAMS_OF_A_TOKEN: Final = 2_000
+"""Two for each proxy that a token may have: one that connects anew may still be in the place of its earlier stream."""
 ACK_SECONDS: Final = 150.0
 """How long a proxy may take over one batch of its snapshot."""
 EXTENSIONS: Final = (
@@ -54,26 +58,47 @@ _log = logging.getLogger(__name__)
 
 
 class MappingStreams:
-    """Serves mapping streams; `heartbeat` is in seconds."""
+    """Serves mapping streams; `heartbeat`, and `patience` for a stream's first message, are in seconds."""
 
     def __init__(
-        self, state: State, connections: Connections, mappings: Mappings, *, heartbeat: float = HEARTBEAT_SECONDS
+        self,
+        state: State,
+        connections: Connections,
+        mappings: Mappings,
+        *,
+        heartbeat: float = HEARTBEAT_SECONDS,
+        patience: float = REQUEST_SECONDS,
     ) -> None:
         self._state = state
         self._connections = connections
         self._mappings = mappings
         self._heartbeat_seconds = heartbeat
+        self._patience = patience
+        self._streams = Places(STREAMS_OF_A_TOKEN)
 
     async def serve(self, caller: Caller, context: Any) -> None:
         """The whole conversation. Raises `Refused` for how it ends, unless the proxy just left."""
-        first = await _read(context)
-        if first is None or first.WhichOneof("msg") != "init":
-            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "first message must be init")
-        await self._serve(await self._introduced(caller, first.init), _Acknowledged(context))
+        with self._place(caller):
+            try:
+                async with asyncio.timeout(self._patience):
+                    first = await _read(context)
+            except TimeoutError as error:
+                raise Refused(grpc.StatusCode.DEADLINE_EXCEEDED, "the first message did not come in time") from error
+            if first is None or first.WhichOneof("msg") != "init":
+                raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "first message must be init")
+            await self._serve(await self._introduced(caller, first.init), _Acknowledged(context))
 
     async def serve_one_way(self, caller: Caller, request: GetMappingUpdateRequest, context: Any) -> None:
         """The same for a proxy that only listens: nothing is acknowledged."""
-        await self._serve(await self._introduced(caller, request), _OneWay(context))
+        with self._place(caller):
+            await self._serve(await self._introduced(caller, request), _OneWay(context))
+
+    def _place(self, caller: Caller) -> AbstractContextManager[None]:
+        return self._streams.place(caller.token.id, refusal=self._too_many)
+
+    def _too_many(self) -> Refused:
+        self._state.count("proxy_streams_refused")
+        return Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many streams use this token")
 
     async def _serve(self, connection: Connection, channel: "_Acknowledged | _OneWay") -> None:
         self._connections.join(connection)

@@ -69,7 +69,8 @@ class Mappings:
         return [built for built in connection.held.values() if built is not None]
 
     def revocations(self, connection: Connection) -> list[Revocation]:
-        """Those of the last day, of every account with a service in the proxy's cluster; none for a proxy that reads none.
+        """Those of the last day, of every account with a service in the proxy's cluster; none for a proxy that reads
+        none.
 
         A service that comes to the cluster later has a session key that no earlier session fits.
         """

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -11,11 +11,12 @@ import grpc
 import grpc.aio
 
 from netbird_host.shutdown import Shutdown
+from netbird_host.sources import Network
 from netbird_management.compute.network_map import NetworkMaps
 from netbird_management.grpc.access_log import AccessLogs
 from netbird_management.grpc.connections import Connections
 from netbird_management.grpc.errors import Refused
-from netbird_management.grpc.interceptors import PEERS, Edge
+from netbird_management.grpc.interceptors import PEERS, PROXY_MESSAGE_BYTES, REQUEST_SECONDS, Edge
 from netbird_management.grpc.login_service import Logins
 from netbird_management.grpc.management_service import ManagementService
 from netbird_management.grpc.mapping_stream import HEARTBEAT_SECONDS, MappingStreams
@@ -36,7 +37,6 @@ from netbird_management.store.state import State
 from netbird_wire.management_pb2_grpc import add_ManagementServiceServicer_to_server
 from netbird_wire.proxy_service_pb2_grpc import add_ProxyServiceServicer_to_server
 
-MAX_MESSAGE_BYTES = 16 << 20
 CALLS = 50_000
 """Under way at once, streams of proxies and peers among them; one more is answered RESOURCE_EXHAUSTED."""
 HANDSHAKE_MS = 10_000
@@ -56,12 +56,14 @@ class Host(Management, Protocol):
 @dataclass(frozen=True, slots=True)
 class Timing:
     """In seconds: between looks at a proxy's token, how long an agent's map waits for another change, after how long a
-    silence a proxy or a peer is asked for a sign of life, and within how long it must give one."""
+    silence a proxy or a peer is asked for a sign of life, within how long it must give one, and within how long the
+    first message of a call must come."""
 
     heartbeat: float = HEARTBEAT_SECONDS
     quiet: float = QUIET_SECONDS
     silence: float = 30.0
     patience: float = 10.0
+    request: float = REQUEST_SECONDS
 
 
 @asynccontextmanager
@@ -76,6 +78,7 @@ async def serve_grpc(
     sign_on: SignOn | None = None,
     services: PluginServices | None = None,
     calls: int = CALLS,
+    trusted_proxies: Sequence[Network] = (),
 ) -> AsyncIterator[int]:
     """Serves proxies and peers, and yields the bound port.
 
@@ -92,13 +95,14 @@ async def serve_grpc(
     mappings, maps = Mappings(state, hooks, connections, recorder), NetworkMaps(hooks)
     access_logs = AccessLogs(state, record=hooks.record_access)
     services = plugin_services(hooks.rpc(host)) if services is None else services
-    server = _server(Edge(state, connections, PEERS | services.open), timing, calls)
+    edge = Edge(state, connections, PEERS | services.open, trusted=trusted_proxies, patience=timing.request)
+    server = _server(edge, timing, calls)
     port = _bind(server, listener)
     add_ProxyServiceServicer_to_server(
         ProxyService(
             state,
             connections,
-            MappingStreams(state, connections, mappings, heartbeat=timing.heartbeat),
+            MappingStreams(state, connections, mappings, heartbeat=timing.heartbeat, patience=timing.request),
             TunnelPeers(state, hooks, host, recorder),
             access_logs,
             statuses,
@@ -154,7 +158,7 @@ def _server(edge: Edge, timing: Timing, calls: int) -> grpc.aio.Server:
         interceptors=(edge,),
         maximum_concurrent_rpcs=calls,
         options=(
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_receive_message_length", PROXY_MESSAGE_BYTES),
             ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
             ("grpc.so_reuseport", 0),  # a port that is taken is an error, not half of the calls
             # Agents ping as they please; a connection that does not answer ours is gone.

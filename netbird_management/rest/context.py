@@ -5,12 +5,12 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from netbird_host.sources import Network
 from netbird_management.compute.network_map import NetworkMaps
 from netbird_management.login.sign_on import SignOn
 from netbird_management.operations.accounts import DNS_DOMAIN
 from netbird_management.operations.custom_domains import DnsResolver, Resolver
 from netbird_management.plugins.hooks import Hooks
-from netbird_management.rest.client_address import Network
 from netbird_management.rest.rate import Rate
 from netbird_management.store.state import State
 

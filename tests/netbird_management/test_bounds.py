@@ -4,7 +4,7 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -16,8 +16,10 @@ import pytest
 import uvicorn
 from sqlalchemy import func, select, update
 
+from netbird_host.buckets import Places
 from netbird_host.guesses import SERVICE_FAILURES, Guesses
-from netbird_management.grpc import interceptors
+from netbird_management.compute import mapping, validate
+from netbird_management.grpc import interceptors, management_service, mapping_stream, mappings, wire
 from netbird_management.grpc import server as grpc_server
 from netbird_management.grpc.access_log import AccessLogs
 from netbird_management.grpc.connections import QUEUE_BYTES, QUEUE_MESSAGES, Connection
@@ -216,9 +218,9 @@ async def grpc_message(scene: Scene) -> None:
         proxy = lab.proxy()
         await proxy.connect()
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await lab.peer().stub.Login(EncryptedMessage(body=b"x" * (grpc_server.MAX_MESSAGE_BYTES + 1)), timeout=10)
+            await lab.peer().stub.Login(EncryptedMessage(body=b"x" * interceptors.OPEN_MESSAGE_BYTES), timeout=10)
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        large = AccessLog(path="x" * (interceptors.MAX_PROXY_REQUEST_BYTES + 1))
+        large = AccessLog(path="x" * interceptors.PROXY_MESSAGE_BYTES)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await proxy.unary("SendAccessLog", SendAccessLogRequest(log=large))
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -229,15 +231,65 @@ async def token_guesses(_scene: Scene) -> None:
     counters: Counter[str] = Counter()
     kept = FailureLimiter(lambda: 0.0, lambda name: counters.update([name]))
     for number in range(interceptors.FAILURES):
-        kept.check("2001:db8::1")
         kept.failed(f"2001:db8::{number}")
     with pytest.raises(Refused):
-        kept.check("2001:db8::ffff")
-    kept.check("2001:db8:0:1::1")
+        kept.failed("2001:db8::ffff")
+    kept.failed("2001:db8:0:1::1")
     assert counters == {"token_guesses_refused": 1}
     for number in range(interceptors.GUESSERS + 5):
         kept.failed(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
     assert len(kept._buckets) == interceptors.GUESSERS
+
+
+@drive("a service's mapping")
+async def a_services_mapping(_scene: Scene) -> None:
+    # That larger ones are refused and withheld is `test_message_sizes`'s.
+    assert (validate.TARGETS, mapping.MAPPING_BYTES) == (100, 256 << 10)
+
+
+@drive("messages to a proxy")
+async def messages_to_a_proxy(_scene: Scene) -> None:
+    assert (wire.MESSAGE_BYTES, mappings.BATCH, mappings.REVOCATIONS) == (2 << 20, 500, 20_000)
+    parts = [b"x" * (wire.MESSAGE_BYTES // 2)] * 3 + [b"x"] * 3 + [b"x" * (wire.MESSAGE_BYTES + 1)]
+    batches = list(wire.batches(parts, len, most=4))
+    assert [len(batch) for batch in batches] == [2, 4, 1]
+    assert [part for batch in batches for part in batch] == parts
+
+
+@drive("calls without a request")
+async def calls_without_a_request(_scene: Scene) -> None:
+    # That a call waits for its request for so long and no longer is `test_edge`'s.
+    assert (interceptors.UNREAD_OF_A_SOURCE, interceptors.REQUEST_SECONDS) == (1_000, 10)
+    _places(2)
+
+
+@drive("calls of an account")
+async def calls_of_an_account(_scene: Scene) -> None:
+    assert interceptors.CALLS_OF_AN_ACCOUNT == 10_000 < grpc_server.CALLS / 2
+    _places(2)
+
+
+@drive("streams of a token")
+async def streams_of_a_token(_scene: Scene) -> None:
+    assert mapping_stream.STREAMS_OF_A_TOKEN == 2_000
+    _places(2)
+
+
+def _places(limit: int) -> None:
+    """So many at once for each key, and room again afterwards."""
+    places = Places(limit)
+
+    def full() -> Exception:
+        return Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+
+    with ExitStack() as stack:
+        for _ in range(limit):
+            stack.enter_context(places.place("a", refusal=full))
+        with pytest.raises(Refused):
+            stack.enter_context(places.place("a", refusal=full))
+        stack.enter_context(places.place("b", refusal=full))
+    with places.place("a", refusal=full):
+        assert len(places) == 1
 
 
 @drive("proxies of a token")
@@ -312,6 +364,21 @@ async def streams_of_a_peer(scene: Scene) -> None:
         earlier = peer.call
         await peer.sync()
         assert await earlier.code() is grpc.StatusCode.ABORTED
+
+
+@drive("logins of a peer")
+async def logins_of_a_peer(scene: Scene) -> None:
+    async with scene.lab() as lab:
+        peer, other = lab.peer(), lab.peer()
+        for number, each in enumerate((peer, other)):
+            await lab.stock_peer(f"laptop{number}", key=each.key)
+        for _ in range(management_service.LOGINS):
+            await peer.login()
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await asyncio.gather(*(peer.login() for _ in range(10)))
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert scene.counters["peer_logins_refused"] > 0
+        await other.login()
 
 
 @drive("access-log entries")

@@ -95,10 +95,13 @@ class FakeProxy:
     def metadata(self) -> tuple[tuple[str, str], ...]:
         return (("authorization", f"Bearer {self.token}"), ("x-netbird-proxy-id", self.proxy_id))
 
+    def introduction(self) -> SyncMappingsRequest:
+        init = SyncMappingsInit(proxy_id=self.proxy_id, address=self.cluster, capabilities=self.capabilities)
+        return SyncMappingsRequest(init=init)
+
     async def introduce(self) -> None:
         self.call = self.stub.SyncMappings(metadata=self.metadata)
-        init = SyncMappingsInit(proxy_id=self.proxy_id, address=self.cluster, capabilities=self.capabilities)
-        await self.call.write(SyncMappingsRequest(init=init))
+        await self.call.write(self.introduction())
 
     async def next(self) -> SyncMappingsResponse:
         """The next message, applied and acknowledged. Raises AioRpcError."""

@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 
-from netbird_management.clock import now
-from netbird_management.errors import InvalidArgument
+from netbird_management.compute.mapping import MAPPING_BYTES, build
+from netbird_management.compute.validate import TARGETS
 from netbird_management.grpc.wire import MESSAGE_BYTES
-from netbird_management.services.mapping import MAPPING_BYTES, build
-from netbird_management.services.model import Service, Target, TargetOptions
-from netbird_management.services.rows import columns
-from netbird_management.services.validate import TARGETS
+from netbird_management.model.clock import now
+from netbird_management.model.errors import InvalidArgument
+from netbird_management.model.services import Service, Target, TargetOptions
 from netbird_management.store.models import RevocationRow, ServiceRow
+from netbird_management.store.service_rows import columns
 from netbird_wire.proxy_service_pb2 import ProxyCapabilities
 from tests.netbird_management.grpc.conftest import Lab, direct_target
 

@@ -10,7 +10,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from netbird_management.grpc.management_service import MAX_BODY_BYTES
+from netbird_management.grpc.interceptors import OPEN_MESSAGE_BYTES
 from netbird_management.grpc.peer_streams import PeerStreams
 from netbird_management.grpc.server import Timing
 from netbird_management.model.accounts import Group, Peer, Role, User
@@ -83,7 +83,8 @@ async def test_what_cannot_be_opened_is_refused_and_changes_nothing(lab: Lab, me
         "short": EncryptedMessage(wgPubKey=node.key, body=body[:20]),
         "empty": EncryptedMessage(wgPubKey=node.key),
         "enormous": EncryptedMessage(
-            wgPubKey=node.key, body=node.envelope.seal(SyncRequest(meta=PeerSystemMeta(hostname="x" * MAX_BODY_BYTES)))
+            wgPubKey=node.key,
+            body=node.envelope.seal(SyncRequest(meta=PeerSystemMeta(hostname="x" * OPEN_MESSAGE_BYTES))),
         ),
         "other sender": EncryptedMessage(wgPubKey=lab.peer().key, body=body),
         "no key": EncryptedMessage(wgPubKey="not a key", body=body),
@@ -95,7 +96,7 @@ async def test_what_cannot_be_opened_is_refused_and_changes_nothing(lab: Lab, me
         broken.body = _sealed_bytes(node, b"\x0a\xff\x01x")
     call = getattr(node.stub, method)(broken, timeout=5)
     code, _ = await code_of(call if method == "Login" else call.read())
-    assert code is Code.INVALID_ARGUMENT
+    assert code is (Code.RESOURCE_EXHAUSTED if garble == "enormous" else Code.INVALID_ARGUMENT)
     assert lab.home.snapshot is before
 
 

@@ -22,7 +22,7 @@ LAST = FIRST + QUEUE_MESSAGES + 20
 
 
 def bulky(port: int) -> tuple[Target, ...]:
-    """Targets of nearly the largest mapping, a few of which fill what gRPC takes for a proxy that reads nothing: 4 MB."""
+    """Targets of nearly the largest mapping: a few fill the 4 MB that gRPC takes for a proxy that reads nothing."""
     headers = tuple((f"x-bulk-{number}", TEXT) for number in range(16))
     options = TargetOptions(direct_upstream=True, custom_headers=headers)
     return tuple(replace(direct_target(port=port), path=f"/{number}", options=options) for number in range(4))
