@@ -1,34 +1,29 @@
-"""`netbird-management`: init, run, check, token; the rest is in `commands`."""
+"""`netbird-management`: init, run, check, plugins; the other commands are in modules of their own."""
 
 import asyncio
 import json
-import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager, nullcontext
-from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated
 
 import typer
 
 from netbird_host import logs
 from netbird_host.collector import calm_collector
 from netbird_host.descriptors import raise_limit
-from netbird_host.plugins import PluginError
-from netbird_host.settings import Settings, SettingsError, Shown
+from netbird_host.settings import Settings
 from netbird_host.shutdown import on_signals
 from netbird_host.systemd import Supervisor
-from netbird_management.cli import commands
-from netbird_management.model.errors import ManagementError, PreconditionFailed
-from netbird_management.model.ids import TokenId
+from netbird_management.cli import accounts, backup, proxy_tokens, services, users
+from netbird_management.cli.proxy_tokens import CREATED_BY
+from netbird_management.cli.store import Config, read, stop, with_state
+from netbird_management.model.errors import PreconditionFailed
 from netbird_management.model.store_errors import StoreError
 from netbird_management.operations.accounts import create_account
-from netbird_management.operations.proxy_tokens import create_proxy_token, proxy_tokens_of, revoke_proxy_token
+from netbird_management.operations.proxy_tokens import create_proxy_token
 from netbird_management.operations.users import create_token
 from netbird_management.plugins.hooks import HookError, Hooks
-from netbird_management.settings import CONFIG_VARIABLE, ManagementSettings, read_settings
-from netbird_management.store.directory import prepare_directory
-from netbird_management.store.engine import is_outdated
-from netbird_management.store.holding import held_store
+from netbird_management.settings import ManagementSettings
 from netbird_management.store.state import State
 
 app = typer.Typer(
@@ -37,14 +32,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="The management host of the reverse proxy.",
 )
-tokens = typer.Typer(no_args_is_help=True, help="Management-wide access tokens, for proxies that serve every account.")
-app.add_typer(tokens, name="token")
-
-T = TypeVar("T")
-Config = Annotated[
-    Path | None, typer.Option("--config", "-c", envvar=CONFIG_VARIABLE, help="The settings, a TOML file.")
-]
-CREATED_BY = "CLI"
 
 
 def main() -> None:
@@ -61,7 +48,7 @@ def init(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Make the store, the first account with its owner, and the owner's personal access token."""
-    settings, _ = _settings(config)
+    settings, _ = read(config)
 
     async def work(state: State) -> dict[str, str]:
         if state.snapshots.all():
@@ -77,7 +64,7 @@ def init(
             )
         return made
 
-    made = _with_state(settings.value, work, alone=True)
+    made = with_state(settings.value, work, alone=True)
     if as_json:
         typer.echo(json.dumps(made))
         return
@@ -89,59 +76,53 @@ def init(
 @app.command()
 def run(config: Config = None) -> None:
     """Serve REST and gRPC until SIGTERM or SIGINT."""
-    settings, hooks = _settings(config, files=True)
+    settings, hooks = read(config, files=True)
     logs.configure()
     try:
         asyncio.run(_run(settings, hooks))
     except* (StoreError, HookError, OSError) as errors:
-        _stop(errors)
+        stop(errors)
 
 
 @app.command()
 def check(config: Config = None, show: Annotated[bool, typer.Option(help="Print every value.")] = False) -> None:
     """Judge the settings without starting anything."""
-    settings, _ = _settings(config, files=True)
+    settings, _ = read(config, files=True)
     for line in settings.show() if show else ():
         typer.echo(f"{line.path} = {line.value}  # {line.source}")
     typer.echo("settings are good", err=True)
 
 
-@tokens.command("create")
-def token_create(
-    name: Annotated[str, typer.Option(help="What the token is for.")],
-    config: Config = None,
-    expires_in: Annotated[str, typer.Option(help="Such as 365d, 12h; without it the token does not expire.")] = "",
-) -> None:
-    """Make a token and print it, this once."""
-    settings, _ = _settings(config)
-    seconds = _seconds(expires_in)
-
-    async def work(state: State) -> str:
-        _, plain = await create_proxy_token(
-            state, name=name, account_id=None, created_by=CREATED_BY, expires_in=seconds
-        )
-        return plain
-
-    typer.echo(_with_state(settings.value, work))
-
-
-@tokens.command("list")
-def token_list(config: Config = None) -> None:
-    """List the management-wide tokens."""
-    settings, _ = _settings(config)
-    for token in _with_state(settings.value, lambda state: proxy_tokens_of(state, None)):
-        state = "valid" if token.valid else "revoked" if token.revoked else "expired"
-        expires = "never" if token.expires_at is None else token.expires_at.isoformat(timespec="seconds")
-        typer.echo(f"{token.id}  {state}  expires {expires}  {token.name}")
+@app.command("plugins")
+def plugins(config: Config = None) -> None:
+    """List the plugins in their order, with what they claim and their settings."""
+    settings, hooks = read(config)
+    shown = settings.show()
+    for plugin in hooks.plugins:
+        info = plugin.info
+        typer.echo(f"{plugin.id} {info.version}  {info.summary}")
+        for claim in info.claims:
+            typer.echo(f"  claims {claim.field}")
+        if info.options is not None:
+            typer.echo(f"  [{plugin.id}]")
+            for line in shown:
+                if line.path.startswith(f"{plugin.id}."):
+                    name = line.path.removeprefix(f"{plugin.id}.")
+                    typer.echo(f"  {name} = {line.value}  # {line.source}")
+        for where, models in (("service", info.settings), ("target", info.target_settings)):
+            for model in models:
+                names = ", ".join(getattr(model, "model_fields", ())) or "none"
+                typer.echo(f"  a {where} may say {names}")
 
 
-@tokens.command("revoke")
-def token_revoke(
-    token_id: Annotated[str, typer.Argument(help="As `token list` tells it.")], config: Config = None
-) -> None:
-    """Revoke a management-wide token; proxies that use it are cut off within a minute."""
-    settings, _ = _settings(config)
-    _with_state(settings.value, lambda state: revoke_proxy_token(state, None, TokenId(token_id)))
+app.command("migrate")(backup.migrate_store)
+app.command("backup")(backup.backup)
+app.command("restore")(backup.restore)
+app.command("change-key")(backup.change_store_key)
+app.add_typer(proxy_tokens.commands, name="token")
+app.add_typer(users.commands, name="user")
+app.add_typer(accounts.commands, name="account")
+app.add_typer(services.commands, name="service")
 
 
 async def _run(given: Settings[ManagementSettings], hooks: Hooks) -> None:
@@ -172,88 +153,3 @@ async def _alive(tasks: asyncio.TaskGroup, supervisor: Supervisor) -> AsyncItera
         yield
     finally:
         life.cancel()
-
-
-class _House:
-    """What `commands` are done with."""
-
-    def settings(self, config: Path | None) -> tuple[ManagementSettings, Hooks]:
-        settings, hooks = _settings(config)
-        return settings.value, hooks
-
-    def sections(self, config: Path | None) -> tuple[Hooks, list[Shown]]:
-        settings, hooks = _settings(config)
-        return hooks, settings.show()
-
-    def with_state(
-        self, settings: ManagementSettings, work: Callable[[State], Awaitable[T]], *, alone: bool = False
-    ) -> T:
-        return _with_state(settings, work, alone=alone)
-
-    def apart(self, settings: ManagementSettings, work: Callable[[], Awaitable[T]], *, alone: bool = False) -> T:
-        async def done() -> T:
-            if not alone:
-                return await work()
-            prepare_directory(settings.state_directory)
-            async with held_store(settings.state_directory, settings.database.get_secret_value()):
-                return await work()
-
-        return _done(done())
-
-
-commands.add(app, _House())
-
-
-def _settings(config: Path | None, *, files: bool = False) -> tuple[Settings[ManagementSettings], Hooks]:
-    """Read and judge; `files` also those that the settings name."""
-    try:
-        settings, hooks = read_settings(config)
-        if files:
-            settings.value.rest.judge("rest")
-            settings.value.grpc.judge("grpc")
-        return settings, hooks
-    except (SettingsError, PluginError) as error:
-        _stop(error)
-
-
-def _with_state(settings: ManagementSettings, work: Callable[[State], Awaitable[T]], *, alone: bool = False) -> T:
-    """Runs one piece of work on the store; `alone` if it changes accounts, which a running host would not hear of.
-
-    So is what would migrate the store: a host of an earlier version may run on it.
-    """
-    directory, database = settings.state_directory, settings.database.get_secret_value()
-
-    async def opened() -> T:
-        vault = prepare_directory(directory)
-        async with (
-            held_store(directory, database) if alone or await is_outdated(directory, database) else nullcontext(),
-            State.open(directory, vault, database) as state,
-        ):
-            return await work(state)
-
-    return _done(opened())
-
-
-def _done(work: Coroutine[Any, Any, T]) -> T:
-    try:
-        return asyncio.run(work)
-    except* (ManagementError, StoreError, OSError) as errors:
-        _stop(errors)
-
-
-def _seconds(text: str) -> float:
-    if not text:
-        return 0
-    found = re.fullmatch(r"(\d{1,9})([smhd])", text)
-    if found is None:
-        _stop(ValueError(f"{text!r} is not a duration such as 365d, 12h or 30m"))
-    return int(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
-
-
-def _stop(error: BaseException) -> NoReturn:
-    """Ends the command: each problem on a line that says who tells it; 2 for what a start cannot use, else 1."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    for line in str(error).splitlines():
-        typer.echo(f"netbird-management: {line}", err=True)
-    raise typer.Exit(2 if isinstance(error, SettingsError | PluginError) else 1)
