@@ -283,7 +283,7 @@ async def stage(directory: Path) -> AsyncIterator[Stage]:
         yield Stage(
             shown,
             Connections(app, origins=origins, listener="https 192.0.2.1:443", tls_ahead=True),
-            Connections(app, origins=origins, listener="tunnel acct-1", account=ACCOUNT),
+            Connections(app, origins=origins, listener="tunnel acct-1", account=ACCOUNT, tunnel=proxy.tunnel(ACCOUNT)),
             seen,
         )
 

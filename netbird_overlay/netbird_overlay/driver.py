@@ -32,6 +32,7 @@ from netbird_overlay.engine import (
 )
 from netbird_overlay.errors import ConnectError, Failed, OverlayError, Refused, TimedOut, Unreachable
 from netbird_overlay.transport import TunnelTransport
+from netbird_wire.envelope import format_key
 
 BUDGET = 128
 """Datagrams a turn: about a millisecond of decryption, then the loop is everybody's again."""
@@ -282,7 +283,7 @@ class Driver:
             self.engine.abort(event.conn)
             self.touch()
             return
-        extra = {"peername": event.remote, "sockname": event.local, "tunnel_peer": event.peer}
+        extra = {"peername": event.remote, "sockname": event.local, "tunnel_peer": format_key(event.peer)}
         try:
             self._made(event.conn, factory, extra)
         except Exception as exc:  # a factory that fails costs its own connection

@@ -44,6 +44,8 @@ class Origin:
         peer: the socket's own peer, v4-mapped addresses unmapped. Forwarded headers never touch it.
         local: the address it was accepted on.
         tls_ahead: the operator declared that TLS ends in front of this listener.
+        peer_key: the overlay peer that the tunnel authenticated the connection with; it stays when the address becomes
+            another peer's. None on a host socket, and where the address was no peer's at the time.
     """
 
     listener: str
@@ -51,6 +53,7 @@ class Origin:
     peer: Address
     local: Address
     tls_ahead: bool = False
+    peer_key: PublicKey | None = None
 
     @property
     def is_tunnel(self) -> bool:

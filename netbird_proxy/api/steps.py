@@ -214,7 +214,9 @@ class Tunnel(Dialer, Protocol):
     async def listen(self, port: int, protocol_factory: ProtocolFactory) -> TunnelListener:
         """Accept streams on a port of all our addresses, as far as the account's inbound rules let them in.
 
-        Each protocol's transport answers `get_extra_info("peername")` and `("sockname")` with `(host, port)`.
+        Each protocol's transport answers `get_extra_info("peername")` and `("sockname")` with `(host, port)`, and
+        `("tunnel_peer")` with the public key (base64) that the connection was authenticated with. Where it has none,
+        the peer is the one that `whois` names when the connection is accepted.
         """
 
     def whois(self, address: str) -> Peer | None:

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 from netbird_host.sources import source_of
 from netbird_proxy.api.exchange import ASGIApp
-from netbird_proxy.api.model import AccountId, Address, Origin
+from netbird_proxy.api.model import AccountId, Address, Origin, PublicKey
+from netbird_proxy.api.steps import Tunnel
 from netbird_proxy.listening.origins import Origins
 
 _HELD_HEAD_TICK = 0.02  # seconds
@@ -126,6 +127,7 @@ class Connections:
         listener: str,
         limits: ListenLimits | None = None,
         account: AccountId | None = None,
+        tunnel: Tunnel | None = None,
         tls_ahead: bool = False,
         is_front: Callable[[str], bool] = lambda _peer: False,
         count: Count = uncounted,
@@ -136,6 +138,7 @@ class Connections:
             is_front: whether many clients come from this address, as a proxy is there that the operator knows of.
             listener: its name, for logs and `Origin.listener`.
             account: the tenant whose tunnel this listener is on; None on a host socket.
+            tunnel: that tunnel; None on a host socket.
             tls_ahead: the operator declared that TLS ends in front of this listener: requests count as https.
         """
         self.app = app
@@ -143,6 +146,7 @@ class Connections:
         self.listener = listener
         self.limits = limits or ListenLimits()
         self.account = account
+        self._tunnel = tunnel
         self.tls_ahead = tls_ahead
         self._is_front = is_front
         self.count = count
@@ -187,13 +191,25 @@ class Connections:
 
     def issue(self, transport: asyncio.BaseTransport) -> Origin:
         """An origin for a connection that was just accepted, from its transport's own addresses."""
+        peer = _address(transport.get_extra_info("peername"))
         return self.origins.issue(
             self.listener,
             self.account,
-            _address(transport.get_extra_info("peername")),
+            peer,
             _address(transport.get_extra_info("sockname")),
             self.tls_ahead,
+            self._peer_key(transport, peer),
         )
+
+    def _peer_key(self, transport: asyncio.BaseTransport, peer: Address) -> PublicKey | None:
+        """The tunnel's peer of a connection, bound once: an address may become another peer's while it is open."""
+        if self._tunnel is None:
+            return None
+        key = transport.get_extra_info("tunnel_peer")
+        if key is not None:
+            return PublicKey(key)
+        holder = self._tunnel.whois(peer.host)
+        return holder.public_key if holder is not None else None
 
     def closed(self, connection: Connection) -> None:
         if client := self.open.pop(connection, ""):

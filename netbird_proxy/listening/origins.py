@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from netbird_proxy.api.model import AccountId, Address, Origin
+from netbird_proxy.api.model import AccountId, Address, Origin, PublicKey
 
 
 class Origins:
@@ -14,10 +14,18 @@ class Origins:
         self._live: set[Origin] = set()
 
     def issue(
-        self, listener: str, account: AccountId | None, peer: Address, local: Address, tls_ahead: bool = False
+        self,
+        listener: str,
+        account: AccountId | None,
+        peer: Address,
+        local: Address,
+        tls_ahead: bool = False,
+        peer_key: PublicKey | None = None,
     ) -> Origin:
         """A new origin for a connection that was just accepted; the listener retires it when the connection ends."""
-        origin = Origin(listener=listener, account=account, peer=peer, local=local, tls_ahead=tls_ahead)
+        origin = Origin(
+            listener=listener, account=account, peer=peer, local=local, tls_ahead=tls_ahead, peer_key=peer_key
+        )
         self._live.add(origin)
         return origin
 

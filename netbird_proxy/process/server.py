@@ -305,7 +305,7 @@ class ProxyServer:
     @asynccontextmanager
     async def _listening_inside(self, account: AccountId, tunnel: Tunnel) -> AsyncIterator[InboundListeners]:
         """The listeners in an account's tunnel, for as long as it is up."""
-        connections = self._connections(f"tunnel {account}", account=account)
+        connections = self._connections(f"tunnel {account}", account=account, tunnel=tunnel)
         listener = await serve_inside(connections, tunnel, tls=self._tls)
         self._inside[account] = listener
         try:
@@ -315,13 +315,21 @@ class ProxyServer:
             listener.close()
             await listener.drain(0)  # when the process stops, they have had their time
 
-    def _connections(self, name: str, *, account: AccountId | None = None, tls_ahead: bool = False) -> Connections:
+    def _connections(
+        self,
+        name: str,
+        *,
+        account: AccountId | None = None,
+        tunnel: Tunnel | None = None,
+        tls_ahead: bool = False,
+    ) -> Connections:
         return Connections(
             self._app,
             origins=self._origins,
             listener=name,
             limits=self._listen_limits(),
             account=account,
+            tunnel=tunnel,
             tls_ahead=tls_ahead,
             is_front=lambda peer: self._app.trusted is not None and peer in self._app.trusted,
             count=self.count,

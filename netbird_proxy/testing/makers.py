@@ -36,9 +36,15 @@ def host_origin(peer: str = "203.0.113.9", *, tls_ahead: bool = False) -> Origin
     return Origin("http 127.0.0.1:8080", None, Address(peer, 50000), Address("127.0.0.1", 8080), tls_ahead)
 
 
-def tunnel_origin(peer: str = "100.64.0.9", *, account: str = ACCOUNT) -> Origin:
-    """A connection that came in on an account's tunnel."""
-    return Origin(f"tunnel {account}", AccountId(account), Address(peer, 50000), Address("100.64.0.1", 80))
+def tunnel_origin(address: str = "100.64.0.9", *, account: str = ACCOUNT, name: str = "laptop") -> Origin:
+    """A connection that came in on an account's tunnel, from `peer(address, name)`."""
+    return Origin(
+        f"tunnel {account}",
+        AccountId(account),
+        Address(address, 50000),
+        Address("100.64.0.1", 80),
+        peer_key=peer(address, name).public_key,
+    )
 
 
 def upstream(url: str = "http://10.0.0.7:8080", path: bytes = b"/", **fields: Any) -> Upstream:

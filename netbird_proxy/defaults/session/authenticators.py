@@ -138,7 +138,7 @@ class ByHeader:
             # A program opens many connections at once with the credential that it has: that is one question, and one
             # try. Of one source, as another may not be held up by this one's guesses.
             login = await self._flights.ask(
-                (key, source_at(exchange, self._site, self._proxy)),
+                (key, source_at(exchange, self._proxy)),
                 lambda: self._judge.authenticate(exchange, self._site, self._proxy, request),
             )
             if not isinstance(login, Login):

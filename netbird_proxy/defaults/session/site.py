@@ -74,7 +74,7 @@ class Judge:
         401 `wrong_credentials`, 403 `not_allowed` (it was right, and a plugin of management's says no), 429
         `too_many_tries`, 503 where it could not be asked or its answer is of no use.
         """
-        source = source_at(exchange, site, proxy)
+        source = source_at(exchange, proxy)
         alone = Extension.CLIENT_ADDRESS not in proxy.management.extensions
         if wait := self._guesses.reserve(site.service, source, alone=alone):
             return _later(429, "too_many_tries", f"{source} was wrong too often", wait)
@@ -135,13 +135,11 @@ async def end_session(site: Site, proxy: Proxy, token: bytes) -> None:
         await proxy.management.call("ValidateSession", request)
 
 
-def source_at(exchange: ExchangeView, site: Site, proxy: Proxy) -> str:
+def source_at(exchange: ExchangeView, proxy: Proxy) -> str:
     """Whose guess it is; "" where nobody vouches for addresses."""
     origin = exchange.origin
     if origin is not None and origin.account is not None:
-        tunnel = proxy.tunnel(site.account)
-        peer = tunnel.whois(origin.peer.host) if tunnel is not None else None
-        return f"peer {peer.public_key}" if peer is not None else origin.peer.host
+        return f"peer {origin.peer_key}" if origin.peer_key is not None else origin.peer.host
     return source_of(exchange.client_address) if proxy.knows_clients else ""
 
 

@@ -199,6 +199,9 @@ class PrivateService:
         peer = tunnel.whois(address)
         if peer is None:
             return Deny(403, "peer_unknown", f"no peer of the account holds {address}")
+        if peer.public_key != origin.peer_key:
+            # The connection stays the peer's that opened it, also when the map gives its address to another.
+            return Deny(403, "peer_unknown", f"{address} is not the address of the connection's peer any more")
         question = Question(route.account, peer.public_key, address, route.host)
         answer = validations.granted(question, proxy.generation(route.account))
         if answer is None:

@@ -29,7 +29,7 @@ from netbird_proxy.testing.makers import ACCOUNT, exchange, host_origin, peer, r
 from netbird_proxy.testing.transcript import Transcript
 from netbird_wire.proxy_service_pb2 import Principal, ProxyMapping, ValidateTunnelPeerResponse
 
-ALICE = peer("100.64.0.9", "alice")
+ALICE = peer("100.64.0.9")
 GRANT = ValidateTunnelPeerResponse(
     valid=True,
     user_id="user-1",
@@ -249,6 +249,31 @@ async def test_promise_3_step_that_breaks_closes_the_route() -> None:
             "observe 503 step_failed",
         )
         assert said.status == 503
+
+
+async def test_promise_1_an_address_that_changes_hands_takes_no_connection_along() -> None:
+    """An open connection never speaks for the peer that was given its address: it is refused, and nobody is asked."""
+    management = FakeManagement({"ValidateTunnelPeer": GRANT})
+    tunnel = FakeTunnel({"100.64.0.9": ALICE})
+    proxy = FakeProxy(management=management, tunnels={ACCOUNT: tunnel})
+    plugin = PrivateService()
+    async with plugin.lifespan(proxy):
+        step = plugin.authenticate(private_route(), proxy)
+        assert step is not None
+        alices = exchange(origin=tunnel_origin("100.64.0.9"))
+        assert isinstance(await step.identify(alices), Identity)
+
+        tunnel.change({"100.64.0.9": peer("100.64.0.9", "mallory")})
+        proxy.generations[ACCOUNT] += 1
+        asked = len(management.calls)
+        for open_one in (alices, exchange(origin=alices.origin)):
+            refused = await step.identify(open_one)
+            assert isinstance(refused, Deny)
+            assert refused.code == "peer_unknown"
+        assert len(management.calls) == asked
+
+        now = await step.identify(exchange(origin=tunnel_origin("100.64.0.9", name="mallory")))
+        assert isinstance(now, Identity)
 
 
 async def test_a_peer_pays_for_its_questions_and_not_for_ours() -> None:

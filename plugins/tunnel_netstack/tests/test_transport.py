@@ -246,7 +246,7 @@ async def test_says_where_it_is(tunnels: Tunnels) -> None:
     assert server.transport.get_extra_info("sockname") == ("100.64.0.2", 80)
     assert server.transport.get_extra_info("peername") == client.transport.get_extra_info("sockname")
     assert server.transport.get_extra_info("peername")[0] == "100.64.0.1"
-    assert server.transport.get_extra_info("tunnel_peer") == tunnels[0].node.driver.engine.public_key
+    assert server.transport.get_extra_info("tunnel_peer") == tunnels[0].public_key
     assert server.transport.get_extra_info("socket") is None
     assert client.transport.get_protocol() is client
 

@@ -231,7 +231,12 @@ async def staged(listener: str, *options: BaseModel) -> AsyncIterator[Stage]:
         app = ReverseProxy(routing, recognizes=origins.recognizes, notes=hooks.notes)
         app.trusted = proxy.trusted
         connections = Connections(
-            app, origins=origins, listener=listener, account=ACCOUNT if inside else None, count=proxy.count
+            app,
+            origins=origins,
+            listener=listener,
+            account=ACCOUNT if inside else None,
+            tunnel=tunnel if inside else None,
+            count=proxy.count,
         )
         identity: list[tuple[bytes, bytes]] = []
         if inside:

@@ -21,13 +21,17 @@ import uvloop
 
 from netbird_proxy.api.errors import SettingsError
 from netbird_proxy.api.exchange import CONNECTION_EXTENSION, ORIGIN_STATE, ASGIApp, Receive, Scope, Send
-from netbird_proxy.api.model import AccountId, Address
+from netbird_proxy.api.model import AccountId, Address, Peer, PublicKey
+from netbird_proxy.api.steps import Tunnel
 from netbird_proxy.listening.connections import Connections, ListenLimits, uncounted
 from netbird_proxy.listening.origins import Origins
 from netbird_proxy.listening.peek import Peek
 from netbird_proxy.listening.sockets import HostListener, serve_host
 from netbird_proxy.listening.tls import ServerTls
 from netbird_proxy.listening.tunnels import serve_inside
+from netbird_proxy.testing.fakes import FakeTunnel
+from netbird_proxy.testing.makers import peer
+from netbird_proxy.testing.transports import MemoryTransport
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 GET_CLOSE = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
@@ -93,6 +97,7 @@ def connections_of(
     app: ASGIApp,
     *,
     account: str | None = None,
+    tunnel: Tunnel | None = None,
     limits: ListenLimits | None = None,
     count: Callable[[str], object] = uncounted,
 ) -> Connections:
@@ -101,6 +106,7 @@ def connections_of(
         origins=Origins(),
         listener=f"tunnel {account}" if account else "http test",
         account=AccountId(account) if account else None,
+        tunnel=tunnel,
         limits=limits,
         count=count,
     )
@@ -800,6 +806,46 @@ def test_a_tunnel_listens_on_both_ports(run: Run, authority: Authority, with_tls
         listener.close()
         await listener.drain(2)
         assert sorted(tunnel.closed) == [80, 443]
+
+    run(test())
+
+
+@pytest.mark.parametrize("authenticated", [True, False], ids=["by the transport", "by the roster"])
+def test_promise_1_a_connection_keeps_the_peer_that_opened_it(run: Run, authenticated: bool) -> None:
+    """A request of an open connection is of the peer that opened it, also after another peer was given its address."""
+    alice, mallory = peer("100.64.0.9", "alice"), peer("100.64.0.9", "mallory")
+    served: asyncio.Queue[PublicKey | None] = asyncio.Queue()
+
+    async def callers(scope: Scope, receive: Receive, send: Send) -> None:
+        served.put_nowait(scope["state"][ORIGIN_STATE].peer_key)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def test() -> None:
+        tunnel = FakeTunnel({"100.64.0.9": alice})
+        connections = connections_of(callers, account="acct-1", tunnel=tunnel)
+        await serve_inside(connections, tunnel, tls=None)
+
+        def opened(of: Peer) -> MemoryTransport:
+            extra = {"peername": ("100.64.0.9", 50000), "sockname": ("100.64.0.1", 80)}
+            if authenticated:
+                extra["tunnel_peer"] = of.public_key
+            return MemoryTransport.open(tunnel.listening[80](), extra=extra)
+
+        async def caller(transport: MemoryTransport) -> PublicKey | None:
+            transport.feed(b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n")
+            return await served.get()
+
+        old = opened(alice)
+        assert await caller(old) == alice.public_key
+        tunnel.change({"100.64.0.9": mallory})
+        assert await caller(old) == alice.public_key
+        assert await caller(opened(mallory)) == mallory.public_key
+        if authenticated:  # the roster may lag behind what the packets were authenticated with
+            assert await caller(opened(alice)) == alice.public_key
+        tunnel.change({})
+        assert await caller(old) == alice.public_key
+        await connections.drain(0)
 
     run(test())
 
