@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Build the engine where its sources changed, and see that the virtual environment has this distribution, editable.
+# Build the engine where its sources changed, and see that .venv (or $VENV) has this distribution, editable.
 #
 # The committed Cargo.lock has no `source` lines, since they name a registry host. For the time of a build the line is
 # put back in front of every checksum, with the text that cargo itself writes on this machine, so that every version and
@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 here="$PWD"
-venv="$(cd .. && pwd)/.venv"
+venv="$(cd .. && pwd)/${VENV:-.venv}"
 library=netbird_overlay/engine.abi3.so
 installed() { compgen -G "$venv/lib/python3*/site-packages/netbird_overlay-*.dist-info" >/dev/null; }
 fresh() { [ -e "$library" ] && [ -z "$(find src Cargo.toml Cargo.lock pyproject.toml -newer "$library" -print -quit)" ]; }

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Make .venv from the pinned requirements, then put every package of this repository into it, editable.
+# Make .venv (or $VENV) from the pinned requirements, then put every package of this repository into it, editable.
 # The tunnel's engine is native and has its own step (netbird_overlay/build.sh), so that Python work never waits for Rust.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python="${PYTHON:-python3}"
+venv="${VENV:-.venv}"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=…" >&2; exit 1; }
-[ -x .venv/bin/python ] || "$python" -m venv .venv
-[ -x .venv/bin/uv ] || .venv/bin/python -m pip install -q "$(grep -oE '^uv==[^ ]+' requirements.lock || echo uv)"
-.venv/bin/uv pip install -q -p .venv --compile-bytecode --require-hashes -r requirements.lock
-.venv/bin/uv pip install -q -p .venv --no-deps -e . -e netbird_host -e proto -e netbird_management \
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+[ -x "$venv/bin/uv" ] || "$venv/bin/python" -m pip install -q "$(grep -oE '^uv==[^ ]+' requirements.lock || echo uv)"
+"$venv/bin/uv" pip install -q -p "$venv" --compile-bytecode --require-hashes -r requirements.lock
+"$venv/bin/uv" pip install -q -p "$venv" --no-deps -e . -e netbird_host -e proto -e netbird_management \
   -e plugins/private_service -e plugins/identity_headers -e plugins/direct_upstream -e plugins/tunnel_netstack -e plugins/peer
