@@ -69,12 +69,16 @@ class Guard:
         kinds: what it can judge; it is left out on routes of other kinds.
         body_bytes: buffer up to so many bytes of the request body before it runs; 0 buffers nothing.
         observe: record the verdict, enforce nothing. Refused behind a guarding claim.
+        depends_on: everything besides the exchange that the verdict depends on, comparable by `==`. Routes of one host
+            whose steps depend on equal values are guarded alike; without it only the same `check` is. Where routes
+            differ, a path that can be read in more than one way is refused (`ambiguous_path`).
     """
 
     check: Callable[[ExchangeView], Awaitable[Verdict]]
     kinds: frozenset[Kind] = HTTP_KINDS
     body_bytes: int = 0
     observe: bool = False
+    depends_on: object = None
 
 
 Phase = Literal["exclusive", "credential", "ambient", "prompt"]
@@ -89,12 +93,14 @@ class Authenticator:
         phase: when it is asked, see PHASES; inside a phase the operator's order holds.
         identify: in phase `prompt` it may also offer ways to log in. Those of all plugins become one 401 page, unless a
             later one answers.
+        depends_on: see `Guard`.
     """
 
     phase: Phase
     identify: Callable[[ExchangeView], Awaitable[Identity | Deny | Challenge | Offer | tuple[Offer, ...] | None]]
     kinds: frozenset[Kind] = HTTP_KINDS
     body_bytes: int = 0
+    depends_on: object = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +111,12 @@ class RequestTransform:
         apply: sync; what it raises ends the exchange with 503 before anything is dialed.
         owns: header names that on this route nobody else may set. They leave the client's head, its trailers and
             `Connection` before any step runs.
+        depends_on: see `Guard`.
     """
 
     apply: Callable[[ExchangeView, OutgoingHead], None]
     owns: tuple[bytes, ...] = ()
+    depends_on: object = None
 
 
 Observer = Callable[[ExchangeView], None]

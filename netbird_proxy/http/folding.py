@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import unicodedata
+from collections.abc import Callable, Mapping
+from functools import partial
 from urllib.parse import unquote_to_bytes
 
 import idna
@@ -67,19 +70,66 @@ def fold_authority(authority: bytes) -> str:
     return host
 
 
-def fold_path(raw: bytes) -> bytes:
-    """A path as a careless upstream might read it: decoded, `\\` as `/`, no parameters, no dot segments, lower case.
+_Fold = Callable[[bytes], bytes]
 
-    More than servers usually do at once; whoever compares folded paths wants to hear of any way to read one.
-    """
+
+def _without_dots(path: bytes) -> bytes:
+    if b"/." not in path:
+        return path
     segments: list[bytes] = []
-    for whole in unquote_to_bytes(raw).replace(b"\\", b"/").lower().split(b"/"):
-        segment = whole.partition(b";")[0]
+    for segment in path.split(b"/")[1:]:
         if segment == b"..":
             del segments[-1:]
-        elif segment not in (b"", b"."):
+        elif segment != b".":
             segments.append(segment)
     return b"/" + b"/".join(segments)
+
+
+def _as_text(path: bytes) -> bytes:
+    """Letters that only look like ASCII, for upstreams that compare text without case or normalize it."""
+    if path.isascii():
+        return path
+    try:
+        return unicodedata.normalize("NFKC", path.decode()).casefold().encode()
+    except UnicodeError:
+        return path
+
+
+FOLDS: tuple[_Fold, ...] = (
+    unquote_to_bytes,
+    unquote_to_bytes,  # twice: some decode what another has decoded
+    _as_text,
+    lambda path: path.replace(b"\\", b"/"),
+    partial(re.compile(rb";[^/]*").sub, b""),
+    partial(re.compile(rb"(?<![. \0])[. \0]++(?=/|\Z)(?<!/\.)(?<!/\.\.)").sub, b""),  # as Windows names files
+    partial(re.compile(rb"//+").sub, b"/"),
+    _without_dots,
+    bytes.lower,
+)
+"""Ways in which upstreams read a path otherwise than it stands, in the order in which they apply them. Each upstream
+applies some of them."""
+
+_SUSPICIOUS = re.compile(rb"[%;\\A-Z\x80-\xff \0]|//|/\.|\.(?:/|\Z)")
+_MOST = 1 << 18
+"""Bytes of all readings of one path together. A path with more of them is one that nobody needs."""
+
+
+def readings(path: bytes, also: int = 0) -> Mapping[int, bytes] | None:
+    """Every way to read a path: bits of `FOLDS` → what is read by an upstream that applies these.
+
+    Folds that change nothing are left out, but for those of `also`. None where there are too many to look at.
+    """
+    forms = {0: path}
+    if not also and not _SUSPICIOUS.search(path):
+        return forms
+    for bit, fold in enumerate(FOLDS):
+        for applied, form in tuple(forms.items()):
+            other = fold(form)
+            if other != form or also >> bit & 1:
+                forms[applied | 1 << bit] = other
+        if len(forms) * len(path) > _MOST:
+            return None
+    return forms
 
 
 def climbs(raw: bytes) -> bool:

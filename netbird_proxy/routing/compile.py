@@ -25,6 +25,7 @@ from netbird_proxy.pipeline.heads import CORE_NAMES, HeadRules, RequestHeads
 from netbird_proxy.pipeline.pipeline import Ending, Environment, FixedAnswer, Pipeline
 from netbird_proxy.pipeline.response_heads import ResponseHeads
 from netbird_proxy.pipeline.upgrade import IDLE, Upgrader
+from netbird_proxy.routing.protection import Protection
 from netbird_proxy.routing.table import OWN_PATHS, HostRoutes, Route
 from netbird_proxy.upstreams.pools import Pools, RetiringPool
 
@@ -145,7 +146,7 @@ class Compiler:
             raise RouteRefused("the mapping has no target")
         routes: dict[bytes, Route] = {}
         pipelines: list[tuple[RouteSpec, Pipeline]] = []
-        guards: list[object] = []
+        protections: list[Protection] = []
         for spec in mapping.routes:
             if (spec.service, spec.account, spec.host) != (mapping.id, mapping.account, mapping.host):
                 raise RouteRefused(f"the route {spec.host}{_path(spec)} is not the mapping's own")
@@ -157,17 +158,14 @@ class Compiler:
                 raise RouteRefused(f"two routes have the path {_path(spec)}")
             if not spec.upstreams:
                 raise RouteRefused(f"the route {_path(spec)} has no target")
-            pipeline, upgrades, rules = self._route(spec, pools)
+            pipeline, upgrades, rules, protection = self._route(spec, pools)
             bounded = any(upstream.path != b"/" for upstream in spec.upstreams)
             routes[spec.prefix] = Route(spec, pipeline, rules, upgrades=upgrades, bounded=bounded)
             pipelines.append((spec, pipeline))
-            guards.append((_guards(pipeline), _guards(upgrades) if upgrades is not None else ()))
+            protections.append(protection)
         first_spec, first = pipelines[0]
         ambiguous = Route(None, FixedAnswer(AMBIGUOUS_PATH, first.ending))
-        differ = any(
-            own != guards[0] or spec.guarding != first_spec.guarding or spec.values != first_spec.values
-            for own, (spec, _) in zip(guards, pipelines, strict=True)
-        )
+        differ = not all(protection.equals(protections[0]) for protection in protections[1:])
         if differ and first_spec.pass_ambiguous:
             raise RouteRefused("ambiguous_path is pass, and the service's paths are guarded differently")
         endpoints = self._endpoints(mapping, [pipeline for _, pipeline in pipelines])
@@ -195,15 +193,19 @@ class Compiler:
             found[plugin.encode()] = Route(spec, pipeline, HeadRules(None, self._cookies, self.pseudonym))
         return found
 
-    def _route(self, spec: RouteSpec, pools: list[RetiringPool]) -> tuple[Pipeline, Pipeline | None, HeadRules]:
-        """What runs for requests; what runs for upgrades, if they can be judged; the rules of both."""
+    def _route(
+        self, spec: RouteSpec, pools: list[RetiringPool]
+    ) -> tuple[Pipeline, Pipeline | None, HeadRules, Protection]:
+        """The pipeline of requests; that of upgrades, if they can be judged; the rules and the protection of both."""
         hooks, proxy = self._hooks, self._proxy
         steps = _Steps(hooks.restrict(spec, proxy), hooks.authenticate(spec, proxy), hooks.authorize(spec, proxy))
         restrict, authenticate, authorize = self._bound(spec, steps, spec.kind)
         _must_enforce(spec, restrict, authenticate, authorize)
-        transforms = [BoundTransform(plugin, step) for plugin, step in hooks.transform_request(spec, proxy)]
+        changes = hooks.transform_request(spec, proxy)
+        transforms = [BoundTransform(plugin, step) for plugin, step in changes]
         rules = HeadRules(_owners(transforms), self._cookies, self.pseudonym)
         targets: list[Target] = []
+        dialers: list[tuple[str, Dialer]] = []
         for upstream in spec.upstreams:
             if upstream.scheme not in ("http", "https"):
                 raise RouteRefused(f"the target {upstream} is not HTTP")
@@ -212,9 +214,12 @@ class Compiler:
             found = hooks.dialer(spec, upstream, proxy)
             if found is None:
                 raise RouteRefused(f"no plugin of this proxy can reach {upstream}")
+            dialers.append(found)
             pool = self._pools.take(spec.account, upstream, found[1])
             pools.append(pool)
             targets.append(Target(upstream, pool, requests, responses))
+        steps_of = (steps.restrict, steps.authenticate, steps.authorize, changes)
+        protection = Protection(spec, steps_of, dialers)
         ending = self._ending(spec)
         pipeline = Pipeline(
             restrict=restrict,
@@ -224,7 +229,7 @@ class Compiler:
             ending=ending,
         )
         if not steps.judge_upgrades(spec.kind):
-            return pipeline, None, rules
+            return pipeline, None, rules, protection
         restrict, authenticate, authorize = self._bound(spec, steps, "websocket")
         upgrades = Pipeline(
             restrict=restrict,
@@ -233,7 +238,7 @@ class Compiler:
             forward=Upgrader(targets, idle=self._upgrade_idle),
             ending=ending,
         )
-        return pipeline, upgrades, rules
+        return pipeline, upgrades, rules, protection
 
     def _bound(
         self, spec: RouteSpec, steps: _Steps, kind: Kind
@@ -260,12 +265,6 @@ class Compiler:
 
 def _path(spec: RouteSpec) -> str:
     return spec.prefix.decode("latin-1")
-
-
-def _guards(pipeline: Pipeline) -> tuple[tuple[str, str], ...]:
-    """Who guards a route, and where."""
-    steps: list[BoundGuard | BoundAuthenticator] = [*pipeline.restrict, *pipeline.authenticate, *pipeline.authorize]
-    return tuple((step.stage, step.plugin) for step in steps)
 
 
 def _must_enforce(

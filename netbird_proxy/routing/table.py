@@ -7,11 +7,10 @@ from collections.abc import Mapping as ReadOnlyDict
 from collections.abc import Sequence
 
 from netbird_proxy.api.model import AccountId, RouteSpec
-from netbird_proxy.http.folding import climbs, fold_authority, fold_host, fold_path
+from netbird_proxy.http.folding import FOLDS, climbs, fold_authority, fold_host, readings
 from netbird_proxy.pipeline.heads import HeadRules
 from netbird_proxy.pipeline.pipeline import Runner
 
-_SUSPICIOUS = re.compile(rb"[%;\\A-Z]|//|/\.")
 _CLIMBING = re.compile(rb"%|\\|/\.\.")
 _ENCODED_SEPARATOR = re.compile(rb"%(?:2[fF]|5[cC])")
 _PERCENT = 0x25  # an int: `b"%" in path` is twenty times slower, see listening/head.py
@@ -61,10 +60,10 @@ class HostRoutes:
         routes: raw prefix → route.
         endpoints: plugin → the route of its own application, under `/__netbird__/<plugin>/`.
         ambiguous: what answers a path that could be read in two ways.
-        differ: whether the routes differ in guards, so that two readings of one path must meet.
+        differ: the routes are not all guarded alike, so that every reading of a path must lead to one of them.
     """
 
-    __slots__ = ("_ambiguous", "_differ", "_endpoints", "_folded", "_passes", "_routes", "account")
+    __slots__ = ("_also", "_ambiguous", "_differ", "_endpoints", "_folded", "_routes", "account")
 
     def __init__(
         self,
@@ -79,28 +78,36 @@ class HostRoutes:
         self._ambiguous = ambiguous
         self._differ = differ
         self._endpoints = dict(endpoints or {})
-        self._passes = all(route.spec is not None and route.spec.pass_ambiguous for route in routes.values())
         self._routes = _by_length({_bare(prefix): route for prefix, route in routes.items()})
-        self._folded = _by_length({_bare(fold_path(prefix)): route for prefix, route in routes.items()})
+        # Prefixes can mostly be read in one way only. Where they cannot, an upstream that folds a path folds them too.
+        self._also, self._folded = _folded(routes) if differ else (0, {})
 
     @property
     def routes(self) -> list[Route]:
         return [route for _, _, route in self._routes]
 
     def match(self, path: bytes) -> Route | None:
-        """The route for a raw path; the ambiguous one where another reading of it would be guarded otherwise."""
+        """The route for a raw path; the ambiguous one where another reading of it may be guarded otherwise."""
         if path.startswith(OWN_PATHS):
             return self._endpoints.get(path[len(OWN_PATHS) :].partition(b"/")[0])
         route = _longest(self._routes, path)
-        if _PERCENT in path and not self._passes and _ENCODED_SEPARATOR.search(path):
-            return self._ambiguous  # one more segment border to some, a byte of a name to others
-        if self._differ and _SUSPICIOUS.search(path) and _longest(self._folded, fold_path(path)) is not route:
+        if self._differ and not self._is_plain(path, route):
             return self._ambiguous
         if route is not None and route.bounded and _CLIMBING.search(path):
             prefix = route.spec.prefix if route.spec is not None else b"/"
             if climbs(path[len(_bare(prefix)) :]):
                 return self._ambiguous
         return route
+
+    def _is_plain(self, path: bytes, route: Route | None) -> bool:
+        """Whether every reading of a path leads to this route."""
+        if _PERCENT in path and _ENCODED_SEPARATOR.search(path):
+            return False  # one more segment border to some, a byte of a name to others
+        forms = readings(path, self._also)
+        return forms is not None and all(
+            _longest(self._folded.get(applied & self._also, self._routes), form) is route
+            for applied, form in forms.items()
+        )
 
 
 class Table:
@@ -129,8 +136,25 @@ def _bare(prefix: bytes) -> bytes:
     return prefix.rstrip(b"/")
 
 
-def _by_length(routes: ReadOnlyDict[bytes, Route]) -> tuple[tuple[bytes, int, Route], ...]:
+_Prefixes = tuple[tuple[bytes, int, Route], ...]
+
+
+def _by_length(routes: ReadOnlyDict[bytes, Route]) -> _Prefixes:
     return tuple((prefix, len(prefix), routes[prefix]) for prefix in sorted(routes, key=len, reverse=True))
+
+
+def _folded(routes: ReadOnlyDict[bytes, Route]) -> tuple[int, dict[int, _Prefixes]]:
+    """The folds that change a prefix, as bits of `FOLDS`; and by which of them were applied, the prefixes as they are
+    then read."""
+    also = 0
+    for applied in (applied for prefix in routes for applied in readings(prefix) or ()):
+        also |= applied
+    forms = {prefix: readings(prefix, also) or {} for prefix in routes}
+    return also, {
+        applied: _by_length({_bare(forms[prefix].get(applied, prefix)): route for prefix, route in routes.items()})
+        for applied in range(1, 1 << len(FOLDS))
+        if applied & also == applied
+    }
 
 
 def _longest(routes: Sequence[tuple[bytes, int, Route]], path: bytes) -> Route | None:
@@ -140,4 +164,4 @@ def _longest(routes: Sequence[tuple[bytes, int, Route]], path: bytes) -> Route |
     return None
 
 
-__all__ = ["HostRoutes", "Route", "Table", "fold_authority", "fold_host", "fold_path"]
+__all__ = ["HostRoutes", "Route", "Table", "fold_authority", "fold_host"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from netbird_proxy.api.errors import UpstreamError
@@ -112,23 +112,42 @@ class RecordedHooks:
         return replace(guard, check=self._told(stage, plugin, guard.check))
 
     def _told(self, stage: str, plugin: str, ask: Callable[[ExchangeView], Awaitable[Any]]) -> Callable[..., Any]:
-        async def told(exchange: ExchangeView) -> Any:
-            try:
-                said = await ask(exchange)
-            except BaseException as exc:
-                self._record(f"{stage} {plugin}: raised {type(exc).__name__}")
-                raise
-            self._record(f"{stage} {plugin}: {_worded(said)}")
-            return said
-
-        return told
+        return _RecordedStep(self._record, stage, plugin, ask)
 
     def _transform(self, plugin: str, step: RequestTransform) -> RequestTransform:
-        def told(exchange: ExchangeView, outgoing: OutgoingHead) -> None:
-            self._record(f"transform_request {plugin}")
-            return step.apply(exchange, outgoing)
+        return replace(step, apply=_RecordedTransform(self._record, plugin, step.apply))
 
-        return replace(step, apply=told)
+
+@dataclass(frozen=True)
+class _RecordedStep:
+    """A step that records its answer. It equals another that records the same step, as those two are equal."""
+
+    record: Callable[[str], None]
+    stage: str
+    plugin: str
+    step: Callable[[ExchangeView], Awaitable[Any]]
+
+    async def __call__(self, exchange: ExchangeView) -> Any:
+        try:
+            answer = await self.step(exchange)
+        except BaseException as exc:
+            self.record(f"{self.stage} {self.plugin}: raised {type(exc).__name__}")
+            raise
+        self.record(f"{self.stage} {self.plugin}: {_worded(answer)}")
+        return answer
+
+
+@dataclass(frozen=True)
+class _RecordedTransform:
+    """The same for a transform."""
+
+    record: Callable[[str], None]
+    plugin: str
+    step: Callable[[ExchangeView, OutgoingHead], None]
+
+    def __call__(self, exchange: ExchangeView, outgoing: OutgoingHead) -> None:
+        self.record(f"transform_request {self.plugin}")
+        return self.step(exchange, outgoing)
 
 
 def _worded(said: object) -> str:

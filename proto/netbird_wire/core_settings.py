@@ -50,8 +50,9 @@ class CoreSettings(_Settings):
     """Of a service.
 
     Attributes:
-        ambiguous_path: what becomes of a path that can be read in two ways, such as one with an encoded slash: `pass`
-            sends it on as it came. Refused where the service's paths are guarded differently.
+        ambiguous_path: `pass` for a service that needs paths that can be read in two ways, such as one with an encoded
+            slash: the proxy refuses the service where its paths are guarded differently. With `reject` the proxy serves
+            it, and answers such a path with 400 where they are.
         same_origin: whether unsafe requests from other sites are refused where the caller is known by a cookie or by
             the tunnel.
         ask_for_both: whether whom the account's tunnel names must log in as well. For public services with a scheme.

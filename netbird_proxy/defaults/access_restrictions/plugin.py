@@ -98,7 +98,7 @@ class AccessRestrictions:
             log.warning(
                 "access_restrictions.no_database", service=route.service, reason="set access_restrictions.geo_database"
             )
-        return Guard(_Restriction(self, settings).check)
+        return Guard(_Restriction(self, settings).check, depends_on=settings)
 
     def country(self, address: Address) -> str:
         """See `Countries.country`; without a database nothing can be told."""

@@ -92,8 +92,9 @@ class Session:
             return []
         # Where the tunnel is no login, it is asked first nevertheless: it says who is told to the upstream.
         phase: Literal["prompt", "credential"] = "prompt" if site.ask_for_both else "credential"
-        found = [Authenticator(phase, known) for known in self._known(site, proxy)]
-        return [*found, Authenticator("prompt", Prompt(site, proxy, time.monotonic).identify)]
+        found = [Authenticator(phase, known, depends_on=site) for known in self._known(site, proxy)]
+        prompt = Prompt(site, proxy, time.monotonic)
+        return [*found, Authenticator("prompt", prompt.identify, depends_on=site)]
 
     def _known(self, site: Site, proxy: Proxy) -> list[Known]:
         """Whom a request may say by itself that it is of."""
@@ -122,7 +123,7 @@ class Session:
                 return await second.judge(exchange, who)
             return ALLOW
 
-        return Guard(known)
+        return Guard(known, depends_on=site)
 
     @hookimpl
     def transform_request(self, route: RouteSpec) -> RequestTransform | None:
@@ -139,7 +140,7 @@ class Session:
                 if any(fold(pair[0]) == folded and pair in sent for pair in outgoing.headers):
                     outgoing.delete(name)
 
-        return RequestTransform(keep_credentials)
+        return RequestTransform(keep_credentials, depends_on=names)
 
     @hookimpl
     def endpoint(self, host: Mapping, proxy: Proxy) -> Endpoint | None:

@@ -111,7 +111,7 @@ class Telemetry:
             outgoing.set(TRACEPARENT, b"00-%s-%016x-%02x" % (exchange.id.encode(), span, sampled))
             outgoing.delete(TRACESTATE)  # it belongs to the trace that the client said it was in
 
-        return RequestTransform(inject, owns=(TRACEPARENT, TRACESTATE))
+        return RequestTransform(inject, owns=(TRACEPARENT, TRACESTATE), depends_on=bound)
 
     @hookimpl
     def observe(self, route: RouteSpec | None, proxy: Proxy) -> Observer | None:

@@ -88,6 +88,12 @@ class DirectDialer:
         self._proxy = proxy
         self._allowed = proxy.options(DirectUpstreamOptions).entries()
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, DirectDialer) and (self._account, self._proxy) == (other._account, other._proxy)
+
+    def __hash__(self) -> int:
+        return hash((DirectDialer, self._account))
+
     def refused_literal(self, address: Address) -> str:
         """Why a literal may not be dialed; "" if it may, or if it is a name and can only be judged at the dial."""
         try:

@@ -70,7 +70,7 @@ class IdentityHeaders:
                 return ALLOW
             return Deny(403, "too_many_groups", f"{len(who.groups)} groups are over {settings.groups_max_bytes} bytes")
 
-        return Guard(within)
+        return Guard(within, depends_on=settings)
 
     @hookimpl(trylast=True)  # after every other transform, so that what we stamp is what is sent
     def transform_request(self, route: RouteSpec, proxy: Proxy) -> RequestTransform:
@@ -100,7 +100,7 @@ class IdentityHeaders:
             said = ((USER_HEADER, _user(who, users_only)), (GROUPS_HEADER, groups), (OMITTED_HEADER, omitted))
             return [(name, value) for name, value in said if value is not None]
 
-        return RequestTransform(stamp, owns=NAMES)
+        return RequestTransform(stamp, owns=NAMES, depends_on=(settings, users_only))
 
 
 def _denies(said: Any) -> bool:

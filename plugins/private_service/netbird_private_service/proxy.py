@@ -143,15 +143,17 @@ class PrivateService:
                 return Deny(421, "loop_detected", f"the caller {origin.peer.host} is this service's own upstream")
             return ALLOW
 
-        return Guard(through_the_tunnel)
+        # Loops are no matter of access: routes with other targets are guarded alike.
+        return Guard(through_the_tunnel, depends_on=route.account)
 
     @hookimpl(tryfirst=True)
     def authenticate(self, route: RouteSpec, proxy: Proxy) -> Authenticator | None:
         if not route.settings(PrivateServiceSettings).private:
             asks = proxy.private and route.values.get(PublicSchemes, PublicSchemes()).asks
-            return Authenticator("ambient", self._by_the_way(route, proxy)) if asks else None
+            return Authenticator("ambient", self._by_the_way(route, proxy), depends_on=_place(route)) if asks else None
 
-        return Authenticator("exclusive", partial(self._identify, route=route, proxy=proxy))
+        identify = partial(self._identify, route=route, proxy=proxy)
+        return Authenticator("exclusive", identify, depends_on=_place(route))
 
     @hookimpl(tryfirst=True)
     def authorize(self, route: RouteSpec) -> Guard | None:
@@ -168,7 +170,7 @@ class PrivateService:
                 return _CROSS_SITE
             return ALLOW
 
-        return Guard(vouched_for)
+        return Guard(vouched_for, depends_on=_place(route))
 
     def _by_the_way(
         self, route: RouteSpec, proxy: Proxy
@@ -227,6 +229,11 @@ class PrivateService:
 
 _CROSS_SITE = Deny(403, "cross_site", "another site's page had a browser send this over its tunnel")
 """A tunnel vouches for whatever a peer's browser sends, also for what another site's page had it send."""
+
+
+def _place(route: RouteSpec) -> tuple[object, ...]:
+    """What the steps of a route depend on besides the exchange."""
+    return route.account, route.host, route.domain, route.same_origin
 
 
 def _identity(answer: ValidateTunnelPeerResponse, key: str) -> Identity:

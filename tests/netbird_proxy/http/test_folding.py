@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netbird_proxy.http.folding import climbs, fold_authority, fold_host, fold_path
+from netbird_proxy.http.folding import FOLDS, climbs, fold_authority, fold_host, readings
 
 LABEL = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,10}[a-z0-9])?", fullmatch=True).filter(
     lambda one: not one.startswith("xn--")
@@ -132,19 +132,51 @@ def test_any_field_folds_or_is_refused(raw: bytes) -> None:
         b"/../../admin/x",
     ],
 )
-def test_readings_meet(path: bytes) -> None:
-    """Decoded, collapsed, without parameters and dots, lower case: one path."""
-    assert fold_path(path) == b"/admin/x"
+def test_careless_reading_meets_the_plain_path(path: bytes) -> None:
+    """Decoded, collapsed, without parameters, dots and case: one path."""
+    forms = readings(path)
+    assert forms is not None
+    assert b"/admin/x" in {form.rstrip(b"/") for form in forms.values()}
 
 
-@given(st.binary(max_size=40))
-def test_folded_path_has_no_other_reading(raw: bytes) -> None:
-    """It starts with one slash, and has no empty, dot or upper-case segment."""
-    folded = fold_path(b"/" + raw)
-    assert folded.startswith(b"/")
-    assert b"//" not in folded
-    assert folded == folded.lower()
-    assert not {b".", b".."} & set(folded.split(b"/"))
+@pytest.mark.parametrize(
+    ("path", "read"),
+    [
+        (b"/ADMIN/..;/x", b"/admin/..;/x"),  # without case, with parameters
+        (b"/%2561dmin", b"/admin"),  # decoded twice
+        (b"/%2561dmin", b"/%61dmin"),  # and once
+        (b"/admin./x", b"/admin/x"),
+        (b"/admin%20/x", b"/admin/x"),
+        (b"/%EF%BC%A1dmin", b"/admin"),  # a full-width A
+        (b"/%E2%84%AAeys", b"/keys"),  # the sign for kelvin
+        (b"/a//../admin", b"/a/admin"),  # dots that take away an empty segment
+        (b"/a//../admin", b"/admin"),  # and those that take away the other
+    ],
+)
+def test_every_mixture_of_folds_is_a_reading(path: bytes, read: bytes) -> None:
+    """Upstreams apply some folds and not others."""
+    assert read in (readings(path) or {}).values()
+
+
+@given(st.text("aB/.;%2fF5c\\é ", max_size=24))
+def test_readings_are_what_the_folds_make(text: str) -> None:
+    """Each is the path with exactly the folds of its bits applied, and none is missing."""
+    path = b"/" + text.encode()
+    forms = readings(path)
+    assert forms is not None
+    for applied in range(1 << len(FOLDS)):
+        form = path
+        for bit, fold in enumerate(FOLDS):
+            if applied >> bit & 1:
+                form = fold(form)
+        assert form in forms.values()
+        assert forms.get(applied, form) == form
+
+
+def test_too_many_readings_are_none() -> None:
+    """The work on one path is bounded, and a plain path of any length is one reading."""
+    assert readings(b"/" + b"a" * 65_536) is not None
+    assert readings(b"/" + b"/%41;a%2F.x\\B" * 4_000) is None
 
 
 @pytest.mark.parametrize(
