@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from starlette.types import ASGIApp
 
 from netbird_host.shutdown import Shutdown
+from netbird_management.compute.network_map import NetworkMaps
 from netbird_management.grpc.interceptors import caller as grpc_caller
 from netbird_management.grpc.plugin_services import plugin_services
 from netbird_management.grpc.server import serve_grpc
@@ -57,6 +58,7 @@ class ManagementServer:
         self._options = {type(section): section for section in options}
         self.hooks = hooks
         self.state = state
+        self.maps = NetworkMaps(hooks)
         self.setup_secret = "" if state.snapshots.all() else secrets.token_urlsafe(24)
         self.rest_port = 0
         self.grpc_port = 0
@@ -119,6 +121,7 @@ async def _listening(server: ManagementServer, hold: Hold, shutdown: Shutdown) -
     context = Context(
         state,
         hooks,
+        server.maps,
         refused_domains=(*settings.hosts, *settings.refused_domains),
         setup_secret=server.setup_secret,
         dns_domain=settings.dns_domain,

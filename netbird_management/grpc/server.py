@@ -52,6 +52,9 @@ class Host(Management, Protocol):
     @property
     def hooks(self) -> Hooks: ...
 
+    @property
+    def maps(self) -> NetworkMaps: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Timing:
@@ -92,7 +95,7 @@ async def serve_grpc(
     """
     state, hooks, timing = host.state, host.hooks, timing or Timing()
     connections, streams, recorder, statuses = Connections(), PeerStreams(), Recorder(state), StatusWriter(state)
-    mappings, maps = Mappings(state, hooks, connections, recorder), NetworkMaps(hooks)
+    mappings = Mappings(state, hooks, connections, recorder)
     access_logs = AccessLogs(state, record=hooks.record_access)
     services = plugin_services(hooks.rpc(host)) if services is None else services
     edge = Edge(state, connections, PEERS | services.open, trusted=trusted_proxies, patience=timing.request)
@@ -113,7 +116,7 @@ async def serve_grpc(
     add_ManagementServiceServicer_to_server(
         ManagementService(
             state,
-            maps,
+            host.maps,
             streams,
             signal=signal or str(replace(listener.address, port=port)),
             signal_tls=listener.certificate is not None,

@@ -1,18 +1,30 @@
 """What every router gets: the state, the plugins, and the few settings that answers depend on."""
 
+import time
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Final
 
 from fastapi import Depends, Request
 
+from netbird_host.buckets import Buckets
 from netbird_host.sources import Network
 from netbird_management.compute.network_map import NetworkMaps
 from netbird_management.login.sign_on import SignOn
+from netbird_management.model.snapshot import AccountSnapshot
 from netbird_management.operations.accounts import DNS_DOMAIN
 from netbird_management.operations.custom_domains import DnsResolver, Resolver
 from netbird_management.plugins.hooks import Hooks
-from netbird_management.rest.rate import Rate
+from netbird_management.plugins.steps import ApiCaller
 from netbird_management.store.state import State
+
+LOGIN_BURST: Final = 15
+LOGINS_PER_SECOND: Final = 10 / 60
+LOGIN_SOURCES: Final = 4096
+"""How often a source of requests may come back from the identity provider, and how many sources are remembered."""
+
+
+def _login_buckets() -> Buckets:
+    return Buckets(time.monotonic, burst=LOGIN_BURST, per_second=LOGINS_PER_SECOND, keys=LOGIN_SOURCES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,17 +33,18 @@ class Context:
 
     state: State
     hooks: Hooks
+    maps: NetworkMaps = field(repr=False)
     refused_domains: tuple[str, ...] = ()
     setup_secret: str = field(default="", repr=False)
     dns_domain: str = DNS_DOMAIN
     resolver: Resolver = field(default_factory=DnsResolver, repr=False)
     sign_on: SignOn | None = None
-    callbacks: Rate = field(default_factory=Rate)
+    callbacks: Buckets = field(default_factory=_login_buckets, repr=False)
     trusted_proxies: tuple[Network, ...] = ()
-    maps: NetworkMaps = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "maps", NetworkMaps(self.hooks))
+    def account_of(self, who: ApiCaller) -> AccountSnapshot:
+        """The caller's account with what the call has changed; as the call found it where the account is gone."""
+        return self.state.snapshots.get(who.account.account.id) or who.account
 
 
 def context_of(request: Request) -> Context:

@@ -102,4 +102,4 @@ async def _read(request: Request, account: AccountSnapshot, group_id: GroupId | 
 
 
 def _answer(group: Group, who: Caller, context: InContext) -> Response:
-    return ApiResponse(group_json(group, context.state.snapshots.get(who.account_id) or who.account))
+    return ApiResponse(group_json(group, context.account_of(who)))

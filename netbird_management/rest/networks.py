@@ -220,7 +220,7 @@ async def _save_network(network_id: str, request: Request, who: Caller, context:
     network = await save_network(
         context.state, who.account_id, network_id, name=given.name, description=given.description
     )
-    return ApiResponse(network_json(network, _account(who, context)))
+    return ApiResponse(network_json(network, context.account_of(who)))
 
 
 async def _save_resource(
@@ -243,7 +243,7 @@ async def _save_resource(
             enabled=given.enabled,
         ),
     )
-    return ApiResponse(resource_json(resource, _account(who, context)))
+    return ApiResponse(resource_json(resource, context.account_of(who)))
 
 
 async def _save_router(network_id: str, router_id: str, request: Request, who: Caller, context: InContext) -> Response:
@@ -262,7 +262,3 @@ async def _save_router(network_id: str, router_id: str, request: Request, who: C
         ),
     )
     return ApiResponse(router_json(saved))
-
-
-def _account(who: Caller, context: InContext) -> AccountSnapshot:
-    return context.state.snapshots.get(who.account_id) or who.account

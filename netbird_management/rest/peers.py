@@ -121,7 +121,7 @@ async def post_peer(request: Request, who: AnyCaller, context: InContext) -> Res
         group_ids=[GroupId(id_) for id_ in given.group_ids or ()],
         public_key=given.public_key or None,
     )
-    answer = peer_json(peer, context.state.snapshots.get(who.account_id) or who.account)
+    answer = peer_json(peer, context.account_of(who))
     return ApiResponse(answer if private_key is None else {**answer, "private_key": private_key})
 
 
@@ -155,7 +155,7 @@ async def put_peer(peer_id: str, request: Request, who: AnyCaller, context: InCo
         if getattr(given, name) not in ("", held):
             raise InvalidArgument(f"{name} of a peer cannot be changed: it is {held}")
     renamed = await rename_peer(context.state, who.account_id, peer.id, name=given.name)
-    return ApiResponse(peer_json(renamed, context.state.snapshots.get(who.account_id) or who.account))
+    return ApiResponse(peer_json(renamed, context.account_of(who)))
 
 
 @router.delete("/peers/{peer_id}")

@@ -64,7 +64,7 @@ async def post_policy(
 ) -> Response:
     given, _ = await read_body(request, PolicyBody)
     policy = await create_policy(context.state, who.account_id, _policy(PolicyId(""), given))
-    return ApiResponse(policy_json(policy, context.state.snapshots.get(who.account_id) or who.account))
+    return ApiResponse(policy_json(policy, context.account_of(who)))
 
 
 @router.get("/{policy_id}")
@@ -79,7 +79,7 @@ async def put_policy(
 ) -> Response:
     given, _ = await read_body(request, PolicyBody)
     policy = await update_policy(context.state, who.account_id, _policy(PolicyId(policy_id), given))
-    return ApiResponse(policy_json(policy, context.state.snapshots.get(who.account_id) or who.account))
+    return ApiResponse(policy_json(policy, context.account_of(who)))
 
 
 @router.delete("/{policy_id}")

@@ -79,7 +79,7 @@ async def list_proxies(
 
 
 async def _answer(service: Service, who: Caller, context: Context) -> Response:
-    account = context.state.snapshots.get(who.account_id) or who.account
+    account = context.account_of(who)
     worst = await worst_statuses(context.state, who.account_id, service.id)
     issued = await certificates_issued(context.state, who.account_id, service.id)
     return ApiResponse(service_json(service, account, worst.get(service.id), issued.get(service.id)))

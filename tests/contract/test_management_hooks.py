@@ -50,6 +50,7 @@ from netbird_management import (
     UserId,
 )
 from netbird_management.compute.mapping import build
+from netbird_management.compute.network_map import NetworkMaps
 from netbird_management.model.accounts import Account, ProxyPeer
 from netbird_management.model.clock import now
 from netbird_management.model.services import AuthConfig, SecretAuth, ServiceMeta
@@ -266,7 +267,7 @@ async def test_routes(home: Home) -> None:
     """The operation is under `/api`, for those whose role lets them, and in the document."""
     hooks = loaded(Summary())
     server = ManagementServer(ManagementSettings(), hooks, home.state)
-    app = create_app(Context(home.state, hooks), hooks.routes(server))
+    app = create_app(Context(home.state, hooks, NetworkMaps(hooks)), hooks.routes(server))
     user = await create_user(home.state, home.account_id, role=Role.USER, email="alice@lab.test")
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
 

@@ -17,6 +17,7 @@ import httpx
 import pytest
 from sqlalchemy import text
 
+from netbird_management.compute.network_map import NetworkMaps
 from netbird_management.model.accounts import Role, User
 from netbird_management.model.ids import AccountId, ProxyId
 from netbird_management.model.services import Capabilities
@@ -221,7 +222,7 @@ async def proxy(home: Home) -> Registration:
 
 
 def context_for(home: Home, **options: Any) -> Context:
-    return Context(home.state, HOOKS, **options)
+    return Context(home.state, HOOKS, NetworkMaps(HOOKS), **options)
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ from netbird_management.operations.sessions import mint_session_token
 from netbird_management.operations.setup_keys import create_setup_key
 from netbird_management.operations.users import create_token
 from netbird_management.plugins.hooks import load_hooks
-from netbird_management.rest import rate
+from netbird_management.rest import context as rest_context
 from netbird_management.rest.app import create_app
 from netbird_management.rest.bounds import RestLimits, protocol
 from netbird_management.rest.context import Context
@@ -106,7 +106,7 @@ class Quiet(uvicorn.Server):
 async def api(scene: Scene, **limits: Any) -> AsyncIterator[int]:
     """The API on a port, with small limits."""
     state, made = scene.home.state, RestLimits(**limits)
-    app = create_app(Context(state, None), limits=made)  # type: ignore[arg-type]  # no hook is asked here
+    app = create_app(Context(state, None, None), limits=made)  # type: ignore[arg-type]  # no hook is asked here
     http = protocol(made, state.count)
     server = Quiet(
         uvicorn.Config(app, http=http, h11_max_incomplete_event_size=made.head_bytes, log_config=None, port=0)
@@ -190,12 +190,12 @@ async def rest_time(scene: Scene) -> None:
 
 
 @drive("setup guesses")
-async def setup_guesses(_scene: Scene) -> None:
-    kept = rate.Rate()
-    assert [kept.take("a") for _ in range(rate.BURST + 1)][-2:] == [True, False]
-    for number in range(rate.ADDRESSES + 5):
+async def setup_guesses(scene: Scene) -> None:
+    kept = Context(scene.home.state, None, None).callbacks  # type: ignore[arg-type]  # no hook is asked here
+    assert [kept.take("a") for _ in range(rest_context.LOGIN_BURST + 1)][-2:] == [True, False]
+    for number in range(rest_context.LOGIN_SOURCES + 5):
         kept.take(str(number))
-    assert len(kept._left) == rate.ADDRESSES
+    assert len(kept) == rest_context.LOGIN_SOURCES
 
 
 # gRPC -----------------------------------------------------------------------------------------------------------------

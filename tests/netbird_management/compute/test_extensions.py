@@ -10,6 +10,7 @@ import trustme
 
 from netbird_management import Capabilities, Claim, PluginInfo, always, hookimpl
 from netbird_management.compute.mapping import BuiltMapping, build
+from netbird_management.compute.network_map import NetworkMaps
 from netbird_management.model.services import Service
 from netbird_management.operations.proxies import Registration
 from netbird_management.operations.services import get_service
@@ -87,7 +88,7 @@ async def shop(home: Home, hooks: Hooks, proxy: Registration) -> AsyncIterator[A
     """The API of a management with the shop."""
     _, token = await create_token(home.state, home.owner, name="test", days=1, created_by=home.owner.id)
     async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(create_app(Context(home.state, hooks))),
+        transport=httpx.ASGITransport(create_app(Context(home.state, hooks, NetworkMaps(hooks)))),
         base_url="http://localhost",
         headers={"authorization": f"Token {token}"},
     ) as client:

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from google.protobuf.json_format import ParseDict
 
+from netbird_management.compute.network_map import NetworkMaps
 from netbird_management.grpc.server import serve_grpc
 from netbird_management.login.gates import SessionGates
 from netbird_management.login.identity_provider import IdentityProvider
@@ -148,7 +149,7 @@ async def staged(state: State, directory: Path) -> AsyncIterator[Stage]:
         serve_grpc(host, Listener(listen="127.0.0.1:0"), grace=2.0, sign_on=sign_on) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
         httpx.AsyncClient(
-            transport=httpx.ASGITransport(create_app(Context(state, hooks))),
+            transport=httpx.ASGITransport(create_app(Context(state, hooks, NetworkMaps(hooks)))),
             base_url="http://localhost",
             headers={"authorization": f"Token {personal}", "content-type": "application/json"},
         ) as client,

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from netbird_management import AccountSnapshot, NetworkPatch, PluginInfo, Service, Violation, hookimpl
+from netbird_management.compute.network_map import NetworkMaps
 from netbird_management.operations.proxies import Registration
 from netbird_management.plugins.hooks import HookError, load_hooks
 from netbird_management.rest.app import create_app
@@ -103,7 +104,8 @@ async def test_a_failing_rule_refuses_the_save(api: Api, proxy: Registration) ->
         ([("wrong", Plugin(secret))], 500, "internal server error"),
         ([("one", Plugin([Violation("a")])), ("two", Plugin([Violation("b")]))], 422, "a; b"),
     ):
-        app = create_app(Context(api.home.state, load_hooks(plugins)))
+        hooks = load_hooks(plugins)
+        app = create_app(Context(api.home.state, hooks, NetworkMaps(hooks)))
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://x", headers=api.client.headers) as client:
             answer = await client.post(SERVICES, json=plain)

@@ -13,7 +13,7 @@ from netbird_management.login.sign_on import SignOn
 from netbird_management.model.services import Service
 from netbird_management.rest.app import create_app
 from netbird_management.rest.client_address import client_address
-from netbird_management.rest.rate import BURST
+from netbird_management.rest.context import LOGIN_BURST as BURST
 from tests.netbird_management.conftest import Home, context_for
 from tests.netbird_management.login.test_sign_on import (
     PLACE,

@@ -13,6 +13,7 @@ from sqlalchemy import update
 
 from netbird_management import Capabilities, Claim, Deny, PluginInfo, Service, always, hookimpl
 from netbird_management.compute.mapping import build
+from netbird_management.compute.network_map import NetworkMaps
 from netbird_management.model.accounts import Account, User
 from netbird_management.model.clock import now
 from netbird_management.model.ids import AccountId, PeerId, ProxyId, ServiceId
@@ -233,7 +234,7 @@ async def _as(api: Api, user: User) -> AsyncIterator[httpx.AsyncClient]:
 
 async def test_refused_domains_are_refused(api: Api, proxy: Registration, hooks: Hooks) -> None:
     """Management's own names, and the operator's list, are nobody's service."""
-    context = Context(api.home.state, hooks, refused_domains=("mgmt.px.test",))
+    context = Context(api.home.state, hooks, NetworkMaps(hooks), refused_domains=("mgmt.px.test",))
     transport = httpx.ASGITransport(create_app(context))
     async with httpx.AsyncClient(transport=transport, base_url="http://x", headers=api.client.headers) as client:
         assert (await client.post(SERVICES, json=body(domain="MGMT.px.test"))).status_code == 422
