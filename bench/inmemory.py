@@ -23,7 +23,7 @@ from netbird_management.secrets.session_tokens import new_key_pair, sign
 from netbird_private_service.proxy import PrivateService
 from netbird_proxy import PluginInfo, hookimpl
 from netbird_proxy.api.model import AccountId, Address
-from netbird_proxy.api.steps import ProtocolFactory
+from netbird_proxy.api.tunnels import ProtocolFactory
 from netbird_proxy.app import ReverseProxy
 from netbird_proxy.defaults import DEFAULTS
 from netbird_proxy.defaults.access_log import AccessLogOptions, plugin, sender

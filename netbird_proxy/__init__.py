@@ -1,10 +1,6 @@
-"""The public names for plugin authors, and nothing else."""
+"""The public names: everything that plugins get and give, and the application itself."""
 
-from netbird_host.backoff import Backoff
-from netbird_host.guesses import Guesses
-from netbird_host.info import Claim, PluginInfo, always, never
-from netbird_host.single_flight import SingleFlight
-from netbird_host.sources import source_of
+from netbird_proxy.api.endpoints import EXCHANGE_STATE, Endpoint
 from netbird_proxy.api.errors import (
     AddressRefused,
     DialFailed,
@@ -21,10 +17,12 @@ from netbird_proxy.api.errors import (
     UpstreamError,
     management_error,
 )
-from netbird_proxy.api.exchange import OBSERVED, ExchangeView, OutgoingHead, TrailEntry, Try
+from netbird_proxy.api.exchange import OBSERVED, ExchangeView, TrailEntry, Try
 from netbird_proxy.api.forwarded import Forwarded, TrustedProxies
 from netbird_proxy.api.headers import Headers, fold
 from netbird_proxy.api.hookspecs import hookimpl
+from netbird_proxy.api.host import AccountHandle, ManagementChannel, OpenExchanges, Proxy, Revocations
+from netbird_proxy.api.kit import Backoff, Claim, Guesses, PluginInfo, SingleFlight, always, never, source_of
 from netbird_proxy.api.model import (
     ALLOW,
     AccountId,
@@ -48,29 +46,21 @@ from netbird_proxy.api.model import (
     UserId,
     Verdict,
 )
+from netbird_proxy.api.outgoing_head import OutgoingHead
 from netbird_proxy.api.same_origin import is_browser, is_cross_site, is_unsafe, own_path
 from netbird_proxy.api.steps import (
-    EXCHANGE_STATE,
-    AccountHandle,
     Authenticator,
-    Dialer,
-    Endpoint,
     Guard,
-    ManagementChannel,
     MappingSettings,
     Observer,
-    OpenExchanges,
     Page,
     Pages,
-    ProtocolFactory,
-    Proxy,
     Rendered,
     RequestTransform,
-    Revocations,
     TargetSettings,
-    Tunnel,
-    TunnelListener,
 )
+from netbird_proxy.api.tunnels import Dialer, ProtocolFactory, Tunnel, TunnelListener
+from netbird_proxy.app import ReverseProxy
 
 __all__ = [
     "ALLOW",
@@ -124,6 +114,7 @@ __all__ = [
     "PublicKey",
     "Rendered",
     "RequestTransform",
+    "ReverseProxy",
     "Revocations",
     "RouteRefused",
     "RouteSpec",

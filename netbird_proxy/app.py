@@ -6,22 +6,14 @@ import os
 from collections.abc import Callable, Collection
 
 from netbird_proxy.api.errors import BadRequest, ForeignOrigin
-from netbird_proxy.api.exchange import (
-    CONNECTION_EXTENSION,
-    ORIGIN_STATE,
-    DownstreamConnection,
-    Exchange,
-    Message,
-    Receive,
-    Scope,
-    Send,
-)
 from netbird_proxy.api.forwarded import TrustedProxies
 from netbird_proxy.api.headers import Headers, RawHeader
 from netbird_proxy.api.model import ExchangeId, Origin
+from netbird_proxy.asgi import CONNECTION_EXTENSION, ORIGIN_STATE, DownstreamConnection, Message, Receive, Scope, Send
 from netbird_proxy.http.folding import fold_authority
 from netbird_proxy.pipeline.core_answers import LOOP_DETECTED
 from netbird_proxy.pipeline.downstream import Downstream
+from netbird_proxy.pipeline.exchange import Exchange
 from netbird_proxy.pipeline.heads import offers
 from netbird_proxy.pipeline.open_exchanges import INTERVAL, OpenExchanges
 from netbird_proxy.pipeline.pipeline import FixedAnswer

@@ -16,11 +16,12 @@ from pydantic import BaseModel
 
 from netbird_proxy.accounts.revocations import RevokedSessions
 from netbird_proxy.api.errors import ManagementUnavailable, RouteRefused, SettingsError, TunnelNotReady
-from netbird_proxy.api.exchange import Receive, Scope, Send
 from netbird_proxy.api.forwarded import TrustedProxies
+from netbird_proxy.api.host import ManagementChannel, OpenExchanges
 from netbird_proxy.api.model import AccountId, Address, Mapping
-from netbird_proxy.api.steps import Dialer, ManagementChannel, OpenExchanges, ProtocolFactory, Tunnel
+from netbird_proxy.api.tunnels import Dialer, ProtocolFactory, Tunnel
 from netbird_proxy.app import ClientAddress, ReverseProxy
+from netbird_proxy.asgi import Receive, Scope, Send
 from netbird_proxy.defaults import DEFAULTS
 from netbird_proxy.http.head import check_scope
 from netbird_proxy.pipeline.pipeline import GUARD_TIMEOUT, Environment

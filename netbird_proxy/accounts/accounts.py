@@ -20,8 +20,9 @@ import structlog
 
 from netbird_host.backoff import Backoff
 from netbird_proxy.api.errors import TunnelNotReady
+from netbird_proxy.api.host import ManagementChannel, Proxy
 from netbird_proxy.api.model import AccountId, Address, PublicKey
-from netbird_proxy.api.steps import ManagementChannel, ProtocolFactory, Proxy, Tunnel
+from netbird_proxy.api.tunnels import ProtocolFactory, Tunnel
 from netbird_proxy.routing.hooks import Hooks
 
 log = structlog.get_logger("netbird_proxy.accounts")

@@ -277,3 +277,21 @@ def leaves(root: type[ExchangeError] = ExchangeError) -> list[type[ExchangeError
     for child in root.__subclasses__():
         found.extend(leaves(child) if child.__subclasses__() else [child])
     return found
+
+
+__all__ = [
+    "AddressRefused",
+    "DialFailed",
+    "DialRefused",
+    "DialTimeout",
+    "DialUnreachable",
+    "ManagementError",
+    "ManagementRefused",
+    "ManagementTimeout",
+    "ManagementUnavailable",
+    "ProxyError",
+    "RouteRefused",
+    "TunnelNotReady",
+    "UpstreamError",
+    "management_error",
+]

@@ -169,3 +169,9 @@ def _elements(line: str) -> list[dict[str, str]] | None:
             found.append(element)
         at = match.end()
     return found
+
+
+__all__ = [
+    "Forwarded",
+    "TrustedProxies",
+]

@@ -104,3 +104,9 @@ def without(raw: Iterable[RawHeader], folded_names: frozenset[bytes]) -> list[Ra
         for name, value in raw
         if (folded := fold(name)) not in folded_names and not folded.startswith(RESERVED_PREFIX)
     ]
+
+
+__all__ = [
+    "Headers",
+    "fold",
+]

@@ -15,19 +15,11 @@ if TYPE_CHECKING:
     import typer
 
     from netbird_host.info import PluginInfo
+    from netbird_proxy.api.endpoints import Endpoint
+    from netbird_proxy.api.host import AccountHandle, Proxy
     from netbird_proxy.api.model import Mapping, RouteSpec, Upstream
-    from netbird_proxy.api.steps import (
-        AccountHandle,
-        Authenticator,
-        Dialer,
-        Endpoint,
-        Guard,
-        Observer,
-        Pages,
-        Proxy,
-        RequestTransform,
-        Tunnel,
-    )
+    from netbird_proxy.api.steps import Authenticator, Guard, Observer, Pages, RequestTransform
+    from netbird_proxy.api.tunnels import Dialer, Tunnel
 
 PROJECT = "netbird_proxy"
 
@@ -180,3 +172,8 @@ def commands() -> typer.Typer | None:
     Failure: the command says which plugin failed and exits 2; other commands go on without it.
     Used by: peer.
     """
+
+
+__all__ = [
+    "hookimpl",
+]

@@ -283,3 +283,28 @@ class Mapping:
     auth_token: str = field(default="", repr=False)
     listen_port: int = 0
     tunneled: bool = False
+
+
+__all__ = [
+    "ALLOW",
+    "AccountId",
+    "Address",
+    "Challenge",
+    "Decision",
+    "Deny",
+    "ExchangeId",
+    "Group",
+    "Identity",
+    "Kind",
+    "Mapping",
+    "Offer",
+    "OfferField",
+    "Origin",
+    "Peer",
+    "PublicKey",
+    "RouteSpec",
+    "ServiceId",
+    "Upstream",
+    "UserId",
+    "Verdict",
+]

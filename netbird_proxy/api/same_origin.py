@@ -51,3 +51,11 @@ def own_path(text: str) -> str:
         return "/"
     path = "/" + text.lstrip("/")
     return "/" if path.startswith("/__netbird__/") else path
+
+
+__all__ = [
+    "is_browser",
+    "is_cross_site",
+    "is_unsafe",
+    "own_path",
+]

@@ -9,9 +9,9 @@ from enum import Enum
 from typing import Any, Protocol
 
 from netbird_host.sources import source_of
-from netbird_proxy.api.exchange import ASGIApp
 from netbird_proxy.api.model import AccountId, Address, Origin, PublicKey
-from netbird_proxy.api.steps import Tunnel
+from netbird_proxy.api.tunnels import Tunnel
+from netbird_proxy.asgi import ASGIApp
 from netbird_proxy.listening.origins import Origins
 
 _HELD_HEAD_TICK = 0.02  # seconds

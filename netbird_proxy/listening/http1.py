@@ -21,7 +21,7 @@ from urllib.parse import unquote
 import httptools
 
 from netbird_proxy.api.errors import DownstreamError
-from netbird_proxy.api.exchange import CONNECTION_EXTENSION, ORIGIN_STATE, Scope
+from netbird_proxy.asgi import CONNECTION_EXTENSION, ORIGIN_STATE, Scope
 from netbird_proxy.http.framing import STATUS_LINES
 from netbird_proxy.http.head import HOST, KNOWN, VALID_HOSTS, HeadRefused, Mark, judge_marks, judge_target, learn
 from netbird_proxy.listening.connections import Connections, Place, Room

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from netbird_proxy.api.exchange import Message
 from netbird_proxy.api.headers import RawHeader
+from netbird_proxy.asgi import Message
 from netbird_proxy.http.framing import (
     UnframeableResponse,
     checked,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from netbird_proxy.api.model import Address
-from netbird_proxy.api.steps import Tunnel, TunnelListener
+from netbird_proxy.api.tunnels import Tunnel, TunnelListener
 from netbird_proxy.listening.connections import Connections
 from netbird_proxy.listening.peek import Peek
 from netbird_proxy.listening.tls import ServerTls

@@ -6,9 +6,10 @@ from collections import deque
 from datetime import UTC, datetime
 from typing import Any
 
-from netbird_proxy.api.exchange import Exchange, ExchangeView
+from netbird_proxy.api.exchange import ExchangeView
 from netbird_proxy.api.headers import Headers
 from netbird_proxy.api.model import ExchangeId
+from netbird_proxy.pipeline.exchange import Exchange
 
 LONGEST_PATH = 2048
 _NO_HEADERS = Headers([])

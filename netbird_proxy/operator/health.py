@@ -11,8 +11,8 @@ from contextlib import asynccontextmanager
 from typing import Protocol
 
 from netbird_proxy.api.errors import SettingsError
-from netbird_proxy.api.exchange import ASGIApp, Receive, Scope, Send
 from netbird_proxy.api.model import Address
+from netbird_proxy.asgi import ASGIApp, Receive, Scope, Send
 from netbird_proxy.listening.connections import Connections, ListenLimits
 from netbird_proxy.listening.origins import Origins
 from netbird_proxy.listening.sockets import serve_host

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Literal
 
-from netbird_proxy.api.exchange import OBSERVED, Exchange, ExchangeView, OutgoingHead, TrailEntry
+from netbird_proxy.api.exchange import OBSERVED, ExchangeView, TrailEntry
 from netbird_proxy.api.model import ALLOW, Challenge, Deny, Identity
+from netbird_proxy.api.outgoing_head import OutgoingHead
 from netbird_proxy.api.steps import Authenticator, Guard, Observer, RequestTransform
+from netbird_proxy.pipeline.exchange import Exchange
 
 _STAMPED = 1024
 

@@ -9,12 +9,12 @@ from dataclasses import replace
 from typing import Protocol
 
 from netbird_proxy.api.errors import ExchangeError
-from netbird_proxy.api.exchange import Exchange
 from netbird_proxy.api.headers import RawHeader
 from netbird_proxy.api.model import Challenge, Deny, Offer
 from netbird_proxy.api.same_origin import own_path
 from netbird_proxy.api.steps import Page, Pages, Rendered
 from netbird_proxy.pipeline.downstream import Downstream
+from netbird_proxy.pipeline.exchange import Exchange
 
 NO_ROUTE = Deny(404, "no_route", "no mapping has this host and path")
 AMBIGUOUS_PATH = Deny(400, "ambiguous_path", "the path can be read in two ways")

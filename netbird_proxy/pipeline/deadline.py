@@ -7,9 +7,9 @@ import types
 from collections.abc import Coroutine, Generator
 from typing import Any, Protocol, TypeVar
 
-from netbird_proxy.api.exchange import Exchange
 from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard
 from netbird_proxy.pipeline.downstream import Downstream
+from netbird_proxy.pipeline.exchange import Exchange
 
 T = TypeVar("T")
 

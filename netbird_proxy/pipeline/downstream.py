@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from netbird_proxy.api.errors import BodyTooLarge, ClientGone
-from netbird_proxy.api.exchange import DownstreamConnection, Exchange, Message, Receive, Send
 from netbird_proxy.api.headers import RawHeader
 from netbird_proxy.api.model import Deny
+from netbird_proxy.asgi import DownstreamConnection, Message, Receive, Send
+from netbird_proxy.pipeline.exchange import Exchange
 from netbird_proxy.pipeline.response_heads import informational
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from urllib.parse import unquote
 
+from netbird_proxy.api.endpoints import EXCHANGE_STATE, Endpoint
 from netbird_proxy.api.errors import BodyTooLarge, ClientGone, ExchangeError, StepFailed
-from netbird_proxy.api.exchange import Exchange, Message, Scope
-from netbird_proxy.api.steps import EXCHANGE_STATE, Endpoint
+from netbird_proxy.asgi import Message, Scope
 from netbird_proxy.pipeline.downstream import Downstream
+from netbird_proxy.pipeline.exchange import Exchange
 
 TIMEOUT = 30.0
 """Seconds that it has until its answer begins."""

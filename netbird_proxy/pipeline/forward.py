@@ -20,12 +20,14 @@ from netbird_proxy.api.errors import (
     UpstreamClosed,
     UpstreamError,
 )
-from netbird_proxy.api.exchange import BodyLengthMismatch, Exchange, Pool, Try, UpstreamAnswer, UpstreamConnection
+from netbird_proxy.api.exchange import Try
 from netbird_proxy.api.headers import RawHeader
 from netbird_proxy.api.model import Upstream
 from netbird_proxy.pipeline.downstream import Downstream
+from netbird_proxy.pipeline.exchange import Exchange
 from netbird_proxy.pipeline.heads import RequestHeads, WrittenHead
 from netbird_proxy.pipeline.response_heads import ResponseHeads
+from netbird_proxy.upstreams.protocols import BodyLengthMismatch, Pool, UpstreamAnswer, UpstreamConnection
 
 log = structlog.get_logger("netbird_proxy.pipeline")
 

@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from netbird_proxy.api.errors import BadRequest, RouteRefused, StepFailed
-from netbird_proxy.api.exchange import Exchange, Judged, OutgoingHead
 from netbird_proxy.api.headers import RESERVED_PREFIX, ByName, Headers, RawHeader, fold
 from netbird_proxy.api.model import Address, RouteSpec, Upstream
+from netbird_proxy.api.outgoing_head import Judged, OutgoingHead
 from netbird_proxy.pipeline.bound import BoundTransform
+from netbird_proxy.pipeline.exchange import Exchange
 
 CORE = "core"
 """Who owns the names that no plugin may set. Not a plugin id: those are entry-point names."""

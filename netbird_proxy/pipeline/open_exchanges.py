@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
-from netbird_proxy.api.exchange import Exchange, TrailEntry
+from netbird_proxy.api.exchange import TrailEntry
 from netbird_proxy.api.model import AccountId, Challenge, Deny, PublicKey, ServiceId, UserId
 from netbird_proxy.pipeline.downstream import Downstream
+from netbird_proxy.pipeline.exchange import Exchange
 from netbird_proxy.pipeline.pipeline import Pipeline
 from netbird_proxy.routing.apply import Routing
 

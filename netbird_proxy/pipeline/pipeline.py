@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import structlog
 
 from netbird_proxy.api.errors import ClientGone, ExchangeError, ManagementError, StepFailed
-from netbird_proxy.api.exchange import Exchange, TrailEntry
+from netbird_proxy.api.exchange import TrailEntry
 from netbird_proxy.api.headers import RawHeader
 from netbird_proxy.api.model import Challenge, Deny, Identity, Offer
 from netbird_proxy.api.steps import Pages
@@ -22,6 +22,7 @@ from netbird_proxy.pipeline import core_answers as answers
 from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard, BoundObserver
 from netbird_proxy.pipeline.deadline import GRACE, MOST, Asking, Deadline, LeftBehind, resumed
 from netbird_proxy.pipeline.downstream import Downstream
+from netbird_proxy.pipeline.exchange import Exchange
 from netbird_proxy.pipeline.offers import are_ways, prompt
 
 log = structlog.get_logger("netbird_proxy.pipeline")

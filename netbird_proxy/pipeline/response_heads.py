@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from netbird_proxy.api.exchange import Exchange
 from netbird_proxy.api.headers import RawHeader, fold
 from netbird_proxy.api.model import RouteSpec, Upstream
 from netbird_proxy.http.folding import fold_authority
+from netbird_proxy.pipeline.exchange import Exchange
 from netbird_proxy.pipeline.heads import CORE_NAMES, HOP_BY_HOP, QUIET_CONNECTION, HeadRules
 
 _NEVER_TRAILERS = CORE_NAMES | {b"set-cookie", b"location", b"content-encoding", b"content-type"}

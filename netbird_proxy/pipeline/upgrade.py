@@ -15,11 +15,13 @@ from collections.abc import Iterable, Sequence
 
 from netbird_proxy.api.errors import ClientGone, DownstreamError, ProtocolViolation, StreamIdle, UpgradeUnsupported
 from netbird_proxy.api.errors import UpstreamError as UpstreamFailed
-from netbird_proxy.api.exchange import Exchange, RawDownstream, UpstreamAnswer, UpstreamConnection
 from netbird_proxy.api.headers import RawHeader
+from netbird_proxy.asgi import RawDownstream
 from netbird_proxy.pipeline.downstream import Downstream
+from netbird_proxy.pipeline.exchange import Exchange
 from netbird_proxy.pipeline.forward import Forwarder, Target
 from netbird_proxy.pipeline.heads import WrittenHead
+from netbird_proxy.upstreams.protocols import UpstreamAnswer, UpstreamConnection
 
 IDLE = 300.0
 """Seconds in which something must pass on an upgraded connection, either way."""

@@ -23,8 +23,9 @@ from netbird_proxy.accounts.accounts import Accounts, AccountState, InboundListe
 from netbird_proxy.accounts.revocations import RevokedSessions
 from netbird_proxy.api.errors import ProxyError, SettingsError
 from netbird_proxy.api.forwarded import TrustedProxies
+from netbird_proxy.api.host import ManagementChannel, OpenExchanges
 from netbird_proxy.api.model import AccountId, Address, Upstream
-from netbird_proxy.api.steps import Dialer, ManagementChannel, OpenExchanges, Tunnel
+from netbird_proxy.api.tunnels import Dialer, Tunnel
 from netbird_proxy.app import ReverseProxy
 from netbird_proxy.listening.connections import Connections, ListenLimits
 from netbird_proxy.listening.origins import Origins

@@ -13,10 +13,13 @@ from typing import Protocol
 
 import structlog
 
+from netbird_proxy.api.endpoints import Endpoint
 from netbird_proxy.api.errors import PluginFailed, RouteClosed, RouteRefused
 from netbird_proxy.api.headers import fold
+from netbird_proxy.api.host import Proxy
 from netbird_proxy.api.model import Kind, Mapping, RouteSpec, Upstream
-from netbird_proxy.api.steps import Authenticator, Dialer, Endpoint, Guard, Observer, Pages, Proxy, RequestTransform
+from netbird_proxy.api.steps import Authenticator, Guard, Observer, Pages, RequestTransform
+from netbird_proxy.api.tunnels import Dialer
 from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard, BoundObserver, BoundTransform, GuardStage
 from netbird_proxy.pipeline.core_answers import AMBIGUOUS_PATH, NO_ROUTE
 from netbird_proxy.pipeline.endpoint import EndpointApplication

@@ -17,24 +17,22 @@ from pydantic import BaseModel
 from netbird_host.info import Claim, PluginId
 from netbird_host.plugins import LoadedPlugin, PluginError, Plugins, load
 from netbird_proxy.api import hookspecs
+from netbird_proxy.api.endpoints import Endpoint
 from netbird_proxy.api.errors import PluginFailed, RouteRefused
+from netbird_proxy.api.host import AccountHandle, Proxy
 from netbird_proxy.api.model import Kind, RouteSpec, Upstream
 from netbird_proxy.api.model import Mapping as ServiceMapping
 from netbird_proxy.api.steps import (
     PHASES,
-    AccountHandle,
     Authenticator,
-    Dialer,
-    Endpoint,
     Guard,
     MappingSettings,
     Observer,
     Pages,
-    Proxy,
     RequestTransform,
     TargetSettings,
-    Tunnel,
 )
+from netbird_proxy.api.tunnels import Dialer, Tunnel
 
 if TYPE_CHECKING:
     import typer

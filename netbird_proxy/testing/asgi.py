@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from netbird_proxy.api.exchange import CONNECTION_EXTENSION, ORIGIN_STATE, ASGIApp, Message
 from netbird_proxy.api.headers import RawHeader
 from netbird_proxy.api.model import Origin
+from netbird_proxy.asgi import CONNECTION_EXTENSION, ORIGIN_STATE, ASGIApp, Message
 from netbird_proxy.testing.makers import HOST
 
 

@@ -15,7 +15,7 @@ from netbird_proxy.accounts.revocations import RevokedSessions
 from netbird_proxy.api.errors import DialRefused, ManagementUnavailable, TunnelNotReady
 from netbird_proxy.api.forwarded import TrustedProxies
 from netbird_proxy.api.model import AccountId, Address, Peer, PublicKey, ServiceId, UserId
-from netbird_proxy.api.steps import Dialer, ProtocolFactory, Tunnel, TunnelListener
+from netbird_proxy.api.tunnels import Dialer, ProtocolFactory, Tunnel, TunnelListener
 
 O = TypeVar("O", bound=BaseModel)  # noqa: E741
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from collections.abc import Mapping as ReadOnlyDict
 from typing import Any
 
-from netbird_proxy.api.exchange import Exchange
 from netbird_proxy.api.headers import Headers, RawHeader
 from netbird_proxy.api.model import (
     AccountId,
@@ -25,6 +24,7 @@ from netbird_proxy.api.model import (
     Upstream,
     UserId,
 )
+from netbird_proxy.pipeline.exchange import Exchange
 
 ACCOUNT = AccountId("acct-1")
 SERVICE = ServiceId("svc-1")

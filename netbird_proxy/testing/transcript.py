@@ -6,10 +6,14 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from netbird_proxy.api.endpoints import Endpoint
 from netbird_proxy.api.errors import UpstreamError
-from netbird_proxy.api.exchange import ExchangeView, OutgoingHead
+from netbird_proxy.api.exchange import ExchangeView
+from netbird_proxy.api.host import Proxy
 from netbird_proxy.api.model import Challenge, Deny, Identity, Mapping, Offer, Origin, RouteSpec, Upstream
-from netbird_proxy.api.steps import Authenticator, Dialer, Endpoint, Guard, Observer, Pages, Proxy, RequestTransform
+from netbird_proxy.api.outgoing_head import OutgoingHead
+from netbird_proxy.api.steps import Authenticator, Guard, Observer, Pages, RequestTransform
+from netbird_proxy.api.tunnels import Dialer
 from netbird_proxy.app import ReverseProxy
 from netbird_proxy.pipeline.pipeline import GUARD_TIMEOUT, Environment
 from netbird_proxy.routing.apply import Report, Routing

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from netbird_proxy.api.model import Address
-from netbird_proxy.api.steps import ProtocolFactory
+from netbird_proxy.api.tunnels import ProtocolFactory
 
 
 class MemoryTransport(asyncio.Transport):

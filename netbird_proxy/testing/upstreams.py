@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from netbird_proxy.api.errors import UpstreamClosed, UpstreamError
-from netbird_proxy.api.exchange import Informational, UpstreamConnection
 from netbird_proxy.api.headers import RawHeader
 from netbird_proxy.api.model import Upstream
-from netbird_proxy.api.steps import Dialer
+from netbird_proxy.api.tunnels import Dialer
+from netbird_proxy.upstreams.protocols import Informational, UpstreamConnection
 
 NOTHING: list[RawHeader] = []
 

@@ -15,9 +15,9 @@ import struct
 from typing import Protocol, cast
 
 from netbird_proxy.api.errors import HeadTimeout, ProtocolViolation, TlsFailed, UpstreamClosed, UpstreamError
-from netbird_proxy.api.exchange import BodyLengthMismatch, Informational
 from netbird_proxy.api.headers import RawHeader
 from netbird_proxy.http.answers import AnswerParser, HeadLimits
+from netbird_proxy.upstreams.protocols import BodyLengthMismatch, Informational
 
 HIGH_WATER = 131072
 LOW_WATER = 32768

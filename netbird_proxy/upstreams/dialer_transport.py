@@ -31,11 +31,11 @@ from netbird_proxy.api.errors import (
     UpstreamError,
     UpstreamOverloaded,
 )
-from netbird_proxy.api.exchange import BodyLengthMismatch
 from netbird_proxy.api.model import Address, Upstream
-from netbird_proxy.api.steps import Dialer
+from netbird_proxy.api.tunnels import Dialer
 from netbird_proxy.upstreams.connection import Answer, Http1Connection
 from netbird_proxy.upstreams.pool import UpstreamPool
+from netbird_proxy.upstreams.protocols import BodyLengthMismatch
 
 _ERRORS: dict[type[UpstreamError], type[httpx.TransportError]] = {
     DialTimeout: httpx.ConnectTimeout,

@@ -12,7 +12,7 @@ from itertools import zip_longest
 
 from netbird_proxy.api.errors import DialFailed, DialRefused, DialTimeout, DialUnreachable, UpstreamError
 from netbird_proxy.api.model import Address
-from netbird_proxy.api.steps import ProtocolFactory
+from netbird_proxy.api.tunnels import ProtocolFactory
 
 STAGGER = 0.25
 """Seconds that one address may take before the next is tried beside it (RFC 8305 §5)."""

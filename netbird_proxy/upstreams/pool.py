@@ -6,11 +6,11 @@ import asyncio
 import ssl
 
 from netbird_proxy.api.errors import DialFailed, DialTimeout, TlsFailed, UpstreamError, UpstreamOverloaded
-from netbird_proxy.api.exchange import UpstreamConnection
 from netbird_proxy.api.model import Upstream
-from netbird_proxy.api.steps import Dialer
+from netbird_proxy.api.tunnels import Dialer
 from netbird_proxy.http.answers import HeadLimits
 from netbird_proxy.upstreams.connection import Http1Connection
+from netbird_proxy.upstreams.protocols import UpstreamConnection
 from netbird_proxy.upstreams.tls import client_context, client_tls
 
 DIAL_TIMEOUT = 30.0

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from netbird_proxy.api.exchange import Pool
 from netbird_proxy.api.model import AccountId, Upstream
-from netbird_proxy.api.steps import Dialer
+from netbird_proxy.api.tunnels import Dialer
+from netbird_proxy.upstreams.protocols import Pool
 
 GRACE = 30.0
 """Seconds that a pool without routes is kept warm: a service that is edited twice keeps its connections."""

@@ -48,7 +48,7 @@ from netbird_proxy import (
     hookimpl,
 )
 from netbird_proxy.api.errors import SettingsError
-from netbird_proxy.api.steps import ManagementChannel
+from netbird_proxy.api.host import ManagementChannel
 from netbird_proxy.process.settings import read_settings
 from netbird_proxy.routing.hooks import Hooks, load_hooks
 from netbird_proxy.sources.decode.codec import Codec

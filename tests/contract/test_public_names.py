@@ -1,15 +1,16 @@
-"""What plugin authors import: `__all__` says it, and says nothing else. (That plugins keep to it: `lint-imports`.)"""
+"""`__all__` lists all names for plugin authors and nothing else. (`lint-imports` checks that plugins keep to it.)"""
 
 from __future__ import annotations
 
 from importlib import import_module
+from pkgutil import iter_modules
 from types import ModuleType
 
 import pytest
 
 import netbird_management
 import netbird_proxy
-import netbird_proxy.api.steps
+from netbird_proxy import api
 
 HOSTS = pytest.mark.parametrize("host", [netbird_proxy, netbird_management], ids=lambda host: host.__name__)
 
@@ -25,20 +26,26 @@ def test_all_is_what_there_is(host: ModuleType) -> None:
     assert len(set(host.__all__)) == len(host.__all__)
 
 
-@pytest.mark.parametrize("module", ["netbird_proxy.api.exchange", "netbird_proxy.api.steps"])
-def test_inner_all_is_there(module: str) -> None:
-    """A module that lists its names lists names that it has."""
-    found = import_module(module)
+def test_the_proxys_names_are_those_of_its_api() -> None:
+    """Plugins get every name that a module of `netbird_proxy.api` lists, and beside them the application alone."""
+    modules = [import_module(f"{api.__name__}.{module.name}") for module in iter_modules(api.__path__)]
+    listed = [name for module in modules for name in module.__all__]
 
-    assert [name for name in found.__all__ if not hasattr(found, name)] == []
+    assert sorted([*listed, "ReverseProxy"]) == sorted(netbird_proxy.__all__)
+    assert [name for module in modules for name in module.__all__ if not hasattr(module, name)] == []
 
 
-def test_every_protocol_of_the_steps_is_public() -> None:
-    """What a plugin returns or is given, it can name."""
+@pytest.mark.parametrize("module", ["endpoints", "host", "steps", "tunnels"])
+def test_every_type_that_plugins_exchange_with_the_host_is_public(module: str) -> None:
+    """A plugin can name each type that it returns or is given."""
+    there = import_module(f"{api.__name__}.{module}")
     defined = {
-        name
-        for name, value in vars(netbird_proxy.api.steps).items()
-        if isinstance(value, type) and value.__module__ == "netbird_proxy.api.steps"
+        name for name, value in vars(there).items() if isinstance(value, type) and value.__module__ == there.__name__
     }
 
     assert defined - set(netbird_proxy.__all__) == set()
+
+
+def test_the_state_key_of_an_endpoint_is_stable() -> None:
+    """Applications that plugins mount read the view of their exchange under this key, also by its literal."""
+    assert netbird_proxy.EXCHANGE_STATE == "netbird_proxy.exchange"

@@ -31,9 +31,9 @@ from netbird_proxy.accounts import accounts as accounts_module
 from netbird_proxy.accounts.accounts import Accounts
 from netbird_proxy.accounts.revocations import RevokedSessions
 from netbird_proxy.api.errors import ProtocolViolation, UpstreamClosed, UpstreamOverloaded
-from netbird_proxy.api.exchange import CONNECTION_EXTENSION
 from netbird_proxy.api.headers import FOLDED, Headers, fold
 from netbird_proxy.api.model import AccountId, PublicKey, ServiceId
+from netbird_proxy.asgi import CONNECTION_EXTENSION
 from netbird_proxy.defaults.access_log import entry as entry_module
 from netbird_proxy.defaults.access_log import line as line_module
 from netbird_proxy.defaults.access_log import sender as sender_module

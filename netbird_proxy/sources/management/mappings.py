@@ -11,8 +11,8 @@ import structlog
 
 from netbird_proxy.accounts.accounts import Accounts, AccountState
 from netbird_proxy.accounts.revocations import RevokedSessions
+from netbird_proxy.api.host import OpenExchanges
 from netbird_proxy.api.model import AccountId, Mapping, PublicKey, ServiceId, UserId
-from netbird_proxy.api.steps import OpenExchanges
 from netbird_proxy.routing.apply import Report, Routing, Served
 from netbird_proxy.sources.decode.codec import Codec
 from netbird_proxy.sources.management.client import Update

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netbird_proxy.api.exchange import Judged, NotTheOwner, OutgoingHead
 from netbird_proxy.api.headers import ByName, Headers, fold, is_reserved, without
+from netbird_proxy.api.outgoing_head import Judged, NotTheOwner, OutgoingHead
 
 RAW = [(b"a", b"1, two ,,"), (b"b", b"x"), (b"a", b"Three")]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from netbird_proxy.api.exchange import ORIGIN_STATE
+from netbird_proxy.asgi import ORIGIN_STATE
 from netbird_proxy.testing.asgi import Client
 from netbird_proxy.testing.makers import HOST, host_origin, route, tunnel_origin
 from netbird_proxy.testing.transcript import Transcript

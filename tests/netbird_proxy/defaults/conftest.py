@@ -23,7 +23,7 @@ from netbird_proxy import (
     Try,
     Upstream,
 )
-from netbird_proxy.api.exchange import Exchange
+from netbird_proxy.pipeline.exchange import Exchange
 from netbird_proxy.sources.management.client import Connection, ManagementClient
 from netbird_proxy.testing.fakes import FakeProxy
 from netbird_wire.proxy_service_pb2 import (

@@ -34,13 +34,14 @@ from netbird_proxy import (
     UserId,
 )
 from netbird_proxy.api.errors import ClientGone, UpstreamClosed
-from netbird_proxy.api.exchange import OBSERVED, Exchange
+from netbird_proxy.api.exchange import OBSERVED
 from netbird_proxy.defaults import DEFAULTS
 from netbird_proxy.defaults.access_log import AccessLogOptions
 from netbird_proxy.defaults.access_log.entry import LONGEST_PATH, EntryFormat, request_of, under, varint
 from netbird_proxy.defaults.access_log.plugin import GATHERED, LONG_PATH
 from netbird_proxy.defaults.access_log.sender import WORKERS
 from netbird_proxy.defaults.access_log.writer import MAX_PENDING_BYTES, LineWriter
+from netbird_proxy.pipeline.exchange import Exchange
 from netbird_proxy.routing.hooks import Hooks, load_hooks
 from netbird_wire.proxy_service_pb2 import AccessLog, SendAccessLogRequest
 

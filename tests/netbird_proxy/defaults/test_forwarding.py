@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from netbird_proxy import Dialer, Origin, PluginInfo, hookimpl
-from netbird_proxy.api.exchange import Exchange
 from netbird_proxy.defaults.forwarding import Forwarding, ForwardingOptions
+from netbird_proxy.pipeline.exchange import Exchange
 from netbird_proxy.process.settings import netbird_environment
 from netbird_proxy.routing.hooks import load_hooks
 from netbird_proxy.testing.fakes import FakeProxy, HostDialer

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from netbird_proxy.api.exchange import ASGIApp
+from netbird_proxy.asgi import ASGIApp
 from netbird_proxy.listening.connections import Connections, ListenLimits
 from netbird_proxy.listening.http1 import Http1Protocol
 from netbird_proxy.listening.origins import Origins

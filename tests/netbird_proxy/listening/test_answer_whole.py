@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from netbird_proxy.api.exchange import CONNECTION_EXTENSION
 from netbird_proxy.api.headers import RawHeader
+from netbird_proxy.asgi import CONNECTION_EXTENSION
 from netbird_proxy.listening.connections import Connections
 from netbird_proxy.listening.http1 import Http1Protocol
 from netbird_proxy.listening.origins import Origins

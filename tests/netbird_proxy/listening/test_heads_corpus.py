@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from netbird_proxy.api.exchange import Message, Receive, Scope, Send
+from netbird_proxy.asgi import Message, Receive, Scope, Send
 from netbird_proxy.http.head import check_scope
 
 CORPUS = Path(__file__).parents[2] / "corpus" / "heads" / "heads.toml"

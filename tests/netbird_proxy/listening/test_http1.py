@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from netbird_proxy.api.exchange import CONNECTION_EXTENSION, ORIGIN_STATE, ASGIApp, Receive, Scope, Send
+from netbird_proxy.asgi import CONNECTION_EXTENSION, ORIGIN_STATE, ASGIApp, Receive, Scope, Send
 from netbird_proxy.listening.connections import ListenLimits
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"

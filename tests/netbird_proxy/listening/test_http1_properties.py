@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from netbird_proxy.api.exchange import Receive, Scope, Send
+from netbird_proxy.asgi import Receive, Scope, Send
 from netbird_proxy.listening.connections import ListenLimits
 
 STREAMS = [

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from netbird_proxy.api.errors import ReadTimeout, TooSlow
-from netbird_proxy.api.exchange import Receive, Scope, Send
+from netbird_proxy.asgi import Receive, Scope, Send
 from netbird_proxy.listening.connections import ListenLimits
 from netbird_proxy.listening.pace import Pace
 

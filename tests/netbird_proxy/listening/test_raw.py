@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from netbird_proxy.api.exchange import CONNECTION_EXTENSION
+from netbird_proxy.asgi import CONNECTION_EXTENSION
 from netbird_proxy.listening.connections import ListenLimits
 from netbird_proxy.listening.http1 import Http1Protocol
 from netbird_proxy.listening.raw import RawStream

@@ -20,9 +20,9 @@ import trustme
 import uvloop
 
 from netbird_proxy.api.errors import SettingsError
-from netbird_proxy.api.exchange import CONNECTION_EXTENSION, ORIGIN_STATE, ASGIApp, Receive, Scope, Send
 from netbird_proxy.api.model import AccountId, Address, Peer, PublicKey
-from netbird_proxy.api.steps import Tunnel
+from netbird_proxy.api.tunnels import Tunnel
+from netbird_proxy.asgi import CONNECTION_EXTENSION, ORIGIN_STATE, ASGIApp, Receive, Scope, Send
 from netbird_proxy.listening.connections import Connections, ListenLimits, uncounted
 from netbird_proxy.listening.origins import Origins
 from netbird_proxy.listening.peek import Peek

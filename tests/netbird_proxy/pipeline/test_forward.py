@@ -16,11 +16,11 @@ from netbird_proxy.api.errors import (
     UpstreamError,
     leaves,
 )
-from netbird_proxy.api.exchange import BodyLengthMismatch
 from netbird_proxy.testing.asgi import Client
 from netbird_proxy.testing.makers import host_origin, route, tunnel_origin, upstream
 from netbird_proxy.testing.transcript import Transcript
 from netbird_proxy.testing.upstreams import ScriptedAnswer, ScriptedConnection, ok
+from netbird_proxy.upstreams.protocols import BodyLengthMismatch
 
 ORIGIN = host_origin()
 CHUNKED = [(b"transfer-encoding", b"chunked")]

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netbird_proxy.api.errors import BadRequest, RouteRefused
-from netbird_proxy.api.exchange import Exchange
 from netbird_proxy.api.headers import Headers
 from netbird_proxy.api.model import Upstream
 from netbird_proxy.api.steps import RequestTransform
 from netbird_proxy.pipeline.bound import BoundTransform
+from netbird_proxy.pipeline.exchange import Exchange
 from netbird_proxy.pipeline.heads import (
     HeadRules,
     RequestHeads,

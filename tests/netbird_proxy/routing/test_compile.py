@@ -8,8 +8,9 @@ import pytest
 
 from netbird_proxy import ALLOW, Authenticator, Guard, RequestTransform
 from netbird_proxy.api.errors import PluginFailed, RouteRefused
+from netbird_proxy.api.host import Proxy
 from netbird_proxy.api.model import Mapping, RouteSpec, ServiceId, Upstream
-from netbird_proxy.api.steps import Dialer, Proxy
+from netbird_proxy.api.tunnels import Dialer
 from netbird_proxy.testing.makers import host_origin, mapping, route, upstream
 from netbird_proxy.testing.transcript import StepHooks, Transcript
 

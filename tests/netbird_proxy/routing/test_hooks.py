@@ -28,8 +28,8 @@ from netbird_proxy import (
     hookimpl,
 )
 from netbird_proxy.api.errors import PluginFailed
+from netbird_proxy.api.host import Proxy
 from netbird_proxy.api.model import AccountId
-from netbird_proxy.api.steps import Proxy
 from netbird_proxy.routing.hooks import Hooks, load_hooks
 
 UPSTREAM = Upstream("http", Address("10.0.0.1", 80))

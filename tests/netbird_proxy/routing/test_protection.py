@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from netbird_proxy import ALLOW, Authenticator, Deny, Guard, Identity, RequestTransform, UserId
+from netbird_proxy.api.host import Proxy
 from netbird_proxy.api.model import RouteSpec, Upstream
-from netbird_proxy.api.steps import Proxy
 from netbird_proxy.testing.fakes import HostDialer
 from netbird_proxy.testing.makers import host_origin, mapping, route, upstream
 from netbird_proxy.testing.transcript import StepHooks, Transcript

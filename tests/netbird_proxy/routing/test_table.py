@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netbird_proxy import ALLOW, Guard
+from netbird_proxy.api.host import Proxy
 from netbird_proxy.api.model import AccountId, RouteSpec
-from netbird_proxy.api.steps import Proxy
 from netbird_proxy.http.folding import readings
 from netbird_proxy.routing.table import HostRoutes, Route, Table
 from netbird_proxy.testing.makers import ACCOUNT, host_origin, mapping, route, tunnel_origin, upstream

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 import pytest
 
 from netbird_proxy.api.errors import HeadTimeout, ProtocolViolation, TlsFailed, UpstreamClosed
-from netbird_proxy.api.exchange import BodyLengthMismatch
 from netbird_proxy.api.headers import RawHeader
 from netbird_proxy.http.answers import HeadLimits
 from netbird_proxy.testing.transports import MemoryTransport
 from netbird_proxy.upstreams.connection import HIGH_WATER, Answer, Http1Connection
+from netbird_proxy.upstreams.protocols import BodyLengthMismatch
 
 T = TypeVar("T")
 

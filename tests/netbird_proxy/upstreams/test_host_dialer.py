@@ -21,7 +21,7 @@ from netbird_proxy.api.errors import (
     UpstreamError,
 )
 from netbird_proxy.api.model import Address
-from netbird_proxy.api.steps import Dialer
+from netbird_proxy.api.tunnels import Dialer
 from netbird_proxy.upstreams import host_dialer as host
 from netbird_proxy.upstreams.host_dialer import HostDialer, dial_error, literal, resolve
 

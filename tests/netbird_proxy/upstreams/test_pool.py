@@ -23,12 +23,12 @@ from netbird_proxy.api.errors import (
     UpstreamError,
     UpstreamOverloaded,
 )
-from netbird_proxy.api.exchange import Pool, UpstreamConnection
 from netbird_proxy.api.model import Address, Upstream
-from netbird_proxy.api.steps import ProtocolFactory
+from netbird_proxy.api.tunnels import ProtocolFactory
 from netbird_proxy.testing.transports import MemoryDialer, MemoryTransport
 from netbird_proxy.upstreams.host_dialer import HostDialer
 from netbird_proxy.upstreams.pool import UpstreamPool
+from netbird_proxy.upstreams.protocols import Pool, UpstreamConnection
 
 T = TypeVar("T")
 GET = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"

@@ -14,11 +14,11 @@ import pytest_asyncio
 import trustme
 
 from netbird_proxy.api.errors import DialTimeout, TlsFailed, UpstreamClosed
-from netbird_proxy.api.exchange import Pool
 from netbird_proxy.api.model import Address, Upstream
 from netbird_proxy.testing.transports import MemoryDialer
 from netbird_proxy.upstreams.host_dialer import HostDialer
 from netbird_proxy.upstreams.pool import UpstreamPool
+from netbird_proxy.upstreams.protocols import Pool
 from netbird_proxy.upstreams.tls import client_context
 
 GET = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"

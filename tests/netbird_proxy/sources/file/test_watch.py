@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from netbird_proxy.api.errors import RouteRefused, SettingsError
+from netbird_proxy.api.host import Proxy
 from netbird_proxy.api.model import RouteSpec, Upstream
-from netbird_proxy.api.steps import Dialer, Proxy
+from netbird_proxy.api.tunnels import Dialer
 from netbird_proxy.routing.hooks import load_hooks
 from netbird_proxy.sources.decode.codec import Codec
 from netbird_proxy.sources.file.watch import FileMappings

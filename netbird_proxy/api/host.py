@@ -1,0 +1,171 @@
+"""The proxy as a plugin sees it: management, accounts, open exchanges, revoked sessions, and the process itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import grpc.aio
+from pydantic import BaseModel
+
+from netbird_proxy.api.forwarded import TrustedProxies
+from netbird_proxy.api.model import AccountId, Address, PublicKey, ServiceId, UserId
+from netbird_proxy.api.tunnels import Dialer, Tunnel
+
+O = TypeVar("O", bound=BaseModel)  # noqa: E741
+
+
+class ManagementChannel(Protocol):
+    """The one connection to management. Every call has a deadline and carries token and proxy id."""
+
+    @property
+    def channel(self) -> grpc.aio.Channel:
+        """For services of their own; calls on it must set `timeout` and pass `metadata()`."""
+
+    def metadata(self) -> tuple[tuple[str, str], ...]: ...
+
+    @property
+    def exists(self) -> bool:
+        """Whether this proxy has a management at all. Where it has none, every call fails."""
+
+    @property
+    def extensions(self) -> frozenset[str]:
+        """What management said it understands beyond NetBird's own wire; empty before the first message."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether the mapping stream has had a message on its present connection."""
+
+    async def call(self, method: str, request: Any, *, timeout: float | None = None) -> Any:
+        """One unary `ProxyService` call by its name, such as `ValidateTunnelPeer`.
+
+        Args:
+            timeout: seconds; None takes the proxy's setting (2 s).
+
+        Raises:
+            ManagementUnavailable, ManagementTimeout, ManagementRefused.
+        """
+
+
+class AccountHandle(Protocol):
+    """One tenant, as its tunnel plugin sees it."""
+
+    @property
+    def id(self) -> AccountId: ...
+
+    @property
+    def generation(self) -> int:
+        """Raised whenever cached answers about this account must be dropped."""
+
+    @property
+    def management(self) -> ManagementChannel: ...
+
+    @property
+    def directory(self) -> Path:
+        """A private directory (0700) that outlives the process, for keys and endpoints."""
+
+    async def register(self, public_key: PublicKey, *, endpoint: str = "") -> None:
+        """Make management know our node's key (`CreateProxyPeer`), spending one unspent one-time token.
+
+        `endpoint` is `host:port` where stock WireGuard clients reach us, or empty. Waits for a token if all are
+        spent. Raises ManagementError.
+        """
+
+
+class OpenExchanges(Protocol):
+    """The exchanges and connections that are under way."""
+
+    def revalidate(
+        self,
+        *,
+        account: AccountId | None = None,
+        user: UserId | None = None,
+        peer: PublicKey | None = None,
+        service: ServiceId | None = None,
+    ) -> int:
+        """Ask authenticate and authorize again for the open ones that match all that is given; cut those refused.
+
+        Returns how many will be asked.
+        """
+
+
+class Revocations(Protocol):
+    """Sessions that are over before they expire, as management tells of them."""
+
+    def revoked(self, account: AccountId, *, subject: str, token_hash: bytes, issued_at: float) -> bool:
+        """Whether a session token that is otherwise good must be refused. No I/O: ask it for each exchange, also where
+        the token was verified before.
+
+        Args:
+            subject: the token's `sub`.
+            token_hash: SHA-256 of the token as it stands in the cookie.
+            issued_at: the token's `iat`, seconds since the epoch.
+        """
+
+
+class Proxy(Protocol):
+    """What the host offers its plugins."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def version(self) -> str: ...
+
+    @property
+    def domain(self) -> str:
+        """The cluster's address, as told to management."""
+
+    @property
+    def private(self) -> bool:
+        """Whether this proxy listens inside its accounts' tunnels."""
+
+    @property
+    def state_directory(self) -> Path: ...
+
+    @property
+    def management(self) -> ManagementChannel: ...
+
+    @property
+    def exchanges(self) -> OpenExchanges: ...
+
+    @property
+    def revocations(self) -> Revocations: ...
+
+    def options(self, model: type[O]) -> O:
+        """The operator's section for the plugin whose `PluginInfo.options` this model is."""
+
+    def tunnel(self, account: AccountId) -> Tunnel | None:
+        """The account's tunnel while it is up."""
+
+    def account_dialer(self, account: AccountId) -> Dialer:
+        """Dials through the account's tunnel, waiting inside the dial's deadline until it is up."""
+
+    def host_dialer(self) -> Dialer:
+        """Dials from this machine's own network. It judges no address."""
+
+    def generation(self, account: AccountId) -> int:
+        """See AccountHandle.generation; 0 for an account never heard of."""
+
+    def listening_addresses(self) -> Sequence[Address]:
+        """Every address this process itself accepts on, tunnel listeners and admin sockets included."""
+
+    @property
+    def knows_clients(self) -> bool:
+        """Whether `client_address` can be believed: our own listeners took it, or whoever embeds us says how."""
+
+    def trust(self, proxies: TrustedProxies | None) -> None:
+        """Believe these about a client's address, on host listeners; None: nobody. A tunnel's peers are never asked."""
+
+    def count(self, name: str, amount: int = 1) -> None:
+        """Add to one of the process's counters; names are `snake_case` and bounded in number."""
+
+
+__all__ = [
+    "AccountHandle",
+    "ManagementChannel",
+    "OpenExchanges",
+    "Proxy",
+    "Revocations",
+]

@@ -1,0 +1,18 @@
+"""Parts of the host kit that plugins use: descriptions, back-off, single flight, throttles, fair shares by client."""
+
+from netbird_host.backoff import Backoff
+from netbird_host.guesses import Guesses
+from netbird_host.info import Claim, PluginInfo, always, never
+from netbird_host.single_flight import SingleFlight
+from netbird_host.sources import source_of
+
+__all__ = [
+    "Backoff",
+    "Claim",
+    "Guesses",
+    "PluginInfo",
+    "SingleFlight",
+    "always",
+    "never",
+    "source_of",
+]

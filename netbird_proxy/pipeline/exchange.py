@@ -1,0 +1,107 @@
+"""The record of one request with its response: made by the application, written by the pipeline, read by steps.
+
+`Exchange` is the only mutable record of the request path. Steps get it typed as `ExchangeView`, whose members are
+read-only, so that mypy holds "one writer a field".
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from netbird_proxy.api.exchange import TrailEntry, Try
+from netbird_proxy.api.forwarded import Forwarded
+from netbird_proxy.api.headers import Headers
+from netbird_proxy.api.model import Deny, ExchangeId, Identity, Kind, Origin, RouteSpec
+
+if TYPE_CHECKING:
+    from netbird_proxy.api.errors import ExchangeError
+
+
+class Exchange:
+    """The record itself, written by the app (arrival), the pipeline (decisions) and the relay (bytes)."""
+
+    __slots__ = (
+        "allowed_notes",
+        "asked_again",
+        "authority",
+        "body",
+        "bytes_received",
+        "bytes_sent",
+        "client_address",
+        "denial",
+        "ended_ns",
+        "error",
+        "forwarded",
+        "headers",
+        "host",
+        "http_version",
+        "id",
+        "identity",
+        "kind",
+        "method",
+        "notes",
+        "origin",
+        "query",
+        "raw_path",
+        "route",
+        "scheme",
+        "started_at",
+        "started_ns",
+        "status",
+        "trail",
+        "tries",
+    )
+
+    def __init__(
+        self,
+        *,
+        id: ExchangeId,  # noqa: A002 - it is the exchange's id
+        origin: Origin | None,
+        method: str,
+        scheme: str,
+        host: str,
+        authority: bytes,
+        raw_path: bytes,
+        query: bytes,
+        http_version: str,
+        headers: Headers,
+        client_address: str,
+        allowed_notes: frozenset[str] = frozenset(),
+        kind: Kind = "http",
+        asked_again: bool = False,
+    ) -> None:
+        self.id = id
+        self.kind = kind
+        self.asked_again = asked_again
+        self.origin = origin
+        self.method = method
+        self.scheme = scheme
+        self.host = host
+        self.authority = authority
+        self.raw_path = raw_path
+        self.query = query
+        self.http_version = http_version
+        self.headers = headers
+        self.client_address = client_address
+        self.allowed_notes = allowed_notes
+        self.forwarded: Forwarded | None = None  # app, on arrival
+        self.route: RouteSpec | None = None  # app, after the match
+        self.identity: Identity | None = None  # pipeline, authenticate
+        self.denial: Deny | None = None  # pipeline
+        self.error: ExchangeError | None = None  # pipeline
+        self.status = 0  # pipeline, with the response head
+        self.bytes_received = 0  # relay
+        self.bytes_sent = 0  # relay
+        self.body: bytes | None = None  # pipeline, for a step with body_bytes
+        self.tries: list[Try] = []  # relay
+        self.trail: list[TrailEntry] = []  # pipeline
+        self.notes: dict[str, object] = {}  # steps, through note()
+        self.started_ns = time.monotonic_ns()
+        self.started_at = time.time()
+        self.ended_ns = 0  # pipeline, before observe
+
+    def note(self, key: str, value: object) -> None:
+        if key not in self.allowed_notes:
+            raise KeyError(f"note {key!r} is not declared by any loaded plugin")
+        self.notes[key] = value
