@@ -11,6 +11,8 @@ import socket
 from collections.abc import MutableMapping
 
 FIRST_DESCRIPTOR = 3
+EXTENSION = 30.0
+"""Seconds of a start that are asked for at a time."""
 
 
 class Supervisor:
@@ -26,6 +28,12 @@ class Supervisor:
     def ready(self, status: str) -> None:
         """Everything that was to be opened is open."""
         self._tell(f"READY=1\nSTATUS={status}")
+
+    async def starting(self, status: str) -> None:
+        """Ask for more time to start until cancelled: what is waited for may be longer away than a start may take."""
+        while self._address:
+            self._tell(f"EXTEND_TIMEOUT_USEC={round(EXTENSION * 1_000_000)}\nSTATUS={status}")
+            await asyncio.sleep(EXTENSION / 3)
 
     def stopping(self, status: str) -> None:
         """We were asked to stop, and have begun to."""

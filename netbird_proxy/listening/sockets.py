@@ -25,15 +25,29 @@ class HostListener:
 
     def __init__(self, sockets: Sequence[socket.socket], connections: Connections, tls: ServerTls | None) -> None:
         """Args:
-        sockets: at least one, all listening; they are closed with this.
+        sockets: at least one, all bound; they are closed with this.
         """
         self._connections = connections
+        self._tls = tls
+        self._bound = list(sockets)
+        self._acceptors: list[Acceptor] = []
         self.addresses = tuple(Address(*sock.getsockname()[:2]) for sock in sockets)
         self.address = self.addresses[0]
-        self._acceptors = [Acceptor(sock, connections, tls) for sock in sockets]
+
+    def open(self) -> None:
+        """Listen, and accept from now on. SettingsError where somebody else took the address meanwhile."""
+        try:
+            for sock in self._bound:
+                sock.listen(BACKLOG)
+        except OSError as exc:
+            raise _unavailable(self.address, exc) from exc
+        self._acceptors = [Acceptor(sock, self._connections, self._tls) for sock in self._bound]
+        self._bound = []
 
     def close(self) -> None:
         """Accept no more. Connections that were accepted live on. Idempotent."""
+        for sock in self._bound:
+            sock.close()
         for acceptor in self._acceptors:
             acceptor.close()
 
@@ -45,13 +59,22 @@ class HostListener:
         return f"<HostListener {self.address}: {len(self._connections.open)} connections>"
 
 
-async def serve_host(
+async def serve_host(connections: Connections, address: Address, *, tls: ServerTls | None = None) -> HostListener:
+    """Listen on an address at once; see `bind_host`."""
+    listener = await bind_host(connections, address, tls=tls)
+    listener.open()
+    return listener
+
+
+async def bind_host(
     connections: Connections, address: Address, *, tls: ServerTls | None = None, inherited: socket.socket | None = None
 ) -> HostListener:
-    """Listen on an address; an empty host is every address, port 0 lets the system choose.
+    """Take an address, without listening there before `open` is called.
+
+    An empty host is every address, port 0 lets the system choose.
 
     Args:
-        inherited: a socket that listens there already; what waits in it is served.
+        inherited: a socket that listens there already; what waits in it is served once this is opened.
 
     Raises:
         SettingsError: the address cannot be had; the message says why.
@@ -60,14 +83,17 @@ async def serve_host(
     try:
         sockets = [inherited] if inherited is not None else await _bound(address)
         for sock in sockets:
-            sock.listen(BACKLOG)
             _look_for_the_vanished(sock, connections.limits.write_timeout)
     except OSError as exc:
         for sock in sockets:
             sock.close()
-        why = os.strerror(exc.errno) if exc.errno and exc.errno > 0 else str(exc)
-        raise SettingsError(f"listen.address {address}: {why}") from exc
+        raise _unavailable(address, exc) from exc
     return HostListener(sockets, connections, tls)
+
+
+def _unavailable(address: Address, exc: OSError) -> SettingsError:
+    why = os.strerror(exc.errno) if exc.errno and exc.errno > 0 else str(exc)
+    return SettingsError(f"listen.address {address}: {why}")
 
 
 async def _bound(address: Address) -> list[socket.socket]:

@@ -17,11 +17,13 @@ from netbird_proxy.pipeline.downstream import Downstream
 from netbird_proxy.pipeline.exchange import Exchange
 
 NO_ROUTE = Deny(404, "no_route", "no mapping has this host and path")
+STARTING = Deny(503, "starting", "not every source has sent its first mappings", headers=((b"retry-after", b"2"),))
 AMBIGUOUS_PATH = Deny(400, "ambiguous_path", "the path can be read in two ways")
 LOOP_DETECTED = Deny(508, "loop_detected", "the request has been through this proxy already")
 
 _SENTENCES = {
     "no_route": "No service answers at this address.",
+    "starting": "The proxy is starting. Try again in a moment.",
     "ambiguous_path": "The path can be read in more than one way.",
     "loop_detected": "The request came back to where it had been.",
     "tunnel_required": "This service is reachable through its private network only.",

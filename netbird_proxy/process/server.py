@@ -29,7 +29,7 @@ from netbird_proxy.api.tunnels import Dialer, Tunnel
 from netbird_proxy.app import ReverseProxy
 from netbird_proxy.listening.connections import Connections, ListenLimits
 from netbird_proxy.listening.origins import Origins
-from netbird_proxy.listening.sockets import HostListener, inherited_for, serve_host
+from netbird_proxy.listening.sockets import HostListener, bind_host, inherited_for
 from netbird_proxy.listening.tls import ServerTls
 from netbird_proxy.listening.tunnels import HTTP_PORT, HTTPS_PORT, InsideListener, serve_inside
 from netbird_proxy.operator.admin import default_socket, served
@@ -40,12 +40,12 @@ from netbird_proxy.pipeline.pipeline import Environment
 from netbird_proxy.process.loading import Loaded
 from netbird_proxy.process.state import open_state, proxy_id
 from netbird_proxy.process.watchdog import Watchdog
-from netbird_proxy.routing.apply import Routing
+from netbird_proxy.routing.apply import YIELDING, Routing
 from netbird_proxy.routing.compile import Compiler
 from netbird_proxy.sources.file.watch import FileMappings
 from netbird_proxy.sources.management.absent import NoManagement
 from netbird_proxy.sources.management.client import Connection, ManagementClient
-from netbird_proxy.sources.management.mappings import LateSink, ManagementMappings
+from netbird_proxy.sources.management.mappings import SOURCE, LateSink, ManagementMappings
 from netbird_proxy.sources.management.statuses import StatusReports
 from netbird_proxy.upstreams.host_dialer import HostDialer
 from netbird_proxy.upstreams.pool import UpstreamPool
@@ -82,6 +82,7 @@ class ProxyServer:
         self.decisions = Decisions()
         self.revocations = RevokedSessions(count=self.count)
         self.ready = False
+        self._listening = False
         self._stopping = False
         self._health: Sequence[Address] = ()
         self._counters: Counter[str] = Counter()
@@ -101,7 +102,9 @@ class ProxyServer:
             observers=[("core", self.decisions.record)],
             upgrade_idle=limits.upgrade_idle,
         )
-        self.routing = Routing(self._compiler, limit=limits.services, count=self.count)
+        sources = [SOURCE] if settings.management is not None else []
+        sources += [YIELDING] if settings.mappings_file is not None else []
+        self.routing = Routing(self._compiler, limit=limits.services, count=self.count, sources=sources)
         self._app = ReverseProxy(
             self.routing,
             recognizes=self._origins.recognizes,
@@ -235,35 +238,59 @@ class ProxyServer:
                 group.create_task(self._app.exchanges.run(), name="open exchanges"),
                 group.create_task(self._supervisor.keep_alive(), name="signs of life"),
             ]
-            if self._client is not None:
-                self._may_connect.set()
-                background.append(group.create_task(self._statuses.run(), name="status reports"))
+            starting: asyncio.Task[None] | None = None
             try:
-                await self._open_listeners()
+                await self._bind_listeners()
+                if self._client is not None:
+                    self._may_connect.set()
+                    background.append(group.create_task(self._statuses.run(), name="status reports"))
                 if self._file is not None:
                     self._file.start()
                     background.append(group.create_task(self._file.run(), name="mappings file"))
                 await self._accounts.run(self, group)
-                self.ready = True
-                log.info(
-                    "proxy.ready",
-                    id=self.id,
-                    version=self.version,
-                    listening=[str(listener.address) for listener in self._listeners],
-                    admin=str(self._admin_socket()),
-                    plugins=[plugin.id for plugin in self._loaded.hooks.plugins],
-                )
-                self._supervisor.ready(f"listening on {', '.join(map(str, self.listening_addresses()))}")
+                starting = group.create_task(self._begin(), name="start")
                 reason = await shutdown.wait()
                 log.info("proxy.stopping", reason=reason)
             finally:
                 self.ready, self._stopping = False, True
+                if starting is not None:  # nothing is opened from now on
+                    starting.cancel()
                 self._supervisor.stopping("open exchanges have their time to end")
                 await self._drain(shutdown)
                 await self._sink.close()
                 await shutdown.drain(self._accounts.stop(), timeout=TUNNEL_STOP)
                 for task in background:
                     task.cancel()
+
+    async def _begin(self) -> None:
+        """Open the host listeners once every source's first snapshot is in force, and report that this is ready.
+
+        Where a source is longer away than `startup_timeout`, the listeners open without it: unknown hosts get 503. With
+        a mappings file the proxy is ready then, without one it is so when it has something to serve.
+        """
+        try:
+            async with asyncio.timeout(self._settings.limits.startup_timeout):
+                await self.routing.complete()
+        except TimeoutError:
+            log.warning("proxy.incomplete", awaited=self.routing.awaited, reason="no mappings came in time")
+        for listener in self._listeners:
+            listener.open()
+        self._listening = True
+        if self._file is None:
+            async with asyncio.TaskGroup() as group:
+                asking = group.create_task(self._supervisor.starting("waiting for the first mappings"))
+                await self.routing.complete()
+                asking.cancel()
+        self.ready = True
+        log.info(
+            "proxy.ready",
+            id=self.id,
+            version=self.version,
+            listening=[str(listener.address) for listener in self._listeners],
+            admin=str(self._admin_socket()),
+            plugins=[plugin.id for plugin in self._loaded.hooks.plugins],
+        )
+        self._supervisor.ready(f"listening on {', '.join(map(str, self.listening_addresses()))}")
 
     def _warn(self) -> None:
         for name in self._loaded.ignored:
@@ -275,7 +302,7 @@ class ProxyServer:
     def _admin_socket(self) -> Path:
         return self._settings.admin.socket or default_socket(self.id)
 
-    async def _open_listeners(self) -> None:
+    async def _bind_listeners(self) -> None:
         try:
             handed_over = inherited_sockets()
         except ValueError as exc:
@@ -287,7 +314,7 @@ class ProxyServer:
             listening: list[socket.socket | None] = [*inherited] or [None]
             for one in listening:
                 connections = self._connections(f"{scheme} {listen.address}", tls_ahead=listen.tls_ahead)
-                self._listeners.append(await serve_host(connections, listen.address, tls=tls, inherited=one))
+                self._listeners.append(await bind_host(connections, listen.address, tls=tls, inherited=one))
             handed_over = [one for one in handed_over if one not in inherited]
         if handed_over:
             # It would take connections that nobody ever accepts.
@@ -433,13 +460,11 @@ class ProxyServer:
     @property
     def unready(self) -> str:
         if not self.ready:
-            return "stopping" if self._stopping else "starting"
+            return "stopping" if self._stopping else "no mappings yet" if self._listening else "starting"
         if not self._watchdog.ready:
             return "stalled"
         if not self._environment.left_behind.ready:
             return "steps hang"
-        if self._client is not None and self._file is None and not self._client.initial_sync_complete:
-            return "no mappings yet"
         return ""
 
     def numbers(self) -> tuple[dict[str, int], dict[str, int]]:

@@ -212,6 +212,8 @@ class Limits(Section):
     """For applying one batch of mappings; then the stream is begun anew."""
     revalidate: Seconds = 60.0
     """How often open exchanges are asked about again where no event tells of changes."""
+    startup_timeout: SecondsOrZero = 10.0
+    """How long host listeners stay closed at the start while mappings are awaited; then unknown hosts get 503."""
     drain: SecondsOrZero = 30.0
     """For open exchanges, after the process was asked to stop; after a pool lost its last route."""
 

@@ -5,7 +5,8 @@ Nobody sees half of a change. What is refused is closed, never left as it was, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import structlog
@@ -13,7 +14,7 @@ import structlog
 from netbird_proxy.api.errors import RouteRefused
 from netbird_proxy.api.model import AccountId, Mapping, ServiceId
 from netbird_proxy.routing.compile import Compiled, Compiler
-from netbird_proxy.routing.table import HostRoutes, Table
+from netbird_proxy.routing.table import HostRoutes, Route, Table
 
 log = structlog.get_logger("netbird_proxy.routing")
 
@@ -71,8 +72,11 @@ class Routing:
         on_change: Callable[[frozenset[ServiceId]], None] | None = None,
         limit: int = LIMIT,
         count: Callable[[str], None] = lambda _name: None,
+        sources: Collection[str] = (),
     ) -> None:
         """Args:
+        sources: those whose first snapshot is awaited. Until each is in force, a host or path without a route is
+            answered 503 with `Retry-After`, and not 404: nobody knows yet that it does not exist.
         on_change: called after each assignment with the services whose routes are others now, or gone.
         limit: mappings that are kept, refused ones included; one more is refused and forgotten.
         count: adds one to a counter of the process.
@@ -81,7 +85,11 @@ class Routing:
         self._limit = limit
         self.count = count
         self.on_change = on_change
-        self.table = Table({}, compiler.no_route)
+        self._awaited = set(sources)
+        self._complete = asyncio.Event()
+        if not sources:
+            self._complete.set()
+        self.table = Table({}, self._unknown())
         self._served: dict[Key, Served] = {}
         self._claims: dict[str, list[Key]] = {}  # folded host → who wants it, its owner first
 
@@ -162,6 +170,25 @@ class Routing:
         reports += [self._served[key].report(changed=True) for key in dirty if key[0] != source or key[1] not in latest]
         return reports
 
+    @property
+    def awaited(self) -> list[str]:
+        """The sources whose first snapshot is not in force yet."""
+        return sorted(self._awaited)
+
+    def in_force(self, source: str) -> None:
+        """The whole of a source's first snapshot was applied. Later calls change nothing."""
+        self._awaited.discard(source)
+        if not self._awaited and not self._complete.is_set():
+            self._complete.set()
+            self.table = Table(self.table.hosts, self._unknown())
+
+    async def complete(self) -> None:
+        """Wait until the first snapshot of every source is in force."""
+        await self._complete.wait()
+
+    def _unknown(self) -> Route:
+        return self.compiler.no_route if self._complete.is_set() else self.compiler.starting
+
     def judge(self, mapping: Mapping) -> str:
         """Why a mapping would be refused, whoever else wants its host; empty if it would be served. Changes nothing."""
         if reason := _unservable(mapping):
@@ -220,7 +247,7 @@ class Routing:
                 hosts.pop(host, None)
             else:
                 hosts[host] = compiled.routes
-        self.table = Table(hosts, self.compiler.no_route)
+        self.table = Table(hosts, self._unknown())
 
 
 def _unservable(mapping: Mapping) -> str:

@@ -21,7 +21,7 @@ from netbird_proxy.api.model import Kind, Mapping, RouteSpec, Upstream
 from netbird_proxy.api.steps import Authenticator, Guard, Observer, Pages, RequestTransform
 from netbird_proxy.api.tunnels import Dialer
 from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard, BoundObserver, BoundTransform, GuardStage
-from netbird_proxy.pipeline.core_answers import AMBIGUOUS_PATH, NO_ROUTE
+from netbird_proxy.pipeline.core_answers import AMBIGUOUS_PATH, NO_ROUTE, STARTING
 from netbird_proxy.pipeline.endpoint import EndpointApplication
 from netbird_proxy.pipeline.forward import Forwarder, Target
 from netbird_proxy.pipeline.heads import CORE_NAMES, HeadRules, RequestHeads
@@ -109,6 +109,7 @@ class Compiler:
             environment.pages = found[1]
         self._unrouted = self._ending(None)
         self.no_route = Route(None, FixedAnswer(NO_ROUTE, self._unrouted))
+        self.starting = Route(None, FixedAnswer(STARTING, self._unrouted))
 
     def compile(self, mapping: Mapping) -> Compiled:
         """A mapping's routes.

@@ -47,12 +47,14 @@ async def test_ready_until_it_is_told_to_stop(tmp_path: Path) -> None:
 
 
 async def test_not_ready_before_it_knows_what_to_serve(tmp_path: Path) -> None:
-    """Without a snapshot every host would be answered 404; once there was one, a lost management changes nothing."""
+    """Without a snapshot no host is known; once there was one, a lost management changes nothing."""
     port = free_port()
     async with stack(tmp_path) as running:
         running.grpc, running.token = f"http://127.0.0.1:{free_port()}", "none yet"
         extra = f'[health]\nlisten = "127.0.0.1:{port}"\nmetrics = true\n'
-        first = await running.start_proxy("early", plugins=["direct_upstream"], private=False, extra=extra)
+        early = f"{extra}[limits]\nstartup_timeout = 0.1\n"
+        first = await running.start_proxy("early", plugins=["direct_upstream"], private=False, extra=early, wait=False)
+        await first.process.said(r"proxy\.incomplete")
         assert await asked(port, "/readyz") == (503, "no mappings yet\n")
         await first.process.stop()
 

@@ -400,8 +400,9 @@ ELSEWHERE = {
     "revalidate": "pipeline/test_open_exchanges.py",
     "management_silence": "../e2e/test_management_away.py",
     "management_patience": "../e2e/test_management_away.py",
+    "startup_timeout": "../e2e/test_starting.py",
 }
-"""Limits of guards and of the connection to management."""
+"""Limits of guards, of the start, and of the connection to management."""
 
 
 @pytest.mark.parametrize("name", DRIVES)

@@ -78,6 +78,7 @@ class FileMappings:
             self._apply(decode_mappings(self._file, self._codec))
         except MappingsRefused as refused:
             raise SettingsError("\n".join(f"mappings_file: {problem}" for problem in refused.problems)) from refused
+        self._routing.in_force(SOURCE)
 
     async def run(self) -> None:
         """Look for edits until cancelled. A bad one changes nothing: the last good set stays in force."""

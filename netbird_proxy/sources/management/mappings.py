@@ -103,6 +103,8 @@ class ManagementMappings:
         for start in range(0, len(rest), AT_ONCE):
             reports += self._routing.update(SOURCE, rest[start : start + AT_ONCE])
             await asyncio.sleep(0)
+        if update.initial_sync_complete:
+            self._routing.in_force(SOURCE)
         self._accounts.want(self._wanted())
         for report in reports:
             self._report(report)

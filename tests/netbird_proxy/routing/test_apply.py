@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from netbird_proxy import ALLOW
 from netbird_proxy.api.errors import RouteClosed
 from netbird_proxy.api.model import AccountId, Address, Mapping, ServiceId
-from netbird_proxy.pipeline.core_answers import NO_ROUTE
+from netbird_proxy.pipeline.core_answers import NO_ROUTE, STARTING
 from netbird_proxy.pipeline.pipeline import Environment, FixedAnswer
 from netbird_proxy.routing.apply import Routing
 from netbird_proxy.routing.compile import Compiler
@@ -59,6 +59,28 @@ def served(made: Routing, host: str = HOST) -> str:
         return ""
     assert isinstance(found.runner.answer, RouteClosed)
     return "closed"
+
+
+async def test_promise_7_what_is_not_in_force_yet_is_not_called_absent() -> None:
+    """503 until the first snapshot of every source is in force, however much of it is; 404 from then on."""
+    compiler = Compiler(StepHooks(), FakeProxy(), Pools(Upstreams(), grace=0.0), Environment())
+    made = Routing(compiler, sources=["management", "file"])
+
+    def unknown() -> object:
+        runner = made.table.match("other.example.com", b"/", None).runner
+        assert isinstance(runner, FixedAnswer)
+        return runner.answer
+
+    assert unknown() is STARTING
+    made.update("management", [service("a")])
+    assert (served(made), unknown(), made.awaited) == ("a:80", STARTING, ["file", "management"])
+    made.in_force("management")
+    assert (unknown(), made.awaited) == (STARTING, ["file"])
+    made.in_force("file")
+    await made.complete()
+    assert (served(made), unknown(), made.awaited) == ("a:80", NO_ROUTE, [])
+    made.update("management", [], [ServiceId("a")])
+    assert served(made) == ""
 
 
 async def test_same_snapshot_changes_nothing() -> None:
