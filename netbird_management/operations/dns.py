@@ -13,6 +13,7 @@ from netbird_management.model.ids import AccountId, GroupId, new_id
 from netbird_management.model.snapshot import AccountSnapshot
 from netbird_management.store.models import AccountRow, NameserverGroupRow, ZoneRow
 from netbird_management.store.state import State, Transaction
+from netbird_management.store.stored import decoded
 
 RECORD_TYPES: Final = ("A", "AAAA", "CNAME")
 
@@ -139,7 +140,7 @@ async def save_record(state: State, account_id: AccountId, zone_id: str, given: 
     async with state.change(account_id) as transaction:
         row = await _zone_row(transaction, zone_id)
         checked = _checked_record(given, row.domain)
-        records = [ZoneRecord(**record) for record in row.records]
+        records = list(decoded(tuple[ZoneRecord, ...], row.records))
         if checked.id and checked.id not in {record.id for record in records}:
             raise NotFound(f"record {checked.id} not found")
         others = [record for record in records if record.id != checked.id]

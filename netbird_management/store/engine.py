@@ -14,6 +14,7 @@ from typing import Any, Final
 import asyncpg  # type: ignore[import-untyped]
 from sqlalchemy import Connection, event, inspect, text
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
@@ -108,8 +109,15 @@ def open_engine(database: Path | str, *, lasting: bool = True, patient: bool = F
             return await connect(database, patient=patient)
 
         # A server that was restarted costs nobody their call: connections are tried before they are used.
-        return create_async_engine("postgresql+asyncpg://", async_creator=creator, pool_pre_ping=True)
-    engine = create_async_engine(f"sqlite+aiosqlite:///{database}", connect_args={"factory": SqliteConnection})
+        engine = create_async_engine(
+            "postgresql+asyncpg://", async_creator=creator, pool_pre_ping=True, hide_parameters=True
+        )
+        event.listen(engine.sync_engine, "handle_error", _without_values)
+        return engine
+    engine = create_async_engine(
+        f"sqlite+aiosqlite:///{database}", connect_args={"factory": SqliteConnection}, hide_parameters=True
+    )
+    event.listen(engine.sync_engine, "handle_error", _without_values)
     pragmas = ("busy_timeout = 5000", "journal_mode = WAL", "foreign_keys = ON")
 
     @event.listens_for(engine.sync_engine, "connect")
@@ -130,6 +138,19 @@ def open_engine(database: Path | str, *, lasting: bool = True, patient: bool = F
         connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("writes", False) else "BEGIN")
 
     return engine
+
+
+def _without_values(context: ExceptionContext) -> None:
+    """Takes the values of a failed statement out of its error: details quote whole rows, and errors about data the
+    value itself. Statements carry hashes, credentials and addresses, and errors end up in logs."""
+    original = context.original_exception
+    cause = original.__cause__ or original
+    if isinstance(cause, asyncpg.PostgresError | asyncpg.InterfaceError):
+        cause.detail = None
+    if isinstance(cause, asyncpg.DataError | TypeError | ValueError):
+        for error in (cause, original, context.sqlalchemy_exception):
+            if error is not None:
+                error.args = (type(cause).__name__,)
 
 
 def insert(session: AsyncSession, table: Any) -> Any:

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from dataclasses import asdict
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Any
 
 from netbird_management.model.accounts import (
     Account,
@@ -19,10 +18,7 @@ from netbird_management.model.accounts import (
     PeerMeta,
     Policy,
     PolicyRule,
-    PortRange,
     ProxyPeer,
-    Resource,
-    ResourceType,
     Revoked,
     Role,
     RoutedNetwork,
@@ -43,6 +39,7 @@ from netbird_management.store.models import (
     UserRow,
     ZoneRow,
 )
+from netbird_management.store.stored import decoded
 
 
 def account(row: AccountRow) -> Account:
@@ -54,16 +51,8 @@ def account(row: AccountRow) -> Account:
         network_v6=IPv6Network(row.network_v6),
         dns_domain=row.dns_domain,
         serial=row.serial,
-        settings=settings(row.settings),
+        settings=decoded(AccountSettings, row.settings),
     )
-
-
-def settings(stored: dict[str, Any]) -> AccountSettings:
-    """From a row, also of a version that knew fewer; lists become tuples."""
-    fields: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()
-    }
-    return AccountSettings(**fields)
 
 
 def dns(servers: Iterable[NameserverGroupRow], zones: Iterable[ZoneRow]) -> Dns:
@@ -77,7 +66,7 @@ def nameserver_group(row: NameserverGroupRow) -> NameserverGroup:
     return NameserverGroup(
         id=row.id,
         name=row.name,
-        nameservers=tuple(Nameserver(**server) for server in row.nameservers),
+        nameservers=decoded(tuple[Nameserver, ...], row.nameservers),
         groups=tuple(GroupId(id_) for id_ in row.groups),
         domains=tuple(row.domains),
         description=row.description,
@@ -93,25 +82,19 @@ def zone(row: ZoneRow) -> Zone:
         name=row.name,
         domain=row.domain,
         distribution_groups=tuple(GroupId(id_) for id_ in row.distribution_groups),
-        records=tuple(ZoneRecord(**record) for record in row.records),
+        records=decoded(tuple[ZoneRecord, ...], row.records),
         enabled=row.enabled,
         enable_search_domain=row.enable_search_domain,
     )
 
 
 def network(row: NetworkRow) -> RoutedNetwork:
-    def resource(stored: dict[str, Any]) -> NetworkResource:
-        return NetworkResource(**{**stored, "type": ResourceType(stored["type"]), "groups": tuple(stored["groups"])})
-
-    def router(stored: dict[str, Any]) -> NetworkRouter:
-        return NetworkRouter(**{**stored, "peer_groups": tuple(stored["peer_groups"])})
-
     return RoutedNetwork(
         id=row.id,
         name=row.name,
         description=row.description,
-        resources=tuple(resource(one) for one in row.resources),
-        routers=tuple(router(one) for one in row.routers),
+        resources=decoded(tuple[NetworkResource, ...], row.resources),
+        routers=decoded(tuple[NetworkRouter, ...], row.routers),
     )
 
 
@@ -140,8 +123,6 @@ def group(row: GroupRow, peers: Iterable[str]) -> Group:
 
 
 def peer(row: PeerRow) -> Peer:
-    meta = dict(row.meta)
-    meta["capabilities"] = tuple(meta.get("capabilities", ()))
     return Peer(
         id=PeerId(row.id),
         account_id=AccountId(row.account_id),
@@ -152,7 +133,7 @@ def peer(row: PeerRow) -> Peer:
         dns_label=row.dns_label,
         created_at=row.created_at,
         user_id=None if row.user_id is None else UserId(row.user_id),
-        meta=PeerMeta(**meta),
+        meta=decoded(PeerMeta, row.meta),
         ssh_key=row.ssh_key,
         connected=row.connected,
         stream_started_ns=row.stream_started_ns,
@@ -171,7 +152,7 @@ def policy(row: PolicyRow) -> Policy:
         name=row.name,
         enabled=row.enabled,
         description=row.description,
-        rules=tuple(_rule(rule) for rule in row.rules),
+        rules=decoded(tuple[PolicyRule, ...], row.rules),
     )
 
 
@@ -188,20 +169,3 @@ def policy_row(account_id: AccountId, policy: Policy) -> PolicyRow:
 
 def domain(row: DomainRow) -> CustomDomain:
     return CustomDomain(row.id, AccountId(row.account_id), row.domain, row.target_cluster, row.validated)
-
-
-def _rule(stored: dict[str, Any]) -> PolicyRule:
-    def resource(value: dict[str, str] | None) -> Resource | None:
-        return None if value is None else Resource(value["id"], ResourceType(value["type"]))
-
-    return PolicyRule(
-        **{
-            **stored,
-            "sources": tuple(stored["sources"]),
-            "destinations": tuple(stored["destinations"]),
-            "source_resource": resource(stored["source_resource"]),
-            "destination_resource": resource(stored["destination_resource"]),
-            "ports": tuple(stored["ports"]),
-            "port_ranges": tuple(PortRange(**ports) for ports in stored["port_ranges"]),
-        }
-    )

@@ -12,12 +12,18 @@ from sqlalchemy import Connection, MetaData, Table, inspect, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from netbird_management.model.store_errors import NewerStoreError
+from netbird_management.store.models import LogRow, Row
 
 Part = Literal["accounts", "log"]
 NEWEST: Final = "head"
 _SCRIPTS: Final[dict[Part, str]] = {"accounts": "migrations", "log": "log_migrations"}
 _VERSIONS: Final[dict[Part, str]] = {"accounts": "alembic_version", "log": "log_version"}
-_LOG_TABLES: Final = {"access_log"}
+_FORMER_TABLES: Final = {"access_log_entries"}
+_OWN_TABLES: Final[dict[Part, set[str]]] = {
+    "accounts": set(Row.metadata.tables) | _FORMER_TABLES,
+    "log": set(LogRow.metadata.tables),
+}
+"""The tables of every version, in the store of any of which `tables` is asked."""
 
 
 async def migrate(engine: AsyncEngine, part: Part = "accounts", *, revision: str = NEWEST) -> None:
@@ -48,14 +54,14 @@ async def versions(engine: AsyncEngine, part: Part = "accounts") -> tuple[str, s
 
 
 def tables(connection: Connection, part: Part) -> list[Table]:
-    """The tables of a part as they are in the database, those that others refer to first."""
+    """Our own tables of a part as they are in the database, those that others refer to first.
+
+    A PostgreSQL database may hold other programs' tables, too.
+    """
+    own = _OWN_TABLES[part] & set(inspect(connection).get_table_names())
     found = MetaData()
-    found.reflect(connection)
-    return [
-        table
-        for table in found.sorted_tables
-        if table.name not in _VERSIONS.values() and (table.name in _LOG_TABLES) == (part == "log")
-    ]
+    found.reflect(connection, only=sorted(own), resolve_fks=False)
+    return list(found.sorted_tables)
 
 
 def _migrate(connection: Connection, part: Part, current: str, revision: str) -> None:

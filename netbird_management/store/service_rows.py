@@ -7,16 +7,12 @@ from netbird_management.model.ids import AccountId, GroupId, ServiceId
 from netbird_management.model.services import (
     AccessRestrictions,
     AuthConfig,
-    BearerAuth,
-    HeaderAuth,
-    SecretAuth,
     Service,
     ServiceMeta,
     Target,
-    TargetOptions,
-    TargetType,
 )
 from netbird_management.store.models import ServiceRow
+from netbird_management.store.stored import decoded
 
 
 def service(row: ServiceRow) -> Service:
@@ -28,7 +24,7 @@ def service(row: ServiceRow) -> Service:
         domain=row.domain,
         proxy_cluster=row.proxy_cluster,
         meta=ServiceMeta(created_at=row.created_at, certificate_issued_at=row.certificate_issued_at),
-        targets=tuple(_target(target) for target in row.targets),
+        targets=decoded(tuple[Target, ...], row.targets),
         enabled=row.enabled,
         terminated=row.terminated,
         mode=row.mode,
@@ -36,8 +32,8 @@ def service(row: ServiceRow) -> Service:
         port_auto_assigned=row.port_auto_assigned,
         pass_host_header=row.pass_host_header,
         rewrite_redirects=row.rewrite_redirects,
-        auth=_auth(row.auth),
-        access_restrictions=_restrictions(row.restrictions),
+        auth=decoded(AuthConfig, row.auth),
+        access_restrictions=decoded(AccessRestrictions, row.restrictions),
         private=row.private,
         access_groups=tuple(GroupId(id_) for id_ in row.access_groups),
         session_public_key=row.session_public_key,
@@ -69,26 +65,3 @@ def columns(service: Service) -> dict[str, Any]:
         "source_peer": service.source_peer,
         "extensions": dict(service.extensions),
     }
-
-
-def _target(stored: dict[str, Any]) -> Target:
-    options = dict(stored["options"])
-    options["custom_headers"] = tuple((name, value) for name, value in options["custom_headers"])
-    return Target(**{**stored, "target_type": TargetType(stored["target_type"]), "options": TargetOptions(**options)})
-
-
-def _restrictions(stored: dict[str, Any]) -> AccessRestrictions:
-    lists = {name: tuple(value) for name, value in stored.items() if name != "crowdsec_mode"}
-    return AccessRestrictions(crowdsec_mode=stored["crowdsec_mode"], **lists)
-
-
-def _auth(stored: dict[str, Any]) -> AuthConfig:
-    password, pin, bearer = stored["password_auth"], stored["pin_auth"], stored["bearer_auth"]
-    return AuthConfig(
-        password_auth=None if password is None else SecretAuth(**password),
-        pin_auth=None if pin is None else SecretAuth(**pin),
-        bearer_auth=None
-        if bearer is None
-        else BearerAuth(bearer["enabled"], tuple(GroupId(id_) for id_ in bearer["distribution_groups"])),
-        header_auths=tuple(HeaderAuth(**header) for header in stored["header_auths"]),
-    )
