@@ -41,6 +41,8 @@ RESERVED: Final = frozenset(
 OURS: Final = "x-netbird-"
 """Names that tell upstreams who is asking; nobody but the proxy may set one, under any spelling."""
 
+HEADER_AUTHS: Final = 16
+"""Entries of a service, enabled or not: each is a slow hash when it is stored, and at each login by a header."""
 PROTOCOLS: Final = frozenset({"http", "https"})
 STREAM_MODES: Final = frozenset({"tcp", "udp", "tls"})
 TARGETS: Final = 100
@@ -59,6 +61,8 @@ def validated(service: Service, account: AccountSnapshot) -> Service:
     if len(service.targets) > TARGETS:
         raise InvalidArgument(f"at most {TARGETS} targets are allowed")
     service = replace(service, mode=service.mode or "http")
+    if len(service.auth.header_auths) > HEADER_AUTHS:
+        raise InvalidArgument(f"header_auths: at most {HEADER_AUTHS} entries are allowed")
     for i, header in enumerate(service.auth.header_auths):
         _check_header_auth(f"header_auths[{i}]", header)
     service = replace(service, access_restrictions=_checked_restrictions(service.access_restrictions))

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,8 +42,8 @@ from netbird_wire.proxy_service_pb2 import (
 )
 
 HASHES_WAITING: Final = 16
+"""Logins of one account that are judged or wait for it; more are answered at once that nobody has time."""
 SOURCES: Final = 65_536
-"""More than these, of which `HASHED_AT_ONCE` are being judged, are answered at once that nobody has time."""
 LONGEST_SECRET: Final = 1024
 _log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class Logins:
         self._gates = gates
         self._sign_on = sign_on
         self._guesses = Guesses(time.time, sources=SOURCES)
-        self._waiting = 0
+        self._waiting: Counter[AccountId] = Counter()
 
     async def authenticate(self, request: AuthenticateRequest, caller: Caller) -> AuthenticateResponse:
         """Raises `Refused`: not the caller's service; nobody has time to judge; or the session cannot be signed."""
@@ -82,8 +83,8 @@ class Logins:
         if wait := self._guesses.reserve(service.id, request.client_address):
             return AuthenticateResponse(success=False, retry_after_seconds=max(1, round(wait + 0.49)))
         try:
-            with self._place():
-                right = await _matches(credential)
+            with self._place(service.account_id):
+                right = await _matches(service.account_id, credential)
         except Exception:
             self._guesses.unjudged(service.id, request.client_address)
             raise
@@ -168,15 +169,17 @@ class Logins:
         return answer
 
     @contextmanager
-    def _place(self) -> Iterator[None]:
-        if self._waiting >= HASHES_WAITING:
+    def _place(self, account_id: AccountId) -> Iterator[None]:
+        if self._waiting[account_id] >= HASHES_WAITING:
             self._state.count("logins_refused")
             raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many logins at once")
-        self._waiting += 1
+        self._waiting[account_id] += 1
         try:
             yield
         finally:
-            self._waiting -= 1
+            self._waiting[account_id] -= 1
+            if not self._waiting[account_id]:
+                del self._waiting[account_id]
 
 
 def may_use(service: Service, user: User) -> bool:
@@ -213,9 +216,9 @@ def _enabled(scheme: SecretAuth | None) -> list[str]:
     return [scheme.secret] if scheme is not None and scheme.enabled else []
 
 
-async def _matches(credential: _Credential) -> bool:
+async def _matches(account_id: AccountId, credential: _Credential) -> bool:
     for stored in credential.hashes:
-        if await verify_secret(credential.secret, stored):
+        if await verify_secret(account_id, credential.secret, stored):
             return True
     return False
 

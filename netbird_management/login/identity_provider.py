@@ -2,6 +2,7 @@
 
 import asyncio
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -98,12 +99,14 @@ class IdentityProvider:
     async def _claims(self, token: str, nonce: str | None) -> dict[str, Any]:
         """What a token says, once it is known to be the provider's, for us, and of now. `nonce` of `None` is any."""
         claims: dict[str, Any] | None = None
+        header: Mapping[str, Any] = {}
         for fresh in (False, True):
             if fresh and nonce is None and not self._keys_may_have_changed():
                 raise LoginRefused("the token does not verify")
             keys = await self._key_set(fresh=fresh)
             try:
-                claims = jwt.decode(token, keys, algorithms=_ALGORITHMS).claims
+                decoded = jwt.decode(token, keys, algorithms=_ALGORITHMS)
+                claims, header = decoded.claims, decoded.header
                 break
             except (JoseError, ValueError) as error:
                 if fresh:  # a key that came since was looked for
@@ -123,8 +126,11 @@ class IdentityProvider:
         except JoseError as error:
             raise LoginRefused(f"the ID token: {error}") from error
         assert claims is not None  # noqa: S101 - decoded above, or raised
-        if isinstance(claims["aud"], list) and len(claims["aud"]) > 1 and claims.get("azp") != self.settings.client_id:
+        several = isinstance(claims["aud"], list) and len(claims["aud"]) > 1
+        if (several or "azp" in claims) and claims.get("azp") != self.settings.client_id:
             raise LoginRefused("the ID token is another client's")
+        if not _is_of_a_person(header, claims, login=nonce is not None):
+            raise LoginRefused("the token is no ID token")
         return claims
 
     async def _description(self) -> dict[str, Any]:
@@ -182,6 +188,14 @@ class IdentityProvider:
             transport=self._transport,
             timeout=ASK_SECONDS,
         )
+
+
+def _is_of_a_person(header: Mapping[str, Any], claims: Mapping[str, Any], *, login: bool) -> bool:
+    """Whether the token is of a kind that names who is here: a provider signs others with the same keys, such as
+    logout tokens (`events`), which somebody else may hold. An access token for us counts but for a login."""
+    kind = str(header.get("typ", "JWT")).lower().removeprefix("application/")
+    kinds, claimed = ({"jwt"}, {"id"}) if login else ({"jwt", "at+jwt"}, {"id", "bearer"})
+    return kind in kinds and "events" not in claims and str(claims.get("typ", "id")).lower() in claimed
 
 
 def _person(claims: dict[str, Any], settings: OidcSettings) -> Person:

@@ -43,7 +43,7 @@ async def create_service(
         domain=domain,
         proxy_cluster=cluster.address,
         session_public_key=public_key,
-        auth=await _hashed(given.auth),
+        auth=await _hashed(given.account_id, given.auth),
         meta=replace(given.meta, created_at=now()),
     )
     async with state.change(given.account_id) as transaction:
@@ -89,7 +89,7 @@ async def update_service(
     if _folded(given.domain) != domain:
         domain, found = await _place(state, account, given.domain, refused_domains)
         cluster = found.address
-    hashed = await _hashed(given.auth)
+    hashed = await _hashed(given.account_id, given.auth)
     reported = {one.address: one.supports_custom_ports for one in await clusters_of(state, given.account_id)}
     async with state.change(given.account_id) as transaction:
         old = transaction.account.services.get(given.id)
@@ -222,16 +222,16 @@ def _check_domain(state: State, service: Service) -> None:
         raise InvalidArgument(f"domain {service.domain} is above or below a domain of another account")
 
 
-async def _hashed(auth: AuthConfig) -> AuthConfig:
+async def _hashed(account_id: AccountId, auth: AuthConfig) -> AuthConfig:
     """With every secret that was sent hashed, enabled or not: no secret is stored as it came."""
 
-    async def scheme(given: SecretAuth | None) -> SecretAuth | None:
-        return given if given is None or not given.secret else replace(given, secret=await hash_secret(given.secret))
+    async def hashed(secret: str) -> str:
+        return await hash_secret(account_id, secret) if secret else ""
 
-    headers = [
-        replace(header, value=await hash_secret(header.value)) if header.value else header
-        for header in auth.header_auths
-    ]
+    async def scheme(given: SecretAuth | None) -> SecretAuth | None:
+        return None if given is None else replace(given, secret=await hashed(given.secret))
+
+    headers = [replace(header, value=await hashed(header.value)) for header in auth.header_auths]
     return replace(
         auth,
         password_auth=await scheme(auth.password_auth),

@@ -32,7 +32,7 @@ from netbird_management.login.settings import CALLBACK_PATH, OidcSettings
 from netbird_management.login.sign_on import SignOn, _State
 from netbird_management.model.clock import now
 from netbird_management.model.errors import PreconditionFailed
-from netbird_management.model.ids import ProxyId, ServiceId
+from netbird_management.model.ids import AccountId, ProxyId, ServiceId
 from netbird_management.model.services import AccessLogEntry, Capabilities
 from netbird_management.model.snapshot import Change, Changes, Touched
 from netbird_management.operations import proxies, revocations
@@ -422,8 +422,11 @@ async def events(scene: Scene) -> None:
 @drive("logins at once")
 async def logins_at_once(scene: Scene) -> None:
     logins = Logins(scene.home.state, None)  # type: ignore[arg-type]  # no gate is asked here
-    logins._waiting = HASHES_WAITING
-    with pytest.raises(Refused), logins._place():
+    account = scene.home.account_id
+    logins._waiting[account] = HASHES_WAITING
+    with pytest.raises(Refused), logins._place(account):
+        pass
+    with logins._place(AccountId("another")):
         pass
     assert scene.counters["logins_refused"] == 1
 

@@ -12,6 +12,7 @@ from joserfc.jwk import RSAKey
 
 from netbird_management.login.claimed_accounts import ClaimedAccounts
 from netbird_management.login.gates import SessionGates
+from netbird_management.login.identity_provider import LoginRefused
 from netbird_management.login.settings import OidcSettings
 from netbird_management.login.sign_on import SignOn
 from netbird_management.model.accounts import Role, User
@@ -37,10 +38,13 @@ from tests.netbird_management.login.test_sign_on import (
 __all__ = ["oidc", "provider", "service", "sign_on"]
 
 
-def token(key: RSAKey = KEY, **claims: Any) -> str:
+LOGOUT = {"http://schemas.openid.net/event/backchannel-logout": {}}
+
+
+def token(key: RSAKey = KEY, kind: str = "JWT", **claims: Any) -> str:
     when = int(time.time())
-    said = {"iss": ISSUER, "aud": "m", "sub": "u-1", "iat": when, "exp": when + 60, **claims}
-    return jwt.encode({"alg": "RS256", "kid": "k1"}, said, key)
+    whole = {"iss": ISSUER, "aud": "m", "sub": "u-1", "iat": when, "exp": when + 60, **claims}
+    return jwt.encode({"alg": "RS256", "kid": "k1", "typ": kind}, whole, key)
 
 
 @pytest.fixture
@@ -71,11 +75,45 @@ async def test_who_has_logged_in_may_call(client: httpx.AsyncClient, alice: User
 
 
 @pytest.mark.parametrize(
-    "claims", [{"iss": "https://other.test"}, {"aud": "other"}, {"exp": 1}, {"sub": "nobody"}, {"sub": ""}]
+    "claims",
+    [
+        {"iss": "https://other.test"},
+        {"aud": "other"},
+        {"exp": 1},
+        {"sub": "nobody"},
+        {"sub": ""},
+        {"azp": "other"},
+        {"azp": None},
+        {"aud": ["m", "other"]},
+        {"events": LOGOUT},
+        {"typ": "Logout"},
+        {"typ": "Refresh"},
+        {"kind": "logout+jwt"},
+        {"kind": "application/secevent+jwt"},
+    ],
 )
 async def test_what_is_no_token_for_us(client: httpx.AsyncClient, alice: User, claims: dict[str, Any]) -> None:
-    """Another issuer, audience or time, and a person who never came: 401, and nobody is made."""
+    """Another issuer, audience, client, time or kind of token, and a person who never came: 401, and nobody is made."""
     assert await _status(client, token(**claims)) == 401
+
+
+@pytest.mark.parametrize(
+    "claims", [{"azp": "m"}, {"aud": ["m", "x"], "azp": "m"}, {"typ": "ID"}, {"typ": "Bearer"}, {"kind": "at+jwt"}]
+)
+async def test_tokens_that_name_a_person_for_us(client: httpx.AsyncClient, alice: User, claims: dict[str, Any]) -> None:
+    """ID tokens and access tokens for our client, however the provider marks them."""
+    assert await _status(client, token(**claims)) == 200
+
+
+@pytest.mark.parametrize("claims", [{"azp": "other"}, {"events": LOGOUT}, {"typ": "Logout"}, {"typ": "Bearer"}])
+async def test_a_login_wants_an_id_token(
+    home: Home, sign_on: SignOn, provider: Provider, service: Service, claims: dict[str, Any]
+) -> None:
+    """A login that ends with another kind of token makes no session."""
+    await invited(home)
+    provider.claims |= claims
+    with pytest.raises(LoginRefused):
+        await log_in(sign_on, provider, home)
 
 
 async def test_another_key_is_no_key(client: httpx.AsyncClient, alice: User) -> None:

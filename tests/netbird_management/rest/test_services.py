@@ -278,9 +278,9 @@ async def test_secrets_are_hashed_kept_and_never_shown(api: Api, proxy: Registra
     first = stored()
     assert first.auth.password_auth is not None
     assert first.auth.pin_auth is not None
-    assert await verify_secret("hunter2", first.auth.password_auth.secret)
-    assert await verify_secret("424242", first.auth.pin_auth.secret)
-    assert not await verify_secret("hunter3", first.auth.password_auth.secret)
+    assert await verify_secret(api.home.account_id, "hunter2", first.auth.password_auth.secret)
+    assert await verify_secret(api.home.account_id, "424242", first.auth.pin_auth.secret)
+    assert not await verify_secret(api.home.account_id, "hunter3", first.auth.password_auth.secret)
     empty = {
         "password_auth": {"enabled": True, "password": ""},
         "pin_auth": {"enabled": True, "pin": ""},
