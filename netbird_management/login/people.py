@@ -1,7 +1,7 @@
 """Who somebody is, by what the identity provider calls them.
 
-A person is known by issuer and subject, and by nothing else. An e-mail address leads to a user once: where an
-administrator has made that user and nobody has come for it yet, and the provider says that the address is theirs.
+A person is identified by issuer and subject, and by nothing else. An e-mail address leads to a user once: where setup
+or an administrator has made that user, nobody has come for it yet, and the provider confirms the address.
 """
 
 from sqlalchemy import func, select
@@ -77,7 +77,7 @@ async def _known(state: State, person: Person) -> UserRow | None:
 
 
 async def _invited(session: AsyncSession, account_id: AccountId, person: Person) -> UserRow | None:
-    """The user that an administrator made for this address, if nobody has come for it and it has no password."""
+    """The user of this address whom nobody has come for yet: setup's owner, or one that an administrator made."""
     if not person.email:
         return None
     claimed = select(UserIdentityRow.user_id).where(UserIdentityRow.user_id == UserRow.id)
@@ -85,7 +85,6 @@ async def _invited(session: AsyncSession, account_id: AccountId, person: Person)
         UserRow.account_id == account_id,
         func.lower(UserRow.email) == person.email.lower(),
         UserRow.is_service_user.is_(False),
-        UserRow.password_hash == "",
         ~claimed.exists(),
     )
     found = (await session.scalars(query)).all()

@@ -26,7 +26,6 @@ async def create_account(
     *,
     email: str,
     name: str,
-    password_hash: str = "",
     created_by: str = "",
     dns_domain: str = DNS_DOMAIN,
     only_first: bool = False,
@@ -81,7 +80,6 @@ async def create_account(
                 email=address,
                 name=name,
                 auto_groups=[],
-                password_hash=password_hash,
                 created_at=now(),
             )
         )

@@ -20,7 +20,8 @@ from netbird_management.store.state import State
 LOGIN_BURST: Final = 15
 LOGINS_PER_SECOND: Final = 10 / 60
 LOGIN_SOURCES: Final = 4096
-"""How often a source of requests may come back from the identity provider, and how many sources are remembered."""
+"""Failures that a source of requests may have, at setup and on its way back from the identity provider, and how many
+sources are remembered."""
 
 
 def _login_buckets() -> Buckets:
@@ -29,7 +30,7 @@ def _login_buckets() -> Buckets:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """`refused_domains` are folded; `setup_secret` lets the first user be made from elsewhere than loopback."""
+    """`refused_domains` are folded; `setup_secret` lets the first user be made; "" lets nobody."""
 
     state: State
     hooks: Hooks
@@ -40,6 +41,9 @@ class Context:
     resolver: Resolver = field(default_factory=DnsResolver, repr=False)
     sign_on: SignOn | None = None
     callbacks: Buckets = field(default_factory=_login_buckets, repr=False)
+    """Logins by the identity provider that failed, by source."""
+    setup_tries: Buckets = field(default_factory=_login_buckets, repr=False)
+    """Wrong secrets at setup, by source."""
     trusted_proxies: tuple[Network, ...] = ()
 
     def account_of(self, who: ApiCaller) -> AccountSnapshot:

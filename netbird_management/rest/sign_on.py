@@ -9,7 +9,7 @@ from netbird_host.sources import source_of
 from netbird_management.login.identity_provider import LoginRefused, ProviderFailed
 from netbird_management.model.errors import BadRequest
 from netbird_management.rest.client_address import client_address
-from netbird_management.rest.context import InContext
+from netbird_management.rest.context import Context, InContext
 
 router = APIRouter()
 _log = logging.getLogger(__name__)
@@ -17,25 +17,34 @@ _log = logging.getLogger(__name__)
 
 @router.get("/reverse-proxy/callback")
 async def callback(request: Request, context: InContext, state: str = "", code: str = "", error: str = "") -> Response:
-    if not context.callbacks.take(source_of(client_address(request, context.trusted_proxies))):
-        return _said(429, "too many logins from this address; try again in a minute")
-    if context.sign_on is None:
-        return _said(404, "no identity provider is set up here")
-    try:
-        place = await context.sign_on.finish(state, code=code, error=error)
-    except BadRequest as refused:
-        return _said(400, refused.message)
-    except LoginRefused as refused:
-        _log.warning("login.provider.refused", extra={"reason": str(refused)})
-        return _said(401, "the identity provider's answer was not accepted")
-    except ProviderFailed as failed:
-        _log.warning("login.provider.failed", extra={"reason": str(failed)})
-        return _said(500, "the identity provider could not be asked")
-    answer = RedirectResponse(place, status_code=302)
+    """Failures count against the address, logins do not: many people may share one."""
+    source = source_of(client_address(request, context.trusted_proxies))
+    if context.callbacks.is_empty(source):
+        context.state.count("logins_refused_at_callback")
+        return _text(429, "too many failed logins from this address; try again in a minute")
+    answer = await _finished(context, state, code, error)
+    if answer.status_code != 302:
+        context.callbacks.take(source)
     return _private(answer)
 
 
-def _said(status: int, text: str) -> Response:
+async def _finished(context: Context, state: str, code: str, error: str) -> Response:
+    if context.sign_on is None:
+        return _text(404, "no identity provider is set up here")
+    try:
+        place = await context.sign_on.finish(state, code=code, error=error)
+    except BadRequest as refused:
+        return _text(400, refused.message)
+    except LoginRefused as refused:
+        _log.warning("login.provider.refused", extra={"reason": str(refused)})
+        return _text(401, "the identity provider's answer was not accepted")
+    except ProviderFailed as failed:
+        _log.warning("login.provider.failed", extra={"reason": str(failed)})
+        return _text(500, "the identity provider could not be asked")
+    return RedirectResponse(place, status_code=302)
+
+
+def _text(status: int, text: str) -> Response:
     return _private(PlainTextResponse(text + "\n", status_code=status))
 
 

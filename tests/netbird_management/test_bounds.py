@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import httpx
 import pytest
 import uvicorn
 from sqlalchemy import func, select, update
@@ -50,9 +51,11 @@ from netbird_management.rest import context as rest_context
 from netbird_management.rest.app import create_app
 from netbird_management.rest.bounds import RestLimits, protocol
 from netbird_management.rest.context import Context
+from netbird_management.rest.setup import HEADER
 from netbird_management.store import limits, session_keys
 from netbird_management.store.models import (
     AccessLogRow,
+    AccountRow,
     PersonalTokenRow,
     ProxyRow,
     ProxyTokenRow,
@@ -62,7 +65,7 @@ from netbird_management.store.models import (
 )
 from netbird_wire.management_pb2 import EncryptedMessage
 from netbird_wire.proxy_service_pb2 import AccessLog, SendAccessLogRequest
-from tests.netbird_management.conftest import Home
+from tests.netbird_management.conftest import Home, context_for
 from tests.netbird_management.grpc.conftest import lab_for
 
 PAGE = Path(__file__).parents[2] / "docs" / "management.md"
@@ -191,11 +194,20 @@ async def rest_time(scene: Scene) -> None:
 
 @drive("setup guesses")
 async def setup_guesses(scene: Scene) -> None:
-    kept = Context(scene.home.state, None, None).callbacks  # type: ignore[arg-type]  # no hook is asked here
-    assert [kept.take("a") for _ in range(rest_context.LOGIN_BURST + 1)][-2:] == [True, False]
+    context = context_for(Home(scene.home.state, None, None), setup_secret="right")  # type: ignore[arg-type]
+    async with scene.home.state.change(scene.home.account_id) as transaction:
+        await transaction.session.delete(await transaction.session.get_one(AccountRow, scene.home.account_id))
+        transaction.touch(account=True)
+    statuses = []
+    for number in range(rest_context.LOGIN_BURST + 2):
+        transport = httpx.ASGITransport(create_app(context), client=("192.0.2.1", number))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            statuses.append((await client.post("/api/setup", headers={HEADER: "wrong"})).status_code)
+    assert statuses == [403] * rest_context.LOGIN_BURST + [429] * 2
+    assert scene.counters["setup_guesses_refused"] == 2
     for number in range(rest_context.LOGIN_SOURCES + 5):
-        kept.take(str(number))
-    assert len(kept) == rest_context.LOGIN_SOURCES
+        context.setup_tries.take(str(number))
+    assert len(context.setup_tries) == rest_context.LOGIN_SOURCES
 
 
 # gRPC -----------------------------------------------------------------------------------------------------------------

@@ -192,6 +192,18 @@ async def test_a_stranger_waits_for_approval(
     assert "session_token" in query_of(await log_in(sign_on, provider, home))
 
 
+async def test_the_owner_of_setup_links_by_their_address(
+    home: Home, sign_on: SignOn, provider: Provider, service: Service
+) -> None:
+    """The first login with the owner's verified address is the owner, and makes nobody else."""
+    provider.claims = {"sub": "u-7", "email": home.owner.email, "email_verified": True}
+
+    assert "session_token" in query_of(await log_in(sign_on, provider, home))
+
+    (owner,) = home.snapshot.users.values()
+    assert (owner.id, owner.last_login is not None) == (home.owner.id, True)
+
+
 async def test_nobody_takes_over_a_user_that_has_come(
     home: Home, sign_on: SignOn, provider: Provider, service: Service
 ) -> None:

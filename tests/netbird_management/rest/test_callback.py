@@ -85,6 +85,17 @@ async def test_who_comes_too_often_waits(home: Home, sign_on: SignOn) -> None:
         assert (await come("192.0.2.2", {"x-forwarded-for": "192.0.2.1"})).status_code == 400
 
 
+async def test_people_who_come_in_hold_nobody_up(
+    home: Home, sign_on: SignOn, provider: Provider, service: Service
+) -> None:
+    """Many people behind one address may all log in: only failures count."""
+    await invited(home)
+    async with calling(home, sign_on=sign_on) as come:
+        for _ in range(BURST + 5):
+            state = provider.came(await sign_on.begin(PLACE, home.account_id))
+            assert (await come(state=state, code="c0de")).status_code == 302
+
+
 async def test_behind_a_proxy_people_do_not_hold_each_other_up(home: Home, sign_on: SignOn) -> None:
     """Where it is trusted to say who they are."""
     async with calling(home, sign_on=sign_on, trusted_proxies=(ip_network("10.0.0.0/8"),)) as come:
