@@ -1,5 +1,8 @@
 """The public names: everything that plugins get and give, and the application itself."""
 
+import warnings as _warnings
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
 from netbird_proxy.api.endpoints import EXCHANGE_STATE, Endpoint
 from netbird_proxy.api.errors import (
     AddressRefused,
@@ -34,7 +37,6 @@ from netbird_proxy.api.model import (
     Group,
     Identity,
     Kind,
-    Mapping,
     Offer,
     OfferField,
     Origin,
@@ -42,6 +44,7 @@ from netbird_proxy.api.model import (
     PublicKey,
     RouteSpec,
     ServiceId,
+    ServiceMapping,
     Upstream,
     UserId,
     Verdict,
@@ -96,7 +99,6 @@ __all__ = [
     "ManagementRefused",
     "ManagementTimeout",
     "ManagementUnavailable",
-    "Mapping",
     "MappingSettings",
     "Observer",
     "Offer",
@@ -119,6 +121,7 @@ __all__ = [
     "RouteRefused",
     "RouteSpec",
     "ServiceId",
+    "ServiceMapping",
     "SingleFlight",
     "TargetSettings",
     "TrailEntry",
@@ -142,3 +145,14 @@ __all__ = [
     "own_path",
     "source_of",
 ]
+
+if _TYPE_CHECKING:
+    Mapping = ServiceMapping
+else:
+
+    def __getattr__(name: str) -> object:
+        """Earlier names, each with a DeprecationWarning."""
+        if name == "Mapping":
+            _warnings.warn("netbird_proxy.Mapping is now ServiceMapping", DeprecationWarning, stacklevel=2)
+            return ServiceMapping
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,7 +18,7 @@ from netbird_proxy.accounts.revocations import RevokedSessions
 from netbird_proxy.api.errors import ManagementUnavailable, RouteRefused, SettingsError, TunnelNotReady
 from netbird_proxy.api.forwarded import TrustedProxies
 from netbird_proxy.api.host import ManagementChannel, OpenExchanges
-from netbird_proxy.api.model import AccountId, Address, Mapping
+from netbird_proxy.api.model import AccountId, Address, ServiceMapping
 from netbird_proxy.api.tunnels import Dialer, ProtocolFactory, Tunnel
 from netbird_proxy.app import ClientAddress, ReverseProxy
 from netbird_proxy.asgi import Receive, Scope, Send
@@ -63,7 +63,7 @@ class EmbeddedProxy(ReverseProxy):
 
     def __init__(
         self,
-        mappings: Iterable[Mapping | ProxyMapping] = (),
+        mappings: Iterable[ServiceMapping | ProxyMapping] = (),
         plugins: Sequence[str | tuple[str, object]] = (),
         *,
         options: Iterable[BaseModel] = (),
@@ -81,7 +81,7 @@ class EmbeddedProxy(ReverseProxy):
         self._running = False
         self._wanted = [self._decoded(one) for one in mappings]
 
-    def apply(self, mappings: Iterable[Mapping | ProxyMapping]) -> None:
+    def apply(self, mappings: Iterable[ServiceMapping | ProxyMapping]) -> None:
         """Serve exactly these from now on. RouteRefused for the first that cannot be; the others are in force."""
         self._wanted = [self._decoded(one) for one in mappings]
         if self._running:
@@ -130,7 +130,7 @@ class EmbeddedProxy(ReverseProxy):
             if not report.ok:
                 raise RouteRefused(f"mapping {report.service}: {report.refused}")
 
-    def _decoded(self, one: Mapping | ProxyMapping) -> Mapping:
+    def _decoded(self, one: ServiceMapping | ProxyMapping) -> ServiceMapping:
         return self._codec.decode(one, source=SOURCE).mapping if isinstance(one, ProxyMapping) else one
 
 

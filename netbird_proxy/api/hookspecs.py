@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from netbird_host.info import PluginInfo
     from netbird_proxy.api.endpoints import Endpoint
     from netbird_proxy.api.host import AccountHandle, Proxy
-    from netbird_proxy.api.model import Mapping, RouteSpec, Upstream
+    from netbird_proxy.api.model import RouteSpec, ServiceMapping, Upstream
     from netbird_proxy.api.steps import Authenticator, Guard, Observer, Pages, RequestTransform
     from netbird_proxy.api.tunnels import Dialer, Tunnel
 
@@ -89,7 +89,7 @@ def restrict(route: RouteSpec, proxy: Proxy) -> Guard | None:
 
 
 @hookspec
-def endpoint(host: Mapping, proxy: Proxy) -> Endpoint | None:
+def endpoint(host: ServiceMapping, proxy: Proxy) -> Endpoint | None:
     """Answer under `/__netbird__/<plugin>/` of a host: a login's return, assets, keys.
 
     Called: at apply, once for each mapping of kind HTTP.

@@ -6,7 +6,7 @@ All frozen. Nothing here does I/O and nothing here knows a plugin.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping as ReadOnlyDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, NamedTuple, NewType, TypeVar, cast
 
@@ -94,7 +94,7 @@ class Identity:
     email: str = ""
     groups: tuple[Group, ...] = ()
     method: str = ""
-    attributes: ReadOnlyDict[str, str] = field(default_factory=dict)
+    attributes: Mapping[str, str] = field(default_factory=dict)
     by: str = ""
 
     def stamped(self, *, by: str) -> Identity:
@@ -129,7 +129,7 @@ class Deny:
     code: str
     reason: str = ""
     headers: tuple[tuple[bytes, bytes], ...] = ()
-    facts: ReadOnlyDict[str, str] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +213,7 @@ class Upstream:
     disable_access_log: bool = False
     ca: str = field(default="", repr=False)
     server_name: str = ""
-    values: ReadOnlyDict[type, Any] = field(default_factory=dict)
+    values: Mapping[type, Any] = field(default_factory=dict)
 
     def settings(self, model: type[S]) -> S:
         """What this target's mapping says to a plugin. KeyError for a model that no loaded plugin declared."""
@@ -252,8 +252,8 @@ class RouteSpec:
     pass_ambiguous: bool = False
     same_origin: bool = True
     ask_for_both: bool = False
-    guarding: ReadOnlyDict[str, tuple[str, ...]] = field(default_factory=dict)
-    values: ReadOnlyDict[type, Any] = field(default_factory=dict)
+    guarding: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    values: Mapping[type, Any] = field(default_factory=dict)
 
     def settings(self, model: type[S]) -> S:
         """What the mapping says to a plugin. KeyError for a model that no loaded plugin declared."""
@@ -261,7 +261,7 @@ class RouteSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Mapping:
+class ServiceMapping:
     """One record from management or file, decoded and judged by the codec.
 
     Attributes:
@@ -296,7 +296,6 @@ __all__ = [
     "Group",
     "Identity",
     "Kind",
-    "Mapping",
     "Offer",
     "OfferField",
     "Origin",
@@ -304,6 +303,7 @@ __all__ = [
     "PublicKey",
     "RouteSpec",
     "ServiceId",
+    "ServiceMapping",
     "Upstream",
     "UserId",
     "Verdict",

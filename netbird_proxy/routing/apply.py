@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import structlog
 
 from netbird_proxy.api.errors import RouteRefused
-from netbird_proxy.api.model import AccountId, Mapping, ServiceId
+from netbird_proxy.api.model import AccountId, ServiceId, ServiceMapping
 from netbird_proxy.routing.compile import Compiled, Compiler
 from netbird_proxy.routing.table import HostRoutes, Route, Table
 
@@ -50,7 +50,7 @@ class Report:
 class Served:
     """One mapping as it stands. `compiled` is None while its host is another's, or it has none."""
 
-    mapping: Mapping
+    mapping: ServiceMapping
     refused: str = ""
     compiled: Compiled | None = None
 
@@ -102,14 +102,16 @@ class Routing:
     def get(self, source: str, service: ServiceId) -> Served | None:
         return self._served.get((source, service))
 
-    def apply(self, source: str, mappings: Iterable[Mapping]) -> list[Report]:
+    def apply(self, source: str, mappings: Iterable[ServiceMapping]) -> list[Report]:
         """Make a source's mappings exactly these. Applying the same ones again changes nothing."""
         wanted = list(mappings)
         ids = {mapping.id for mapping in wanted}
         gone = [service for origin, service in self._served if origin == source and service not in ids]
         return self.update(source, wanted, gone)
 
-    def update(self, source: str, changed: Iterable[Mapping] = (), removed: Iterable[ServiceId] = ()) -> list[Report]:
+    def update(
+        self, source: str, changed: Iterable[ServiceMapping] = (), removed: Iterable[ServiceId] = ()
+    ) -> list[Report]:
         """Change some of a source's mappings, all at once.
 
         Returns:
@@ -189,7 +191,7 @@ class Routing:
     def _unknown(self) -> Route:
         return self.compiler.no_route if self._complete.is_set() else self.compiler.starting
 
-    def judge(self, mapping: Mapping) -> str:
+    def judge(self, mapping: ServiceMapping) -> str:
         """Why a mapping would be refused, whoever else wants its host; empty if it would be served. Changes nothing."""
         if reason := _unservable(mapping):
             return reason
@@ -203,7 +205,7 @@ class Routing:
         """Serve nothing more: every host answers as if it had no route."""
         self.table = Table({}, self.compiler.no_route)
 
-    def _same(self, source: str, mapping: Mapping) -> bool:
+    def _same(self, source: str, mapping: ServiceMapping) -> bool:
         old = self._served.get((source, mapping.id))
         return old is not None and (old.mapping.digest, old.mapping.host, old.mapping.refused) == (
             mapping.digest,
@@ -211,7 +213,7 @@ class Routing:
             mapping.refused,
         )
 
-    def _unclaim(self, key: Key, mapping: Mapping, hosts: dict[str, None]) -> None:
+    def _unclaim(self, key: Key, mapping: ServiceMapping, hosts: dict[str, None]) -> None:
         claims = self._claims.get(mapping.host)
         if claims is not None and key in claims:
             claims.remove(key)
@@ -250,7 +252,7 @@ class Routing:
         self.table = Table(hosts, self._unknown())
 
 
-def _unservable(mapping: Mapping) -> str:
+def _unservable(mapping: ServiceMapping) -> str:
     """Why a mapping has no place in the table at all; empty if it has."""
     if mapping.mode != "http":
         return f"mode {mapping.mode} is not served by this proxy yet"

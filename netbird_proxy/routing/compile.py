@@ -17,7 +17,7 @@ from netbird_proxy.api.endpoints import Endpoint
 from netbird_proxy.api.errors import PluginFailed, RouteClosed, RouteRefused
 from netbird_proxy.api.headers import fold
 from netbird_proxy.api.host import Proxy
-from netbird_proxy.api.model import Kind, Mapping, RouteSpec, Upstream
+from netbird_proxy.api.model import Kind, RouteSpec, ServiceMapping, Upstream
 from netbird_proxy.api.steps import Authenticator, Guard, Observer, Pages, RequestTransform
 from netbird_proxy.api.tunnels import Dialer
 from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard, BoundObserver, BoundTransform, GuardStage
@@ -39,7 +39,7 @@ class RouteHooks(Protocol):
     """What compile asks of `netbird_proxy.routing.hooks.Hooks`. All may raise RouteRefused or PluginFailed."""
 
     def restrict(self, route: RouteSpec, proxy: Proxy) -> Sequence[tuple[str, Guard]]: ...
-    def endpoint(self, host: Mapping, proxy: Proxy) -> Sequence[tuple[str, Endpoint]]: ...
+    def endpoint(self, host: ServiceMapping, proxy: Proxy) -> Sequence[tuple[str, Endpoint]]: ...
     def authenticate(self, route: RouteSpec, proxy: Proxy) -> Sequence[tuple[str, Authenticator]]: ...
     def authorize(self, route: RouteSpec, proxy: Proxy) -> Sequence[tuple[str, Guard]]: ...
     def transform_request(self, route: RouteSpec, proxy: Proxy) -> Sequence[tuple[str, RequestTransform]]: ...
@@ -111,7 +111,7 @@ class Compiler:
         self.no_route = Route(None, FixedAnswer(NO_ROUTE, self._unrouted))
         self.starting = Route(None, FixedAnswer(STARTING, self._unrouted))
 
-    def compile(self, mapping: Mapping) -> Compiled:
+    def compile(self, mapping: ServiceMapping) -> Compiled:
         """A mapping's routes.
 
         Raises:
@@ -131,7 +131,7 @@ class Compiler:
             log.exception("mapping.compile_failed", service=mapping.id, account=mapping.account)
             raise RouteRefused(f"the proxy could not compile it: {type(exc).__name__}") from exc
 
-    def closed(self, mapping: Mapping, reason: str) -> Compiled:
+    def closed(self, mapping: ServiceMapping, reason: str) -> Compiled:
         """What stands in for a refused mapping: 503 for every path, without steps and without a pool."""
         answer = FixedAnswer(RouteClosed(reason), self._unrouted)
         route = Route(None, answer)
@@ -145,7 +145,7 @@ class Compiler:
         for pool in pools:
             self._pools.drop(pool)
 
-    def _compile(self, mapping: Mapping, pools: list[RetiringPool]) -> Compiled:
+    def _compile(self, mapping: ServiceMapping, pools: list[RetiringPool]) -> Compiled:
         if not mapping.routes:
             raise RouteRefused("the mapping has no target")
         routes: dict[bytes, Route] = {}
@@ -175,7 +175,7 @@ class Compiler:
         endpoints = self._endpoints(mapping, [pipeline for _, pipeline in pipelines])
         return Compiled(HostRoutes(mapping.account, routes, ambiguous, differ=differ, endpoints=endpoints), pools)
 
-    def _endpoints(self, mapping: Mapping, pipelines: Sequence[Pipeline]) -> dict[bytes, Route]:
+    def _endpoints(self, mapping: ServiceMapping, pipelines: Sequence[Pipeline]) -> dict[bytes, Route]:
         """The plugins' own applications on this host, each behind what restricts the host."""
         exclusive = any(step.phase == "exclusive" for pipeline in pipelines for step in pipeline.authenticate)
         found: dict[bytes, Route] = {}

@@ -20,8 +20,7 @@ from netbird_proxy.api import hookspecs
 from netbird_proxy.api.endpoints import Endpoint
 from netbird_proxy.api.errors import PluginFailed, RouteRefused
 from netbird_proxy.api.host import AccountHandle, Proxy
-from netbird_proxy.api.model import Kind, RouteSpec, Upstream
-from netbird_proxy.api.model import Mapping as ServiceMapping
+from netbird_proxy.api.model import Kind, RouteSpec, ServiceMapping, Upstream
 from netbird_proxy.api.steps import (
     PHASES,
     Authenticator,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping as ReadOnlyDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from netbird_proxy.api.model import AccountId, RouteSpec
 from netbird_proxy.http.folding import FOLDS, climbs, fold_authority, fold_host, readings
@@ -68,11 +67,11 @@ class HostRoutes:
     def __init__(
         self,
         account: AccountId,
-        routes: ReadOnlyDict[bytes, Route],
+        routes: Mapping[bytes, Route],
         ambiguous: Route,
         *,
         differ: bool = False,
-        endpoints: ReadOnlyDict[bytes, Route] | None = None,
+        endpoints: Mapping[bytes, Route] | None = None,
     ) -> None:
         self.account = account
         self._ambiguous = ambiguous
@@ -115,7 +114,7 @@ class Table:
 
     __slots__ = ("hosts", "no_route")
 
-    def __init__(self, hosts: ReadOnlyDict[str, HostRoutes], no_route: Route) -> None:
+    def __init__(self, hosts: Mapping[str, HostRoutes], no_route: Route) -> None:
         self.hosts = hosts
         self.no_route = no_route
 
@@ -139,11 +138,11 @@ def _bare(prefix: bytes) -> bytes:
 _Prefixes = tuple[tuple[bytes, int, Route], ...]
 
 
-def _by_length(routes: ReadOnlyDict[bytes, Route]) -> _Prefixes:
+def _by_length(routes: Mapping[bytes, Route]) -> _Prefixes:
     return tuple((prefix, len(prefix), routes[prefix]) for prefix in sorted(routes, key=len, reverse=True))
 
 
-def _folded(routes: ReadOnlyDict[bytes, Route]) -> tuple[int, dict[int, _Prefixes]]:
+def _folded(routes: Mapping[bytes, Route]) -> tuple[int, dict[int, _Prefixes]]:
     """The folds that change a prefix, as bits of `FOLDS`; and by which of them were applied, the prefixes as they are
     then read."""
     also = 0

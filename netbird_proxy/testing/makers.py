@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from collections.abc import Mapping as ReadOnlyDict
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from netbird_proxy.api.headers import Headers, RawHeader
@@ -14,13 +13,13 @@ from netbird_proxy.api.model import (
     ExchangeId,
     Group,
     Identity,
-    Mapping,
     Mode,
     Origin,
     Peer,
     PublicKey,
     RouteSpec,
     ServiceId,
+    ServiceMapping,
     Upstream,
     UserId,
 )
@@ -71,11 +70,11 @@ def mapping(
     digest: bytes | None = None,
     refused: str = "",
     **fields: Any,
-) -> Mapping:
+) -> ServiceMapping:
     """A mapping of these routes, or of one root route. Its digest follows from what it says."""
     own = routes or (route(service=ServiceId(id), account=AccountId(account), host=host, domain=host),)
     said = repr((own, mode, host, refused)).encode()
-    return Mapping(
+    return ServiceMapping(
         id=ServiceId(id),
         account=AccountId(account),
         source=source,
@@ -123,7 +122,7 @@ def exchange(
     return made
 
 
-def identity(user: str = "user-1", *, groups: ReadOnlyDict[str, str] | None = None, **fields: Any) -> Identity:
+def identity(user: str = "user-1", *, groups: Mapping[str, str] | None = None, **fields: Any) -> Identity:
     """A caller; `groups` maps ids to names."""
     named = tuple(Group(id_, name) for id_, name in (groups or {}).items())
     return Identity(UserId(user), **{"email": f"{user}@example.com", "groups": named, "method": "tunnel", **fields})

@@ -10,7 +10,7 @@ from netbird_proxy.api.endpoints import Endpoint
 from netbird_proxy.api.errors import UpstreamError
 from netbird_proxy.api.exchange import ExchangeView
 from netbird_proxy.api.host import Proxy
-from netbird_proxy.api.model import Challenge, Deny, Identity, Mapping, Offer, Origin, RouteSpec, Upstream
+from netbird_proxy.api.model import Challenge, Deny, Identity, Offer, Origin, RouteSpec, ServiceMapping, Upstream
 from netbird_proxy.api.outgoing_head import OutgoingHead
 from netbird_proxy.api.steps import Authenticator, Guard, Observer, Pages, RequestTransform
 from netbird_proxy.api.tunnels import Dialer
@@ -71,7 +71,7 @@ class StepHooks:
     def dialer(self, route: RouteSpec, upstream: Upstream, proxy: Proxy) -> tuple[str, Dialer] | None:
         return self.the_dialer
 
-    def endpoint(self, host: Mapping, proxy: Proxy) -> Sequence[tuple[str, Endpoint]]:
+    def endpoint(self, host: ServiceMapping, proxy: Proxy) -> Sequence[tuple[str, Endpoint]]:
         return self.steps["endpoint"]
 
     def pages(self, proxy: Proxy) -> tuple[str, Pages] | None:
@@ -106,7 +106,7 @@ class RecordedHooks:
     def dialer(self, route: RouteSpec, upstream: Upstream, proxy: Proxy) -> tuple[str, Dialer] | None:
         return self._hooks.dialer(route, upstream, proxy)
 
-    def endpoint(self, host: Mapping, proxy: Proxy) -> Sequence[tuple[str, Endpoint]]:
+    def endpoint(self, host: ServiceMapping, proxy: Proxy) -> Sequence[tuple[str, Endpoint]]:
         return self._hooks.endpoint(host, proxy)
 
     def pages(self, proxy: Proxy) -> tuple[str, Pages] | None:
@@ -179,7 +179,7 @@ class Transcript:
 
     def __init__(
         self,
-        *mappings: Mapping | RouteSpec,
+        *mappings: ServiceMapping | RouteSpec,
         hooks: RouteHooks | None = None,
         proxy: Proxy | None = None,
         upstream: Iterable[ScriptedAnswer | UpstreamError] = (),

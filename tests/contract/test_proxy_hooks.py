@@ -37,13 +37,13 @@ from netbird_proxy import (
     Endpoint,
     ExchangeView,
     Identity,
-    Mapping,
     Offer,
     Page,
     Peer,
     PluginInfo,
     PublicKey,
     RouteRefused,
+    ServiceMapping,
     Tunnel,
     hookimpl,
 )
@@ -282,7 +282,7 @@ async def test_endpoint_keeps_to_its_place() -> None:
             return PluginInfo()
 
         @hookimpl
-        def endpoint(self, host: Mapping) -> Endpoint:
+        def endpoint(self, host: ServiceMapping) -> Endpoint:
             async def app(_scope: object, _receive: object, _send: object) -> None:
                 raise RuntimeError("broken")
 

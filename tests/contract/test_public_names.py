@@ -49,3 +49,12 @@ def test_every_type_that_plugins_exchange_with_the_host_is_public(module: str) -
 def test_the_state_key_of_an_endpoint_is_stable() -> None:
     """Applications that plugins mount read the view of their exchange under this key, also by its literal."""
     assert netbird_proxy.EXCHANGE_STATE == "netbird_proxy.exchange"
+
+
+def test_an_earlier_name_warns_and_is_the_new_one() -> None:
+    """A plugin that imports `Mapping` still loads, and its author learns the name that replaces it."""
+    with pytest.warns(DeprecationWarning, match="ServiceMapping"):
+        from netbird_proxy import Mapping
+    assert Mapping is netbird_proxy.ServiceMapping
+    with pytest.raises(AttributeError):
+        netbird_proxy.no_such_name  # noqa: B018 - the attribute access is the test

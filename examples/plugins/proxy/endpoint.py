@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from netbird_proxy import EXCHANGE_STATE, Endpoint, ExchangeView, Mapping, PluginInfo, hookimpl
+from netbird_proxy import EXCHANGE_STATE, Endpoint, ExchangeView, PluginInfo, ServiceMapping, hookimpl
 
 
 class Whose:
@@ -16,7 +16,7 @@ class Whose:
         return PluginInfo(summary="says whose host it is", notes=("whose",))
 
     @hookimpl
-    def endpoint(self, host: Mapping) -> Endpoint:
+    def endpoint(self, host: ServiceMapping) -> Endpoint:
         async def app(scope: dict[str, Any], _receive: object, send: Any) -> None:
             exchange: ExchangeView = scope["state"][EXCHANGE_STATE]
             exchange.note("whose", host.id)

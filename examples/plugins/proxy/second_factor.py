@@ -11,11 +11,11 @@ from netbird_proxy import (
     Endpoint,
     ExchangeView,
     Guard,
-    Mapping,
     Offer,
     PluginInfo,
     Proxy,
     RouteSpec,
+    ServiceMapping,
     Verdict,
     hookimpl,
     is_cross_site,
@@ -43,7 +43,7 @@ class Terms:
         return Guard(accepted)
 
     @hookimpl
-    def endpoint(self, host: Mapping) -> Endpoint:
+    def endpoint(self, host: ServiceMapping) -> Endpoint:
         return Endpoint(_accept)
 
 

@@ -17,13 +17,13 @@ from netbird_proxy import (
     ExchangeView,
     Guard,
     Guesses,
-    Mapping,
     OutgoingHead,
     Pages,
     PluginInfo,
     Proxy,
     RequestTransform,
     RouteSpec,
+    ServiceMapping,
     Verdict,
     always,
     fold,
@@ -143,7 +143,7 @@ class Session:
         return RequestTransform(keep_credentials, depends_on=names)
 
     @hookimpl
-    def endpoint(self, host: Mapping, proxy: Proxy) -> Endpoint | None:
+    def endpoint(self, host: ServiceMapping, proxy: Proxy) -> Endpoint | None:
         site = Site.of(host.routes[0])
         if not site.settings.methods:
             return None

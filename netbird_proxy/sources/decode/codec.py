@@ -8,8 +8,7 @@ field without a plugin that understands it refuses the whole mapping.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
-from collections.abc import Mapping as ReadOnlyDict
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar, get_args
 
@@ -17,7 +16,7 @@ from pydantic import ValidationError
 
 from netbird_host.info import PluginId
 from netbird_proxy.api.errors import RouteRefused
-from netbird_proxy.api.model import AccountId, Kind, Mapping, Mode, RouteSpec, ServiceId, Upstream
+from netbird_proxy.api.model import AccountId, Kind, Mode, RouteSpec, ServiceId, ServiceMapping, Upstream
 from netbird_proxy.http.folding import fold_host
 from netbird_proxy.routing.hooks import Hooks
 from netbird_proxy.sources.decode.claims import Claims, unknown_in
@@ -35,7 +34,7 @@ _KINDS: Final[dict[Mode, Kind]] = {"http": "http", "tcp": "stream", "tls": "stre
 class Decoded:
     """A mapping, and what was left out of it without harm: names for a log line, no values."""
 
-    mapping: Mapping
+    mapping: ServiceMapping
     ignored: tuple[str, ...] = ()
 
 
@@ -66,7 +65,7 @@ class Codec:
         said.CopyFrom(wire)
         said.ClearField("auth_token")
         ignored: list[str] = []
-        mapping = Mapping(
+        mapping = ServiceMapping(
             id=ServiceId(wire.id),
             account=AccountId(wire.account_id),
             source=source,
@@ -122,7 +121,7 @@ class Codec:
         if said.mode == "tls" and not 0 <= said.listen_port < 65536:
             raise RouteRefused(f"listen_port {said.listen_port} is not a port")
 
-    def _routes(self, said: ProxyMapping, mapping: Mapping, ignored: list[str]) -> tuple[RouteSpec, ...]:
+    def _routes(self, said: ProxyMapping, mapping: ServiceMapping, ignored: list[str]) -> tuple[RouteSpec, ...]:
         judged = self._claims.judge(said)
         judged_paths = [self._claims.judge_path(path) for path in said.path]
         if unclaimed := dict.fromkeys(name for one in (judged, *judged_paths) for name in one.unclaimed):
@@ -240,7 +239,7 @@ def _read(plugin: PluginId, model: type[Any], *arguments: ProxyMapping | PathMap
 
 
 def _together(
-    one: ReadOnlyDict[PluginId, tuple[str, ...]], other: ReadOnlyDict[PluginId, tuple[str, ...]]
+    one: Mapping[PluginId, tuple[str, ...]], other: Mapping[PluginId, tuple[str, ...]]
 ) -> dict[PluginId, tuple[str, ...]]:
     found = dict(one)
     for plugin, fields in other.items():

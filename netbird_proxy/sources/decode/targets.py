@@ -6,7 +6,7 @@ Whatever could be read in two ways is refused here, once, so that nobody behind 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping as ReadOnlyDict
+from collections.abc import Mapping
 from typing import Final
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
@@ -103,7 +103,7 @@ def seconds(duration: Duration) -> float | None:
     return found if found > 0 else None
 
 
-def custom_headers(wanted: ReadOnlyDict[str, str], ignored: list[str]) -> tuple[tuple[bytes, bytes], ...]:
+def custom_headers(wanted: Mapping[str, str], ignored: list[str]) -> tuple[tuple[bytes, bytes], ...]:
     headers: dict[bytes, bytes] = {}
     for name in sorted(wanted):
         raw_name, raw_value = name.encode().lower(), wanted[name].encode().strip(b" \t")

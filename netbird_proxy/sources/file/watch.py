@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 
 from netbird_proxy.api.errors import SettingsError
-from netbird_proxy.api.model import Mapping
+from netbird_proxy.api.model import ServiceMapping
 from netbird_proxy.routing.apply import YIELDING, Routing
 from netbird_proxy.sources.decode.codec import Codec
 from netbird_proxy.sources.file.read import FileMapping, MappingsRefused, read_mappings
@@ -24,7 +24,7 @@ INTERVAL = 0.5
 Stamp = tuple[int, int, int]
 
 
-def decode_mappings(file: Path, codec: Codec) -> list[tuple[FileMapping, Mapping]]:
+def decode_mappings(file: Path, codec: Codec) -> list[tuple[FileMapping, ServiceMapping]]:
     """The file's mappings in the model, every one of which this proxy understands.
 
     Raises:
@@ -32,7 +32,7 @@ def decode_mappings(file: Path, codec: Codec) -> list[tuple[FileMapping, Mapping
     """
     said = read_mappings(file)
     problems: list[str] = []
-    found: list[tuple[FileMapping, Mapping]] = []
+    found: list[tuple[FileMapping, ServiceMapping]] = []
     hosts: dict[str, FileMapping] = {}
     for one in said:
         mapping = codec.decode(one.wire, source=SOURCE).mapping
@@ -101,7 +101,7 @@ class FileMappings:
         """For the operator."""
         return {"file": str(self._file), "mappings": self._count(), "refused": list(self.refused)}
 
-    def _apply(self, found: list[tuple[FileMapping, Mapping]]) -> None:
+    def _apply(self, found: list[tuple[FileMapping, ServiceMapping]]) -> None:
         problems = [one.problem(reason) for one, mapping in found if (reason := self._routing.judge(mapping))]
         if problems:
             raise MappingsRefused(problems)

@@ -12,7 +12,7 @@ import structlog
 from netbird_proxy.accounts.accounts import Accounts, AccountState
 from netbird_proxy.accounts.revocations import RevokedSessions
 from netbird_proxy.api.host import OpenExchanges
-from netbird_proxy.api.model import AccountId, Mapping, PublicKey, ServiceId, UserId
+from netbird_proxy.api.model import AccountId, PublicKey, ServiceId, ServiceMapping, UserId
 from netbird_proxy.routing.apply import Report, Routing, Served
 from netbird_proxy.sources.decode.codec import Codec
 from netbird_proxy.sources.management.client import Update
@@ -164,22 +164,22 @@ class ManagementMappings:
             if served.mapping.account == state.id:
                 self._report(served.report(changed=False))
 
-    def _parted(self, changed: dict[ServiceId, Mapping]) -> tuple[list[Mapping], list[Mapping]]:
+    def _parted(self, changed: dict[ServiceId, ServiceMapping]) -> tuple[list[ServiceMapping], list[ServiceMapping]]:
         """Those that must come into force in one step, as hosts change hands among them, and those that need not."""
         if len(changed) <= AT_ONCE:
             return list(changed.values()), []
         held = {served.mapping.host: served.mapping.id for served in self._routing}
-        together: list[Mapping] = []
-        rest: list[Mapping] = []
+        together: list[ServiceMapping] = []
+        rest: list[ServiceMapping] = []
         for mapping in changed.values():
             old = self._routing.get(SOURCE, mapping.id)
             stays = old is None or old.mapping.host == mapping.host
             (rest if stays and held.get(mapping.host, mapping.id) == mapping.id else together).append(mapping)
         return together, rest
 
-    async def _sorted(self, wires: Iterable[ProxyMapping]) -> tuple[dict[ServiceId, Mapping], set[ServiceId]]:
+    async def _sorted(self, wires: Iterable[ProxyMapping]) -> tuple[dict[ServiceId, ServiceMapping], set[ServiceId]]:
         """The last word about each service in a batch."""
-        changed: dict[ServiceId, Mapping] = {}
+        changed: dict[ServiceId, ServiceMapping] = {}
         removed: set[ServiceId] = set()
         for number, wire in enumerate(wires):
             if number % AT_ONCE == AT_ONCE - 1:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from netbird_identity_headers.proxy import IdentityHeaders, _groups, _printable, _user
 from netbird_identity_headers.settings import PLUGIN, IdentityHeadersSettings
 from netbird_proxy import Authenticator, Dialer, Group, Identity, PluginInfo, UserId, hookimpl
-from netbird_proxy.api.model import Mapping
+from netbird_proxy.api.model import ServiceMapping
 from netbird_proxy.routing.hooks import Hooks, load_hooks
 from netbird_proxy.sources.decode.claims import CORE_CLAIMS
 from netbird_proxy.sources.decode.codec import Codec
@@ -96,7 +96,7 @@ def hooks() -> Hooks:
     return load_hooks([(PLUGIN, IdentityHeaders), ("knows", Knows)], core_claims=CORE_CLAIMS)
 
 
-def applied(**said: Any) -> Mapping:
+def applied(**said: Any) -> ServiceMapping:
     """A mapping with these settings, as the proxy reads it."""
     wire = ProxyMapping(id="svc-1", account_id="acct-1", domain="app.example.com")
     wire.path.append(PathMapping(path="/", target="http://10.0.0.7/"))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from netbird_proxy import ALLOW, Authenticator, Challenge, Deny, Guard, Identity, UserId
-from netbird_proxy.api.model import AccountId, Mapping, PublicKey, ServiceId
+from netbird_proxy.api.model import AccountId, PublicKey, ServiceId, ServiceMapping
 from netbird_proxy.pipeline.open_exchanges import OpenExchanges
 from netbird_proxy.testing.asgi import Client
 from netbird_proxy.testing.makers import ACCOUNT, SERVICE, host_origin, mapping, route, upstream
@@ -83,7 +83,7 @@ class Endless(ScriptedAnswer):
 @asynccontextmanager
 async def streaming(
     door: Door,
-    *mappings: Mapping,
+    *mappings: ServiceMapping,
     timeout: float = 5.0,
     body_bytes: int = 0,
     interval: float | None = None,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from netbird_proxy import ALLOW
 from netbird_proxy.api.errors import RouteClosed
-from netbird_proxy.api.model import AccountId, Address, Mapping, ServiceId
+from netbird_proxy.api.model import AccountId, Address, ServiceId, ServiceMapping
 from netbird_proxy.pipeline.core_answers import NO_ROUTE, STARTING
 from netbird_proxy.pipeline.pipeline import Environment, FixedAnswer
 from netbird_proxy.routing.apply import Routing
@@ -28,7 +28,7 @@ async def allow(_exchange: object) -> object:
     return ALLOW
 
 
-def service(id_: str, host: str = HOST, *, port: int = 80, account: str = "acct-1", **fields: Any) -> Mapping:
+def service(id_: str, host: str = HOST, *, port: int = 80, account: str = "acct-1", **fields: Any) -> ServiceMapping:
     """A mapping whose upstream's port tells versions apart."""
     spec = route(
         service=ServiceId(id_),
@@ -162,7 +162,7 @@ async def test_services_can_change_places() -> None:
 @pytest.mark.parametrize(
     "bad", [service("a", refused="no plugin understands it"), service("a", guarding={"gate": ("private",)})]
 )
-async def test_refused_modification_closes_the_older_version(bad: Mapping) -> None:
+async def test_refused_modification_closes_the_older_version(bad: ServiceMapping) -> None:
     """What was open does not stay open because its successor could not be served."""
     made = routing()
     made.apply("management", [service("a")])
@@ -357,7 +357,7 @@ def test_any_history_leaves_what_its_last_state_says(moves: list[tuple[str, Any]
         upstreams = Upstreams()
         made = routing(upstreams=upstreams)
         line: dict[str, list[str]] = {host: [] for host in HOSTS}
-        state: dict[str, Mapping] = {}
+        state: dict[str, ServiceMapping] = {}
 
         def leave(id_: str) -> None:
             for waiting in line.values():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from netbird_proxy.api.errors import RouteClosed
-from netbird_proxy.api.model import AccountId, Mapping, ServiceId
+from netbird_proxy.api.model import AccountId, ServiceId, ServiceMapping
 from netbird_proxy.api.steps import Guard
 from netbird_proxy.pipeline.core_answers import NO_ROUTE
 from netbird_proxy.pipeline.pipeline import Environment, FixedAnswer, Pipeline
@@ -31,7 +31,7 @@ ACCOUNTS = ("acct-1", "acct-2", "acct-3")
 Key = tuple[str, str]
 
 
-def version(id_: str, host: str, account: str, port: int, kind: str) -> Mapping:
+def version(id_: str, host: str, account: str, port: int, kind: str) -> ServiceMapping:
     """One version of a service. `bad` ones are refused by the codec, `unguarded` ones when they are compiled."""
     spec = route(
         service=ServiceId(id_),
@@ -56,7 +56,7 @@ VERSION = st.builds(
 SNAPSHOT = st.lists(VERSION, max_size=3, unique_by=lambda one: one.id)
 
 
-def from_(source: str, mappings: list[Mapping]) -> list[Mapping]:
+def from_(source: str, mappings: list[ServiceMapping]) -> list[ServiceMapping]:
     return [replace(one, source=source) for one in mappings]
 
 
@@ -71,7 +71,7 @@ class Applying(RuleBasedStateMachine):
         hooks = StepHooks(restrict=[("gate", Guard(allow))])  # type: ignore[arg-type]
         self.pools = Pools(self.upstreams, grace=0.0)
         self.routing = Routing(Compiler(hooks, FakeProxy(), self.pools, Environment()), on_change=self.told.append)
-        self.state: dict[Key, Mapping] = {}
+        self.state: dict[Key, ServiceMapping] = {}
         self.lines: dict[str, list[Key]] = {host: [] for host in HOSTS}
         self.tables = [(self.routing.table, dict(self.routing.table.hosts))]
 
@@ -97,14 +97,14 @@ class Applying(RuleBasedStateMachine):
     # What happens -----------------------------------------------------------------------------------------------------
 
     @rule(source=st.sampled_from(SOURCES), snapshot=SNAPSHOT)
-    def apply(self, source: str, snapshot: list[Mapping]) -> None:
+    def apply(self, source: str, snapshot: list[ServiceMapping]) -> None:
         given = from_(source, snapshot)
         self._in_loop(self.routing.apply, source, given)
         gone = [key for key in self.state if key[0] == source and key[1] not in {one.id for one in given}]
         self._model(source, given, gone)
 
     @rule(source=st.sampled_from(SOURCES), changed=SNAPSHOT, removed=st.lists(st.sampled_from(IDS), max_size=2))
-    def update(self, source: str, changed: list[Mapping], removed: list[str]) -> None:
+    def update(self, source: str, changed: list[ServiceMapping], removed: list[str]) -> None:
         given = from_(source, changed)
         self._in_loop(self.routing.update, source, given, [ServiceId(one) for one in removed])
         gone = [(source, id_) for id_ in dict.fromkeys(removed) if id_ not in {one.id for one in given}]
@@ -121,7 +121,7 @@ class Applying(RuleBasedStateMachine):
         assert (len(self.told), len(self.upstreams.pools)) == (told, pools)
         assert not any(report.changed for report in reports)
 
-    def _model(self, source: str, given: list[Mapping], gone: list[Key]) -> None:
+    def _model(self, source: str, given: list[ServiceMapping], gone: list[Key]) -> None:
         for key in gone:
             self._leave(key)
             self.state.pop(key, None)
@@ -195,7 +195,7 @@ class Applying(RuleBasedStateMachine):
             assert all(old.hosts[host] is routes for host, routes in hosts.items())
 
 
-def _is_good(one: Mapping) -> bool:
+def _is_good(one: ServiceMapping) -> bool:
     return not one.refused and one.mode == "http" and "nobody" not in one.routes[0].guarding
 
 

@@ -9,7 +9,7 @@ import pytest
 from netbird_proxy import ALLOW, Authenticator, Guard, RequestTransform
 from netbird_proxy.api.errors import PluginFailed, RouteRefused
 from netbird_proxy.api.host import Proxy
-from netbird_proxy.api.model import Mapping, RouteSpec, ServiceId, Upstream
+from netbird_proxy.api.model import RouteSpec, ServiceId, ServiceMapping, Upstream
 from netbird_proxy.api.tunnels import Dialer
 from netbird_proxy.testing.makers import host_origin, mapping, route, upstream
 from netbird_proxy.testing.transcript import StepHooks, Transcript
@@ -35,7 +35,7 @@ def guarded(**fields: Any) -> RouteSpec:
     return route(guarding={"gate": ("private",)}, **fields)
 
 
-async def refusal(hooks: StepHooks, *mappings: Mapping | RouteSpec) -> str:
+async def refusal(hooks: StepHooks, *mappings: ServiceMapping | RouteSpec) -> str:
     """Apply, check that a closed route stands in, and return why."""
     play = Transcript(*mappings, hooks=hooks)
     [report] = play.reports
@@ -125,7 +125,7 @@ async def test_plugin_may_own_a_name_twice() -> None:
         (mapping(route(to=upstream(custom_headers=((b"a b", b""),)))), "the custom header 'a b' cannot be sent"),
     ],
 )
-async def test_what_cannot_be_served_is_refused(made: Mapping, said: str) -> None:
+async def test_what_cannot_be_served_is_refused(made: ServiceMapping, said: str) -> None:
     """In one sentence for management, with a closed route in its place."""
     assert said in await refusal(StepHooks(), made)
 

@@ -13,7 +13,7 @@ import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netbird_proxy.api.model import Address, Mapping, Upstream
+from netbird_proxy.api.model import Address, ServiceMapping, Upstream
 from netbird_proxy.routing.hooks import Hooks
 from netbird_proxy.sources.decode.codec import Codec, Decoded
 from netbird_wire.direct_upstream import set_direct
@@ -52,7 +52,7 @@ def decoded(message: ProxyMapping, codec: Codec = CODEC) -> Decoded:
     return codec.decode(message, source="management")
 
 
-def served(message: ProxyMapping, codec: Codec = CODEC) -> Mapping:
+def served(message: ProxyMapping, codec: Codec = CODEC) -> ServiceMapping:
     found = decoded(message, codec).mapping
     assert found.refused == ""
     return found
