@@ -2,17 +2,27 @@
 
 An event's name is fixed and dotted (`management.stream.lost`); what varies is in its fields. What is logged for each
 exchange has a writer of its own, because this way costs more than a request may.
+
+Clients can cause events, so each event is limited to so many lines; a line that says how many were left out follows. A
+thread writes the lines: a full pipe or a slow disk holds up neither the event loop nor the end of the process.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
 import sys
+import time
+from collections import Counter
+from collections.abc import Callable
 from typing import Literal, TextIO
 
 import msgspec
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
+
+from netbird_host.buckets import Buckets
+from netbird_host.line_writer import TOO_FAST, LineWriter
 
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["auto", "json", "console"]
@@ -20,18 +30,72 @@ Format = Literal["auto", "json", "console"]
 _QUIET = dict.fromkeys(("asyncio", "grpc", "httpcore", "httpx", "uvicorn"), logging.WARNING)
 # At debug these tell of each request, headers included.
 
+BURST, PER_SECOND = 200, 20.0
+"""Lines of one event at once, and then in each second."""
+EVENTS = 1024
+"""Events that are told apart."""
+FLUSH_TIMEOUT = 2.0
+"""Seconds that the end of the process waits for its last lines."""
+
+_writer: LineWriter | None = None
+_lost: Counter[str] = Counter()
 _encoder = msgspec.json.Encoder(enc_hook=str)
 
 
-class _Handler(logging.StreamHandler[TextIO]):
-    """Ours, so that configuring again replaces it and leaves others'."""
+class _Handler(logging.Handler):
+    """Formats records, and leaves out those of an event that comes too often."""
+
+    def __init__(self, write: Callable[[str], object], clock: Callable[[], float]) -> None:
+        super().__init__()
+        self._write = write
+        self._lines = Buckets(clock, burst=BURST, per_second=PER_SECOND, keys=EVENTS)
+        self._left_out: Counter[str] = Counter()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        event = f"{record.name} {record.msg['event'] if isinstance(record.msg, dict) else record.msg}"[:200]
+        if not self._lines.take(event):
+            self._left_out[event if event in self._left_out or len(self._left_out) < EVENTS else "others"] += 1
+            return
+        try:
+            if left_out := self._left_out.pop(event, 0):
+                _log.warning("log.left_out", of=event.partition(" ")[2], lines=left_out, reason="too many at once")
+            self._write(self.format(record))
+        except Exception:
+            self.handleError(record)
 
 
-def configure(level: Level = "info", format: Format = "auto", stream: TextIO | None = None) -> None:  # noqa: A002
+def lost_lines() -> int:
+    """Lines of this process's log that its output did not take."""
+    return _lost.total()
+
+
+def _failed(lines: int, why: str) -> None:
+    _lost["lines"] += lines
+    if why == TOO_FAST:  # the output takes lines again; otherwise this one would fail like them
+        _log.error("log.lines_lost", lines=lines, reason=why)
+
+
+def _standard_error() -> Callable[[str], object]:
+    """Writes to standard error in a thread, the same one however often this is called."""
+    global _writer
+    if _writer is None:
+        _writer = LineWriter("stderr", interval=0.0, failed=_failed, name="log")
+        atexit.register(_writer.close, FLUSH_TIMEOUT)
+    writer = _writer
+    return lambda line: writer.write(line.encode(errors="backslashreplace") + b"\n")
+
+
+def configure(
+    level: Level = "info",
+    format: Format = "auto",  # noqa: A002
+    stream: TextIO | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
     """Set up structlog and the standard library's logging; may be called again.
 
     Args:
-        stream: standard error by default. `auto` asks it whether it is a terminal.
+        stream: standard error by default, written by a thread. `auto` asks it whether it is a terminal.
+        clock: seconds, for the limit on lines of one event.
     """
     out = stream if stream is not None else sys.stderr
     console = out.isatty() if format == "auto" else format == "console"
@@ -48,7 +112,8 @@ def configure(level: Level = "info", format: Format = "auto", stream: TextIO | N
         if console
         else [structlog.processors.format_exc_info, _json]
     )
-    handler = _Handler(out)
+    write = _standard_error() if stream is None else lambda line: stream.write(f"{line}\n")
+    handler = _Handler(write, clock)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -77,3 +142,6 @@ def configure(level: Level = "info", format: Format = "auto", stream: TextIO | N
 def _json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
     first = {name: event.pop(name) for name in ("timestamp", "level", "event", "logger") if name in event}
     return _encoder.encode({**first, **{str(name): value for name, value in event.items()}}).decode()
+
+
+_log = structlog.get_logger("netbird_host.logs")

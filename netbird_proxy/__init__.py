@@ -25,7 +25,17 @@ from netbird_proxy.api.forwarded import Forwarded, TrustedProxies
 from netbird_proxy.api.headers import Headers, fold
 from netbird_proxy.api.hookspecs import hookimpl
 from netbird_proxy.api.host import AccountHandle, ManagementChannel, OpenExchanges, Proxy, Revocations
-from netbird_proxy.api.kit import Backoff, Claim, Guesses, PluginInfo, SingleFlight, always, never, source_of
+from netbird_proxy.api.kit import (
+    Backoff,
+    Claim,
+    Guesses,
+    LineWriter,
+    PluginInfo,
+    SingleFlight,
+    always,
+    never,
+    source_of,
+)
 from netbird_proxy.api.model import (
     ALLOW,
     AccountId,
@@ -94,6 +104,7 @@ __all__ = [
     "Headers",
     "Identity",
     "Kind",
+    "LineWriter",
     "ManagementChannel",
     "ManagementError",
     "ManagementRefused",

@@ -1,8 +1,10 @@
-"""Parts of the host kit that plugins use: descriptions, back-off, single flight, throttles, fair shares by client."""
+"""Parts of the host kit that plugins use: descriptions, back-off, single flight, throttles, fair shares by client,
+and lines written beside the loop."""
 
 from netbird_host.backoff import Backoff
 from netbird_host.guesses import Guesses
 from netbird_host.info import Claim, PluginInfo, always, never
+from netbird_host.line_writer import LineWriter
 from netbird_host.single_flight import SingleFlight
 from netbird_host.sources import source_of
 
@@ -10,6 +12,7 @@ __all__ = [
     "Backoff",
     "Claim",
     "Guesses",
+    "LineWriter",
     "PluginInfo",
     "SingleFlight",
     "always",

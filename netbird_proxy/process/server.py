@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import structlog
 from pydantic import BaseModel
 
+from netbird_host import logs
 from netbird_host.collector import calm_collector
 from netbird_host.descriptors import raise_limit
 from netbird_host.shutdown import Shutdown, on_signals
@@ -472,9 +473,13 @@ class ProxyServer:
         now["exchanges_open"] = len(self._app.exchanges)
         if self._client is not None:
             now["management_connected"] = int(self._client.connected)
-        return dict(self._counters), now
+        return self._counted(), now
 
     # netbird_proxy.operator.admin.Inspected
+
+    def _counted(self) -> dict[str, int]:
+        lost = logs.lost_lines()
+        return {**self._counters, **({"log_lines_lost": lost} if lost else {})}
 
     def describe_state(self) -> dict[str, Any]:
         return {
@@ -492,7 +497,7 @@ class ProxyServer:
             else None,
             "mappings_file": self._file.describe() if self._file is not None else None,
             "listening": [str(listener.address) for listener in self._listeners],
-            "counters": dict(sorted(self._counters.items())),
+            "counters": dict(sorted(self._counted().items())),
         }
 
     def describe_plugins(self) -> list[dict[str, Any]]:

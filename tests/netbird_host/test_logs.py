@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -102,3 +104,61 @@ def test_configuring_again_does_not_double_lines() -> None:
     logging.getLogger("library").error("once")
 
     assert len(lines(stream)) == 1
+
+
+def test_an_event_that_comes_too_often_is_left_out_and_counted() -> None:
+    """Clients cause events as fast as they connect: each event has a limit, and other events' lines do not suffer."""
+    stream, now = io.StringIO(), [0.0]
+    logs.configure(stream=stream, clock=lambda: now[0])
+    log = structlog.get_logger("netbird.test")
+
+    for number in range(1000):
+        log.info("request.refused", number=number)
+        logging.getLogger("library").warning("refused %s", number)
+    log.info("proxy.ready")
+    written = lines(stream)
+    assert [line["event"] for line in written].count("request.refused") == logs.BURST
+    assert sum(line["logger"] == "library" for line in written) == logs.BURST
+    assert written[-1]["event"] == "proxy.ready"
+
+    now[0] += 1.0
+    log.info("request.refused", number="last")
+    summary, last = lines(stream)[-2:]
+    assert (summary["event"], summary["of"], summary["lines"]) == ("log.left_out", "request.refused", 1000 - logs.BURST)
+    assert last["number"] == "last"
+
+
+FULL_PIPE = """
+import structlog
+from netbird_host import logs
+
+logs.configure(format="json")
+log = structlog.get_logger("netbird.test")
+for number in range(20_000):
+    log.info(f"event.{number}", text="x" * 200)
+print("done", flush=True)
+input()
+log.info("the.last")
+"""
+
+
+async def test_a_full_pipe_stops_nobody_who_logs() -> None:
+    """A reader that stands still holds up a thread alone; it then gets every line, up to the last one at the end."""
+    process = await asyncio.create_subprocess_exec(
+        *[sys.executable, "-c", FULL_PIPE],
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        limit=4096,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    async with asyncio.timeout(60):
+        assert await process.stdout.readline() == b"done\n"
+        process.stdin.write(b"\n")
+        process.stdin.close()
+        read = (await process.stderr.read()).splitlines()
+        assert await process.wait() == 0
+    assert len(read) == 20_001
+    assert json.loads(read[-1])["event"] == "the.last"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 import os
 import re
 from collections import Counter
@@ -18,7 +19,8 @@ import grpc.aio
 import pytest
 from nacl.signing import SigningKey
 
-from netbird_host import guesses
+from netbird_host import guesses, logs
+from netbird_host.line_writer import LineWriter
 from netbird_overlay import whereabouts
 from netbird_overlay.engine import Connected, LimitReached
 from netbird_overlay.keys import TunnelState
@@ -39,7 +41,6 @@ from netbird_proxy.defaults.access_log import line as line_module
 from netbird_proxy.defaults.access_log import sender as sender_module
 from netbird_proxy.defaults.access_log import writer as writer_module
 from netbird_proxy.defaults.access_log.sender import Sender
-from netbird_proxy.defaults.access_log.writer import LineWriter
 from netbird_proxy.defaults.session import authenticators, confirmations
 from netbird_proxy.defaults.session import tokens as session_tokens
 from netbird_proxy.defaults.telemetry import plugin as telemetry
@@ -591,6 +592,19 @@ async def places(directory: Path) -> None:
 
 
 # What goes out about exchanges ----------------------------------------------------------------------------------------
+
+
+@drive("log lines")
+async def log_lines(_directory: Path) -> None:
+    written: list[str] = []
+    handler = logs._Handler(written.append, lambda: 0.0)
+    for _ in range(logs.BURST + 50):
+        handler.emit(logging.LogRecord("name", logging.INFO, "", 0, "request.refused", None, None))
+    for number in range(logs.EVENTS + 5):
+        handler.emit(logging.LogRecord("name", logging.INFO, "", 0, f"event.{number}", None, None))
+    assert written.count("request.refused") == logs.BURST
+    assert len(handler._lines) == logs.EVENTS
+    assert len(handler._left_out) <= logs.EVENTS
 
 
 @drive("access-log lines")

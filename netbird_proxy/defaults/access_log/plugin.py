@@ -10,11 +10,10 @@ from typing import Annotated
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
-from netbird_proxy import ExchangeView, Observer, PluginInfo, Proxy, RouteSpec, hookimpl
+from netbird_proxy import ExchangeView, LineWriter, Observer, PluginInfo, Proxy, RouteSpec, hookimpl
 from netbird_proxy.defaults.access_log.entry import EntryFormat
 from netbird_proxy.defaults.access_log.line import LineFormat
 from netbird_proxy.defaults.access_log.sender import Sender
-from netbird_proxy.defaults.access_log.writer import LineWriter
 
 log = structlog.get_logger("netbird_proxy.access_log")
 

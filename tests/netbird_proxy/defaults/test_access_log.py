@@ -17,6 +17,7 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
+from netbird_host.line_writer import MAX_PENDING_BYTES, LineWriter
 from netbird_proxy import (
     AccountId,
     Address,
@@ -40,7 +41,6 @@ from netbird_proxy.defaults.access_log import AccessLogOptions
 from netbird_proxy.defaults.access_log.entry import LONGEST_PATH, EntryFormat, request_of, under, varint
 from netbird_proxy.defaults.access_log.plugin import GATHERED, LONG_PATH
 from netbird_proxy.defaults.access_log.sender import WORKERS
-from netbird_proxy.defaults.access_log.writer import MAX_PENDING_BYTES, LineWriter
 from netbird_proxy.pipeline.exchange import Exchange
 from netbird_proxy.routing.hooks import Hooks, load_hooks
 from netbird_wire.proxy_service_pb2 import AccessLog, SendAccessLogRequest

@@ -15,18 +15,24 @@ from contextlib import suppress
 from pathlib import Path
 
 MAX_PENDING_BYTES = 8 << 20
+RETRY = 0.05
+"""Seconds between two looks at an output that is full and does not block."""
+TOO_FAST = "they came faster than they could be written"
 _STREAMS = {"stdout": 1, "stderr": 2}
 
 
 class LineWriter:
     """Appends lines to standard output, standard error or a file; a file that was moved away is begun anew."""
 
-    def __init__(self, output: str, *, interval: float, failed: Callable[[int, str], None]) -> None:
+    def __init__(
+        self, output: str, *, interval: float, failed: Callable[[int, str], None], name: str = "access log"
+    ) -> None:
         """
         Args:
             output: `stdout`, `stderr` or a path. OSError if the file cannot be opened.
             interval: seconds between two writes.
-            failed: told from the thread how many lines were lost, and why.
+            failed: called in the thread with the number of lines that were lost, and why.
+            name: of the thread.
         """
         self._path = None if output in _STREAMS else Path(output)
         self._fd = _STREAMS[output] if self._path is None else _opened(self._path)
@@ -38,9 +44,10 @@ class LineWriter:
         self._written = 0  # bytes; the thread's
         self._dropped = 0  # lines; the loop's
         self._told = 0  # of those; the thread's
+        self._anew = False
         self._wake = threading.Event()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="access log", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def write(self, line: bytes) -> None:
@@ -54,6 +61,10 @@ class LineWriter:
         # thread could take the last one in between and sleep on ours.
         if len(self._pending) == 1:
             self._wake.set()
+
+    def reopen(self) -> None:
+        """Open the file anew before the next line, even where the path still leads to it."""
+        self._anew = True
 
     def close(self, timeout: float) -> bool:
         """Write what is there, at most for `timeout` seconds. Blocks; whether all was written."""
@@ -79,7 +90,7 @@ class LineWriter:
                 lines.append(self._pending.popleft())
         if dropped := self._dropped - self._told:
             self._told += dropped
-            self._failed(dropped, "they came faster than they could be written")
+            self._failed(dropped, TOO_FAST)
         if not lines:
             return
         data = memoryview(b"".join(lines))
@@ -89,7 +100,7 @@ class LineWriter:
                 try:
                     data = data[os.write(self._fd, data) :]
                 except BlockingIOError:  # whoever shares our standard error made it so
-                    select.select((), (self._fd,), (), self._interval)
+                    select.select((), (self._fd,), (), RETRY)
         except OSError as error:
             self._failed(bytes(data).count(b"\n"), f"{error.strerror}")
         finally:
@@ -105,7 +116,8 @@ class LineWriter:
         except FileNotFoundError:
             there = None
         here = os.fstat(self._fd)
-        if there is None or (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino):
+        anew, self._anew = self._anew, False
+        if anew or there is None or (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino):
             fd = _opened(self._path)
             os.close(self._fd)
             self._fd = fd
