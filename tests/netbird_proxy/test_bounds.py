@@ -20,6 +20,7 @@ import pytest
 from nacl.signing import SigningKey
 
 from netbird_host import guesses, logs
+from netbird_host import line_writer as writer_module
 from netbird_host.line_writer import LineWriter
 from netbird_overlay import whereabouts
 from netbird_overlay.engine import Connected, LimitReached
@@ -39,7 +40,6 @@ from netbird_proxy.asgi import CONNECTION_EXTENSION
 from netbird_proxy.defaults.access_log import entry as entry_module
 from netbird_proxy.defaults.access_log import line as line_module
 from netbird_proxy.defaults.access_log import sender as sender_module
-from netbird_proxy.defaults.access_log import writer as writer_module
 from netbird_proxy.defaults.access_log.sender import Sender
 from netbird_proxy.defaults.session import authenticators, confirmations
 from netbird_proxy.defaults.session import tokens as session_tokens
