@@ -70,7 +70,12 @@ class ReverseProxy:
         self._notes = frozenset(notes)
         self._pseudonym = routing.compiler.pseudonym
         self._ids: list[ExchangeId] = []
-        self.exchanges = OpenExchanges(routing, interval=revalidate, before_all=before_all)
+        self.exchanges = OpenExchanges(
+            lambda host, path, account: routing.table.match(host, path, account),
+            timeout=routing.compiler.environment.timeout,
+            interval=revalidate,
+            before_all=before_all,
+        )
         if routing.on_change is None:
             routing.on_change = self.exchanges.changed
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from netbird_proxy.listening.http1 import Http1Protocol
-    from netbird_proxy.listening.request import ServedRequest
+from netbird_proxy.listening.stream import Answered, ClientStream
 
 
 class RawStream:
@@ -23,7 +20,7 @@ class RawStream:
 
     __slots__ = ("_chunks", "_protocol", "_served", "_waiter", "buffered", "ended", "gone", "switched")
 
-    def __init__(self, protocol: Http1Protocol, served: ServedRequest) -> None:
+    def __init__(self, protocol: ClientStream, served: Answered) -> None:
         self._protocol = protocol
         self._served = served
         self._chunks: deque[bytes] = deque()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from netbird_proxy.api.headers import RawHeader
 from netbird_proxy.asgi import Message
@@ -18,9 +18,7 @@ from netbird_proxy.http.framing import (
 )
 from netbird_proxy.listening.pace import Pace
 from netbird_proxy.listening.raw import RawStream
-
-if TYPE_CHECKING:
-    from netbird_proxy.listening.http1 import Http1Protocol
+from netbird_proxy.listening.stream import ClientStream
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _JOIN_BYTES = 16384
@@ -55,7 +53,7 @@ class ServedRequest:
     )  # fmt: skip
 
     def __init__(
-        self, protocol: Http1Protocol, head_only: bool, http11: bool, keep_alive: bool, has_body: bool, expects: bool
+        self, protocol: ClientStream, head_only: bool, http11: bool, keep_alive: bool, has_body: bool, expects: bool
     ) -> None:
         # Each store costs on every request: the response's fields that `send` always sets first stand on no line here.
         self.protocol = protocol

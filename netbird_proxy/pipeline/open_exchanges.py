@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import structlog
 
 from netbird_proxy.api.exchange import TrailEntry
-from netbird_proxy.api.model import AccountId, Challenge, Deny, PublicKey, ServiceId, UserId
+from netbird_proxy.api.model import AccountId, Challenge, Deny, PublicKey, RouteSpec, ServiceId, UserId
 from netbird_proxy.pipeline.downstream import Downstream
 from netbird_proxy.pipeline.exchange import Exchange
-from netbird_proxy.pipeline.pipeline import Pipeline
-from netbird_proxy.routing.apply import Routing
+from netbird_proxy.pipeline.pipeline import Pipeline, Runner
 
 log = structlog.get_logger("netbird_proxy.exchanges")
 
@@ -23,6 +23,23 @@ AT_ONCE = 64
 
 ROUTE_GONE = Deny(503, "route_gone", "its route is not served any more")
 NOT_ASKED = Deny(503, "not_readmitted", "it could not be asked about again in time")
+
+
+class Matched(Protocol):
+    """The route that serves a host and path now."""
+
+    @property
+    def spec(self) -> RouteSpec | None: ...
+
+    @property
+    def runner(self) -> Runner: ...
+
+    @property
+    def upgrades(self) -> Runner: ...
+
+
+Match = Callable[[str, bytes, AccountId | None], Matched]
+"""Folded host, raw path, and the account in whose tunnel the exchange came in."""
 
 
 class UnderWay:
@@ -47,12 +64,20 @@ class OpenExchanges:
     """Implements `steps.OpenExchanges`. Nothing is asked before `run` runs; it then catches up."""
 
     def __init__(
-        self, routing: Routing, *, interval: float = INTERVAL, before_all: Callable[[], None] = lambda: None
+        self,
+        match: Match,
+        *,
+        timeout: float,
+        interval: float = INTERVAL,
+        before_all: Callable[[], None] = lambda: None,
     ) -> None:
         """Args:
+        match: finds the route that serves an open exchange now.
+        timeout: seconds that the guards of one exchange have, together.
         before_all: called each time that everybody is about to be asked about by the clock.
         """
-        self._routing = routing
+        self._match = match
+        self._timeout = timeout
         self._before_all = before_all
         self._interval = interval
         self._open: set[UnderWay] = set()
@@ -132,7 +157,7 @@ class OpenExchanges:
     async def _ask(self, one: UnderWay, places: asyncio.Semaphore) -> None:
         """Ask about one, and cut it unless it may go on. Whatever fails, fails closed."""
         loop = asyncio.get_running_loop()
-        timeout = self._routing.compiler.environment.timeout
+        timeout = self._timeout
         async with places:
             if one not in self._open:
                 return
@@ -157,7 +182,7 @@ class OpenExchanges:
     async def _verdict(self, one: UnderWay) -> Deny | None:
         was = one.exchange
         account = was.origin.account if was.origin is not None else None
-        route = self._routing.table.match(was.host, was.raw_path, account)
+        route = self._match(was.host, was.raw_path, account)
         runner = route.runner if was.kind == "http" else route.upgrades
         if route.spec is None or was.route is None or not isinstance(runner, Pipeline):
             return ROUTE_GONE

@@ -6,11 +6,10 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Protocol
 
 import structlog
 
-from netbird_proxy.accounts.accounts import Accounts, AccountState
-from netbird_proxy.accounts.revocations import RevokedSessions
 from netbird_proxy.api.host import OpenExchanges
 from netbird_proxy.api.model import AccountId, PublicKey, ServiceId, ServiceMapping, UserId
 from netbird_proxy.routing.apply import Report, Routing, Served
@@ -35,6 +34,54 @@ AT_ONCE = 20
 """Mappings that are read or compiled before requests get their turn again: half a millisecond each."""
 
 
+class InboundPorts(Protocol):
+    """Where an account's peers reach this proxy. A port that is not served is None."""
+
+    @property
+    def address(self) -> str: ...
+
+    @property
+    def http_port(self) -> int | None: ...
+
+    @property
+    def https_port(self) -> int | None: ...
+
+
+class AccountTunnel(Protocol):
+    """One account's tunnel as it stands: `tunnel` and `inbound` are None while it is not up."""
+
+    @property
+    def id(self) -> AccountId: ...
+
+    @property
+    def tunnel(self) -> object | None: ...
+
+    @property
+    def inbound(self) -> InboundPorts | None: ...
+
+    @property
+    def error(self) -> str: ...
+
+
+class AccountTunnels(Protocol):
+    """The tunnels that mappings need, and the generations of cached answers."""
+
+    def want(self, accounts: frozenset[AccountId]) -> None:
+        """Keep a tunnel for exactly these accounts."""
+
+    def state(self, account: AccountId) -> AccountTunnel | None: ...
+
+    def raise_generation(self, account: AccountId) -> None: ...
+
+    def raise_generations(self) -> None: ...
+
+
+class RevocationStore(Protocol):
+    """Takes the sessions that are over before they expire."""
+
+    def add(self, account: AccountId, *, subject: str, token_hash: bytes, not_before: float) -> None: ...
+
+
 class ManagementMappings:
     """Implements `client.MappingSink`. Owns the mappings of the stream, and no others."""
 
@@ -42,11 +89,11 @@ class ManagementMappings:
         self,
         codec: Codec,
         routing: Routing,
-        accounts: Accounts,
+        accounts: AccountTunnels,
         tokens: OneTimeTokens,
         statuses: StatusReports,
         exchanges: OpenExchanges,
-        revocations: RevokedSessions,
+        revocations: RevocationStore,
         *,
         private: bool,
         has_certificate: Callable[[str], bool],
@@ -158,7 +205,7 @@ class ManagementMappings:
             user = UserId(revoked.subject) if revoked.subject else None
             self._exchanges.revalidate(account=AccountId(revoked.account_id), user=user)
 
-    def on_account(self, state: AccountState) -> None:
+    def on_account(self, state: AccountTunnel) -> None:
         """Tell management about every service of an account whose tunnel came up or was lost."""
         for served in self._ours():
             if served.mapping.account == state.id:

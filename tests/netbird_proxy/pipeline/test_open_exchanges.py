@@ -94,7 +94,11 @@ async def streaming(
         *(mappings or (mapping(),)), hooks=door.hooks(body_bytes), upstream=[Endless(body=(b"event",))], timeout=timeout
     )
     if interval is not None:
-        play.app.exchanges = OpenExchanges(play.routing, interval=interval)
+        play.app.exchanges = OpenExchanges(
+            lambda *request: play.routing.table.match(*request),
+            timeout=play.routing.compiler.environment.timeout,
+            interval=interval,
+        )
     stream = Stream(play, **fields)
     async with asyncio.timeout(20), asyncio.TaskGroup() as group:
         asking = group.create_task(play.app.exchanges.run())
