@@ -41,6 +41,17 @@ def _address(text: str) -> IPv4Address | IPv6Address | None:
     return address.ipv4_mapped or address if isinstance(address, IPv6Address) else address
 
 
+def address_text(address: IPv4Address | IPv6Address) -> str:
+    """The canonical text of an address, the same on every Python: mapped IPv4 in mixed notation (RFC 5952, 5).
+
+    Python before 3.13 writes `::ffff:7f00:1` where later ones write `::ffff:127.0.0.1`.
+    """
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        zone = "" if address.scope_id is None else f"%{address.scope_id}"
+        return f"::ffff:{address.ipv4_mapped}{zone}"
+    return str(address)
+
+
 def source_of(address: str) -> str:
     """The address itself, but for IPv6, where a host has a whole /64 to come from. What is no address stays as it is.
 

@@ -184,7 +184,7 @@ async def _serve_rest(
                 asked.cancel()
                 server.should_exit = True
                 if not await shutdown.drain(asyncio.wait((serving,)), timeout=settings.grace + 1):
-                    server.force_exit = True
+                    server.cut()
 
 
 async def _exit_when_asked(server: uvicorn.Server, shutdown: Shutdown) -> None:
@@ -199,6 +199,12 @@ class _Rest(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    def cut(self) -> None:
+        """End at once what is open. From Python 3.12.1 on a server that closes waits for its connections."""
+        self.force_exit = True
+        for connection in tuple(self.server_state.connections):
+            connection.transport.abort()
 
 
 async def _keep_house(server: ManagementServer) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import AddressValueError, IPv6Address
 from typing import Final
 
+from netbird_host.sources import address_text
 from netbird_management.compute import extensions
 from netbird_management.model.admission import admitted, peer_refusal
 from netbird_management.model.domains import is_under
@@ -188,7 +189,7 @@ def host_port(host: str, port: int | None) -> str:
     """`host[:port]` with an IPv6 literal in brackets, exactly once."""
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     with suppress(AddressValueError):
-        bare = f"[{IPv6Address(bare)}]" if ":" in bare else bare
+        bare = f"[{address_text(IPv6Address(bare))}]" if ":" in bare else bare
     return bare if port is None else f"{bare}:{port}"
 
 

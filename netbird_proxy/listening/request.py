@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final
 
+from netbird_host.transports import write_pieces
 from netbird_proxy.api.headers import RawHeader
 from netbird_proxy.asgi import Message
 from netbird_proxy.http.framing import (
@@ -280,7 +281,7 @@ class ServedRequest:
                 if head or body:
                     self.protocol.transport.write(head + body)
             else:
-                self.protocol.transport.writelines((head, body) if head else (body,))
+                write_pieces(self.protocol.transport, (head, body) if head else (body,))
         elif framing == CHUNKED:
             pieces = [head]
             if size:
@@ -288,7 +289,7 @@ class ServedRequest:
             if not more and not self.will_trail:
                 pieces.append(b"0\r\n\r\n")
             if size > _JOIN_BYTES:
-                self.protocol.transport.writelines(pieces)
+                write_pieces(self.protocol.transport, pieces)
             else:
                 self.protocol.transport.write(b"".join(pieces))
         elif framing == NO_BODY:

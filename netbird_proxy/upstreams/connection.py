@@ -14,6 +14,7 @@ import ssl
 import struct
 from typing import Protocol, cast
 
+from netbird_host.transports import write_pieces
 from netbird_proxy.api.errors import HeadTimeout, ProtocolViolation, TlsFailed, UpstreamClosed, UpstreamError
 from netbird_proxy.api.headers import RawHeader
 from netbird_proxy.http.answers import AnswerParser, HeadLimits
@@ -141,7 +142,7 @@ class Http1Connection(asyncio.Protocol):
                 raise self._mismatch(f"over by {len(data) - self._missing}")
             self._missing -= len(data)
         if chunked:
-            transport.writelines((b"%x\r\n" % len(data), data, b"\r\n"))
+            write_pieces(transport, (b"%x\r\n" % len(data), data, b"\r\n"))
         else:
             transport.write(data)
         while self._write_paused:

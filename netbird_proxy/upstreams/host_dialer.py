@@ -10,6 +10,7 @@ import socket
 from collections.abc import Sequence
 from itertools import zip_longest
 
+from netbird_host.sources import address_text
 from netbird_proxy.api.errors import DialFailed, DialRefused, DialTimeout, DialUnreachable, UpstreamError
 from netbird_proxy.api.model import Address
 from netbird_proxy.api.tunnels import ProtocolFactory
@@ -49,7 +50,7 @@ def literal(host: str) -> str | None:
     resolved before anybody judges them.
     """
     try:
-        return str(ipaddress.ip_address(host))
+        return address_text(ipaddress.ip_address(host))
     except ValueError:
         return None
 

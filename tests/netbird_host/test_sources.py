@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
+
 import pytest
 
-from netbird_host.sources import source_of
+from netbird_host.sources import address_text, source_of
 
 
 @pytest.mark.parametrize(
@@ -22,3 +24,20 @@ from netbird_host.sources import source_of
 def test_whom_an_address_stands_for(address: str, source: str) -> None:
     """An IPv6 host has a whole network to come from."""
     assert source_of(address) == source
+
+
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("::1", "::1"),
+        ("::FFFF:7f00:1", "::ffff:127.0.0.1"),
+        ("::ffff:10.0.0.1", "::ffff:10.0.0.1"),
+        ("::ffff:10.0.0.1%eth0", "::ffff:10.0.0.1%eth0"),
+        ("64:ff9b::a00:1", "64:ff9b::a00:1"),
+        ("2001:DB8:0:0::7", "2001:db8::7"),
+    ],
+)
+def test_an_address_has_one_text_on_every_python(address: str, text: str) -> None:
+    """Settings, mappings and comparisons written on one Python hold on another."""
+    assert address_text(ip_address(address)) == text

@@ -62,7 +62,7 @@ def paths(home: Home, given: Service) -> list[PathMapping]:
         ("http", "[::1]", 8080, "http://[::1]:8080/"),
         ("http", "::1", 80, "http://[::1]/"),
         ("http", "2001:db8:0:0:0:0:0:1", 1, "http://[2001:db8::1]:1/"),
-        ("http", "::ffff:10.0.0.1", 1, "http://[::ffff:a00:1]:1/"),
+        ("http", "::ffff:10.0.0.1", 1, "http://[::ffff:10.0.0.1]:1/"),
     ],
 )
 async def test_where_a_target_is(home: Home, protocol: str, host: str, port: int, wanted: str) -> None:

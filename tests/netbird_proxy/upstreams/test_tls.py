@@ -142,8 +142,10 @@ async def over_sockets(context: ssl.SSLContext | None) -> AsyncIterator[int]:
     """The port of a server on loopback; without a context it says nothing at all."""
     loop = asyncio.get_running_loop()
     server = await loop.create_server(Server if context else asyncio.Protocol, "127.0.0.1", 0, ssl=context)
-    async with server:
+    try:
         yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()  # without waiting for its connections: some of them are idle in a pool that outlives it
 
 
 def upstream(host: str, port: int = 443, *, skip: bool = False, timeout: float | None = None) -> Upstream:
