@@ -1,6 +1,6 @@
 # The front door. `make help` lists what there is; each target is at most three lines.
 .DEFAULT_GOAL := help
-.PHONY: help setup system demo test check unit stores kills live failover bench mutants schedules soak docs proto lock format clean
+.PHONY: help setup system demo test check unit stores kills live failover bench mutants schedules soak wheels docs proto lock format clean
 
 export UV_PYTHON_DOWNLOADS := never
 # Some machines switch bytecode off, and every process of ours would then compile what it imports: seconds a start.
@@ -69,6 +69,9 @@ slowhttptest: engine system ## Slow clients against us, in four modes, beside ot
 autobahn: engine ## Autobahn's fuzzing client through the proxy, against an echo server
 	@$(BIN)/python -m tests.live.autobahn $(ARGS)
 
+wheels: setup ## Build a wheel and a source distribution of every package into dist/; ARGS=FOLDER instead
+	@bash tools/wheels.sh $(ARGS)
+
 docs: setup ## Write the generated parts of the pages
 	@$(BIN)/python docs/generate.py && $(BIN)/python docs/openapi.py
 
@@ -82,4 +85,4 @@ format: setup ## Format and fix what can be fixed
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 clean: ## Remove what was built
-	@rm -rf .venv netbird_overlay/target .mypy_cache .ruff_cache
+	@rm -rf .venv netbird_overlay/target dist .mypy_cache .ruff_cache

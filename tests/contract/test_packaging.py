@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import os
+import re
+import shlex
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from collections.abc import Iterator
@@ -29,7 +32,7 @@ PACKAGES = {
 }
 """Each distribution: where its pyproject.toml is, and its import package."""
 
-PURE = [name for name in PACKAGES if name != "netbird-overlay"]
+NATIVE = "netbird-overlay"
 
 
 def project(name: str) -> dict[str, object]:
@@ -104,30 +107,32 @@ def test_one_version_one_license(name: str) -> None:
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
     done = subprocess.run(
-        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300, check=False
+        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=800, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 @pytest.fixture(scope="module")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel of each package that needs no compiler."""
-    where = tmp_path_factory.mktemp("wheels")
-    uv = Path(sys.executable).with_name("uv")
-    for name in PURE:
-        command = (uv, "build", "--quiet", "--wheel", "--out-dir", where, "--python", sys.executable, PACKAGES[name][0])
-        run(*command, cwd=where, UV_PYTHON_DOWNLOADS="never")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `make wheels` builds."""
+    where = tmp_path_factory.mktemp("dist")
+    run("make", "wheels", f"ARGS={where}", cwd=ROOT, UV_PYTHON_DOWNLOADS="never")
     return where
 
 
+def _wheel(name: str, dist: Path) -> Path:
+    (wheel,) = dist.glob(f"{name.replace('-', '_')}-*.whl")
+    return wheel
+
+
 @pytest.mark.live
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", PURE)
-def test_a_wheel_has_what_it_should(name: str, wheels: Path) -> None:
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_wheel_has_what_it_should(name: str, dist: Path) -> None:
     """Every module under its import name and nothing else; types, license, page and entry points with it."""
     package = PACKAGES[name][1]
-    (wheel,) = wheels.glob(f"{name.replace('-', '_')}-*-py3-none-any.whl")
+    wheel = _wheel(name, dist)
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         about = next(one for one in names if one.endswith(".dist-info/METADATA"))
@@ -146,16 +151,87 @@ def test_a_wheel_has_what_it_should(name: str, wheels: Path) -> None:
     assert ("Description-Content-Type: text/markdown" in metadata) == ("readme" in about_it)
     published = {"scripts", "entry-points"} & set(about_it)
     assert any(one.endswith(".dist-info/entry_points.txt") for one in names) == bool(published)
+    assert wheel.name.endswith("-py3-none-any.whl" if name != NATIVE else "_x86_64.whl")
+    assert name != NATIVE or "-cp311-abi3-manylinux" in wheel.name
 
 
 @pytest.mark.live
-@pytest.mark.timeout(600)
-def test_installed_wheels_work(wheels: Path, tmp_path: Path) -> None:
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_source_distribution_has_what_it_should(name: str, dist: Path) -> None:
+    """What is under version control for the package and builds it, as it is committed; no other package's files."""
+    (archive,) = dist.glob(f"{name.replace('-', '_')}-*.tar.gz")
+    with tarfile.open(archive) as source:
+        inside = {
+            member.name.partition("/")[2]: file.read()
+            for member in source
+            if (file := source.extractfile(member)) is not None
+        }
+    place = PACKAGES[name][0]
+    listed = run("git", "ls-files", "-co", "--exclude-standard", place, cwd=place).splitlines()
+    committed = {one: (place / one).read_bytes() for one in listed if not one.startswith("..")}
+    if name == "netbird-proxy":
+        files = ("README.md", "LICENSE", "pyproject.toml")
+        committed = {one: data for one, data in committed.items() if one.startswith("netbird_proxy/") or one in files}
+    made = {"PKG-INFO", ".gitignore"}
+    rewritten = {"Cargo.toml"}  # by maturin, which writes it anew
+
+    assert {one for one in inside if one not in made and not one.startswith("tests/")} == {
+        one for one in committed if not one.startswith("tests/")
+    }
+    assert [one for one in inside if one not in made | rewritten and inside[one] != committed[one]] == []
+    assert [one for one, data in inside.items() if b"registry+" in data] == []
+
+
+def _blocks(language: str) -> list[str]:
+    page = (ROOT / "docs" / "installation.md").read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.live
+@pytest.mark.timeout(900)
+def test_the_page_on_installation_works(dist: Path, tmp_path: Path) -> None:
+    """Its commands, in an empty folder with the wheels alone, give an environment whose commands run.
+
+    Whatever the wheel folder has came from there, and from no registry.
+    """
+    build, *commands = [line for block in _blocks("sh") for line in block.splitlines()]
+    assert build == "make wheels"  # done above
+    (tmp_path / "dist").symlink_to(dist)
+    (settings,) = _blocks("toml")
+    (tmp_path / "proxy.toml").write_text(settings)
+    environment = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
+
+    answers = {}
+    for line in commands:
+        line = line.replace("/opt/netbird", str(tmp_path / "netbird"))
+        words = [sys.executable if word == "python3" else word for word in shlex.split(line)]
+        done = subprocess.run(
+            words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+        answers[words[0].rpartition("/")[2] + " " + words[1]] = done.stdout
+
+    assert answers["netbird-proxy check"].startswith("ok: ")
+    assert "Usage: netbird-management" in answers["netbird-management --help"]
+    assert "Usage: netbird-peer" in answers["netbird-peer --help"]
+    (site,) = (tmp_path / "netbird" / "lib").glob("python3*/site-packages")
+    installed = {about.name.partition("-")[0]: about for about in site.glob("netbird_*.dist-info")}
+    assert {name.replace("_", "-") for name in installed} == set(PACKAGES)
+    for name, about in installed.items():
+        with zipfile.ZipFile(_wheel(name, dist)) as archive:
+            ours = archive.read(f"{about.name}/METADATA")
+        assert (about / "METADATA").read_bytes() == ours
+
+
+@pytest.mark.live
+@pytest.mark.timeout(900)
+def test_installed_wheels_work(dist: Path, tmp_path: Path) -> None:
     """Installed beside each other they import, find their plugins and data, and their commands run."""
     uv, site = Path(sys.executable).with_name("uv"), tmp_path / "site"
     run(
         *(uv, "pip", "install", "--quiet", "--no-deps", "--target", site, "--python", sys.executable),
-        *sorted(wheels.glob("*.whl")),
+        *sorted(dist.glob("*.whl")),
         cwd=tmp_path,
     )
     script = f"""

@@ -33,6 +33,7 @@ PAGES = [
     ROOT / "README.md",
     *sorted(DOCS.glob("*.md")),
     *sorted((ROOT / "plugins").glob("*/README.md")),
+    ROOT / "netbird_overlay" / "README.md",
     ROOT / "proto" / "README.md",
 ]
 PROMISES = 9
