@@ -2,18 +2,19 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import Response
 
 from netbird_management.model.accounts import Account, AccountSettings
 from netbird_management.model.errors import BadRequest, InvalidArgument, NotFound
 from netbird_management.model.ids import GroupId
 from netbird_management.operations.account_settings import SettingsChange, delete_account, update_account
+from netbird_management.rest import shapes
 from netbird_management.rest.auth import Caller, allowed
 from netbird_management.rest.context import InContext
-from netbird_management.rest.json import ApiResponse, Body, moment, read_body
+from netbird_management.rest.json import ApiResponse, Body, moment, sent_as
 
-router = APIRouter(prefix="/accounts")
+router = APIRouter(prefix="/accounts", tags=["accounts"])
 
 REQUIRED = (
     "peer_login_expiration_enabled",
@@ -80,17 +81,19 @@ def account_json(account: Account) -> dict[str, Any]:
     }
 
 
-@router.get("")
+@router.get("", response_model=list[shapes.Account])
 async def list_accounts(who: Annotated[Caller, allowed("accounts", "read")]) -> Response:
     return ApiResponse([account_json(who.account.account)])
 
 
-@router.put("/{account_id}")
+@router.put("/{account_id}", response_model=shapes.Account)
 async def put_account(
-    account_id: str, request: Request, who: Annotated[Caller, allowed("settings", "update")], context: InContext
+    account_id: str,
+    who: Annotated[Caller, allowed("settings", "update")],
+    context: InContext,
+    given: Annotated[AccountBody, sent_as(AccountBody)],
 ) -> Response:
     account = _own(account_id, who)
-    given, _ = await read_body(request, AccountBody)
     body = given.settings
     if body is None:
         raise BadRequest("settings are required")
@@ -128,7 +131,7 @@ async def put_account(
     return ApiResponse(account_json(changed))
 
 
-@router.delete("/{account_id}")
+@router.delete("/{account_id}", response_model=shapes.Nothing)
 async def remove_account(
     account_id: str, who: Annotated[Caller, allowed("accounts", "delete")], context: InContext
 ) -> Response:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 from fastapi import APIRouter, FastAPI
 from starlette.responses import Response
@@ -29,23 +29,27 @@ from netbird_management.rest import (
 )
 from netbird_management.rest.bounds import RestLimits, with_bounded_bodies
 from netbird_management.rest.context import Context
+from netbird_management.rest.openapi import PREFIX
 from netbird_management.rest.plugin_routes import add_plugin_routes
 
-ROUTERS: Final = (
-    setup,
-    users,
-    accounts,
-    groups,
-    peers,
-    setup_keys,
-    policies,
-    networks,
-    dns,
-    services,
-    clusters,
-    proxy_tokens,
-    events,
-    sign_on,
+OWN: Final = tuple(
+    module.router
+    for module in (
+        setup,
+        users,
+        accounts,
+        groups,
+        peers,
+        setup_keys,
+        policies,
+        networks,
+        dns,
+        services,
+        clusters,
+        proxy_tokens,
+        events,
+        sign_on,
+    )
 )
 
 
@@ -73,7 +77,7 @@ def _served(extra: Sequence[tuple[str, APIRouter]]) -> FastAPI:
 
     @app.get("/api/openapi.json", include_in_schema=False)
     async def described() -> Response:
-        return Response(openapi.text(app), media_type="application/json")
+        return Response(openapi.text(openapi.document(app, OWN)), media_type="application/json")
 
     return app
 
@@ -81,10 +85,15 @@ def _served(extra: Sequence[tuple[str, APIRouter]]) -> FastAPI:
 def api(extra: Sequence[tuple[str, APIRouter]] = ()) -> FastAPI:
     """The routes by themselves, to be described."""
     app = FastAPI(title="netbird-management", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    for module in ROUTERS:
-        app.include_router(module.router, prefix="/api")
-    add_plugin_routes(app, [module.router for module in ROUTERS], extra)
+    for router in OWN:
+        app.include_router(router, prefix=PREFIX, responses=errors.REFUSED)
+    add_plugin_routes(app, OWN, extra)
     return app
+
+
+def described(extra: Sequence[tuple[str, APIRouter]] = ()) -> dict[str, Any]:
+    """The document of the API, with the plugins' routes."""
+    return openapi.document(api(extra), OWN)
 
 
 def _with_context(app: ASGIApp, context: Context) -> ASGIApp:

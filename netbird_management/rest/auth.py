@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 from fastapi import Depends, Request
+from fastapi.security import APIKeyHeader
 from starlette.exceptions import HTTPException
 
 from netbird_management.login.identity_provider import ProviderFailed
@@ -44,7 +45,18 @@ class Caller:
         return may(self.user, module, operation)
 
 
-async def caller(request: Request, context: Annotated[Context, Depends(context_of)]) -> Caller:
+_SCHEME = APIKeyHeader(
+    name="Authorization",
+    scheme_name="token",
+    description="`Token nbp_…`, a personal access token",
+    auto_error=False,
+)
+"""Read by the API's document alone."""
+
+
+async def caller(
+    request: Request, context: Annotated[Context, Depends(context_of)], _header: Annotated[str | None, Depends(_SCHEME)]
+) -> Caller:
     """Raises `Unauthorized`, and `PermissionDenied` for a user who is blocked or not approved yet."""
     given = request.headers.getlist("authorization")
     if len(given) != 1:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 
@@ -13,12 +13,13 @@ from netbird_management.model.services import InboundListener
 from netbird_management.operations.custom_domains import create_domain, delete_domain, get_domain, validate_domain
 from netbird_management.operations.proxies import Cluster, clusters_of, delete_cluster
 from netbird_management.operations.statuses import inbound_listeners
+from netbird_management.rest import shapes
 from netbird_management.rest.auth import Caller, allowed
 from netbird_management.rest.context import InContext
-from netbird_management.rest.json import ApiResponse, Body, read_body
+from netbird_management.rest.json import ApiResponse, Body, sent_as
 from netbird_management.rest.service_json import listener_json
 
-router = APIRouter()
+router = APIRouter(tags=["reverse-proxies"])
 
 
 class DomainBody(Body):
@@ -64,14 +65,14 @@ def _free_domain_json(cluster: Cluster) -> dict[str, Any]:
     }
 
 
-@router.get("/reverse-proxies/clusters")
+@router.get("/reverse-proxies/clusters", response_model=list[shapes.Cluster])
 async def list_clusters(who: Annotated[Caller, allowed("services", "read")], context: InContext) -> Response:
     listeners = await inbound_listeners(context.state, who.account_id)
     clusters = await clusters_of(context.state, who.account_id)
     return ApiResponse([cluster_json(cluster, listeners.get(cluster.address, ())) for cluster in clusters])
 
 
-@router.delete("/reverse-proxies/clusters/{address}")
+@router.delete("/reverse-proxies/clusters/{address}", response_model=shapes.Nothing)
 async def remove_cluster(
     address: str, who: Annotated[Caller, allowed("services", "delete")], context: InContext
 ) -> Response:
@@ -79,7 +80,7 @@ async def remove_cluster(
     return ApiResponse({})
 
 
-@router.get("/reverse-proxies/domains")
+@router.get("/reverse-proxies/domains", response_model=list[shapes.Domain])
 async def list_domains(who: Annotated[Caller, allowed("services", "read")], context: InContext) -> Response:
     clusters = await clusters_of(context.state, who.account_id)
     by_address = {cluster.address: cluster for cluster in clusters}
@@ -88,11 +89,12 @@ async def list_domains(who: Annotated[Caller, allowed("services", "read")], cont
     return ApiResponse([*free, *custom])
 
 
-@router.post("/reverse-proxies/domains")
+@router.post("/reverse-proxies/domains", response_model=shapes.Domain)
 async def post_domain(
-    request: Request, who: Annotated[Caller, allowed("services", "create")], context: InContext
+    who: Annotated[Caller, allowed("services", "create")],
+    context: InContext,
+    given: Annotated[DomainBody, sent_as(DomainBody)],
 ) -> Response:
-    given, _ = await read_body(request, DomainBody)
     domain = await create_domain(
         context.state,
         context.resolver,
@@ -105,7 +107,12 @@ async def post_domain(
     return ApiResponse(_custom_domain_json(domain, clusters.get(domain.target_cluster)))
 
 
-@router.get("/reverse-proxies/domains/{domain_id}/validate")
+@router.get(
+    "/reverse-proxies/domains/{domain_id}/validate",
+    status_code=202,
+    response_class=Response,
+    response_description="Begun",
+)
 async def validate(
     domain_id: str, who: Annotated[Caller, allowed("services", "create")], context: InContext
 ) -> Response:
@@ -115,7 +122,7 @@ async def validate(
     return Response(status_code=202, background=later)
 
 
-@router.delete("/reverse-proxies/domains/{domain_id}")
+@router.delete("/reverse-proxies/domains/{domain_id}", status_code=204, response_class=Response)
 async def remove_domain(
     domain_id: str, who: Annotated[Caller, allowed("services", "delete")], context: InContext
 ) -> Response:

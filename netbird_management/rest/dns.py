@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import Response
 
 from netbird_management.model.accounts import Nameserver, NameserverGroup, Zone, ZoneRecord
@@ -19,11 +19,12 @@ from netbird_management.operations.dns import (
     save_zone,
     set_disabled_groups,
 )
+from netbird_management.rest import shapes
 from netbird_management.rest.auth import Caller, allowed
 from netbird_management.rest.context import InContext
-from netbird_management.rest.json import ApiResponse, Body, read_body
+from netbird_management.rest.json import ApiResponse, Body, sent_as
 
-router = APIRouter(prefix="/dns")
+router = APIRouter(prefix="/dns", tags=["dns"])
 
 
 class DnsSettingsBody(Body):
@@ -98,16 +99,17 @@ def zone_json(zone: Zone) -> dict[str, Any]:
     }
 
 
-@router.get("/settings")
+@router.get("/settings", response_model=shapes.DnsSettings)
 async def get_settings(who: Annotated[Caller, allowed("dns", "read")]) -> Response:
     return ApiResponse({"disabled_management_groups": list(who.account.account.settings.disabled_management_groups)})
 
 
-@router.put("/settings")
+@router.put("/settings", response_model=shapes.DnsSettings)
 async def put_settings(
-    request: Request, who: Annotated[Caller, allowed("dns", "update")], context: InContext
+    who: Annotated[Caller, allowed("dns", "update")],
+    context: InContext,
+    given: Annotated[DnsSettingsBody, sent_as(DnsSettingsBody)],
 ) -> Response:
-    given, _ = await read_body(request, DnsSettingsBody)
     if given.disabled_management_groups is None:
         raise BadRequest("disabled_management_groups is required")
     groups = [GroupId(id_) for id_ in given.disabled_management_groups]
@@ -115,37 +117,40 @@ async def put_settings(
     return ApiResponse({"disabled_management_groups": groups})
 
 
-@router.get("/nameservers")
+@router.get("/nameservers", response_model=list[shapes.NameserverGroup])
 async def list_nameservers(who: Annotated[Caller, allowed("nameservers", "read")]) -> Response:
     return ApiResponse([nameservers_json(group) for group in who.account.dns.nameservers])
 
 
-@router.post("/nameservers")
+@router.post("/nameservers", response_model=shapes.NameserverGroup)
 async def post_nameservers(
-    request: Request, who: Annotated[Caller, allowed("nameservers", "create")], context: InContext
+    who: Annotated[Caller, allowed("nameservers", "create")],
+    context: InContext,
+    given: Annotated[NameserverGroupBody, sent_as(NameserverGroupBody)],
 ) -> Response:
-    given, _ = await read_body(request, NameserverGroupBody)
     saved = await save_nameservers(context.state, who.account_id, _nameservers("", given))
     return ApiResponse(nameservers_json(saved))
 
 
-@router.get("/nameservers/{group_id}")
+@router.get("/nameservers/{group_id}", response_model=shapes.NameserverGroup)
 async def get_group(
     group_id: str, who: Annotated[Caller, allowed("nameservers", "read")], context: InContext
 ) -> Response:
     return ApiResponse(nameservers_json(get_nameservers(context.state, who.account_id, group_id)))
 
 
-@router.put("/nameservers/{group_id}")
+@router.put("/nameservers/{group_id}", response_model=shapes.NameserverGroup)
 async def put_group(
-    group_id: str, request: Request, who: Annotated[Caller, allowed("nameservers", "update")], context: InContext
+    group_id: str,
+    who: Annotated[Caller, allowed("nameservers", "update")],
+    context: InContext,
+    given: Annotated[NameserverGroupBody, sent_as(NameserverGroupBody)],
 ) -> Response:
-    given, _ = await read_body(request, NameserverGroupBody)
     saved = await save_nameservers(context.state, who.account_id, _nameservers(group_id, given))
     return ApiResponse(nameservers_json(saved))
 
 
-@router.delete("/nameservers/{group_id}")
+@router.delete("/nameservers/{group_id}", response_model=shapes.Nothing)
 async def remove_group(
     group_id: str, who: Annotated[Caller, allowed("nameservers", "delete")], context: InContext
 ) -> Response:
@@ -153,50 +158,55 @@ async def remove_group(
     return ApiResponse({})
 
 
-@router.get("/zones")
+@router.get("/zones", response_model=list[shapes.Zone])
 async def list_zones(who: Annotated[Caller, allowed("dns", "read")]) -> Response:
     return ApiResponse([zone_json(zone) for zone in who.account.dns.zones])
 
 
-@router.post("/zones")
-async def post_zone(request: Request, who: Annotated[Caller, allowed("dns", "create")], context: InContext) -> Response:
-    given, _ = await read_body(request, ZoneBody)
+@router.post("/zones", response_model=shapes.Zone)
+async def post_zone(
+    who: Annotated[Caller, allowed("dns", "create")], context: InContext, given: Annotated[ZoneBody, sent_as(ZoneBody)]
+) -> Response:
     return ApiResponse(zone_json(await save_zone(context.state, who.account_id, _zone("", given))))
 
 
-@router.get("/zones/{zone_id}")
+@router.get("/zones/{zone_id}", response_model=shapes.Zone)
 async def get_one_zone(zone_id: str, who: Annotated[Caller, allowed("dns", "read")], context: InContext) -> Response:
     return ApiResponse(zone_json(get_zone(context.state, who.account_id, zone_id)))
 
 
-@router.put("/zones/{zone_id}")
+@router.put("/zones/{zone_id}", response_model=shapes.Zone)
 async def put_zone(
-    zone_id: str, request: Request, who: Annotated[Caller, allowed("dns", "update")], context: InContext
+    zone_id: str,
+    who: Annotated[Caller, allowed("dns", "update")],
+    context: InContext,
+    given: Annotated[ZoneBody, sent_as(ZoneBody)],
 ) -> Response:
-    given, _ = await read_body(request, ZoneBody)
     return ApiResponse(zone_json(await save_zone(context.state, who.account_id, _zone(zone_id, given))))
 
 
-@router.delete("/zones/{zone_id}")
+@router.delete("/zones/{zone_id}", response_model=shapes.Nothing)
 async def remove_zone(zone_id: str, who: Annotated[Caller, allowed("dns", "delete")], context: InContext) -> Response:
     await delete_zone(context.state, who.account_id, zone_id)
     return ApiResponse({})
 
 
-@router.get("/zones/{zone_id}/records")
+@router.get("/zones/{zone_id}/records", response_model=list[shapes.Record])
 async def list_records(zone_id: str, who: Annotated[Caller, allowed("dns", "read")], context: InContext) -> Response:
     return ApiResponse([record_json(record) for record in get_zone(context.state, who.account_id, zone_id).records])
 
 
-@router.post("/zones/{zone_id}/records")
+@router.post("/zones/{zone_id}/records", response_model=shapes.Record)
 async def post_record(
-    zone_id: str, request: Request, who: Annotated[Caller, allowed("dns", "create")], context: InContext
+    zone_id: str,
+    who: Annotated[Caller, allowed("dns", "create")],
+    context: InContext,
+    given: Annotated[RecordBody, sent_as(RecordBody)],
 ) -> Response:
-    given, _ = await read_body(request, RecordBody)
     return ApiResponse(record_json(await save_record(context.state, who.account_id, zone_id, _record("", given))))
 
 
-@router.get("/zones/{zone_id}/records/{record_id}")
+@router.get("/zones/{zone_id}/records/{record_id}", response_model=shapes.Record)
 async def get_record(
     zone_id: str, record_id: str, who: Annotated[Caller, allowed("dns", "read")], context: InContext
 ) -> Response:
@@ -206,16 +216,19 @@ async def get_record(
     raise NotFound(f"record {record_id} not found")
 
 
-@router.put("/zones/{zone_id}/records/{record_id}")
+@router.put("/zones/{zone_id}/records/{record_id}", response_model=shapes.Record)
 async def put_record(
-    zone_id: str, record_id: str, request: Request, who: Annotated[Caller, allowed("dns", "update")], context: InContext
+    zone_id: str,
+    record_id: str,
+    who: Annotated[Caller, allowed("dns", "update")],
+    context: InContext,
+    given: Annotated[RecordBody, sent_as(RecordBody)],
 ) -> Response:
-    given, _ = await read_body(request, RecordBody)
     saved = await save_record(context.state, who.account_id, zone_id, _record(record_id, given))
     return ApiResponse(record_json(saved))
 
 
-@router.delete("/zones/{zone_id}/records/{record_id}")
+@router.delete("/zones/{zone_id}/records/{record_id}", response_model=shapes.Nothing)
 async def remove_record(
     zone_id: str, record_id: str, who: Annotated[Caller, allowed("dns", "delete")], context: InContext
 ) -> Response:

@@ -1,6 +1,7 @@
 """Errors as callers read them: `{"message": …, "code": …}`, and a fixed sentence for what is our own fault."""
 
 import logging
+from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -9,8 +10,11 @@ from starlette.responses import Response
 
 from netbird_management.model.errors import Internal, ManagementError
 from netbird_management.model.store_errors import UnreachableError
+from netbird_management.rest import shapes
 from netbird_management.rest.json import ApiResponse
 
+REFUSED: Final[dict[int | str, dict[str, Any]]] = {"4XX": {"description": "Refused", "model": shapes.Error}}
+"""As FastAPI describes what every operation may answer."""
 _log = logging.getLogger(__name__)
 
 

@@ -2,7 +2,7 @@
 
 import json
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Request
 from starlette.datastructures import QueryParams
@@ -13,11 +13,12 @@ from netbird_management.model.services import AccessLogEntry
 from netbird_management.model.snapshot import AccountSnapshot
 from netbird_management.operations.access_log import SORTS, LogQuery, access_log_page
 from netbird_management.operations.events import Event, events_of
+from netbird_management.rest import shapes
 from netbird_management.rest.auth import Caller, allowed
 from netbird_management.rest.context import InContext
 from netbird_management.rest.json import ApiResponse, moment
 
-router = APIRouter()
+router = APIRouter(tags=["events"])
 
 _EXACT = ("host", "method", "user_id", "source_ip")
 _LONGEST = 1024
@@ -68,14 +69,46 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-@router.get("/events")
-@router.get("/events/audit")
+@router.get("/events", response_model=list[shapes.Event])
+@router.get("/events/audit", response_model=list[shapes.Event])
 async def list_events(who: Annotated[Caller, allowed("events", "read")], context: InContext) -> Response:
     """What was changed, the newest first."""
     return ApiResponse([event_json(event, who.account) for event in await events_of(context.state, who.account_id)])
 
 
-@router.get("/events/proxy")
+_LOG_PARAMETERS: Final = {
+    **dict.fromkeys(("page", "page_size", "status_code"), "integer"),
+    **dict.fromkeys(
+        (
+            "sort_by",
+            "sort_order",
+            "search",
+            "host",
+            "user_id",
+            "method",
+            "source_ip",
+            "path",
+            "user_email",
+            "user_name",
+            "status",
+            "start_date",
+            "end_date",
+        ),
+        "string",
+    ),
+}
+
+
+@router.get(
+    "/events/proxy",
+    response_model=shapes.AccessLogPage,
+    openapi_extra={
+        "parameters": [
+            {"name": name, "in": "query", "required": False, "schema": {"type": kind}}
+            for name, kind in _LOG_PARAMETERS.items()
+        ]
+    },
+)
 async def list_entries(
     request: Request, who: Annotated[Caller, allowed("services", "read")], context: InContext
 ) -> Response:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import Response
 
 from netbird_management.model.accounts import Group
@@ -10,11 +10,12 @@ from netbird_management.model.errors import InvalidArgument, NotFound
 from netbird_management.model.ids import GroupId, PeerId
 from netbird_management.model.snapshot import AccountSnapshot
 from netbird_management.operations.groups import create_group, delete_group, update_group
+from netbird_management.rest import shapes
 from netbird_management.rest.auth import Caller, allowed
 from netbird_management.rest.context import InContext
-from netbird_management.rest.json import ApiResponse, Body, read_body
+from netbird_management.rest.json import ApiResponse, Body, sent_as
 
-router = APIRouter()
+router = APIRouter(tags=["groups"])
 
 
 class GroupRequest(Body):
@@ -46,7 +47,7 @@ def group_minimum(group: Group, account: AccountSnapshot) -> dict[str, Any]:
     }
 
 
-@router.get("/groups")
+@router.get("/groups", response_model=list[shapes.Group])
 async def list_groups(who: Annotated[Caller, allowed("groups", "read")], name: str | None = None) -> Response:
     groups = sorted(who.account.groups.values(), key=lambda group: group.id)
     if name is not None:
@@ -56,17 +57,19 @@ async def list_groups(who: Annotated[Caller, allowed("groups", "read")], name: s
     return ApiResponse([group_json(group, who.account) for group in groups])
 
 
-@router.post("/groups")
+@router.post("/groups", response_model=shapes.Group)
 async def post_group(
-    request: Request, who: Annotated[Caller, allowed("groups", "create")], context: InContext
+    who: Annotated[Caller, allowed("groups", "create")],
+    context: InContext,
+    given: Annotated[GroupRequest, sent_as(GroupRequest)],
 ) -> Response:
-    given = await _read(request, who.account, None)
+    _check_resources(given, who.account, None)
     peers = [PeerId(id_) for id_ in given.peers or ()]
     group = await create_group(context.state, who.account_id, name=given.name, peers=peers)
     return _answer(group, who, context)
 
 
-@router.get("/groups/{group_id}")
+@router.get("/groups/{group_id}", response_model=shapes.Group)
 async def get_group(group_id: str, who: Annotated[Caller, allowed("groups", "read")]) -> Response:
     group = who.account.groups.get(GroupId(group_id))
     if group is None:
@@ -74,17 +77,20 @@ async def get_group(group_id: str, who: Annotated[Caller, allowed("groups", "rea
     return ApiResponse(group_json(group, who.account))
 
 
-@router.put("/groups/{group_id}")
+@router.put("/groups/{group_id}", response_model=shapes.Group)
 async def put_group(
-    group_id: str, request: Request, who: Annotated[Caller, allowed("groups", "update")], context: InContext
+    group_id: str,
+    who: Annotated[Caller, allowed("groups", "update")],
+    context: InContext,
+    given: Annotated[GroupRequest, sent_as(GroupRequest)],
 ) -> Response:
-    given = await _read(request, who.account, GroupId(group_id))
+    _check_resources(given, who.account, GroupId(group_id))
     peers = None if given.peers is None else [PeerId(id_) for id_ in given.peers]
     group = await update_group(context.state, who.account_id, GroupId(group_id), name=given.name, peers=peers)
     return _answer(group, who, context)
 
 
-@router.delete("/groups/{group_id}")
+@router.delete("/groups/{group_id}", response_model=shapes.Nothing)
 async def remove_group(
     group_id: str, who: Annotated[Caller, allowed("groups", "delete")], context: InContext
 ) -> Response:
@@ -92,13 +98,11 @@ async def remove_group(
     return ApiResponse({})
 
 
-async def _read(request: Request, account: AccountSnapshot, group_id: GroupId | None) -> GroupRequest:
+def _check_resources(given: GroupRequest, account: AccountSnapshot, group_id: GroupId | None) -> None:
     """Resources may be sent as they are; what puts one into a group is the resource itself."""
-    given, _ = await read_body(request, GroupRequest)
     held = set() if group_id is None else {one.id for one in account.resources_in(group_id)}
     if given.resources is not None and {one.get("id", "") for one in given.resources} != held:
         raise InvalidArgument("a resource is put into a group by the resource's own groups: change it there")
-    return given
 
 
 def _answer(group: Group, who: Caller, context: InContext) -> Response:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import Response
 
 from netbird_management.model.accounts import NetworkResource, NetworkRouter, Policy, ResourceType, RoutedNetwork
@@ -21,12 +21,13 @@ from netbird_management.operations.networks import (
     save_resource,
     save_router,
 )
+from netbird_management.rest import shapes
 from netbird_management.rest.auth import Caller, allowed
 from netbird_management.rest.context import InContext
 from netbird_management.rest.groups import group_minimum
-from netbird_management.rest.json import ApiResponse, Body, read_body
+from netbird_management.rest.json import ApiResponse, Body, sent_as
 
-router = APIRouter(prefix="/networks")
+router = APIRouter(prefix="/networks", tags=["networks"])
 
 
 class NetworkBody(Body):
@@ -101,31 +102,36 @@ def _reaches(policy: Policy, resources: Sequence[NetworkResource]) -> bool:
     )
 
 
-@router.get("")
+@router.get("", response_model=list[shapes.Network])
 async def list_networks(who: Annotated[Caller, allowed("networks", "read")]) -> Response:
     return ApiResponse([network_json(network, who.account) for network in who.account.networks])
 
 
-@router.post("")
+@router.post("", response_model=shapes.Network)
 async def post_network(
-    request: Request, who: Annotated[Caller, allowed("networks", "create")], context: InContext
+    who: Annotated[Caller, allowed("networks", "create")],
+    context: InContext,
+    given: Annotated[NetworkBody, sent_as(NetworkBody)],
 ) -> Response:
-    return await _save_network("", request, who, context)
+    return await _save_network("", given, who, context)
 
 
-@router.get("/{network_id}")
+@router.get("/{network_id}", response_model=shapes.Network)
 async def get_one(network_id: str, who: Annotated[Caller, allowed("networks", "read")], context: InContext) -> Response:
     return ApiResponse(network_json(get_network(context.state, who.account_id, network_id), who.account))
 
 
-@router.put("/{network_id}")
+@router.put("/{network_id}", response_model=shapes.Network)
 async def put_network(
-    network_id: str, request: Request, who: Annotated[Caller, allowed("networks", "update")], context: InContext
+    network_id: str,
+    who: Annotated[Caller, allowed("networks", "update")],
+    context: InContext,
+    given: Annotated[NetworkBody, sent_as(NetworkBody)],
 ) -> Response:
-    return await _save_network(network_id, request, who, context)
+    return await _save_network(network_id, given, who, context)
 
 
-@router.delete("/{network_id}")
+@router.delete("/{network_id}", response_model=shapes.Nothing)
 async def remove_network(
     network_id: str, who: Annotated[Caller, allowed("networks", "delete")], context: InContext
 ) -> Response:
@@ -133,7 +139,7 @@ async def remove_network(
     return ApiResponse({})
 
 
-@router.get("/{network_id}/resources")
+@router.get("/{network_id}/resources", response_model=list[shapes.NetworkResource])
 async def list_resources(
     network_id: str, who: Annotated[Caller, allowed("networks", "read")], context: InContext
 ) -> Response:
@@ -141,32 +147,35 @@ async def list_resources(
     return ApiResponse([resource_json(resource, who.account) for resource in network.resources])
 
 
-@router.post("/{network_id}/resources")
+@router.post("/{network_id}/resources", response_model=shapes.NetworkResource)
 async def post_resource(
-    network_id: str, request: Request, who: Annotated[Caller, allowed("networks", "create")], context: InContext
+    network_id: str,
+    who: Annotated[Caller, allowed("networks", "create")],
+    context: InContext,
+    given: Annotated[NetworkResourceBody, sent_as(NetworkResourceBody)],
 ) -> Response:
-    return await _save_resource(network_id, "", request, who, context)
+    return await _save_resource(network_id, "", given, who, context)
 
 
-@router.get("/{network_id}/resources/{resource_id}")
+@router.get("/{network_id}/resources/{resource_id}", response_model=shapes.NetworkResource)
 async def one_resource(
     network_id: str, resource_id: str, who: Annotated[Caller, allowed("networks", "read")], context: InContext
 ) -> Response:
     return ApiResponse(resource_json(get_resource(context.state, who.account_id, network_id, resource_id), who.account))
 
 
-@router.put("/{network_id}/resources/{resource_id}")
+@router.put("/{network_id}/resources/{resource_id}", response_model=shapes.NetworkResource)
 async def put_resource(
     network_id: str,
     resource_id: str,
-    request: Request,
     who: Annotated[Caller, allowed("networks", "update")],
     context: InContext,
+    given: Annotated[NetworkResourceBody, sent_as(NetworkResourceBody)],
 ) -> Response:
-    return await _save_resource(network_id, resource_id, request, who, context)
+    return await _save_resource(network_id, resource_id, given, who, context)
 
 
-@router.delete("/{network_id}/resources/{resource_id}")
+@router.delete("/{network_id}/resources/{resource_id}", response_model=shapes.Nothing)
 async def remove_resource(
     network_id: str, resource_id: str, who: Annotated[Caller, allowed("networks", "delete")], context: InContext
 ) -> Response:
@@ -174,7 +183,7 @@ async def remove_resource(
     return ApiResponse({})
 
 
-@router.get("/{network_id}/routers")
+@router.get("/{network_id}/routers", response_model=list[shapes.NetworkRouter])
 async def list_routers(
     network_id: str, who: Annotated[Caller, allowed("networks", "read")], context: InContext
 ) -> Response:
@@ -182,32 +191,35 @@ async def list_routers(
     return ApiResponse([router_json(one) for one in network.routers])
 
 
-@router.post("/{network_id}/routers")
+@router.post("/{network_id}/routers", response_model=shapes.NetworkRouter)
 async def post_router(
-    network_id: str, request: Request, who: Annotated[Caller, allowed("networks", "create")], context: InContext
+    network_id: str,
+    who: Annotated[Caller, allowed("networks", "create")],
+    context: InContext,
+    given: Annotated[NetworkRouterBody, sent_as(NetworkRouterBody)],
 ) -> Response:
-    return await _save_router(network_id, "", request, who, context)
+    return await _save_router(network_id, "", given, who, context)
 
 
-@router.get("/{network_id}/routers/{router_id}")
+@router.get("/{network_id}/routers/{router_id}", response_model=shapes.NetworkRouter)
 async def one_router(
     network_id: str, router_id: str, who: Annotated[Caller, allowed("networks", "read")], context: InContext
 ) -> Response:
     return ApiResponse(router_json(get_router(context.state, who.account_id, network_id, router_id)))
 
 
-@router.put("/{network_id}/routers/{router_id}")
+@router.put("/{network_id}/routers/{router_id}", response_model=shapes.NetworkRouter)
 async def put_router(
     network_id: str,
     router_id: str,
-    request: Request,
     who: Annotated[Caller, allowed("networks", "update")],
     context: InContext,
+    given: Annotated[NetworkRouterBody, sent_as(NetworkRouterBody)],
 ) -> Response:
-    return await _save_router(network_id, router_id, request, who, context)
+    return await _save_router(network_id, router_id, given, who, context)
 
 
-@router.delete("/{network_id}/routers/{router_id}")
+@router.delete("/{network_id}/routers/{router_id}", response_model=shapes.Nothing)
 async def remove_router(
     network_id: str, router_id: str, who: Annotated[Caller, allowed("networks", "delete")], context: InContext
 ) -> Response:
@@ -215,8 +227,7 @@ async def remove_router(
     return ApiResponse({})
 
 
-async def _save_network(network_id: str, request: Request, who: Caller, context: InContext) -> Response:
-    given, _ = await read_body(request, NetworkBody)
+async def _save_network(network_id: str, given: NetworkBody, who: Caller, context: InContext) -> Response:
     network = await save_network(
         context.state, who.account_id, network_id, name=given.name, description=given.description
     )
@@ -224,9 +235,8 @@ async def _save_network(network_id: str, request: Request, who: Caller, context:
 
 
 async def _save_resource(
-    network_id: str, resource_id: str, request: Request, who: Caller, context: InContext
+    network_id: str, resource_id: str, given: NetworkResourceBody, who: Caller, context: InContext
 ) -> Response:
-    given, _ = await read_body(request, NetworkResourceBody)
     if given.groups is None:
         raise BadRequest("groups is required")
     resource = await save_resource(
@@ -246,8 +256,9 @@ async def _save_resource(
     return ApiResponse(resource_json(resource, context.account_of(who)))
 
 
-async def _save_router(network_id: str, router_id: str, request: Request, who: Caller, context: InContext) -> Response:
-    given, _ = await read_body(request, NetworkRouterBody)
+async def _save_router(
+    network_id: str, router_id: str, given: NetworkRouterBody, who: Caller, context: InContext
+) -> Response:
     saved = await save_router(
         context.state,
         who.account_id,

@@ -1,8 +1,8 @@
 """Peers, and the configuration of those that run stock WireGuard. A proxy's own peers are not shown."""
 
-from typing import Any
+from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import PlainTextResponse, Response
 
 from netbird_management.compute.wireguard import wireguard_config
@@ -11,14 +11,15 @@ from netbird_management.model.errors import InvalidArgument, NotFound, Permissio
 from netbird_management.model.ids import GroupId, PeerId, UserId
 from netbird_management.model.snapshot import AccountSnapshot
 from netbird_management.operations.peers import create_stock_peer, delete_peer, rename_peer
+from netbird_management.rest import shapes
 from netbird_management.rest.auth import AnyCaller, Caller
 from netbird_management.rest.context import InContext
 from netbird_management.rest.groups import group_minimum
-from netbird_management.rest.json import ApiResponse, Body, moment, read_body
+from netbird_management.rest.json import ApiResponse, Body, moment, sent_as
 from netbird_management.rest.permissions import Operation
 from netbird_management.rest.shapes import AccessiblePeer
 
-router = APIRouter()
+router = APIRouter(tags=["peers"])
 
 _FLAGS = (
     "block_inbound",
@@ -92,7 +93,7 @@ def _minimum(peer: Peer, account: AccountSnapshot) -> dict[str, Any]:
     return {name: shown[name] for name in AccessiblePeer.model_fields}
 
 
-@router.get("/peers")
+@router.get("/peers", response_model=list[shapes.ListedPeer])
 async def list_peers(who: AnyCaller, name: str | None = None, ip: str | None = None) -> Response:
     peers = [
         peer
@@ -104,9 +105,8 @@ async def list_peers(who: AnyCaller, name: str | None = None, ip: str | None = N
     return ApiResponse([{**peer_json(peer, who.account), "accessible_peers_count": 0} for peer in peers])
 
 
-@router.post("/peers")
-async def post_peer(request: Request, who: AnyCaller, context: InContext) -> Response:
-    given, _ = await read_body(request, PeerBody)
+@router.post("/peers", response_model=shapes.NewPeer)
+async def post_peer(who: AnyCaller, context: InContext, given: Annotated[PeerBody, sent_as(PeerBody)]) -> Response:
     user_id = None if not given.user_id else UserId(given.user_id)
     if not who.may("peers", "create"):
         # Groups are what access is given to: nobody joins one by asking.
@@ -125,12 +125,12 @@ async def post_peer(request: Request, who: AnyCaller, context: InContext) -> Res
     return ApiResponse(answer if private_key is None else {**answer, "private_key": private_key})
 
 
-@router.get("/peers/{peer_id}")
+@router.get("/peers/{peer_id}", response_model=shapes.Peer)
 async def get_peer(peer_id: str, who: AnyCaller) -> Response:
     return ApiResponse(peer_json(_peer(peer_id, who), who.account))
 
 
-@router.get("/peers/{peer_id}/accessible-peers")
+@router.get("/peers/{peer_id}/accessible-peers", response_model=list[shapes.AccessiblePeer])
 async def list_accessible(peer_id: str, who: AnyCaller, context: InContext) -> Response:
     """Whom the peer's map names, by the rules of now; proxies' own peers are not shown."""
     told = context.maps.of(who.account, _peer(peer_id, who)).remotePeers
@@ -138,16 +138,22 @@ async def list_accessible(peer_id: str, who: AnyCaller, context: InContext) -> R
     return ApiResponse([_minimum(other, who.account) for other in others if other.proxy is None])
 
 
-@router.get("/peers/{peer_id}/wireguard")
+_CONFIGURATION: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"content": {"text/plain": {"schema": {"type": "string"}}}}
+}
+
+
+@router.get("/peers/{peer_id}/wireguard", response_class=Response, responses=_CONFIGURATION)
 async def get_wireguard(peer_id: str, who: AnyCaller) -> Response:
     config = wireguard_config(_peer(peer_id, who), who.account)
     return PlainTextResponse(config, headers={"cache-control": "no-store"})
 
 
-@router.put("/peers/{peer_id}")
-async def put_peer(peer_id: str, request: Request, who: AnyCaller, context: InContext) -> Response:
+@router.put("/peers/{peer_id}", response_model=shapes.Peer)
+async def put_peer(
+    peer_id: str, who: AnyCaller, context: InContext, given: Annotated[PeerUpdate, sent_as(PeerUpdate)]
+) -> Response:
     peer = _peer(peer_id, who, "update")
-    given, _ = await read_body(request, PeerUpdate)
     for name in ("ssh_enabled", "login_expiration_enabled", "inactivity_expiration_enabled", "approval_required"):
         if getattr(given, name):
             raise InvalidArgument(f"{name} is not there yet: it can only be false")
@@ -158,7 +164,7 @@ async def put_peer(peer_id: str, request: Request, who: AnyCaller, context: InCo
     return ApiResponse(peer_json(renamed, context.account_of(who)))
 
 
-@router.delete("/peers/{peer_id}")
+@router.delete("/peers/{peer_id}", response_model=shapes.Nothing)
 async def remove_peer(peer_id: str, who: AnyCaller, context: InContext) -> Response:
     await delete_peer(context.state, who.account_id, _peer(peer_id, who, "delete").id)
     return ApiResponse({})

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import Response
 
 from netbird_management.model.accounts import Policy, PolicyRule, PortRange, Resource, ResourceType
@@ -10,12 +10,13 @@ from netbird_management.model.errors import InvalidArgument
 from netbird_management.model.ids import GroupId, PolicyId
 from netbird_management.model.snapshot import AccountSnapshot
 from netbird_management.operations.policies import create_policy, delete_policy, get_policy, update_policy
+from netbird_management.rest import shapes
 from netbird_management.rest.auth import Caller, allowed
 from netbird_management.rest.context import InContext
 from netbird_management.rest.groups import group_minimum
-from netbird_management.rest.json import ApiResponse, Body, read_body
+from netbird_management.rest.json import ApiResponse, Body, sent_as
 
-router = APIRouter(prefix="/policies")
+router = APIRouter(prefix="/policies", tags=["policies"])
 
 
 class ResourceBody(Body):
@@ -52,37 +53,40 @@ class PolicyBody(Body):
     source_posture_checks: list[str] | None = None
 
 
-@router.get("")
+@router.get("", response_model=list[shapes.Policy])
 async def list_policies(who: Annotated[Caller, allowed("policies", "read")]) -> Response:
     policies = sorted(who.account.policies.values(), key=lambda policy: policy.id)
     return ApiResponse([policy_json(policy, who.account) for policy in policies])
 
 
-@router.post("")
+@router.post("", response_model=shapes.Policy)
 async def post_policy(
-    request: Request, who: Annotated[Caller, allowed("policies", "create")], context: InContext
+    who: Annotated[Caller, allowed("policies", "create")],
+    context: InContext,
+    given: Annotated[PolicyBody, sent_as(PolicyBody)],
 ) -> Response:
-    given, _ = await read_body(request, PolicyBody)
     policy = await create_policy(context.state, who.account_id, _policy(PolicyId(""), given))
     return ApiResponse(policy_json(policy, context.account_of(who)))
 
 
-@router.get("/{policy_id}")
+@router.get("/{policy_id}", response_model=shapes.Policy)
 async def get_one(policy_id: str, who: Annotated[Caller, allowed("policies", "read")], context: InContext) -> Response:
     policy = get_policy(context.state, who.account_id, PolicyId(policy_id))
     return ApiResponse(policy_json(policy, who.account))
 
 
-@router.put("/{policy_id}")
+@router.put("/{policy_id}", response_model=shapes.Policy)
 async def put_policy(
-    policy_id: str, request: Request, who: Annotated[Caller, allowed("policies", "update")], context: InContext
+    policy_id: str,
+    who: Annotated[Caller, allowed("policies", "update")],
+    context: InContext,
+    given: Annotated[PolicyBody, sent_as(PolicyBody)],
 ) -> Response:
-    given, _ = await read_body(request, PolicyBody)
     policy = await update_policy(context.state, who.account_id, _policy(PolicyId(policy_id), given))
     return ApiResponse(policy_json(policy, context.account_of(who)))
 
 
-@router.delete("/{policy_id}")
+@router.delete("/{policy_id}", response_model=shapes.Nothing)
 async def remove_policy(
     policy_id: str, who: Annotated[Caller, allowed("policies", "delete")], context: InContext
 ) -> Response:

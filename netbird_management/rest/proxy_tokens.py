@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import Response
 
 from netbird_management.model.ids import TokenId
@@ -12,11 +12,12 @@ from netbird_management.operations.proxy_tokens import (
     proxy_tokens_of,
     revoke_proxy_token,
 )
+from netbird_management.rest import shapes
 from netbird_management.rest.auth import Caller, allowed
 from netbird_management.rest.context import InContext
-from netbird_management.rest.json import ApiResponse, Body, moment, read_body
+from netbird_management.rest.json import ApiResponse, Body, moment, sent_as
 
-router = APIRouter(prefix="/reverse-proxies/proxy-tokens")
+router = APIRouter(prefix="/reverse-proxies/proxy-tokens", tags=["reverse-proxies"])
 
 
 class ProxyTokenBody(Body):
@@ -38,16 +39,17 @@ def token_json(token: ProxyToken) -> dict[str, Any]:
     return answer
 
 
-@router.get("")
+@router.get("", response_model=list[shapes.ProxyToken])
 async def list_tokens(who: Annotated[Caller, allowed("services", "read")], context: InContext) -> Response:
     return ApiResponse([token_json(token) for token in await proxy_tokens_of(context.state, who.account_id)])
 
 
-@router.post("")
+@router.post("", response_model=shapes.NewProxyToken)
 async def post_token(
-    request: Request, who: Annotated[Caller, allowed("services", "create")], context: InContext
+    who: Annotated[Caller, allowed("services", "create")],
+    context: InContext,
+    given: Annotated[ProxyTokenBody, sent_as(ProxyTokenBody)],
 ) -> Response:
-    given, _ = await read_body(request, ProxyTokenBody)
     token, plain = await create_proxy_token(
         context.state,
         name=given.name,
@@ -58,7 +60,7 @@ async def post_token(
     return ApiResponse({**token_json(token), "plain_token": plain})
 
 
-@router.delete("/{token_id}")
+@router.delete("/{token_id}", response_model=shapes.Nothing)
 async def revoke_token(
     token_id: str, who: Annotated[Caller, allowed("services", "delete")], context: InContext
 ) -> Response:

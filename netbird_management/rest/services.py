@@ -2,22 +2,23 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import Response
 
 from netbird_management.model.ids import ServiceId
 from netbird_management.model.services import Service
 from netbird_management.operations.services import create_service, delete_service, get_service, update_service
 from netbird_management.operations.statuses import certificates_issued, proxy_statuses, worst_statuses
+from netbird_management.rest import shapes
 from netbird_management.rest.auth import Caller, allowed
 from netbird_management.rest.context import Context, InContext
-from netbird_management.rest.json import ApiResponse, read_body
+from netbird_management.rest.json import ApiResponse, SentJson, sent_as
 from netbird_management.rest.service_json import ServiceBody, proxy_status_json, sent_names, service_json, service_of
 
-router = APIRouter(prefix="/reverse-proxies/services")
+router = APIRouter(prefix="/reverse-proxies/services", tags=["reverse-proxies"])
 
 
-@router.get("")
+@router.get("", response_model=list[shapes.Service])
 async def list_services(who: Annotated[Caller, allowed("services", "read")], context: InContext) -> Response:
     worst = await worst_statuses(context.state, who.account_id)
     issued = await certificates_issued(context.state, who.account_id)
@@ -27,11 +28,13 @@ async def list_services(who: Annotated[Caller, allowed("services", "read")], con
     )
 
 
-@router.post("")
+@router.post("", response_model=shapes.Service)
 async def post_service(
-    request: Request, who: Annotated[Caller, allowed("services", "create")], context: InContext
+    who: Annotated[Caller, allowed("services", "create")],
+    context: InContext,
+    body: Annotated[ServiceBody, sent_as(ServiceBody)],
+    raw: SentJson,
 ) -> Response:
-    body, raw = await read_body(request, ServiceBody)
     given = service_of(body, who.account_id, ServiceId(""))
     service = await create_service(
         context.state, context.hooks, given, sent_names(raw), refused_domains=context.refused_domains
@@ -39,16 +42,19 @@ async def post_service(
     return await _answer(service, who, context)
 
 
-@router.get("/{service_id}")
+@router.get("/{service_id}", response_model=shapes.Service)
 async def get_one(service_id: str, who: Annotated[Caller, allowed("services", "read")], context: InContext) -> Response:
     return await _answer(get_service(context.state, who.account_id, ServiceId(service_id)), who, context)
 
 
-@router.put("/{service_id}")
+@router.put("/{service_id}", response_model=shapes.Service)
 async def put_service(
-    service_id: str, request: Request, who: Annotated[Caller, allowed("services", "update")], context: InContext
+    service_id: str,
+    who: Annotated[Caller, allowed("services", "update")],
+    context: InContext,
+    body: Annotated[ServiceBody, sent_as(ServiceBody)],
+    raw: SentJson,
 ) -> Response:
-    body, raw = await read_body(request, ServiceBody)
     given = service_of(body, who.account_id, ServiceId(service_id))
     service = await update_service(
         context.state,
@@ -61,7 +67,7 @@ async def put_service(
     return await _answer(service, who, context)
 
 
-@router.delete("/{service_id}")
+@router.delete("/{service_id}", response_model=shapes.Nothing)
 async def remove_service(
     service_id: str, who: Annotated[Caller, allowed("services", "delete")], context: InContext
 ) -> Response:
@@ -69,7 +75,7 @@ async def remove_service(
     return ApiResponse({})
 
 
-@router.get("/{service_id}/proxies")
+@router.get("/{service_id}/proxies", response_model=list[shapes.ProxyStatus])
 async def list_proxies(
     service_id: str, who: Annotated[Caller, allowed("services", "read")], context: InContext
 ) -> Response:

@@ -1,8 +1,9 @@
 """The first user: made once, with the secret that the process prints at its first start."""
 
 import hmac
+from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -10,11 +11,12 @@ from netbird_host.sources import source_of
 from netbird_management.model.errors import InvalidArgument, PermissionDenied, PreconditionFailed
 from netbird_management.operations.accounts import create_account
 from netbird_management.operations.users import checked_email, create_token
+from netbird_management.rest import shapes
 from netbird_management.rest.client_address import client_address
-from netbird_management.rest.context import Context, InContext
-from netbird_management.rest.json import ApiResponse, Body, read_body
+from netbird_management.rest.context import InContext
+from netbird_management.rest.json import ApiResponse, Body, sent_as
 
-router = APIRouter()
+router = APIRouter(tags=["setup"])
 HEADER = "x-netbird-setup-secret"
 
 
@@ -28,18 +30,33 @@ class SetupRequest(Body):
     pat_expire_in: int = 1
 
 
-@router.get("/instance")
+@router.get("/instance", response_model=shapes.Instance)
 async def instance(context: InContext) -> Response:
     return ApiResponse({"setup_required": not context.state.snapshots.all()})
 
 
-@router.post("/setup")
-async def setup(request: Request, context: InContext) -> Response:
-    """The owner, with a token. They link to the identity provider when they first log in with their address."""
+async def check_open(context: InContext) -> None:
+    """Raises `PreconditionFailed` once there is an account."""
     if context.state.snapshots.all():
         raise PreconditionFailed("setup already completed")
-    _check_secret(request, context)
-    given, _ = await read_body(request, SetupRequest)
+
+
+async def check_secret(request: Request, context: InContext) -> None:
+    """Raises `PermissionDenied` for a wrong secret, and 429 for an address that sent too many of them. An address says
+    nothing about the caller: a reverse proxy on this machine forwards strangers from loopback."""
+    source = source_of(client_address(request, context.trusted_proxies))
+    if context.setup_tries.is_empty(source):
+        context.state.count("setup_guesses_refused")
+        raise HTTPException(429, "too many wrong secrets from this address: try again in a minute")
+    given = request.headers.get(HEADER, "")
+    if not context.setup_secret or not hmac.compare_digest(given.encode(), context.setup_secret.encode()):
+        context.setup_tries.take(source)
+        raise PermissionDenied(f"setup needs the secret printed at the first start, in the header {HEADER}")
+
+
+@router.post("/setup", response_model=shapes.SetUp, dependencies=[Depends(check_open), Depends(check_secret)])
+async def setup(context: InContext, given: Annotated[SetupRequest, sent_as(SetupRequest)]) -> Response:
+    """The owner, with a token. They link to the identity provider when they first log in with their address."""
     email = checked_email(given.email)
     if given.password:
         raise InvalidArgument("password is not supported: log in with the token, or by the identity provider")
@@ -54,16 +71,3 @@ async def setup(request: Request, context: InContext) -> Response:
     )
     _, plain = await create_token(context.state, user, name="setup", days=given.pat_expire_in, created_by=user.id)
     return ApiResponse({"user_id": user.id, "email": user.email, "personal_access_token": plain})
-
-
-def _check_secret(request: Request, context: Context) -> None:
-    """Raises `PermissionDenied` for a wrong secret, and 429 for an address that sent too many of them. An address says
-    nothing about the caller: a reverse proxy on this machine forwards strangers from loopback."""
-    source = source_of(client_address(request, context.trusted_proxies))
-    if context.setup_tries.is_empty(source):
-        context.state.count("setup_guesses_refused")
-        raise HTTPException(429, "too many wrong secrets from this address: try again in a minute")
-    given = request.headers.get(HEADER, "")
-    if not context.setup_secret or not hmac.compare_digest(given.encode(), context.setup_secret.encode()):
-        context.setup_tries.take(source)
-        raise PermissionDenied(f"setup needs the secret printed at the first start, in the header {HEADER}")

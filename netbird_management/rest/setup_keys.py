@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import Response
 
 from netbird_management.model.errors import BadRequest
@@ -16,11 +16,12 @@ from netbird_management.operations.setup_keys import (
     setup_keys_of,
     update_setup_key,
 )
+from netbird_management.rest import shapes
 from netbird_management.rest.auth import Caller, allowed
 from netbird_management.rest.context import InContext
-from netbird_management.rest.json import ApiResponse, Body, moment, read_body
+from netbird_management.rest.json import ApiResponse, Body, moment, sent_as
 
-router = APIRouter(prefix="/setup-keys")
+router = APIRouter(prefix="/setup-keys", tags=["setup-keys"])
 
 
 class NewSetupKey(Body):
@@ -59,16 +60,17 @@ def key_json(key: SetupKey, shown: str | None = None) -> dict[str, Any]:
     }
 
 
-@router.get("")
+@router.get("", response_model=list[shapes.SetupKey])
 async def list_keys(who: Annotated[Caller, allowed("setup_keys", "read")], context: InContext) -> Response:
     return ApiResponse([key_json(key) for key in await setup_keys_of(context.state, who.account_id)])
 
 
-@router.post("")
+@router.post("", response_model=shapes.SetupKey)
 async def post_key(
-    request: Request, who: Annotated[Caller, allowed("setup_keys", "create")], context: InContext
+    who: Annotated[Caller, allowed("setup_keys", "create")],
+    context: InContext,
+    given: Annotated[NewSetupKey, sent_as(NewSetupKey)],
 ) -> Response:
-    given, _ = await read_body(request, NewSetupKey)
     if given.allow_extra_dns_labels:
         raise BadRequest("extra DNS labels are not there yet")
     key, plain = await create_setup_key(
@@ -84,16 +86,18 @@ async def post_key(
     return ApiResponse(key_json(key, plain))
 
 
-@router.get("/{key_id}")
+@router.get("/{key_id}", response_model=shapes.SetupKey)
 async def get_key(key_id: str, who: Annotated[Caller, allowed("setup_keys", "read")], context: InContext) -> Response:
     return ApiResponse(key_json(await get_setup_key(context.state, who.account_id, key_id)))
 
 
-@router.put("/{key_id}")
+@router.put("/{key_id}", response_model=shapes.SetupKey)
 async def put_key(
-    key_id: str, request: Request, who: Annotated[Caller, allowed("setup_keys", "update")], context: InContext
+    key_id: str,
+    who: Annotated[Caller, allowed("setup_keys", "update")],
+    context: InContext,
+    given: Annotated[SetupKeyUpdate, sent_as(SetupKeyUpdate)],
 ) -> Response:
-    given, _ = await read_body(request, SetupKeyUpdate)
     if given.auto_groups is None:
         raise BadRequest("auto_groups is required")
     groups = [GroupId(id_) for id_ in given.auto_groups]
@@ -101,7 +105,7 @@ async def put_key(
     return ApiResponse(key_json(key))
 
 
-@router.delete("/{key_id}")
+@router.delete("/{key_id}", response_model=shapes.Nothing)
 async def remove_key(
     key_id: str, who: Annotated[Caller, allowed("setup_keys", "delete")], context: InContext
 ) -> Response:

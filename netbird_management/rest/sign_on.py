@@ -11,11 +11,17 @@ from netbird_management.model.errors import BadRequest
 from netbird_management.rest.client_address import client_address
 from netbird_management.rest.context import Context, InContext
 
-router = APIRouter()
+router = APIRouter(tags=["reverse-proxy"])
 _log = logging.getLogger(__name__)
 
 
-@router.get("/reverse-proxy/callback")
+@router.get(
+    "/reverse-proxy/callback",
+    status_code=302,
+    response_class=RedirectResponse,
+    response_description="Back to the service",
+    responses={"4XX": {"description": "Refused"}, "5XX": {"description": "The identity provider cannot be asked"}},
+)
 async def callback(request: Request, context: InContext, state: str = "", code: str = "", error: str = "") -> Response:
     """Failures count against the address, logins do not: many people may share one."""
     source = source_of(client_address(request, context.trusted_proxies))

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import Response
 
 from netbird_management.model.accounts import Role, User
@@ -19,12 +19,13 @@ from netbird_management.operations.users import (
     tokens_of,
     update_user,
 )
+from netbird_management.rest import shapes
 from netbird_management.rest.auth import AnyCaller, Caller, allowed
 from netbird_management.rest.context import InContext
-from netbird_management.rest.json import ApiResponse, Body, moment, read_body
+from netbird_management.rest.json import ApiResponse, Body, moment, sent_as
 from netbird_management.rest.permissions import permissions_json
 
-router = APIRouter()
+router = APIRouter(tags=["users"])
 
 
 class UserRequest(Body):
@@ -70,7 +71,7 @@ def token_json(token: PersonalToken) -> dict[str, Any]:
     return answer if token.last_used is None else {**answer, "last_used": moment(token.last_used)}
 
 
-@router.get("/users")
+@router.get("/users", response_model=list[shapes.User])
 async def list_users(who: Annotated[Caller, allowed("users", "read")], service_user: bool | None = None) -> Response:
     users = sorted(who.account.users.values(), key=lambda user: user.id)
     return ApiResponse(
@@ -78,16 +79,17 @@ async def list_users(who: Annotated[Caller, allowed("users", "read")], service_u
     )
 
 
-@router.get("/users/current")
+@router.get("/users/current", response_model=shapes.CurrentUser)
 async def current_user(who: AnyCaller) -> Response:
     return ApiResponse({**user_json(who.user, who), "permissions": permissions_json(who.user)})
 
 
-@router.post("/users")
+@router.post("/users", response_model=shapes.User)
 async def post_user(
-    request: Request, who: Annotated[Caller, allowed("users", "create")], context: InContext
+    who: Annotated[Caller, allowed("users", "create")],
+    context: InContext,
+    given: Annotated[UserRequest, sent_as(UserRequest)],
 ) -> Response:
-    given, _ = await read_body(request, UserRequest)
     user = await create_user(
         context.state,
         who.account_id,
@@ -100,11 +102,13 @@ async def post_user(
     return ApiResponse(user_json(user, who))
 
 
-@router.put("/users/{user_id}")
+@router.put("/users/{user_id}", response_model=shapes.User)
 async def put_user(
-    user_id: str, request: Request, who: Annotated[Caller, allowed("users", "update")], context: InContext
+    user_id: str,
+    who: Annotated[Caller, allowed("users", "update")],
+    context: InContext,
+    given: Annotated[UserRequest, sent_as(UserRequest)],
 ) -> Response:
-    given, _ = await read_body(request, UserRequest)
     if given.auto_groups is None:
         raise BadRequest("auto_groups is required")
     if user_id == who.user.id and (given.is_blocked or given.role != who.user.role):
@@ -120,18 +124,18 @@ async def put_user(
     return ApiResponse(user_json(user, who))
 
 
-@router.post("/users/{user_id}/approve")
+@router.post("/users/{user_id}/approve", response_model=shapes.User)
 async def approve(user_id: str, who: Annotated[Caller, allowed("users", "update")], context: InContext) -> Response:
     return ApiResponse(user_json(await approve_user(context.state, who.account_id, UserId(user_id)), who))
 
 
-@router.delete("/users/{user_id}/reject")
+@router.delete("/users/{user_id}/reject", response_model=shapes.Nothing)
 async def reject(user_id: str, who: Annotated[Caller, allowed("users", "delete")], context: InContext) -> Response:
     await reject_user(context.state, who.account_id, UserId(user_id))
     return ApiResponse({})
 
 
-@router.delete("/users/{user_id}")
+@router.delete("/users/{user_id}", response_model=shapes.Nothing)
 async def remove_user(user_id: str, who: Annotated[Caller, allowed("users", "delete")], context: InContext) -> Response:
     if user_id == who.user.id:
         raise PermissionDenied("you cannot delete yourself")
@@ -139,23 +143,24 @@ async def remove_user(user_id: str, who: Annotated[Caller, allowed("users", "del
     return ApiResponse({})
 
 
-@router.get("/users/{user_id}/tokens")
+@router.get("/users/{user_id}/tokens", response_model=list[shapes.PersonalToken])
 async def list_tokens(user_id: str, who: AnyCaller, context: InContext) -> Response:
     user = _token_owner(user_id, who)
     return ApiResponse([token_json(token) for token in await tokens_of(context.state, user.id)])
 
 
-@router.post("/users/{user_id}/tokens")
-async def post_token(user_id: str, request: Request, who: AnyCaller, context: InContext) -> Response:
+@router.post("/users/{user_id}/tokens", response_model=shapes.NewPersonalToken)
+async def post_token(
+    user_id: str, who: AnyCaller, context: InContext, given: Annotated[TokenRequest, sent_as(TokenRequest)]
+) -> Response:
     user = _token_owner(user_id, who)
-    given, _ = await read_body(request, TokenRequest)
     token, plain = await create_token(
         context.state, user, name=given.name, days=given.expires_in, created_by=who.user.id
     )
     return ApiResponse({"personal_access_token": token_json(token), "plain_token": plain})
 
 
-@router.get("/users/{user_id}/tokens/{token_id}")
+@router.get("/users/{user_id}/tokens/{token_id}", response_model=shapes.PersonalToken)
 async def get_token(user_id: str, token_id: str, who: AnyCaller, context: InContext) -> Response:
     user = _token_owner(user_id, who)
     for token in await tokens_of(context.state, user.id):
@@ -164,7 +169,7 @@ async def get_token(user_id: str, token_id: str, who: AnyCaller, context: InCont
     raise NotFound(f"pat: {token_id} not found")
 
 
-@router.delete("/users/{user_id}/tokens/{token_id}")
+@router.delete("/users/{user_id}/tokens/{token_id}", response_model=shapes.Nothing)
 async def remove_token(user_id: str, token_id: str, who: AnyCaller, context: InContext) -> Response:
     user = _token_owner(user_id, who)
     await delete_token(context.state, user, TokenId(token_id))
