@@ -24,7 +24,7 @@ from netbird_management.login.sign_on import SignOn
 from netbird_management.model.ids import AccountId
 from netbird_management.model.snapshot import AccountSnapshot
 from netbird_management.operations.access_log import forget_entries_of_nobody, forget_old_entries
-from netbird_management.operations.custom_domains import DnsResolver
+from netbird_management.operations.custom_domains import DnsResolver, prove_domains_again
 from netbird_management.operations.events import forget_old_events
 from netbird_management.operations.peers import disconnect_all_peers, sweep_ephemeral_peers
 from netbird_management.operations.proxies import disconnect_all_proxies, forget_stale_proxies
@@ -59,6 +59,7 @@ class ManagementServer:
         self.hooks = hooks
         self.state = state
         self.maps = NetworkMaps(hooks)
+        self.resolver = DnsResolver(settings.dns_servers)
         self.setup_secret = "" if state.snapshots.all() else secrets.token_urlsafe(24)
         self.rest_port = 0
         self.grpc_port = 0
@@ -125,7 +126,7 @@ async def _listening(server: ManagementServer, hold: Hold, shutdown: Shutdown) -
         refused_domains=(*settings.hosts, *settings.refused_domains),
         setup_secret=server.setup_secret,
         dns_domain=settings.dns_domain,
-        resolver=DnsResolver(settings.dns_servers),
+        resolver=server.resolver,
         sign_on=sign_on,
         trusted_proxies=settings.trusted_proxies,
     )
@@ -216,6 +217,7 @@ async def _keep_house(server: ManagementServer) -> None:
             told = server.state.counters.copy()
         try:
             await forget_stale_proxies(server.state)
+            await prove_domains_again(server.state, server.resolver)
             await sweep_ephemeral_peers(server.state)
             await forget_old_entries(server.state, server.settings.access_log_days)
             await forget_old_events(server.state)

@@ -9,7 +9,6 @@ from typing import Final
 from netbird_host.sources import address_text
 from netbird_management.compute import extensions
 from netbird_management.model.admission import admitted, peer_refusal
-from netbird_management.model.domains import is_under
 from netbird_management.model.errors import InvalidArgument
 from netbird_management.model.ids import AccountId, PeerId, ServiceId
 from netbird_management.model.services import RESOURCES, Capabilities, Service, Target, TargetType
@@ -132,7 +131,7 @@ def judged(service: Service, account: AccountSnapshot, hooks: Hooks) -> None:
 def build(service: Service, account: AccountSnapshot, hooks: Hooks) -> BuiltMapping:
     """What proxies get of a service, if they may. Never raises: what fails is withheld, with the reason."""
     mapping = _core(service, account)
-    if not _is_validated(service, account):
+    if not account.is_proved(service):
         return BuiltMapping(mapping, withheld="its custom domain is not validated yet")
     if reason := _lost(service, account):
         return BuiltMapping(mapping, withheld=reason)
@@ -174,15 +173,6 @@ def _follows_routes(capabilities: Capabilities) -> Decision:
     if capabilities.claims is None or ROUTES in capabilities.claims:
         return ALLOW
     return Deny("the proxy's tunnel reaches peers alone: set direct_upstream on targets behind a network")
-
-
-def _is_validated(service: Service, account: AccountSnapshot) -> bool:
-    """Whether the domain lies under its cluster's address, or under a custom domain that proved to be the account's."""
-    if is_under(service.domain, service.proxy_cluster.lower().rstrip(".")):
-        return True
-    above = [custom for custom in account.custom_domains if is_under(service.domain, custom.domain)]
-    longest = max(above, key=lambda custom: len(custom.domain), default=None)
-    return longest is not None and longest.validated
 
 
 def host_port(host: str, port: int | None) -> str:

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import uuid
 from contextlib import AbstractContextManager
-from ipaddress import ip_address
 from typing import Any, Final
 
 import grpc
@@ -15,14 +14,15 @@ from netbird_management.grpc.connections import Connection, Connections
 from netbird_management.grpc.errors import Refused
 from netbird_management.grpc.interceptors import REQUEST_SECONDS, Caller
 from netbird_management.grpc.mappings import Mappings
-from netbird_management.model.domains import fold
-from netbird_management.model.ids import ProxyId
+from netbird_management.model.domains import fold_address
+from netbird_management.model.ids import AccountId, ProxyId
 from netbird_management.model.services import Capabilities
 from netbird_management.operations.proxies import (
     Registration,
     address_is_free,
     disconnect_proxy,
     heartbeat_proxy,
+    is_proved_address,
     register_proxy,
     room_for_proxy,
 )
@@ -129,11 +129,15 @@ class MappingStreams:
     async def _introduced(self, caller: Caller, init: SyncMappingsInit | GetMappingUpdateRequest) -> Connection:
         if not init.proxy_id or len(init.proxy_id) > 255 or not init.proxy_id.isprintable():
             raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "proxy_id is required")
-        if len(init.address) > 255 or not _is_address(init.address):
-            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "proxy address is invalid")
+        try:
+            address = fold_address(init.address)
+        except ValueError as error:
+            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "proxy address is invalid") from error
         account_id, proxy_id = caller.token.account_id, ProxyId(init.proxy_id)
-        if account_id is not None and not await address_is_free(self._state, init.address, account_id):
-            raise Refused(grpc.StatusCode.ALREADY_EXISTS, f"cluster address {init.address} is already in use")
+        if account_id is not None:
+            if not await address_is_free(self._state, address, account_id):
+                raise Refused(grpc.StatusCode.ALREADY_EXISTS, f"cluster address {address} is already in use")
+            self._check_proved(address, account_id)
         if not await proxy_id_is_free(self._state, proxy_id, account_id):
             raise Refused(grpc.StatusCode.ALREADY_EXISTS, "this proxy_id is in use with a token of another account")
         if not await room_for_proxy(self._state, proxy_id, caller.token.id):
@@ -142,13 +146,22 @@ class MappingStreams:
         registration = Registration(
             proxy_id=proxy_id,
             session_id=str(uuid.uuid4()),
-            cluster=init.address,
+            cluster=address,
             ip_address=caller.address,
             account_id=account_id,
             token_id=caller.token.id,
             capabilities=_capabilities(init),
         )
         return Connection(registration, caller.token, caller.token_hash, self._state.count)
+
+    def _check_proved(self, address: str, account_id: AccountId) -> None:
+        """Raises `Refused` for the address of an account's own proxies that is not proved to be the account's."""
+        if not is_proved_address(self._state, address, account_id):
+            raise Refused(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"cluster address {address} is not at or below a validated domain of this account: "
+                "add it as a custom domain and publish the domain's validation record",
+            )
 
     async def _converse(
         self, connection: Connection, channel: "_Acknowledged | _OneWay", tasks: asyncio.TaskGroup
@@ -180,6 +193,8 @@ class MappingStreams:
                 if token is None or not token.valid:
                     raise Refused(grpc.StatusCode.UNAUTHENTICATED, "the proxy's token is no longer valid")
                 connection.token = token
+                if token.account_id is not None:
+                    self._check_proved(connection.registration.cluster, token.account_id)
                 await note_token_used(self._state, token)
                 if not await heartbeat_proxy(self._state, connection.registration):
                     # The row is gone, as nobody else may have written it: a newer connection would have ended us.
@@ -242,17 +257,6 @@ def _first(group: BaseExceptionGroup[Refused]) -> Refused:
         leaf = leaf.exceptions[0]
     assert isinstance(leaf, Refused)  # noqa: S101 - a group of refusals has nothing else
     return leaf
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        try:
-            fold(text)
-        except ValueError:
-            return False
-    return True
 
 
 def _capabilities(init: SyncMappingsInit | GetMappingUpdateRequest) -> Capabilities:

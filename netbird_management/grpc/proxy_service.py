@@ -13,7 +13,7 @@ from netbird_management.grpc.login_service import Logins
 from netbird_management.grpc.mapping_stream import MappingStreams
 from netbird_management.grpc.status_writer import StatusWriter
 from netbird_management.grpc.tunnel_peers import TunnelPeers
-from netbird_management.model.domains import fold
+from netbird_management.model.domains import fold, fold_address
 from netbird_management.model.errors import InvalidArgument, PermissionDenied
 from netbird_management.model.ids import AccountId, ServiceId
 from netbird_management.model.services import InboundListener, Status
@@ -111,13 +111,13 @@ class ProxyService(ProxyServiceServicer):
         account_id, service_id = AccountId(request.account_id), ServiceId(request.service_id)
         try:
             token = verify(self._state.vault, request.token, account_id, service_id, who.token.id)
-            self._check_cluster(request, who)
+            cluster = self._checked_cluster(request, who)
             self._check_key(request)
             await create_proxy_peer(
                 self._state,
                 account_id,
                 key=request.wireguard_public_key,
-                cluster=request.cluster,
+                cluster=cluster,
                 token=token,
                 wireguard_endpoint=_endpoint(request.wireguard_endpoint),
             )
@@ -125,15 +125,23 @@ class ProxyService(ProxyServiceServicer):
             raise Refused(grpc.StatusCode.UNAUTHENTICATED, error.message) from error
         return CreateProxyPeerResponse(success=True)
 
-    def _check_cluster(self, request: CreateProxyPeerRequest, who: Caller) -> None:
-        """A peer of another cluster would be named to that cluster's clients, and be let through to its targets."""
+    def _checked_cluster(self, request: CreateProxyPeerRequest, who: Caller) -> str:
+        """The folded address.
+
+        A peer of another cluster would be named to that cluster's clients, and let through to its targets.
+        """
         account = self._state.snapshots.get(request.account_id)
         service = account.services.get(ServiceId(request.service_id)) if account is not None else None
         if service is None:
             raise Refused(grpc.StatusCode.FAILED_PRECONDITION, "the service is gone")
         live = [who.connection] if who.connection is not None else self._connections.of_token(who.token.id)
-        if request.cluster not in {service.proxy_cluster, *(connection.registration.cluster for connection in live)}:
-            raise InvalidArgument(f"this proxy is not in the cluster {request.cluster}")
+        try:
+            cluster = fold_address(request.cluster)
+        except ValueError as error:
+            raise InvalidArgument(str(error)) from error
+        if cluster not in {service.proxy_cluster, *(connection.registration.cluster for connection in live)}:
+            raise InvalidArgument(f"this proxy is not in the cluster {cluster}")
+        return cluster
 
     def _check_key(self, request: CreateProxyPeerRequest) -> None:
         known = self._state.snapshots.by_peer_key(request.wireguard_public_key)

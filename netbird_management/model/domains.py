@@ -1,6 +1,11 @@
-"""Domains: their one spelling, and which cluster serves them."""
+"""Domains: their one spelling, how they lie to one another, and which of them belong to the public."""
+
+from collections.abc import Iterator
+from functools import cache
+from ipaddress import ip_address
 
 import idna
+from publicsuffixlist import PublicSuffixList
 
 
 def fold(domain: str) -> str:
@@ -26,3 +31,47 @@ def fold(domain: str) -> str:
 def is_under(domain: str, parent: str) -> bool:
     """Whether a folded domain is another one or lies below it."""
     return domain == parent or domain.endswith("." + parent)
+
+
+def upwards(domain: str) -> Iterator[str]:
+    """A folded domain and each one that it lies below, from the longest to the shortest."""
+    yield domain
+    while "." in domain:
+        domain = domain.partition(".")[2]
+        yield domain
+
+
+def fold_address(address: str) -> str:
+    """The one spelling of a cluster's address: an IP address in its canonical form, else as `fold`.
+
+    Raises `ValueError` for text that is neither.
+    """
+    try:
+        return str(ip_address(address.strip()))
+    except ValueError:
+        return fold(address)
+
+
+def covers(cluster: str, domain: str) -> bool:
+    """Whether a folded domain lies at or below the address of a cluster. No name lies below an IP address."""
+    return is_under(domain, cluster) and not is_ip(cluster)
+
+
+def is_public_suffix(domain: str) -> bool:
+    """Whether anybody may register names directly below a folded domain: `com`, `co.uk`, `github.io`, any single
+    label."""
+    return bool(_public_suffixes().is_public(domain))
+
+
+@cache
+def _public_suffixes() -> PublicSuffixList:
+    return PublicSuffixList()  # the list is shipped in the package; nothing is looked up
+
+
+def is_ip(text: str) -> bool:
+    """Whether a cluster's address is an IP address, in any spelling."""
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True

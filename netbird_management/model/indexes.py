@@ -9,6 +9,7 @@ from typing import Final
 
 from immutables import Map
 
+from netbird_management.model.domains import upwards
 from netbird_management.model.ids import AccountId, GroupId, PeerId, ServiceId
 from netbird_management.model.services import RESOURCES, Service, TargetType
 
@@ -86,7 +87,7 @@ def _keys(service: Service) -> Iterator[_Key]:
 
 
 class Names:
-    """Which accounts hold a domain, or one below it, and how many each. Belongs to one event loop."""
+    """Which accounts hold a proved domain, or one below it, and how many each. Belongs to one event loop."""
 
     def __init__(self) -> None:
         self._held: dict[str, dict[AccountId, int]] = {}
@@ -94,19 +95,23 @@ class Names:
 
     def add(self, account_id: AccountId, domain: str) -> None:
         self._count(self._held, domain, account_id, 1)
-        for name in _upwards(domain):
+        for name in upwards(domain):
             self._count(self._below, name, account_id, 1)
 
     def remove(self, account_id: AccountId, domain: str) -> None:
         self._count(self._held, domain, account_id, -1)
-        for name in _upwards(domain):
+        for name in upwards(domain):
             self._count(self._below, name, account_id, -1)
+
+    def others_have(self, domain: str, account_id: AccountId) -> bool:
+        """Whether another account has this very domain."""
+        return any(other != account_id for other in self._held.get(domain, ()))
 
     def others_hold(self, domain: str, account_id: AccountId) -> bool:
         """Whether another account has this very domain, one above it, or one below it."""
         if any(other != account_id for other in self._below.get(domain, ())):
             return True
-        return any(other != account_id for name in _upwards(domain) for other in self._held.get(name, ()))
+        return any(other != account_id for name in upwards(domain) for other in self._held.get(name, ()))
 
     @staticmethod
     def _count(where: dict[str, dict[AccountId, int]], name: str, account_id: AccountId, by: int) -> None:
@@ -116,11 +121,3 @@ class Names:
             del counts[account_id]
             if not counts:
                 del where[name]
-
-
-def _upwards(domain: str) -> Iterator[str]:
-    """The domain and each one that it lies below."""
-    yield domain
-    while "." in domain:
-        domain = domain.partition(".")[2]
-        yield domain

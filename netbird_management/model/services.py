@@ -152,6 +152,7 @@ class Service:
     name: str
     domain: str
     proxy_cluster: str
+    """The folded address of the proxies that serve it."""
     meta: ServiceMeta
     targets: tuple[Target, ...] = ()
     enabled: bool = True
@@ -168,6 +169,8 @@ class Service:
     session_public_key: str = ""
     source: str = "permanent"
     source_peer: str = ""
+    own_cluster: bool = False
+    """Whether the cluster is of the account's own proxies, whose address proves no name to be the account's."""
     extensions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What it says to plugins, by plugin, and to the core under `core`. Shown as it was sent: no place for secrets."""
 

@@ -28,7 +28,7 @@ from netbird_management.model.accounts import (
     RoutedNetwork,
     User,
 )
-from netbird_management.model.domains import fold
+from netbird_management.model.domains import covers, fold, upwards
 from netbird_management.model.ids import AccountId, GroupId, PeerId, PolicyId, ServiceId, UserId
 from netbird_management.model.indexes import Names, ServiceIndex
 from netbird_management.model.services import Service
@@ -68,6 +68,7 @@ class AccountSnapshot:
     _groups_of: Mapping[PeerId, tuple[Group, ...]] = field(default_factory=dict, repr=False)
     _proxy_peers: Mapping[str, tuple[Peer, ...]] = field(default_factory=dict, repr=False)
     _resources: Mapping[str, tuple[RoutedNetwork, NetworkResource]] = field(default_factory=dict, repr=False)
+    _customs: Mapping[str, CustomDomain] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(
@@ -127,7 +128,22 @@ class AccountSnapshot:
             _resources=before._resources
             if before is not None and networks is before.networks
             else _resources(networks),
+            _customs=before._customs
+            if before is not None and custom_domains is before.custom_domains
+            else {custom.domain: custom for custom in custom_domains},
         )
+
+    def custom_domain_over(self, domain: str) -> CustomDomain | None:
+        """The longest custom domain that a folded domain is or lies below."""
+        return next((custom for name in upwards(domain) if (custom := self._customs.get(name)) is not None), None)
+
+    def is_proved(self, service: Service) -> bool:
+        """Whether the service's domain is known to be the account's: below the address of a shared cluster, or at or
+        below a custom domain that is validated. Others are served nowhere and block nobody."""
+        if not service.own_cluster and covers(service.proxy_cluster, service.domain):
+            return True
+        custom = self.custom_domain_over(service.domain)
+        return custom is not None and custom.validated
 
     def touched_since(self, generation: int) -> frozenset[ServiceId] | None:
         """The services that were written since a generation of this account; `None` where nobody knows any more."""
@@ -301,7 +317,7 @@ class Snapshots:
     def __init__(self) -> None:
         self._accounts: dict[AccountId, AccountSnapshot] = {}
         self.names = Names()
-        """Who holds which domains, as services or as custom domains."""
+        """Which accounts hold which domains, as services or as custom domains, once they are proved."""
         self._domains: dict[str, AccountId] = {}
         self._keys: dict[str, AccountId] = {}
         self._subscribers: set[Changes] = set()
@@ -313,7 +329,7 @@ class Snapshots:
         return tuple(self._accounts.values())
 
     def by_domain(self, domain: str) -> tuple[AccountSnapshot, Service] | None:
-        """The service of a domain, whichever account it is in; any spelling."""
+        """The service of a domain in any spelling, whichever account it is in, if the domain is proved."""
         try:
             account_id = self._domains.get(fold(domain))
         except ValueError:
@@ -342,9 +358,12 @@ class Snapshots:
     def replace(self, account_id: AccountId, after: AccountSnapshot | None, touched: Touched) -> None:
         """Put a new snapshot in place and tell everybody. Called by `State` alone."""
         before = self._accounts.get(account_id)
-        whole = before is None or after is None
+        # Custom domains decide which services' names are proved.
+        whole = before is None or after is None or before.custom_domains is not after.custom_domains
         if before is not None:
             for service in before.services.values() if whole else _some(before.services, touched.services):
+                if not before.is_proved(service):
+                    continue
                 self.names.remove(account_id, service.domain)
                 if self._domains.get(service.domain) == account_id:
                     del self._domains[service.domain]
@@ -356,6 +375,8 @@ class Snapshots:
         else:
             self._accounts[account_id] = after
             for service in after.services.values() if whole else _some(after.services, touched.services):
+                if not after.is_proved(service):
+                    continue
                 self.names.add(account_id, service.domain)
                 self._domains[service.domain] = account_id
             for peer in after.peers.values() if whole else _some(after.peers, touched.peers):
@@ -369,7 +390,11 @@ class Snapshots:
         old = before.custom_domains if before is not None else ()
         new = after.custom_domains if after is not None else ()
         if old is not new:
-            for custom in old:
+            for custom in filter(_is_validated, old):
                 self.names.remove(account_id, custom.domain)
-            for custom in new:
+            for custom in filter(_is_validated, new):
                 self.names.add(account_id, custom.domain)
+
+
+def _is_validated(custom: CustomDomain) -> bool:
+    return custom.validated

@@ -1,30 +1,57 @@
-"""Domains that accounts bring along: theirs once DNS says so."""
+"""Domains that accounts bring along. One is an account's once DNS shows that account's proof, and as long as it does.
 
+The proof is a TXT record with a value that follows from account and domain: another account cannot use it, and a name
+whose CNAME or wildcard leads to a cluster proves nothing by that.
+"""
+
+import asyncio
+import hashlib
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final, Protocol
 
 import dns.asyncresolver
 import dns.exception
-from sqlalchemy import select
+import dns.resolver
+from sqlalchemy import or_, select, update
 
 from netbird_management.model.accounts import CustomDomain
 from netbird_management.model.activity import Activity
-from netbird_management.model.domains import fold, is_under
+from netbird_management.model.clock import now
+from netbird_management.model.domains import fold, fold_address, is_public_suffix, is_under
 from netbird_management.model.errors import Conflict, InvalidArgument, NotFound
 from netbird_management.model.ids import AccountId, new_id
-from netbird_management.operations.proxies import clusters_of
-from netbird_management.store.models import DomainRow, ProxyRow
-from netbird_management.store.state import State
+from netbird_management.operations.proxies import clusters_of, shared_addresses
+from netbird_management.store.models import DomainRow
+from netbird_management.store.state import State, Transaction
 
-LABEL: Final = "validation"
-"""The name below the domain whose CNAME has to lead to the cluster."""
+LABEL: Final = "_netbird-challenge"
+"""The label below the domain with the TXT record."""
+PREFIX: Final = "netbird-account="
+OLD_LABEL: Final = "validation"
+"""The label below the domain whose CNAME led to the cluster, for domains that an earlier version validated by it."""
+PROVED_EVERY: Final = timedelta(hours=6)
+"""How often DNS is asked again for the proof of a domain."""
+LOST_AFTER: Final = timedelta(days=3)
+"""A validated domain is not any more after so long without its proof; a name server that does not answer proves
+nothing, neither way."""
+FORGOTTEN_AFTER: Final = timedelta(days=14)
+"""A domain without proof is forgotten after so long, unless services are at or below it."""
+ASKED_AT_ONCE: Final = 20
+ASKED_OF_AN_ACCOUNT: Final = 5
+"""Domains that DNS is asked about in one round, in all and of one account."""
 HOPS: Final = 8
 SECONDS: Final = 5.0
 
 
 class Resolver(Protocol):
     async def aliases(self, name: str) -> list[str]:
-        """The names that a name leads to by CNAME, in order, folded. What cannot be looked up leads nowhere."""
+        """The names that a name leads to by CNAME, in order, folded. A name that cannot be looked up leads nowhere."""
+
+    async def texts(self, name: str) -> list[str] | None:
+        """The TXT records of a name; `None` where no name server answers for it."""
 
 
 class DnsResolver:
@@ -53,6 +80,29 @@ class DnsResolver:
             found.append(name)
         return found
 
+    async def texts(self, name: str) -> list[str] | None:
+        try:
+            answer = await self._resolver.resolve(name, "TXT")
+        except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
+            return []
+        except (dns.exception.DNSException, OSError, ValueError):
+            return None
+        return [b"".join(record.strings).decode("utf-8", "replace") for record in answer]
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """The TXT record that proves a domain to be an account's."""
+
+    name: str
+    value: str
+
+
+def proof_of(account_id: AccountId, domain: str) -> Proof:
+    """The proof of a folded domain. It stays the same for as long as the account lives."""
+    digest = hashlib.sha256(f"{account_id}\0{domain}".encode()).hexdigest()
+    return Proof(f"{LABEL}.{domain}", f"{PREFIX}{digest[:40]}")
+
 
 async def create_domain(
     state: State,
@@ -63,57 +113,66 @@ async def create_domain(
     target_cluster: str,
     refused_domains: Sequence[str] = (),
 ) -> CustomDomain:
-    """Stored whatever DNS says; services under it are mapped once it is validated.
+    """Stored whatever DNS answers; it blocks nobody, and services under it are mapped, once it is validated.
 
-    Raises `InvalidArgument` for a name that is none or must not be had, and for a cluster that the account has no
-    proxies in; `Conflict` for a domain that is taken.
+    `target_cluster` is a connected cluster, or an address at or below the domain: there the account's own proxies will
+    connect. Raises `InvalidArgument` for a name that is none or that no account may have, and for a cluster that the
+    account cannot use; `Conflict` for a domain that is taken.
     """
     try:
-        folded = fold(domain)
+        folded, target = fold(domain), fold_address(target_cluster)
     except ValueError as error:
         raise InvalidArgument(str(error)) from error
-    if "." not in folded or any(is_under(folded, refused) or is_under(refused, folded) for refused in refused_domains):
+    if is_public_suffix(folded) or any(
+        is_under(folded, refused) or is_under(refused, folded) for refused in refused_domains
+    ):
         raise InvalidArgument(f"domain {folded} is not available here")
-    clusters = await clusters_of(state, account_id)
-    if target_cluster not in {cluster.address for cluster in clusters if cluster.online}:
-        raise InvalidArgument(f"target cluster {target_cluster} is not available: no proxy of it is connected")
-    if any(is_under(folded, address) or is_under(address, folded) for address in await _addresses(state)):
-        raise InvalidArgument(f"domain {folded} is above or below the address of a cluster")
-    validated = await _is_validated(resolver, folded, target_cluster)
-    row_id = new_id()
+    connected = {cluster.address for cluster in await clusters_of(state, account_id) if cluster.online}
+    if target not in connected and not is_under(target, folded):
+        raise InvalidArgument(f"target cluster {target} is not available: no proxy of it is connected")
+    await _check_clusters(state, folded)
+    is_proved = await _is_proved(resolver, account_id, folded, target)
+    row_id, moment = new_id(), now()
     async with state.change(account_id) as transaction:
+        if any(custom.domain == folded for custom in transaction.account.custom_domains):
+            raise Conflict(f"domain {folded} is already taken")
         _check_free(state, account_id, folded)
         row = DomainRow(
-            id=row_id, account_id=account_id, domain=folded, target_cluster=target_cluster, validated=validated
+            id=row_id,
+            account_id=account_id,
+            domain=folded,
+            target_cluster=target,
+            validated=bool(is_proved),
+            created_at=moment,
+            proved_at=moment if is_proved else None,
+            asked_at=moment,
         )
         transaction.session.add(row)
         transaction.touch(domains=True)
-        transaction.record(
-            Activity.DOMAIN_ADD, row_id, domain=folded, target_cluster=target_cluster, validated=validated
-        )
+        transaction.record(Activity.DOMAIN_ADD, row_id, domain=folded, target_cluster=target, validated=bool(is_proved))
     return get_domain(state, account_id, row_id)
 
 
 async def validate_domain(state: State, resolver: Resolver, account_id: AccountId, domain_id: str) -> bool:
-    """Asks DNS once more; what was validated stays so. Raises `NotFound`."""
+    """Asks DNS once more; a domain that is validated stays so. False where there is no proof, or another account has
+    proved the name, one above it or one below it meanwhile. Raises `NotFound`."""
     custom = get_domain(state, account_id, domain_id)
     if custom.validated:
         return True
-    if not await _is_validated(resolver, custom.domain, custom.target_cluster):
+    if not await _is_proved(resolver, account_id, custom.domain, custom.target_cluster):
         return False
     async with state.change(account_id) as transaction:
         row = await transaction.session.get(DomainRow, domain_id)
         if row is None or row.domain != custom.domain or row.target_cluster != custom.target_cluster:
             return False
-        row.validated = True
+        try:
+            await _check_clusters(state, custom.domain)
+            _check_free(state, account_id, custom.domain)
+        except (InvalidArgument, Conflict):
+            return False
+        row.validated, row.by_alias, row.proved_at = True, False, now()
         transaction.touch(domains=True)
-        transaction.record(
-            Activity.DOMAIN_VALIDATE,
-            domain_id,
-            domain=custom.domain,
-            target_cluster=custom.target_cluster,
-            validated=True,
-        )
+        _record_validation(transaction, row)
     return True
 
 
@@ -123,15 +182,75 @@ async def delete_domain(state: State, account_id: AccountId, domain_id: str) -> 
         row = await transaction.session.get(DomainRow, domain_id)
         if row is None or row.account_id != account_id:
             raise NotFound(f"domain {domain_id} not found")
-        transaction.record(
-            Activity.DOMAIN_DELETE,
-            domain_id,
-            domain=row.domain,
-            target_cluster=row.target_cluster,
-            validated=row.validated,
-        )
-        await transaction.session.delete(row)
-        transaction.touch(domains=True)
+        await _delete(transaction, row)
+
+
+async def prove_domains_again(state: State, resolver: Resolver) -> None:
+    """One round of questions to DNS about domains that were not asked about for `PROVED_EVERY`, the longest waiting
+    first: domains that lost their proof are withheld, and those that never get one are forgotten."""
+    due = or_(DomainRow.asked_at.is_(None), DomainRow.asked_at < now() - PROVED_EVERY)
+    async with state.read() as session:
+        rows = (await session.scalars(select(DomainRow).where(due).order_by(DomainRow.asked_at, DomainRow.id))).all()
+    chosen: list[DomainRow] = []
+    of_account: Counter[str] = Counter()
+    for row in rows:
+        if of_account[row.account_id] < ASKED_OF_AN_ACCOUNT and len(chosen) < ASKED_AT_ONCE:
+            of_account[row.account_id] += 1
+            chosen.append(row)
+    answers = await asyncio.gather(*(_is_still_proved(resolver, row) for row in chosen))
+    for row, answer in zip(chosen, answers, strict=True):
+        await _note(state, row, answer)
+
+
+async def _is_still_proved(resolver: Resolver, row: DomainRow) -> bool | None:
+    return await _is_proved(
+        resolver, AccountId(row.account_id), row.domain, row.target_cluster, by_alias=row.by_alias and row.validated
+    )
+
+
+async def _note(state: State, row: DomainRow, answer: bool | None) -> None:
+    moment, account_id = now(), AccountId(row.account_id)
+    asked = update(DomainRow).where(DomainRow.id == row.id).values(asked_at=moment)
+    async with state.write() as session:
+        await session.execute(asked.values(proved_at=moment) if answer and row.validated else asked)
+    if answer is not False:
+        return
+    is_lost = row.validated and (row.proved_at or row.created_at) < moment - LOST_AFTER
+    is_over = not row.validated and (row.proved_at or row.created_at) < moment - FORGOTTEN_AFTER
+    if not is_lost and not is_over:
+        return
+    async with state.change(account_id) as transaction:
+        current = await transaction.session.get(DomainRow, row.id)
+        if current is None or current.validated != row.validated:
+            return
+        if is_lost:
+            current.validated = current.by_alias = False
+            transaction.touch(domains=True)
+            _record_validation(transaction, current)
+        elif not any(is_under(service.domain, row.domain) for service in transaction.account.services.values()):
+            await _delete(transaction, current)
+
+
+def _record_validation(transaction: Transaction, row: DomainRow) -> None:
+    transaction.record(
+        Activity.DOMAIN_VALIDATE,
+        row.id,
+        domain=row.domain,
+        target_cluster=row.target_cluster,
+        validated=row.validated,
+    )
+
+
+async def _delete(transaction: Transaction, row: DomainRow) -> None:
+    transaction.record(
+        Activity.DOMAIN_DELETE,
+        row.id,
+        domain=row.domain,
+        target_cluster=row.target_cluster,
+        validated=row.validated,
+    )
+    await transaction.session.delete(row)
+    transaction.touch(domains=True)
 
 
 def get_domain(state: State, account_id: AccountId, domain_id: str) -> CustomDomain:
@@ -143,21 +262,28 @@ def get_domain(state: State, account_id: AccountId, domain_id: str) -> CustomDom
     raise NotFound(f"domain {domain_id} not found")
 
 
-async def _is_validated(resolver: Resolver, domain: str, target_cluster: str) -> bool:
-    """Whether the name below the domain leads to the cluster, at once or by way of others."""
-    return target_cluster.lower().rstrip(".") in await resolver.aliases(f"{LABEL}.{domain}")
+async def _is_proved(
+    resolver: Resolver, account_id: AccountId, domain: str, target_cluster: str, *, by_alias: bool = False
+) -> bool | None:
+    """Whether DNS shows the account's proof; `None` where no name server answers. With `by_alias` the proof of earlier
+    versions is as good: a CNAME that leads to the cluster, at once or by way of others."""
+    proof = proof_of(account_id, domain)
+    texts = await resolver.texts(proof.name)
+    if texts is not None and proof.value in (text.strip() for text in texts):
+        return True
+    if by_alias and target_cluster in await resolver.aliases(f"{OLD_LABEL}.{domain}"):
+        return True
+    return None if texts is None else False
+
+
+async def _check_clusters(state: State, domain: str) -> None:
+    if any(is_under(domain, address) or is_under(address, domain) for address in await shared_addresses(state)):
+        raise InvalidArgument(f"domain {domain} is above or below the address of a cluster")
 
 
 def _check_free(state: State, account_id: AccountId, domain: str) -> None:
-    if any(custom.domain == domain for snapshot in state.snapshots.all() for custom in snapshot.custom_domains):
+    if state.snapshots.names.others_have(domain, account_id):
         raise Conflict(f"domain {domain} is already taken")
     if state.snapshots.names.others_hold(domain, account_id):
         # A name above another account's could receive its cookies, one below could set them.
         raise InvalidArgument(f"domain {domain} is above or below a domain of another account")
-
-
-async def _addresses(state: State) -> list[str]:
-    """The addresses of all clusters there are, as domains."""
-    async with state.read() as session:
-        rows = (await session.scalars(select(ProxyRow.cluster_address).distinct())).all()
-    return [address.lower().rstrip(".") for address in rows]

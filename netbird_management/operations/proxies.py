@@ -8,7 +8,7 @@ from typing import Final, Literal
 from sqlalchemy import delete, func, or_, select, update
 
 from netbird_management.model.clock import now
-from netbird_management.model.domains import is_under
+from netbird_management.model.domains import covers, is_ip, is_under
 from netbird_management.model.errors import NotFound, PreconditionFailed
 from netbird_management.model.ids import AccountId, ProxyId, TokenId
 from netbird_management.model.services import Capabilities
@@ -124,14 +124,33 @@ async def forget_stale_proxies(state: State) -> None:
         await session.execute(delete(ProxyRow).where(ProxyRow.last_seen < now() - timedelta(seconds=FORGET_SECONDS)))
 
 
-async def address_is_free(state: State, cluster: str, account_id: AccountId) -> bool:
-    """Whether an account's own proxies may declare this address: nobody else's does, connected or not."""
-    others = select(ProxyRow.id).where(
-        ProxyRow.cluster_address == cluster,
-        or_(ProxyRow.account_id.is_(None), ProxyRow.account_id != account_id),
-    )
+def is_proved_address(state: State, address: str, account_id: AccountId) -> bool:
+    """Whether an account's own proxies may declare this folded address.
+
+    They may declare an IP address, and a name at or below a validated custom domain of the account.
+    """
+    if is_ip(address):
+        return True
+    account = state.snapshots.get(account_id)
+    custom = account.custom_domain_over(address) if account is not None else None
+    return custom is not None and custom.validated
+
+
+async def address_is_free(state: State, address: str, account_id: AccountId) -> bool:
+    """Whether no other account and no shared cluster has this folded address, one above it or one below it, connected
+    or not."""
+    others = select(ProxyRow.cluster_address).distinct()
+    others = others.where(or_(ProxyRow.account_id.is_(None), ProxyRow.account_id != account_id))
     async with state.read() as session:
-        return (await session.execute(others.limit(1))).first() is None
+        taken = (await session.scalars(others)).all()
+    return not any(is_under(address, other) or is_under(other, address) for other in taken)
+
+
+async def shared_addresses(state: State) -> list[str]:
+    """The addresses of the clusters that serve all accounts, connected or not, until they are forgotten."""
+    shared = select(ProxyRow.cluster_address).where(ProxyRow.account_id.is_(None)).distinct()
+    async with state.read() as session:
+        return list((await session.scalars(shared)).all())
 
 
 async def clusters_of(state: State, account_id: AccountId) -> list[Cluster]:
@@ -162,13 +181,12 @@ async def cluster_of_domain(state: State, account: AccountSnapshot, domain: str)
     """
     clusters = await clusters_of(state, account.account.id)
     for cluster in clusters:
-        if cluster.online and is_under(domain, cluster.address.lower().rstrip(".")):
+        if cluster.online and covers(cluster.address, domain):
             return cluster
-    above = [custom for custom in account.custom_domains if is_under(domain, custom.domain)]
-    for custom in sorted(above, key=lambda custom: len(custom.domain), reverse=True)[:1]:
-        for cluster in clusters:
-            if cluster.address == custom.target_cluster:
-                return cluster
+    custom = account.custom_domain_over(domain)
+    for cluster in clusters:
+        if custom is not None and cluster.address == custom.target_cluster:
+            return cluster
     raise PreconditionFailed(f"could not derive cluster from domain {domain}: no connected proxy serves it")
 
 

@@ -9,7 +9,7 @@ from netbird_management.compute.mapping import judged, unclaimed
 from netbird_management.compute.validate import folded_name, validated
 from netbird_management.model.activity import Activity
 from netbird_management.model.clock import now
-from netbird_management.model.domains import fold
+from netbird_management.model.domains import fold, is_under
 from netbird_management.model.errors import Conflict, InvalidArgument, NotFound, PermissionDenied, PreconditionFailed
 from netbird_management.model.ids import AccountId, ServiceId, new_id
 from netbird_management.model.services import AuthConfig, HeaderAuth, SecretAuth, Service
@@ -42,6 +42,7 @@ async def create_service(
         id=ServiceId(new_id()),
         domain=domain,
         proxy_cluster=cluster.address,
+        own_cluster=cluster.type == "account",
         session_public_key=public_key,
         auth=await _hashed(given.account_id, given.auth),
         meta=replace(given.meta, created_at=now()),
@@ -85,10 +86,10 @@ async def update_service(
     previous = get_service(state, given.account_id, given.id)
     given = replace(given, mode=given.mode or previous.mode)
     validated(given, account)
-    domain, cluster = previous.domain, previous.proxy_cluster
+    domain, cluster, own_cluster = previous.domain, previous.proxy_cluster, previous.own_cluster
     if _folded(given.domain) != domain:
         domain, found = await _place(state, account, given.domain, refused_domains)
-        cluster = found.address
+        cluster, own_cluster = found.address, found.type == "account"
     hashed = await _hashed(given.account_id, given.auth)
     reported = {one.address: one.supports_custom_ports for one in await clusters_of(state, given.account_id)}
     async with state.change(given.account_id) as transaction:
@@ -103,6 +104,7 @@ async def update_service(
             given,
             domain=domain,
             proxy_cluster=cluster,
+            own_cluster=own_cluster,
             auth=_with_kept_secrets(hashed, old.auth),
             session_public_key=old.session_public_key,
             meta=old.meta,
@@ -205,17 +207,22 @@ async def _place(
     if not domain.strip():
         raise InvalidArgument("service domain is required")
     folded = _folded(domain)
-    if folded in refused_domains:
-        raise InvalidArgument(f"domain {folded} is not available for services here")
     cluster = await cluster_of_domain(state, account, folded)
-    if folded == cluster.address.lower().rstrip("."):
+    for refused in refused_domains:
+        # A name below a refused one could set its cookies, unless the operator put a whole cluster there.
+        placed = cluster.type == "shared" and is_under(cluster.address, refused)
+        if is_under(refused, folded) or (is_under(folded, refused) and not placed):
+            raise InvalidArgument(f"domain {folded} is not available for services here")
+    if folded == cluster.address:
         raise InvalidArgument(f"domain {folded} is the address of the proxies themselves: use a name below it")
     return folded, cluster
 
 
 def _check_domain(state: State, service: Service) -> None:
     taken = state.snapshots.by_domain(service.domain)
-    if taken is not None and taken[1].id != service.id:
+    account = state.snapshots.get(service.account_id)
+    own = account.service_by_domain(service.domain) if account is not None else None
+    if any(other is not None and other.id != service.id for other in (taken and taken[1], own)):
         raise Conflict("domain already taken")
     if state.snapshots.names.others_hold(service.domain, service.account_id):
         # A name above another account's could receive its cookies, one below could set them.

@@ -10,7 +10,13 @@ from starlette.responses import Response
 from netbird_management.model.accounts import CustomDomain
 from netbird_management.model.ids import AccountId
 from netbird_management.model.services import InboundListener
-from netbird_management.operations.custom_domains import create_domain, delete_domain, get_domain, validate_domain
+from netbird_management.operations.custom_domains import (
+    create_domain,
+    delete_domain,
+    get_domain,
+    proof_of,
+    validate_domain,
+)
 from netbird_management.operations.proxies import Cluster, clusters_of, delete_cluster
 from netbird_management.operations.statuses import inbound_listeners
 from netbird_management.rest import shapes
@@ -131,12 +137,14 @@ async def remove_domain(
 
 
 def _custom_domain_json(custom: CustomDomain, cluster: Cluster | None) -> dict[str, Any]:
+    proof = proof_of(custom.account_id, custom.domain)
     shown: dict[str, Any] = {
         "domain": custom.domain,
         "id": custom.id,
         "target_cluster": custom.target_cluster,
         "type": "custom",
         "validated": custom.validated,
+        "validation_record": {"name": proof.name, "type": "TXT", "value": proof.value},
     }
     if cluster is None:
         return shown

@@ -415,12 +415,21 @@ class Cluster(Shape):
     inbound_listeners: list[InboundListener] = []
 
 
+class ValidationRecord(Shape):
+    """The record that DNS has to show for a custom domain."""
+
+    name: str
+    type: Literal["TXT"]
+    value: str
+
+
 class Domain(Shape):
     domain: str
     id: str
     type: Literal["free", "custom"]
     validated: bool
     target_cluster: str = ""
+    validation_record: ValidationRecord | None = None
     require_subdomain: bool | None = None
     supports_crowdsec: bool | None = None
     supports_custom_ports: bool | None = None

@@ -170,12 +170,20 @@ class PolicyRow(Row):
 
 class DomainRow(Row):
     __tablename__ = "domains"
+    __table_args__ = (UniqueConstraint("account_id", "domain", name="one_custom_domain_a_name"),)
 
     id: Mapped[str] = mapped_column(primary_key=True)
     account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"), index=True)
-    domain: Mapped[str] = mapped_column(unique=True)
+    domain: Mapped[str]
     target_cluster: Mapped[str]
     validated: Mapped[bool] = mapped_column(default=False)
+    by_alias: Mapped[bool] = mapped_column(default=False, server_default="0")
+    """Whether an earlier version validated it by a CNAME that leads to the cluster."""
+    created_at: Mapped[datetime]
+    proved_at: Mapped[datetime | None]
+    """When DNS last showed the proof."""
+    asked_at: Mapped[datetime | None]
+    """When DNS was last asked for it."""
 
 
 class SetupKeyRow(Row):
@@ -262,12 +270,14 @@ class EventRow(Row):
 
 class ServiceRow(Row):
     __tablename__ = "services"
+    __table_args__ = (UniqueConstraint("account_id", "domain", name="one_service_a_domain"),)
 
     id: Mapped[str] = mapped_column(primary_key=True)
     account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"), index=True)
     name: Mapped[str]
-    domain: Mapped[str] = mapped_column(unique=True)
+    domain: Mapped[str]
     proxy_cluster: Mapped[str] = mapped_column(index=True)
+    own_cluster: Mapped[bool] = mapped_column(default=False, server_default="0")
     targets: Mapped[list[dict[str, Any]]]
     enabled: Mapped[bool]
     terminated: Mapped[bool] = mapped_column(default=False)

@@ -36,7 +36,7 @@ PAGES = [
     ROOT / "netbird_overlay" / "README.md",
     ROOT / "proto" / "README.md",
 ]
-PROMISES = 9
+PROMISES = 10
 
 
 @cache

@@ -19,7 +19,8 @@ from sqlalchemy import text
 
 from netbird_management.compute.network_map import NetworkMaps
 from netbird_management.model.accounts import Role, User
-from netbird_management.model.ids import AccountId, ProxyId
+from netbird_management.model.clock import now
+from netbird_management.model.ids import AccountId, ProxyId, new_id
 from netbird_management.model.services import Capabilities
 from netbird_management.model.snapshot import AccountSnapshot
 from netbird_management.operations.accounts import create_account
@@ -32,6 +33,7 @@ from netbird_management.rest.app import create_app
 from netbird_management.rest.context import Context
 from netbird_management.secrets.vault import Vault
 from netbird_management.store.engine import DATABASE_FILE, LOG_FILE, open_engine, open_engines
+from netbird_management.store.models import DomainRow
 from netbird_management.store.state import State
 from tests.netbird_management.store_child import HOOKS, SENT, service
 from tests.postgresql import Server, server
@@ -57,6 +59,23 @@ def claims_in(token: str) -> dict[str, Any]:
     payload = token.split(".")[1]
     claims: dict[str, Any] = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
     return claims
+
+
+async def proved_domain(state: State, account_id: AccountId, domain: str, target_cluster: str = "") -> None:
+    """A custom domain of the account that DNS has shown the proof of."""
+    async with state.change(account_id) as transaction:
+        target, moment = target_cluster or domain, now()
+        row = DomainRow(
+            id=new_id(),
+            account_id=account_id,
+            domain=domain,
+            target_cluster=target,
+            validated=True,
+            created_at=moment,
+            proved_at=moment,
+        )
+        transaction.session.add(row)
+        transaction.touch(domains=True)
 
 
 STORES = os.environ.get("NETBIRD_TEST_STORES", "sqlite").split(",")

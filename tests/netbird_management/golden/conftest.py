@@ -33,6 +33,7 @@ from netbird_management.store import network_rows as rows
 from netbird_management.store.models import AccountRow, GroupPeerRow, GroupRow, PeerRow, UserRow
 from netbird_management.store.state import State
 from netbird_wire.proxy_service_pb2 import ProxyCapabilities
+from tests.netbird_management.conftest import proved_domain
 from tests.netbird_management.grpc.conftest import FakeProxy
 
 HERE = Path(__file__).parent
@@ -144,6 +145,7 @@ async def staged(state: State, directory: Path) -> AsyncIterator[Stage]:
     _, personal = await create_token(state, owner, name="test", days=1, created_by=owner.id)
     _, token = await create_proxy_token(state, name="proxy", account_id=ACCOUNT, created_by=owner.id)
     init = FIXTURE["proxy"]
+    await proved_domain(state, ACCOUNT, init["address"])
     sign_on = SignOn(state, _provider(), SessionGates(hooks, host))
     async with (
         serve_grpc(host, Listener(listen="127.0.0.1:0"), grace=2.0, sign_on=sign_on) as port,

@@ -47,7 +47,7 @@ from netbird_wire.proxy_service_pb2 import (
     SyncMappingsResponse,
 )
 from netbird_wire.tokens import stored_hash
-from tests.netbird_management.conftest import Home
+from tests.netbird_management.conftest import Home, proved_domain
 from tests.netbird_management.grpc.conftest import CLUSTER, FakeProxy, Lab, eventually, lab_for, peer_target, soon
 
 OLD = ProxyCapabilities(supports_custom_ports=True)
@@ -312,6 +312,7 @@ async def test_an_accounts_proxy_gets_that_accounts_services(lab: Lab) -> None:
     state = lab.home.state
     other, _ = await create_account(state, email="other@lab.test", name="Other")
     _, token = await create_proxy_token(state, name="theirs", account_id=other, created_by="test")
+    await proved_domain(state, other, "own.test")
     taken = lab.proxy(token=token, proxy_id="theirs")
     await taken.introduce()
     assert (await ended(taken))[0] is Code.ALREADY_EXISTS

@@ -233,11 +233,19 @@ async def _as(api: Api, user: User) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def test_refused_domains_are_refused(api: Api, proxy: Registration, hooks: Hooks) -> None:
-    """Management's own names, and the operator's list, are nobody's service."""
-    context = Context(api.home.state, hooks, NetworkMaps(hooks), refused_domains=("mgmt.px.test",))
-    transport = httpx.ASGITransport(create_app(context))
-    async with httpx.AsyncClient(transport=transport, base_url="http://x", headers=api.client.headers) as client:
-        assert (await client.post(SERVICES, json=body(domain="MGMT.px.test"))).status_code == 422
+    """Management's own names, the operator's list, and names above or below them, whose cookies they could receive or
+    set, are nobody's service; but for a cluster that the operator put below one."""
+
+    async def status(refused: str, domain: str) -> int:
+        context = Context(api.home.state, hooks, NetworkMaps(hooks), refused_domains=(refused,))
+        transport = httpx.ASGITransport(create_app(context))
+        async with httpx.AsyncClient(transport=transport, base_url="http://x", headers=api.client.headers) as client:
+            return (await client.post(SERVICES, json=body(domain=domain))).status_code
+
+    assert await status("mgmt.px.test", "MGMT.px.test") == 422
+    assert await status("mgmt.px.test", "x.mgmt.px.test") == 422
+    assert await status("x.mgmt.px.test", "mgmt.px.test") == 422
+    assert await status("test", "app.px.test") == 200
 
 
 async def test_losing_protection_must_be_meant(api: Api, proxy: Registration) -> None:

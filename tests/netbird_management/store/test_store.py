@@ -25,7 +25,7 @@ from netbird_management.operations.proxies import Registration
 from netbird_management.secrets.vault import Vault
 from netbird_management.store.engine import DATABASE_FILE, LOG_FILE, open_engine, open_engines
 from netbird_management.store.holding import held_store
-from netbird_management.store.models import AccountRow, EventRow
+from netbird_management.store.models import AccountRow, DomainRow, EventRow, ProxyRow, ServiceRow
 from netbird_management.store.schema import migrate, versions
 from netbird_management.store.state import State
 from tests.netbird_management.conftest import Home, furnished
@@ -164,6 +164,35 @@ async def test_migrations_go_down_and_up_with_data(
         assert found[0][part] == before[0][part], part
     assert found[1] == before[1]
     assert (found[2], found[3]) == (0, [])
+
+
+async def test_names_of_an_older_store_are_folded_and_stay_valid(
+    home: Home, proxy: Registration, tmp_path: Path, database: str
+) -> None:
+    """Addresses have one spelling afterwards; a domain that was validated is, and is known to be so by its CNAME."""
+    await furnished(home)
+    engine = open_engine(database or tmp_path / DATABASE_FILE)
+    await migrate(engine, revision="0009")
+    async with engine.execution_options(writes=True).begin() as connection:
+        for name, validated in (("yes.example", True), ("no.example", False)):
+            added = text(
+                "INSERT INTO domains (id, account_id, domain, target_cluster, validated) VALUES (:n, :a, :n, :t, :v)"
+            )
+            values = {"n": name, "a": home.account_id, "t": "PX.Test.", "v": validated}
+            await connection.execute(added, values)
+        for table, column in (("proxies", "cluster_address"), ("services", "proxy_cluster")):
+            await connection.execute(text(f"UPDATE {table} SET {column} = 'PX.TEST'"))
+    await migrate(engine)
+    async with engine.connect() as connection:
+        domains = select(DomainRow.domain, DomainRow.validated, DomainRow.by_alias, DomainRow.target_cluster)
+        found = (await connection.execute(domains.order_by(DomainRow.domain))).all()
+        assert [tuple(row) for row in found] == [
+            ("no.example", False, False, "px.test"),
+            ("yes.example", True, True, "px.test"),
+        ]
+        for column in (ProxyRow.cluster_address, ServiceRow.proxy_cluster):
+            assert set((await connection.execute(select(column))).scalars()) == {"px.test"}
+    await engine.dispose()
 
 
 async def test_migrations_go_down_to_the_first(database: str, tmp_path: Path) -> None:
