@@ -1,6 +1,6 @@
 # The front door. `make help` lists what there is; each target is at most three lines.
 .DEFAULT_GOAL := help
-.PHONY: help setup system demo test check unit stores kills live failover bench mutants schedules soak wheels docs proto lock format clean
+.PHONY: help setup system demo test check unit pythons pythons-part stress stores kills live failover bench mutants schedules soak wheels docs proto lock format clean
 
 export UV_PYTHON_DOWNLOADS := never
 # Some machines switch bytecode off, and every process of ours would then compile what it imports: seconds a start.
@@ -25,7 +25,7 @@ system: ## Install the Debian packages that live tests and benchmarks use (as ro
 demo: engine ## Play the story on real processes; ARGS=--once ends after it
 	@$(BIN)/python -m examples.demo $(ARGS)
 
-test: engine system unit stores live mutants ## Everything that continuous integration runs after `make check`
+test: engine system unit pythons-part stores live mutants ## Everything that continuous integration runs after `make check`
 
 check: setup ## Formatting, lint, types, import rules
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
@@ -33,6 +33,15 @@ check: setup ## Formatting, lint, types, import rules
 
 unit: engine ## Tests that need nothing but loopback
 	@$(BIN)/python -m pytest -n 2 -m "not live" $(ARGS)
+
+pythons: engine ## The unit tests on each other supported Python that is found (3.11, 3.12, 3.13); ARGS are pytest's
+	@bash tools/pythons.sh $(ARGS)
+
+pythons-part: engine # Of these, what differs between Pythons: sockets, processes, values
+	@bash tools/pythons.sh tests/netbird_host tests/netbird_proxy tests/netbird_management/cli tests/netbird_management/compute
+
+stress: engine ## The unit tests in random order beside other work, five times; ROUNDS=1, ARGS are pytest's
+	@bash tools/stress.sh $(ARGS)
 
 stores: engine system ## What of management's tests has a store, once more, on PostgreSQL
 	@NETBIRD_TEST_STORES=postgresql $(BIN)/python -m pytest -n 2 tests/netbird_management $(ARGS)
@@ -85,4 +94,4 @@ format: setup ## Format and fix what can be fixed
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 clean: ## Remove what was built
-	@rm -rf .venv netbird_overlay/target dist .mypy_cache .ruff_cache
+	@rm -rf .venv .venv-3.* netbird_overlay/target dist .mypy_cache .ruff_cache
