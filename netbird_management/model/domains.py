@@ -7,6 +7,8 @@ from ipaddress import ip_address
 import idna
 from publicsuffixlist import PublicSuffixList
 
+from netbird_management.model.errors import InvalidArgument
+
 
 def fold(domain: str) -> str:
     """The spelling that domains are stored and compared in: ASCII (IDNA), lower case, no trailing dot.
@@ -26,6 +28,14 @@ def fold(domain: str) -> str:
         if not label or len(label) > 63 or not inner.isalnum() or label.startswith("-") or label.endswith("-"):
             raise ValueError(f"{domain!r} is not a domain name")
     return text
+
+
+def folded(domain: str) -> str:
+    """As `fold`, of a domain that a caller sent. Raises `InvalidArgument`."""
+    try:
+        return fold(domain)
+    except ValueError as error:
+        raise InvalidArgument(str(error)) from error
 
 
 def is_under(domain: str, parent: str) -> bool:

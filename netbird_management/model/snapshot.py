@@ -29,6 +29,7 @@ from netbird_management.model.accounts import (
     User,
 )
 from netbird_management.model.domains import covers, fold, upwards
+from netbird_management.model.errors import InvalidArgument
 from netbird_management.model.ids import AccountId, GroupId, PeerId, PolicyId, ServiceId, UserId
 from netbird_management.model.indexes import Names, ServiceIndex
 from netbird_management.model.services import Service
@@ -185,6 +186,15 @@ class AccountSnapshot:
     def resource(self, resource_id: str) -> tuple[RoutedNetwork, NetworkResource] | None:
         """What is behind routing peers, with the network it is in."""
         return self._resources.get(resource_id)
+
+    def require_groups(self, group_ids: Iterable[GroupId], *, auto: bool = False) -> None:
+        """Raises `InvalidArgument` for a group that the account has not; with `auto`, for `All` too."""
+        for id_ in group_ids:
+            group = self.groups.get(id_)
+            if group is None:
+                raise InvalidArgument(f"group {id_} not found")
+            if auto and group.name == ALL_GROUP:
+                raise InvalidArgument("the group All cannot be an auto group: every peer is in it anyway")
 
     def resources_in(self, group_id: GroupId) -> tuple[NetworkResource, ...]:
         """Those that policies reach by this group."""

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 
 from netbird_management.model.accounts import Account, AccountSettings
 from netbird_management.model.activity import Activity
-from netbird_management.model.domains import fold
+from netbird_management.model.domains import folded
 from netbird_management.model.errors import InvalidArgument, NotFound
 from netbird_management.model.ids import AccountId
 from netbird_management.store.models import AccountRow
@@ -34,15 +34,10 @@ async def update_account(state: State, account_id: AccountId, given: SettingsCha
             raise InvalidArgument(f"{name} is not there yet: it can only be false")
     if settings.peer_login_expiration < 0 or settings.peer_inactivity_expiration < 0:
         raise InvalidArgument("expirations must not be negative")
-    try:
-        dns_domain = fold(given.dns_domain) if given.dns_domain else ""
-    except ValueError as error:
-        raise InvalidArgument(str(error)) from error
+    dns_domain = folded(given.dns_domain) if given.dns_domain else ""
     async with state.change(account_id) as transaction:
         account = transaction.account
-        for id_ in settings.peer_expose_groups:
-            if id_ not in account.groups:
-                raise InvalidArgument(f"group {id_} not found")
+        account.require_groups(settings.peer_expose_groups)
         if dns_domain and any(zone.domain == dns_domain for zone in account.dns.zones):
             raise InvalidArgument(f"{dns_domain} is a zone of the account already")
         row = await transaction.session.get_one(AccountRow, account_id)

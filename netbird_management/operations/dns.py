@@ -7,7 +7,7 @@ from typing import Final
 
 from netbird_management.model.accounts import Dns, NameserverGroup, Zone, ZoneRecord
 from netbird_management.model.activity import Activity
-from netbird_management.model.domains import fold, is_under
+from netbird_management.model.domains import folded, is_under
 from netbird_management.model.errors import Conflict, InvalidArgument, NotFound
 from netbird_management.model.ids import AccountId, GroupId, new_id
 from netbird_management.model.snapshot import AccountSnapshot
@@ -21,7 +21,7 @@ RECORD_TYPES: Final = ("A", "AAAA", "CNAME")
 async def set_disabled_groups(state: State, account_id: AccountId, group_ids: Sequence[GroupId]) -> None:
     """The peers in these groups are told nothing about names. Raises `InvalidArgument`."""
     async with state.change(account_id) as transaction:
-        _check_groups(transaction.account, group_ids)
+        transaction.account.require_groups(group_ids)
         row = await transaction.session.get_one(AccountRow, account_id)
         row.settings = {**row.settings, "disabled_management_groups": list(group_ids)}
         transaction.touch(account=True)
@@ -87,8 +87,8 @@ async def save_zone(state: State, account_id: AccountId, given: Zone) -> Zone:
             raise InvalidArgument("zone name must be 1 to 255 characters")
         if not given.distribution_groups:
             raise InvalidArgument("a zone needs at least one distribution group")
-        _check_groups(account, given.distribution_groups)
-        domain = _folded(given.domain)
+        account.require_groups(given.distribution_groups)
+        domain = folded(given.domain)
         id_ = given.id or new_id()
         if given.id:
             row = await _zone_row(transaction, id_)
@@ -185,19 +185,6 @@ def _dns(state: State, account_id: AccountId) -> Dns:
     return account.dns if account is not None else Dns()
 
 
-def _folded(domain: str) -> str:
-    try:
-        return fold(domain)
-    except ValueError as error:
-        raise InvalidArgument(str(error)) from error
-
-
-def _check_groups(account: AccountSnapshot, group_ids: Sequence[GroupId]) -> None:
-    for id_ in group_ids:
-        if id_ not in account.groups:
-            raise InvalidArgument(f"group {id_} not found")
-
-
 def _checked_nameservers(given: NameserverGroup, account: AccountSnapshot) -> NameserverGroup:
     if not 1 <= len(given.name) <= 40:
         raise InvalidArgument("nameserver group name must be 1 to 40 characters")
@@ -220,12 +207,12 @@ def _checked_nameservers(given: NameserverGroup, account: AccountSnapshot) -> Na
         raise InvalidArgument("a primary nameserver group has no search domains")
     if not given.groups:
         raise InvalidArgument("a nameserver group needs at least one group")
-    _check_groups(account, given.groups)
-    return replace(given, domains=tuple(_folded(domain) for domain in given.domains))
+    account.require_groups(given.groups)
+    return replace(given, domains=tuple(folded(domain) for domain in given.domains))
 
 
 def _checked_record(given: ZoneRecord, zone: str) -> ZoneRecord:
-    name = _folded(given.name)
+    name = folded(given.name)
     if not is_under(name, zone):
         raise InvalidArgument(f"record {name} does not lie in the zone {zone}")
     if not 0 <= given.ttl < 1 << 31:
@@ -234,7 +221,7 @@ def _checked_record(given: ZoneRecord, zone: str) -> ZoneRecord:
     if given.type not in RECORD_TYPES:
         raise InvalidArgument(f'record type "{given.type}" is not one of {", ".join(RECORD_TYPES)}')
     if given.type == "CNAME":
-        content = _folded(content)
+        content = folded(content)
     else:
         family = IPv4Address if given.type == "A" else IPv6Address
         try:

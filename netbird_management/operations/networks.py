@@ -9,7 +9,7 @@ from netbird_management.model.accounts import NetworkResource, NetworkRouter, Re
 from netbird_management.model.activity import Activity
 from netbird_management.model.domains import fold
 from netbird_management.model.errors import Conflict, InvalidArgument, NotFound, PreconditionFailed
-from netbird_management.model.ids import AccountId, GroupId, new_id
+from netbird_management.model.ids import AccountId, new_id
 from netbird_management.model.snapshot import AccountSnapshot
 from netbird_management.store.models import NetworkRow
 from netbird_management.store.state import State, Transaction
@@ -157,7 +157,7 @@ def _is_interface(text: str) -> bool:
 
 def _checked_resource(given: NetworkResource, account: AccountSnapshot) -> NetworkResource:
     _check_name("resource", given.name, given.description)
-    _check_groups(given.groups, account)
+    account.require_groups(given.groups)
     kind, address = typed_address(given.address)
     return replace(given, type=kind, address=address)
 
@@ -167,7 +167,7 @@ def _check_router(router: NetworkRouter, account: AccountSnapshot) -> None:
         raise InvalidArgument("of peer and peer_groups exactly one must be there")
     if not 1 <= router.metric <= MAX_METRIC:
         raise InvalidArgument(f"metric must be between 1 and {MAX_METRIC}")
-    _check_groups(router.peer_groups, account)
+    account.require_groups(router.peer_groups)
     if router.peer is not None:
         peer = account.peers.get(router.peer)
         if peer is None or peer.proxy is not None:
@@ -179,12 +179,6 @@ def _check_name(what: str, name: str, description: str) -> None:
         raise InvalidArgument(f"{what} name must be 1 to 255 printable characters")
     if len(description) > 1024:
         raise InvalidArgument(f"{what} description must be at most 1024 characters")
-
-
-def _check_groups(groups: Sequence[GroupId], account: AccountSnapshot) -> None:
-    for id_ in groups:
-        if id_ not in account.groups:
-            raise InvalidArgument(f"group {id_} not found")
 
 
 def _check_unused(account: AccountSnapshot, resource_id: str) -> None:

@@ -56,9 +56,7 @@ async def create_stock_peer(
         user = None if user_id is None else account.users.get(user_id)
         if user_id is not None and user is None:
             raise InvalidArgument(f"user {user_id} not found")
-        unknown = [id_ for id_ in group_ids if id_ not in account.groups]
-        if unknown:
-            raise InvalidArgument(f"group {unknown[0]} not found")
+        account.require_groups(group_ids)
         groups = {account.group_all.id, *group_ids, *(user.auto_groups if user is not None else ())}
         peer_id = await insert_peer(
             state, transaction, key=public_key, name=name, hostname=name, user_id=user_id, stock=True

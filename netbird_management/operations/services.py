@@ -9,7 +9,7 @@ from netbird_management.compute.mapping import judged, unclaimed
 from netbird_management.compute.validate import folded_name, validated
 from netbird_management.model.activity import Activity
 from netbird_management.model.clock import now
-from netbird_management.model.domains import fold, is_under
+from netbird_management.model.domains import folded, is_under
 from netbird_management.model.errors import Conflict, InvalidArgument, NotFound, PermissionDenied, PreconditionFailed
 from netbird_management.model.ids import AccountId, ServiceId, new_id
 from netbird_management.model.services import AuthConfig, HeaderAuth, SecretAuth, Service
@@ -87,7 +87,7 @@ async def update_service(
     given = replace(given, mode=given.mode or previous.mode)
     validated(given, account)
     domain, cluster, own_cluster = previous.domain, previous.proxy_cluster, previous.own_cluster
-    if _folded(given.domain) != domain:
+    if folded(given.domain) != domain:
         domain, found = await _place(state, account, given.domain, refused_domains)
         cluster, own_cluster = found.address, found.type == "account"
     hashed = await _hashed(given.account_id, given.auth)
@@ -193,29 +193,22 @@ def _protected(service: Service) -> bool:
     return service.private or service.auth.any_enabled
 
 
-def _folded(domain: str) -> str:
-    try:
-        return fold(domain)
-    except ValueError as error:
-        raise InvalidArgument(str(error)) from error
-
-
 async def _place(
     state: State, account: AccountSnapshot, domain: str, refused_domains: Sequence[str]
 ) -> tuple[str, Cluster]:
     """The folded domain and the cluster that serves it."""
     if not domain.strip():
         raise InvalidArgument("service domain is required")
-    folded = _folded(domain)
-    cluster = await cluster_of_domain(state, account, folded)
+    name = folded(domain)
+    cluster = await cluster_of_domain(state, account, name)
     for refused in refused_domains:
         # A name below a refused one could set its cookies, unless the operator put a whole cluster there.
         placed = cluster.type == "shared" and is_under(cluster.address, refused)
-        if is_under(refused, folded) or (is_under(folded, refused) and not placed):
-            raise InvalidArgument(f"domain {folded} is not available for services here")
-    if folded == cluster.address:
-        raise InvalidArgument(f"domain {folded} is the address of the proxies themselves: use a name below it")
-    return folded, cluster
+        if is_under(refused, name) or (is_under(name, refused) and not placed):
+            raise InvalidArgument(f"domain {name} is not available for services here")
+    if name == cluster.address:
+        raise InvalidArgument(f"domain {name} is the address of the proxies themselves: use a name below it")
+    return name, cluster
 
 
 def _check_domain(state: State, service: Service) -> None:

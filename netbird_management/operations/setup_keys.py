@@ -10,12 +10,11 @@ from enum import StrEnum
 
 from sqlalchemy import select
 
-from netbird_management.model.accounts import ALL_GROUP, Peer, PeerMeta
+from netbird_management.model.accounts import Peer, PeerMeta
 from netbird_management.model.activity import Activity
 from netbird_management.model.clock import now
 from netbird_management.model.errors import InvalidArgument, NotFound
 from netbird_management.model.ids import AccountId, GroupId, new_id
-from netbird_management.model.snapshot import AccountSnapshot
 from netbird_management.operations.membership import move
 from netbird_management.operations.peers import checked_key, get_peer, insert_peer
 from netbird_management.store import limits
@@ -83,7 +82,7 @@ async def create_setup_key(
     except OverflowError as error:
         raise InvalidArgument("expires_in is too far away") from error
     async with state.change(account_id) as transaction:
-        _check_groups(transaction.account, auto_groups)
+        transaction.account.require_groups(auto_groups, auto=True)
         mine = SetupKeyRow.account_id == account_id
         await limits.check_rows(transaction.session, SetupKeyRow, mine, limit=limits.SETUP_KEYS, name="setup keys")
         row = SetupKeyRow(
@@ -133,7 +132,7 @@ async def update_setup_key(
         row = await transaction.session.get(SetupKeyRow, key_id)
         if row is None or row.account_id != account_id:
             raise NotFound(f"setup key: {key_id} not found")
-        _check_groups(transaction.account, auto_groups)
+        transaction.account.require_groups(auto_groups, auto=True)
         if row.revoked and not revoked:
             raise InvalidArgument("a revoked setup key cannot be used again: make a new one")
         transaction.record(
@@ -191,15 +190,6 @@ async def enroll(state: State, plain: str, *, key: str, hostname: str, meta: Pee
 
 def _hashed(plain: str) -> str:
     return base64.b64encode(hashlib.sha256(plain.encode()).digest()).decode()
-
-
-def _check_groups(account: AccountSnapshot, group_ids: Sequence[GroupId]) -> None:
-    for id_ in group_ids:
-        group = account.groups.get(id_)
-        if group is None:
-            raise InvalidArgument(f"group {id_} not found")
-        if group.name == ALL_GROUP:
-            raise InvalidArgument("the group All cannot be an auto group: every peer is in it anyway")
 
 
 def _key(row: SetupKeyRow) -> SetupKey:

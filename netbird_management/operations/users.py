@@ -7,12 +7,11 @@ from typing import Final
 
 from sqlalchemy import delete, select, update
 
-from netbird_management.model.accounts import ALL_GROUP, Role, User
+from netbird_management.model.accounts import Role, User
 from netbird_management.model.activity import Activity
 from netbird_management.model.clock import now
 from netbird_management.model.errors import InvalidArgument, NotFound, PermissionDenied, PreconditionFailed
 from netbird_management.model.ids import AccountId, GroupId, TokenId, UserId, new_id
-from netbird_management.model.snapshot import AccountSnapshot
 from netbird_management.operations.membership import move
 from netbird_management.operations.peers import remove_peers
 from netbird_management.operations.revocations import revoke
@@ -63,7 +62,7 @@ async def create_user(
     address = "" if is_service_user else checked_email(email)
     user_id = UserId(new_id())
     async with state.change(account_id) as transaction:
-        _check_groups(transaction.account, auto_groups)
+        transaction.account.require_groups(auto_groups, auto=True)
         if address and any(user.email.lower() == address.lower() for user in transaction.account.users.values()):
             raise InvalidArgument(f"user with email {address} already exists")
         row = UserRow(
@@ -102,7 +101,7 @@ async def update_user(
         user = transaction.account.users.get(user_id)
         if user is None:
             raise NotFound(f"user: {user_id} not found")
-        _check_groups(transaction.account, auto_groups)
+        transaction.account.require_groups(auto_groups, auto=True)
         if (user.role is Role.OWNER) != (role is Role.OWNER):
             raise PermissionDenied("the owner of an account cannot be changed")
         if user.role is Role.OWNER and blocked:
@@ -238,15 +237,6 @@ async def _remove(transaction: Transaction, user: User) -> None:
     await transaction.session.execute(delete(UserRow).where(UserRow.id == user.id))
     transaction.touch(users=[user.id])
     await revoke(transaction, subject=user.id)
-
-
-def _check_groups(account: AccountSnapshot, group_ids: Sequence[GroupId]) -> None:
-    for id_ in group_ids:
-        group = account.groups.get(id_)
-        if group is None:
-            raise InvalidArgument(f"group {id_} not found")
-        if group.name == ALL_GROUP:
-            raise InvalidArgument("the group All cannot be an auto group: every peer is in it anyway")
 
 
 def _user(state: State, account_id: AccountId, user_id: UserId) -> User:
