@@ -76,14 +76,6 @@ def application(server: Inspected) -> Starlette:
     )
 
 
-def default_socket(proxy_id: str) -> Path:
-    """Where the socket of a proxy is if nothing else is said."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    if os.geteuid() == 0 or not runtime:
-        return Path("/run/netbird-proxy") / f"{proxy_id}.sock"
-    return Path(runtime) / "netbird-proxy" / f"{proxy_id}.sock"
-
-
 class _Web(uvicorn.Server):
     """uvicorn without its capture of signals: those are the proxy's, and would end us behind its back."""
 
@@ -93,7 +85,7 @@ class _Web(uvicorn.Server):
 
 
 @asynccontextmanager
-async def served(server: Inspected, path: Path) -> AsyncIterator[None]:
+async def serve_admin(server: Inspected, path: Path) -> AsyncIterator[None]:
     """The socket while it is open. SettingsError where it cannot be made, or another live process has it."""
     listening = _bind(path)
     config = uvicorn.Config(

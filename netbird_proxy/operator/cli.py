@@ -148,10 +148,10 @@ def routes(config: Config = None, admin: Socket = None, as_json: AsJson = False)
 
 async def _serve(loaded: Loaded) -> int:
     from netbird_host.systemd import Supervisor
-    from netbird_proxy.process.server import ProxyServer
+    from netbird_proxy.operator.attendants import operated
 
     # Made here and not before: the channel to management belongs to the loop that is running when it is made.
-    return await ProxyServer(loaded, supervisor=Supervisor()).run()
+    return await operated(loaded, supervisor=Supervisor()).run()
 
 
 def _load(config: Path | None, plugins_: list[str] | None, private: bool | None) -> Loaded:
@@ -174,8 +174,7 @@ def _load(config: Path | None, plugins_: list[str] | None, private: bool | None)
 
 def _socket(config: Path | None, admin: Path | None) -> Path:
     """Which proxy to ask: the flag, else the settings file's, else the only one there."""
-    from netbird_proxy.operator.admin import default_socket
-    from netbird_proxy.process.state import proxy_id
+    from netbird_proxy.process.state import default_socket, proxy_id
 
     if admin is not None:
         return admin

@@ -75,7 +75,7 @@ def exposition(growing: Mapping[str, int], others: Mapping[str, int]) -> str:
 
 
 @asynccontextmanager
-async def told(server: Watched, listen: Address | None, *, metrics: bool) -> AsyncIterator[Sequence[Address]]:
+async def serve_health(server: Watched, listen: Address | None, *, metrics: bool) -> AsyncIterator[Sequence[Address]]:
     """The listener, while this lasts, which is as long as the proxy drains; its addresses.
 
     Raises:

@@ -51,3 +51,11 @@ def proxy_id(directory: Path) -> str:
     if not _ID.fullmatch(found):
         raise SettingsError(f"{path}: is not a proxy id; remove the file to have a new one made")
     return found
+
+
+def default_socket(proxy_id: str) -> Path:
+    """Where the socket of a proxy is if nothing else is said."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if os.geteuid() == 0 or not runtime:
+        return Path("/run/netbird-proxy") / f"{proxy_id}.sock"
+    return Path(runtime) / "netbird-proxy" / f"{proxy_id}.sock"

@@ -13,7 +13,8 @@ import typer
 import netbird_management.cli
 import netbird_proxy.operator.cli
 from netbird_management.settings import ManagementSettings
-from netbird_proxy.process.server import DRAIN_MARGIN, TUNNEL_STOP
+from netbird_proxy.process.listeners import DRAIN_MARGIN
+from netbird_proxy.process.server import TUNNEL_STOP
 from netbird_proxy.process.settings import Limits
 
 ROOT = Path(__file__).parents[2]

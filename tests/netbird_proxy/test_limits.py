@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from netbird_host.shutdown import Shutdown
+from netbird_proxy.operator.attendants import operated
 from netbird_proxy.process.loading import load
 from netbird_proxy.process.server import ProxyServer
 from netbird_proxy.process.settings import Limits, read_settings
@@ -40,7 +41,7 @@ class House:
     writers: list[asyncio.StreamWriter] = field(default_factory=list)
 
     async def connect(self) -> Stream:
-        (listener,) = self.proxy._listeners
+        (listener,) = self.proxy.parts.listeners.host
         handle = socket.socket()
         handle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         handle.setblocking(False)
@@ -63,7 +64,7 @@ class House:
 
     @property
     def counters(self) -> dict[str, int]:
-        return dict(self.proxy._counters)
+        return dict(self.proxy.host.counters)
 
 
 async def head(client: Stream) -> bytes:
@@ -131,7 +132,7 @@ async def house(
         f'[[listen]]\naddress = "127.0.0.1:0"\n[access_log]\noutput = "off"\n'
         f'[[direct_upstream.allow]]\naccounts = ["*"]\nnetworks = ["127.0.0.1/32"]\n[limits]\n{limits}'
     )
-    proxy = ProxyServer(load(read_settings(directory / "proxy.toml", environment={})))
+    proxy = operated(load(read_settings(directory / "proxy.toml", environment={})))
     made = House(proxy, Shutdown(), upstreams)
     async with asyncio.TaskGroup() as group:
         serving = group.create_task(proxy.serve(made.shutdown))

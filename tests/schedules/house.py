@@ -35,6 +35,8 @@ from netbird_management.store.engine import DATABASE_FILE
 from netbird_overlay.driver import Driver
 from netbird_overlay.wgconf import parse_config
 from netbird_peer.node import peer_node
+from netbird_proxy.operator.attendants import operated
+from netbird_proxy.operator.decisions import Decisions
 from netbird_proxy.process.loading import load
 from netbird_proxy.process.server import ProxyServer
 from netbird_proxy.process.settings import read_settings
@@ -191,6 +193,7 @@ class House:
     directory: Path
     management: ManagementServer
     proxy: ProxyServer
+    decisions: Decisions
     account: AccountId
     bob: User
     laptops: dict[str, Peer]
@@ -327,7 +330,9 @@ async def house(directory: Path, one_at_a_time: asyncio.Lock, *, seed: int = 0) 
                 lines[name] = await stack.enter_async_context(relay.running())
                 ports[name] = relay.port
         http, udp = free_port(), free_port()
-        proxy = ProxyServer(load(read_settings(_proxy_file(directory, line.port, token, http, udp), environment={})))
+        loaded = load(read_settings(_proxy_file(directory, line.port, token, http, udp), environment={}))
+        decisions = Decisions()
+        proxy = operated(loaded, decisions=decisions)
         shutdown = Shutdown()
         group = await stack.enter_async_context(asyncio.TaskGroup())
         serving = group.create_task(proxy.serve(shutdown))
@@ -336,6 +341,7 @@ async def house(directory: Path, one_at_a_time: asyncio.Lock, *, seed: int = 0) 
             directory=directory,
             management=management,
             proxy=proxy,
+            decisions=decisions,
             account=account,
             bob=bob,
             laptops=laptops,
@@ -347,7 +353,7 @@ async def house(directory: Path, one_at_a_time: asyncio.Lock, *, seed: int = 0) 
             ports=ports,
             secrets=(token, COOKIE),
         )
-        await _until(lambda: proxy.ready and proxy._client.initial_sync_complete)
+        await _until(lambda: proxy.ready and proxy.parts.client.initial_sync_complete)
         await made.add("wiki", made.target("wiki"), private=True)
         await made.add("board", made.target("board"))
         await made.add("site", made.target("site-0", version=0))
@@ -355,7 +361,7 @@ async def house(directory: Path, one_at_a_time: asyncio.Lock, *, seed: int = 0) 
         # So that both are always in the proxy's map, whoever may use wiki: bob is told no, and not left without answer.
         await made.add("lobby", made.target("board"), private=True)
         await made.change("lobby", access_groups=(GroupId(everyone.id),))
-        await _until(lambda: proxy.tunnel(account) is not None)  # type: ignore[arg-type]
+        await _until(lambda: proxy.host.tunnel(account) is not None)  # type: ignore[arg-type]
         people = await stack.enter_async_context(UdpRelay("127.0.0.1", udp, seed=seed).running())
         lines["people"] = people
         for name, peer in laptops.items():

@@ -407,7 +407,7 @@ class Schedule:
                 self._wrong(7, f"site answered {one.status}: {one.body[:200]!r}")
             text = one.body.decode("latin-1")
             found = re.search(r"\b[0-9a-f]{32}\b", text)
-            if found is None or self._house.proxy.decisions.find(ExchangeId(found[0])) is None:
+            if found is None or self._house.decisions.find(ExchangeId(found[0])) is None:
                 self._wrong(9, f"{one.service} {one.status} cannot be explained: {text[:200]!r}")
             for told in ("engineering", "127.0.0.", "100.", ALICE, BOB, QUERY, *self._house.secrets):
                 if told in text:

@@ -1,0 +1,173 @@
+"""What one proxy consists of: builds everything, and starts nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from netbird_proxy.accounts.accounts import Accounts, AccountState, ProxyPeers
+from netbird_proxy.api.model import Upstream
+from netbird_proxy.api.steps import Observer
+from netbird_proxy.api.tunnels import Dialer
+from netbird_proxy.app import ReverseProxy
+from netbird_proxy.listening.origins import Origins
+from netbird_proxy.listening.tls import ServerTls
+from netbird_proxy.pipeline.pipeline import Environment
+from netbird_proxy.process.host_api import HostApi
+from netbird_proxy.process.listeners import Listeners
+from netbird_proxy.process.loading import Loaded
+from netbird_proxy.process.settings import Limits
+from netbird_proxy.process.watchdog import Watchdog
+from netbird_proxy.routing.apply import YIELDING, Routing
+from netbird_proxy.routing.compile import Compiler
+from netbird_proxy.sources.file.watch import FileMappings
+from netbird_proxy.sources.management.absent import NoManagement
+from netbird_proxy.sources.management.client import Connection, ManagementClient
+from netbird_proxy.sources.management.mappings import SOURCE, LateSink, ManagementMappings
+from netbird_proxy.sources.management.statuses import StatusReports
+from netbird_proxy.upstreams.pool import UpstreamPool
+from netbird_proxy.upstreams.pools import Pools
+from netbird_wire.extensions import Extension
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """The parts of one proxy.
+
+    Attributes:
+        client: None without `[management]`.
+        sink: takes the client's mappings, until it is closed.
+        file: None without `mappings_file`.
+    """
+
+    loaded: Loaded
+    host: HostApi
+    environment: Environment
+    watchdog: Watchdog
+    pools: Pools
+    routing: Routing
+    app: ReverseProxy
+    listeners: Listeners
+    accounts: Accounts
+    client: ManagementClient | None
+    sink: LateSink
+    statuses: StatusReports
+    file: FileMappings | None
+
+
+def assemble(loaded: Loaded, observers: Sequence[tuple[str, Observer]] = ()) -> Assembly:
+    """Build all parts, in an order in which each gets those that it uses.
+
+    Args:
+        observers: called for each exchange after those of plugins, with the name that reports their failures.
+
+    Raises:
+        SettingsError: the state directory, a certificate, the token or the roots cannot be used.
+    """
+    settings, limits = loaded.settings, loaded.settings.limits
+    host = HostApi(loaded)
+    tls = ServerTls(settings.tls.certificates) if settings.tls.certificates else None
+    watchdog = Watchdog(limits.loop_stall, count=host.count)
+    origins = Origins()
+    environment = Environment(timeout=limits.step_deadline, grace=limits.step_grace, count=host.count)
+    pools = Pools(lambda upstream, dialer: _pool(limits, upstream, dialer), grace=limits.drain)
+    compiler = Compiler(
+        loaded.hooks,
+        host,
+        pools,
+        environment,
+        cookies=loaded.hooks.cookies,
+        observers=observers,
+        upgrade_idle=limits.upgrade_idle,
+    )
+    sources = [SOURCE] if settings.management is not None else []
+    sources += [YIELDING] if settings.mappings_file is not None else []
+    routing = Routing(compiler, limit=limits.services, count=host.count, sources=sources)
+    app = ReverseProxy(
+        routing,
+        recognizes=origins.recognizes,
+        notes=loaded.hooks.notes,
+        revalidate=limits.revalidate,
+        before_all=lambda: _distrust_what_is_cached(client, accounts),
+    )
+    listeners = Listeners(settings, app, origins, tls, host.count)
+    sink = LateSink()
+    client = _client(loaded, host, sink) if settings.management is not None else None
+    management: ProxyPeers = client or NoManagement()
+
+    def report(state: AccountState) -> None:
+        if sink.mappings is not None:
+            sink.mappings.on_account(state)
+
+    accounts = Accounts(
+        loaded.hooks,
+        management,
+        host.state_directory,
+        listening=listeners.listen_inside if settings.private else None,
+        on_change=report,
+        on_map=lambda account: app.exchanges.revalidate(account=account),
+        count=host.count,
+    )
+    statuses = StatusReports(management, host.count)
+    if client is not None:
+        sink.mappings = ManagementMappings(
+            loaded.codec,
+            routing,
+            accounts,
+            client.tokens,
+            statuses,
+            app.exchanges,
+            host.revocations,
+            private=settings.private,
+            has_certificate=lambda name: tls is not None and tls.covers(name),
+        )
+    file = FileMappings(settings.mappings_file, loaded.codec, routing) if settings.mappings_file is not None else None
+    host.connect(app, accounts, management, listeners)
+    return Assembly(
+        loaded, host, environment, watchdog, pools, routing, app, listeners, accounts, client, sink, statuses, file
+    )
+
+
+def _client(loaded: Loaded, host: HostApi, sink: LateSink) -> ManagementClient:
+    management, limits = loaded.settings.management, loaded.settings.limits
+    assert management is not None  # noqa: S101 - the caller saw to it
+    connection = Connection(
+        url=management.url,
+        token=management.read_token(),
+        proxy_id=host.id,
+        version=host.version,
+        domain=host.domain,
+        allow_insecure=management.allow_insecure,
+        roots=management.roots,
+        rpc_timeout=limits.rpc_timeout,
+        batch_watchdog=limits.batch_watchdog,
+        silence=limits.management_silence,
+        patience=limits.management_patience,
+    )
+    codec = loaded.codec
+    return ManagementClient(connection, lambda: codec.capabilities(private=host.private), sink, count=host.count)
+
+
+def _pool(limits: Limits, upstream: Upstream, dialer: Dialer) -> UpstreamPool:
+    if limits.max_dial_timeout is not None:
+        wanted = upstream.dial_timeout or limits.dial_timeout
+        upstream = replace(upstream, dial_timeout=min(wanted, limits.max_dial_timeout))
+    return UpstreamPool(
+        upstream,
+        dialer,
+        dial_timeout=limits.dial_timeout,
+        head_timeout=limits.upstream_head,
+        idle_timeout=limits.upstream_idle,
+        max_idle=limits.upstream_idle_connections,
+        max_in_flight=limits.in_flight,
+        share=limits.in_flight_share,
+    )
+
+
+def _distrust_what_is_cached(client: ManagementClient | None, accounts: Accounts) -> None:
+    """Where management tells of no changes, what is cached may not outlive the timer either.
+
+    While it is away, the cache's own lifetime holds: nobody could be asked.
+    """
+    if client is not None and client.connected and Extension.REVALIDATIONS not in client.extensions:
+        accounts.raise_generations()

@@ -1,0 +1,155 @@
+"""The listeners of one proxy: on this machine's addresses, and in the tunnels of its accounts."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import structlog
+
+from netbird_host.shutdown import Shutdown
+from netbird_host.systemd import inherited_sockets
+from netbird_proxy.accounts.accounts import InboundListeners
+from netbird_proxy.api.errors import SettingsError
+from netbird_proxy.api.model import AccountId, Address
+from netbird_proxy.api.tunnels import Tunnel
+from netbird_proxy.app import ReverseProxy
+from netbird_proxy.listening.connections import Connections, ListenLimits
+from netbird_proxy.listening.origins import Origins
+from netbird_proxy.listening.sockets import HostListener, bind_host, inherited_for
+from netbird_proxy.listening.tls import ServerTls
+from netbird_proxy.listening.tunnels import HTTP_PORT, HTTPS_PORT, InsideListener, serve_inside
+from netbird_proxy.process.settings import ProxySettings
+
+log = structlog.get_logger("netbird_proxy.server")
+
+DRAIN_MARGIN = 2.0
+"""Seconds beyond `limits.drain` for those that are cut then to be observed."""
+
+
+class Listeners:
+    """Accepts connections for an application.
+
+    Attributes:
+        host: listeners on this machine's addresses, in the order of the settings.
+        inside: listeners in tunnels, by account.
+        beside: addresses on which this process accepts for its operator, such as health.
+    """
+
+    def __init__(
+        self,
+        settings: ProxySettings,
+        app: ReverseProxy,
+        origins: Origins,
+        tls: ServerTls | None,
+        count: Callable[[str], object],
+    ) -> None:
+        self._settings = settings
+        self._app = app
+        self._origins = origins
+        self._tls = tls
+        self._count = count
+        self.host: list[HostListener] = []
+        self.inside: dict[AccountId, InsideListener] = {}
+        self.beside: list[Address] = []
+
+    @property
+    def addresses(self) -> Sequence[Address]:
+        """Every address on which this process accepts."""
+        host = [address for listener in self.host for address in listener.addresses]
+        inside = [address for listener in self.inside.values() for address in listener.addresses]
+        return [*host, *inside, *self.beside]
+
+    async def bind(self) -> None:
+        """Bind every `[[listen]]` address; nothing is accepted before `open`. SettingsError for an address in use."""
+        try:
+            handed_over = inherited_sockets()
+        except ValueError as exc:
+            raise SettingsError(f"socket activation: {exc}") from exc
+        for listen in self._settings.listen:
+            scheme = "https" if listen.tls else "http"
+            tls = self._tls if listen.tls else None
+            inherited = inherited_for(listen.address, handed_over)
+            listening: list[socket.socket | None] = [*inherited] or [None]
+            for one in listening:
+                connections = self._connections(f"{scheme} {listen.address}", tls_ahead=listen.tls_ahead)
+                self.host.append(await bind_host(connections, listen.address, tls=tls, inherited=one))
+            handed_over = [one for one in handed_over if one not in inherited]
+        if handed_over:
+            # It would take connections that nobody ever accepts.
+            names = ", ".join(str(one.getsockname()) for one in handed_over)
+            raise SettingsError(f"socket activation: no [[listen]] address is that of the handed-over socket {names}")
+
+    def open(self) -> None:
+        """Accept on the addresses that `bind` has bound."""
+        for listener in self.host:
+            listener.open()
+
+    async def drain(self, shutdown: Shutdown) -> None:
+        """Take no more connections, anywhere; then let what is open end within the bound, and cut what is left."""
+        listeners: list[HostListener | InsideListener] = [*self.host, *self.inside.values()]
+        bound = self._settings.limits.drain
+        for listener in listeners:
+            listener.close()
+        await shutdown.drain(_all(listener.drain(bound) for listener in listeners), timeout=bound + DRAIN_MARGIN)
+        self.host = []
+
+    @asynccontextmanager
+    async def listen_inside(self, account: AccountId, tunnel: Tunnel) -> AsyncIterator[InboundListeners]:
+        """The listeners in an account's tunnel, for as long as it is up."""
+        connections = self._connections(f"tunnel {account}", account=account, tunnel=tunnel)
+        listener = await serve_inside(connections, tunnel, tls=self._tls)
+        self.inside[account] = listener
+        try:
+            yield InboundListeners(listener.address, HTTP_PORT, HTTPS_PORT if listener.https else None)
+        finally:
+            del self.inside[account]
+            listener.close()
+            await listener.drain(0)  # when the process stops, they have had their time
+
+    def _connections(
+        self,
+        name: str,
+        *,
+        account: AccountId | None = None,
+        tunnel: Tunnel | None = None,
+        tls_ahead: bool = False,
+    ) -> Connections:
+        return Connections(
+            self._app,
+            origins=self._origins,
+            listener=name,
+            limits=self._listen_limits(),
+            account=account,
+            tunnel=tunnel,
+            tls_ahead=tls_ahead,
+            is_front=lambda peer: self._app.trusted is not None and peer in self._app.trusted,
+            count=self._count,
+            log=log,
+        )
+
+    def _listen_limits(self) -> ListenLimits:
+        limits = self._settings.limits
+        return ListenLimits(
+            connections=limits.connections,
+            client_connections=max(1, round(limits.connections * limits.connections_share)),
+            head_timeout=limits.head_timeout,
+            head_bytes=limits.head_bytes,
+            head_lines=limits.head_lines,
+            idle_timeout=limits.keep_alive,
+            body_idle=limits.body_idle,
+            min_rate=limits.min_rate,
+            min_rate_grace=limits.min_rate_grace,
+            write_timeout=limits.write_timeout,
+            half_close_timeout=limits.half_close,
+            linger_timeout=limits.linger,
+        )
+
+
+async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    async with asyncio.TaskGroup() as group:
+        for work in works:
+            group.create_task(work)
