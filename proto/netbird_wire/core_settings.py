@@ -1,6 +1,6 @@
-"""What operators may set per service and per target beyond NetBird's own fields, and no plugin's: `core` on the wire.
+"""The core's own settings of a service and of a target, beyond NetBird's fields: `core` on the wire.
 
-Both hosts judge by these models: management when a service is saved, the proxy again when its mapping is applied.
+Both hosts validate with these models: management when a service is saved, the proxy when its mapping is applied.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ _NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 
 
 def _certificates(pem: str) -> str:
-    """PEM text with at least one certificate that TLS can use, or nothing."""
+    """Accept an empty text, or PEM text with at least one certificate that TLS can use."""
     if not pem:
         return pem
     if "PRIVATE KEY" in pem:
-        raise ValueError("it holds a private key, which nobody needs to know here")
+        raise ValueError("it holds a private key; list certificates only")
     try:
-        found = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        found.load_verify_locations(cadata=pem)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_verify_locations(cadata=pem)
     except (ssl.SSLError, ValueError) as error:
         raise ValueError("it is not a list of certificates in PEM") from error
-    if not found.cert_store_stats()["x509"]:
+    if not context.cert_store_stats()["x509"]:
         raise ValueError("it holds no certificate")
     return pem
 
 
 def _server_name(name: str) -> str:
     if name and (len(name) > 253 or not _NAME.fullmatch(name)):
-        raise ValueError("it is not a host's name")
+        raise ValueError("it is not a host name")
     return name
 
 
 ASK_FOR_BOTH = "plugin_settings.core.ask_for_both"
-"""The one of them that guards, by the name under which proxies claim that they enforce it."""
+"""Claim name of the only core setting that guards."""
 
 
 class _Settings(BaseModel):
@@ -47,15 +47,15 @@ class _Settings(BaseModel):
 
 
 class CoreSettings(_Settings):
-    """Of a service.
+    """Core settings of a service.
 
     Attributes:
-        ambiguous_path: `pass` for a service that needs paths that can be read in two ways, such as one with an encoded
-            slash: the proxy refuses the service where its paths are guarded differently. With `reject` the proxy serves
-            it, and answers such a path with 400 where they are.
-        same_origin: whether unsafe requests from other sites are refused where the caller is known by a cookie or by
-            the tunnel.
-        ask_for_both: whether whom the account's tunnel names must log in as well. For public services with a scheme.
+        ambiguous_path: `pass` accepts paths that can be read in two ways, such as a path with an encoded slash;
+            the proxy then refuses the service if its paths have different guards. With `reject` the proxy serves such a
+            service and answers an ambiguous path with 400.
+        same_origin: refuse unsafe requests from other sites if the caller is identified by a cookie or by the tunnel.
+        ask_for_both: require a login even if the tunnel already identifies the caller. For public services with a login
+            scheme.
     """
 
     ambiguous_path: Literal["reject", "pass"] = "reject"
@@ -64,11 +64,11 @@ class CoreSettings(_Settings):
 
 
 class CoreTargetSettings(_Settings):
-    """Of a target.
+    """Core settings of a target.
 
     Attributes:
-        ca: certificates in PEM that alone vouch for this upstream, in place of the system's roots.
-        server_name: what TLS asks this upstream for and verifies, where it is not the host that is dialed.
+        ca: certificates in PEM that replace the system's roots when this upstream is verified.
+        server_name: name that TLS sends to and verifies of this upstream, if it differs from the dialed host.
     """
 
     ca: Annotated[str, Field(max_length=MAX_CA_BYTES), AfterValidator(_certificates)] = ""

@@ -10,7 +10,7 @@ from netbird_wire.proxy_service_pb2 import PathTargetOptions
 
 
 def is_direct(options: PathTargetOptions) -> bool:
-    """Whether this target is dialed through the host's network and not through the tunnel."""
+    """True if this target is dialed through the host's network and not through the tunnel."""
     return options.direct_upstream or options.direct_upstream_11
 
 

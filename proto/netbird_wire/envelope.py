@@ -1,13 +1,13 @@
-"""The box around what peers, management and signal say to each other.
+"""The sealed box around messages between peers, management and signal.
 
 A body is 24 random bytes followed by a NaCl box (Curve25519, XSalsa20-Poly1305) of the serialized message, between the
-sender's WireGuard private key and the receiver's public one. There is no replay protection: whoever needs it has to
-bring it.
+sender's WireGuard private key and the receiver's public key. The box does not protect against replay: a caller that
+needs protection adds it.
 
     EnvelopeError
     ├── BadKey            not a WireGuard key, or one that no box can be made with
     ├── BadBody           too short to be a box, or not ours to open: changed, another sender, another receiver
-    └── BadMessage        the box opened, and what is in it is not the message that was asked for
+    └── BadMessage        the box opened, but its content is not a message of the requested type
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ class EnvelopeError(Exception):
 
 
 class BadKey(EnvelopeError):
-    """Not 32 bytes in canonical standard base64, or a point that every private key shares the same secret with."""
+    """The key is not 32 bytes in canonical standard base64, or it is a low-order point."""
 
 
 class BadBody(EnvelopeError):
-    """Too short, changed on the way, or between other keys; which of the three cannot be told."""
+    """The body is too short, was changed, or was sealed between other keys; these cases cannot be distinguished."""
 
 
 class BadMessage(EnvelopeError):
-    """The right box around the wrong thing."""
+    """The box opened, but its content is not a message of the requested type."""
 
 
 def parse_key(text: str) -> bytes:
@@ -82,7 +82,7 @@ def public_key(private_key: bytes) -> bytes:
 
 
 class Envelope:
-    """What one private key and one other's public key share: seals what goes to the other, opens what comes from it."""
+    """Seals messages to a peer and opens messages from it, with the secret that both derive from each other's keys."""
 
     __slots__ = ("_shared",)
 
@@ -92,7 +92,7 @@ class Envelope:
         try:
             self._shared: bytes = crypto_box_beforenm(other_public_key, private_key)
         except (CryptoError, RuntimeError):
-            # A low-order point: the "shared" secret would be known to everybody.
+            # A low-order point: anybody could compute the "shared" secret.
             raise BadKey("this public key shares no secret") from None
 
     def __repr__(self) -> str:

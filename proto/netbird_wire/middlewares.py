@@ -1,8 +1,8 @@
-"""NetBird's `middlewares` of a target, which stand on the number that we read as a bool.
+"""NetBird's `middlewares` of a target, which use the field number that we declare as a bool.
 
 NetBird has `repeated MiddlewareConfig middlewares = 11` where the description of `direct_upstream` has a bool. With
-the bool declared, the messages, which are length-delimited, arrive as unknown fields; here they are found again. They
-matter because one of them may be what keeps a request out.
+the bool declared, the length-delimited messages arrive as unknown fields; this module reads them from there. They
+matter because a middleware may be the guard that stops a request.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _LENGTH_DELIMITED: Final = 2
 
 
 class BadMiddlewares(Exception):
-    """Field 11 holds neither a bool nor middlewares: nobody can say what it would have guarded."""
+    """Field 11 holds neither a bool nor middlewares, so its effect on requests is unknown."""
 
 
 def middlewares_of(options: PathTargetOptions) -> list[MiddlewareConfig]:
     """The target's middlewares, in their order. Raises BadMiddlewares."""
-    found = []
+    middlewares = []
     unknown = UnknownFieldSet(options)
     for position in range(len(unknown)):
         field = unknown[position]
@@ -33,17 +33,17 @@ def middlewares_of(options: PathTargetOptions) -> list[MiddlewareConfig]:
         if field.wire_type != _LENGTH_DELIMITED:
             raise BadMiddlewares(f"field {NUMBER} of a target's options has the wire type {field.wire_type}")
         try:
-            found.append(MiddlewareConfig.FromString(field.data))
+            middlewares.append(MiddlewareConfig.FromString(field.data))
         except DecodeError:
             raise BadMiddlewares(f"field {NUMBER} of a target's options does not hold a middleware") from None
-    return found
+    return middlewares
 
 
 def guards(middleware: MiddlewareConfig) -> bool:
-    """Whether leaving this middleware out could let a request through that it would have stopped.
+    """True if a request could pass without this middleware that the middleware would have stopped.
 
-    Only one that is switched off or looks at responses alone, and fails open, is harmless; slots and fail modes that we
-    do not know count as guarding.
+    A middleware is harmless only if it fails open and is disabled or handles responses only. Unknown slots and fail
+    modes count as guarding.
     """
     fails_open: bool = middleware.fail_mode == MiddlewareConfig.FAIL_OPEN
     on_requests: bool = middleware.enabled and middleware.slot != MIDDLEWARE_SLOT_ON_RESPONSE

@@ -1,6 +1,6 @@
-"""What a mapping says to one plugin, or to the core: plain values out of the wire's structs, and back.
+"""Settings of one plugin, or of the core, in a mapping: plain values from and to the wire's structs.
 
-A struct knows one kind of number. Whole ones come back as `int`, so that models need not guess.
+A struct has a single type of number. Whole numbers are read as `int`, so that models need not guess.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from google.protobuf import json_format
 from netbird_wire.proxy_service_pb2 import PathMapping, ProxyMapping
 
 CORE = "core"
-"""The key of the settings that no plugin owns."""
+"""The key of the core's own settings."""
 
+# From this number on, a double cannot represent every whole number.
 _LARGEST_WHOLE = 2**53
-"""Beyond it a double no longer tells whole numbers apart."""
 
 
 def read_settings(message: ProxyMapping | PathMapping, plugin: str) -> dict[str, Any]:
-    """What stands under the plugin's id; empty where nothing does. The message is not changed."""
-    if plugin not in message.plugin_settings:  # looking it up would make it
+    """Settings under the plugin's id; empty if the mapping has none. The message is not changed."""
+    if plugin not in message.plugin_settings:  # indexing would add an entry
         return {}
-    told: dict[str, Any] = json_format.MessageToDict(message.plugin_settings[plugin])
-    return {name: _whole(value) for name, value in told.items()}
+    settings: dict[str, Any] = json_format.MessageToDict(message.plugin_settings[plugin])
+    return {name: _whole(value) for name, value in settings.items()}
 
 
 def write_settings(message: ProxyMapping | PathMapping, plugin: str, values: Mapping[str, Any]) -> None:
-    """Put these under the plugin's id, in place of what stood there. ValueError for what a struct cannot carry."""
+    """Replace the settings under the plugin's id. Raises ValueError for values that a struct cannot carry."""
     struct = message.plugin_settings[plugin]
     struct.Clear()
     struct.update(dict(values))
@@ -38,7 +38,7 @@ def _whole(value: Any) -> Any:
     if isinstance(value, float) and value.is_integer() and abs(value) < _LARGEST_WHOLE:
         return int(value)
     if isinstance(value, list):
-        return [_whole(one) for one in value]
+        return [_whole(item) for item in value]
     if isinstance(value, dict):
-        return {name: _whole(one) for name, one in value.items()}
+        return {name: _whole(item) for name, item in value.items()}
     return value

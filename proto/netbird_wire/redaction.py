@@ -1,9 +1,8 @@
-"""Messages made fit for a log: secrets replaced, one line of JSON.
+"""Messages prepared for a log: secrets are replaced, and the message is written as one line of JSON.
 
-A dump must never be what gives a credential away, at whatever level it is logged. What is replaced is listed here by
-message and field; what a plugin put into its settings is unknown to us, so all of its values go and its keys stay.
-Unknown fields go too: nobody can say what is in them. Empty fields stay empty, so that a dump still tells "no token"
-from "a token".
+A dump must not reveal a credential at any log level. Secret fields are listed here by message and field. The meaning of
+a plugin's settings is unknown here, so all their values are replaced and their keys stay. Unknown fields are removed,
+since their content is unknown. Empty fields stay empty, so that a dump still distinguishes "no token" from "a token".
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ SECRETS: Final[dict[str, frozenset[str]]] = {
     # ICE's user fragment and password; a candidate's addresses go with them.
     "signalexchange.Body": frozenset({"payload"}),
 }
-"""Fields that are replaced, strings and bytes; of a map the values, and the keys stay."""
+"""String and bytes fields that are replaced. In a map, the values are replaced and the keys stay."""
 
 LOCATIONS: Final[dict[str, frozenset[str]]] = {
     "management.PathMapping": frozenset({"target"}),
@@ -49,7 +48,7 @@ LOCATIONS: Final[dict[str, frozenset[str]]] = {
     "management.FlowConfig": frozenset({"url"}),
     "management.RelayConfig": frozenset({"urls"}),
 }
-"""URLs and paths: they stay, without user information, query and fragment."""
+"""URLs and paths that are logged without user information, query and fragment."""
 
 M = TypeVar("M", bound=Message)
 
@@ -66,8 +65,8 @@ def redacted(message: M) -> M:
 def one_line(message: Message) -> str:
     """The redacted message as one line of JSON, with proto field names and zero values shown.
 
-    Never raises over what a message holds: a dump is not worth an exchange. What has no JSON form (a timestamp beyond
-    the calendar) gives a line that says so.
+    Never raises because of a message's content: a dump must not end an exchange. A message without a JSON form (a
+    timestamp beyond the calendar) gives a line that names its type only.
     """
     try:
         return json_format.MessageToJson(
@@ -126,8 +125,8 @@ _SCHEME: Final = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?//")
 
 
 def _location(text: str) -> str:
-    # Not urlsplit: it raises on some texts, and what is to be cut must be cut from those too. Where an @ may end user
-    # information or may not, it counts as if it did.
+    # urlsplit raises on some texts, and secrets must be removed from those too. An @ that may end user information
+    # counts as if it did.
     head, mark, tail = _before(text)
     if head.startswith("/") and not head.startswith("//"):
         return head + mark
@@ -143,7 +142,7 @@ def _location(text: str) -> str:
 
 
 def _before(text: str) -> tuple[str, str, str]:
-    """What stands before a query or fragment, what to show instead of it, and it."""
+    """Split a text before its query or fragment: the part before, the text to show instead, and the removed part."""
     for position, character in enumerate(text):
         if character in "?#":
             return text[:position], character + PLACEHOLDER, text[position:]
@@ -163,5 +162,5 @@ def _redact_value(value: Value) -> None:
         for item in value.list_value.values:
             _redact_value(item)
     elif (kind == "string_value" and value.string_value) or kind == "number_value":
-        # Numbers too: a PIN is one.
+        # Numbers are replaced too: a PIN is a number.
         value.string_value = PLACEHOLDER

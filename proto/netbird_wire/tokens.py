@@ -1,8 +1,8 @@
-"""Access tokens of proxies and of people: how one looks, and what is stored of it.
+"""Access tokens of proxies and of people: their format, and the hash that a store keeps.
 
 A token is a prefix, 30 random base62 characters, and 6 that check them (CRC-32/IEEE of the 30, base62, zero on the
-left). The check tells a typing mistake or a foreign string from a token before anything is looked up; it proves
-nothing. Only the hash is ever stored.
+left). The checksum detects typing mistakes and foreign strings before any look-up; it proves nothing. Only the hash is
+stored.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CHECKSUM_CHARACTERS: Final = 6
 
 
 class TokenKind(enum.StrEnum):
-    """What a token lets one do; the value is its prefix."""
+    """The kind of access that a token gives; the value is its prefix."""
 
     PROXY = "nbx_"
     """A proxy, towards management."""
@@ -30,13 +30,13 @@ class TokenKind(enum.StrEnum):
 
 
 def mint(kind: TokenKind) -> str:
-    """A new token: the only moment at which it can be shown."""
+    """Make a new token. Its text is available only here: a store keeps the hash."""
     secret = "".join(secrets.choice(ALPHABET) for _ in range(SECRET_CHARACTERS))
     return kind + secret + _checksum(secret)
 
 
 def well_formed(token: str, kind: TokenKind) -> bool:
-    """Whether this can be a token of that kind at all."""
+    """True if the text has the form and checksum of a token of that kind."""
     if not token.startswith(kind):
         return False
     rest = token[len(kind) :]
@@ -47,7 +47,7 @@ def well_formed(token: str, kind: TokenKind) -> bool:
 
 
 def stored_hash(token: str) -> str:
-    """What a store keeps: standard base64 of the SHA-256 of the whole token, prefix included."""
+    """The hash that a store keeps: standard base64 of the SHA-256 of the whole token, prefix included."""
     return base64.b64encode(hashlib.sha256(token.encode()).digest()).decode("ascii")
 
 

@@ -2,10 +2,10 @@
 
 
 def varint(number: int) -> bytes:
-    """A whole number that is not negative, seven bits a byte, the lowest first."""
-    found = bytearray()
+    """Encode a non-negative whole number, seven bits a byte, lowest bits first."""
+    encoded = bytearray()
     while number > 0x7F:
-        found.append(number & 0x7F | 0x80)
+        encoded.append(number & 0x7F | 0x80)
         number >>= 7
-    found.append(number)
-    return bytes(found)
+    encoded.append(number)
+    return bytes(encoded)
