@@ -21,6 +21,7 @@ from types import ModuleType
 import pluggy
 from pydantic import BaseModel
 
+from netbird_host.containment import describe_error, must_pass
 from netbird_host.info import Claim, PluginId, PluginInfo
 
 _ID = re.compile(r"[a-z][a-z0-9_]*\Z")
@@ -211,16 +212,21 @@ class _Loader:
                 target = getattr(import_module(module), attribute)
             else:
                 target = source
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            if must_pass(error):
+                raise
             raise PluginError(
-                name, f"importing {where} raised {_told(error)}: mend it or take it off the list"
+                name, f"importing {where} raised {describe_error(error)}: mend it or take it off the list"
             ) from error
         if isinstance(target, type):
             try:
                 return target()
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
+                if must_pass(error):
+                    raise
                 raise PluginError(
-                    name, f"making {target.__qualname__}() raised {_told(error)}: it must be made without arguments"
+                    name,
+                    f"making {target.__qualname__}() raised {describe_error(error)}: it must be made without arguments",
                 ) from error
         if isinstance(source, EntryPoint) and not isinstance(target, ModuleType):
             raise PluginError(name, f"{where} is neither a class nor a module: let the entry point name one of them")
@@ -231,7 +237,7 @@ class _Loader:
             attributes = [(attribute, getattr(plugin, attribute)) for attribute in dir(plugin)]
             marks = {attribute: self._pluggy.parse_hookimpl_opts(plugin, attribute) for attribute, _ in attributes}
         except Exception as error:
-            raise PluginError(name, f"reading its attributes raised {_told(error)}") from error
+            raise PluginError(name, f"reading its attributes raised {describe_error(error)}") from error
         for attribute, function in attributes:
             mark = marks[attribute]
             if mark is None:
@@ -288,8 +294,10 @@ class _Loader:
             )
         try:
             info = mine[0].function()
-        except (Exception, SystemExit) as error:
-            raise PluginError(name, f"describe raised {_told(error)}") from error
+        except BaseException as error:
+            if must_pass(error):
+                raise
+            raise PluginError(name, f"describe raised {describe_error(error)}") from error
         if not isinstance(info, PluginInfo):
             if inspect.iscoroutine(info):
                 info.close()
@@ -384,7 +392,3 @@ def _is_own_function(plugin: object, function: object) -> bool:
 def _nearest(name: str, known: Collection[str]) -> str:
     near = get_close_matches(name, known, n=1)
     return f" (did you mean {near[0]}?)" if near else ""
-
-
-def _told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

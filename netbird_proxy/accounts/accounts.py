@@ -19,6 +19,7 @@ from typing import Protocol
 import structlog
 
 from netbird_host.backoff import Backoff
+from netbird_host.containment import describe_error, must_pass
 from netbird_proxy.api.errors import TunnelNotReady
 from netbird_proxy.api.host import ManagementChannel, Proxy
 from netbird_proxy.api.model import AccountId, Address, PublicKey
@@ -213,11 +214,13 @@ class Accounts:
             try:
                 was_up = await self._once(state)
                 state.error = "the tunnel closed"
-            except* Exception as failures:
+            except BaseException as failure:
                 # The boundary of a plugin that runs for as long as the process: whatever it raises is reported and
                 # tried again; its services stay closed meanwhile.
+                if must_pass(failure) or _is_cancelled():
+                    raise
                 was_up = was_up or state.up.is_set()
-                state.error = "; ".join(_causes(failures))
+                state.error = "; ".join(_causes(failure))
                 log.warning("tunnel.failed", account_id=state.id, error=state.error)
             finally:
                 self._down(state)
@@ -254,9 +257,14 @@ class Accounts:
         self.raise_generation(state.id)
 
 
-def _causes(group: BaseExceptionGroup[Exception]) -> list[str]:
+def _causes(failure: BaseException) -> list[str]:
     """The leaves' messages; a group's own says nothing."""
-    found: list[str] = []
-    for exc in group.exceptions:
-        found.extend(_causes(exc) if isinstance(exc, BaseExceptionGroup) else [str(exc) or type(exc).__name__])
-    return found
+    if isinstance(failure, BaseExceptionGroup):
+        return [cause for error in failure.exceptions for cause in _causes(error)]
+    return [describe_error(failure).removeprefix(f"{type(failure).__name__}: ")]
+
+
+def _is_cancelled() -> bool:
+    """Whether the calling task is to end, whatever came of it."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Literal
 
+from netbird_host.containment import describe_error, must_pass
 from netbird_proxy.api.exchange import OBSERVED, ExchangeView, TrailEntry
 from netbird_proxy.api.model import ALLOW, Challenge, Deny, Identity
 from netbird_proxy.api.outgoing_head import OutgoingHead
@@ -47,8 +48,10 @@ class BoundGuard:
             code, allowed = "failed", False
             try:
                 verdict = await check(exchange)
-            except Exception as exc:
-                told, reason = "failed", f"{type(exc).__name__}: {exc}"
+            except BaseException as exc:
+                if must_pass(exc):
+                    raise
+                told, reason = "failed", describe_error(exc)
             else:
                 allowed = verdict is ALLOW
                 code = verdict.code if isinstance(verdict, Deny | Challenge) else "failed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Iterable
@@ -72,7 +73,7 @@ class Environment(Protocol):
     @property
     def pages(self) -> Pages | None: ...
 
-    def page_failed(self, error: Exception) -> None: ...
+    def page_failed(self, error: BaseException) -> None: ...
 
 
 async def refuse(exchange: Exchange, downstream: Downstream, denial: Deny, environment: Environment) -> None:
@@ -149,10 +150,12 @@ def _worded(exchange: Exchange, page: Page, environment: Environment) -> tuple[b
         try:
             made = environment.pages(replace(page, offers=tuple(one for one in page.offers if one.action)))
             if not isinstance(made, Rendered):
+                if inspect.iscoroutine(made):
+                    made.close()  # nobody will await it
                 raise TypeError(f"the page is {type(made).__name__}")
             own = [(name.lower(), value) for name, value in made.headers]
             return made.content_type, made.body, [pair for pair in own if pair[0] not in _NOT_A_STEPS]
-        except Exception as exc:
+        except BaseException as exc:  # it is plain code: nobody can have cancelled it
             environment.page_failed(exc)
     if b"json" in accept:
         said: dict[str, object] = {"code": page.code, "message": page.sentence, "exchange": page.exchange}

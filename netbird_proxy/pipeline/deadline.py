@@ -3,56 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import types
 from collections.abc import Coroutine, Generator
 from typing import Any, Protocol, TypeVar
 
+from netbird_host.containment import LeftBehind
 from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard
 from netbird_proxy.pipeline.downstream import Downstream
 from netbird_proxy.pipeline.exchange import Exchange
 
 T = TypeVar("T")
 
-GRACE = 0.5
-"""Seconds that a cancelled step has to return before it is left behind."""
-TOLERATED = 16
-"""So many steps may be left behind before this process says it is not ready."""
 MOST = 1024
 """So many may hang; then guards are not asked at all, since each of them may be one more."""
-
-
-class LeftBehind:
-    """Steps that swallowed their cancellation and still hang. Each holds a task that nobody can end.
-
-    Attributes:
-        count: how many hang now.
-        total: how many there have been.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.total = 0
-        self._answers: set[asyncio.Task[None]] = set()
-
-    @property
-    def ready(self) -> bool:
-        return self.count <= TOLERATED
-
-    def left(self, answer: Coroutine[Any, Any, None]) -> None:
-        """Count one, and run the answer that its exchange still owes, in a task that is kept here until it is done."""
-        self.count += 1
-        self.total += 1
-        task = asyncio.get_running_loop().create_task(answer)
-        self._answers.add(task)
-        task.add_done_callback(self._answers.discard)
-
-    def returned(self) -> None:
-        self.count -= 1
-
-    async def answered(self) -> None:
-        """Wait until every answer that is owed has been given."""
-        while self._answers:
-            await asyncio.wait(set(self._answers))
 
 
 class Abandoned(Protocol):
@@ -69,13 +33,16 @@ class Asking:
     Attributes:
         step: whose code is running; None: our own.
         deadline: their timer, from when one of them first had to wait.
+        since: `time.monotonic` when their time began: a timer runs on the loop, and a step that blocks it would be late
+            unseen.
     """
 
-    __slots__ = ("deadline", "step")
+    __slots__ = ("deadline", "since", "step")
 
     def __init__(self) -> None:
         self.step: BoundGuard | BoundAuthenticator | None = None
         self.deadline: Deadline | None = None
+        self.since = time.monotonic()
 
     def stop(self) -> None:
         """Time that passes from now on is the client's, not a step's."""
@@ -84,6 +51,7 @@ class Asking:
 
     def restart(self) -> None:
         """The step's time begins anew."""
+        self.since = time.monotonic()
         if self.deadline is not None:
             self.deadline.start()
 

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
 from urllib.parse import unquote
 
+from netbird_host.containment import describe_error
 from netbird_proxy.api.endpoints import EXCHANGE_STATE, Endpoint
 from netbird_proxy.api.errors import BodyTooLarge, ClientGone, ExchangeError, StepFailed
 from netbird_proxy.asgi import Message, Scope
 from netbird_proxy.pipeline.downstream import Downstream
 from netbird_proxy.pipeline.exchange import Exchange
+from netbird_proxy.pipeline.pipeline import Environment
 
-TIMEOUT = 30.0
-"""Seconds that it has until its answer begins."""
 _NOT_ITS = frozenset((b"connection", b"keep-alive", b"transfer-encoding", b"upgrade"))
 
 
 class EndpointApplication:
     """Implements `pipeline.Forward`."""
 
-    __slots__ = ("_endpoint", "_root", "plugin")
+    __slots__ = ("_endpoint", "_environment", "_root", "plugin")
 
-    def __init__(self, plugin: str, endpoint: Endpoint) -> None:
+    def __init__(self, plugin: str, endpoint: Endpoint, environment: Environment) -> None:
         self.plugin = plugin
+        self._environment = environment
         self._endpoint = endpoint
         self._root = f"/__netbird__/{plugin}"
 
@@ -33,11 +34,13 @@ class EndpointApplication:
             StepFailed: it raised, answered nothing, or did not begin within its time.
             ExchangeError: the request's body could not be read.
         """
-        told = False
-        timer = asyncio.timeout(TIMEOUT)
+        told = over = False
+        begun, timeout = time.monotonic(), self._environment.endpoint_timeout
 
         async def receive() -> Message:
             nonlocal told
+            if over:
+                raise ClientGone("its exchange is over")
             if told and (downstream.exhausted or not _has_body(downstream)):
                 return await downstream.receive()
             told = True
@@ -53,8 +56,11 @@ class EndpointApplication:
             return {"type": "http.request", "body": data, "more_body": not downstream.exhausted}
 
         async def send(message: Message) -> None:
+            if over:
+                raise ClientGone("its exchange is over")
             if message["type"] == "http.response.start":
-                timer.reschedule(None)
+                if time.monotonic() - begun > timeout:
+                    raise StepFailed(self.plugin, "endpoint", f"answered after more than {timeout:g} s")
                 headers = [(name.lower(), value) for name, value in message.get("headers", ())]
                 await downstream.start(exchange, message["status"], [one for one in headers if one[0] not in _NOT_ITS])
             elif message["type"] == "http.response.body":
@@ -67,16 +73,20 @@ class EndpointApplication:
             else:
                 raise ValueError(f"no message for this: {message['type']}")
 
+        async def run() -> None:
+            await self._endpoint.app(self._scope(exchange), receive, send)
+
         try:
-            async with timer:
-                await self._endpoint.app(self._scope(exchange), receive, send)
+            # In a task of its own: one that hangs in spite of its cancellation must not keep its client waiting.
+            await self._environment.left_behind.bounded(
+                run(), timeout=timeout, grace=self._environment.grace, goes_on=lambda: downstream.started
+            )
         except ExchangeError:
             raise
-        except TimeoutError as exc:
-            told_why = f"did not answer within {TIMEOUT:g} s" if timer.expired() else "TimeoutError"
-            raise StepFailed(self.plugin, "endpoint", told_why) from exc
         except Exception as exc:
-            raise StepFailed(self.plugin, "endpoint", f"{type(exc).__name__}: {exc}") from exc
+            raise StepFailed(self.plugin, "endpoint", describe_error(exc)) from exc
+        finally:
+            over = True
         if not downstream.complete:
             raise StepFailed(self.plugin, "endpoint", "returned without a complete answer")
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
+from netbird_host.containment import describe_error
 from netbird_proxy.api.errors import BadRequest, RouteRefused, StepFailed
 from netbird_proxy.api.headers import RESERVED_PREFIX, ByName, Headers, RawHeader, fold
 from netbird_proxy.api.model import Address, RouteSpec, Upstream
@@ -362,8 +363,8 @@ class RequestHeads:
             outgoing = OutgoingHead(method, target, fields, self._owners, transform.plugin, self._judged)
             try:
                 said = transform.apply(exchange, outgoing)
-            except Exception as exc:
-                raise StepFailed(transform.plugin, "transform_request", f"{type(exc).__name__}: {exc}") from exc
+            except BaseException as exc:  # it is plain code: nobody can have cancelled it
+                raise StepFailed(transform.plugin, "transform_request", describe_error(exc)) from exc
             if said is not None:
                 close = getattr(said, "close", None)  # a coroutine nobody will await
                 if close is not None:

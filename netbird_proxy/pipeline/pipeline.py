@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from netbird_host.containment import GRACE, LeftBehind, describe_error, must_pass
 from netbird_proxy.api.errors import ClientGone, ExchangeError, ManagementError, StepFailed
 from netbird_proxy.api.exchange import TrailEntry
 from netbird_proxy.api.headers import RawHeader
@@ -20,7 +21,7 @@ from netbird_proxy.api.model import Challenge, Deny, Identity, Offer
 from netbird_proxy.api.steps import Pages
 from netbird_proxy.pipeline import core_answers as answers
 from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard, BoundObserver
-from netbird_proxy.pipeline.deadline import GRACE, MOST, Asking, Deadline, LeftBehind, resumed
+from netbird_proxy.pipeline.deadline import MOST, Asking, Deadline, resumed
 from netbird_proxy.pipeline.downstream import Downstream
 from netbird_proxy.pipeline.exchange import Exchange
 from netbird_proxy.pipeline.offers import are_ways, prompt
@@ -29,6 +30,7 @@ log = structlog.get_logger("netbird_proxy.pipeline")
 
 GUARD_TIMEOUT = 5.0
 """Seconds that the guards of one exchange have, together."""
+ENDPOINT_TIMEOUT = 30.0
 
 Count = Callable[[str], None]
 
@@ -51,22 +53,30 @@ class Environment:
     Attributes:
         timeout: seconds that the guards of one exchange have, together.
         grace: seconds that a cancelled guard has to end before its exchange is answered without it.
+        endpoint_timeout: seconds that an endpoint has until its answer begins.
+        left_behind: counts the tasks of steps that ignored their cancellation.
         count: adds one to a counter of the process.
         pages: what makes the pages that browsers get; None leaves them with plain text.
     """
 
     def __init__(
-        self, *, timeout: float = GUARD_TIMEOUT, grace: float = GRACE, count: Count = lambda _name: None
+        self,
+        *,
+        timeout: float = GUARD_TIMEOUT,
+        grace: float = GRACE,
+        endpoint_timeout: float = ENDPOINT_TIMEOUT,
+        count: Count = lambda _name: None,
     ) -> None:
         self.timeout = timeout
         self.grace = grace
+        self.endpoint_timeout = endpoint_timeout
         self.count = count
         self.left_behind = LeftBehind()
         self.pages: Pages | None = None
 
-    def page_failed(self, error: Exception) -> None:
+    def page_failed(self, error: BaseException) -> None:
         self.count("page_failed")
-        log.warning("page.failed", error=f"{type(error).__name__}: {error}")
+        log.warning("page.failed", error=describe_error(error))
 
 
 class Ending:
@@ -117,13 +127,10 @@ class Ending:
                 if said is not None:
                     _discard(said)
                     raise TypeError(f"an observer returned {type(said).__name__}")
-            except Exception as exc:
+            except BaseException as exc:  # it is plain code: nobody can have cancelled it
                 self.environment.count("observer_failed")
                 log.warning(
-                    "exchange.observer_failed",
-                    exchange=exchange.id,
-                    plugin=bound.plugin,
-                    error=f"{type(exc).__name__}: {exc}",
+                    "exchange.observer_failed", exchange=exchange.id, plugin=bound.plugin, error=describe_error(exc)
                 )
 
 
@@ -325,6 +332,7 @@ class Pipeline:
             CancelledError: the task was cancelled.
         """
         offers: list[Offer] = []
+        timeout = self.ending.environment.timeout
         try:
             if self.ending.environment.left_behind.count >= MOST:
                 self.ending.environment.count("guards_not_asked")
@@ -340,6 +348,8 @@ class Pipeline:
                 asking.step = step
                 said = await step.ask(exchange)
                 exchange.body = None
+                if time.monotonic() - asking.since > timeout:
+                    raise self._step_failed(step, f"answered after more than {timeout:g} s")
                 if said is step.passes:
                     exchange.trail.append(step.passed)
                 elif isinstance(step, BoundGuard):
@@ -353,15 +363,10 @@ class Pipeline:
                     return self._refusal(step, said, exchange)
         except StepFailed:
             raise
-        except asyncio.CancelledError as exc:
-            if asking.step is None or (task := asyncio.current_task()) is None or task.cancelling():
+        except BaseException as exc:
+            if asking.step is None or must_pass(exc):  # our own reading of the request body
                 raise
-            # Nobody cancelled this task: the step made it up.
-            raise self._step_failed(asking.step, "raised CancelledError") from exc
-        except Exception as exc:
-            if asking.step is None:  # our own reading of the request body
-                raise
-            raise self._step_failed(asking.step, f"{type(exc).__name__}: {exc}") from exc
+            raise self._step_failed(asking.step, describe_error(exc)) from exc
         asking.step = None
         return prompt(exchange, offers) if offers and exchange.identity is None else None
 
@@ -406,7 +411,8 @@ class Pipeline:
         _discard(verdict)
         if isinstance(verdict, Deny | Challenge):
             raise self._step_failed(step, f"answered with status {verdict.status}")
-        raise self._step_failed(step, f"returned {type(verdict).__name__}")
+        expected = "Identity, Deny, Challenge, Offer or None" if step.stage == "authenticate" else "ALLOW or a Deny"
+        raise self._step_failed(step, f"returned {type(verdict).__name__}: return {expected}")
 
 
 class _Abandoned(BaseException):

@@ -70,7 +70,7 @@ def assemble(loaded: Loaded, observers: Sequence[tuple[str, Observer]] = ()) -> 
     watchdog = Watchdog(limits.loop_stall, count=host.count)
     origins = Origins()
     environment = Environment(timeout=limits.step_deadline, grace=limits.step_grace, count=host.count)
-    pools = Pools(lambda upstream, dialer: _pool(limits, upstream, dialer), grace=limits.drain)
+    pools = Pools(lambda upstream, dialer: _pool(limits, environment, upstream, dialer), grace=limits.drain)
     compiler = Compiler(
         loaded.hooks,
         host,
@@ -148,7 +148,7 @@ def _client(loaded: Loaded, host: HostApi, sink: LateSink) -> ManagementClient:
     return ManagementClient(connection, lambda: codec.capabilities(private=host.private), sink, count=host.count)
 
 
-def _pool(limits: Limits, upstream: Upstream, dialer: Dialer) -> UpstreamPool:
+def _pool(limits: Limits, environment: Environment, upstream: Upstream, dialer: Dialer) -> UpstreamPool:
     if limits.max_dial_timeout is not None:
         wanted = upstream.dial_timeout or limits.dial_timeout
         upstream = replace(upstream, dial_timeout=min(wanted, limits.max_dial_timeout))
@@ -161,6 +161,8 @@ def _pool(limits: Limits, upstream: Upstream, dialer: Dialer) -> UpstreamPool:
         max_idle=limits.upstream_idle_connections,
         max_in_flight=limits.in_flight,
         share=limits.in_flight_share,
+        left_behind=environment.left_behind,
+        grace=environment.grace,
     )
 
 

@@ -124,7 +124,7 @@ class Compiler:
             return self._compile(mapping, pools)
         except BaseException as exc:
             self._give_back(pools)
-            if isinstance(exc, RouteRefused) or not isinstance(exc, Exception):
+            if isinstance(exc, RouteRefused):
                 raise
             if isinstance(exc, PluginFailed):
                 raise RouteRefused(str(exc)) from exc
@@ -191,7 +191,7 @@ class Compiler:
                 restrict=self._guards("restrict", spec, self._hooks.restrict(spec, self._proxy)),
                 authenticate=(),
                 authorize=(),
-                forward=EndpointApplication(plugin, endpoint),
+                forward=EndpointApplication(plugin, endpoint, self.environment),
                 ending=self._ending(spec),
             )
             found[plugin.encode()] = Route(spec, pipeline, HeadRules(None, self._cookies, self.pseudonym))

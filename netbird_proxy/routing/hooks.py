@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar, get_args
 
 from pydantic import BaseModel
 
+from netbird_host.containment import describe_error, must_pass
 from netbird_host.info import Claim, PluginId
 from netbird_host.plugins import LoadedPlugin, PluginError, Plugins, load
 from netbird_proxy.api import hookspecs
@@ -225,8 +226,10 @@ class Hooks:
                 answer = call(**arguments)
             except RouteRefused:
                 raise
-            except Exception as error:
-                raise PluginFailed(plugin, f"{hook} raised {type(error).__name__}: {error}") from error
+            except BaseException as error:
+                if must_pass(error):
+                    raise
+                raise PluginFailed(plugin, f"{hook} raised {describe_error(error)}") from error
             if answer is None:
                 continue
             if inspect.iscoroutine(answer):
@@ -248,18 +251,22 @@ class _Named:
     async def __aenter__(self) -> None:
         try:
             await self._context.__aenter__()
-        except Exception as error:
-            raise PluginFailed(self._plugin, f"lifespan could not start: {_told(error)}") from error
+        except BaseException as error:
+            if must_pass(error):
+                raise
+            raise PluginFailed(self._plugin, f"lifespan could not start: {describe_error(error)}") from error
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
         try:
             await self._context.__aexit__(kind, error, traceback)
-        except Exception as failure:
+        except BaseException as failure:
+            if must_pass(failure):
+                raise
             if error is not None and _only(failure) is _only(error):  # a TaskGroup wraps what passes through it
                 return False
-            raise PluginFailed(self._plugin, f"lifespan failed: {_told(failure)}") from failure
+            raise PluginFailed(self._plugin, f"lifespan failed: {describe_error(failure)}") from failure
         return False  # a plugin does not get to swallow what ended the proxy
 
 
@@ -313,9 +320,3 @@ def _only(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
-
-
-def _told(error: BaseException) -> str:
-    if isinstance(error, BaseExceptionGroup):
-        return "; ".join(_told(one) for one in error.exceptions)
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

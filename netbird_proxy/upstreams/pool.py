@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 
+from netbird_host.containment import GRACE, LeftBehind, describe_error
 from netbird_proxy.api.errors import DialFailed, DialTimeout, TlsFailed, UpstreamError, UpstreamOverloaded
 from netbird_proxy.api.model import Upstream
 from netbird_proxy.api.tunnels import Dialer
@@ -29,6 +30,7 @@ class UpstreamPool:
         max_idle: connections kept; more are closed when they are given back.
         max_in_flight: exchanges at a time, dials included.
         share: of those, what one source alone may take; see `acquire`. Above 0; 1 shares nothing out.
+        left_behind: counts dials that ignored their cancellation for `grace` seconds, and still hang.
         tls: for tests and plugins with roots of their own; by default what the upstream says.
         server_name: what TLS asks for and verifies, where it is not the host that is dialed.
     """
@@ -45,6 +47,8 @@ class UpstreamPool:
         max_in_flight: int = 512,
         share: float = SHARE,
         limits: HeadLimits | None = None,
+        left_behind: LeftBehind | None = None,
+        grace: float = GRACE,
         tls: ssl.SSLContext | None = None,
         server_name: str | None = None,
     ) -> None:
@@ -58,6 +62,8 @@ class UpstreamPool:
         self._max_in_flight = max_in_flight
         self._weight = (1 - share) / share
         self._limits = limits or HeadLimits()
+        self._left_behind = left_behind or LeftBehind()
+        self._grace = grace
         self._tls = tls
         self._server_name = server_name or upstream.server_name or upstream.address.host
         self._idle: list[Http1Connection] = []  # oldest first
@@ -209,6 +215,18 @@ class UpstreamPool:
         handshake: asyncio.Future[None] | None = None
         timeout = self._dial_timeout
         transport: asyncio.Transport | None = None
+        gone = False
+
+        async def open_stream() -> None:
+            """Run the dialer, which is a plugin's code: it may come to an end when nobody waits for it any more."""
+            nonlocal transport
+            opened, _ = await self.dialer.dial(lambda: protocol, self.upstream.address, timeout=timeout)
+            if not callable(getattr(opened, "abort", None)):
+                raise TypeError(f"the dialer returned {type(opened).__name__}: return a transport and its protocol")
+            transport = opened
+            if gone:
+                opened.abort()
+
         try:
             async with asyncio.timeout(timeout):
                 if self.upstream.scheme in ("https", "tls"):
@@ -218,7 +236,7 @@ class UpstreamPool:
                     protocol, handshake = client_tls(
                         connection, context, self._server_name, handshake_timeout=timeout + 1
                     )
-                transport, _ = await self.dialer.dial(lambda: protocol, self.upstream.address, timeout=timeout)
+                await self._left_behind.bounded(open_stream(), timeout=timeout, grace=self._grace)
                 if handshake is not None:
                     try:
                         await handshake
@@ -229,6 +247,7 @@ class UpstreamPool:
             if self._closed:
                 raise DialFailed(f"dial {self._name}: its pool was closed")
         except BaseException as error:
+            gone = True
             connection.abort()
             if transport is not None:
                 transport.abort()
@@ -236,7 +255,7 @@ class UpstreamPool:
                 raise
             if isinstance(error, TimeoutError):
                 raise DialTimeout(f"dial {self._name}: nothing within {timeout:g} s") from error
-            raise DialFailed(f"dial {self._name}: {type(error).__name__}: {error}") from error
+            raise DialFailed(f"dial {self._name}: {describe_error(error)}") from error
         if not connection.usable:
             raise DialFailed(f"dial {self._name}: the dialer gave no open stream")
         return connection
