@@ -131,20 +131,18 @@ class AccessRestrictions:
 
 @dataclass(frozen=True, slots=True)
 class ServiceMeta:
-    """What management knows of a service beside what was asked for. `status` is the worst of its live proxies."""
+    """Facts about a service that no caller sent."""
 
     created_at: datetime
-    status: Status = Status.PENDING
-    certificate_issued_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
     """One exposed application.
 
-    `domain` is folded (`services.domains.fold`). `private` and `access_groups` are kept by core and given meaning by
+    `domain` is folded (`domains.fold`). `private` and `access_groups` are kept by core and given meaning by
     whichever plugin claims `private`; likewise `TargetOptions.direct_upstream`.
-    `session_public_key` is base64 of 32 bytes; the private half stays in the store (`services.sessions`).
+    `session_public_key` is base64 of 32 bytes; the private half stays in the store (`SessionKeys`).
     """
 
     id: ServiceId

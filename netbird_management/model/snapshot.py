@@ -201,11 +201,6 @@ class AccountSnapshot:
         return tuple(one for network in self.networks for one in network.resources if group_id in one.groups)
 
     @property
-    def clusters(self) -> frozenset[str]:
-        """The clusters that have at least one proxy peer here."""
-        return frozenset(self._proxy_peers)
-
-    @property
     def group_all(self) -> Group:
         return next(group for group in self.groups.values() if group.name == ALL_GROUP)
 

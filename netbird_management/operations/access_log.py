@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final, cast, overload
 
 from sqlalchemy import ColumnElement, CursorResult, delete, func, not_, or_, select, text
@@ -19,11 +19,6 @@ Row = tuple[Any, ...]
 """An entry as it is stored: the fields of `AccessLogEntry` in the order of `_COLUMNS`, the moment in UTC, texts cut to
 what their columns hold. Thousands of exchanges a second are written down, and an object for each would cost as much as
 all else."""
-
-
-async def add_access_log_entries(state: State, entries: Sequence[AccessLogEntry]) -> None:
-    """As `add_access_log_rows`."""
-    await add_access_log_rows(state, [_row(entry) for entry in entries])
 
 
 async def add_access_log_rows(state: State, rows: Sequence[Row]) -> None:
@@ -95,29 +90,6 @@ _INSERT: Final = (
 )
 
 
-def _row(entry: AccessLogEntry) -> Row:
-    return (
-        entry.id,
-        entry.account_id,
-        entry.service_id,
-        entry.timestamp if entry.timestamp.tzinfo is UTC else entry.timestamp.astimezone(UTC),
-        entry.source_ip,
-        entry.method[:64],
-        entry.host[:255],
-        entry.path[:4096],
-        entry.duration_ms,
-        entry.status_code,
-        entry.reason,
-        entry.user_id,
-        entry.auth_method,
-        entry.bytes_upload,
-        entry.bytes_download,
-        entry.protocol,
-        dict(entry.metadata or {}),
-        list(entry.user_groups),
-    )
-
-
 def _entry_of(row: Row) -> AccessLogEntry:
     fields = dict(zip(_COLUMNS, row, strict=True))
     return AccessLogEntry(metadata=fields.pop("details"), user_groups=tuple(fields.pop("user_groups")), **fields)
@@ -164,25 +136,20 @@ async def access_log_page(
     *,
     page: int,
     page_size: int,
-    filters: Mapping[str, Any] | None = None,
     query: LogQuery | None = None,
 ) -> tuple[list[AccessLogEntry], int]:
-    """One page, newest first unless the query says otherwise, and how many entries there are in all.
-
-    `filters` are exact values by column, in addition to the query's.
-    """
-    wanted = query or LogQuery()
-    where = [AccessLogRow.account_id == account_id, *_conditions(wanted)]
-    where += [getattr(AccessLogRow, column) == value for column, value in (filters or {}).items()]
-    order = [*_SORTS[wanted.sort_by], AccessLogRow.id]
-    if wanted.sort_by != "timestamp":
+    """One page, newest first unless the query says otherwise, and how many entries there are in all."""
+    query = query or LogQuery()
+    where = [AccessLogRow.account_id == account_id, *_conditions(query)]
+    order = [*_SORTS[query.sort_by], AccessLogRow.id]
+    if query.sort_by != "timestamp":
         order.insert(-1, AccessLogRow.timestamp)
-    rows_of = select(AccessLogRow).where(*where)
-    rows_of = rows_of.order_by(*(column.desc() if wanted.descending else column.asc() for column in order))
+    rows_of = select(*(getattr(AccessLogRow, column) for column in _COLUMNS)).where(*where)
+    rows_of = rows_of.order_by(*(column.desc() if query.descending else column.asc() for column in order))
     async with state.read_log() as session:
         total = await session.scalar(select(func.count()).select_from(AccessLogRow).where(*where)) or 0
-        rows = (await session.scalars(rows_of.offset((page - 1) * page_size).limit(page_size))).all()
-    return [_entry(row) for row in rows], total
+        rows = (await session.execute(rows_of.offset((page - 1) * page_size).limit(page_size))).all()
+    return [_entry_of(tuple(row)) for row in rows], total
 
 
 def _conditions(query: LogQuery) -> list[Any]:
@@ -237,26 +204,3 @@ async def _forget(state: State, condition: ColumnElement[bool]) -> None:
         async with state.write_log() as session:
             done = await session.execute(delete(AccessLogRow).where(AccessLogRow.id.in_(some)))
             forgotten = cast(CursorResult[Any], done).rowcount
-
-
-def _entry(row: AccessLogRow) -> AccessLogEntry:
-    return AccessLogEntry(
-        id=row.id,
-        account_id=AccountId(row.account_id),
-        service_id=row.service_id,
-        timestamp=row.timestamp,
-        source_ip=row.source_ip,
-        method=row.method,
-        host=row.host,
-        path=row.path,
-        duration_ms=row.duration_ms,
-        status_code=row.status_code,
-        bytes_upload=row.bytes_upload,
-        bytes_download=row.bytes_download,
-        reason=row.reason,
-        user_id=row.user_id,
-        auth_method=row.auth_method,
-        protocol=row.protocol,
-        metadata=row.details,
-        user_groups=tuple(row.user_groups),
-    )

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import select, update
 
 from netbird_management.model.clock import now
-from netbird_management.model.errors import NotFound
 from netbird_management.model.ids import AccountId, ProxyId, ServiceId
 from netbird_management.model.services import SEVERITY, InboundListener, ProxyStatus, Status
 from netbird_management.operations.proxies import ACTIVE_SECONDS
@@ -58,31 +57,6 @@ async def set_service_statuses(state: State, reports: Sequence[Report]) -> set[R
             changed = {name: statement.excluded[name] for name in rows[0] if name not in ("service_id", "proxy_id")}
             await session.execute(statement.on_conflict_do_update(index_elements=key, set_=changed), rows)
     return {one for one in reports if one.service_id not in here[0] or one.proxy_id not in here[1]}
-
-
-async def set_service_status(
-    state: State,
-    service_id: ServiceId,
-    proxy_id: ProxyId,
-    status: Status,
-    *,
-    error_message: str = "",
-    withheld: str = "",
-    inbound_listener: InboundListener | None = None,
-) -> None:
-    """One report. Raises `NotFound` for its service and its proxy."""
-    report = Report(service_id, proxy_id, status, error_message, withheld, inbound_listener)
-    if await set_service_statuses(state, [report]):
-        raise NotFound(f"service {service_id} or proxy {proxy_id} not found")
-
-
-async def clear_service_status(state: State, service_id: ServiceId, proxy_id: ProxyId) -> None:
-    """The proxy no longer has the service, nor should it."""
-    gone = delete(ServiceStatusRow).where(
-        ServiceStatusRow.service_id == service_id, ServiceStatusRow.proxy_id == proxy_id
-    )
-    async with state.write() as session:
-        await session.execute(gone)
 
 
 async def set_certificate_issued(state: State, account_id: AccountId, service_id: ServiceId) -> None:

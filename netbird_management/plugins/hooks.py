@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
@@ -32,7 +32,6 @@ GROUP = "netbird_management"
 """The entry-point group of this host's plugins."""
 
 _log = logging.getLogger(__name__)
-_T = TypeVar("_T")
 
 
 class HookError(Exception):

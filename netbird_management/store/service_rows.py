@@ -16,14 +16,14 @@ from netbird_management.store.stored import decoded
 
 
 def service(row: ServiceRow) -> Service:
-    """The model of a row. Its `meta.status` is not in the row: `services.statuses` knows it."""
+    """The model of a row."""
     return Service(
         id=ServiceId(row.id),
         account_id=AccountId(row.account_id),
         name=row.name,
         domain=row.domain,
         proxy_cluster=row.proxy_cluster,
-        meta=ServiceMeta(created_at=row.created_at, certificate_issued_at=row.certificate_issued_at),
+        meta=ServiceMeta(created_at=row.created_at),
         targets=decoded(tuple[Target, ...], row.targets),
         enabled=row.enabled,
         terminated=row.terminated,

@@ -23,9 +23,8 @@ from sqlalchemy.orm import Session
 from netbird_management.model.accounts import PeerMeta, Role
 from netbird_management.model.clock import now
 from netbird_management.model.ids import AccountId, GroupId
-from netbird_management.model.services import Service, ServiceMeta, Target, TargetOptions, TargetType
+from netbird_management.model.services import AccessLogEntry, Service, ServiceMeta, Target, TargetOptions, TargetType
 from netbird_management.model.snapshot import AccountSnapshot
-from netbird_management.operations.access_log import AccessLogEntry, add_access_log_entries
 from netbird_management.operations.account_settings import delete_account
 from netbird_management.operations.accounts import create_account
 from netbird_management.operations.groups import create_group, delete_group, update_group
@@ -38,6 +37,7 @@ from netbird_management.plugins.hooks import load_hooks
 from netbird_management.secrets.one_time import mint, verify
 from netbird_management.secrets.vault import Vault
 from netbird_management.store.state import State
+from tests.netbird_management.reports import add_access_log_entries
 
 SENT: Final = frozenset({"private", "access_groups"})
 HOOKS: Final = load_hooks(["private_service", "direct_upstream"])

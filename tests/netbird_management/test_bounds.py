@@ -37,7 +37,7 @@ from netbird_management.model.ids import AccountId, ProxyId, ServiceId
 from netbird_management.model.services import AccessLogEntry, Capabilities
 from netbird_management.model.snapshot import Change, Changes, Touched
 from netbird_management.operations import proxies, revocations
-from netbird_management.operations.access_log import add_access_log_entries, forget_old_entries
+from netbird_management.operations.access_log import forget_old_entries
 from netbird_management.operations.events import events_of, forget_old_events
 from netbird_management.operations.groups import create_group
 from netbird_management.operations.proxies import Registration, room_for_proxy
@@ -67,6 +67,7 @@ from netbird_wire.management_pb2 import EncryptedMessage
 from netbird_wire.proxy_service_pb2 import AccessLog, SendAccessLogRequest
 from tests.netbird_management.conftest import Home, context_for
 from tests.netbird_management.grpc.conftest import lab_for
+from tests.netbird_management.reports import add_access_log_entries
 
 PAGE = Path(__file__).parents[2] / "docs" / "management.md"
 

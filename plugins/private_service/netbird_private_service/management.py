@@ -161,14 +161,9 @@ def _records(service: Service, account: AccountSnapshot, groups: tuple[GroupId, 
 def _apex(service: Service, account: AccountSnapshot) -> str | None:
     """The cluster's address where it covers the domain, else the longest custom domain that does, once it is proved to
     be the account's: members would be led away from its real owner."""
-    if _covers(service.proxy_cluster, service.domain):
+    if service.domain == service.proxy_cluster or service.domain.endswith("." + service.proxy_cluster):
         return service.proxy_cluster
-    custom = [domain for domain in account.custom_domains if _covers(domain.domain, service.domain)]
-    longest = max(custom, key=lambda domain: len(domain.domain), default=None)
-    if longest is None or not longest.validated or longest.target_cluster != service.proxy_cluster:
+    custom = account.custom_domain_over(service.domain)
+    if custom is None or not custom.validated or custom.target_cluster != service.proxy_cluster:
         return None
-    return longest.domain
-
-
-def _covers(apex: str, domain: str) -> bool:
-    return domain == apex or domain.endswith("." + apex)
+    return custom.domain

@@ -43,7 +43,7 @@ async def _logged(stage: Stage) -> None:
         await stage.proxy.unary("SendAccessLog", SendAccessLogRequest(log=entry))
 
     async def total() -> int:
-        return (await access_log_page(stage.state, ACCOUNT, page=1, page_size=1, filters={}))[1]
+        return (await access_log_page(stage.state, ACCOUNT, page=1, page_size=1))[1]
 
     await eventually(total, lambda found: found == len(entries))
 

@@ -43,7 +43,7 @@ async def entries(lab: Lab, count: int) -> dict[str, AccessLogEntry]:
     """What is stored, once it is so many."""
 
     async def page() -> list[AccessLogEntry]:
-        found, _ = await access_log_page(lab.home.state, lab.home.account_id, page=1, page_size=100, filters={})
+        found, _ = await access_log_page(lab.home.state, lab.home.account_id, page=1, page_size=100)
         return found
 
     return {entry.id: entry for entry in await eventually(page, lambda found: len(found) == count)}

@@ -97,7 +97,7 @@ async def test_a_proxy_cannot_pose_as_another_cluster(lab: Lab, proxy: FakeProxy
     """It would be named to that cluster's clients."""
     proxy.cluster = "elsewhere.test"
     assert await refused(proxy, service, lab.peer()) is Code.INVALID_ARGUMENT
-    assert lab.home.snapshot.clusters == frozenset()
+    assert not lab.home.snapshot.proxy_peers("px.test")
 
 
 async def test_a_key_of_anybody_else_is_not_taken(lab: Lab, proxy: FakeProxy, service: Service) -> None:

@@ -16,13 +16,8 @@ from sqlalchemy import update
 from netbird_management.model.clock import now
 from netbird_management.model.errors import BadRequest, NotFound
 from netbird_management.model.ids import AccountId, ProxyId, ServiceId
-from netbird_management.model.services import Capabilities, Service, Status
-from netbird_management.operations.access_log import (
-    AccessLogEntry,
-    access_log_page,
-    add_access_log_entries,
-    forget_old_entries,
-)
+from netbird_management.model.services import AccessLogEntry, Capabilities, Service, Status
+from netbird_management.operations.access_log import access_log_page, forget_old_entries
 from netbird_management.operations.accounts import create_account
 from netbird_management.operations.proxies import (
     Registration,
@@ -44,11 +39,12 @@ from netbird_management.operations.proxy_tokens import (
     revoke_proxy_token,
 )
 from netbird_management.operations.sessions import mint_session_token
-from netbird_management.operations.statuses import proxy_statuses, set_service_status
+from netbird_management.operations.statuses import Report, proxy_statuses, set_service_statuses
 from netbird_management.secrets.session_tokens import new_key_pair, read_session_token, sign
 from netbird_management.store.models import ProxyRow, ProxyTokenRow
 from netbird_wire.tokens import stored_hash
 from tests.netbird_management.conftest import Api, Home
+from tests.netbird_management.reports import add_access_log_entries
 
 
 async def test_an_old_connection_cannot_end_a_new_one(home: Home, proxy: Registration) -> None:
@@ -101,8 +97,8 @@ async def test_silent_proxies_are_offline_and_then_forgotten(home: Home, proxy: 
 
 async def test_a_status_needs_its_service_and_its_proxy(home: Home, proxy: Registration) -> None:
     """Nobody reports for what is not there."""
-    with pytest.raises(NotFound, match="service"):
-        await set_service_status(home.state, ServiceId("x"), proxy.proxy_id, Status.ACTIVE)
+    report = Report(ServiceId("x"), proxy.proxy_id, Status.ACTIVE)
+    assert await set_service_statuses(home.state, [report]) == {report}
     assert await proxy_statuses(home.state, ServiceId("x")) == []
 
 
@@ -289,7 +285,7 @@ async def test_the_access_log_pages_filters_and_forgets(api: Api) -> None:
     assert [one["id"] for one in odd["data"]] == ["1", "3"]
     assert (await api.ok("GET", "/api/events/proxy?status_code=404"))["data"] == []
     await forget_old_entries(home.state, 2.5)
-    left, total = await access_log_page(home.state, home.account_id, page=1, page_size=10, filters={})
+    left, total = await access_log_page(home.state, home.account_id, page=1, page_size=10)
     assert (total, [entry.id for entry in left]) == (3, ["0", "1", "2"])
     other_id, _ = await create_account(home.state, email="x@y.test", name="X")
-    assert (await access_log_page(home.state, other_id, page=1, page_size=10, filters={}))[1] == 0
+    assert (await access_log_page(home.state, other_id, page=1, page_size=10))[1] == 0

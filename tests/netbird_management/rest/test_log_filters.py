@@ -8,12 +8,11 @@ import pytest
 
 from netbird_management.model.accounts import Role
 from netbird_management.model.ids import ProxyId
-from netbird_management.model.services import InboundListener, Status
-from netbird_management.operations.access_log import AccessLogEntry, add_access_log_entries
+from netbird_management.model.services import AccessLogEntry, InboundListener, Status
 from netbird_management.operations.proxies import Registration
-from netbird_management.operations.statuses import set_service_status
 from netbird_management.operations.users import create_user
 from tests.netbird_management.conftest import Api
+from tests.netbird_management.reports import add_access_log_entries, report_status
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -110,7 +109,7 @@ async def test_clusters_show_where_they_serve_inside(api: Api, proxy: Registrati
     for name in ("one", "two"):
         given = {"name": name, "domain": f"{name}.px.test", "enabled": True, "targets": [target]}
         made = await api.ok("POST", "/api/reverse-proxies/services", given)
-        await set_service_status(
+        await report_status(
             api.home.state,
             made["id"],
             ProxyId("proxy-1"),

@@ -20,8 +20,7 @@ from schemathesis.specs.openapi.checks import (
 
 from netbird_management.model.clock import now
 from netbird_management.model.ids import ProxyId
-from netbird_management.model.services import Capabilities
-from netbird_management.operations.access_log import AccessLogEntry, add_access_log_entries
+from netbird_management.model.services import AccessLogEntry, Capabilities
 from netbird_management.operations.accounts import create_account
 from netbird_management.operations.groups import create_group
 from netbird_management.operations.peers import create_stock_peer
@@ -34,6 +33,7 @@ from netbird_management.rest.first_party import first_party_routes
 from netbird_management.secrets.vault import Vault
 from netbird_management.store.state import State
 from tests.netbird_management.conftest import Api, Home, context_for
+from tests.netbird_management.reports import add_access_log_entries
 
 CHECKED_IN = Path(__file__).parents[3] / "docs" / "openapi.json"
 CHECKS = [

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from netbird_management.model.clock import now
-from netbird_management.operations.access_log import AccessLogEntry, add_access_log_entries
+from netbird_management.model.services import AccessLogEntry
 from netbird_management.operations.groups import create_group
 from netbird_management.operations.peers import create_stock_peer
 from netbird_management.operations.proxies import Registration
 from tests.netbird_management.conftest import Api
+from tests.netbird_management.reports import add_access_log_entries
 
 _GOLDEN = Path(__file__).parents[2] / "corpus" / "golden" / "rest.jsonl"
 GOLDEN: dict[str, dict[str, Any]] = {

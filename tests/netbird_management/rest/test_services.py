@@ -23,7 +23,7 @@ from netbird_management.operations.accounts import create_account
 from netbird_management.operations.groups import create_group
 from netbird_management.operations.peers import create_stock_peer
 from netbird_management.operations.proxies import Registration, disconnect_proxy, register_proxy
-from netbird_management.operations.statuses import set_certificate_issued, set_service_status
+from netbird_management.operations.statuses import set_certificate_issued
 from netbird_management.operations.users import create_token
 from netbird_management.plugins.hooks import Hooks, load_hooks
 from netbird_management.rest.app import create_app
@@ -32,6 +32,7 @@ from netbird_management.secrets.passwords import verify_secret
 from netbird_management.store.models import ProxyRow, ServiceRow
 from netbird_wire.proxy_service_pb2 import ProxyMapping
 from tests.netbird_management.conftest import Api
+from tests.netbird_management.reports import report_status
 
 SERVICES = "/api/reverse-proxies/services"
 UNDERSTANDS = Capabilities(supports_private_service=True)
@@ -343,9 +344,9 @@ async def test_statuses_are_kept_for_each_proxy(api: Api, proxy: Registration) -
     second = replace(proxy, proxy_id=ProxyId("proxy-2"), session_id="session-2")
     await register_proxy(state, second)
     listener = InboundListener("100.64.0.9", 443)
-    await set_service_status(state, service_id, proxy.proxy_id, Status.ACTIVE, inbound_listener=listener)
+    await report_status(state, service_id, proxy.proxy_id, Status.ACTIVE, inbound_listener=listener)
     assert (await api.ok("GET", path))["meta"]["status"] == "active"
-    await set_service_status(state, service_id, second.proxy_id, Status.ERROR, error_message="boom", withheld="why")
+    await report_status(state, service_id, second.proxy_id, Status.ERROR, error_message="boom", withheld="why")
     assert (await api.ok("GET", path))["meta"]["status"] == "error"
     one, two = await api.ok("GET", f"{path}/proxies")
     assert one["inbound_listener"] == {"https_port": 443, "tunnel_ip": "100.64.0.9"}
@@ -358,7 +359,7 @@ async def test_statuses_are_kept_for_each_proxy(api: Api, proxy: Registration) -
     assert (one["inbound_listener"], two["error_message"], two["withheld"]) == (None, "", "why")
     await register_proxy(state, replace(proxy, session_id="session-3"))
     assert [told["status"] for told in await api.ok("GET", f"{path}/proxies")] == ["pending", "disconnected"]
-    await set_service_status(state, service_id, proxy.proxy_id, Status.ACTIVE)
+    await report_status(state, service_id, proxy.proxy_id, Status.ACTIVE)
     assert [told["status"] for told in await api.ok("GET", f"{path}/proxies")] == ["active", "disconnected"]
     async with state.write() as session:
         await session.execute(update(ProxyRow).values(last_seen=now() - timedelta(minutes=3)))

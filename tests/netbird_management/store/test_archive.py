@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 from netbird_management.model.store_errors import ArchiveError
-from netbird_management.operations.access_log import access_log_page, add_access_log_entries
+from netbird_management.operations.access_log import access_log_page
 from netbird_management.operations.events import events_of
 from netbird_management.operations.proxies import Registration
 from netbird_management.secrets.vault import KEY_FILE, Vault
 from netbird_management.store.archive import read_archive, write_archive
 from netbird_management.store.state import State
 from tests.netbird_management.conftest import Home, furnished
+from tests.netbird_management.reports import add_access_log_entries
 from tests.netbird_management.store.test_store import content
 from tests.netbird_management.store_child import entry
 

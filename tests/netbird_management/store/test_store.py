@@ -12,12 +12,7 @@ from sqlalchemy import inspect, select, text
 from netbird_management.model.ids import AccountId
 from netbird_management.model.snapshot import AccountSnapshot
 from netbird_management.model.store_errors import InUseError, NewerStoreError, UnreachableError
-from netbird_management.operations.access_log import (
-    FORGET_ENTRIES,
-    access_log_page,
-    add_access_log_entries,
-    forget_entries_of_nobody,
-)
+from netbird_management.operations.access_log import FORGET_ENTRIES, access_log_page, forget_entries_of_nobody
 from netbird_management.operations.account_settings import delete_account
 from netbird_management.operations.accounts import create_account
 from netbird_management.operations.groups import create_group
@@ -29,6 +24,7 @@ from netbird_management.store.models import AccountRow, DomainRow, EventRow, Pro
 from netbird_management.store.schema import migrate, versions
 from netbird_management.store.state import State
 from tests.netbird_management.conftest import Home, furnished
+from tests.netbird_management.reports import add_access_log_entries
 from tests.netbird_management.store_child import entry
 from tests.postgresql import Server
 
