@@ -4,13 +4,14 @@ What policies and services come to is kept for the latest snapshot of each accou
 costs what it touches and many peers share one computation.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from netbird_management.compute.account_rules import AccountRules, Resolved
 from netbird_management.compute.routes import answers_names, routes_of
 from netbird_management.compute.target_policies import target_policies
+from netbird_management.compute.wire_rules import PORTED, PROTOCOLS
 from netbird_management.compute.zones import fqdn, has_ipv6, nameserver_groups, peers_zone, service_zones, user_zones
 from netbird_management.model.accounts import Peer, PolicyRule
 from netbird_management.model.ids import AccountId, PeerId
@@ -20,13 +21,9 @@ from netbird_management.plugins.hooks import Hooks
 from netbird_management.plugins.steps import DnsRecord, NetworkPatch
 from netbird_wire.management_pb2 import (
     ACCEPT,
-    ALL,
     DROP,
-    ICMP,
     IN,
     OUT,
-    TCP,
-    UDP,
     AutoUpdateSettings,
     DNSConfig,
     FirewallRule,
@@ -35,7 +32,6 @@ from netbird_wire.management_pb2 import (
     PortInfo,
     RemotePeerConfig,
     RuleDirection,
-    RuleProtocol,
     SSHAuth,
     SSHConfig,
 )
@@ -43,7 +39,6 @@ from netbird_wire.management_pb2 import (
 FORWARDER_PORT: Final = 22054
 """Where routing peers answer names; nobody here is old enough for the other port."""
 _PORT_RANGES_SINCE: Final = (0, 48, 0)
-_PROTOCOLS: Final[Mapping[str, "RuleProtocol.ValueType"]] = {"all": ALL, "tcp": TCP, "udp": UDP, "icmp": ICMP}
 
 
 class NetworkMaps:
@@ -154,7 +149,7 @@ def _firewall_rules(
     """The rule as packets are matched, each with the key that tells it from others: what several policies allow alike
     is told once."""
     action = DROP if rule.action == "drop" else ACCEPT
-    protocol = _PROTOCOLS[rule.protocol]
+    protocol = PROTOCOLS[rule.protocol]
     for address in _addresses(peer, other):
         for port, port_info in _ports(peer, rule):
             wire = FirewallRule(
@@ -173,7 +168,7 @@ def _firewall_rules(
 
 
 def _ports(peer: Peer, rule: PolicyRule) -> Iterator[tuple[str, PortInfo | None]]:
-    if rule.protocol not in ("tcp", "udp"):
+    if rule.protocol not in PORTED:
         yield "", None
     elif rule.ports:
         yield from ((str(port), None) for port in rule.ports)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv6Network, ip_network
 from typing import Final
 
+from netbird_management.compute.wire_rules import PORTED, PROTOCOLS
 from netbird_management.compute.zones import has_ipv6
 from netbird_management.model.accounts import (
     NetworkResource,
@@ -22,12 +23,11 @@ from netbird_management.model.admission import admitted
 from netbird_management.model.ids import PeerId
 from netbird_management.model.services import TargetType
 from netbird_management.model.snapshot import AccountSnapshot
-from netbird_wire.management_pb2 import ACCEPT, ALL, DROP, ICMP, TCP, UDP, PortInfo, Route, RouteFirewallRule
+from netbird_wire.management_pb2 import ACCEPT, DROP, PortInfo, Route, RouteFirewallRule
 
 PLACEHOLDER: Final = "192.0.2.0/32"
 """Where only names count: agents want a network in every route, and nobody has an address in this one."""
 _IPV4, _IPV6, _NAMES = 1, 2, 3
-_PROTOCOLS: Final = {"all": ALL, "tcp": TCP, "udp": UDP, "icmp": ICMP}
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ def _rules(one: Routed, carrier: Peer) -> Iterator[RouteFirewallRule]:
             sourceRanges=ranges,
             action=DROP if rule.action == "drop" else ACCEPT,
             destination=PLACEHOLDER if names else resource.address,
-            protocol=_PROTOCOLS[rule.protocol],
+            protocol=PROTOCOLS[rule.protocol],
             portInfo=port_info,
             isDynamic=names,
             domains=[resource.address] if names else [],
@@ -168,7 +168,7 @@ def _rules(one: Routed, carrier: Peer) -> Iterator[RouteFirewallRule]:
 
 
 def _ports(rule: PolicyRule) -> Iterator[PortInfo | None]:
-    if rule.protocol not in ("tcp", "udp") or not (rule.ports or rule.port_ranges):
+    if rule.protocol not in PORTED or not (rule.ports or rule.port_ranges):
         yield None
         return
     yield from (PortInfo(port=port) for port in rule.ports)

@@ -23,10 +23,10 @@ from netbird_management.operations.proxies import (
     disconnect_proxy,
     heartbeat_proxy,
     is_proved_address,
+    proxy_id_is_free,
     register_proxy,
     room_for_proxy,
 )
-from netbird_management.operations.proxy_ids import proxy_id_is_free
 from netbird_management.operations.proxy_tokens import get_proxy_token, note_token_used
 from netbird_management.store.state import State
 from netbird_wire.extensions import Extension

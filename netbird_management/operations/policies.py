@@ -1,8 +1,8 @@
 """Policies as their operators edit them."""
 
 from dataclasses import replace
-from typing import Final
 
+from netbird_management.compute.wire_rules import PORTED, PROTOCOLS
 from netbird_management.model.accounts import Policy, PolicyRule, Resource, ResourceType
 from netbird_management.model.activity import Activity
 from netbird_management.model.errors import InvalidArgument, NotFound
@@ -11,9 +11,6 @@ from netbird_management.model.snapshot import AccountSnapshot
 from netbird_management.store import network_rows as rows
 from netbird_management.store.models import PolicyRow
 from netbird_management.store.state import State
-
-PROTOCOLS: Final = ("all", "tcp", "udp", "icmp")
-_PORTED: Final = ("tcp", "udp")
 
 
 async def create_policy(state: State, account_id: AccountId, given: Policy) -> Policy:
@@ -114,7 +111,7 @@ def _check_rule(i: int, rule: PolicyRule, account: AccountSnapshot) -> None:
             _check_resource(where, side, resource, account)
     if rule.ports and rule.port_ranges:
         raise InvalidArgument(f"{where}: ports and port_ranges exclude each other")
-    if (rule.ports or rule.port_ranges) and rule.protocol not in _PORTED:
+    if (rule.ports or rule.port_ranges) and rule.protocol not in PORTED:
         raise InvalidArgument(f"{where}: protocol {rule.protocol} has no ports")
     edges = [*rule.ports, *(port for ports in rule.port_ranges for port in (ports.start, ports.end))]
     if any(not 0 < port < 65536 for port in edges) or any(ports.start > ports.end for ports in rule.port_ranges):

@@ -136,6 +136,16 @@ def is_proved_address(state: State, address: str, account_id: AccountId) -> bool
     return custom is not None and custom.validated
 
 
+async def proxy_id_is_free(state: State, proxy_id: ProxyId, account_id: AccountId | None) -> bool:
+    """Whether a proxy of this account (`None`: of all) may have this id: no other proxy has it.
+
+    An account's own token must not be enough to take a shared proxy's place.
+    """
+    async with state.read() as session:
+        row = await session.get(ProxyRow, proxy_id)
+    return row is None or row.account_id == account_id
+
+
 async def address_is_free(state: State, address: str, account_id: AccountId) -> bool:
     """Whether no other account and no shared cluster has this folded address, one above it or one below it, connected
     or not."""

@@ -18,6 +18,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from docs.openapi import first_party_routes
 from netbird_management.model.clock import now
 from netbird_management.model.ids import ProxyId
 from netbird_management.model.services import AccessLogEntry, Capabilities
@@ -29,7 +30,6 @@ from netbird_management.operations.setup_keys import create_setup_key
 from netbird_management.operations.users import create_token
 from netbird_management.rest import openapi
 from netbird_management.rest.app import create_app, described
-from netbird_management.rest.first_party import first_party_routes
 from netbird_management.secrets.vault import Vault
 from netbird_management.store.state import State
 from tests.netbird_management.conftest import Api, Home, context_for
