@@ -34,8 +34,8 @@ class LineWriter:
             failed: called in the thread with the number of lines that were lost, and why.
             name: of the thread.
         """
-        self._path = None if output in _STREAMS else Path(output)
-        self._fd = _STREAMS[output] if self._path is None else _opened(self._path)
+        self.path: Path | None = None if output in _STREAMS else Path(output)
+        self._fd = _STREAMS[output] if self.path is None else _opened(self.path)
         self._interval = interval
         self._failed = failed
         self._pending: deque[bytes] = deque()
@@ -80,7 +80,7 @@ class LineWriter:
             self._wake.clear()
             self._flush()
         self._flush()
-        if self._path is not None:
+        if self.path is not None:
             os.close(self._fd)
 
     def _flush(self) -> None:
@@ -109,16 +109,16 @@ class LineWriter:
 
     def _reopen(self) -> None:
         """Follow the path when log rotation has moved our file away."""
-        if self._path is None:
+        if self.path is None:
             return
         try:
-            there = self._path.stat()
+            there = self.path.stat()
         except FileNotFoundError:
             there = None
         here = os.fstat(self._fd)
         anew, self._anew = self._anew, False
         if anew or there is None or (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino):
-            fd = _opened(self._path)
+            fd = _opened(self.path)
             os.close(self._fd)
             self._fd = fd
 

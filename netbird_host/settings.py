@@ -177,12 +177,30 @@ class Settings(Generic[M]):
         return lines
 
     def _walk(self, model: BaseModel, at: SettingPath) -> Iterator[Shown]:
-        for name in type(model).model_fields:
-            value = getattr(model, name)
-            if isinstance(value, BaseModel):
-                yield from self._walk(value, (*at, name))
-            else:
-                yield Shown(dotted((*at, name)), _shown(value), self.sources.of((*at, name)))
+        for path, value in _values(model, at):
+            yield Shown(dotted(path), _shown(value), self.sources.of(path))
+
+
+def differences(old: Settings[M], new: Settings[M]) -> list[str]:
+    """The paths of the settings that differ, secrets included, plugins' sections last."""
+    before, after = dict(_all_values(old)), dict(_all_values(new))
+    return [dotted(path) for path, value in after.items() if path not in before or before[path] != value]
+
+
+def _all_values(settings: Settings[M]) -> Iterator[tuple[SettingPath, object]]:
+    yield from _values(settings.value, ())
+    for name, section in sorted(settings.options.items()):
+        yield from _values(section, (name,))
+
+
+def _values(model: BaseModel, at: SettingPath) -> Iterator[tuple[SettingPath, object]]:
+    """Each setting of a model; a section is walked through, a list is one value."""
+    for name in type(model).model_fields:
+        value = getattr(model, name)
+        if isinstance(value, BaseModel):
+            yield from _values(value, (*at, name))
+        else:
+            yield (*at, name), value
 
 
 def read_sources(

@@ -7,12 +7,15 @@ import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, nullcontext
+from functools import partial
 from typing import Any, Final
 
 import uvicorn
 from pydantic import BaseModel
 from starlette.types import ASGIApp
 
+from netbird_host.certificates import ReloadedCertificate
+from netbird_host.reload import Reload, ReloadReport
 from netbird_host.shutdown import Shutdown
 from netbird_management.compute.network_map import NetworkMaps
 from netbird_management.grpc.interceptors import caller as grpc_caller
@@ -90,10 +93,11 @@ async def serve(
     shutdown: Shutdown | None = None,
     *,
     options: Iterable[BaseModel] = (),
+    reload: Reload[ManagementSettings] | None = None,
 ) -> AsyncIterator[ManagementServer]:
     """The whole host, listening when this enters, and stopped when it is left: calls under way get `grace` seconds.
 
-    `options` are the plugins' sections of the settings.
+    `options` are the plugins' sections of the settings. What can be read again while it runs registers with `reload`.
 
     Whoever asks `shutdown` twice ends that time: what is under way then is cut.
 
@@ -105,14 +109,21 @@ async def serve(
     async with (
         held_store(directory, database) as hold,
         State.open(directory, vault, database) as state,
-        _listening(ManagementServer(settings, hooks, state, options), hold, shutdown or Shutdown()) as server,
+        _listening(ManagementServer(settings, hooks, state, options), hold, shutdown or Shutdown(), reload) as server,
     ):
         yield server
 
 
 @asynccontextmanager
-async def _listening(server: ManagementServer, hold: Hold, shutdown: Shutdown) -> AsyncIterator[ManagementServer]:
+async def _listening(
+    server: ManagementServer, hold: Hold, shutdown: Shutdown, reload: Reload[ManagementSettings] | None
+) -> AsyncIterator[ManagementServer]:
     settings, hooks, state = server.settings, server.hooks, server.state
+    certificates = {"rest": settings.rest.judge("rest"), "grpc": settings.grpc.judge("grpc")}
+    if reload is not None:
+        for name, certificate in certificates.items():
+            if certificate is not None:
+                reload.register(f"{name}.certificate", partial(_reload_certificate, certificate))
     await disconnect_all_proxies(state)
     await disconnect_all_peers(state)
     sign_on = None
@@ -133,7 +144,9 @@ async def _listening(server: ManagementServer, hold: Hold, shutdown: Shutdown) -
     async with (
         hooks.lifespan(server),
         nullcontext(plugin_services(hooks.rpc(server))) as services,  # before anything listens
-        _serve_rest(create_app(context, hooks.routes(server)), settings, shutdown, state) as server.rest_port,
+        _serve_rest(
+            create_app(context, hooks.routes(server)), settings, shutdown, state, certificates["rest"]
+        ) as server.rest_port,
         serve_grpc(
             server,
             settings.grpc,
@@ -143,6 +156,7 @@ async def _listening(server: ManagementServer, hold: Hold, shutdown: Shutdown) -
             sign_on=sign_on,
             services=services,
             trusted_proxies=settings.trusted_proxies,
+            certificate=certificates["grpc"],
         ) as server.grpc_port,
         asyncio.TaskGroup() as tasks,
     ):
@@ -154,9 +168,18 @@ async def _listening(server: ManagementServer, hold: Hold, shutdown: Shutdown) -
                 task.cancel()
 
 
+def _reload_certificate(certificate: ReloadedCertificate, report: ReloadReport) -> None:
+    if certificate.reload():
+        report.done.append(f"certificate {certificate.cert}")
+
+
 @asynccontextmanager
 async def _serve_rest(
-    app: ASGIApp, settings: ManagementSettings, shutdown: Shutdown, state: State
+    app: ASGIApp,
+    settings: ManagementSettings,
+    shutdown: Shutdown,
+    state: State,
+    certificate: ReloadedCertificate | None,
 ) -> AsyncIterator[int]:
     listener, limits = settings.rest, RestLimits()
     bound = listener.bind("rest")
@@ -172,6 +195,7 @@ async def _serve_rest(
         lifespan="off",
         ssl_certfile=listener.certificate,
         ssl_keyfile=listener.key,
+        ssl_context_factory=None if certificate is None else lambda _config, _default: certificate.context,
         timeout_graceful_shutdown=max(1, round(settings.grace)),
     )
     server = _Rest(config)

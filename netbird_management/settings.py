@@ -2,14 +2,14 @@
 
 import os
 import socket
-import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, IPvAnyNetwork, model_validator
 
+from netbird_host.certificates import CertificateError, ReloadedCertificate
 from netbird_host.setting_types import Count, SecondsOrZero, Secret, Section
 from netbird_host.settings import Settings, SettingsError, read_sources
 from netbird_management.defaults import DEFAULTS
@@ -65,22 +65,14 @@ class Listener(Section):
     def address(self) -> Address:
         return Address.parse(self.listen)
 
-    def judge(self, name: str) -> None:
-        """Read the certificate as a start would. Raises `SettingsError`; `name` is the section's."""
+    def judge(self, name: str) -> ReloadedCertificate | None:
+        """The certificate as a start reads it; None for a plain port. Raises `SettingsError` about section `name`."""
         if self.certificate is None or self.key is None:
-            return
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        for what, path in (("certificate", self.certificate), ("key", self.key)):
-            try:
-                path.read_bytes()
-            except OSError as error:
-                raise SettingsError([f"{name}.{what}: {path}: {error.strerror}"]) from error
+            return None
         try:
-            # An encrypted key would ask on the terminal, and the process would hang where nobody looks.
-            context.load_cert_chain(self.certificate, self.key, password=lambda: b"")
-        except OSError as error:
-            told = f"{name}: {self.certificate} and {self.key} are no certificate with its key: {error}"
-            raise SettingsError([told]) from error
+            return ReloadedCertificate(self.certificate, self.key)
+        except CertificateError as error:
+            raise SettingsError([f"{name}: {error}"]) from error
 
     def bind(self, name: str) -> socket.socket:
         """A listening socket: connections wait in it until somebody takes them. Raises `OSError` that says which."""
@@ -91,6 +83,14 @@ class Listener(Section):
         except OSError as error:
             why = (error.strerror or str(error)).partition(" (while")[0]
             raise OSError(f"{name}.listen {self.listen}: {why}") from error
+
+
+class Log(Section):
+    """What the host writes to standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "console"] = "auto"
+    """`auto`: JSON, unless standard error is a terminal."""
 
 
 class ManagementSettings(Section):
@@ -118,6 +118,7 @@ class ManagementSettings(Section):
     """The identity provider; without one nobody is offered single sign-on."""
     signal: str = ""
     """`host:port` of the signal server that NetBird agents are told of; "" for none of one's own."""
+    log: Log = Log()
     grace: SecondsOrZero = 10.0
     """Seconds that open calls get to end when the process stops."""
 

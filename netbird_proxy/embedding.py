@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version as distribution_version
 from pathlib import Path
@@ -18,6 +18,7 @@ from netbird_proxy.accounts.revocations import RevokedSessions
 from netbird_proxy.api.errors import ManagementUnavailable, RouteRefused, SettingsError, TunnelNotReady
 from netbird_proxy.api.forwarded import TrustedProxies
 from netbird_proxy.api.host import ManagementChannel, OpenExchanges
+from netbird_proxy.api.kit import ReloadReport
 from netbird_proxy.api.model import AccountId, Address, ServiceMapping
 from netbird_proxy.api.tunnels import Dialer, ProtocolFactory, Tunnel
 from netbird_proxy.app import ClientAddress, ReverseProxy
@@ -201,6 +202,9 @@ class _Host:
 
     def trust(self, proxies: TrustedProxies | None) -> None:
         """There is no connection whose peer could be told apart from a client: the embedder resolves addresses."""
+
+    def on_reload(self, name: str, step: Callable[[ReloadReport], None]) -> None:
+        """Nobody asks a program that embeds the proxy for a reload."""
 
     def count(self, name: str, amount: int = 1) -> None:
         self.counters[name] += amount

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,11 +12,13 @@ import typer
 from netbird_host import logs
 from netbird_host.collector import calm_collector
 from netbird_host.descriptors import raise_limit
-from netbird_host.settings import Settings
+from netbird_host.reload import Reload
+from netbird_host.settings import Settings, SettingsError
 from netbird_host.shutdown import on_signals
 from netbird_host.systemd import Supervisor
 from netbird_management.cli import accounts, backup, proxy_tokens, services, users
 from netbird_management.cli.proxy_tokens import CREATED_BY
+from netbird_management.cli.reloading import host_reload, operated, reload_host
 from netbird_management.cli.store import Config, read, stop, with_state
 from netbird_management.model.errors import PreconditionFailed
 from netbird_management.model.store_errors import StoreError
@@ -77,10 +80,10 @@ def init(
 def run(config: Config = None) -> None:
     """Serve REST and gRPC until SIGTERM or SIGINT."""
     settings, hooks = read(config, files=True)
-    logs.configure()
+    logs.configure(settings.value.log.level, settings.value.log.format)
     try:
-        asyncio.run(_run(settings, hooks))
-    except* (StoreError, HookError, OSError) as errors:
+        asyncio.run(_run(settings, hooks, config))
+    except* (StoreError, HookError, OSError, SettingsError) as errors:
         stop(errors)
 
 
@@ -115,6 +118,7 @@ def plugins(config: Config = None) -> None:
                 typer.echo(f"  a {where} may say {names}")
 
 
+app.command("reload")(reload_host)
 app.command("migrate")(backup.migrate_store)
 app.command("backup")(backup.backup)
 app.command("restore")(backup.restore)
@@ -125,16 +129,18 @@ app.add_typer(accounts.commands, name="account")
 app.add_typer(services.commands, name="service")
 
 
-async def _run(given: Settings[ManagementSettings], hooks: Hooks) -> None:
+async def _run(given: Settings[ManagementSettings], hooks: Hooks, config: Path | None) -> None:
     from netbird_management.server import serve  # takes a second, which the other commands need not wait for
 
     settings, options, supervisor = given.value, given.options.values(), Supervisor()
     raise_limit()
-    with on_signals() as shutdown:
+    reload = host_reload(given, config)
+    with reload.on_hangup(), on_signals() as shutdown:
         async with (
             asyncio.TaskGroup() as tasks,
-            _alive(tasks, supervisor),
-            serve(settings, hooks, shutdown, options=options) as server,
+            _alive(tasks, supervisor, reload),
+            serve(settings, hooks, shutdown, options=options, reload=reload) as server,
+            operated(settings, reload),
         ):
             calm_collector()
             rest, grpc = settings.rest.address, settings.grpc.address
@@ -147,9 +153,12 @@ async def _run(given: Settings[ManagementSettings], hooks: Hooks) -> None:
 
 
 @asynccontextmanager
-async def _alive(tasks: asyncio.TaskGroup, supervisor: Supervisor) -> AsyncIterator[None]:
-    life = tasks.create_task(supervisor.keep_alive())
+async def _alive(
+    tasks: asyncio.TaskGroup, supervisor: Supervisor, reload: Reload[ManagementSettings]
+) -> AsyncIterator[None]:
+    background = [tasks.create_task(supervisor.keep_alive()), tasks.create_task(reload.serve())]
     try:
         yield
     finally:
-        life.cancel()
+        for task in background:
+            task.cancel()

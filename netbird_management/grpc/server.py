@@ -5,11 +5,12 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import grpc
 import grpc.aio
 
+from netbird_host.certificates import ReloadedCertificate
 from netbird_host.shutdown import Shutdown
 from netbird_host.sources import Network
 from netbird_management.compute.network_map import NetworkMaps
@@ -82,6 +83,7 @@ async def serve_grpc(
     services: PluginServices | None = None,
     calls: int = CALLS,
     trusted_proxies: Sequence[Network] = (),
+    certificate: ReloadedCertificate | None = None,
 ) -> AsyncIterator[int]:
     """Serves proxies and peers, and yields the bound port.
 
@@ -90,8 +92,9 @@ async def serve_grpc(
 
     `signal` is `host:port` of the signal server that peers are told of; without one they are told
     this server's own address, which is enough for proxies of ours and for nobody else. `services` are the plugins' (by
-    default what `hooks` bring). Raises `OSError` if the address
-    cannot be had or a certificate cannot be read.
+    default what `hooks` bring). `certificate` is the one
+    of `listener` where it is read again later. Raises `OSError` if the address cannot be had, `SettingsError` if a
+    certificate cannot be read.
     """
     state, hooks, timing = host.state, host.hooks, timing or Timing()
     connections, streams, recorder, statuses = Connections(), PeerStreams(), Recorder(state), StatusWriter(state)
@@ -100,7 +103,7 @@ async def serve_grpc(
     services = plugin_services(hooks.rpc(host)) if services is None else services
     edge = Edge(state, connections, PEERS | services.open, trusted=trusted_proxies, patience=timing.request)
     server = _server(edge, timing, calls)
-    port = _bind(server, listener)
+    port = _bind(server, listener, certificate or listener.judge("grpc"))
     add_ProxyServiceServicer_to_server(
         ProxyService(
             state,
@@ -176,13 +179,17 @@ def _server(edge: Edge, timing: Timing, calls: int) -> grpc.aio.Server:
     )
 
 
-def _bind(server: grpc.aio.Server, listener: Listener) -> int:
+def _bind(server: grpc.aio.Server, listener: Listener, certificate: ReloadedCertificate | None) -> int:
     listener.bind("grpc").close()  # gRPC would not say why it cannot have an address
     try:
-        if listener.certificate is None or listener.key is None:
+        if certificate is None:
             return server.add_insecure_port(listener.listen)
-        pair = (listener.key.read_bytes(), listener.certificate.read_bytes())
-        return server.add_secure_port(listener.listen, grpc.ssl_server_credentials([pair]))
+
+        def current() -> Any:
+            return grpc.ssl_server_certificate_configuration([certificate.pem])
+
+        credentials = grpc.dynamic_ssl_server_credentials(current(), current)  # asked at each handshake
+        return server.add_secure_port(listener.listen, credentials)
     except RuntimeError as error:
         raise OSError(f"cannot listen on {listener.listen} for gRPC: {error}") from error
 

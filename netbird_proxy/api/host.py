@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -10,6 +10,7 @@ import grpc.aio
 from pydantic import BaseModel
 
 from netbird_proxy.api.forwarded import TrustedProxies
+from netbird_proxy.api.kit import ReloadReport
 from netbird_proxy.api.model import AccountId, Address, PublicKey, ServiceId, UserId
 from netbird_proxy.api.tunnels import Dialer, Tunnel
 
@@ -157,6 +158,10 @@ class Proxy(Protocol):
 
     def trust(self, proxies: TrustedProxies | None) -> None:
         """Believe these about a client's address, on host listeners; None: nobody. A tunnel's peers are never asked."""
+
+    def on_reload(self, name: str, step: Callable[[ReloadReport], None]) -> None:
+        """Run `step` whenever the operator asks for a reload (SIGHUP, `netbird-proxy reload`): read files again, and
+        report what came of it. Whatever it raises is reported under `name` as kept."""
 
     def count(self, name: str, amount: int = 1) -> None:
         """Add to one of the process's counters; names are `snake_case` and bounded in number."""

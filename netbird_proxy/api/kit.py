@@ -5,6 +5,7 @@ from netbird_host.backoff import Backoff
 from netbird_host.guesses import Guesses
 from netbird_host.info import Claim, PluginInfo, always, never
 from netbird_host.line_writer import LineWriter
+from netbird_host.reload import ReloadReport
 from netbird_host.single_flight import SingleFlight
 from netbird_host.sources import source_of
 
@@ -14,6 +15,7 @@ __all__ = [
     "Guesses",
     "LineWriter",
     "PluginInfo",
+    "ReloadReport",
     "SingleFlight",
     "always",
     "never",

@@ -6,11 +6,15 @@ import asyncio
 import ssl
 from asyncio.sslproto import SSLProtocol
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
 from cryptography import x509
 
+from netbird_host.certificates import CertificateError, read_pair
+from netbird_host.reload import ReloadReport
 from netbird_proxy.api.errors import SettingsError
 
 SHUTDOWN_TIMEOUT = 2.0
@@ -38,15 +42,34 @@ class ServerTls:
         """Raises SettingsError naming the file that cannot be used."""
         if not certificates:
             raise SettingsError("tls.certificates is empty")
-        self._by_name: dict[str, ssl.SSLContext] = {}
-        contexts = []
-        for files in certificates:
-            context = _context(files)
-            contexts.append(context)
-            for name in _names(files.cert):
-                self._by_name.setdefault(name, context)
-        self.context = contexts[0]
+        self._pairs = [_Pair.read(files) for files in certificates]
+        self._by_name = _by_name(self._pairs)
+        # Listeners keep this one for good: what answers is chosen for each handshake.
+        self.context = self._pairs[0].context
         self.context.sni_callback = self._choose
+
+    def reload(self, certificates: Sequence[CertificateFiles], report: ReloadReport) -> None:
+        """Read the files again: handshakes from now on get what they hold, open connections go on.
+
+        A pair that cannot be used stays as it was read last, or is left out where it is new.
+        """
+        before = {(pair.cert, pair.key): pair for pair in self._pairs}
+        pairs: list[_Pair] = []
+        for files in certificates:
+            old = before.get((files.cert, files.key))
+            try:
+                pair = _Pair.read(files)
+            except SettingsError as exc:
+                report.kept.append(str(exc))
+                pairs += [old] if old is not None else []
+                continue
+            if old is not None and pair.pem == old.pem:
+                pairs.append(old)
+                continue
+            pairs.append(pair)
+            report.done.append(f"certificate {pair.cert}, valid until {pair.expires:%Y-%m-%d}")
+        if pairs:
+            self._pairs, self._by_name = pairs, _by_name(pairs)
 
     def covers(self, host: str) -> bool:
         """Whether a certificate is good for a folded host."""
@@ -57,8 +80,8 @@ class ServerTls:
         return self._by_name.get(host) or (self._by_name.get(f"*.{parent}") if dot else None)
 
     def _choose(self, connection: ssl.SSLObject, name: str | None, _context: ssl.SSLContext) -> None:
-        if name and (found := self._find(name.lower().rstrip("."))) is not None:
-            connection.context = found
+        named = self._find(name.lower().rstrip(".")) if name else None
+        connection.context = named or self._pairs[0].context
 
 
 def server_tls(
@@ -90,27 +113,34 @@ def server_tls(
     )
 
 
-def _context(files: CertificateFiles) -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    for what, path in (("cert", files.cert), ("key", files.key)):
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """One chain and its key, as they were read."""
+
+    cert: Path
+    key: Path
+    pem: tuple[bytes, bytes]
+    context: ssl.SSLContext
+    names: tuple[str, ...]
+    expires: datetime
+
+    @classmethod
+    def read(cls, files: CertificateFiles) -> _Pair:
         try:
-            path.read_bytes()
-        except OSError as exc:
-            raise SettingsError(f"tls.certificates: {what} {path}: {exc.strerror}") from exc
-    try:
-        # An encrypted key would ask on the terminal, and the process would hang where nobody looks.
-        context.load_cert_chain(files.cert, files.key, password=lambda: b"")
-    except (ssl.SSLError, OSError) as exc:
-        raise SettingsError(
-            f"tls.certificates: {files.cert} and {files.key} are no certificate with its key: {exc}"
-        ) from exc
-    return context
+            context = read_pair(files.cert, files.key, alpn=("http/1.1",))
+            pem = (files.cert.read_bytes(), files.key.read_bytes())
+        except (CertificateError, OSError) as exc:
+            raise SettingsError(f"tls.certificates: {exc}") from exc
+        leaf = x509.load_pem_x509_certificates(pem[0])[0]
+        return cls(files.cert, files.key, pem, context, tuple(_names(leaf)), leaf.not_valid_after_utc)
 
 
-def _names(cert: Path) -> list[str]:
-    leaf = x509.load_pem_x509_certificates(cert.read_bytes())[0]
+def _by_name(pairs: Sequence[_Pair]) -> dict[str, ssl.SSLContext]:
+    """Each name with its certificate; the first of several keeps it."""
+    return {name: pair.context for pair in reversed(pairs) for name in pair.names}
+
+
+def _names(leaf: x509.Certificate) -> list[str]:
     try:
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:

@@ -1,24 +1,24 @@
 """What an operator may ask a running proxy, on a Unix socket that only its own user can open.
 
-Read-only. It answers with more than a client may ever see, which is why it is a socket of mode 0600 and not a port.
+It changes nothing but what a reload changes. It answers with more than a client may ever see, which is why it is a
+socket of mode 0600 and not a port.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
-import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from netbird_host.admin_socket import SocketUnavailable, serve_admin_socket
+from netbird_host.reload import Reload
 from netbird_proxy.api.errors import SettingsError
 from netbird_proxy.api.model import ExchangeId
 from netbird_proxy.operator.decisions import Decisions
@@ -28,6 +28,7 @@ class Inspected(Protocol):
     """What the socket shows of the server."""
 
     decisions: Decisions
+    reload: Reload[Any]
 
     def describe_routes(self) -> list[dict[str, Any]]: ...
 
@@ -64,6 +65,9 @@ def application(server: Inspected) -> Starlette:
     async def state(_request: Request) -> JSONResponse:
         return JSONResponse(server.describe_state())
 
+    async def reload(_request: Request) -> JSONResponse:
+        return JSONResponse((await server.reload.run()).describe())
+
     return Starlette(
         routes=[
             Route("/exchanges", recent),
@@ -72,72 +76,17 @@ def application(server: Inspected) -> Starlette:
             Route("/routes", routes),
             Route("/plugins", plugins),
             Route("/state", state),
+            Route("/reload", reload, methods=["POST"]),
         ]
     )
 
 
-class _Web(uvicorn.Server):
-    """uvicorn without its capture of signals: those are the proxy's, and would end us behind its back."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
+<<<<<<< HEAD
 @asynccontextmanager
 async def serve_admin(server: Inspected, path: Path) -> AsyncIterator[None]:
     """The socket while it is open. SettingsError where it cannot be made, or another live process has it."""
-    listening = _bind(path)
-    config = uvicorn.Config(
-        application(server),
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        proxy_headers=False,
-        server_header=False,
-        date_header=False,
-        timeout_graceful_shutdown=1,
-    )
-    web = _Web(config)
     try:
-        async with asyncio.TaskGroup() as group:
-            running = group.create_task(web.serve([listening]), name="admin socket")
+        async with serve_admin_socket(application(server), path):
             yield
-            web.should_exit = True
-            await running
-    finally:
-        listening.close()
-        with suppress(FileNotFoundError):
-            os.unlink(path)
-
-
-def _bind(path: Path) -> socket.socket:
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if path.is_socket():
-            _remove_if_dead(path)
-        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        # The mode must hold from the first moment on, so the mask does it and not a chmod afterwards.
-        mask = os.umask(0o177)
-        try:
-            listening.bind(str(path))
-        finally:
-            os.umask(mask)
-    except FileExistsError as exc:
-        raise SettingsError(f"admin.socket {path}: {path.parent} is not a directory") from exc
-    except OSError as exc:
-        raise SettingsError(f"admin.socket {path}: {exc.strerror or exc}") from exc
-    listening.listen(16)
-    listening.setblocking(False)
-    return listening
-
-
-def _remove_if_dead(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1)
-        try:
-            probe.connect(str(path))
-        except OSError:
-            path.unlink()
-            return
-    raise SettingsError(f"admin.socket {path}: another running proxy has it")
+    except SocketUnavailable as exc:
+        raise SettingsError(f"admin.socket {exc}") from exc

@@ -146,6 +146,25 @@ def routes(config: Config = None, admin: Socket = None, as_json: AsJson = False)
     _print(_ask(config, admin, "/routes"), as_json, tell)
 
 
+@app.command()
+def reload(config: Config = None, admin: Socket = None, as_json: AsJson = False) -> None:
+    """Have a running proxy read settings, certificates and log files again. Nothing is cut.
+
+    Exit code 1 where something could not be used and stays as it was.
+    """
+    report = _ask(config, admin, "/reload", method="POST")
+    _print(report, as_json, _print_reload)
+    if report["kept"]:
+        raise typer.Exit(1)
+
+
+def _print_reload(report: Any) -> None:
+    from netbird_host.reload import summary
+
+    for line in summary(report):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 async def _serve(loaded: Loaded) -> int:
     from netbird_host.systemd import Supervisor
     from netbird_proxy.operator.attendants import operated
@@ -190,13 +209,15 @@ def _socket(config: Path | None, admin: Path | None) -> Path:
     raise Failure("more than one proxy runs here; pick one with --admin:\n" + "\n".join(map(str, found)))
 
 
-def _ask(config: Path | None, admin: Path | None, path: str, query: dict[str, str] | None = None) -> Any:
+def _ask(
+    config: Path | None, admin: Path | None, path: str, query: dict[str, str] | None = None, *, method: str = "GET"
+) -> Any:
     import httpx  # a quarter of a second that a start of the proxy need not spend
 
     socket = _socket(config, admin)
     try:
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), timeout=10) as client:
-            answer = client.get(f"http://proxy{path}", params=query)
+            answer = client.request(method, f"http://proxy{path}", params=query)
     except httpx.HTTPError as exc:
         raise Failure(f"{socket}: {exc}: is the proxy running?") from exc
     if answer.status_code == 404:

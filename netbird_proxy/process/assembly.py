@@ -16,6 +16,7 @@ from netbird_proxy.pipeline.pipeline import Environment
 from netbird_proxy.process.host_api import HostApi
 from netbird_proxy.process.listeners import Listeners
 from netbird_proxy.process.loading import Loaded
+from netbird_proxy.process.reload import reload_certificates
 from netbird_proxy.process.settings import Limits
 from netbird_proxy.process.watchdog import Watchdog
 from netbird_proxy.routing.apply import YIELDING, Routing
@@ -67,6 +68,8 @@ def assemble(loaded: Loaded, observers: Sequence[tuple[str, Observer]] = ()) -> 
     settings, limits = loaded.settings, loaded.settings.limits
     host = HostApi(loaded)
     tls = ServerTls(settings.tls.certificates) if settings.tls.certificates else None
+    if tls is not None:
+        reload_certificates(host.reload, tls)
     watchdog = Watchdog(limits.loop_stall, count=host.count)
     origins = Origins()
     environment = Environment(timeout=limits.step_deadline, grace=limits.step_grace, count=host.count)

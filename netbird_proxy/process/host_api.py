@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version as distribution_version
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel
 
+from netbird_host.reload import ReloadReport
 from netbird_proxy.accounts.accounts import Accounts, ProxyPeers
 from netbird_proxy.accounts.revocations import RevokedSessions
 from netbird_proxy.api.forwarded import TrustedProxies
@@ -19,6 +20,7 @@ from netbird_proxy.api.tunnels import Dialer, Tunnel
 from netbird_proxy.app import ReverseProxy
 from netbird_proxy.process.listeners import Listeners
 from netbird_proxy.process.loading import Loaded
+from netbird_proxy.process.reload import host_reload
 from netbird_proxy.process.state import open_state, proxy_id
 from netbird_proxy.upstreams.host_dialer import HostDialer
 
@@ -33,6 +35,7 @@ class HostApi:
 
     Attributes:
         counters: the process's counters, by name.
+        reload: what the operator can have read again.
     """
 
     management: ProxyPeers
@@ -48,6 +51,7 @@ class HostApi:
         self.domain = settings.management.domain if settings.management is not None else ""
         self.private = settings.private
         self.counters: Counter[str] = Counter()
+        self.reload = host_reload(loaded)
         self.revocations = RevokedSessions(count=self.count)
         self._options = {type(section): section for section in loaded.options.values()}
         self._host_dialer = HostDialer()
@@ -88,6 +92,9 @@ class HostApi:
 
     def trust(self, proxies: TrustedProxies | None) -> None:
         self._app.trusted = proxies
+
+    def on_reload(self, name: str, step: Callable[[ReloadReport], None]) -> None:
+        self.reload.register(name, step)
 
     def count(self, name: str, amount: int = 1) -> None:
         self.counters[name] += amount

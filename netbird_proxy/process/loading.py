@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import BaseModel
 
-from netbird_host.settings import Shown
+from netbird_host.settings import Settings, Shown
 from netbird_proxy.api.errors import SettingsError
 from netbird_proxy.defaults import DEFAULTS
 from netbird_proxy.listening.tls import ServerTls
@@ -25,6 +25,10 @@ class Loaded:
     """Settings and plugins, judged together; nothing is running yet."""
 
     settings: ProxySettings
+    given: Settings[ProxySettings]
+    """The same with their sources."""
+    read_again: Callable[[], Settings[ProxySettings]]
+    """Reads the settings once more, for the plugins that are loaded. SettingsError where they cannot be used."""
     options: Mapping[str, BaseModel]
     hooks: Hooks
     codec: Codec
@@ -46,6 +50,8 @@ def load(sources: ProxySources) -> Loaded:
         )
     return Loaded(
         settings=settings.value,
+        given=settings,
+        read_again=lambda: sources.again().settings(hooks.options),
         options=settings.options,
         hooks=hooks,
         codec=Codec(hooks),

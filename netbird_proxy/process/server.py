@@ -81,7 +81,7 @@ class ProxyServer:
         """Serve until a signal asks to stop. The exit code: 0 after a stop that was asked for."""
         calm_collector()
         self._take_descriptors()
-        with on_signals() as shutdown:
+        with self.host.reload.on_hangup(), on_signals() as shutdown:
             await self.serve(shutdown)
         return 0
 
@@ -144,6 +144,7 @@ class ProxyServer:
             background = [
                 group.create_task(self.parts.app.exchanges.run(), name="open exchanges"),
                 group.create_task(self._supervisor.keep_alive(), name="signs of life"),
+                group.create_task(self.host.reload.serve(), name="reload"),
             ]
             starting: asyncio.Task[None] | None = None
             try:

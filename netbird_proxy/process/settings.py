@@ -269,8 +269,13 @@ RESERVED_SECTIONS = frozenset(ProxySettings.model_fields)
 class ProxySources:
     """What file, environment and flags say. `plugins` is known first; the rest once they are loaded."""
 
-    def __init__(self, sources: Sources, ignored: tuple[str, ...]) -> None:
+    def __init__(self, sources: Sources, ignored: tuple[str, ...], again: Callable[[], ProxySources]) -> None:
+        """
+        Args:
+            again: gathers all sources once more. SettingsError where one cannot be read.
+        """
         self._sources = sources
+        self.again = again
         self.ignored = ignored
         """Names in the environment that NetBird's proxy would heed and this one does not have."""
 
@@ -309,7 +314,7 @@ def read_settings(
         )
     except host.SettingsError as error:
         raise SettingsError(str(error)) from error
-    return ProxySources(sources, ignored)
+    return ProxySources(sources, ignored, lambda: read_settings(file, environment=environment, flags=flags))
 
 
 def netbird_environment(environment: Mapping[str, str]) -> tuple[list[Given], tuple[str, ...]]:

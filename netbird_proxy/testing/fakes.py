@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from netbird_proxy.accounts.revocations import RevokedSessions
 from netbird_proxy.api.errors import DialRefused, ManagementUnavailable, TunnelNotReady
 from netbird_proxy.api.forwarded import TrustedProxies
+from netbird_proxy.api.kit import ReloadReport
 from netbird_proxy.api.model import AccountId, Address, Peer, PublicKey, ServiceId, UserId
 from netbird_proxy.api.tunnels import Dialer, ProtocolFactory, Tunnel, TunnelListener
 
@@ -195,6 +196,7 @@ class FakeProxy:
         self.tunnels: dict[str, Tunnel] = dict(tunnels or {})
         self.generations: Counter[str] = Counter()
         self.counters: Counter[str] = Counter()
+        self.reloads: dict[str, Callable[[ReloadReport], None]] = {}
         self.host = HostDialer()
         self._options = {type(one): one for one in options}
         self._state_directory = state_directory
@@ -226,6 +228,9 @@ class FakeProxy:
 
     def trust(self, proxies: TrustedProxies | None) -> None:
         self.trusted = proxies
+
+    def on_reload(self, name: str, step: Callable[[ReloadReport], None]) -> None:
+        self.reloads[name] = step
 
     def count(self, name: str, amount: int = 1) -> None:
         self.counters[name] += amount

@@ -10,7 +10,7 @@ from typing import Annotated
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
-from netbird_proxy import ExchangeView, LineWriter, Observer, PluginInfo, Proxy, RouteSpec, hookimpl
+from netbird_proxy import ExchangeView, LineWriter, Observer, PluginInfo, Proxy, ReloadReport, RouteSpec, hookimpl
 from netbird_proxy.defaults.access_log.entry import EntryFormat
 from netbird_proxy.defaults.access_log.line import LineFormat
 from netbird_proxy.defaults.access_log.sender import Sender
@@ -77,6 +77,8 @@ class AccessLog:
                 interval=options.flush_interval,
                 failed=lambda lines, why: _on_loop(loop, lost, lines, why),
             )
+            if writer.path is not None:
+                proxy.on_reload("access_log", self._reopen)
         self._proxy = proxy
         try:
             if not (options.management and proxy.management.exists):
@@ -97,6 +99,11 @@ class AccessLog:
             self._proxy = self._writer = None
             if writer is not None and not await asyncio.to_thread(writer.close, CLOSE_TIMEOUT):
                 log.error("access_log.lines_lost", reason="the output took no more when the process ended")
+
+    def _reopen(self, report: ReloadReport) -> None:
+        if self._writer is not None and self._writer.path is not None:
+            self._writer.reopen()
+            report.done.append(f"access log {self._writer.path}, opened anew")
 
     @hookimpl
     def observe(self, route: RouteSpec | None) -> Observer | None:

@@ -1,0 +1,75 @@
+"""Reading again while the host runs: what it does, the socket that asks for it, and the command."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Annotated
+
+import httpx
+import structlog
+import typer
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from netbird_host import logs
+from netbird_host.admin_socket import SocketUnavailable, serve_admin_socket
+from netbird_host.reload import Reload, ReloadReport, summary
+from netbird_host.settings import Settings
+from netbird_management.cli.store import Config, read, stop
+from netbird_management.settings import ManagementSettings, read_settings
+
+
+@asynccontextmanager
+async def operated(settings: ManagementSettings, reload: Reload[ManagementSettings]) -> AsyncIterator[None]:
+    """The socket that `netbird-management reload` asks. SIGHUP does the same where it cannot be made."""
+
+    async def answer(_request: Request) -> JSONResponse:
+        return JSONResponse((await reload.run()).describe())
+
+    application = Starlette(routes=[Route("/reload", answer, methods=["POST"])])
+    async with AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(serve_admin_socket(application, _admin_socket(settings)))
+        except SocketUnavailable as error:
+            structlog.get_logger("netbird_management").warning("admin_socket.unavailable", reason=str(error))
+        yield
+
+
+def _admin_socket(settings: ManagementSettings) -> Path:
+    return settings.state_directory / "admin.sock"
+
+
+def host_reload(settings: Settings[ManagementSettings], config: Path | None) -> Reload[ManagementSettings]:
+    """What the running host reads again: the settings' file and the log's level and format."""
+    reload = Reload(settings, lambda: read_settings(config)[0], reloadable=("log",))
+    log = settings.value.log
+
+    def reload_log(report: ReloadReport) -> None:
+        nonlocal log
+        now = reload.settings.value.log
+        if now != log:
+            logs.configure(now.level, now.format)
+            log = now
+            report.done.append(f"log: level {now.level}, format {now.format}")
+
+    reload.register("log", reload_log)
+    return reload
+
+
+def reload_host(
+    config: Config = None, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+) -> None:
+    """Have the running host read settings and certificates again. Exit code 1 where something stays as it was."""
+    settings, _ = read(config)
+    path = _admin_socket(settings.value)
+    try:
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), timeout=30) as client:
+            report = client.post("http://management/reload").raise_for_status().json()
+    except httpx.HTTPError as error:
+        stop(OSError(f"{path}: {error}: is management running?"))
+    typer.echo(json.dumps(report) if as_json else "\n".join(summary(report)))
+    if report["kept"]:
+        raise typer.Exit(1)

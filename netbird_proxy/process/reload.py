@@ -1,0 +1,33 @@
+"""The parts of the process that read their settings and files again."""
+
+from __future__ import annotations
+
+from netbird_host import logs
+from netbird_host.reload import Reload, ReloadReport
+from netbird_proxy.listening.tls import ServerTls
+from netbird_proxy.process.loading import Loaded
+from netbird_proxy.process.settings import ProxySettings
+
+
+def host_reload(loaded: Loaded) -> Reload[ProxySettings]:
+    """The reload of one proxy: its settings, and the level and format of its log."""
+    reload = Reload(loaded.given, loaded.read_again, reloadable=("log", "tls.certificates"))
+    log = loaded.settings.log
+
+    def reload_log(report: ReloadReport) -> None:
+        nonlocal log
+        now = reload.settings.value.log
+        if now != log:
+            logs.configure(now.level, now.format)
+            log = now
+            report.done.append(f"log: level {now.level}, format {now.format}")
+
+    reload.register("log", reload_log)
+    return reload
+
+
+def reload_certificates(reload: Reload[ProxySettings], tls: ServerTls) -> None:
+    """Have the reload read the certificates again, those of new pairs too."""
+    reload.register(
+        "tls.certificates", lambda report: tls.reload(reload.settings.value.tls.certificates, report)
+    )
