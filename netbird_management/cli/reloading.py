@@ -1,13 +1,13 @@
 """Reading again while the host runs: what it does, the socket that asks for it, and the command."""
 
 import json
+import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Annotated
 
 import httpx
-import structlog
 import typer
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -20,6 +20,8 @@ from netbird_host.reload import Reload, ReloadReport, summary
 from netbird_host.settings import Settings
 from netbird_management.cli.store import Config, read, stop
 from netbird_management.settings import ManagementSettings, read_settings
+
+_log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
@@ -34,7 +36,7 @@ async def operated(settings: ManagementSettings, reload: Reload[ManagementSettin
         try:
             await stack.enter_async_context(serve_admin_socket(application, _admin_socket(settings)))
         except SocketUnavailable as error:
-            structlog.get_logger("netbird_management").warning("admin_socket.unavailable", reason=str(error))
+            _log.warning("admin_socket.unavailable", extra={"reason": str(error)})
         yield
 
 

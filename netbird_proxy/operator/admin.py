@@ -6,7 +6,6 @@ socket of mode 0600 and not a port.
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -28,7 +27,9 @@ class Inspected(Protocol):
     """What the socket shows of the server."""
 
     decisions: Decisions
-    reload: Reload[Any]
+
+    @property
+    def reload(self) -> Reload[Any]: ...
 
     def describe_routes(self) -> list[dict[str, Any]]: ...
 
@@ -81,7 +82,6 @@ def application(server: Inspected) -> Starlette:
     )
 
 
-<<<<<<< HEAD
 @asynccontextmanager
 async def serve_admin(server: Inspected, path: Path) -> AsyncIterator[None]:
     """The socket while it is open. SettingsError where it cannot be made, or another live process has it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from netbird_host import logs
+from netbird_host.reload import Reload
 from netbird_proxy.operator.decisions import Decisions
 from netbird_proxy.operator.inspection import describe_plugins, describe_routes, dry_run
 from netbird_proxy.process.server import ProxyServer
@@ -17,6 +18,10 @@ class OperatorView:
         self.decisions = decisions
         self._server = server
         self._parts = server.parts
+
+    @property
+    def reload(self) -> Reload[Any]:
+        return self._server.host.reload
 
     @property
     def unready(self) -> str:
@@ -55,8 +60,10 @@ class OperatorView:
         }
 
     def _counted(self) -> dict[str, int]:
-        lost = logs.lost_lines()
-        return {**self._server.host.counters, **({"log_lines_lost": lost} if lost else {})}
+        host = self._server.host
+        if new := logs.lost_lines() - host.counters["log_lines_lost"]:
+            host.count("log_lines_lost", new)
+        return dict(host.counters)
 
     def describe_plugins(self) -> list[dict[str, Any]]:
         return describe_plugins(self._server.loaded.hooks.plugins)

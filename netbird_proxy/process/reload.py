@@ -28,6 +28,4 @@ def host_reload(loaded: Loaded) -> Reload[ProxySettings]:
 
 def reload_certificates(reload: Reload[ProxySettings], tls: ServerTls) -> None:
     """Have the reload read the certificates again, those of new pairs too."""
-    reload.register(
-        "tls.certificates", lambda report: tls.reload(reload.settings.value.tls.certificates, report)
-    )
+    reload.register("tls.certificates", lambda report: tls.reload(reload.settings.value.tls.certificates, report))
