@@ -3,6 +3,7 @@
 import warnings as _warnings
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
+from netbird_proxy.api.addresses import AllowedNetworks, NetworkOptions
 from netbird_proxy.api.endpoints import EXCHANGE_STATE, Endpoint
 from netbird_proxy.api.errors import (
     AddressRefused,
@@ -84,6 +85,7 @@ __all__ = [
     "AccountId",
     "Address",
     "AddressRefused",
+    "AllowedNetworks",
     "Authenticator",
     "Backoff",
     "Challenge",
@@ -112,6 +114,7 @@ __all__ = [
     "ManagementTimeout",
     "ManagementUnavailable",
     "MappingSettings",
+    "NetworkOptions",
     "Observer",
     "Offer",
     "OfferField",

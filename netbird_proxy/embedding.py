@@ -15,6 +15,7 @@ import structlog
 from pydantic import BaseModel
 
 from netbird_proxy.accounts.revocations import RevokedSessions
+from netbird_proxy.api.addresses import AddressJudge, AddressRules
 from netbird_proxy.api.errors import ManagementUnavailable, RouteRefused, SettingsError, TunnelNotReady
 from netbird_proxy.api.forwarded import TrustedProxies
 from netbird_proxy.api.host import ManagementChannel, OpenExchanges
@@ -175,6 +176,7 @@ class _Host:
         self.counters: Counter[str] = Counter()
         self._options: dict[type[BaseModel], BaseModel] = {type(one): one for one in options}
         self._dialer = HostDialer()
+        self._rules = AddressRules(self._options.values(), self.listening_addresses)
         self.revocations = RevokedSessions()
 
     @property
@@ -193,6 +195,12 @@ class _Host:
 
     def host_dialer(self) -> Dialer:
         return self._dialer
+
+    def direct_dialer(self, account: AccountId) -> Dialer:
+        return HostDialer(AddressJudge(self._rules, account))
+
+    def address_refusal(self, account: AccountId, address: Address) -> str:
+        return self._rules.refusal(account, *address)
 
     def generation(self, account: AccountId) -> int:
         return 0

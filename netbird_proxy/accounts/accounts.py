@@ -25,6 +25,7 @@ from netbird_proxy.api.host import ManagementChannel, Proxy
 from netbird_proxy.api.model import AccountId, Address, PublicKey
 from netbird_proxy.api.tunnels import ProtocolFactory, Tunnel
 from netbird_proxy.routing.hooks import Hooks
+from netbird_proxy.upstreams.judged import exempt
 
 log = structlog.get_logger("netbird_proxy.accounts")
 
@@ -79,20 +80,21 @@ class Handle:
         await self.management.create_proxy_peer(self.id, public_key, endpoint)
 
 
+@dataclass(frozen=True, slots=True)
 class AccountDialer:
-    """Dials through an account's tunnel, whichever one is up when the dial comes."""
+    """Dials through an account's tunnel, whichever one is up when the dial comes. Equal for one account."""
 
-    def __init__(self, accounts: Accounts, account: AccountId) -> None:
-        self._accounts = accounts
-        self._account = account
+    accounts: Accounts
+    account: AccountId
 
     async def dial(
         self, protocol_factory: ProtocolFactory, address: Address, *, timeout: float
     ) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        tunnel = await self._accounts.wait_for_tunnel(self._account, timeout)
-        return await tunnel.dial(protocol_factory, address, timeout=max(deadline - loop.time(), 0.001))
+        factory = exempt(protocol_factory, self.account)
+        tunnel = await self.accounts.wait_for_tunnel(self.account, timeout)
+        return await tunnel.dial(factory, address, timeout=max(deadline - loop.time(), 0.001))
 
 
 class Accounts:

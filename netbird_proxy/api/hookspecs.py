@@ -69,7 +69,9 @@ def dialer(route: RouteSpec, upstream: Upstream, proxy: Proxy) -> Dialer | None:
     """Say how an upstream is reached.
 
     Called: at apply, once for each upstream of a route.
-    Returns: a dialer. None from all refuses the route.
+    Returns: a dialer. None from all refuses the route. Equal dialers share a pool, so make them compare equal where
+        they dial alike (a frozen dataclass). Each stream's peer is judged by the operator's rules before anything is
+        sent, unless the stream goes through the account's own tunnel.
     Order: first. Raising RouteRefused refuses the route with that message, whoever comes later.
     Failure: refuses the route.
     Used by: direct_upstream (flagged targets), tunnel_netstack (`trylast`: everything else).

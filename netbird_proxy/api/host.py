@@ -144,7 +144,23 @@ class Proxy(Protocol):
         """Dials through the account's tunnel, waiting inside the dial's deadline until it is up."""
 
     def host_dialer(self) -> Dialer:
-        """Dials from this machine's own network. It judges no address."""
+        """Dials from this machine's own network.
+
+        It judges no address, but as a route's dialer it gets no further than `direct_dialer`: the core judges the peer
+        of each stream that a route's dialer opens, before anything is sent, and closes what the operator's rules
+        refuse.
+        """
+
+    def direct_dialer(self, account: AccountId) -> Dialer:
+        """Dials from this machine's own network what the operator's rules open to an account.
+
+        A name is judged by the addresses that it resolves to, and the address that was judged is the one dialed. Where
+        all are refused the dial raises AddressRefused.
+        """
+
+    def address_refusal(self, account: AccountId, address: Address) -> str:
+        """The reason why `direct_dialer` refuses a literal, for the plugin to refuse the route with; "" if it does not,
+        or if the host is a name."""
 
     def generation(self, account: AccountId) -> int:
         """See AccountHandle.generation; 0 for an account never heard of."""

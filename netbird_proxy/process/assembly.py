@@ -81,6 +81,7 @@ def assemble(loaded: Loaded, observers: Sequence[tuple[str, Observer]] = ()) -> 
         environment,
         cookies=loaded.hooks.cookies,
         observers=observers,
+        rules=host.rules,
         upgrade_idle=limits.upgrade_idle,
     )
     sources = [SOURCE] if settings.management is not None else []

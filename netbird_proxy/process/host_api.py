@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from netbird_host.reload import ReloadReport
 from netbird_proxy.accounts.accounts import Accounts, ProxyPeers
 from netbird_proxy.accounts.revocations import RevokedSessions
+from netbird_proxy.api.addresses import AddressJudge, AddressRules
 from netbird_proxy.api.forwarded import TrustedProxies
 from netbird_proxy.api.host import OpenExchanges
 from netbird_proxy.api.model import AccountId, Address
@@ -36,6 +37,7 @@ class HostApi:
     Attributes:
         counters: the process's counters, by name.
         reload: what the operator can have read again.
+        rules: what dialers may reach from this machine.
     """
 
     management: ProxyPeers
@@ -55,6 +57,7 @@ class HostApi:
         self.revocations = RevokedSessions(count=self.count)
         self._options = {type(section): section for section in loaded.options.values()}
         self._host_dialer = HostDialer()
+        self.rules = AddressRules(self._options.values(), self.listening_addresses)
 
     def connect(self, app: ReverseProxy, accounts: Accounts, management: ProxyPeers, listeners: Listeners) -> None:
         self._app = app
@@ -79,6 +82,12 @@ class HostApi:
 
     def host_dialer(self) -> Dialer:
         return self._host_dialer
+
+    def direct_dialer(self, account: AccountId) -> Dialer:
+        return HostDialer(AddressJudge(self.rules, account))
+
+    def address_refusal(self, account: AccountId, address: Address) -> str:
+        return self.rules.refusal(account, *address)
 
     def generation(self, account: AccountId) -> int:
         return self._accounts.generation(account)

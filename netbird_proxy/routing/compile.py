@@ -13,6 +13,7 @@ from typing import Protocol
 
 import structlog
 
+from netbird_proxy.api.addresses import AddressJudge, AddressRules
 from netbird_proxy.api.endpoints import Endpoint
 from netbird_proxy.api.errors import PluginFailed, RouteClosed, RouteRefused
 from netbird_proxy.api.headers import fold
@@ -30,6 +31,7 @@ from netbird_proxy.pipeline.response_heads import ResponseHeads
 from netbird_proxy.pipeline.upgrade import IDLE, Upgrader
 from netbird_proxy.routing.protection import Protection
 from netbird_proxy.routing.table import OWN_PATHS, HostRoutes, Route
+from netbird_proxy.upstreams.judged import JudgedDialer
 from netbird_proxy.upstreams.pools import Pools, RetiringPool
 
 log = structlog.get_logger("netbird_proxy.routing")
@@ -82,6 +84,7 @@ class Compiler:
             alone, so that a proxy of this kind behind another one is no loop.
         cookies: names of cookies that plugins set; upstreams neither see nor set them.
         observers: of every exchange, besides those of plugins, such as the memory behind `explain`.
+        rules: what dialers may reach from this machine; None leaves it to whoever chose the dialers.
         upgrade_idle: seconds in which something must pass on an upgraded connection.
     """
 
@@ -95,8 +98,10 @@ class Compiler:
         pseudonym: str = "",
         cookies: Collection[str] = (),
         observers: Sequence[tuple[str, Observer]] = (),
+        rules: AddressRules | None = None,
         upgrade_idle: float = IDLE,
     ) -> None:
+        self._rules = rules
         self._upgrade_idle = upgrade_idle
         self._hooks = hooks
         self._proxy = proxy
@@ -219,7 +224,10 @@ class Compiler:
             if found is None:
                 raise RouteRefused(f"no plugin of this proxy can reach {upstream}")
             dialers.append(found)
-            pool = self._pools.take(spec.account, upstream, found[1])
+            dialer = found[1]
+            if self._rules is not None:
+                dialer = JudgedDialer(dialer, AddressJudge(self._rules, spec.account))
+            pool = self._pools.take(spec.account, upstream, dialer)
             pools.append(pool)
             targets.append(Target(upstream, pool, requests, responses))
         steps_of = (steps.restrict, steps.authenticate, steps.authorize, changes)

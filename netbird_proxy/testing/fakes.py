@@ -12,11 +12,13 @@ import grpc.aio
 from pydantic import BaseModel
 
 from netbird_proxy.accounts.revocations import RevokedSessions
+from netbird_proxy.api.addresses import AddressJudge, AddressRules
 from netbird_proxy.api.errors import DialRefused, ManagementUnavailable, TunnelNotReady
 from netbird_proxy.api.forwarded import TrustedProxies
 from netbird_proxy.api.kit import ReloadReport
 from netbird_proxy.api.model import AccountId, Address, Peer, PublicKey, ServiceId, UserId
 from netbird_proxy.api.tunnels import Dialer, ProtocolFactory, Tunnel, TunnelListener
+from netbird_proxy.upstreams.host_dialer import HostDialer as JudgingDialer
 
 O = TypeVar("O", bound=BaseModel)  # noqa: E741
 
@@ -201,6 +203,7 @@ class FakeProxy:
         self._options = {type(one): one for one in options}
         self._state_directory = state_directory
         self._listening = tuple(listening)
+        self.rules = AddressRules(options, lambda: self.listening_addresses())
 
     @property
     def state_directory(self) -> Path:
@@ -219,6 +222,12 @@ class FakeProxy:
 
     def host_dialer(self) -> Dialer:
         return self.host
+
+    def direct_dialer(self, account: AccountId) -> Dialer:
+        return JudgingDialer(AddressJudge(self.rules, account))
+
+    def address_refusal(self, account: AccountId, address: Address) -> str:
+        return self.rules.refusal(account, *address)
 
     def generation(self, account: AccountId) -> int:
         return self.generations[account]

@@ -1,4 +1,4 @@
-"""Dialing from this machine's own network. It judges no address: who must, resolves first and dials what was judged."""
+"""Dialing from this machine's own network."""
 
 from __future__ import annotations
 
@@ -8,10 +8,21 @@ import errno
 import ipaddress
 import socket
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 
+from aiohappyeyeballs import AddrInfoType, start_connection
+
 from netbird_host.sources import address_text
-from netbird_proxy.api.errors import DialFailed, DialRefused, DialTimeout, DialUnreachable, UpstreamError
+from netbird_proxy.api.addresses import AddressJudge
+from netbird_proxy.api.errors import (
+    AddressRefused,
+    DialFailed,
+    DialRefused,
+    DialTimeout,
+    DialUnreachable,
+    UpstreamError,
+)
 from netbird_proxy.api.model import Address
 from netbird_proxy.api.tunnels import ProtocolFactory
 
@@ -83,31 +94,42 @@ async def resolve(host: str) -> tuple[str, ...]:
     return addresses
 
 
+@dataclass(frozen=True, slots=True)
 class HostDialer:
-    """A `Dialer` over the running loop.
+    """A `Dialer` over the running loop. Equal ones dial alike.
 
     Args:
+        judge: the operator's rules for the account that dials; only addresses that they open are dialed, and the
+            address that was judged is the one that is dialed. None judges nothing.
         stagger: seconds, see STAGGER.
     """
 
-    def __init__(self, *, stagger: float = STAGGER) -> None:
-        self._stagger = stagger
-
-    def __repr__(self) -> str:
-        return "HostDialer()"
+    judge: AddressJudge | None = None
+    stagger: float = STAGGER
 
     async def dial(
         self, protocol_factory: ProtocolFactory, address: Address, *, timeout: float
     ) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
         """See `Dialer.dial`. A literal is dialed as it is; a name's addresses are tried one after the other, each
-        beside those that have not answered yet."""
+        beside those that have not answered yet.
+
+        Raises:
+            AddressRefused: the rules open none of the addresses; nothing was dialed.
+        """
         loop = asyncio.get_running_loop()
         if not 0 < address.port < 65536:
             # uvloop takes it modulo 65536, which would be a port that nobody has judged.
             raise DialFailed(f"dial {address}: no such port")
+        hosts: Sequence[str] = ()
         try:
             async with asyncio.timeout(timeout):
-                sock = await self._connect(await resolve(address.host), address.port)
+                hosts = self._open(await resolve(address.host), address)
+                sock = await start_connection(
+                    [_address_info(host, address.port) for host in hosts],
+                    happy_eyeballs_delay=self.stagger,
+                    loop=loop,
+                    socket_factory=_make_socket,
+                )
                 try:
                     # The protocol sees its transport only now, so attempts that lost never show.
                     return await loop.create_connection(protocol_factory, sock=sock)
@@ -119,73 +141,34 @@ class HostDialer:
         except UpstreamError:
             raise
         except (OSError, ValueError, OverflowError) as error:
-            raise dial_error(address, error) from error
+            failure = dial_error(address, error)
+            if len(hosts) > 1:
+                failure = type(failure)(f"{failure} ({', '.join(hosts)})")
+            raise failure from error
 
-    async def _connect(self, hosts: Sequence[str], port: int) -> socket.socket:
-        if len(hosts) == 1:
-            return await _connected(hosts[0], port)
-        return await _race(hosts, port, self._stagger)
+    def _open(self, hosts: Sequence[str], address: Address) -> Sequence[str]:
+        """The addresses that may be dialed."""
+        if self.judge is None:
+            return hosts
+        refusals = {host: self.judge.refusal(host, address.port) for host in hosts}
+        allowed = [host for host, refusal in refusals.items() if not refusal]
+        if not allowed:
+            raise AddressRefused(f"dial {address} from this machine: {'; '.join(refusals.values())}")
+        return allowed
 
 
-async def _connected(host: str, port: int) -> socket.socket:
-    """A connected socket. Closed again on any failure, cancellation included."""
-    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        with contextlib.suppress(OSError, AttributeError):  # the names differ between systems
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_SECONDS)
-        try:
-            await asyncio.get_running_loop().sock_connect(sock, (host, port))
-        except (OSError, ValueError, OverflowError) as error:
-            raise dial_error(Address(host, port), error) from error
-    except BaseException:
-        sock.close()
-        raise
+def _address_info(host: str, port: int) -> AddrInfoType:
+    """What `getaddrinfo` would say of a literal, without asking it."""
+    if ":" in host:
+        return socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (host, port, 0, 0)
+    return socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (host, port)
+
+
+def _make_socket(info: AddrInfoType) -> socket.socket:
+    sock = socket.socket(*info[:3])
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    with contextlib.suppress(OSError, AttributeError):  # the names differ between systems
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_SECONDS)
     return sock
-
-
-async def _race(hosts: Sequence[str], port: int, stagger: float) -> socket.socket:
-    """The first socket that connects. All failing, the first failure, with the others named in its message."""
-    errors: list[UpstreamError] = []
-    winner: socket.socket | None = None
-    done = asyncio.Event()  # a winner, or one more failure: either way the next attempt need not wait
-
-    async def attempt(host: str) -> None:
-        nonlocal winner
-        try:
-            sock = await _connected(host, port)
-        except UpstreamError as error:
-            errors.append(error)
-        else:
-            if winner is None:
-                winner = sock
-            else:
-                sock.close()
-        done.set()
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            attempts = []
-            for host in hosts:
-                done.clear()
-                attempts.append(group.create_task(attempt(host)))
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(stagger):
-                        await done.wait()
-                if winner is not None:
-                    break
-            while winner is None and len(errors) < len(attempts):
-                done.clear()
-                await done.wait()
-            for task in attempts:
-                task.cancel()
-    except BaseException:
-        if winner is not None:
-            winner.close()
-        raise
-    if winner is None:
-        raise type(errors[0])("; ".join(str(error) for error in errors)) from errors[0]
-    return winner

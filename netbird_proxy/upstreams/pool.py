@@ -211,16 +211,24 @@ class UpstreamPool:
 
     async def _dial(self) -> Http1Connection:
         connection = Http1Connection(name=self._name, head_timeout=self._head_timeout, limits=self._limits, owner=self)
-        protocol: asyncio.BaseProtocol = connection
+        context: ssl.SSLContext | None = None
         handshake: asyncio.Future[None] | None = None
         timeout = self._dial_timeout
         transport: asyncio.Transport | None = None
         gone = False
 
+        def make_protocol() -> asyncio.BaseProtocol:
+            # TLS is made for a stream that is open: one that never sees a transport complains when it is forgotten.
+            nonlocal handshake
+            if context is None:
+                return connection
+            protocol, handshake = client_tls(connection, context, self._server_name, handshake_timeout=timeout + 1)
+            return protocol
+
         async def open_stream() -> None:
             """Run the dialer, which is a plugin's code: it may come to an end when nobody waits for it any more."""
             nonlocal transport
-            opened, _ = await self.dialer.dial(lambda: protocol, self.upstream.address, timeout=timeout)
+            opened, _ = await self.dialer.dial(make_protocol, self.upstream.address, timeout=timeout)
             if not callable(getattr(opened, "abort", None)):
                 raise TypeError(f"the dialer returned {type(opened).__name__}: return a transport and its protocol")
             transport = opened
@@ -232,9 +240,6 @@ class UpstreamPool:
                 if self.upstream.scheme in ("https", "tls"):
                     context = self._tls or client_context(
                         skip_verify=self.upstream.skip_tls_verify, ca=self.upstream.ca
-                    )
-                    protocol, handshake = client_tls(
-                        connection, context, self._server_name, handshake_timeout=timeout + 1
                     )
                 await self._left_behind.bounded(open_stream(), timeout=timeout, grace=self._grace)
                 if handshake is not None:

@@ -9,13 +9,13 @@ from ipaddress import ip_network
 
 import pytest
 
-from netbird_direct_upstream.proxy import AllowEntry, DirectUpstream, DirectUpstreamOptions
+from netbird_direct_upstream.proxy import DirectUpstream, DirectUpstreamOptions
 from netbird_direct_upstream.settings import DirectUpstreamSettings
-from netbird_proxy import Address, AddressRefused, Dialer, DialFailed, DialRefused, RouteRefused
+from netbird_proxy import Address, AddressRefused, AllowedNetworks, Dialer, DialFailed, DialRefused, RouteRefused
 from netbird_proxy.testing.fakes import FakeProxy
 from netbird_proxy.testing.makers import route, upstream
 
-OPEN = DirectUpstreamOptions(allow=(AllowEntry(accounts=("*",), networks=(ip_network("127.0.0.1/32"),)),))
+OPEN = DirectUpstreamOptions(allow=(AllowedNetworks(accounts=("*",), networks=(ip_network("127.0.0.1/32"),)),))
 CLOSED = DirectUpstreamOptions()
 WAIT = 10.0
 
@@ -56,19 +56,27 @@ async def test_promise_6_name_is_judged_by_what_it_resolves_to(port: int) -> Non
     with pytest.raises(AddressRefused, match="loopback"):
         await found.dial(asyncio.Protocol, Address("localhost", port), timeout=WAIT)
 
-    assert proxy.host.dials == []
 
-
-async def test_promise_6_the_judged_address_is_the_one_dialed(port: int) -> None:
-    """What is handed on is the address that was judged; a name would be looked up once more."""
-    proxy = FakeProxy(options=[OPEN])
-    found = dialer(proxy, f"http://localhost:{port}")
+async def test_an_open_name_is_dialed(port: int) -> None:
+    """A name for an allowed address leads there."""
+    found = dialer(FakeProxy(options=[OPEN]), f"http://localhost:{port}")
     assert found is not None
 
     transport, _ = await found.dial(asyncio.Protocol, Address("localhost", port), timeout=WAIT)
 
+    assert transport.get_extra_info("peername") == ("127.0.0.1", port)
     transport.close()
-    assert [address.host for address in proxy.host.dials] == ["127.0.0.1"]
+
+
+def test_dialers_of_one_account_are_equal() -> None:
+    """A service that is applied again, and a second one to the same target, share a pool."""
+    proxy = FakeProxy(options=[OPEN])
+    first, second = (dialer(proxy, "http://127.0.0.1:8080") for _ in range(2))
+    other = dialer(FakeProxy(options=[OPEN]), "http://127.0.0.1:8080")
+
+    assert first == second
+    assert hash(first) == hash(second)
+    assert first != other
 
 
 async def test_promise_6_a_listener_opened_later_is_closed_too(port: int) -> None:
@@ -86,8 +94,6 @@ async def test_promise_6_a_listener_opened_later_is_closed_too(port: int) -> Non
 
     with pytest.raises(AddressRefused, match="own listeners"):
         await found.dial(asyncio.Protocol, Address("127.0.0.1", port), timeout=WAIT)
-
-    assert proxy.host.dials == []
 
 
 async def test_a_dial_that_fails_says_how(port: int) -> None:

@@ -13,8 +13,9 @@ from typing import Any, cast
 
 from pydantic import BaseModel
 
-from netbird_direct_upstream.proxy import AllowEntry, DirectUpstreamOptions
+from netbird_direct_upstream.proxy import DirectUpstreamOptions
 from netbird_overlay.testing import Recorder
+from netbird_proxy import AllowedNetworks
 from netbird_proxy.api.model import AccountId, Address
 from netbird_proxy.app import ReverseProxy
 from netbird_proxy.defaults import DEFAULTS
@@ -214,7 +215,7 @@ async def staged(listener: str, *options: BaseModel) -> AsyncIterator[Stage]:
             management=FakeManagement({"ValidateTunnelPeer": GRANT}),
             tunnels={ACCOUNT: tunnel},
             options=[
-                DirectUpstreamOptions(allow=(AllowEntry(accounts=("*",), networks=("127.0.0.1/32",)),)),
+                DirectUpstreamOptions(allow=(AllowedNetworks(accounts=("*",), networks=("127.0.0.1/32",)),)),
                 AccessLogOptions(output="off", management=False),
                 *options,
             ],
@@ -223,7 +224,9 @@ async def staged(listener: str, *options: BaseModel) -> AsyncIterator[Stage]:
         await stack.enter_async_context(hooks.running(proxy))
         pools = Pools(UpstreamPool)
         stack.callback(pools.close)
-        routing = Routing(Compiler(hooks, proxy, pools, Environment(count=proxy.count), cookies=hooks.cookies))
+        routing = Routing(
+            Compiler(hooks, proxy, pools, Environment(count=proxy.count), cookies=hooks.cookies, rules=proxy.rules)
+        )
         decoded = Codec(hooks).decode(mapping(port, private=inside), source="management").mapping
         (report,) = routing.apply("management", [decoded])
         assert report.ok, report.refused

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from ipaddress import ip_network
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
+from netbird_proxy.api.addresses import AddressJudge, AddressRules, AllowedNetworks, NetworkOptions
 from netbird_proxy.api.errors import (
     AddressRefused,
     DialFailed,
@@ -20,9 +24,8 @@ from netbird_proxy.api.errors import (
     DialUnreachable,
     UpstreamError,
 )
-from netbird_proxy.api.model import Address
+from netbird_proxy.api.model import AccountId, Address
 from netbird_proxy.api.tunnels import Dialer
-from netbird_proxy.upstreams import host_dialer as host
 from netbird_proxy.upstreams.host_dialer import HostDialer, dial_error, literal, resolve
 
 TIMEOUT = 10.0
@@ -159,32 +162,109 @@ async def test_a_protocol_factory_that_raises_closes_the_socket(echo: int) -> No
     assert len(os.listdir("/proc/self/fd")) <= before + 1  # the server's end may still be open
 
 
-async def test_the_next_address_does_not_wait_for_a_silent_one() -> None:
-    """With a silent first address the second is tried beside it and wins; the loser is closed."""
-    async with asyncio.timeout(TIMEOUT):
-        with socket.socket() as silent, socket.socket() as good:
-            silent.bind(("127.0.0.2", 0))
-            port = silent.getsockname()[1]
-            silent.listen(0)
-            fillers = []
-            for _ in range(20):
-                filler = socket.socket()
-                filler.setblocking(False)
-                filler.connect_ex(("127.0.0.2", port))
-                fillers.append(filler)
+class Names(asyncio.SelectorEventLoop):
+    """A loop that resolves `many.example` to two addresses of loopback."""
+
+    async def getaddrinfo(self, host: Any, port: Any, **how: Any) -> Any:
+        resolve = super().getaddrinfo
+        literals = ("127.0.0.2", "127.0.0.3") if host == "many.example" else (host,)
+        return [info for literal in literals for info in await resolve(literal, port, **how)]
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    """Runs a test on that loop, within a bound."""
+
+    async def bounded() -> None:
+        async with asyncio.timeout(TIMEOUT):
+            await test
+
+    with asyncio.Runner(loop_factory=Names) as runner:
+        runner.run(bounded())
+
+
+@contextlib.contextmanager
+def silent(host: str, port: int = 0) -> Iterator[int]:
+    """A port on which the kernel answers no handshake, as its backlog is full."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind((host, port))
+        listener.listen(0)
+        port = listener.getsockname()[1]
+        for _ in range(20):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex((host, port))
+        yield port
+
+
+def test_the_next_address_does_not_wait_for_a_silent_one() -> None:
+    """With a silent first address the second is tried beside it and wins, long before the deadline."""
+
+    async def test() -> None:
+        with silent("127.0.0.2") as port, socket.socket() as good:
             good.bind(("127.0.0.3", port))
             good.listen(5)
-            sock = await host._race(["127.0.0.2", "127.0.0.3"], port, 0.01)
-            assert sock.getpeername() == ("127.0.0.3", port)
-            for each in [sock, *fillers]:
-                each.close()
+            dialer = HostDialer(stagger=0.01)
+            transport, _ = await dialer.dial(Listener, Address("many.example", port), timeout=600)
+            assert transport.get_extra_info("peername") == ("127.0.0.3", port)
+            transport.abort()
+
+    run(test())
 
 
-async def test_all_addresses_refusing_names_them_all() -> None:
+def test_all_addresses_refusing_names_them_all() -> None:
     """The operator sees each address that was tried."""
-    port = refusing_port()
-    with pytest.raises(DialRefused, match=r"127\.0\.0\.2.*127\.0\.0\.3"):
-        await host._race(["127.0.0.2", "127.0.0.3"], port, 5)
+
+    async def test() -> None:
+        with pytest.raises(DialRefused, match=r"127\.0\.0\.2.*127\.0\.0\.3"):
+            await HostDialer().dial(Listener, Address("many.example", refusing_port()), timeout=TIMEOUT)
+
+    run(test())
+
+
+def judge(options: NetworkOptions) -> AddressJudge:
+    return AddressJudge(AddressRules([options], lambda: ()), AccountId("acct"))
+
+
+ONLY_THIRD = NetworkOptions(allow=(AllowedNetworks(accounts=("*",), networks=(ip_network("127.0.0.3/32"),)),))
+
+
+def test_promise_6_only_judged_addresses_of_a_name_are_dialed() -> None:
+    """A name with an open and a closed address leads to the open one, though the closed one would answer."""
+
+    async def test() -> None:
+        with socket.socket() as closed, socket.socket() as good:
+            closed.bind(("127.0.0.2", 0))
+            port = closed.getsockname()[1]
+            closed.listen(5)
+            closed.setblocking(False)
+            good.bind(("127.0.0.3", port))
+            good.listen(5)
+            dialer = HostDialer(judge(ONLY_THIRD))
+            transport, _ = await dialer.dial(Listener, Address("many.example", port), timeout=TIMEOUT)
+            assert transport.get_extra_info("peername") == ("127.0.0.3", port)
+            transport.abort()
+            with pytest.raises(BlockingIOError):
+                closed.accept()
+
+    run(test())
+
+
+def test_promise_6_a_name_with_closed_addresses_only_is_not_dialed() -> None:
+    """The refusal names each address."""
+
+    async def test() -> None:
+        with pytest.raises(AddressRefused, match=r"127\.0\.0\.2 is loopback.*127\.0\.0\.3 is loopback"):
+            await HostDialer(judge(NetworkOptions())).dial(Listener, Address("many.example", 80), timeout=TIMEOUT)
+
+    run(test())
+
+
+def test_equal_dialers() -> None:
+    """Dialers with the same rules for one account are one to a pool; those of two accounts are not."""
+    rules = AddressRules([], lambda: ())
+    assert HostDialer(AddressJudge(rules, AccountId("a"))) == HostDialer(AddressJudge(rules, AccountId("a")))
+    assert HostDialer(AddressJudge(rules, AccountId("a"))) != HostDialer(AddressJudge(rules, AccountId("b")))
 
 
 @pytest.mark.parametrize(
@@ -273,43 +353,39 @@ def test_every_number_of_the_system_has_a_leaf() -> None:
         assert isinstance(dial_error(Address("h", 1), OSError(number, "x")), UpstreamError)
 
 
-async def test_a_race_that_is_cancelled_leaves_nothing() -> None:
+def test_a_race_that_is_cancelled_leaves_nothing() -> None:
     """Several silent addresses: the deadline ends all attempts, and their sockets are closed."""
-    with socket.socket() as one, socket.socket() as two:
-        one.bind(("127.0.0.2", 0))
-        port = one.getsockname()[1]
-        two.bind(("127.0.0.3", port))
-        fillers = []
-        for silent in (one, two):
-            silent.listen(0)
-            for _ in range(20):
-                filler = socket.socket()
-                filler.setblocking(False)
-                filler.connect_ex(silent.getsockname())
-                fillers.append(filler)
-        before = len(os.listdir("/proc/self/fd"))
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.1):
-                await host._race(["127.0.0.2", "127.0.0.3"], port, 0.01)
-        await asyncio.sleep(0)
-        assert len(os.listdir("/proc/self/fd")) <= before
-        for filler in fillers:
-            filler.close()
+
+    async def test() -> None:
+        with silent("127.0.0.2") as port, silent("127.0.0.3", port):
+            before = len(os.listdir("/proc/self/fd"))
+            with pytest.raises(DialTimeout):
+                await HostDialer(stagger=0.01).dial(Listener, Address("many.example", port), timeout=0.1)
+            await asyncio.sleep(0)
+            assert len(os.listdir("/proc/self/fd")) <= before
+
+    run(test())
 
 
-async def test_of_two_that_connect_one_is_kept() -> None:
+def test_of_two_that_connect_one_is_kept() -> None:
     """Both addresses answer at once: one socket is given, the other closed."""
-    with socket.socket() as one, socket.socket() as two:
-        one.bind(("127.0.0.2", 0))
-        port = one.getsockname()[1]
-        two.bind(("127.0.0.3", port))
-        one.listen(100)
-        two.listen(100)
-        before = len(os.listdir("/proc/self/fd"))
-        for _ in range(10):
-            async with asyncio.timeout(TIMEOUT):
-                sock = await host._race(["127.0.0.2", "127.0.0.3"], port, 0)
-            assert sock.getpeername()[1] == port
-            sock.close()
-        await asyncio.sleep(0)
-        assert len(os.listdir("/proc/self/fd")) <= before
+
+    async def test() -> None:
+        with socket.socket() as one, socket.socket() as two:
+            one.bind(("127.0.0.2", 0))
+            port = one.getsockname()[1]
+            two.bind(("127.0.0.3", port))
+            one.listen(100)
+            two.listen(100)
+            before = len(os.listdir("/proc/self/fd"))
+            for _ in range(10):
+                address = Address("many.example", port)
+                transport, protocol = await HostDialer(stagger=0).dial(Listener, address, timeout=TIMEOUT)
+                assert transport.get_extra_info("peername")[1] == port
+                transport.abort()
+                assert isinstance(protocol, Listener)
+                await protocol.closed
+            await asyncio.sleep(0)
+            assert len(os.listdir("/proc/self/fd")) <= before
+
+    run(test())
