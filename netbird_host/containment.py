@@ -82,6 +82,18 @@ class LeftBehind:
         while self._answers:
             await asyncio.wait(set(self._answers))
 
+    def watch(self, task: asyncio.Task[Any], grace: float) -> None:
+        """Count a cancelled task if it has not ended after `grace` seconds."""
+
+        def look() -> None:
+            if not task.done():
+                self.count += 1
+                self.total += 1
+                task.add_done_callback(lambda _task: self.returned())
+
+        asyncio.get_running_loop().call_later(grace, look)
+        task.add_done_callback(_retrieve)
+
     async def bounded(
         self,
         work: Coroutine[Any, Any, T],

@@ -74,6 +74,8 @@ class ReverseProxy:
             lambda host, path, account: routing.table.match(host, path, account),
             timeout=routing.compiler.environment.timeout,
             interval=revalidate,
+            left_behind=routing.compiler.environment.left_behind,
+            grace=routing.compiler.environment.grace,
             before_all=before_all,
         )
         if routing.on_change is None:

@@ -83,7 +83,7 @@ def restrict(route: RouteSpec, proxy: Proxy) -> Guard | None:
     """Judge where an exchange comes from, before anybody asks who sent it.
 
     Called: at apply.
-    Returns: a guard, asked per exchange; the first that does not say ALLOW ends it.
+    Returns: a guard, asked for each exchange, and again while it is open; the first that does not say ALLOW ends it.
     Order: plugin order.
     Failure: at apply, refuses the route; per exchange, 503 `step_failed`.
     Used by: private_service (a route that only its account's tunnel may reach), access_restrictions.
@@ -120,8 +120,9 @@ def authorize(route: RouteSpec, proxy: Proxy) -> Guard | None:
     """Judge whether the one who is calling may.
 
     Called: at apply.
-    Returns: a guard, asked per exchange; every one must say ALLOW. It may answer with a `Challenge` instead of a no:
-        what it offers is put to the caller as a login is, so that one may ask for a second factor.
+    Returns: a guard, asked for each exchange, and again while it is open; every one must say ALLOW. It may answer with
+        a `Challenge` instead of a no: what it offers is put to the caller as a login is, so that one may ask for a
+        second factor.
     Order: plugin order.
     Failure: at apply, refuses the route; per exchange, 503 `step_failed`.
     Used by: private_service, session.

@@ -85,7 +85,11 @@ class OpenExchanges(Protocol):
         peer: PublicKey | None = None,
         service: ServiceId | None = None,
     ) -> int:
-        """Ask authenticate and authorize again for the open ones that match all that is given; cut those refused.
+        """Ask the steps again about the open ones that match all that is given, and cut those that are refused.
+
+        Asked are guards in `restrict` and `authorize`, but for those with `again=False`, and authenticators; each sees
+        `exchange.asked_again`. An exchange of somebody who is not known yet matches any user and peer. One that could
+        not be asked about within `limits.step_deadline` is cut as well.
 
         Returns how many will be asked.
         """

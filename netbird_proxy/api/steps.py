@@ -44,6 +44,9 @@ class Guard:
         depends_on: everything besides the exchange that the verdict depends on, comparable by `==`. Routes of one host
             whose steps depend on equal values are guarded alike; without it only the same `check` is. Where routes
             differ, a path that can be read in more than one way is refused (`ambiguous_path`).
+        again: whether the proxy asks it again about an exchange that is open, after a change and once in an interval
+            (`exchange.asked_again` is true then), and cuts the exchange unless it says ALLOW. A guard that counts
+            requests, or judges only how one begins, declares False.
     """
 
     check: Callable[[ExchangeView], Awaitable[Verdict]]
@@ -51,6 +54,7 @@ class Guard:
     body_bytes: int = 0
     observe: bool = False
     depends_on: object = None
+    again: bool = True
 
 
 Phase = Literal["exclusive", "credential", "ambient", "prompt"]

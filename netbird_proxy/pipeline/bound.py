@@ -24,13 +24,14 @@ class BoundGuard:
         passes: the one answer that lets an exchange go on to the next step; `passed` is what the trail then says.
     """
 
-    __slots__ = ("ask", "body_bytes", "observe", "passed", "passes", "plugin", "stage")
+    __slots__ = ("again", "ask", "body_bytes", "observe", "passed", "passes", "plugin", "stage")
 
     def __init__(self, plugin: str, stage: GuardStage, guard: Guard) -> None:
         self.plugin = plugin
         self.stage = stage
         self.ask: Callable[[ExchangeView], Awaitable[object]] = guard.check
         self.observe = guard.observe
+        self.again = guard.again
         self.body_bytes = guard.body_bytes
         self.passes: object = ALLOW
         self.passed = TrailEntry(stage, plugin, "allow")
@@ -70,13 +71,14 @@ class BoundGuard:
 class BoundAuthenticator:
     """An authenticator with its plugin. `passes` and `passed` as a guard's: whoever is asked next may know better."""
 
-    __slots__ = ("_stamped", "ask", "body_bytes", "passed", "passes", "phase", "plugin", "stage")
+    __slots__ = ("_stamped", "again", "ask", "body_bytes", "passed", "passes", "phase", "plugin", "stage")
 
     def __init__(self, plugin: str, authenticator: Authenticator) -> None:
         self.plugin = plugin
         self.stage: GuardStage = "authenticate"
         self.ask: Callable[[ExchangeView], Awaitable[object]] = authenticator.identify
         self.phase = authenticator.phase
+        self.again = True  # who it is must hold for as long as it goes on
         self.body_bytes = authenticator.body_bytes
         self.passes: object = None
         self.passed = TrailEntry("authenticate", plugin, "pass")

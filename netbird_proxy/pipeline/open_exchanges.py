@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import structlog
 
+from netbird_host.containment import GRACE, LeftBehind, describe_error, must_pass
 from netbird_proxy.api.exchange import TrailEntry
 from netbird_proxy.api.model import AccountId, Challenge, Deny, PublicKey, RouteSpec, ServiceId, UserId
 from netbird_proxy.pipeline.downstream import Downstream
@@ -18,8 +20,8 @@ log = structlog.get_logger("netbird_proxy.exchanges")
 
 INTERVAL = 60.0
 """Seconds after which every guarded exchange is asked about again, where no event told of a change."""
-AT_ONCE = 64
-"""So many are asked about at a time: each may cost a call to management."""
+AT_ONCE = 1024
+"""Exchanges that are asked about at a time: each may cost a call to management."""
 
 ROUTE_GONE = Deny(503, "route_gone", "its route is not served any more")
 NOT_ASKED = Deny(503, "not_readmitted", "it could not be asked about again in time")
@@ -43,21 +45,41 @@ Match = Callable[[str, bytes, AccountId | None], Matched]
 
 
 class UnderWay:
-    """One exchange with its task."""
+    """An exchange with its task.
 
-    __slots__ = ("asking", "downstream", "exchange", "task")
+    Attributes:
+        due: time of the loop by which it must have been asked about, or is cut; None while nobody wants to.
+        late: the timer that cuts it then.
+        verdict: the task that asks about it now.
+        again: where something changed since that task began, the time by which it must be asked about once more.
+    """
+
+    __slots__ = ("again", "downstream", "due", "exchange", "late", "task", "verdict")
 
     def __init__(self, exchange: Exchange, downstream: Downstream, task: asyncio.Task[None]) -> None:
         self.exchange = exchange
         self.downstream = downstream
         self.task = task
-        self.asking = False
+        self.due: float | None = None
+        self.late: asyncio.TimerHandle | None = None
+        self.verdict: asyncio.Task[None] | None = None
+        self.again: float | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended for its client, although its task may still hang in a step."""
+        return self.downstream.cut is not None or self.exchange.ended_ns != 0
 
     def cut(self, refusal: Deny) -> None:
         """End it now: its task is cancelled, which resets its upstream and closes or answers its client."""
         if self.downstream.cut is None:
             self.downstream.cut = refusal
             self.task.cancel()
+
+    def stop_timer(self) -> None:
+        if self.late is not None:
+            self.late.cancel()
+            self.late = None
 
 
 class OpenExchanges:
@@ -69,11 +91,15 @@ class OpenExchanges:
         *,
         timeout: float,
         interval: float = INTERVAL,
+        left_behind: LeftBehind | None = None,
+        grace: float = GRACE,
         before_all: Callable[[], None] = lambda: None,
     ) -> None:
         """Args:
         match: finds the route that serves an open exchange now.
-        timeout: seconds that the guards of one exchange have, together.
+        timeout: seconds that the guards of one exchange have, together; after an event also the bound for all that
+            wait for a place. What the clock asks about waits for an interval at most.
+        left_behind: counts verdicts that ignored their cancellation for `grace` seconds, and still hang.
         before_all: called each time that everybody is about to be asked about by the clock.
         """
         self._match = match
@@ -81,7 +107,11 @@ class OpenExchanges:
         self._before_all = before_all
         self._interval = interval
         self._open: set[UnderWay] = set()
+        self._left_behind = left_behind or LeftBehind()
+        self._grace = grace
         self._wanted: dict[UnderWay, None] = {}
+        self._waiting: deque[UnderWay] = deque()
+        self._asked: set[UnderWay] = set()
         self._wake = asyncio.Event()
 
     def __len__(self) -> int:
@@ -100,6 +130,7 @@ class OpenExchanges:
     def leave(self, one: UnderWay) -> None:
         self._open.discard(one)
         self._wanted.pop(one, None)
+        one.stop_timer()
 
     def revalidate(
         self,
@@ -135,11 +166,11 @@ class OpenExchanges:
 
     async def run(self) -> None:
         """Ask, until cancelled: whenever something is wanted, and about everybody after each interval."""
-        places = asyncio.Semaphore(AT_ONCE)
         clock = asyncio.get_running_loop().time
         due = clock() + self._interval
-        async with asyncio.TaskGroup() as group:
+        try:
             while True:
+                bound = self._timeout
                 try:
                     # By a deadline, as changes that keep waking us must not put it off.
                     async with asyncio.timeout_at(due):
@@ -147,37 +178,92 @@ class OpenExchanges:
                 except TimeoutError:
                     due = clock() + self._interval
                     self._before_all()
-                    self._want(one for one in self._open if one.exchange.route is not None)
+                    if not self._wanted:
+                        bound = max(bound, self._interval)
+                    self._want(entry for entry in self._open if entry.exchange.route is not None)
                 self._wake.clear()
                 wanted, self._wanted = self._wanted, {}
-                for one in wanted:
-                    if one in self._open:
-                        group.create_task(self._ask(one, places))
+                for entry in wanted:
+                    self._enqueue(entry, bound)
+        finally:
+            # Nobody waits for verdicts: one that ignores its cancellation would hold up the end of the process.
+            self._waiting.clear()
+            for entry in self._open:
+                entry.stop_timer()
+            for entry in tuple(self._asked):
+                self._release(entry)
 
-    async def _ask(self, one: UnderWay, places: asyncio.Semaphore) -> None:
-        """Ask about one, and cut it unless it may go on. Whatever fails, fails closed."""
+    def _enqueue(self, entry: UnderWay, bound: float) -> None:
+        """Have it asked about within `bound` seconds, or cut: the time until it gets a place counts."""
+        if entry not in self._open or entry.over:
+            return
         loop = asyncio.get_running_loop()
-        timeout = self._timeout
-        async with places:
-            if one not in self._open:
-                return
-            # By the clock, whatever the step does: a hanging one must not hold the door open.
-            late = loop.call_later(timeout, one.cut, NOT_ASKED)
-            try:
-                async with asyncio.timeout(timeout):
-                    refusal = await self._verdict(one)
-            except asyncio.CancelledError:
-                if (task := asyncio.current_task()) is None or task.cancelling():
-                    raise  # the process stops
-                refusal = Deny(503, "step_failed", "asked again, a step raised CancelledError")
-            except Exception as exc:
-                refusal = Deny(503, "step_failed", f"asked again: {type(exc).__name__}: {exc}")
-            finally:
-                late.cancel()
-            if refusal is not None and one in self._open:
-                one.exchange.trail.append(TrailEntry("revalidate", "core", f"cut {refusal.code}", refusal.reason))
-                log.info("exchange.cut", exchange=one.exchange.id, code=refusal.code, reason=refusal.reason)
-                one.cut(refusal)
+        due = loop.time() + bound
+        if entry.verdict is not None:
+            entry.again = due if entry.again is None else min(entry.again, due)
+            return
+        waits = entry.due is not None
+        if entry.due is None or due < entry.due:
+            entry.due = due
+            entry.stop_timer()
+            entry.late = loop.call_later(bound, self._too_late, entry)
+        if not waits:
+            self._waiting.append(entry)
+        self._fill()
+
+    def _fill(self) -> None:
+        """Give free places to those who wait."""
+        loop = asyncio.get_running_loop()
+        while self._waiting and len(self._asked) < AT_ONCE:
+            entry = self._waiting.popleft()
+            if entry not in self._open or entry.over:
+                entry.stop_timer()
+                continue
+            remaining = self._timeout if entry.due is None else min(self._timeout, entry.due - loop.time())
+            entry.stop_timer()
+            entry.late = loop.call_later(remaining, self._too_late, entry)
+            self._asked.add(entry)
+            entry.verdict = loop.create_task(self._ask(entry))
+
+    def _too_late(self, entry: UnderWay) -> None:
+        """Cut it by the clock, whatever its steps do: one that hangs must not hold the door open, nor its place."""
+        self._cut(entry, NOT_ASKED)
+        self._release(entry)
+
+    def _release(self, entry: UnderWay) -> None:
+        """Give its place to the next, and end its verdict, or leave that behind."""
+        entry.stop_timer()
+        entry.due = None
+        self._asked.discard(entry)
+        verdict, entry.verdict = entry.verdict, None
+        if verdict is not None and not verdict.done():
+            verdict.cancel()
+            self._left_behind.watch(verdict, self._grace)
+        self._fill()
+
+    def _cut(self, entry: UnderWay, refusal: Deny) -> None:
+        if entry in self._open and not entry.over:
+            entry.exchange.trail.append(TrailEntry("revalidate", "core", f"cut {refusal.code}", refusal.reason))
+            log.info("exchange.cut", exchange=entry.exchange.id, code=refusal.code, reason=refusal.reason)
+            entry.cut(refusal)
+
+    async def _ask(self, entry: UnderWay) -> None:
+        """Ask about one, and cut it unless it may go on. Whatever fails, fails closed."""
+        refusal: Deny | None
+        try:
+            refusal = await self._verdict(entry)
+        except BaseException as exc:
+            if must_pass(exc):
+                raise  # it is late, or the process stops
+            refusal = Deny(503, "step_failed", f"asked again: {describe_error(exc)}")
+        if entry.verdict is not asyncio.current_task():
+            return  # it was too late, and has been cut
+        if refusal is not None:
+            self._cut(entry, refusal)
+        again, entry.again, entry.verdict = entry.again, None, None
+        self._release(entry)
+        if again is not None:
+            self._enqueue(entry, max(0.0, again - asyncio.get_running_loop().time()))
 
     async def _verdict(self, one: UnderWay) -> Deny | None:
         was = one.exchange

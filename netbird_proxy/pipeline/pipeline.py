@@ -343,6 +343,8 @@ class Pipeline:
                         continue  # who it is has been said
                 elif offers and exchange.identity is None:
                     break
+                if exchange.asked_again and not step.again:
+                    continue
                 if step.body_bytes:
                     await self._read_ahead(asking, step, exchange, downstream)
                 asking.step = step

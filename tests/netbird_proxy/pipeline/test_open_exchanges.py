@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import selectors
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,9 +12,10 @@ import pytest
 
 from netbird_proxy import ALLOW, Authenticator, Challenge, Deny, Guard, Identity, UserId
 from netbird_proxy.api.model import AccountId, PublicKey, ServiceId, ServiceMapping
-from netbird_proxy.pipeline.open_exchanges import OpenExchanges
+from netbird_proxy.pipeline.downstream import Downstream
+from netbird_proxy.pipeline.open_exchanges import AT_ONCE, OpenExchanges
 from netbird_proxy.testing.asgi import Client
-from netbird_proxy.testing.makers import ACCOUNT, SERVICE, host_origin, mapping, route, upstream
+from netbird_proxy.testing.makers import ACCOUNT, SERVICE, exchange, host_origin, mapping, route, upstream
 from netbird_proxy.testing.transcript import StepHooks, Transcript
 from netbird_proxy.testing.upstreams import ScriptedAnswer
 
@@ -87,12 +89,13 @@ async def streaming(
     timeout: float = 5.0,
     body_bytes: int = 0,
     interval: float | None = None,
+    guards: Sequence[tuple[str, Guard]] = (),
     **fields: Any,
 ) -> AsyncIterator[tuple[Transcript, Stream, asyncio.Task[None]]]:
     """One stream under way, with somebody to ask about it."""
-    play = Transcript(
-        *(mappings or (mapping(),)), hooks=door.hooks(body_bytes), upstream=[Endless(body=(b"event",))], timeout=timeout
-    )
+    hooks = door.hooks(body_bytes)
+    hooks.steps["restrict"] = guards
+    play = Transcript(*(mappings or (mapping(),)), hooks=hooks, upstream=[Endless(body=(b"event",))], timeout=timeout)
     if interval is not None:
         play.app.exchanges = OpenExchanges(
             lambda *request: play.routing.table.match(*request),
@@ -339,6 +342,200 @@ async def test_exchange_that_ends_before_its_turn_is_not_asked_about() -> None:
         await asyncio.sleep(0)
         asking.cancel()
     assert door.asked == 1
+
+
+@pytest.mark.parametrize("verdict", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()], ids=repr)
+async def test_promise_11_a_step_that_is_asked_again_ends_its_exchange_alone(verdict: Any) -> None:
+    """Whatever it raises, the one it was asked about is cut, and the asking goes on."""
+    door = Door()
+    async with streaming(door) as (play, stream, task):
+        door.verdict = verdict
+        play.app.exchanges.revalidate()
+        await task
+    assert cut(play, stream) == "step_failed"
+
+
+async def test_guard_that_judges_beginnings_is_not_asked_again() -> None:
+    """A limit that counts would count what nobody began, and cut what is under way."""
+    begun = 0
+
+    async def first_only(_exchange: object) -> object:
+        nonlocal begun
+        begun += 1
+        return ALLOW if begun == 1 else Deny(429, "too_many")
+
+    door, asked = Door(), asyncio.Event()
+
+    async def judge() -> object:
+        asked.set()
+        return ALLOW
+
+    async with streaming(door, guards=[("limit", Guard(first_only, again=False))]) as (play, _stream, task):
+        door.verdict = judge
+        play.app.exchanges.revalidate()
+        await asked.wait()
+        await asyncio.sleep(0)
+        assert not task.done()
+    assert begun == 1
+
+
+async def test_promise_8_a_change_while_one_is_asked_about_is_asked_about_too() -> None:
+    """The answer that is under way may be from before the change."""
+    door, asked, answer = Door(), asyncio.Event(), asyncio.Event()
+
+    async def judge() -> object:
+        asked.set()
+        await answer.wait()
+        return ALLOW
+
+    async with streaming(door) as (play, stream, task):
+        door.verdict = judge
+        play.app.exchanges.revalidate()
+        await asked.wait()
+        play.app.exchanges.revalidate()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        door.verdict = Deny(403, "not_in_group")
+        answer.set()
+        await task
+    assert cut(play, stream) == "not_in_group"
+
+
+# The bound, by a clock of its own -------------------------------------------------------------------------------------
+
+
+class _Jumping(selectors.DefaultSelector):  # type: ignore[misc, valid-type]  # the system's best
+    """A selector that waits for nothing: the loop's clock goes on instead."""
+
+    now = 0.0
+
+    def select(self, timeout: float | None = None) -> Any:
+        ready = super().select(0)
+        if not ready and timeout:
+            self.now += timeout
+        return ready
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """A loop whose hours pass as soon as nothing is to be done."""
+
+    def __init__(self) -> None:
+        self.jumping = _Jumping()
+        super().__init__(self.jumping)
+
+    def time(self) -> float:
+        return self.jumping.now
+
+
+def virtually(story: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(story())
+
+
+class Crowd:
+    """Many open exchanges behind one guard, with somebody to ask about them."""
+
+    def __init__(self, guard: Callable[[Any], Awaitable[Any]], number: int) -> None:
+        self.play = Transcript(mapping(), hooks=StepHooks(restrict=[("gate", Guard(guard))]), timeout=5.0)
+        self.exchanges = OpenExchanges(
+            lambda *request: self.play.routing.table.match(*request),
+            timeout=5.0,
+            left_behind=self.play.environment.left_behind,
+        )
+        self.number = number
+        self.all_open = asyncio.Event()
+        self.ended: dict[int, float] = {}
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[asyncio.Task[None]]:
+        """Yields the task that asks."""
+        async with asyncio.TaskGroup() as group:
+            asking = group.create_task(self.exchanges.run())
+            tasks = [group.create_task(self._stay(number)) for number in range(self.number)]
+            await self.all_open.wait()
+            try:
+                yield asking
+            finally:
+                for task in (asking, *tasks):
+                    task.cancel()
+
+    async def _stay(self, number: int) -> None:
+        client = Client(origin=host_origin())
+        downstream = Downstream(client.receive, client.send, None)
+        entry = self.exchanges.enter(exchange(f"/{number}", spec=route()), downstream)
+        if len(self.exchanges) == self.number:
+            self.all_open.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            if downstream.cut is not None:
+                self.ended[number] = asyncio.get_running_loop().time()
+            self.exchanges.leave(entry)
+
+
+async def _slow(asked: Any) -> Any:
+    """Every tenth is revoked, and each answer takes two seconds."""
+    await asyncio.sleep(2.0)
+    return Deny(403, "revoked") if asked.raw_path.endswith(b"7") else ALLOW
+
+
+def test_promise_8_ten_thousand_streams_with_slow_answers_are_asked_within_the_bound() -> None:
+    """After an event the revoked ones among them have ended within `limits.step_deadline`."""
+
+    async def story() -> None:
+        crowd = Crowd(_slow, 10_000)
+        async with crowd.open():
+            began = asyncio.get_running_loop().time()
+            assert crowd.exchanges.revalidate() == 10_000
+            await asyncio.sleep(5.5)
+            assert {number for number in range(10_000) if number % 10 == 7} <= set(crowd.ended)
+            assert max(crowd.ended.values()) - began <= 5.0
+
+    virtually(story)
+
+
+def test_promise_8_by_the_clock_nobody_is_cut_for_waiting() -> None:
+    """Where nothing changed, the answers have an interval's time, and only the revoked ones end."""
+
+    async def story() -> None:
+        crowd = Crowd(_slow, 3 * AT_ONCE)
+        async with crowd.open():
+            await asyncio.sleep(120.0)
+            assert set(crowd.ended) == {number for number in range(3 * AT_ONCE) if number % 10 == 7}
+
+    virtually(story)
+
+
+def test_promise_8_steps_that_hang_keep_no_place() -> None:
+    """More than there are places, ignoring every cancellation: all are cut in time, and a stop waits for none."""
+    release = asyncio.Event()
+
+    async def hangs(_asked: Any) -> Any:
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                continue
+        return ALLOW
+
+    async def story() -> None:
+        crowd = Crowd(hangs, AT_ONCE + 10)
+        try:
+            async with crowd.open() as asking:
+                began = asyncio.get_running_loop().time()
+                crowd.exchanges.revalidate()
+                await asyncio.sleep(11.0)
+                assert len(crowd.ended) == crowd.number
+                assert max(crowd.ended.values()) - began <= 5.0
+                assert crowd.play.environment.left_behind.count >= AT_ONCE
+                assert crowd.exchanges.revalidate() == 0
+                asking.cancel()
+                await asyncio.wait((asking,), timeout=1.0)
+                assert asking.done()
+        finally:
+            release.set()
+
+    virtually(story)
 
 
 async def test_stop_of_the_process_is_no_verdict() -> None:
