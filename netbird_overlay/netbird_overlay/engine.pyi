@@ -152,6 +152,9 @@ class Engine:
         mtu: of the overlay, IP header included; 576..8192, and at least 1280 for IPv6.
         receive_buffer, send_buffer: bytes a connection; the receive buffer is the window offered to the other end.
         max_connections: of all states, half-open included.
+        reserved_for_dials: of these, how many only `connect` may take; peers may open the rest.
+        fair: a peer may have no more inbound connections than are still free for all peers, so that no number of peers
+            takes all; others of its are dropped and counted as `share_reached`.
         max_buffer_bytes: of all connections' buffers together, counted at full size.
         connect_timeout: seconds `connect` waits for the other end.
         handshakes_per_second: above this, senders of handshakes must first prove their address (cookie replies).
@@ -166,6 +169,8 @@ class Engine:
         receive_buffer: int = 131072,
         send_buffer: int = 131072,
         max_connections: int = 4096,
+        reserved_for_dials: int = 0,
+        fair: bool = False,
         max_buffer_bytes: int = 1 << 30,
         connect_timeout: float = 60.0,
         handshakes_per_second: int = 100,

@@ -160,6 +160,8 @@ class Simulation:
         send_buffer: int = 65536,
         mtu: int = 1280,
         max_connections: int = 4096,
+        reserved_for_dials: int = 0,
+        fair: bool = False,
         max_buffer_bytes: int = 1 << 30,
         handshakes_per_second: int = 100,
     ) -> Node:
@@ -170,6 +172,8 @@ class Simulation:
             receive_buffer=receive_buffer,
             send_buffer=send_buffer,
             max_connections=max_connections,
+            reserved_for_dials=reserved_for_dials,
+            fair=fair,
             max_buffer_bytes=max_buffer_bytes,
             handshakes_per_second=handshakes_per_second,
             seed=self.random.randbytes(16),

@@ -16,7 +16,7 @@ use crate::packet::{Content, Flow, Header, ACK, FIN, RST, SYN};
 use crate::peer::Peer;
 use crate::prefix::PeerId;
 use crate::shared::Shared;
-use crate::tcp::{Tcp, EPHEMERAL};
+use crate::tcp::{Room, Tcp, EPHEMERAL};
 
 impl Tcp {
     /// Take a packet that `peer` sent, and whose source address is that peer's.
@@ -62,7 +62,7 @@ impl Tcp {
             shared.counters.denied_inbound += 1;
             return;
         }
-        let capacity = self.has_capacity();
+        let room = self.room_for(peer_id);
         let Some(listener) = self.listeners.get_mut(&flow.local_port) else {
             shared.counters.not_listening += 1;
             return self.answer_unclaimed(shared, peer, packet);
@@ -71,8 +71,18 @@ impl Tcp {
             shared.counters.backlog_full += 1;
             return;
         }
-        let seed = if capacity { shared.entropy.next() } else { None };
-        let Some(seed) = seed else {
+        match room {
+            Room::Yes => {}
+            Room::Full => {
+                shared.counters.limit_reached += 1;
+                return;
+            }
+            Room::ShareTaken => {
+                shared.counters.share_reached += 1;
+                return;
+            }
+        }
+        let Some(seed) = shared.entropy.next() else {
             shared.counters.limit_reached += 1;
             return;
         };

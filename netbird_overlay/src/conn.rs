@@ -28,6 +28,10 @@ pub struct Limits {
     pub receive_buffer: usize,
     pub send_buffer: usize,
     pub max_connections: usize,
+    /// Of these, room that only dials may take.
+    pub reserved_for_dials: usize,
+    /// A peer may have no more inbound connections than are still free for all peers.
+    pub fair: bool,
     pub max_buffer_bytes: usize,
     pub connect_timeout: Micros,
 }

@@ -36,6 +36,7 @@ counters!(
     unmatched,
     backlog_full,
     limit_reached,
+    share_reached,
     internal_error,
     // Not sent.
     no_endpoint,

@@ -92,7 +92,7 @@ impl Engine {
     #[new]
     #[pyo3(signature = (
         private_key, *, mtu = 1280, receive_buffer = 131_072, send_buffer = 131_072, max_connections = 4096,
-        max_buffer_bytes = 1 << 30, connect_timeout = 60.0, handshakes_per_second = 100, seed = None
+        reserved_for_dials = 0, fair = false, max_buffer_bytes = 1 << 30, connect_timeout = 60.0, handshakes_per_second = 100, seed = None
     ))]
     #[allow(clippy::too_many_arguments)]
     fn new(
@@ -101,6 +101,8 @@ impl Engine {
         receive_buffer: usize,
         send_buffer: usize,
         max_connections: usize,
+        reserved_for_dials: usize,
+        fair: bool,
         max_buffer_bytes: usize,
         connect_timeout: f64,
         handshakes_per_second: u64,
@@ -120,6 +122,8 @@ impl Engine {
             receive_buffer: within("receive_buffer", receive_buffer, 4096, 1 << 26)?,
             send_buffer: within("send_buffer", send_buffer, 4096, 1 << 26)?,
             max_connections,
+            reserved_for_dials,
+            fair,
             max_buffer_bytes,
             connect_timeout: (connect_timeout * SECOND as f64) as u64,
         };

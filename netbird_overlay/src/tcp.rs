@@ -4,6 +4,7 @@
 //! stack's interface is shared. What happens to packets that come in is in arrivals.rs.
 
 use std::cmp::Reverse;
+use std::collections::hash_map::Entry;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::net::IpAddr;
 
@@ -64,6 +65,17 @@ pub struct Tcp {
     pub(crate) ready: VecDeque<ConnId>,
     pub(crate) timers: BinaryHeap<Reverse<(Micros, ConnId)>>,
     pub(crate) last_id: ConnId,
+    /// Inbound connections, half-open ones included, by peer; no peer is in it with none.
+    inbound_of: HashMap<PeerId, usize, RandomState>,
+    inbound: usize,
+}
+
+/// Whether a peer may open another connection.
+pub(crate) enum Room {
+    Yes,
+    Full,
+    /// There is room, and this peer has its share of it.
+    ShareTaken,
 }
 
 impl Tcp {
@@ -83,6 +95,8 @@ impl Tcp {
             ready: VecDeque::new(),
             timers: BinaryHeap::new(),
             last_id: 0,
+            inbound_of: HashMap::default(),
+            inbound: 0,
         }
     }
 
@@ -163,7 +177,7 @@ impl Tcp {
         if peer.endpoint.is_none() {
             return Err(ConnectError::NoEndpoint);
         }
-        if !self.has_capacity() {
+        if self.conns.len() >= self.most() {
             shared.counters.limit_reached += 1;
             return Err(ConnectError::Limit);
         }
@@ -197,13 +211,34 @@ impl Tcp {
         None
     }
 
-    pub(crate) fn has_capacity(&self) -> bool {
+    /// How many connections there may be, by number and by their buffers' bytes.
+    fn most(&self) -> usize {
         let each = self.limits.receive_buffer + self.limits.send_buffer;
-        self.conns.len() < self.limits.max_connections && (self.conns.len() + 1) * each <= self.limits.max_buffer_bytes
+        self.limits.max_connections.min(self.limits.max_buffer_bytes / each)
+    }
+
+    /// Any number of peers that take all they can leave room for the next: each may have as many as are still free.
+    pub(crate) fn room_for(&self, peer: PeerId) -> Room {
+        let most = self.most();
+        let free = most
+            .saturating_sub(self.limits.reserved_for_dials)
+            .saturating_sub(self.inbound)
+            .min(most.saturating_sub(self.conns.len()));
+        if free == 0 {
+            Room::Full
+        } else if self.limits.fair && self.inbound_of.get(&peer).is_some_and(|has| *has >= free) {
+            Room::ShareTaken
+        } else {
+            Room::Yes
+        }
     }
 
     pub(crate) fn insert(&mut self, conn: Conn) -> ConnId {
         self.last_id += 1;
+        if conn.inbound {
+            self.inbound += 1;
+            *self.inbound_of.entry(conn.peer).or_default() += 1;
+        }
         self.flows.insert(conn.flow, self.last_id);
         self.conns.insert(self.last_id, Box::new(conn));
         self.last_id
@@ -405,9 +440,22 @@ impl Tcp {
     fn forget_or_tell(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get(&id) else { return };
         if conn.done && conn.told {
-            self.conns.remove(&id);
+            self.forget(id);
         } else {
             self.mark_ready(id);
+        }
+    }
+
+    fn forget(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.remove(&id) else { return };
+        if conn.inbound {
+            self.inbound -= 1;
+            if let Entry::Occupied(mut has) = self.inbound_of.entry(conn.peer) {
+                *has.get_mut() -= 1;
+                if *has.get() == 0 {
+                    has.remove();
+                }
+            }
         }
     }
 
@@ -446,7 +494,7 @@ impl Tcp {
             conn.ready = false;
             let read = conn.tell(id, sink)?;
             if conn.done && conn.told {
-                self.conns.remove(&id);
+                self.forget(id);
             } else if read {
                 // The window has opened; without a poll the other end would learn of it late.
                 self.mark_dirty(id);

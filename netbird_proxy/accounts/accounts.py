@@ -76,6 +76,10 @@ class Handle:
     def generation(self) -> int:
         return self.accounts.generation(self.id)
 
+    @property
+    def connections(self) -> int:
+        return self.accounts.connections
+
     async def register(self, public_key: PublicKey, *, endpoint: str = "") -> None:
         await self.management.create_proxy_peer(self.id, public_key, endpoint)
 
@@ -109,12 +113,14 @@ class Accounts:
         listening: Callable[[AccountId, Tunnel], AbstractAsyncContextManager[InboundListeners]] | None,
         on_change: Callable[[AccountState], None],
         on_map: Callable[[AccountId], object],
+        connections: int,
         count: Callable[[str], object] = lambda _name: None,
     ) -> None:
         """Args:
         listening: the listeners in a tunnel that came up; None when this proxy serves no private services.
         on_change: told when a tunnel came up, was lost, or could not be opened.
         on_map: told after each change of an account's map, generation raised already.
+        connections: how many are taken inside each tunnel at once.
         count: adds one to a counter of the process.
         """
         self._hooks = hooks
@@ -123,6 +129,7 @@ class Accounts:
         self._listening = listening
         self._on_change = on_change
         self._on_map = on_map
+        self.connections = connections
         self._states: dict[AccountId, AccountState] = {}
         self._generations: dict[AccountId, int] = {}
         self._epoch = 0

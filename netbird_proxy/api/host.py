@@ -66,6 +66,10 @@ class AccountHandle(Protocol):
     def directory(self) -> Path:
         """A private directory (0700) that outlives the process, for keys and endpoints."""
 
+    @property
+    def connections(self) -> int:
+        """How many connections the proxy takes inside this account's tunnel at once: `limits.connections`."""
+
     async def register(self, public_key: PublicKey, *, endpoint: str = "") -> None:
         """Make management know our node's key (`CreateProxyPeer`), spending one unspent one-time token.
 

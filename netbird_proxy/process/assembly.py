@@ -110,6 +110,7 @@ def assemble(loaded: Loaded, observers: Sequence[tuple[str, Observer]] = ()) -> 
         listening=listeners.listen_inside if settings.private else None,
         on_change=report,
         on_map=lambda account: app.exchanges.revalidate(account=account),
+        connections=limits.connections,
         count=host.count,
     )
     statuses = StatusReports(management, host.count)

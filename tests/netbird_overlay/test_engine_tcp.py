@@ -326,6 +326,59 @@ def test_connections_and_bytes_are_capped() -> None:
     assert c.engine.counters()["buffer_bytes"] == 2 * 131072
 
 
+def test_promise_10_peers_that_take_all_they_can_leave_room() -> None:
+    """Two members that open connections without end fill neither the others' room nor the one for our own dials."""
+    simulation = Simulation()
+    server = simulation.node(["100.64.0.1"], max_connections=40, reserved_for_dials=8, fair=True)
+    server.engine.listen(80)
+    peers = [simulation.node([f"100.64.0.{number}"]) for number in range(2, 6)]
+    for peer in peers:
+        simulation.introduce(server, peer)
+    greedy, other, third, modest = peers
+    for peer, room in ((greedy, 16), (other, 8), (third, 4)):
+        for _ in range(50):
+            peer.connect(server.address, 80)
+        simulation.run(2)
+        assert len(peer.of(Connected)) == room
+    counters = server.engine.counters()
+    assert counters["connections"] == 28
+    assert counters["share_reached"] >= 50 - 4
+    assert counters["limit_reached"] == 0
+
+    simulation.connection(modest, server)
+    modest.engine.listen(80)
+    for _ in range(8):
+        server.connect(modest.address, 80)
+    assert simulation.run(2, lambda: len(server.of(Connected)) == 8)
+
+    for event in greedy.of(Connected):
+        greedy.engine.abort(event.conn)
+    greedy.flush()
+    assert simulation.run(5, lambda: server.engine.counters()["connections"] < 24)
+    modest.connect(server.address, 80)
+    assert simulation.run(60, lambda: len(modest.of(Connected)) == 2)
+
+
+def test_promise_10_dials_take_what_is_reserved_and_no_more() -> None:
+    """Dials may fill everything, then they raise; inbound connections stop short of the room for dials."""
+    simulation = Simulation()
+    server, peer = (
+        simulation.node(["100.64.0.1"], max_connections=6, reserved_for_dials=2),
+        simulation.node(["100.64.0.2"]),
+    )
+    simulation.introduce(server, peer)
+    for _ in range(4):
+        simulation.connection(peer, server)
+    peer.connect(server.address, 80)
+    simulation.run(2)
+    assert server.engine.counters()["limit_reached"] >= 1
+    peer.engine.listen(80)
+    for _ in range(2):
+        server.connect(peer.address, 80)
+    with pytest.raises(LimitReached):
+        server.connect(peer.address, 80)
+
+
 def test_backlog_bounds_half_open_connections() -> None:
     """Openings that are never completed fill the backlog, are counted, and make room again by themselves."""
     simulation = Simulation()

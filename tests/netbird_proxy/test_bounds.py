@@ -455,6 +455,7 @@ async def generations(directory: Path) -> None:
         listening=None,
         on_change=lambda _state: None,
         on_map=lambda _account: None,
+        connections=100,
         count=lambda name: counters.update([name]),
     )
     kept.raise_generation(AccountId("first"))
@@ -550,7 +551,10 @@ async def questions(_directory: Path) -> None:
 @drive("tunnel connections")
 async def tunnel_connections(_directory: Path) -> None:
     simulation = Simulation()
-    here, there = simulation.node(["100.64.0.1"]), simulation.node(["100.64.0.2"], max_connections=2)
+    here, there = (
+        simulation.node(["100.64.0.1"]),
+        simulation.node(["100.64.0.2"], max_connections=3, reserved_for_dials=1),
+    )
     simulation.introduce(here, there)
     for _ in range(2):
         simulation.connection(here, there)
@@ -558,6 +562,7 @@ async def tunnel_connections(_directory: Path) -> None:
     simulation.run(10)
     assert here.end(late) is None
     assert there.engine.counters()["limit_reached"] >= 1
+    there.connect(here.address, 80)
     with pytest.raises(LimitReached):
         there.connect(here.address, 80)
 

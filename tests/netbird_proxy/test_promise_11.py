@@ -333,6 +333,7 @@ async def test_promise_11_a_tunnel_that_fails_is_reported_and_tried_again(
         listening=None,
         on_change=on_change,
         on_map=lambda _account: None,
+        connections=100,
     )
     async with asyncio.timeout(WAIT), asyncio.TaskGroup() as group:
         await accounts.run(FakeProxy(), group)

@@ -18,6 +18,10 @@ from netbird_tunnel_netstack.sync import MapSync, enroll
 from netbird_tunnel_netstack.tunnel import NetstackTunnel
 
 ENROLL_TIMEOUT, FIRST_MAP_TIMEOUT = 60.0, 30.0
+BUFFER_BYTES = 128 << 10
+"""Of one connection, each way: the window that the other end is offered."""
+DIALS = 4
+"""A quarter as many connections as peers may open is room for our own dials alone."""
 COUNT_INTERVAL = 10.0
 """Seconds between readings of the engine's counters."""
 NOT_TOTALS = frozenset(("connections", "buffer_bytes", "half_open"))
@@ -47,7 +51,17 @@ async def account_tunnel(account: AccountHandle, proxy: Proxy) -> AsyncIterator[
                 own = await enroll(enrollment)
         except TimeoutError as exc:
             raise ManagementTimeout(f"the tunnel was not logged in within {ENROLL_TIMEOUT:g} s") from exc
-        engine = Engine(state.private_key, mtu=own.mtu)
+        dials = max(1, account.connections // DIALS)
+        engine = Engine(
+            state.private_key,
+            mtu=own.mtu,
+            receive_buffer=BUFFER_BYTES,
+            send_buffer=BUFFER_BYTES,
+            max_connections=account.connections + dials,
+            reserved_for_dials=dials,
+            fair=True,
+            max_buffer_bytes=(account.connections + dials) * 2 * BUFFER_BYTES,
+        )
         engine.set_addresses(own.addresses)
     except BaseException:
         sock.close()

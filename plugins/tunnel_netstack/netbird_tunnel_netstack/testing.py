@@ -207,6 +207,7 @@ class FakeAccount:
     server: FakeManagement
     id: AccountId = ACCOUNT
     generation: int = 0
+    connections: int = 100
 
     async def register(self, public_key: PublicKey, *, endpoint: str = "") -> None:
         self.server.register(public_key, endpoint)

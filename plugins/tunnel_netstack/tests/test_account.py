@@ -6,7 +6,8 @@ import asyncio
 import secrets
 import shutil
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -395,3 +396,40 @@ async def test_a_channel_closed_beneath_it_is_not_the_end_of_hearing(setting: Se
                 while not any(entry["event"] == "tunnel.sync_lost" for entry in logs):  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
         assert {task.get_name() for task in asyncio.all_tasks()} >= {"sync acct-1"}
+
+
+async def test_promise_10_members_fill_no_tunnel(setting: Setting) -> None:
+    """Two members that open all they can leave room for a third, and for the proxy's own dial to a peer."""
+    management, account = setting
+    members = ("100.64.0.5", "100.64.0.6", "100.64.0.7")
+    async with AsyncExitStack() as stack:
+        peers = [await stack.enter_async_context(loopback_tunnel(address)) for address in members]
+        entries = [entry(peer, f"{address}/32") for peer, address in zip(peers, members, strict=True)]
+        management.set_map(peers=entries, rules=[rule("0.0.0.0")])
+        tunnel = await stack.enter_async_context(opened(replace(account, connections=12)))
+        await tunnel.listen(443, Recorder)
+        for peer in peers:
+            introduce(peer.node, tunnel.node)
+
+        counters = tunnel.node.driver.engine.counters
+
+        async def take_all(peer: NetstackTunnel) -> int:
+            """Dial until the tunnel drops one of it; how many came through."""
+            taken, dropped = 0, counters()["share_reached"]
+            while True:
+                async with asyncio.TaskGroup() as group:
+                    dialing = group.create_task(peer.dial(Recorder, Address(US, 443), timeout=30))
+                    while not dialing.done():
+                        if counters()["share_reached"] > dropped:
+                            dialing.cancel()
+                            return taken
+                        await asyncio.sleep(0.005)
+                taken += 1
+
+        assert [await take_all(peer) for peer in peers] == [6, 3, 2]
+        assert counters()["limit_reached"] == 0
+
+        allow_everything_in(peers[0].node)
+        await peers[0].listen(8080, Recorder)
+        for _ in range(3):
+            await tunnel.dial(Recorder, Address(members[0], 8080), timeout=10)

@@ -58,6 +58,7 @@ class Kept:
             listening=None,
             on_change=self._changed,
             on_map=lambda account: self.maps.put_nowait(self.accounts.generation(account)),
+            connections=100,
         )
 
     def _changed(self, state: AccountState) -> None:

@@ -62,6 +62,7 @@ class Line:
             listening=None,
             on_change=lambda _state: None,
             on_map=lambda _account: None,
+            connections=100,
         )
         self.exchanges = Exchanges(self.accounts.generation)
         self.revocations = RevokedSessions()
