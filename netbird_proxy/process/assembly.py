@@ -23,9 +23,11 @@ from netbird_proxy.routing.apply import YIELDING, Routing
 from netbird_proxy.routing.compile import Compiler
 from netbird_proxy.sources.file.watch import FileMappings
 from netbird_proxy.sources.management.absent import NoManagement
-from netbird_proxy.sources.management.client import Connection, ManagementClient
-from netbird_proxy.sources.management.mappings import SOURCE, LateSink, ManagementMappings
+from netbird_proxy.sources.management.channel import Connection, ManagementClient
+from netbird_proxy.sources.management.gate import MappingGate
+from netbird_proxy.sources.management.mappings import SOURCE, ManagementMappings
 from netbird_proxy.sources.management.statuses import StatusReports
+from netbird_proxy.sources.management.stream import MappingStream
 from netbird_proxy.upstreams.pool import UpstreamPool
 from netbird_proxy.upstreams.pools import Pools
 from netbird_wire.extensions import Extension
@@ -36,8 +38,7 @@ class Assembly:
     """The parts of one proxy.
 
     Attributes:
-        client: None without `[management]`.
-        sink: takes the client's mappings, until it is closed.
+        client, stream, gate: None without `[management]`. The stream's mappings pass the gate until it is closed.
         file: None without `mappings_file`.
     """
 
@@ -51,7 +52,8 @@ class Assembly:
     listeners: Listeners
     accounts: Accounts
     client: ManagementClient | None
-    sink: LateSink
+    stream: MappingStream | None
+    gate: MappingGate | None
     statuses: StatusReports
     file: FileMappings | None
 
@@ -95,13 +97,12 @@ def assemble(loaded: Loaded, observers: Sequence[tuple[str, Observer]] = ()) -> 
         before_all=lambda: _distrust_what_is_cached(client, accounts),
     )
     listeners = Listeners(settings, app, origins, tls, host.count)
-    sink = LateSink()
-    client = _client(loaded, host, sink) if settings.management is not None else None
+    client = _client(loaded, host) if settings.management is not None else None
     management: ProxyPeers = client or NoManagement()
 
     def report(state: AccountState) -> None:
-        if sink.mappings is not None:
-            sink.mappings.on_account(state)
+        if mappings is not None:
+            mappings.on_account(state)
 
     accounts = Accounts(
         loaded.hooks,
@@ -114,8 +115,11 @@ def assemble(loaded: Loaded, observers: Sequence[tuple[str, Observer]] = ()) -> 
         count=host.count,
     )
     statuses = StatusReports(management, host.count)
+    mappings: ManagementMappings | None = None
+    stream: MappingStream | None = None
+    gate: MappingGate | None = None
     if client is not None:
-        sink.mappings = ManagementMappings(
+        mappings = ManagementMappings(
             loaded.codec,
             routing,
             accounts,
@@ -126,14 +130,29 @@ def assemble(loaded: Loaded, observers: Sequence[tuple[str, Observer]] = ()) -> 
             private=settings.private,
             has_certificate=lambda name: tls is not None and tls.covers(name),
         )
+        gate = MappingGate(mappings)
+        stream = MappingStream(client, lambda: loaded.codec.capabilities(private=host.private), gate, count=host.count)
     file = FileMappings(settings.mappings_file, loaded.codec, routing) if settings.mappings_file is not None else None
     host.connect(app, accounts, management, listeners)
     return Assembly(
-        loaded, host, environment, watchdog, pools, routing, app, listeners, accounts, client, sink, statuses, file
+        loaded=loaded,
+        host=host,
+        environment=environment,
+        watchdog=watchdog,
+        pools=pools,
+        routing=routing,
+        app=app,
+        listeners=listeners,
+        accounts=accounts,
+        client=client,
+        stream=stream,
+        gate=gate,
+        statuses=statuses,
+        file=file,
     )
 
 
-def _client(loaded: Loaded, host: HostApi, sink: LateSink) -> ManagementClient:
+def _client(loaded: Loaded, host: HostApi) -> ManagementClient:
     management, limits = loaded.settings.management, loaded.settings.limits
     assert management is not None  # noqa: S101 - the caller saw to it
     connection = Connection(
@@ -149,8 +168,7 @@ def _client(loaded: Loaded, host: HostApi, sink: LateSink) -> ManagementClient:
         silence=limits.management_silence,
         patience=limits.management_patience,
     )
-    codec = loaded.codec
-    return ManagementClient(connection, lambda: codec.capabilities(private=host.private), sink, count=host.count)
+    return ManagementClient(connection, count=host.count)
 
 
 def _pool(limits: Limits, environment: Environment, upstream: Upstream, dialer: Dialer) -> UpstreamPool:

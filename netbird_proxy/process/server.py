@@ -19,7 +19,7 @@ from netbird_proxy.api.steps import Observer
 from netbird_proxy.process.assembly import assemble
 from netbird_proxy.process.loading import Loaded
 from netbird_proxy.process.state import default_socket
-from netbird_proxy.sources.management.client import ManagementClient
+from netbird_proxy.sources.management.stream import MappingStream
 
 log = structlog.get_logger("netbird_proxy.server")
 
@@ -124,20 +124,21 @@ class ProxyServer:
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[None]:
         """The stream of mappings, from when `_serve` lets it begin until this is left."""
-        if self.parts.client is None:
+        client, stream = self.parts.client, self.parts.stream
+        if client is None or stream is None:
             yield
             return
         try:
             async with asyncio.TaskGroup() as group:
-                stream = group.create_task(self._stream(self.parts.client), name="mapping stream")
+                receiving = group.create_task(self._receive(stream), name="mapping stream")
                 yield
-                stream.cancel()
+                receiving.cancel()
         finally:
-            await self.parts.client.close()
+            await client.close()
 
-    async def _stream(self, client: ManagementClient) -> None:
+    async def _receive(self, stream: MappingStream) -> None:
         await self._may_connect.wait()
-        await client.run()
+        await stream.run()
 
     async def _serve(self, shutdown: Shutdown) -> None:
         async with asyncio.TaskGroup() as group:
@@ -165,7 +166,8 @@ class ProxyServer:
                     starting.cancel()
                 self._supervisor.stopping("open exchanges have their time to end")
                 await self.parts.listeners.drain(shutdown)
-                await self.parts.sink.close()
+                if self.parts.gate is not None:
+                    await self.parts.gate.close()
                 await shutdown.drain(self.parts.accounts.stop(), timeout=TUNNEL_STOP)
                 for task in background:
                     task.cancel()

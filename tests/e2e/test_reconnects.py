@@ -15,7 +15,8 @@ from netbird_management.operations.accounts import create_account
 from netbird_management.operations.services import delete_service
 from netbird_management.secrets.vault import Vault
 from netbird_management.store.state import State
-from netbird_proxy.sources.management.client import Connection, ManagementClient
+from netbird_proxy.sources.management.channel import Connection, ManagementClient
+from netbird_proxy.sources.management.stream import MappingStream
 from netbird_proxy.testing.faults import TcpRelay
 from netbird_wire.proxy_service_pb2 import ProxyCapabilities
 from tests.netbird_management.conftest import Home
@@ -85,13 +86,14 @@ async def house(home: Home, directory: Path) -> AsyncIterator[House]:
                 patience=1.0,
             )
             proxy = ProxySide(directory)
-            client = ManagementClient(connection, ProxyCapabilities, proxy.mappings, pick=lambda _low, high: high / 10)
+            client = ManagementClient(connection)
+            mappings = MappingStream(client, ProxyCapabilities, proxy.mappings, pick=lambda _low, high: high / 10)
             peer = await lab.stock_peer("upstream")
             for number, name in enumerate(("stays", "goes", "moves")):
                 await lab.service(name, targets=(peer_target(peer, 9000 + number),))
             try:
                 async with asyncio.TaskGroup() as group:
-                    stream = group.create_task(client.run())
+                    stream = group.create_task(mappings.run())
                     yield House(home, directory, relay, exits, lab, peer, proxy, client)
                     stream.cancel()
             finally:

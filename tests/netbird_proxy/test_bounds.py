@@ -56,10 +56,10 @@ from netbird_proxy.pipeline import deadline, heads
 from netbird_proxy.routing.apply import Routing
 from netbird_proxy.routing.hooks import load_hooks
 from netbird_proxy.sources.file import read as files
-from netbird_proxy.sources.management import client as client_module
+from netbird_proxy.sources.management import channel as client_module
 from netbird_proxy.sources.management import statuses as status
 from netbird_proxy.sources.management import tokens
-from netbird_proxy.sources.management.client import Connection, open_channel
+from netbird_proxy.sources.management.channel import Connection, open_channel
 from netbird_proxy.sources.management.statuses import Status, StatusReports
 from netbird_proxy.sources.management.tokens import OneTimeTokens
 from netbird_proxy.testing.fakes import FakeManagement, FakeProxy

@@ -396,8 +396,8 @@ async def drain(directory: Path) -> None:
 ELSEWHERE = {
     "step_deadline": "pipeline/test_fail_closed.py",
     "step_grace": "pipeline/test_fail_closed.py",
-    "rpc_timeout": "sources/management/test_client.py",
-    "batch_watchdog": "sources/management/test_client.py",
+    "rpc_timeout": "sources/management/test_stream.py",
+    "batch_watchdog": "sources/management/test_stream.py",
     "revalidate": "pipeline/test_open_exchanges.py",
     "management_silence": "../e2e/test_management_away.py",
     "management_patience": "../e2e/test_management_away.py",

@@ -14,8 +14,8 @@ from netbird_proxy.api.host import OpenExchanges
 from netbird_proxy.api.model import AccountId, PublicKey, ServiceId, ServiceMapping, UserId
 from netbird_proxy.routing.apply import Report, Routing, Served
 from netbird_proxy.sources.decode.codec import Codec
-from netbird_proxy.sources.management.client import Update
 from netbird_proxy.sources.management.statuses import Status, StatusReports
+from netbird_proxy.sources.management.stream import Update
 from netbird_proxy.sources.management.tokens import OneTimeTokens
 from netbird_wire.proxy_service_pb2 import (
     PROXY_STATUS_ACTIVE,
@@ -280,45 +280,3 @@ class ManagementMappings:
         self._statuses.say(
             Status(report.service, report.account, PROXY_STATUS_ACTIVE, certificate=certificate, inbound=inbound)
         )
-
-
-class LateSink:
-    """The stream's sink before the mappings that stand behind it exist, and after the last of them was put in force."""
-
-    def __init__(self) -> None:
-        self.mappings: ManagementMappings | None = None
-        self._closed = False
-        self._applying = asyncio.Lock()
-        self._limit: asyncio.Timeout | None = None
-
-    async def close(self) -> None:
-        """Put nothing in force from now on: what steps are made of is about to go. Ends what is being put."""
-        self._closed = True
-        if self._limit is not None:
-            self._limit.reschedule(asyncio.get_running_loop().time())
-        async with self._applying:
-            pass
-
-    def _there(self) -> ManagementMappings:
-        assert self.mappings is not None  # noqa: S101 - there is a stream, so there is what takes it
-        return self.mappings
-
-    def stream_opened(self) -> None:
-        self._there().stream_opened()
-
-    def stream_lost(self) -> None:
-        self._there().stream_lost()
-
-    async def apply(self, update: Update) -> None:
-        if self._closed:
-            return
-        async with self._applying:
-            self._limit = limit = asyncio.timeout(None)
-            try:
-                async with limit:
-                    await self._there().apply(update)
-            except TimeoutError:
-                if not limit.expired():
-                    raise
-            finally:
-                self._limit = None

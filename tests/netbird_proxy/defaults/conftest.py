@@ -24,7 +24,8 @@ from netbird_proxy import (
     Upstream,
 )
 from netbird_proxy.pipeline.exchange import Exchange
-from netbird_proxy.sources.management.client import Connection, ManagementClient
+from netbird_proxy.sources.management.channel import Connection, ManagementClient
+from netbird_proxy.sources.management.stream import MappingStream
 from netbird_proxy.testing.fakes import FakeProxy
 from netbird_wire.proxy_service_pb2 import (
     AccessLog,
@@ -104,10 +105,10 @@ def connect() -> Connect:
             domain="p.example",
             allow_insecure=True,
         )
-        client = ManagementClient(connection, ProxyCapabilities, sink)
+        client = ManagementClient(connection)
         try:
             async with asyncio.TaskGroup() as tasks:
-                running = tasks.create_task(client.run())
+                running = tasks.create_task(MappingStream(client, ProxyCapabilities, sink).run())
                 async with asyncio.timeout(20):
                     await sink.applied.wait()
                 try:

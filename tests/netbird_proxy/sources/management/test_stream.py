@@ -19,14 +19,8 @@ from netbird_proxy.api.errors import (
     SettingsError,
 )
 from netbird_proxy.api.model import AccountId, PublicKey, ServiceId
-from netbird_proxy.sources.management.client import (
-    BACK_SPREAD,
-    Connection,
-    Loss,
-    ManagementClient,
-    Update,
-    open_channel,
-)
+from netbird_proxy.sources.management.channel import Connection, Loss, ManagementClient, open_channel
+from netbird_proxy.sources.management.stream import BACK_SPREAD, MappingStream, Update
 from netbird_proxy.testing.faults import Kind, TcpRelay
 from netbird_wire.extensions import NO_STREAM
 from netbird_wire.proxy_service_pb2 import (
@@ -139,10 +133,11 @@ async def running(
         allow_insecure=True,
         **options,
     )
-    client = ManagementClient(connection, lambda: ProxyCapabilities(private=True), sink, pick=at_once)
+    client = ManagementClient(connection)
+    mappings = MappingStream(client, lambda: ProxyCapabilities(private=True), sink, pick=at_once)
     try:
         async with asyncio.TaskGroup() as group:
-            stream = group.create_task(client.run())
+            stream = group.create_task(mappings.run())
             yield client, waits
             stream.cancel()
     finally:
@@ -220,10 +215,11 @@ async def test_management_that_is_back_is_not_waited_for() -> None:
         domain="proxy.example",
         allow_insecure=True,
     )
-    client = ManagementClient(connection, lambda: ProxyCapabilities(private=True), sink, pick=patient)
+    client = ManagementClient(connection)
+    mappings = MappingStream(client, lambda: ProxyCapabilities(private=True), sink, pick=patient)
     try:
         async with asyncio.TaskGroup() as group:
-            stream = group.create_task(client.run())
+            stream = group.create_task(mappings.run())
             await sink.saw("opened", "apply [] True")
             await first.stop(None)
             await sink.saw("lost")
@@ -365,7 +361,7 @@ async def test_call_that_management_refuses_is_told_apart_from_one_that_failed()
             await client.call("SendStatusUpdate", SendStatusUpdateRequest())
 
     nobody = Connection(url="http://127.0.0.1:1", token="t", proxy_id="p", version="", domain="d", allow_insecure=True)
-    alone = ManagementClient(nobody, ProxyCapabilities, Sink())
+    alone = ManagementClient(nobody)
     with pytest.raises(ManagementUnavailable):
         await alone.call("SendStatusUpdate", SendStatusUpdateRequest())
     await alone.close()
@@ -465,12 +461,13 @@ async def behind_a_relay(
             silence=silence,
             patience=patience,
         )
-        client = ManagementClient(
-            connection, ProxyCapabilities, Sink(), pick=lambda _low, high: high / 10, count=losses.seen.put_nowait
+        client = ManagementClient(connection)
+        mappings = MappingStream(
+            client, ProxyCapabilities, Sink(), pick=lambda _low, high: high / 10, count=losses.seen.put_nowait
         )
         try:
             async with asyncio.TaskGroup() as group:
-                stream = group.create_task(client.run())
+                stream = group.create_task(mappings.run())
                 yield client, relay, losses
                 stream.cancel()
         finally:
