@@ -157,6 +157,7 @@ async def _listening(
             services=services,
             trusted_proxies=settings.trusted_proxies,
             certificate=certificates["grpc"],
+            log_entries=settings.access_log_entries,
         ) as server.grpc_port,
         asyncio.TaskGroup() as tasks,
     ):

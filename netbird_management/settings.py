@@ -109,6 +109,8 @@ class ManagementSettings(Section):
     dns_servers: tuple[str, ...] = ()
     """`address` or `address:port` of the servers that custom domains are validated by; none are the system's."""
     access_log_days: Count = 7
+    access_log_entries: Count = 1_000_000
+    """Entries that are kept of one account, at most; the oldest go first."""
     rest: Listener = Listener(listen="127.0.0.1:8080")
     grpc: Listener = Listener(listen="127.0.0.1:8081")
     trusted_proxies: tuple[IPvAnyNetwork, ...] = ()

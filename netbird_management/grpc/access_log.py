@@ -2,25 +2,46 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
+from itertools import islice
 from typing import Final
 
 import grpc
 
 from netbird_management.grpc.errors import Refused
+from netbird_management.grpc.fair_queue import FairQueue
 from netbird_management.model.clock import now
 from netbird_management.model.ids import GroupId, PeerId, UserId, new_id
 from netbird_management.model.services import AccessLogEntry
 from netbird_management.model.snapshot import AccountSnapshot
-from netbird_management.operations.access_log import Row, Rows, add_access_log_rows
+from netbird_management.operations.access_log import (
+    ACCOUNT,
+    Row,
+    Rows,
+    add_access_log_rows,
+    forget_entries_over_quota,
+)
 from netbird_management.store.engine import is_away
 from netbird_management.store.state import State
 from netbird_wire.proxy_service_pb2 import AccessLog
 
 QUEUE_ENTRIES: Final = 10_000
+QUOTA_ENTRIES: Final = 1_000_000
+"""Entries that are stored of one account."""
+QUEUE_BYTES: Final = 64 << 20
+"""Entries that are not stored yet, of all accounts."""
+ENTRY_BYTES: Final = 16 << 10
+"""No entry counts as more: its texts are cut to less."""
+METADATA_BYTES: Final = 4 << 10
+"""Of names and values; the pairs that are too much are left out."""
+GROUPS: Final = 100
+"""Groups of a caller that an entry names."""
+CLOCKS_DIFFER: Final = timedelta(days=1)
+"""How far a moment may lie from now: one far in the future would never be forgotten."""
 BATCH_ENTRIES: Final = 1_000
 GATHER_SECONDS: Final = 0.25
 """How long the first of a batch waits for others: proxies send few at a time, and each write costs the same."""
@@ -38,32 +59,43 @@ class AccessLogs:
         state: State,
         *,
         capacity: int = QUEUE_ENTRIES,
+        capacity_bytes: int = QUEUE_BYTES,
+        quota: int = QUOTA_ENTRIES,
         record: Callable[[Sequence[AccessLogEntry]], None] = lambda _: None,
     ) -> None:
         self._state = state
         self._record = record
-        self._capacity = capacity
-        self._waiting: list[Row] = []
+        self._waiting = FairQueue[Row](items=capacity, bytes=capacity_bytes)
+        self._quota = quota
+        self._stored: dict[str, int] = {}
+        """Entries of each account that were stored since it was last held to its quota."""
         self._some = asyncio.Event()
 
     def take(self, logs: Sequence[AccessLog]) -> None:
-        """All of them or none. Raises `Refused` when there is no room; the proxy then sends them again later.
+        """All entries of an account or none. Raises `Refused` when none has room; the proxy sends them again later.
 
-        Entries of accounts that are not here (exchanges for no known host have none) are let go.
+        Where entries of other accounts came with them, those of an account that has no room are lost: it fills more
+        than its part of the queue. Entries of unknown accounts (exchanges for no known host have none) are dropped.
         """
-        if len(self._waiting) + len(logs) > self._capacity:
-            self._state.count("access_log_refused")
-            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "the access log is full: try again later")
-        accounts: dict[str, _Account | None] = {}
+        by_account: dict[str, tuple[_Account, list[tuple[Row, int]]] | None] = {}
         for log in logs:
             account_id = log.account_id
-            if account_id not in accounts:
-                found = self._state.snapshots.get(account_id)
-                accounts[account_id] = _Account(found) if found is not None else None
-            account = accounts[account_id]
-            if account is not None:
-                self._waiting.append(_row(log, account))
-        self._some.set()
+            if account_id not in by_account:
+                snapshot = self._state.snapshots.get(account_id)
+                by_account[account_id] = (_Account(snapshot), []) if snapshot is not None else None
+            of_account = by_account[account_id]
+            if of_account is not None:
+                of_account[1].append((_row(log, of_account[0]), min(log.ByteSize(), ENTRY_BYTES)))
+        parts = [(account_id, part[1]) for account_id, part in by_account.items() if part is not None]
+        lost = self._waiting.lost
+        refused = [rows for account_id, rows in parts if not self._waiting.put(account_id, rows)]
+        if refused and len(refused) == len(parts):
+            self._state.count("access_log_refused")
+            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "the access log is full: try again later")
+        for _ in range(self._waiting.lost - lost + sum(map(len, refused))):
+            self._state.count("access_log_lost")
+        if parts:
+            self._some.set()
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -81,18 +113,34 @@ class AccessLogs:
         A batch that cannot be stored is tried entry by entry: one bad one costs itself. Cancelled, what was under way
         waits again, and may be stored already: it is not stored twice.
         """
-        while self._waiting:
-            batch, self._waiting = self._waiting[:BATCH_ENTRIES], self._waiting[BATCH_ENTRIES:]
+        while taken := self._waiting.get(BATCH_ENTRIES):
+            batch = [row for _, row, _ in taken]
             try:
                 await self._store(batch)
             except BaseException as error:
-                self._waiting = batch + self._waiting
+                self._waiting.put_back(taken)
                 if not is_away(error):
                     raise
                 _log.warning("access_log.waits", extra={"entries": len(self._waiting), "error": type(error).__name__})
                 return False
             self._record(Rows(batch))
+            await self._hold_to_quota(batch)
         return True
+
+    async def _hold_to_quota(self, batch: Sequence[Row]) -> None:
+        """Accounts that are new here, and then each that stored a twentieth of its quota: counting reads all it has."""
+        for account_id, number in Counter(row[ACCOUNT] for row in batch).items():
+            stored = self._stored.get(account_id)
+            self._stored[account_id] = (stored or 0) + number
+            if stored is not None and self._stored[account_id] < self._quota / 20:
+                continue
+            try:
+                await forget_entries_over_quota(self._state, account_id, self._quota)
+            except Exception as error:
+                _log.warning("access_log.quota.failed", extra={"error": type(error).__name__})
+                continue
+            self._stored[account_id] = 0
+            self._stored = {id_: n for id_, n in self._stored.items() if self._state.snapshots.get(id_) is not None}
 
     async def _store(self, batch: list[Row]) -> None:
         try:
@@ -123,7 +171,7 @@ class _Account:
         """The ids of groups that the proxy names."""
         if self._named is None:
             self._named = {group.name: group.id for group in self._snapshot.groups.values()}
-        return [self._named[name] for name in names if name in self._named]
+        return list(islice((self._named[name] for name in dict.fromkeys(names) if name in self._named), GROUPS))
 
     def groups_of(self, user_id: str) -> list[str]:
         """The ids of the groups of a user or peer, as they are now."""
@@ -131,7 +179,7 @@ class _Account:
         if found is None:
             user = self._snapshot.users.get(UserId(user_id))
             groups = self._snapshot.groups_of(PeerId(user_id))
-            found = list(user.auto_groups) if user is not None else [group.id for group in groups]
+            found = [*(user.auto_groups if user is not None else (group.id for group in groups))][:GROUPS]
             self._of_user[user_id] = found
         return found
 
@@ -171,18 +219,31 @@ def _row(log: AccessLog, account: _Account) -> Row:
         _count(log.bytes_upload),
         _count(log.bytes_download),
         protocol[:8],
-        {_text(name): _text(value) for name, value in metadata.items()} if metadata else {},
+        _pairs(metadata) if metadata else {},
         account.named(groups) if groups else account.groups_of(log.user_id),
     )
 
 
 def _moment(log: AccessLog) -> datetime:
+    received = now()
     if not log.HasField("timestamp"):
-        return now()
+        return received
     try:
-        return _EPOCH + timedelta(seconds=log.timestamp.seconds, microseconds=log.timestamp.nanos // 1000)
+        moment = _EPOCH + timedelta(seconds=log.timestamp.seconds, microseconds=log.timestamp.nanos // 1000)
     except (ValueError, OverflowError):
-        return now()
+        return received
+    return min(max(moment, received - CLOCKS_DIFFER), received + CLOCKS_DIFFER)
+
+
+def _pairs(metadata: Mapping[str, str]) -> dict[str, str]:
+    kept: dict[str, str] = {}
+    left = METADATA_BYTES
+    for name in sorted(metadata):
+        size = len(name.encode()) + len(metadata[name].encode())
+        if size <= left:
+            kept[_text(name)] = _text(metadata[name])
+            left -= size
+    return kept
 
 
 def _text(value: str) -> str:

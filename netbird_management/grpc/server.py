@@ -14,7 +14,7 @@ from netbird_host.certificates import ReloadedCertificate
 from netbird_host.shutdown import Shutdown
 from netbird_host.sources import Network
 from netbird_management.compute.network_map import NetworkMaps
-from netbird_management.grpc.access_log import AccessLogs
+from netbird_management.grpc.access_log import QUOTA_ENTRIES, AccessLogs
 from netbird_management.grpc.connections import Connections
 from netbird_management.grpc.errors import Refused
 from netbird_management.grpc.interceptors import PEERS, PROXY_MESSAGE_BYTES, REQUEST_SECONDS, Edge
@@ -84,6 +84,7 @@ async def serve_grpc(
     calls: int = CALLS,
     trusted_proxies: Sequence[Network] = (),
     certificate: ReloadedCertificate | None = None,
+    log_entries: int = QUOTA_ENTRIES,
 ) -> AsyncIterator[int]:
     """Serves proxies and peers, and yields the bound port.
 
@@ -99,7 +100,7 @@ async def serve_grpc(
     state, hooks, timing = host.state, host.hooks, timing or Timing()
     connections, streams, recorder, statuses = Connections(), PeerStreams(), Recorder(state), StatusWriter(state)
     mappings = Mappings(state, hooks, connections, recorder)
-    access_logs = AccessLogs(state, record=hooks.record_access)
+    access_logs = AccessLogs(state, quota=log_entries, record=hooks.record_access)
     services = plugin_services(hooks.rpc(host)) if services is None else services
     edge = Edge(state, connections, PEERS | services.open, trusted=trusted_proxies, patience=timing.request)
     server = _server(edge, timing, calls)

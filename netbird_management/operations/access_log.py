@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final, cast, overload
 
-from sqlalchemy import ColumnElement, CursorResult, delete, func, not_, or_, select, text
+from sqlalchemy import ColumnElement, CursorResult, and_, delete, func, not_, or_, select, text
 
 from netbird_management.model.clock import now
 from netbird_management.model.ids import AccountId
@@ -83,6 +83,8 @@ _COLUMNS: Final = (
     "details",
     "user_groups",
 )
+ACCOUNT: Final = _COLUMNS.index("account_id")
+"""Where a `Row` has its account."""
 _MOMENT: Final = _COLUMNS.index("timestamp")
 _INSERT: Final = (
     f"INSERT INTO access_log ({', '.join(_COLUMNS)}) "  # noqa: S608 - names of ours
@@ -179,6 +181,16 @@ FORGET_ENTRIES: Final = 2_000
 
 async def forget_old_entries(state: State, days: float) -> None:
     await _forget(state, AccessLogRow.timestamp < now() - timedelta(days=days))
+
+
+async def forget_entries_over_quota(state: State, account_id: str, quota: int) -> None:
+    """The oldest entries of an account that has more than `quota`; those of one moment go together."""
+    mine = AccessLogRow.account_id == account_id
+    newest = select(AccessLogRow.timestamp).where(mine).order_by(AccessLogRow.timestamp.desc())
+    async with state.read_log() as session:
+        first_over = await session.scalar(newest.offset(quota).limit(1))
+    if first_over is not None:
+        await _forget(state, and_(mine, AccessLogRow.timestamp <= first_over))
 
 
 async def forget_entries_of_nobody(state: State) -> None:

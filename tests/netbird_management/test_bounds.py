@@ -20,7 +20,7 @@ from sqlalchemy import func, select, update
 from netbird_host.buckets import Places
 from netbird_host.guesses import SERVICE_FAILURES, Guesses
 from netbird_management.compute import mapping, validate
-from netbird_management.grpc import interceptors, management_service, mapping_stream, mappings, wire
+from netbird_management.grpc import access_log, interceptors, management_service, mapping_stream, mappings, wire
 from netbird_management.grpc import server as grpc_server
 from netbird_management.grpc.access_log import AccessLogs
 from netbird_management.grpc.connections import QUEUE_BYTES, QUEUE_MESSAGES, Connection
@@ -406,8 +406,15 @@ async def access_log_entries(scene: Scene) -> None:
     kept.take([one])
 
 
+@drive("an access-log entry")
+async def an_access_log_entry(_scene: Scene) -> None:
+    # That entries are cut to it is `test_access_log`'s.
+    assert (access_log.METADATA_BYTES, access_log.GROUPS, access_log.CLOCKS_DIFFER.days) == (4096, 100, 1)
+    assert (access_log.QUEUE_ENTRIES, access_log.QUEUE_BYTES, access_log.QUOTA_ENTRIES) == (10_000, 64 << 20, 1_000_000)
+
+
 @drive("access log")
-async def access_log(scene: Scene) -> None:
+async def stored_access_log(scene: Scene) -> None:
     old = AccessLogEntry(
         "a", scene.home.account_id, "s", now() - timedelta(days=8), "192.0.2.1", "GET", "h", "/", 1, 200, 1, 1
     )

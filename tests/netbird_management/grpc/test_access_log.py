@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
@@ -13,8 +13,11 @@ import pytest
 from netbird_management.grpc.access_log import AccessLogs
 from netbird_management.grpc.errors import Refused
 from netbird_management.operations.access_log import AccessLogEntry, access_log_page
+from netbird_management.operations.accounts import create_account
 from netbird_wire.proxy_service_pb2 import AccessLog, SendAccessLogRequest
 from tests.netbird_management.grpc.conftest import FakeProxy, Lab, eventually
+
+MOMENT = datetime.now(UTC).replace(microsecond=0)
 
 
 def log(lab: Lab, id_: str, **fields: Any) -> AccessLog:
@@ -30,7 +33,7 @@ def log(lab: Lab, id_: str, **fields: Any) -> AccessLog:
         source_ip="::ffff:192.0.2.1",
         protocol="http",
     )
-    made.timestamp.FromDatetime(datetime(2026, 1, 2, tzinfo=UTC))
+    made.timestamp.FromDatetime(MOMENT)
     for name, value in fields.items():
         if name == "user_groups":
             made.user_groups.extend(value)
@@ -88,7 +91,7 @@ async def test_what_an_entry_says(lab: Lab, proxy: FakeProxy) -> None:
         "broken": "Request failed",
         "stream": "",
     }
-    assert (found["good"].source_ip, found["good"].timestamp) == ("192.0.2.1", datetime(2026, 1, 2, tzinfo=UTC))
+    assert (found["good"].source_ip, found["good"].timestamp) == ("192.0.2.1", MOMENT)
     assert (found["broken"].source_ip, found["broken"].duration_ms) == ("", 0)
     groups = {group.name: group.id for group in lab.home.snapshot.groups.values()}
     assert set(found["good"].user_groups) == {groups["All"], groups["engineering"]}
@@ -134,8 +137,9 @@ async def test_one_bad_entry_costs_itself(lab: Lab, caplog: pytest.LogCaptureFix
     """What the store will not take is lost and logged; the others of its batch are there."""
     logs = AccessLogs(lab.home.state)
     logs.take([log(lab, "one"), log(lab, "surrogate"), log(lab, "two")])
-    one, two, *rest = logs._waiting
-    logs._waiting = [one, tuple("\ud800" if value == "GET" else value for value in two), *rest]
+    one, (account, bad, size), *rest = logs._waiting.get(10)
+    bad = tuple("\ud800" if value == "GET" else value for value in bad)
+    logs._waiting.put_back([one, (account, bad, size), *rest])
     await logs.flush()
     assert set(await entries(lab, 2)) == {"one", "two"}
     assert "access_log.entry.lost" in caplog.text
@@ -155,3 +159,55 @@ async def test_a_store_that_is_away_costs_no_entry(
     assert await logs.flush()
     assert set(await entries(lab, 2)) == {"one", "two"}
     assert "access_log.entry.lost" not in caplog.text
+
+
+async def test_promise_10_an_entry_is_bounded_whatever_a_proxy_reports(lab: Lab) -> None:
+    """A moment far from now would stay for ever or go at once, and metadata or groups could be megabytes."""
+    logs = AccessLogs(lab.home.state)
+    far = [log(lab, "future"), log(lab, "past"), log(lab, "long", user_groups=["All"] * 10_000)]
+    far[0].timestamp.FromDatetime(datetime(9999, 1, 1, tzinfo=UTC))
+    far[1].timestamp.FromDatetime(datetime(1999, 1, 1, tzinfo=UTC))
+    far[2].metadata.update({"a": "x" * 1000, "b": "x" * 1_000_000, "c": "é" * 1000, "d": "x" * 1500})
+    logs.take(far)
+    await logs.flush()
+    found = await entries(lab, 3)
+    assert abs(found["future"].timestamp - MOMENT - timedelta(days=1)) < timedelta(minutes=10)
+    assert abs(found["past"].timestamp - MOMENT + timedelta(days=1)) < timedelta(minutes=10)
+    assert dict(found["long"].metadata or {}) == {"a": "x" * 1000, "c": "é" * 1000}
+    assert len(found["long"].user_groups) == 1
+
+
+async def test_promise_10_an_account_that_fills_the_log_takes_no_others_place(lab: Lab) -> None:
+    """Others' entries are stored, in their own messages and in one with its; alone, it is refused and keeps them."""
+    other, _ = await create_account(lab.home.state, email="b@lab.test", name="B")
+    logs = AccessLogs(lab.home.state, capacity=10)
+    logs.take([log(lab, f"mine{number}", account_id=other) for number in range(10)])
+    with pytest.raises(Refused):
+        logs.take([log(lab, "more", account_id=other)])
+    logs.take([log(lab, "first")])
+    logs.take([log(lab, "more", account_id=other), log(lab, "second")])
+    await logs.flush()
+    assert set(await entries(lab, 2)) == {"first", "second"}
+    assert lab.home.state.counters["access_log_lost"] == 3
+
+
+async def test_promise_10_the_queue_counts_bytes(lab: Lab) -> None:
+    """Few entries may be as much as many."""
+    logs = AccessLogs(lab.home.state, capacity_bytes=10_000)
+    with pytest.raises(Refused):
+        logs.take([log(lab, str(number), path="x" * 4000) for number in range(3)])
+    logs.take([log(lab, str(number)) for number in range(3)])
+
+
+async def test_promise_10_an_account_has_a_quota_of_entries(lab: Lab) -> None:
+    """The oldest of an account's go, and no other account's."""
+    other, _ = await create_account(lab.home.state, email="b@lab.test", name="B")
+    logs = AccessLogs(lab.home.state, quota=3)
+    for number in range(5):
+        mine, theirs = log(lab, f"mine{number}", account_id=other), log(lab, f"theirs{number}")
+        mine.timestamp.FromDatetime(MOMENT + timedelta(seconds=number))
+        logs.take([mine, *([theirs] if number < 2 else [])])
+        await logs.flush()
+    found, _ = await access_log_page(lab.home.state, other, page=1, page_size=100)
+    assert [entry.id for entry in found] == ["mine4", "mine3", "mine2"]
+    assert set(await entries(lab, 2)) == {"theirs0", "theirs1"}
