@@ -31,6 +31,7 @@ from netbird_management.operations.custom_domains import DnsResolver, prove_doma
 from netbird_management.operations.events import forget_old_events
 from netbird_management.operations.peers import disconnect_all_peers, sweep_ephemeral_peers
 from netbird_management.operations.proxies import disconnect_all_proxies, forget_stale_proxies
+from netbird_management.operations.users import forget_waiting
 from netbird_management.plugins.hooks import Hooks
 from netbird_management.plugins.steps import OptionsT, ProxyCaller
 from netbird_management.rest.app import create_app
@@ -246,6 +247,7 @@ async def _keep_house(server: ManagementServer) -> None:
             await sweep_ephemeral_peers(server.state)
             await forget_old_entries(server.state, server.settings.access_log_days)
             await forget_old_events(server.state)
+            await forget_waiting(server.state)
             await forget_entries_of_nobody(server.state)
         except Exception:
             _log.exception("housekeeping.failed")

@@ -135,7 +135,7 @@ def _check_cidr(where: str, cidr: str) -> None:
 
 
 def _validated_stream(service: Service, account: AccountSnapshot) -> Service:
-    """A service of bytes or datagrams: one target, nobody to ask for a credential. Its only target is always on."""
+    """A service of bytes or datagrams: one target, which is always on, and nobody to ask for a credential."""
     if service.auth.any_enabled:
         raise InvalidArgument(f"auth is not supported for {service.mode} services")
     if service.listen_port not in _PORTS:
@@ -144,7 +144,9 @@ def _validated_stream(service: Service, account: AccountSnapshot) -> Service:
         raise InvalidArgument("listen_port is required for tls services")
     if len(service.targets) != 1:
         raise InvalidArgument(f"{service.mode} services must have exactly one target")
-    target = replace(service.targets[0], enabled=True)
+    target = service.targets[0]
+    if not target.enabled:
+        raise InvalidArgument(f"target 0: enabled can only be true for {service.mode} services: disable the service")
     options = target.options
     _check_reference(0, target, account)
     if target.protocol != ("udp" if service.mode == "udp" else "tcp"):
@@ -159,7 +161,7 @@ def _validated_stream(service: Service, account: AccountSnapshot) -> Service:
         raise InvalidArgument("target 0: timeouts must not be negative")
     if options.skip_tls_verify or options.path_rewrite or options.custom_headers:
         raise InvalidArgument(f"target 0: options of http targets do not go with mode {service.mode}")
-    return replace(service, targets=(target,))
+    return service
 
 
 def _check_reference(i: int, target: Target, account: AccountSnapshot) -> None:
@@ -219,11 +221,13 @@ def _check_target(i: int, target: Target, account: AccountSnapshot) -> None:
         raise InvalidArgument(f'target {i}: unknown path_rewrite "{options.path_rewrite}"')
     if options.request_timeout < 0 or options.session_idle_timeout < 0:
         raise InvalidArgument(f"target {i}: timeouts must not be negative")
+    if options.session_idle_timeout:
+        raise InvalidArgument(f"target {i}: session_idle_timeout is not supported for http services")
     _check_headers(i, options.custom_headers)
 
 
 def _check_host(i: int, host: str) -> None:
-    bare = host.strip()
+    bare = host
     if any(char.isspace() or char in "/\\@?#" for char in bare) or not bare.isprintable():
         raise InvalidArgument(f"target {i}: host must be a name or an address, without scheme, port or path")
     if bare.count(":") == 1 or (bare.startswith("[") and not bare.endswith("]")):

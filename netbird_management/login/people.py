@@ -4,25 +4,39 @@ A person is identified by issuer and subject, and by nothing else. An e-mail add
 or an administrator has made that user, nobody has come for it yet, and the provider confirms the address.
 """
 
+from datetime import timedelta
+from typing import Final
+
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from netbird_management.login.identity_provider import Person
 from netbird_management.model.accounts import Role, User
+from netbird_management.model.activity import Activity
 from netbird_management.model.clock import now
 from netbird_management.model.errors import InvalidArgument, PreconditionFailed
 from netbird_management.model.ids import AccountId, UserId, new_id
+from netbird_management.model.snapshot import AccountSnapshot
 from netbird_management.operations.accounts import create_account
 from netbird_management.operations.users import checked_email
 from netbird_management.store.models import UserIdentityRow, UserRow
 from netbird_management.store.state import State
 
+WAITING: Final = 100
+"""Strangers of one account who wait for approval."""
+LOGIN_NOTED: Final = timedelta(hours=1)
+"""Logins of one person within this time are one event."""
+
 
 async def user_of(state: State, account_id: AccountId, person: Person) -> User | None:
-    """The user, whichever account they are in; someone never seen before becomes one who waits for approval.
+    """The user, whichever account they are in. A stranger becomes one, who waits for approval where the account's
+    setting asks for it.
 
     Args:
-        account_id: where a new one waits. `None` if that account is gone.
+        account_id: where a stranger becomes a user. `None` if that account is gone.
+
+    Raises:
+        PreconditionFailed: `WAITING` strangers wait there already.
     """
     known = await _known(state, person)
     if known is not None:
@@ -34,10 +48,16 @@ async def user_of(state: State, account_id: AccountId, person: Person) -> User |
         identity = await session.get(UserIdentityRow, (person.issuer, person.subject))
         row = await session.get(UserRow, identity.user_id) if identity is not None else None
         if row is None:
-            row = await _invited(session, account_id, person) or _waiting(account_id, person)
-            session.add(row)
+            row = await _invited(session, account_id, person)
+            activity = Activity.USER_LINK if row is not None else Activity.USER_JOIN
+            if row is None:
+                row = _stranger(transaction.account, person)
+                session.add(row)
             await session.flush()
             session.add(UserIdentityRow(issuer=person.issuer, subject=person.subject, user_id=row.id, created_at=now()))
+            transaction.record(activity, row.id, initiator=row.id, email=row.email or None, issuer=person.issuer)
+        if not row.blocked and (row.last_login is None or row.last_login < now() - LOGIN_NOTED):
+            transaction.record(Activity.USER_LOGIN, row.id, initiator=row.id, email=row.email or None)
         row.last_login = now()
         user_id = UserId(row.id)
         transaction.touch(users=[user_id])
@@ -91,19 +111,22 @@ async def _invited(session: AsyncSession, account_id: AccountId, person: Person)
     return found[0] if len(found) == 1 else None
 
 
-def _waiting(account_id: AccountId, person: Person) -> UserRow:
+def _stranger(account: AccountSnapshot, person: Person) -> UserRow:
+    waits = account.account.settings.user_approval_required
+    if waits and sum(user.pending_approval for user in account.users.values()) >= WAITING:
+        raise PreconditionFailed("too many people wait for approval")
     try:
         email = checked_email(person.email)
     except InvalidArgument:
         email = ""
     return UserRow(
         id=new_id(),
-        account_id=account_id,
+        account_id=account.account.id,
         role=Role.USER,
         email=email,
         name=person.name,
         auto_groups=[],
-        blocked=True,
-        pending_approval=True,
+        blocked=waits,
+        pending_approval=waits,
         created_at=now(),
     )

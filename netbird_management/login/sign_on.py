@@ -23,7 +23,7 @@ from netbird_management.login.identity_provider import IdentityProvider, LoginRe
 from netbird_management.login.people import founder, known_user, user_of
 from netbird_management.model.admission import Refusal, refusal
 from netbird_management.model.clock import now
-from netbird_management.model.errors import BadRequest
+from netbird_management.model.errors import BadRequest, PreconditionFailed
 from netbird_management.model.ids import AccountId, UserId
 from netbird_management.model.services import Service
 from netbird_management.operations.accounts import DNS_DOMAIN
@@ -89,10 +89,14 @@ class SignOn:
         account = self._state.snapshots.get(account_id)
         if known is not None:
             return known if account is not None and known in account.users else None
-        if account is not None:
-            user = await user_of(self._state, account_id, person)
-        else:
-            user = await founder(self._state, account_id, person, dns_domain=self._dns_domain)
+        try:
+            if account is not None:
+                user = await user_of(self._state, account_id, person)
+            else:
+                user = await founder(self._state, account_id, person, dns_domain=self._dns_domain)
+        except PreconditionFailed as full:
+            self._log_full(account_id, full)
+            return None
         return None if user is None else user.id
 
     async def finish(self, text: str, *, code: str, error: str) -> str:
@@ -109,7 +113,13 @@ class SignOn:
         if service is not None and self._accounts.asked and self._accounts.of(person) != service.account_id:
             _log.info("login.denied", extra={"service_id": service.id, "method": "oidc", "reason": "other_account"})
             return _back(state.redirect, error="access_denied", error_description=NOT_ALLOWED)
-        user = None if service is None else await user_of(self._state, service.account_id, person)
+        try:
+            user = None if service is None else await user_of(self._state, service.account_id, person)
+        except PreconditionFailed as full:
+            self._log_full(None if service is None else service.account_id, full)
+            return _back(
+                state.redirect, error="access_denied", error_description="Nobody new can wait for approval now"
+            )
         if service is None or user is None or user.account_id != service.account_id:
             return _back(state.redirect, error="access_denied", error_description="Service configuration error")
         if (reason := refusal(user)) is not None:
@@ -125,6 +135,10 @@ class SignOn:
         token = await mint_session_token(self._state, service, user.id, "oidc", email=user.email, groups=groups)
         _log.info("login.accepted", extra={"service_id": service.id, "user_id": user.id})
         return _back(state.redirect, session_token=token)
+
+    def _log_full(self, account_id: AccountId | None, error: PreconditionFailed) -> None:
+        self._state.count("strangers_refused")
+        _log.warning("login.stranger.refused", extra={"account_id": account_id, "reason": error.message})
 
     def _service(self, redirect_url: str, account_id: AccountId | None) -> Service | None:
         parts = urlsplit(redirect_url)

@@ -13,16 +13,12 @@ ALL_GROUP = "All"
 
 @dataclass(frozen=True, slots=True)
 class AccountSettings:
-    """The few settings that something here reads."""
+    """The settings of an account. `groups_propagation_enabled` is always on: groups of a user move their peers."""
 
-    peer_login_expiration_enabled: bool = False
     peer_login_expiration: int = 86400
     routing_peer_dns_resolution_enabled: bool = True
-    regular_users_view_blocked: bool = True
     lazy_connection_enabled: bool = False
-    peer_inactivity_expiration_enabled: bool = False
     peer_inactivity_expiration: int = 600
-    peer_expose_enabled: bool = False
     peer_expose_groups: tuple[GroupId, ...] = ()
     groups_propagation_enabled: bool = True
     user_approval_required: bool = True

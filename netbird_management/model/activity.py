@@ -17,6 +17,9 @@ class Activity(StrEnum):
     USER_APPROVE = "user.approve"
     USER_REJECT = "user.reject"
     USER_DELETE = "user.delete"
+    USER_JOIN = "user.join"
+    USER_LINK = "user.link"
+    USER_LOGIN = "user.login"
     PERSONAL_TOKEN_CREATE = "personal.access.token.create"  # noqa: S105 - a code
     PERSONAL_TOKEN_DELETE = "personal.access.token.delete"  # noqa: S105 - a code
     GROUP_ADD = "group.add"
@@ -69,6 +72,9 @@ SENTENCES: Final = {
     Activity.USER_APPROVE: "User approved",
     Activity.USER_REJECT: "User rejected",
     Activity.USER_DELETE: "User deleted",
+    Activity.USER_JOIN: "User joined by the identity provider",
+    Activity.USER_LINK: "User linked to the identity provider",
+    Activity.USER_LOGIN: "User logged in by the identity provider",
     Activity.PERSONAL_TOKEN_CREATE: "Personal access token created",
     Activity.PERSONAL_TOKEN_DELETE: "Personal access token deleted",
     Activity.GROUP_ADD: "Group created",

@@ -20,20 +20,13 @@ class SettingsChange:
 
 
 async def update_account(state: State, account_id: AccountId, given: SettingsChange) -> Account:
-    """Raises `InvalidArgument`, also for what this management does not do: a setting that does nothing would mislead.
+    """Raises `InvalidArgument`.
 
     The groups that are left alone by DNS have an update of their own, and stay.
     """
     settings = given.settings
-    for name, wanted in (
-        ("peer_login_expiration_enabled", settings.peer_login_expiration_enabled),
-        ("peer_inactivity_expiration_enabled", settings.peer_inactivity_expiration_enabled),
-        ("peer_expose_enabled", settings.peer_expose_enabled),
-    ):
-        if wanted:
-            raise InvalidArgument(f"{name} is not there yet: it can only be false")
     if settings.peer_login_expiration < 0 or settings.peer_inactivity_expiration < 0:
-        raise InvalidArgument("expirations must not be negative")
+        raise InvalidArgument("peer_login_expiration and peer_inactivity_expiration must not be negative")
     dns_domain = folded(given.dns_domain) if given.dns_domain else ""
     async with state.change(account_id) as transaction:
         account = transaction.account

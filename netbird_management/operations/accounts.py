@@ -87,6 +87,7 @@ async def create_account(
             await session.flush()
             issuer, subject = identity
             session.add(UserIdentityRow(issuer=issuer, subject=subject, user_id=user_id, created_at=now()))
+            transaction.record(Activity.USER_JOIN, user_id, initiator=user_id, email=address, issuer=issuer)
         session.add(GroupRow(id=group_id, account_id=account_id, name=ALL_GROUP))
         policy = Policy(PolicyId(policy_id), "Default", rules=(rule,), description=described)
         session.add(rows.policy_row(account_id, policy))

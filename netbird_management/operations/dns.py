@@ -214,10 +214,10 @@ def _checked_nameservers(given: NameserverGroup, account: AccountSnapshot) -> Na
 def _checked_record(given: ZoneRecord, zone: str) -> ZoneRecord:
     name = folded(given.name)
     if not is_under(name, zone):
-        raise InvalidArgument(f"record {name} does not lie in the zone {zone}")
+        raise InvalidArgument(f"record name {given.name} does not lie in the zone {zone}")
     if not 0 <= given.ttl < 1 << 31:
         raise InvalidArgument("ttl must not be negative")
-    content = given.content.strip()
+    content = given.content
     if given.type not in RECORD_TYPES:
         raise InvalidArgument(f'record type "{given.type}" is not one of {", ".join(RECORD_TYPES)}')
     if given.type == "CNAME":

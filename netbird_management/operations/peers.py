@@ -235,9 +235,9 @@ def checked_key(key: str) -> str:
     try:
         raw = base64.b64decode(key, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise InvalidArgument("a WireGuard key is base64 of 32 bytes") from error
+        raise InvalidArgument("public_key: a WireGuard key is base64 of 32 bytes") from error
     if len(raw) != 32 or base64.b64encode(raw).decode() != key:
-        raise InvalidArgument("a WireGuard key is base64 of 32 bytes")
+        raise InvalidArgument("public_key: a WireGuard key is base64 of 32 bytes")
     return key
 
 

@@ -60,8 +60,8 @@ def get_policy(state: State, account_id: AccountId, policy_id: PolicyId) -> Poli
 
 
 def _checked(policy: Policy, account: AccountSnapshot) -> Policy:
-    if not policy.name or len(policy.name) > 255:
-        raise InvalidArgument("policy name must be 1 to 255 characters")
+    if not policy.name or len(policy.name) > 255 or not policy.name.isprintable():
+        raise InvalidArgument("policy name must be 1 to 255 printable characters")
     if len(policy.description) > 1024:
         raise InvalidArgument("policy description must be at most 1024 characters")
     if not policy.rules:
@@ -70,6 +70,8 @@ def _checked(policy: Policy, account: AccountSnapshot) -> Policy:
     checked: list[PolicyRule] = []
     for i, rule in enumerate(policy.rules):
         _check_rule(i, rule, account)
+        if rule.id and rule.id not in known:
+            raise InvalidArgument(f"rules[{i}]: id {rule.id} is no rule of this policy: leave it out for a new one")
         # The id travels in maps and names the rule to agents: it is ours, and stays while the rule does.
         kept = rule.id if rule.id in known else "" if i else str(policy.id)
         used = {other.id for other in checked}
@@ -92,8 +94,10 @@ def _check_resource(where: str, side: str, resource: Resource, account: AccountS
 
 def _check_rule(i: int, rule: PolicyRule, account: AccountSnapshot) -> None:
     where = f"rules[{i}]"
-    if not rule.name or len(rule.name) > 255:
-        raise InvalidArgument(f"{where}: a rule needs a name")
+    if not rule.name or len(rule.name) > 255 or not rule.name.isprintable():
+        raise InvalidArgument(f"{where}: a rule needs a name of at most 255 printable characters")
+    if len(rule.description) > 1024:
+        raise InvalidArgument(f"{where}: description must be at most 1024 characters")
     if rule.action not in ("accept", "drop"):
         raise InvalidArgument(f'{where}: unknown action "{rule.action}"')
     if rule.protocol not in PROTOCOLS:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Final
 
 from sqlalchemy import select
 
@@ -20,6 +21,8 @@ from netbird_management.operations.peers import checked_key, get_peer, insert_pe
 from netbird_management.store import limits
 from netbird_management.store.models import SetupKeyRow
 from netbird_management.store.state import State
+
+MOST_USES: Final = (1 << 31) - 1
 
 
 class SetupKeyState(StrEnum):
@@ -70,12 +73,15 @@ async def create_setup_key(
     ephemeral: bool = False,
 ) -> tuple[SetupKey, str]:
     """A key and its text, which is shown this once. `expires_in` is seconds, 0 is never. Raises `InvalidArgument`."""
-    if not name or len(name) > 255:
-        raise InvalidArgument("setup key name must be 1 to 255 characters")
+    if not name or len(name) > 255 or not name.isprintable():
+        raise InvalidArgument("setup key name must be 1 to 255 printable characters")
     if kind not in ("reusable", "one-off"):
         raise InvalidArgument(f'unknown setup key type "{kind}": it is reusable or one-off')
     if expires_in < 0 or usage_limit < 0:
         raise InvalidArgument("expires_in and usage_limit must not be negative")
+    if usage_limit > MOST_USES or (kind == "one-off" and usage_limit > 1):
+        most = 1 if kind == "one-off" else MOST_USES
+        raise InvalidArgument(f"usage_limit of a {kind} key must be at most {most}")
     plain, moment = str(uuid.uuid4()).upper(), now()
     try:
         expires_at = moment + timedelta(seconds=expires_in) if expires_in else None
@@ -99,7 +105,7 @@ async def create_setup_key(
             used_times=0,
             last_used=None,
             auto_groups=list(auto_groups),
-            usage_limit=1 if kind == "one-off" else min(usage_limit, 1 << 31),
+            usage_limit=1 if kind == "one-off" else usage_limit,
             ephemeral=ephemeral,
             allow_extra_dns_labels=False,
         )

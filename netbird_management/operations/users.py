@@ -1,6 +1,7 @@
 """Users and their personal access tokens."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -20,6 +21,7 @@ from netbird_management.store.models import PersonalTokenRow, UserRow
 from netbird_management.store.state import State, Transaction
 from netbird_wire.tokens import TokenKind, mint, stored_hash, well_formed
 
+WAITING_KEPT: Final = timedelta(days=30)
 LAST_USED_SECONDS: Final = 60
 """How exact `last_used` is: a busy token is not written down at every call."""
 
@@ -36,12 +38,18 @@ class PersonalToken:
 
 
 def checked_email(email: str) -> str:
-    """The address without surrounding space. Raises `InvalidArgument`. It ends up in request headers: no controls."""
-    address = email.strip()
-    local, at, host = address.rpartition("@")
-    if not (local and at and host) or len(address) > 254 or not address.isprintable() or " " in address:
+    """The address. Raises `InvalidArgument`. It ends up in request headers: no controls."""
+    local, at, host = email.rpartition("@")
+    if not (local and at and host) or len(email) > 254 or not email.isprintable() or " " in email:
         raise InvalidArgument("a valid email is required")
-    return address
+    return email
+
+
+def checked_name(name: str, what: str) -> str:
+    """A name of a user or of something of theirs. Raises `InvalidArgument`; it may be empty."""
+    if len(name) > 255 or not name.isprintable():
+        raise InvalidArgument(f"{what} must be at most 255 printable characters")
+    return name
 
 
 async def create_user(
@@ -59,6 +67,9 @@ async def create_user(
         raise InvalidArgument("a user cannot be created as owner")
     if is_service_user and not name:
         raise InvalidArgument("a service user needs a name")
+    if is_service_user and email:
+        raise InvalidArgument("email is for people: a service user has none")
+    checked_name(name, "name")
     address = "" if is_service_user else checked_email(email)
     user_id = UserId(new_id())
     async with state.change(account_id) as transaction:
@@ -155,6 +166,18 @@ async def reject_user(state: State, account_id: AccountId, user_id: UserId) -> N
         transaction.record(Activity.USER_REJECT, user_id, email=user.email or None)
 
 
+async def forget_waiting(state: State, *, kept: timedelta = WAITING_KEPT) -> None:
+    """Rejects users who have waited for approval since their last login for longer than `kept`."""
+    cutoff = now() - kept
+    for account in state.snapshots.all():
+        for user in account.users.values():
+            if user.pending_approval and (user.last_login or user.created_at) < cutoff:
+                with suppress(
+                    NotFound, PreconditionFailed
+                ):  # somebody judged them meanwhile, or a service needs a peer
+                    await reject_user(state, account.account.id, user.id)
+
+
 async def delete_user(state: State, account_id: AccountId, user_id: UserId) -> None:
     """Deletes a user with tokens and peers, whose keys are free again.
 
@@ -177,8 +200,9 @@ async def create_token(
     """A personal access token and its text, which is shown this once."""
     if not name:
         raise InvalidArgument("token name can't be empty")
+    checked_name(name, "token name")
     if not 1 <= days <= 365:
-        raise InvalidArgument("expiration has to be between 1 and 365")
+        raise InvalidArgument("expires_in has to be between 1 and 365 days")
     plain = mint(TokenKind.PERSONAL)
     row = PersonalTokenRow(
         id=new_id(),

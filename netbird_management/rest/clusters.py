@@ -8,6 +8,7 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 
 from netbird_management.model.accounts import CustomDomain
+from netbird_management.model.errors import InvalidArgument
 from netbird_management.model.ids import AccountId
 from netbird_management.model.services import InboundListener
 from netbird_management.operations.custom_domains import (
@@ -21,14 +22,16 @@ from netbird_management.operations.proxies import Cluster, clusters_of, delete_c
 from netbird_management.operations.statuses import inbound_listeners
 from netbird_management.rest import shapes
 from netbird_management.rest.auth import Caller, allowed
+from netbird_management.rest.bodies import Body
 from netbird_management.rest.context import InContext
-from netbird_management.rest.json import ApiResponse, Body, sent_as
+from netbird_management.rest.json import ApiResponse, sent_as
 from netbird_management.rest.service_json import listener_json
 
 router = APIRouter(tags=["reverse-proxies"])
 
 
 class DomainBody(Body):
+    answer = shapes.Domain
     domain: str = ""
     target_cluster: str = ""
 
@@ -101,6 +104,8 @@ async def post_domain(
     context: InContext,
     given: Annotated[DomainBody, sent_as(DomainBody)],
 ) -> Response:
+    if not given.target_cluster:
+        raise InvalidArgument("target_cluster is required")
     domain = await create_domain(
         context.state,
         context.resolver,

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from netbird_management.model.accounts import Nameserver, NameserverGroup, Zone, ZoneRecord
-from netbird_management.model.errors import BadRequest, InvalidArgument, NotFound
+from netbird_management.model.errors import BadRequest, NotFound
 from netbird_management.model.ids import GroupId
 from netbird_management.operations.dns import (
     delete_nameservers,
@@ -21,8 +21,9 @@ from netbird_management.operations.dns import (
 )
 from netbird_management.rest import shapes
 from netbird_management.rest.auth import Caller, allowed
+from netbird_management.rest.bodies import DESCRIPTION, Body, Only
 from netbird_management.rest.context import InContext
-from netbird_management.rest.json import ApiResponse, Body, sent_as
+from netbird_management.rest.json import ApiResponse, sent_as
 
 router = APIRouter(prefix="/dns", tags=["dns"])
 
@@ -33,13 +34,14 @@ class DnsSettingsBody(Body):
 
 class NameserverBody(Body):
     ip: str = ""
-    ns_type: str = "udp"
+    ns_type: Annotated[str, Only("udp")] = "udp"
     port: int = 53
 
 
 class NameserverGroupBody(Body):
+    answer = shapes.NameserverGroup
     name: str = ""
-    description: str = ""
+    description: Annotated[str, DESCRIPTION] = ""
     nameservers: list[NameserverBody] | None = None
     enabled: bool = False
     groups: list[str] | None = None
@@ -49,6 +51,7 @@ class NameserverGroupBody(Body):
 
 
 class ZoneBody(Body):
+    answer = shapes.Zone
     name: str = ""
     domain: str = ""
     enabled: bool = True
@@ -57,6 +60,7 @@ class ZoneBody(Body):
 
 
 class RecordBody(Body):
+    answer = shapes.Record
     name: str = ""
     type: str = ""
     content: str = ""
@@ -238,8 +242,6 @@ async def remove_record(
 
 def _nameservers(id_: str, body: NameserverGroupBody) -> NameserverGroup:
     servers = body.nameservers or ()
-    if any(server.ns_type != "udp" for server in servers):
-        raise InvalidArgument("ns_type must be udp")
     return NameserverGroup(
         id=id_,
         name=body.name,

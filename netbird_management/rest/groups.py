@@ -12,13 +12,15 @@ from netbird_management.model.snapshot import AccountSnapshot
 from netbird_management.operations.groups import create_group, delete_group, update_group
 from netbird_management.rest import shapes
 from netbird_management.rest.auth import Caller, allowed
+from netbird_management.rest.bodies import Body
 from netbird_management.rest.context import InContext
-from netbird_management.rest.json import ApiResponse, Body, sent_as
+from netbird_management.rest.json import ApiResponse, sent_as
 
 router = APIRouter(tags=["groups"])
 
 
 class GroupRequest(Body):
+    answer = shapes.Group
     name: str = ""
     peers: list[str] | None = None
     resources: list[dict[str, str]] | None = None

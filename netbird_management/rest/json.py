@@ -6,24 +6,18 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
 from fastapi import Depends
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
 from netbird_management.model.errors import BadRequest
+from netbird_management.rest.bodies import check
 
 DEPTH: Final = 100
 """Objects and lists within one another."""
 _ESCAPES: Final = str.maketrans(
     {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 )
-
-
-class Body(BaseModel):
-    """Base of what callers send. Unknown members are ignored, as clients of other versions send them; types are not
-    bent into one another."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
 
 class ApiResponse(Response):
@@ -62,13 +56,15 @@ class BodyReader:
     model: type[BaseModel]
 
     async def __call__(self, raw: SentJson) -> BaseModel:
-        """Raises `BadRequest` that names the first member that is wrong."""
+        """Raises `BadRequest` that names the first member that is wrong, and `InvalidArgument` as `bodies.check`."""
         try:
-            return self.model.model_validate(raw)
+            body = self.model.model_validate(raw)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(str(part) for part in first["loc"])
             raise BadRequest(f"couldn't parse the request: {where}: {first['msg']}") from error
+        check(body)
+        return body
 
 
 def sent_as(model: type[BaseModel]) -> Any:

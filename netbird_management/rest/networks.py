@@ -23,27 +23,31 @@ from netbird_management.operations.networks import (
 )
 from netbird_management.rest import shapes
 from netbird_management.rest.auth import Caller, allowed
+from netbird_management.rest.bodies import DESCRIPTION, Body
 from netbird_management.rest.context import InContext
 from netbird_management.rest.groups import group_minimum
-from netbird_management.rest.json import ApiResponse, Body, sent_as
+from netbird_management.rest.json import ApiResponse, sent_as
 
 router = APIRouter(prefix="/networks", tags=["networks"])
 
 
 class NetworkBody(Body):
+    answer = shapes.Network
     name: str = ""
-    description: str = ""
+    description: Annotated[str, DESCRIPTION] = ""
 
 
 class NetworkResourceBody(Body):
+    answer = shapes.NetworkResource
     name: str = ""
-    description: str = ""
+    description: Annotated[str, DESCRIPTION] = ""
     address: str = ""
     enabled: bool = False
     groups: list[str] | None = None
 
 
 class NetworkRouterBody(Body):
+    answer = shapes.NetworkRouter
     metric: int = 0
     masquerade: bool = False
     enabled: bool = False

@@ -13,11 +13,11 @@ from netbird_management.model.snapshot import AccountSnapshot
 from netbird_management.operations.peers import create_stock_peer, delete_peer, rename_peer
 from netbird_management.rest import shapes
 from netbird_management.rest.auth import AnyCaller, Caller
+from netbird_management.rest.bodies import Body, Only
 from netbird_management.rest.context import InContext
 from netbird_management.rest.groups import group_minimum
-from netbird_management.rest.json import ApiResponse, Body, moment, sent_as
+from netbird_management.rest.json import ApiResponse, moment, sent_as
 from netbird_management.rest.permissions import Operation
-from netbird_management.rest.shapes import AccessiblePeer
 
 router = APIRouter(tags=["peers"])
 
@@ -36,6 +36,7 @@ _FLAGS = (
 
 
 class PeerBody(Body):
+    answer = shapes.NewPeer
     name: str = ""
     user_id: str | None = None
     group_ids: list[str] | None = None
@@ -43,13 +44,14 @@ class PeerBody(Body):
 
 
 class PeerUpdate(Body):
-    """All that NetBird's clients send back; what is not there can only stay as it is shown."""
+    """All that NetBird's clients send back; the rest can only stay as it is shown."""
 
+    answer = shapes.Peer
     name: str = ""
-    ssh_enabled: bool = False
-    login_expiration_enabled: bool = False
-    inactivity_expiration_enabled: bool = False
-    approval_required: bool = False
+    ssh_enabled: Annotated[bool, Only(False)] = False
+    login_expiration_enabled: Annotated[bool, Only(False)] = False
+    inactivity_expiration_enabled: Annotated[bool, Only(False)] = False
+    approval_required: Annotated[bool, Only(False)] = False
     ip: str = ""
     ipv6: str = ""
 
@@ -90,7 +92,7 @@ def peer_json(peer: Peer, account: AccountSnapshot) -> dict[str, Any]:
 
 def _minimum(peer: Peer, account: AccountSnapshot) -> dict[str, Any]:
     shown = peer_json(peer, account)
-    return {name: shown[name] for name in AccessiblePeer.model_fields}
+    return {name: shown[name] for name in shapes.AccessiblePeer.model_fields}
 
 
 @router.get("/peers", response_model=list[shapes.ListedPeer])
@@ -154,9 +156,6 @@ async def put_peer(
     peer_id: str, who: AnyCaller, context: InContext, given: Annotated[PeerUpdate, sent_as(PeerUpdate)]
 ) -> Response:
     peer = _peer(peer_id, who, "update")
-    for name in ("ssh_enabled", "login_expiration_enabled", "inactivity_expiration_enabled", "approval_required"):
-        if getattr(given, name):
-            raise InvalidArgument(f"{name} is not there yet: it can only be false")
     for name, held in (("ip", str(peer.ip)), ("ipv6", "" if peer.ipv6 is None else str(peer.ipv6))):
         if getattr(given, name) not in ("", held):
             raise InvalidArgument(f"{name} of a peer cannot be changed: it is {held}")

@@ -12,9 +12,10 @@ from netbird_management.model.snapshot import AccountSnapshot
 from netbird_management.operations.policies import create_policy, delete_policy, get_policy, update_policy
 from netbird_management.rest import shapes
 from netbird_management.rest.auth import Caller, allowed
+from netbird_management.rest.bodies import DESCRIPTION, Body, Only
 from netbird_management.rest.context import InContext
 from netbird_management.rest.groups import group_minimum
-from netbird_management.rest.json import ApiResponse, Body, sent_as
+from netbird_management.rest.json import ApiResponse, sent_as
 
 router = APIRouter(prefix="/policies", tags=["policies"])
 
@@ -30,13 +31,14 @@ class PortRangeBody(Body):
 
 
 class RuleBody(Body):
+    answer = shapes.Rule
     id: str | None = None
     name: str = ""
     enabled: bool = False
     action: str = ""
     bidirectional: bool = False
     protocol: str = ""
-    description: str | None = None
+    description: Annotated[str | None, DESCRIPTION] = None
     ports: list[str] | None = None
     port_ranges: list[PortRangeBody] | None = None
     sources: list[str] | None = None
@@ -46,11 +48,12 @@ class RuleBody(Body):
 
 
 class PolicyBody(Body):
+    answer = shapes.Policy
     name: str = ""
     enabled: bool = False
-    description: str | None = None
+    description: Annotated[str | None, DESCRIPTION] = None
     rules: list[RuleBody] | None = None
-    source_posture_checks: list[str] | None = None
+    source_posture_checks: Annotated[list[str] | None, Only([])] = None
 
 
 @router.get("", response_model=list[shapes.Policy])
@@ -132,8 +135,6 @@ def _rule_json(rule: PolicyRule, account: AccountSnapshot) -> dict[str, Any]:
 
 
 def _policy(policy_id: PolicyId, body: PolicyBody) -> Policy:
-    if body.source_posture_checks:
-        raise InvalidArgument("posture checks are not there yet")
     return Policy(
         id=policy_id,
         name=body.name,
@@ -157,13 +158,15 @@ def _rule(i: int, body: RuleBody) -> PolicyRule:
         action=body.action,
         ports=tuple(_port(i, port) for port in body.ports or ()),
         port_ranges=tuple(PortRange(ports.start, ports.end) for ports in body.port_ranges or ()),
-        description=(body.description or "")[:1024],
+        description=body.description or "",
     )
 
 
 def _resource(i: int, body: ResourceBody | None) -> Resource | None:
-    if body is None or not body.id:
+    if body is None or not (body.id or body.type):
         return None
+    if not body.id:
+        raise InvalidArgument(f"rules[{i}]: a resource of type {body.type} needs an id")
     try:
         return Resource(body.id, ResourceType(body.type))
     except ValueError as error:
@@ -171,6 +174,6 @@ def _resource(i: int, body: ResourceBody | None) -> Resource | None:
 
 
 def _port(i: int, text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) < 6):
+    if not (text.isascii() and text.isdecimal() and len(text) < 6) or text != str(int(text)):
         raise InvalidArgument(f'rules[{i}]: "{text}" is not a port')
     return int(text)

@@ -14,13 +14,15 @@ from netbird_management.operations.proxy_tokens import (
 )
 from netbird_management.rest import shapes
 from netbird_management.rest.auth import Caller, allowed
+from netbird_management.rest.bodies import Body
 from netbird_management.rest.context import InContext
-from netbird_management.rest.json import ApiResponse, Body, moment, sent_as
+from netbird_management.rest.json import ApiResponse, moment, sent_as
 
 router = APIRouter(prefix="/reverse-proxies/proxy-tokens", tags=["reverse-proxies"])
 
 
 class ProxyTokenBody(Body):
+    answer = shapes.ProxyToken
     name: str = ""
     expires_in: int = 0
 

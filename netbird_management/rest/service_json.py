@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any, Final
 
 from netbird_management.compute.mapping import resolve
+from netbird_management.compute.validate import STREAM_MODES
 from netbird_management.model.clock import now
 from netbird_management.model.errors import InvalidArgument
 from netbird_management.model.ids import AccountId, GroupId, ServiceId
@@ -24,8 +25,14 @@ from netbird_management.model.services import (
     TargetType,
 )
 from netbird_management.model.snapshot import AccountSnapshot
-from netbird_management.rest.json import Body, moment
+from netbird_management.rest import shapes
+from netbird_management.rest.bodies import Body, Text
+from netbird_management.rest.json import moment
 from netbird_wire.go_duration import format_duration, parse_duration
+
+SECRET: Final = Text(1024)
+"""Longer credentials are refused at a login, so they would let nobody in."""
+EXTENSIONS: Final = Text(1 << 16, lines=True)
 
 
 class OptionsBody(Body):
@@ -33,31 +40,32 @@ class OptionsBody(Body):
     request_timeout: str = ""
     session_idle_timeout: str = ""
     path_rewrite: str = ""
-    custom_headers: dict[str, str] | None = None
+    custom_headers: Annotated[dict[str, str] | None, Text(4096)] = None
     proxy_protocol: bool = False
     direct_upstream: bool = False
 
 
 class TargetBody(Body):
+    answer = shapes.Target
     target_id: str = ""
     target_type: str = ""
     protocol: str = ""
     port: int = 0
-    enabled: bool = False
+    enabled: bool | None = None
     host: str | None = None
-    path: str | None = None
+    path: Annotated[str | None, Text(4096)] = None
     options: OptionsBody | None = None
-    extensions: dict[str, dict[str, Any]] | None = None
+    extensions: Annotated[dict[str, dict[str, Any]] | None, EXTENSIONS] = None
 
 
 class PasswordBody(Body):
     enabled: bool = False
-    password: str = ""
+    password: Annotated[str, SECRET] = ""
 
 
 class PinBody(Body):
     enabled: bool = False
-    pin: str = ""
+    pin: Annotated[str, SECRET] = ""
 
 
 class BearerBody(Body):
@@ -68,7 +76,7 @@ class BearerBody(Body):
 class HeaderBody(Body):
     enabled: bool = False
     header: str = ""
-    value: str = ""
+    value: Annotated[str, SECRET] = ""
 
 
 class AuthBody(Body):
@@ -87,6 +95,7 @@ class RestrictionsBody(Body):
 
 
 class ServiceBody(Body):
+    answer = shapes.Service
     name: str = ""
     domain: str = ""
     enabled: bool = False
@@ -99,7 +108,7 @@ class ServiceBody(Body):
     access_restrictions: RestrictionsBody | None = None
     private: bool | None = None
     access_groups: list[str] | None = None
-    extensions: dict[str, dict[str, Any]] | None = None
+    extensions: Annotated[dict[str, dict[str, Any]] | None, EXTENSIONS] = None
     confirm_public: bool = False
 
 
@@ -117,8 +126,11 @@ def sent_names(raw: dict[str, Any]) -> frozenset[str]:
     return frozenset(walk(raw, ""))
 
 
-def service_of(body: ServiceBody, account_id: AccountId, service_id: ServiceId) -> Service:
-    """What the caller asked for, with zero values for what is absent. Raises `InvalidArgument`."""
+def service_of(body: ServiceBody, account_id: AccountId, service_id: ServiceId, mode: str = "") -> Service:
+    """The service that the caller asked for, with zero values for what is absent; `mode` is the stored one.
+
+    Raises `InvalidArgument`.
+    """
     restrictions = body.access_restrictions or RestrictionsBody()
     if restrictions.crowdsec_mode is not None and restrictions.crowdsec_mode not in ("", "off", "enforce", "observe"):
         raise InvalidArgument(f'crowdsec_mode "{restrictions.crowdsec_mode}" is not one of off, enforce, observe')
@@ -129,7 +141,7 @@ def service_of(body: ServiceBody, account_id: AccountId, service_id: ServiceId) 
         domain=body.domain,
         proxy_cluster="",
         meta=ServiceMeta(created_at=now()),
-        targets=tuple(_target(i, target) for i, target in enumerate(body.targets or ())),
+        targets=tuple(_target(i, target, body.mode or mode) for i, target in enumerate(body.targets or ())),
         enabled=body.enabled,
         mode=body.mode or "",
         listen_port=body.listen_port or 0,
@@ -206,7 +218,7 @@ def proxy_status_json(status: ProxyStatus) -> dict[str, Any]:
     }
 
 
-def _target(i: int, body: TargetBody) -> Target:
+def _target(i: int, body: TargetBody, mode: str) -> Target:
     try:
         kind = TargetType(body.target_type)
     except ValueError as error:
@@ -226,8 +238,8 @@ def _target(i: int, body: TargetBody) -> Target:
         target_type=kind,
         protocol=body.protocol,
         port=body.port,
-        enabled=body.enabled,
-        host=(body.host or "").strip(),
+        enabled=mode in STREAM_MODES if body.enabled is None else body.enabled,
+        host=body.host or "",
         path=body.path,
         options=options,
         extensions=body.extensions or {},

@@ -55,7 +55,8 @@ async def put_service(
     body: Annotated[ServiceBody, sent_as(ServiceBody)],
     raw: SentJson,
 ) -> Response:
-    given = service_of(body, who.account_id, ServiceId(service_id))
+    stored = who.account.services.get(ServiceId(service_id))
+    given = service_of(body, who.account_id, ServiceId(service_id), "" if stored is None else stored.mode)
     service = await update_service(
         context.state,
         context.hooks,

@@ -12,9 +12,10 @@ from netbird_management.model.errors import InvalidArgument, PermissionDenied, P
 from netbird_management.operations.accounts import create_account
 from netbird_management.operations.users import checked_email, create_token
 from netbird_management.rest import shapes
+from netbird_management.rest.bodies import Body
 from netbird_management.rest.client_address import client_address
 from netbird_management.rest.context import InContext
-from netbird_management.rest.json import ApiResponse, Body, sent_as
+from netbird_management.rest.json import ApiResponse, sent_as
 
 router = APIRouter(tags=["setup"])
 HEADER = "x-netbird-setup-secret"

@@ -18,23 +18,26 @@ from netbird_management.operations.setup_keys import (
 )
 from netbird_management.rest import shapes
 from netbird_management.rest.auth import Caller, allowed
+from netbird_management.rest.bodies import Body, Only
 from netbird_management.rest.context import InContext
-from netbird_management.rest.json import ApiResponse, Body, moment, sent_as
+from netbird_management.rest.json import ApiResponse, moment, sent_as
 
 router = APIRouter(prefix="/setup-keys", tags=["setup-keys"])
 
 
 class NewSetupKey(Body):
+    answer = shapes.SetupKey
     name: str = ""
     type: str = ""
     expires_in: int = 0
     auto_groups: list[str] | None = None
     usage_limit: int = 0
     ephemeral: bool = False
-    allow_extra_dns_labels: bool = False
+    allow_extra_dns_labels: Annotated[bool, Only(False)] = False
 
 
 class SetupKeyUpdate(Body):
+    answer = shapes.SetupKey
     revoked: bool = False
     auto_groups: list[str] | None = None
 
@@ -71,8 +74,6 @@ async def post_key(
     context: InContext,
     given: Annotated[NewSetupKey, sent_as(NewSetupKey)],
 ) -> Response:
-    if given.allow_extra_dns_labels:
-        raise BadRequest("extra DNS labels are not there yet")
     key, plain = await create_setup_key(
         context.state,
         who.account_id,

@@ -83,6 +83,7 @@ class AccountSettings(Shape):
     dns_domain: str
     extra: ExtraSettings
     groups_propagation_enabled: bool
+    ipv6_enabled_groups: list[str]
     jwt_groups_enabled: bool
     lazy_connection_enabled: bool
     network_range: str

@@ -21,20 +21,36 @@ from netbird_management.operations.users import (
 )
 from netbird_management.rest import shapes
 from netbird_management.rest.auth import AnyCaller, Caller, allowed
+from netbird_management.rest.bodies import Body, Only
 from netbird_management.rest.context import InContext
-from netbird_management.rest.json import ApiResponse, Body, moment, sent_as
+from netbird_management.rest.json import ApiResponse, moment, sent_as
 from netbird_management.rest.permissions import permissions_json
 
 router = APIRouter(tags=["users"])
 
 
 class UserRequest(Body):
+    """A new user."""
+
+    answer = shapes.User
     role: str = ""
     auto_groups: list[str] | None = None
     is_service_user: bool = False
-    is_blocked: bool | None = None
+    is_blocked: Annotated[bool, Only(False)] = False
     email: str = ""
     name: str = ""
+
+
+class UserUpdate(Body):
+    """Clients may send back the rest of a user as it is."""
+
+    answer = shapes.User
+    role: str = ""
+    auto_groups: list[str] | None = None
+    is_blocked: bool | None = None
+    is_service_user: bool | None = None
+    email: str | None = None
+    name: str | None = None
 
 
 class TokenRequest(Body):
@@ -107,10 +123,14 @@ async def put_user(
     user_id: str,
     who: Annotated[Caller, allowed("users", "update")],
     context: InContext,
-    given: Annotated[UserRequest, sent_as(UserRequest)],
+    given: Annotated[UserUpdate, sent_as(UserUpdate)],
 ) -> Response:
     if given.auto_groups is None:
         raise BadRequest("auto_groups is required")
+    shown = who.account.users.get(UserId(user_id))
+    for name in ("is_service_user", "email", "name"):
+        if shown is not None and getattr(given, name) not in (None, getattr(shown, name)):
+            raise InvalidArgument(f"{name} of a user cannot be changed")
     if user_id == who.user.id and (given.is_blocked or given.role != who.user.role):
         raise PermissionDenied("you can neither block yourself nor change your own role")
     user = await update_user(
@@ -190,4 +210,4 @@ def _role(text: str) -> Role:
     try:
         return Role(text)
     except ValueError as error:
-        raise InvalidArgument(f'unknown role "{text}": it is one of {", ".join(Role)}') from error
+        raise InvalidArgument(f'unknown role "{text[:64]}": it is one of {", ".join(Role)}') from error

@@ -5,6 +5,8 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -17,18 +19,22 @@ from pydantic import SecretStr
 from netbird_management import AccountSnapshot, Decision, Deny, Login, PluginInfo, SessionGate, hookimpl
 from netbird_management.login.gates import SessionGates
 from netbird_management.login.identity_provider import IdentityProvider, LoginRefused, ProviderFailed
+from netbird_management.login.people import WAITING
 from netbird_management.login.settings import OidcSettings
 from netbird_management.login.sign_on import SignOn
 from netbird_management.model.accounts import Role, User
 from netbird_management.model.clock import now
 from netbird_management.model.errors import BadRequest
-from netbird_management.model.ids import AccountId, GroupId
+from netbird_management.model.ids import AccountId, GroupId, UserId
 from netbird_management.model.services import AuthConfig, BearerAuth, SecretAuth, Service, ServiceMeta
+from netbird_management.operations.account_settings import SettingsChange, update_account
+from netbird_management.operations.events import events_of
 from netbird_management.operations.proxies import Registration
 from netbird_management.operations.services import create_service
-from netbird_management.operations.users import approve_user, create_user, update_user
+from netbird_management.operations.users import approve_user, create_user, forget_waiting, update_user
 from netbird_management.plugins.hooks import load_hooks
 from netbird_management.secrets.session_tokens import read_session_token
+from netbird_management.store.models import UserRow
 from tests.netbird_management.conftest import Home, claims_in
 from tests.netbird_management.grpc.conftest import direct_target
 
@@ -202,6 +208,69 @@ async def test_the_owner_of_setup_links_by_their_address(
 
     (owner,) = home.snapshot.users.values()
     assert (owner.id, owner.last_login is not None) == (home.owner.id, True)
+
+
+async def codes(home: Home) -> list[str]:
+    """The activities of people, the oldest first."""
+    found = [event.activity.value for event in await events_of(home.state, home.account_id)]
+    return [code for code in reversed(found) if code.startswith("user.") and code != "user.create"]
+
+
+async def test_coming_by_the_provider_is_an_event(
+    home: Home, sign_on: SignOn, provider: Provider, service: Service
+) -> None:
+    """The log says who joined, who linked an invitation, and who logged in, once an hour."""
+    await invited(home)
+    for _ in range(3):
+        await log_in(sign_on, provider, home)
+    assert await codes(home) == ["user.link", "user.login"]
+
+    provider.claims = {"sub": "u-9", "email": "new@lab.test", "email_verified": True}
+    await log_in(sign_on, provider, home)
+    await log_in(sign_on, provider, home)
+    assert await codes(home) == ["user.link", "user.login", "user.join"]
+    (join,) = [e for e in await events_of(home.state, home.account_id) if e.activity.value == "user.join"]
+    assert (join.details["email"], join.details["issuer"]) == ("new@lab.test", ISSUER)
+
+
+async def test_strangers_come_in_where_the_setting_says_so(
+    home: Home, sign_on: SignOn, provider: Provider, service: Service
+) -> None:
+    """Without required approval a stranger is an ordinary user at once."""
+    await update_account(
+        home.state,
+        home.account_id,
+        SettingsChange(replace(home.snapshot.account.settings, user_approval_required=False)),
+    )
+    provider.claims = {"sub": "u-9"}
+
+    assert "session_token" in query_of(await log_in(sign_on, provider, home))
+
+    (stranger,) = [user for user in home.snapshot.users.values() if user.role is Role.USER]
+    assert (stranger.blocked, stranger.pending_approval) == (False, False)
+
+
+async def test_who_waits_has_a_bound_and_an_end(
+    home: Home, sign_on: SignOn, provider: Provider, service: Service
+) -> None:
+    """So many strangers wait, the next is refused without a place, and those who stay away are forgotten."""
+    async with home.state.change(home.account_id) as transaction:
+        for number in range(WAITING - 1):
+            row = UserRow(
+                id=f"w{number}", account_id=home.account_id, role=Role.USER, email="", name="", auto_groups=[]
+            )
+            row.blocked, row.pending_approval, row.created_at = True, True, now()
+            transaction.session.add(row)
+        transaction.touch(users=[UserId(f"w{number}") for number in range(WAITING - 1)])
+    for subject, refused in (("u-1", "pending approval"), ("u-2", "Nobody new"), ("u-1", "pending approval")):
+        provider.claims = {"sub": subject}
+        assert refused in query_of(await log_in(sign_on, provider, home))["error_description"]
+    assert sum(user.pending_approval for user in home.snapshot.users.values()) == WAITING
+
+    await forget_waiting(home.state)
+    assert sum(user.pending_approval for user in home.snapshot.users.values()) == WAITING
+    await forget_waiting(home.state, kept=timedelta(0))
+    assert set(home.snapshot.users) == {home.owner.id}
 
 
 async def test_nobody_takes_over_a_user_that_has_come(

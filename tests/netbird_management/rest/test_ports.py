@@ -95,11 +95,13 @@ async def test_what_a_stream_cannot_be_is_refused(
 
 
 async def test_a_stream_has_one_target(api: Api, peer_id: str) -> None:
-    """Two targets are refused, and the only one counts as enabled."""
+    """Two targets are refused, and so is an only one that is off; where nothing is sent, it is on."""
     given = service(peer_id)
     two = {**given, "targets": given["targets"] * 2}
     assert (await api.refused("POST", SERVICES, two))[0] == 422
-    given["targets"][0]["enabled"] = False
+    off = {**given, "targets": [{**given["targets"][0], "enabled": False}]}
+    assert (await api.refused("POST", SERVICES, off))[0] == 422
+    given["targets"][0].pop("enabled", None)
     assert (await api.ok("POST", SERVICES, given))["targets"][0]["enabled"] is True
 
 

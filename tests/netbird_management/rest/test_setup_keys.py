@@ -29,7 +29,7 @@ async def test_a_key_is_shown_once(api: Api) -> None:
 
 async def test_a_key_is_revoked_for_good(api: Api) -> None:
     """Revoking shows in its state and cannot be taken back; deleting forgets it."""
-    made = await api.ok("POST", KEYS, {**GIVEN, "type": "one-off", "usage_limit": 9})
+    made = await api.ok("POST", KEYS, {**GIVEN, "type": "one-off", "usage_limit": 1})
     assert made["usage_limit"] == 1
     changed = await api.ok("PUT", f"{KEYS}/{made['id']}", {"revoked": True, "auto_groups": []})
     assert (changed["state"], changed["valid"]) == ("revoked", False)
@@ -40,7 +40,17 @@ async def test_a_key_is_revoked_for_good(api: Api) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [{"name": ""}, {"type": "forever"}, {"expires_in": -1}, {"usage_limit": -1}, {"auto_groups": ["nope"]}]
+    "given",
+    [
+        {"name": ""},
+        {"type": "forever"},
+        {"expires_in": -1},
+        {"usage_limit": -1},
+        {"usage_limit": 1 << 31},
+        {"type": "one-off", "usage_limit": 5},
+        {"auto_groups": ["nope"]},
+        {"allow_extra_dns_labels": True},
+    ],
 )
 async def test_what_a_key_cannot_be(api: Api, given: dict[str, Any]) -> None:
     """Each rule by itself."""
