@@ -215,7 +215,7 @@ def read_sources(
     """Gather what the file, the environment and the flags say, weakest first.
 
     Args:
-        prefix: of the environment's names, `NETBIRD_PROXY_`: `…<SECTION>__<KEY>` or `…<KEY>`.
+        prefix: of the environment's names, `NETBIRD_PROXY_`: `…<SECTION>__<KEY>` or `…<KEY>`. An empty variable counts as unset.
         ignored: names with that prefix which are not settings, such as the one that names the file.
         aliases: what other names in the environment say; weaker than the prefixed names.
         flags: what the command line says.
@@ -231,7 +231,7 @@ def read_sources(
         sources.put_text(given) if isinstance(given.value, str) else sources.put(given)
     for name, text in sorted((environment or {}).items()):
         rest = name.removeprefix(prefix)
-        if not prefix or rest == name or name in ignored or _KUBERNETES.match(rest):
+        if not text or not prefix or rest == name or name in ignored or _KUBERNETES.match(rest):
             continue
         path = tuple(part.lower() for part in rest.split("__"))
         if not all(path):
@@ -252,7 +252,7 @@ def dotted(path: Sequence[str | int]) -> str:
 
 def _from_file(file: Path) -> list[Given]:
     try:
-        tree = tomllib.loads(file.read_text("utf-8"))
+        tree = tomllib.loads(file.read_text("utf-8-sig"))
     except OSError as error:
         raise SettingsError([f"{file}: cannot be read: {error.strerror}"]) from error
     except UnicodeDecodeError as error:

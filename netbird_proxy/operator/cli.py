@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from netbird_host.plugins import installed
 from netbird_proxy.api.errors import PluginFailed, ProxyError, SettingsError
@@ -94,10 +95,10 @@ def check(
     if show:
         table = Table("setting", "value", "from", box=None, pad_edge=False)
         for shown in loaded.shown:
-            table.add_row(shown.path, shown.value, shown.source)
+            _add_row(table, shown.path, shown.value, shown.source)
         out.print(table)
     for name in loaded.ignored:
-        err.print(f"note: {name} is set, and this proxy has no such setting")
+        err.print(f"note: {name} is set, and this proxy has no such setting", markup=False)
     out.print(f"ok: {len(loaded.hooks.plugins)} plugins, {len(loaded.settings.listen)} host listeners")
 
 
@@ -126,7 +127,8 @@ def plugins(config: Config = None, admin: Socket = None, as_json: AsJson = False
     def tell(found: Any) -> None:
         table = Table("plugin", "version", "hooks", "claims", "what it does", box=None, pad_edge=False)
         for one in found:
-            table.add_row(one["id"], one["version"], " ".join(one["hooks"]), " ".join(one["claims"]), one["summary"])
+            cells = one["id"], one["version"], " ".join(one["hooks"]), " ".join(one["claims"]), one["summary"]
+            _add_row(table, *cells)
         out.print(table)
 
     _print(_ask(config, admin, "/plugins"), as_json, tell)
@@ -140,7 +142,7 @@ def routes(config: Config = None, admin: Socket = None, as_json: AsJson = False)
         table = Table("host", "prefix", "service", "upstreams", "steps", box=None, pad_edge=False)
         for one in found:
             state = f"refused: {one['refused']}" if one["refused"] else " → ".join(one["steps"])
-            table.add_row(one["host"], one["prefix"], one["service"], " ".join(one["upstreams"]), state)
+            _add_row(table, one["host"], one["prefix"], one["service"], " ".join(one["upstreams"]), state)
         out.print(table)
 
     _print(_ask(config, admin, "/routes"), as_json, tell)
@@ -224,6 +226,11 @@ def _ask(
         raise Failure(answer.json()["message"])
     answer.raise_for_status()
     return answer.json()
+
+
+def _add_row(table: Table, *cells: str) -> None:
+    """A row whose cells are shown as they are: rich would read `[…]` in them as markup, a terminal the rest."""
+    table.add_row(*(Text("".join(c if c.isprintable() else repr(c)[1:-1] for c in cell)) for cell in cells))
 
 
 def _print(found: Any, as_json: bool, tell: Any) -> None:

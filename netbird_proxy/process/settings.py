@@ -91,8 +91,9 @@ class Management(Section):
         file = self.token_file
         assert file is not None  # noqa: S101 - the validator saw to it
         try:
-            token = file.read_text("ascii").strip()
-        except (OSError, UnicodeDecodeError) as error:
+            token = file.read_text("utf-8-sig").strip()
+            token.encode("ascii")
+        except (OSError, UnicodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "is not a token"
             raise SettingsError(f"management.token_file: {file}: {why}") from error
         if not token:

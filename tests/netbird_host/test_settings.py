@@ -230,3 +230,22 @@ def test_names_that_are_nobodys_settings_are_left_alone() -> None:
 
     assert read(None, "", environment).value == Host()
     assert "HOST_A__" in problems(None, "", {"HOST_A__": "1"})[0]
+
+
+def test_an_empty_variable_is_unset() -> None:
+    """As a shell or a unit file leaves it: the weaker sources hold, and an unknown name is no problem."""
+    sources = read_sources(
+        environment={"HOST_PRIVATE": "", "HOST_LISTEN__ADDRESS": "", "HOST_UNKNOWN": ""}, prefix="HOST_"
+    )
+
+    assert sources.get("private") is None
+    assert sources.get("listen", "address") is None
+    assert sources.get("unknown") is None
+
+
+def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
+    """Some editors write one."""
+    file = tmp_path / "settings.toml"
+    file.write_text("\ufeffprivate = true\n", encoding="utf-8")
+
+    assert read_sources(file=file).get("private") is True

@@ -105,8 +105,12 @@ class Document:
         return f"{self.file}{line}: {shown}: {reason}" if shown else f"{self.file}{line}: {reason}"
 
 
-def read_mappings(file: Path) -> list[FileMapping]:
-    """What the file says.
+def read_mappings(file: Path, *, edited: bool = False) -> list[FileMapping]:
+    """The mappings of the file.
+
+    Args:
+        edited: the file replaces one that is in force. One without any mapping is refused then, unless it says so:
+            a file that an editor or a full disk cut to nothing looks the same.
 
     Raises:
         MappingsRefused: with every problem that was found.
@@ -128,6 +132,8 @@ def read_mappings(file: Path) -> list[FileMapping]:
         if name != SECTION
     ]
     tables = tree.get(SECTION, [])
+    if edited and not problems and SECTION not in tree:
+        raise MappingsRefused([f"{file}: is empty; write `{SECTION} = []` to end all its services"])
     if not isinstance(tables, list):
         raise MappingsRefused([*problems, document.problem((SECTION,), f"write [[{SECTION}]], one for each")])
     found: list[FileMapping] = []
@@ -157,7 +163,7 @@ def _text(file: Path) -> str:
     if len(data) > MAX_BYTES:
         raise MappingsRefused([f"{file}: is larger than {MAX_BYTES} bytes"])
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise MappingsRefused([f"{file}: is not UTF-8"]) from error
 

@@ -24,17 +24,17 @@ INTERVAL = 0.5
 Stamp = tuple[int, int, int]
 
 
-def decode_mappings(file: Path, codec: Codec) -> list[tuple[FileMapping, ServiceMapping]]:
+def decode_mappings(file: Path, codec: Codec, *, edited: bool = False) -> list[tuple[FileMapping, ServiceMapping]]:
     """The file's mappings in the model, every one of which this proxy understands.
 
     Raises:
         MappingsRefused: with every problem, each with its line.
     """
-    said = read_mappings(file)
+    read = read_mappings(file, edited=edited)
     problems: list[str] = []
     found: list[tuple[FileMapping, ServiceMapping]] = []
     hosts: dict[str, FileMapping] = {}
-    for one in said:
+    for one in read:
         mapping = codec.decode(one.wire, source=SOURCE).mapping
         if mapping.refused:
             problems.append(_located(one, mapping.refused, codec))
@@ -90,7 +90,7 @@ class FileMappings:
                 continue
             self._taken = seen
             try:
-                self._apply(await asyncio.to_thread(decode_mappings, self._file, self._codec))
+                self._apply(await asyncio.to_thread(decode_mappings, self._file, self._codec, edited=True))
             except MappingsRefused as refused:
                 self.refused = refused.problems
                 log.error(

@@ -11,7 +11,7 @@ from netbird_host.setting_types import Section
 from netbird_host.settings import Given
 from netbird_proxy import Address, PluginInfo, hookimpl
 from netbird_proxy.api.errors import PluginFailed, SettingsError
-from netbird_proxy.process.settings import RESERVED_SECTIONS, Limits, ProxySettings, read_settings
+from netbird_proxy.process.settings import RESERVED_SECTIONS, Limits, Management, ProxySettings, read_settings
 from netbird_proxy.routing.hooks import load_hooks
 
 LEAST = {
@@ -211,3 +211,15 @@ def test_two_plugins_cannot_have_one_section() -> None:
         load_hooks([("one", TunnelPlugin), ("two", plugin(Other))])
     with pytest.raises(PluginFailed, match="a section of the proxy's own settings"):
         load_hooks([("one", plugin(Limiting))], reserved_ids=RESERVED_SECTIONS)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_token(tmp_path: Path) -> None:
+    """Some editors write one; anything else outside ASCII is no token."""
+    file = tmp_path / "token"
+    management = Management(url="https://management.example", domain="proxy.example", token_file=file)
+
+    file.write_text("\ufeffnbx_token\n", encoding="utf-8")
+    assert management.read_token() == "nbx_token"
+    file.write_text("nbx_tökén\n", encoding="utf-8")
+    with pytest.raises(SettingsError, match="is not a token"):
+        management.read_token()

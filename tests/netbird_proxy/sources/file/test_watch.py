@@ -132,7 +132,7 @@ async def test_edits_are_taken(line: Line) -> None:
         line.write(said("b", "c"))
         await line.serves("b", "c")
         assert line.play.routing.table.hosts["b.example.com"] is kept
-        line.write("")
+        line.write("mapping = []\n")
         await line.serves()
 
 
@@ -206,5 +206,25 @@ async def test_each_source_reconciles_its_own(line: Line) -> None:
         line.play.routing.apply("management", [])
         assert line.hosts() == ["b.example.com"]
         line.play.routing.apply("management", [mapping()])
-        line.write("")
+        line.write("mapping = []\n")
         await line.serves("app")
+
+
+@pytest.mark.parametrize("emptied", ["", "\n \n", "# nothing\n", "\ufeff"])
+async def test_an_emptied_file_ends_no_service(line: Line, emptied: str) -> None:
+    """It looks like what an editor or a full disk left: the last good set stays, and the reason says how to mean it."""
+    line.write(said("a"))
+    line.files.start()
+    async with watching(line):
+        line.write(emptied)
+        await line.refuses("write `mapping = []`")
+        assert line.hosts() == ["a.example.com"]
+        line.write("mapping = []\n")
+        await line.serves()
+
+
+async def test_a_byte_order_mark_is_no_part_of_the_file(line: Line) -> None:
+    """Some editors write one."""
+    line.write("\ufeff" + said("a"))
+    line.files.start()
+    assert line.hosts() == ["a.example.com"]
