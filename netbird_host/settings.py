@@ -215,7 +215,7 @@ def read_sources(
     """Gather what the file, the environment and the flags say, weakest first.
 
     Args:
-        prefix: of the environment's names, `NETBIRD_PROXY_`: `…<SECTION>__<KEY>` or `…<KEY>`. Empty ones count as unset.
+        prefix: of the environment's names, `NETBIRD_PROXY_`: `…<SECTION>__<KEY>` or `…<KEY>`. An empty one is unset.
         ignored: names with that prefix which are not settings, such as the one that names the file.
         aliases: what other names in the environment say; weaker than the prefixed names.
         flags: what the command line says.
