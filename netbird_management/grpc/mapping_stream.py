@@ -46,6 +46,7 @@ ACK_SECONDS: Final = 150.0
 EXTENSIONS: Final = (
     Extension.ACCESS_LOG_BATCH,
     Extension.CLIENT_ADDRESS,
+    Extension.PEER_KEY,
     Extension.PLUGIN_SETTINGS,
     Extension.PRINCIPAL,
     Extension.PROXY_ID,

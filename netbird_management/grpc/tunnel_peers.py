@@ -68,7 +68,7 @@ class TunnelPeers:
         account, service = found
         caller.check_account(service.account_id)
         peer = account.peer_by_address(address)
-        if peer is None:
+        if peer is None or (request.peer_key and request.peer_key != peer.key):
             return _denied("peer_not_found")
         member = Member(
             peer=peer,

@@ -17,6 +17,8 @@ class Extension(enum.StrEnum):
     """Reads ProxyCapabilities.claims, and withholds mappings that are guarded by anything else."""
     CLIENT_ADDRESS = "client_address"
     """Reads AuthenticateRequest.client_address."""
+    PEER_KEY = "peer_key"
+    """Reads ValidateTunnelPeerRequest.peer_key."""
     PLUGIN_SETTINGS = "plugin_settings"
     """Sends ProxyMapping.plugin_settings and PathMapping.plugin_settings."""
     PRINCIPAL = "principal"

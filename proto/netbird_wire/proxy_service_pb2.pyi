@@ -1367,17 +1367,21 @@ class ValidateTunnelPeerRequest(_message.Message):
 
     TUNNEL_IP_FIELD_NUMBER: _builtins.int
     DOMAIN_FIELD_NUMBER: _builtins.int
+    PEER_KEY_FIELD_NUMBER: _builtins.int
     tunnel_ip: _builtins.str
     domain: _builtins.str
+    peer_key: _builtins.str
+    """The public key that the connection was authenticated with: the answer is about this peer or about none."""
     def __init__(
         self,
         *,
         tunnel_ip: _builtins.str = ...,
         domain: _builtins.str = ...,
+        peer_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "tunnel_ip", b"tunnel_ip"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "peer_key", b"peer_key", "tunnel_ip", b"tunnel_ip"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -35,6 +35,7 @@ from netbird_proxy import (
     is_cross_site,
     is_unsafe,
 )
+from netbird_wire.extensions import Extension
 from netbird_wire.proxy_service_pb2 import ValidateTunnelPeerRequest, ValidateTunnelPeerResponse
 
 PLUGIN = "private_service"
@@ -119,6 +120,8 @@ class PrivateService:
         if self._proxy is None:
             raise ManagementError("the proxy is not running")
         request = ValidateTunnelPeerRequest(tunnel_ip=question.address, domain=domain)
+        if Extension.PEER_KEY in self._proxy.management.extensions:
+            request.peer_key = question.peer
         answer = await self._proxy.management.call("ValidateTunnelPeer", request)
         if not isinstance(answer, ValidateTunnelPeerResponse):
             raise ManagementError("ValidateTunnelPeer: not an answer")

@@ -251,6 +251,24 @@ async def test_promise_3_step_that_breaks_closes_the_route() -> None:
         assert said.status == 503
 
 
+@pytest.mark.parametrize(
+    ("extensions", "key"), [(("peer_key",), ALICE.public_key), ((), "")], ids=["ours", "NetBird's"]
+)
+async def test_promise_1_management_is_asked_about_the_peer_of_the_connection(
+    extensions: tuple[str, ...], key: str
+) -> None:
+    """The question names the key where management reads it: the answer is about no later holder of the address."""
+    management = FakeManagement({"ValidateTunnelPeer": GRANT}, extensions=extensions)
+    proxy = FakeProxy(management=management, tunnels={ACCOUNT: FakeTunnel({"100.64.0.9": ALICE})})
+    plugin = PrivateService()
+    async with plugin.lifespan(proxy):
+        step = plugin.authenticate(private_route(), proxy)
+        assert step is not None
+        assert isinstance(await step.identify(exchange(origin=tunnel_origin("100.64.0.9"))), Identity)
+    (_, request), *_ = management.calls
+    assert request.peer_key == key
+
+
 async def test_promise_1_an_address_that_changes_hands_takes_no_connection_along() -> None:
     """An open connection never speaks for the peer that was given its address: it is refused, and nobody is asked."""
     management = FakeManagement({"ValidateTunnelPeer": GRANT})

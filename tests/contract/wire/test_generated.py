@@ -49,6 +49,7 @@ def test_every_extension_is_listed() -> None:
         ("SyncMappingsResponse.management_extensions", 1000),
         ("CreateProxyPeerRequest.wireguard_endpoint", 1000),
         ("AuthenticateRequest.client_address", 1000),
+        ("ValidateTunnelPeerRequest.peer_key", 1000),
         ("ValidateTunnelPeerResponse.required_group_ids", 1000),
         ("ValidateTunnelPeerResponse.required_group_names", 1001),
         ("ValidateTunnelPeerResponse.principal", 1002),

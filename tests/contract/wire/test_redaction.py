@@ -220,6 +220,7 @@ HARMLESS = {
     "management.PeerKeys.sshPubKey",
     "management.PeerKeys.wgPubKey",
     "management.RemotePeerConfig.wgPubKey",
+    "management.ValidateTunnelPeerRequest.peer_key",
     "management.SSHConfig.sshPubKey",
     "management.JWTConfig.keysLocation",
     "management.JWTConfig.maxTokenAge",

@@ -83,6 +83,7 @@ async def test_the_snapshot_of_nothing(lab: Lab) -> None:
     assert set(message.management_extensions) == {
         "access_log_batch",
         "client_address",
+        "peer_key",
         "plugin_settings",
         "principal",
         "proxy_id",

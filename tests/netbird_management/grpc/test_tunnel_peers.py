@@ -22,10 +22,12 @@ from tests.netbird_management.conftest import Home, claims_in
 from tests.netbird_management.grpc.conftest import Lab, eventually, lab_for
 
 
-async def ask(lab: Lab, ip: str, domain: str = "app.px.test", token: str = "") -> ValidateTunnelPeerResponse:
+async def ask(
+    lab: Lab, ip: str, domain: str = "app.px.test", token: str = "", key: str = ""
+) -> ValidateTunnelPeerResponse:
     """As a proxy that does not say which it is, so that none needs to be connected."""
     metadata = (("authorization", f"Bearer {token or lab.token}"),)
-    request = ValidateTunnelPeerRequest(tunnel_ip=ip, domain=domain)
+    request = ValidateTunnelPeerRequest(tunnel_ip=ip, domain=domain, peer_key=key)
     answer = await lab.proxy().unary("ValidateTunnelPeer", request, metadata=metadata)
     assert isinstance(answer, ValidateTunnelPeerResponse)
     return answer
@@ -63,6 +65,15 @@ async def test_a_peer_of_another_account_is_nobody_here(lab: Lab) -> None:
     theirs = replace(lab, home=Home(lab.home.state, other, lab.home.owner))
     await theirs.service("app", await theirs.group("g"))
     assert says_nothing(await ask(lab, str(phone.ip)), "peer_not_found")
+
+
+async def test_promise_1_an_answer_is_about_the_peer_that_the_connection_is_of(lab: Lab) -> None:
+    """The address of another peer than the one that the proxy names gives nothing away, whose ever it is now."""
+    phone, laptop = await lab.stock_peer("phone"), await lab.stock_peer("laptop")
+    await lab.service("app", await lab.group("g", phone, laptop))
+    assert (await ask(lab, str(phone.ip), key=phone.key)).valid
+    assert (await ask(lab, str(phone.ip))).valid  # NetBird's proxy names none
+    assert says_nothing(await ask(lab, str(phone.ip), key=laptop.key), "peer_not_found")
 
 
 async def test_a_member_without_a_user(lab: Lab) -> None:
