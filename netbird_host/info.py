@@ -45,7 +45,8 @@ class PluginInfo:
         capabilities: names told to the other side; two plugins may not tell the same one.
         claims: fields it understands; two plugins may not claim the same one.
         notes: keys its steps may leave with `note`.
-        cookies: names of cookies its steps set, so that upstreams can neither see nor set them.
+        cookies: names of cookies its steps set, or the beginning of such names and `*`. Upstreams and other plugins
+            can neither see nor set them; the plugin's own steps and endpoint see them in the request's head.
         options: model of the operator's section `[<plugin id>]` in the settings file; unknown keys are refused.
         settings: models read from each mapping, see `netbird_proxy.api.steps.MappingSettings`.
         target_settings: models read from each target of a mapping, see `netbird_proxy.api.steps.TargetSettings`.

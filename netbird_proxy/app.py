@@ -14,7 +14,7 @@ from netbird_proxy.http.folding import fold_authority
 from netbird_proxy.pipeline.core_answers import LOOP_DETECTED
 from netbird_proxy.pipeline.downstream import Downstream
 from netbird_proxy.pipeline.exchange import Exchange
-from netbird_proxy.pipeline.heads import offers
+from netbird_proxy.pipeline.heads import offers, without_session_token
 from netbird_proxy.pipeline.open_exchanges import INTERVAL, OpenExchanges
 from netbird_proxy.pipeline.pipeline import FixedAnswer
 from netbird_proxy.routing.apply import Routing
@@ -131,7 +131,7 @@ class ReverseProxy:
             return
         route = self.routing.table.match(host, path, None if origin is None else origin.account)
         exchange.route = route.spec
-        exchange.headers = route.rules.incoming(raw)
+        exchange.arrive(*route.rules.views(raw))
         runner = route.runner
         if connection is None:
             asks = scope["type"] == "websocket"
@@ -160,6 +160,7 @@ class ReverseProxy:
         else:
             client = scope.get("client")
             address = client[0] if client else ""
+        query: bytes = scope.get("query_string", b"")
         exchange = Exchange(
             id=self._ids.pop() if self._ids else self._new_id(),
             origin=origin,
@@ -168,13 +169,14 @@ class ReverseProxy:
             host=host,
             authority=authority,
             raw_path=path,
-            query=scope.get("query_string", b""),
+            query=without_session_token(query) if query else query,
             http_version=scope.get("http_version", "1.1"),
             headers=_NO_HEADERS,
             client_address=address,
             allowed_notes=self._notes,
         )
         exchange.forwarded = forwarded
+        exchange.full_query = query
         return exchange
 
     def _new_id(self) -> ExchangeId:

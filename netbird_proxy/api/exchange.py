@@ -75,12 +75,15 @@ class ExchangeView(Protocol):
         """The bytes that were matched and will be forwarded; never decoded."""
 
     @property
-    def query(self) -> bytes: ...
+    def query(self) -> bytes:
+        """As it came, without a `session_token`, which only an endpoint of its own path sees."""
+
     @property
     def http_version(self) -> str: ...
     @property
     def headers(self) -> Headers:
-        """The client's head without reserved names and without names that a plugin owns on this route."""
+        """The client's head as an upstream would get it: without reserved names, names that a plugin owns on this route
+        and cookies of the proxy's own and its plugins'. Steps of a plugin see the cookies that it declared as well."""
 
     @property
     def client_address(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from netbird_proxy.api.same_origin import own_path
 from netbird_proxy.api.steps import Page, Pages, Rendered
 from netbird_proxy.pipeline.downstream import Downstream
 from netbird_proxy.pipeline.exchange import Exchange
+from netbird_proxy.pipeline.heads import can_be_sent, without_others_cookies
 
 NO_ROUTE = Deny(404, "no_route", "no mapping has this host and path")
 STARTING = Deny(503, "starting", "not every source has sent its first mappings", headers=((b"retry-after", b"2"),))
@@ -72,6 +73,9 @@ class Environment(Protocol):
 
     @property
     def pages(self) -> Pages | None: ...
+
+    @property
+    def cookie_owner(self) -> Callable[[bytes], str]: ...
 
     def page_failed(self, error: BaseException) -> None: ...
 
@@ -153,7 +157,10 @@ def _worded(exchange: Exchange, page: Page, environment: Environment) -> tuple[b
                 if inspect.iscoroutine(made):
                     made.close()  # nobody will await it
                 raise TypeError(f"the page is {type(made).__name__}")
+            if not can_be_sent(made.headers):
+                raise TypeError("the page's headers are no tuple of (name, value) in bytes")
             own = [(name.lower(), value) for name, value in made.headers]
+            own = without_others_cookies(own, "", environment.cookie_owner)
             return made.content_type, made.body, [pair for pair in own if pair[0] not in _NOT_A_STEPS]
         except BaseException as exc:  # it is plain code: nobody can have cancelled it
             environment.page_failed(exc)

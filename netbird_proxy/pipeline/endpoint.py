@@ -11,6 +11,7 @@ from netbird_proxy.api.errors import BodyTooLarge, ClientGone, ExchangeError, St
 from netbird_proxy.asgi import Message, Scope
 from netbird_proxy.pipeline.downstream import Downstream
 from netbird_proxy.pipeline.exchange import Exchange
+from netbird_proxy.pipeline.heads import without_others_cookies
 from netbird_proxy.pipeline.pipeline import Environment
 
 _NOT_ITS = frozenset((b"connection", b"keep-alive", b"transfer-encoding", b"upgrade"))
@@ -62,6 +63,7 @@ class EndpointApplication:
                 if time.monotonic() - begun > timeout:
                     raise StepFailed(self.plugin, "endpoint", f"answered after more than {timeout:g} s")
                 headers = [(name.lower(), value) for name, value in message.get("headers", ())]
+                headers = without_others_cookies(headers, self.plugin, self._environment.cookie_owner)
                 await downstream.start(exchange, message["status"], [one for one in headers if one[0] not in _NOT_ITS])
             elif message["type"] == "http.response.body":
                 body = b"" if exchange.method == "HEAD" else message.get("body", b"")
@@ -74,6 +76,8 @@ class EndpointApplication:
                 raise ValueError(f"no message for this: {message['type']}")
 
         async def run() -> None:
+            exchange.show(self.plugin)
+            exchange.query = exchange.full_query
             await self._endpoint.app(self._scope(exchange), receive, send)
 
         try:
@@ -87,6 +91,7 @@ class EndpointApplication:
             raise StepFailed(self.plugin, "endpoint", describe_error(exc)) from exc
         finally:
             over = True
+            exchange.hide()
         if not downstream.complete:
             raise StepFailed(self.plugin, "endpoint", "returned without a complete answer")
 

@@ -7,6 +7,7 @@ read-only, so that mypy holds "one writer a field".
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from netbird_proxy.api.exchange import TrailEntry, Try
@@ -16,6 +17,9 @@ from netbird_proxy.api.model import Deny, ExchangeId, Identity, Kind, Origin, Ro
 
 if TYPE_CHECKING:
     from netbird_proxy.api.errors import ExchangeError
+
+
+_NO_VIEWS: Mapping[str, Headers] = {}
 
 
 class Exchange:
@@ -33,6 +37,7 @@ class Exchange:
         "ended_ns",
         "error",
         "forwarded",
+        "full_query",
         "headers",
         "host",
         "http_version",
@@ -42,6 +47,8 @@ class Exchange:
         "method",
         "notes",
         "origin",
+        "public",
+        "public_query",
         "query",
         "raw_path",
         "route",
@@ -51,6 +58,7 @@ class Exchange:
         "status",
         "trail",
         "tries",
+        "views",
     )
 
     def __init__(
@@ -82,7 +90,9 @@ class Exchange:
         self.raw_path = raw_path
         self.query = query
         self.http_version = http_version
-        self.headers = headers
+        self.headers = self.public = headers
+        self.views: Mapping[str, Headers] = _NO_VIEWS  # app: the head for plugins whose own cookies are in it
+        self.public_query = self.full_query = query  # app: without and with what is for an endpoint of a plugin alone
         self.client_address = client_address
         self.allowed_notes = allowed_notes
         self.forwarded: Forwarded | None = None  # app, on arrival
@@ -100,6 +110,19 @@ class Exchange:
         self.started_ns = time.monotonic_ns()
         self.started_at = time.time()
         self.ended_ns = 0  # pipeline, before observe
+
+    def arrive(self, public: Headers, views: Mapping[str, Headers]) -> None:
+        """Take the head: as every step may see it, and as plugins see it whose own cookies are in it."""
+        self.headers = self.public = public
+        self.views = views
+
+    def show(self, plugin: str) -> None:
+        """From now on code of this plugin looks at the head: with its own cookies."""
+        self.headers = self.views.get(plugin, self.public)
+
+    def hide(self) -> None:
+        """From now on anybody may look at head and query."""
+        self.headers, self.query = self.public, self.public_query
 
     def note(self, key: str, value: object) -> None:
         if key not in self.allowed_notes:

@@ -80,6 +80,7 @@ QUIET_CONNECTION = frozenset((b"keep-alive", b"close", b"Keep-Alive", b"Close"))
 
 
 V = TypeVar("V")
+_NO_VIEWS: Mapping[str, Headers] = {}
 
 _DROP, _KEEP, _LOOK, _COOKIE = range(4)
 """What becomes of a field: verdicts by its name, worked out once."""
@@ -103,8 +104,9 @@ class HeadRules:
 
     Attributes:
         owners: folded header name → the plugin that alone sets it on this route.
-        cookies: names of cookies that plugins set; like our session cookies they stay between client and proxy.
-        ours: cookie name, as it stands in a list of them → whether it is between the client and the proxy alone.
+        cookies: cookie name → plugin that sets it, or the beginning of names and `*`. Like our session cookies these
+            stay between the client and the proxy, and of plugins only their own sees them.
+        ours: cookie name, as it stands in a list → its plugin, CORE where it is nobody's, "" where it is the client's.
         pseudonym: our name in `Via`.
     """
 
@@ -113,11 +115,12 @@ class HeadRules:
     def __init__(
         self,
         owners: Mapping[bytes, str] | None = None,
-        cookies: frozenset[bytes] = frozenset(),
+        cookies: Mapping[bytes, str] | None = None,
         pseudonym: bytes = b"netbird-proxy",
     ) -> None:
         self.owners = dict(owners or {})
-        self.cookies = cookies
+        self.cookies = dict(cookies or {})
+        prefixes = [(name[:-1], owner) for name, owner in self.cookies.items() if name.endswith(b"*")]
         self.pseudonym = pseudonym
         names = frozenset(self.owners)
 
@@ -125,28 +128,56 @@ class HeadRules:
             folded = fold(name)
             if folded in names or folded.startswith(RESERVED_PREFIX):
                 return _DROP
+            if folded == b"cookie":
+                return _COOKIE
             return _LOOK if folded == b"connection" else _KEEP
 
         self.verdicts = _verdicts(("incoming", names), judge)
 
-        def stays(name: bytes) -> bool:
+        def owner_of(name: bytes) -> str:
             name = name.strip(b" \t")
+            owner = self.cookies.get(name) or next((of for start, of in prefixes if name.startswith(start)), "")
             folded = name.lower()
-            return folded == SESSION_COOKIE or folded.startswith(HOST_COOKIES) or name in cookies
+            reserved = folded == SESSION_COOKIE or folded.startswith(HOST_COOKIES)
+            return owner or (CORE if reserved else "")
 
-        self.ours = _verdicts(("cookies", cookies), stays)
+        self.ours = _verdicts(("cookies", tuple(sorted(self.cookies.items()))), owner_of)
 
     def incoming(self, raw: Iterable[RawHeader]) -> Headers:
-        """The client's head as steps see it: no reserved name, none that a plugin owns here, under any alias."""
+        """The client's head as steps see it: no reserved name, none that a plugin owns here under any alias, and no
+        cookie of ours."""
+        return self.views(raw)[0]
+
+    def views(self, raw: Iterable[RawHeader]) -> tuple[Headers, Mapping[str, Headers]]:
+        """The head as steps see it, and as those plugins see it whose own cookies are in it."""
         verdicts = self.verdicts
         kept: list[RawHeader] = []
+        cookies: list[tuple[int, RawHeader]] = []
         for pair in raw:
             verdict = verdicts[pair[0]]
             if verdict == _KEEP:
                 kept.append(pair)
             elif verdict == _LOOK:
                 kept.append(pair if pair[1] in QUIET_CONNECTION else (pair[0], self._unlisted(pair[1])))
-        return Headers(kept)
+            elif verdict == _COOKIE:
+                value = self.cookie(pair[1])
+                if value != pair[1]:
+                    cookies.append((len(kept), pair))
+                if value:
+                    kept.append((pair[0], value))
+        return Headers(kept), self._with_own_cookies(kept, cookies) if cookies else _NO_VIEWS
+
+    def _with_own_cookies(self, kept: list[RawHeader], cookies: list[tuple[int, RawHeader]]) -> Mapping[str, Headers]:
+        """The head for each plugin that has cookies in these fields, which stand before the given positions."""
+        owners = {self.ours[part.partition(b"=")[0]] for _, (_, value) in cookies for part in value.split(b";")}
+        views: dict[str, Headers] = {}
+        for plugin in owners - {"", CORE}:
+            fields = list(kept)
+            for position, (name, value) in reversed(cookies):
+                replaces = bool(self.cookie(value))
+                fields[position : position + replaces] = [(name, self.cookie(value, plugin))]
+            views[plugin] = Headers(fields)
+        return views
 
     def trailers(self, raw: Iterable[RawHeader], dropped: frozenset[bytes] = frozenset()) -> list[RawHeader]:
         """The request's trailers that may go upstream."""
@@ -169,14 +200,44 @@ class HeadRules:
             if (name := fold(part.strip(b" \t"))) not in self.owners and not name.startswith(RESERVED_PREFIX)
         )
 
-    def cookie(self, value: bytes) -> bytes:
-        """A `Cookie` value without our cookies; what stays keeps its bytes. Empty when nothing stays."""
+    def cookie(self, value: bytes, plugin: str = "") -> bytes:
+        """A `Cookie` value without our cookies, but for the plugin's own; what stays keeps its bytes. May be empty."""
         ours = self.ours
-        if value.find(b";") < 0:  # not `in`, see listening/head.py
-            return b"" if ours[value.partition(b"=")[0]] else value
+        if value.find(b";") < 0:  # not `in`, see http/head.py
+            return b"" if ours[value.partition(b"=")[0]] not in ("", plugin) else value
         parts = value.split(b";")
-        kept = [part for part in parts if not ours[part.partition(b"=")[0]]]
+        kept = [part for part in parts if ours[part.partition(b"=")[0]] in ("", plugin)]
         return value if len(kept) == len(parts) else b";".join(kept).strip(b" \t")
+
+
+def cookie_name(value: bytes) -> bytes:
+    """The name under which a `Set-Cookie` value may come back.
+
+    A nameless cookie is sent as its value alone by older browsers, so its value counts as its name.
+    """
+    pair = value.partition(b";")[0]
+    return pair.lstrip(b"= \t").partition(b"=")[0]
+
+
+def without_others_cookies(
+    fields: Iterable[RawHeader], plugin: str, owner_of: Callable[[bytes], str]
+) -> list[RawHeader]:
+    """The fields of an answer that a plugin's code made, without cookies of the core's or of another plugin."""
+    return [
+        pair for pair in fields if pair[0].lower() != b"set-cookie" or owner_of(cookie_name(pair[1])) in ("", plugin)
+    ]
+
+
+def can_be_sent(fields: object) -> bool:
+    """Whether these are fields of a head: a tuple of pairs of bytes, each a name and a value that ends no line."""
+    return isinstance(fields, tuple) and all(
+        isinstance(pair, tuple)
+        and len(pair) == 2
+        and all(isinstance(part, bytes) for part in pair)
+        and _TOKEN.fullmatch(pair[0])
+        and _VALUE.fullmatch(pair[1])
+        for pair in fields
+    )
 
 
 def without_session_token(query: bytes) -> bytes:

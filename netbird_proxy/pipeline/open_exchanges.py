@@ -294,6 +294,7 @@ class OpenExchanges:
         )
         again.route = route.spec
         again.forwarded = was.forwarded
+        again.views, again.full_query = was.views, was.full_query
         body = Downstream(one.downstream.receive, one.downstream.send, one.downstream.connection)
         body.taken, body.exhausted = one.downstream.taken, True
         refusal = await runner.readmit(again, body)

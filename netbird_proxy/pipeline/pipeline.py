@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import structlog
@@ -24,6 +25,7 @@ from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard, BoundOb
 from netbird_proxy.pipeline.deadline import MOST, Asking, Deadline, resumed
 from netbird_proxy.pipeline.downstream import Downstream
 from netbird_proxy.pipeline.exchange import Exchange
+from netbird_proxy.pipeline.heads import can_be_sent, without_others_cookies
 from netbird_proxy.pipeline.offers import are_ways, prompt
 
 log = structlog.get_logger("netbird_proxy.pipeline")
@@ -56,6 +58,7 @@ class Environment:
         endpoint_timeout: seconds that an endpoint has until its answer begins.
         left_behind: counts the tasks of steps that ignored their cancellation.
         count: adds one to a counter of the process.
+        cookie_owner: cookie name → the plugin that declared it, "core", or "" for anybody's.
         pages: what makes the pages that browsers get; None leaves them with plain text.
     """
 
@@ -73,6 +76,7 @@ class Environment:
         self.count = count
         self.left_behind = LeftBehind()
         self.pages: Pages | None = None
+        self.cookie_owner: Callable[[bytes], str] = lambda _name: ""
 
     def page_failed(self, error: BaseException) -> None:
         self.count("page_failed")
@@ -310,6 +314,7 @@ class Pipeline:
 
     async def abandoned(self, deadline: Deadline, exchange: Exchange, downstream: Downstream) -> None:
         """What the timer does for an exchange whose own task hangs in a step."""
+        exchange.hide()
         self.ending.environment.count("step_left_behind")
         error = self._step_failed(deadline.blamed, "hangs and ignores its cancellation")
         try:
@@ -348,6 +353,8 @@ class Pipeline:
                 if step.body_bytes:
                     await self._read_ahead(asking, step, exchange, downstream)
                 asking.step = step
+                if exchange.views:
+                    exchange.show(step.plugin)
                 said = await step.ask(exchange)
                 exchange.body = None
                 if time.monotonic() - asking.since > timeout:
@@ -369,6 +376,9 @@ class Pipeline:
             if asking.step is None or must_pass(exc):  # our own reading of the request body
                 raise
             raise self._step_failed(asking.step, describe_error(exc)) from exc
+        finally:
+            if exchange.views:
+                exchange.hide()
         asking.step = None
         return prompt(exchange, offers) if offers and exchange.identity is None else None
 
@@ -397,6 +407,11 @@ class Pipeline:
         Raises:
             StepFailed: it is neither a Deny nor a Challenge that can be answered.
         """
+        if isinstance(verdict, Deny | Challenge) and verdict.headers:
+            if not can_be_sent(verdict.headers):
+                raise self._step_failed(step, "answered with headers that are no tuple of (name, value) in bytes")
+            owner_of = self.ending.environment.cookie_owner
+            verdict = replace(verdict, headers=tuple(without_others_cookies(verdict.headers, step.plugin, owner_of)))
         if isinstance(verdict, Deny) and 400 <= verdict.status <= 599:
             exchange.denial = verdict
             exchange.trail.append(

@@ -9,7 +9,7 @@ from netbird_proxy.api.headers import RawHeader, fold
 from netbird_proxy.api.model import RouteSpec, Upstream
 from netbird_proxy.http.folding import fold_authority
 from netbird_proxy.pipeline.exchange import Exchange
-from netbird_proxy.pipeline.heads import CORE_NAMES, HOP_BY_HOP, QUIET_CONNECTION, HeadRules
+from netbird_proxy.pipeline.heads import CORE_NAMES, HOP_BY_HOP, QUIET_CONNECTION, HeadRules, cookie_name
 
 _NEVER_TRAILERS = CORE_NAMES | {b"set-cookie", b"location", b"content-encoding", b"content-type"}
 _LOOKED_AT = HOP_BY_HOP | {b"content-length", b"location", b"set-cookie"}
@@ -46,7 +46,7 @@ class ResponseHeads:
                     length = int(value)
                     fields.append(pair)
             elif name == b"set-cookie":
-                if not self.rules.ours[_cookie_name(value)]:
+                if not self.rules.ours[cookie_name(value)]:
                     fields.append(pair)
             elif name == b"location":
                 fields.append((name, self._location(exchange, value)) if self._rewrites else pair)
@@ -91,15 +91,6 @@ def split_authority(authority: bytes, default_port: int) -> tuple[bytes, int]:
     if not colon or b"]" in port:
         return authority.strip(b"[]"), default_port
     return host.strip(b"[]"), int(port) if port.isdigit() else (default_port if not port else 0)
-
-
-def _cookie_name(value: bytes) -> bytes:
-    """The name under which a `Set-Cookie` value may come back.
-
-    A nameless cookie is sent as its value alone by older browsers, so its value counts as its name.
-    """
-    pair = value.partition(b";")[0]
-    return pair.lstrip(b"= \t").partition(b"=")[0]
 
 
 _NEVER_INFORMATIONAL = CORE_NAMES | {b"set-cookie"}

@@ -7,7 +7,7 @@ plugin that claims it, or the mapping is not served.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -82,7 +82,7 @@ class Compiler:
         environment: what all pipelines share: the guards' timeout, counters, steps left behind.
         pseudonym: our name in `Via`; a request that bears it already has come round. By default one of this process
             alone, so that a proxy of this kind behind another one is no loop.
-        cookies: names of cookies that plugins set; upstreams neither see nor set them.
+        cookies: name → plugin of the cookies that plugins set; upstreams and other plugins neither see nor set them.
         observers: of every exchange, besides those of plugins, such as the memory behind `explain`.
         rules: what dialers may reach from this machine; None leaves it to whoever chose the dialers.
         upgrade_idle: seconds in which something must pass on an upgraded connection.
@@ -96,7 +96,7 @@ class Compiler:
         environment: Environment,
         *,
         pseudonym: str = "",
-        cookies: Collection[str] = (),
+        cookies: Mapping[str, str] | None = None,
         observers: Sequence[tuple[str, Observer]] = (),
         rules: AddressRules | None = None,
         upgrade_idle: float = IDLE,
@@ -108,12 +108,14 @@ class Compiler:
         self._pools = pools
         self.environment = environment
         self.pseudonym = (pseudonym or f"netbird-proxy-{secrets.token_hex(4)}").encode("ascii")
-        self._cookies = frozenset(name.encode("ascii") for name in cookies)
+        self._cookies = {name.encode("ascii"): plugin for name, plugin in (cookies or {}).items()}
+        self._head_rules = HeadRules(None, self._cookies, self.pseudonym)
+        environment.cookie_owner = self._head_rules.ours.__getitem__
         self._observers = tuple(BoundObserver(*pair) for pair in observers)
         if (found := hooks.pages(proxy)) is not None:
             environment.pages = found[1]
         self._unrouted = self._ending(None)
-        self.no_route = Route(None, FixedAnswer(NO_ROUTE, self._unrouted))
+        self.no_route = Route(None, FixedAnswer(NO_ROUTE, self._unrouted), self._head_rules)
         self.starting = Route(None, FixedAnswer(STARTING, self._unrouted))
 
     def compile(self, mapping: ServiceMapping) -> Compiled:
@@ -139,7 +141,7 @@ class Compiler:
     def closed(self, mapping: ServiceMapping, reason: str) -> Compiled:
         """What stands in for a refused mapping: 503 for every path, without steps and without a pool."""
         answer = FixedAnswer(RouteClosed(reason), self._unrouted)
-        route = Route(None, answer)
+        route = Route(None, answer, self._head_rules)
         return Compiled(HostRoutes(mapping.account, {b"/": route}, route))
 
     def drop(self, compiled: Compiled) -> None:
@@ -173,7 +175,7 @@ class Compiler:
             pipelines.append((spec, pipeline))
             protections.append(protection)
         first_spec, first = pipelines[0]
-        ambiguous = Route(None, FixedAnswer(AMBIGUOUS_PATH, first.ending))
+        ambiguous = Route(None, FixedAnswer(AMBIGUOUS_PATH, first.ending), self._head_rules)
         differ = not all(protection.equals(protections[0]) for protection in protections[1:])
         if differ and first_spec.pass_ambiguous:
             raise RouteRefused("ambiguous_path is pass, and the service's paths are guarded differently")
@@ -199,7 +201,7 @@ class Compiler:
                 forward=EndpointApplication(plugin, endpoint, self.environment),
                 ending=self._ending(spec),
             )
-            found[plugin.encode()] = Route(spec, pipeline, HeadRules(None, self._cookies, self.pseudonym))
+            found[plugin.encode()] = Route(spec, pipeline, self._head_rules)
         return found
 
     def _route(

@@ -85,7 +85,8 @@ class Hooks:
     Attributes:
         claims: who understands which wire field.
         capabilities: what to tell management, sorted.
-        notes, cookies: all declared names.
+        notes: all declared names.
+        cookies: declared name → plugin.
         options: the models of the plugins' sections in the settings file, by section. A section has its plugin's name,
             or the one that the model gives itself: `section: ClassVar[str] = "tunnel"`.
         settings, target_settings: models to read from each mapping and each target, with the plugin that wants them.
@@ -98,7 +99,7 @@ class Hooks:
         }
         self.capabilities: tuple[str, ...] = tuple(sorted(name for one in plugins for name in one.info.capabilities))
         self.notes: frozenset[str] = frozenset(name for one in plugins for name in one.info.notes)
-        self.cookies: frozenset[str] = frozenset(name for one in plugins for name in one.info.cookies)
+        self.cookies: Mapping[str, PluginId] = {name: one.id for one in plugins for name in one.info.cookies}
         self.options: Mapping[str, type[BaseModel]] = _sections(plugins)
         self.settings: tuple[tuple[PluginId, type[MappingSettings]], ...] = tuple(
             (one.id, _readable(one, model)) for one in plugins for model in one.info.settings

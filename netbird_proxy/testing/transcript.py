@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -185,7 +185,7 @@ class Transcript:
         upstream: Iterable[ScriptedAnswer | UpstreamError] = (),
         reused: bool = False,
         timeout: float = GUARD_TIMEOUT,
-        cookies: Iterable[str] = (),
+        cookies: Mapping[str, str] | None = None,
         notes: Iterable[str] = (),
         foreign_origins: bool = False,
         **proxy_options: Any,
@@ -201,7 +201,7 @@ class Transcript:
             Pools(self.upstreams, grace=0.0),
             self.environment,
             pseudonym="netbird-proxy",
-            cookies=tuple(cookies),
+            cookies=cookies,
             observers=[("transcript", self._observe)],
         )
         self.routing = Routing(self.compiler)

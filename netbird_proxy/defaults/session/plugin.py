@@ -29,6 +29,7 @@ from netbird_proxy import (
     fold,
     hookimpl,
 )
+from netbird_proxy.defaults.session import sign_on
 from netbird_proxy.defaults.session.authenticators import ByCookie, ByHeader, Credentials, Prompt
 from netbird_proxy.defaults.session.confirmations import Confirmations
 from netbird_proxy.defaults.session.cookies import SESSION
@@ -76,7 +77,7 @@ class Session:
         return PluginInfo(
             summary="logins by password, PIN, header or single sign-on; sessions; and the pages people see",
             claims=tuple(Claim(field, guards=always) for field in FIELDS),
-            cookies=(SESSION.decode(),),
+            cookies=(SESSION.decode(), sign_on.COOKIE.decode() + "*"),
             options=SessionOptions,
             settings=(SessionSettings,),
         )
