@@ -125,6 +125,7 @@ async def given(home: Home, proxy: Registration) -> dict[str, str]:
 
 @pytest.mark.timeout(600 if EVERY else 60)
 @pytest.mark.parametrize("what", WRITES)
+@pytest.mark.usefixtures("written_elsewhere")
 async def test_a_killed_write_is_there_wholly_or_not_at_all(
     given: dict[str, str], tmp_path: Path, database: str, what: str, child: Child
 ) -> None:

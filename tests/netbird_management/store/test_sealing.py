@@ -39,6 +39,7 @@ async def test_a_wrong_key_stops_the_start(home: Home, proxy: Registration, tmp_
         await State.open(tmp_path, Vault.load(wrong), database).__aenter__()
 
 
+@pytest.mark.usefixtures("written_elsewhere")
 async def test_a_key_is_changed(home: Home, proxy: Registration, tmp_path: Path, database: str) -> None:
     """The same secrets open with the new one, and with the old one no more."""
     await furnished(home)
@@ -53,6 +54,7 @@ async def test_a_key_is_changed(home: Home, proxy: Registration, tmp_path: Path,
         await secret(tmp_path, database)
 
 
+@pytest.mark.usefixtures("written_elsewhere")
 async def test_a_change_of_keys_that_was_cut_off(
     home: Home, proxy: Registration, tmp_path: Path, database: str
 ) -> None:

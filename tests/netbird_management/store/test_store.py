@@ -162,6 +162,7 @@ async def test_migrations_go_down_and_up_with_data(
     assert (found[2], found[3]) == (0, [])
 
 
+@pytest.mark.usefixtures("written_elsewhere")
 async def test_names_of_an_older_store_are_folded_and_stay_valid(
     home: Home, proxy: Registration, tmp_path: Path, database: str
 ) -> None:

@@ -123,6 +123,7 @@ async def test_fields_of_a_later_version_are_ignored(
     assert await reopened(home, tmp_path, database) == before
 
 
+@pytest.mark.usefixtures("written_elsewhere")
 async def test_fields_that_an_earlier_version_lacked_get_defaults(
     home: Home, proxy: Registration, tmp_path: Path, database: str
 ) -> None:
