@@ -146,7 +146,11 @@ async def _listening(
         hooks.lifespan(server),
         nullcontext(plugin_services(hooks.rpc(server))) as services,  # before anything listens
         _serve_rest(
-            create_app(context, hooks.routes(server)), settings, shutdown, state, certificates["rest"]
+            create_app(context, hooks.routes(server), allowed_origins=settings.rest.allowed_origins),
+            settings,
+            shutdown,
+            state,
+            certificates["rest"],
         ) as server.rest_port,
         serve_grpc(
             server,

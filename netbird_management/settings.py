@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, IPvAnyNetwork, model_validator
 
@@ -85,6 +86,22 @@ class Listener(Section):
             raise OSError(f"{name}.listen {self.listen}: {why}") from error
 
 
+def _origin(text: str) -> str:
+    parts = urlsplit(text)
+    if text != "*" and (
+        parts.scheme not in ("http", "https") or not parts.netloc or text != f"{parts.scheme}://{parts.netloc}"
+    ):
+        raise ValueError("expected an origin, such as https://dashboard.example.com")
+    return text
+
+
+class RestListener(Listener):
+    """The REST API's port."""
+
+    allowed_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = ()
+    """Sites whose pages may call the API from a browser, such as a dashboard's; none by default, `*` is any."""
+
+
 class Log(Section):
     """What the host writes to standard error."""
 
@@ -111,7 +128,7 @@ class ManagementSettings(Section):
     access_log_days: Count = 7
     access_log_entries: Count = 1_000_000
     """Entries that are kept of one account, at most; the oldest go first."""
-    rest: Listener = Listener(listen="127.0.0.1:8080")
+    rest: RestListener = RestListener(listen="127.0.0.1:8080")
     grpc: Listener = Listener(listen="127.0.0.1:8081")
     trusted_proxies: tuple[IPvAnyNetwork, ...] = ()
     """Proxies in front of REST, whose `X-Forwarded-For` says who calls: without them all logins behind one share a

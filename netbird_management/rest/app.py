@@ -6,9 +6,8 @@ from typing import Any, Final
 
 from fastapi import APIRouter, FastAPI
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from netbird_management.model.ids import new_id
 from netbird_management.rest import (
     accounts,
     clusters,
@@ -25,16 +24,19 @@ from netbird_management.rest import (
     setup,
     setup_keys,
     sign_on,
+    unsupported,
     users,
 )
 from netbird_management.rest.bounds import RestLimits, with_bounded_bodies
 from netbird_management.rest.context import Context
 from netbird_management.rest.openapi import PREFIX
 from netbird_management.rest.plugin_routes import add_plugin_routes
+from netbird_management.rest.requests import with_log, with_origins
 
 OWN: Final = tuple(
     module.router
     for module in (
+        unsupported,
         setup,
         users,
         accounts,
@@ -54,15 +56,19 @@ OWN: Final = tuple(
 
 
 def create_app(
-    context: Context, extra: Sequence[tuple[str, APIRouter]] = (), limits: RestLimits | None = None
+    context: Context,
+    extra: Sequence[tuple[str, APIRouter]] = (),
+    limits: RestLimits | None = None,
+    *,
+    allowed_origins: Sequence[str] = (),
 ) -> ASGIApp:
-    """The whole API under `/api`. No CORS: no other site's page has any business here.
+    """The whole API under `/api`. Pages of `allowed_origins` may call it, those of other sites may not.
 
     `extra` are the plugins' routers. Raises `HookError` for one that cannot be added.
     """
     served = _served(extra) if extra else _own()
     app = with_bounded_bodies(served, limits or RestLimits(), context.state.count)
-    return _with_request_id(_with_context(app, context))
+    return with_log(with_origins(_with_context(app, context), allowed_origins), context)
 
 
 @cache
@@ -100,22 +106,5 @@ def _with_context(app: ASGIApp, context: Context) -> ASGIApp:
     async def respond(scope: Scope, receive: Receive, send: Send) -> None:
         scope.setdefault("state", {})["context"] = context
         await app(scope, receive, send)
-
-    return respond
-
-
-def _with_request_id(app: ASGIApp) -> ASGIApp:
-    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await app(scope, receive, send)
-            return
-        request_id = new_id().encode()
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
-            await send(message)
-
-        await app(scope, receive, send_with_id)
 
     return respond

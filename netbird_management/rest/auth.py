@@ -1,6 +1,7 @@
 """Who calls the API: a personal access token or one of the identity provider's in `Authorization`, and nothing else.
 Cookies never authenticate here."""
 
+import logging
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
@@ -17,8 +18,10 @@ from netbird_management.model.snapshot import AccountSnapshot
 from netbird_management.operations.users import user_of_token
 from netbird_management.rest.context import Context, context_of
 from netbird_management.rest.permissions import Operation, may
+from netbird_management.rest.requests import request_id
 from netbird_management.store.state import acting
 
+_log = logging.getLogger(__name__)
 _REFUSALS: Final = {
     Refusal.USER_NOT_FOUND: "user not found",
     Refusal.PENDING_APPROVAL: "user is pending approval",
@@ -58,6 +61,16 @@ async def caller(
     request: Request, context: Annotated[Context, Depends(context_of)], _header: Annotated[str | None, Depends(_SCHEME)]
 ) -> Caller:
     """Raises `Unauthorized`, and `PermissionDenied` for a user who is blocked or not approved yet."""
+    try:
+        return await _caller(request, context)
+    except (Unauthorized, PermissionDenied) as error:
+        context.state.count("rest_authentications_refused")
+        refused = {"request_id": request_id(request), "reason": error.message}
+        _log.info("rest.authentication.refused", extra=refused)
+        raise
+
+
+async def _caller(request: Request, context: Context) -> Caller:
     given = request.headers.getlist("authorization")
     if len(given) != 1:
         raise Unauthorized("no valid authentication provided")

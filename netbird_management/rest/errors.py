@@ -12,6 +12,7 @@ from netbird_management.model.errors import Internal, ManagementError
 from netbird_management.model.store_errors import UnreachableError
 from netbird_management.rest import shapes
 from netbird_management.rest.json import ApiResponse
+from netbird_management.rest.requests import request_id
 
 REFUSED: Final[dict[int | str, dict[str, Any]]] = {"4XX": {"description": "Refused", "model": shapes.Error}}
 """As FastAPI describes what every operation may answer."""
@@ -41,7 +42,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(UnreachableError)
     async def away(request: Request, error: UnreachableError) -> Response:
-        _log.error("rest.store_away %s %s", request.method, request.url.path, exc_info=error)
+        _log.error("rest.store_away", extra={"request_id": request_id(request)}, exc_info=error)
         return error_response(503, "the store does not answer: try again later")
 
     @app.exception_handler(Exception)
@@ -50,5 +51,5 @@ def install(app: FastAPI) -> None:
 
 
 def failed(request: Request, error: Exception) -> Response:
-    _log.error("rest.failed %s %s", request.method, request.url.path, exc_info=error)
+    _log.error("rest.failed", extra={"request_id": request_id(request)}, exc_info=error)
     return error_response(500, "internal server error")

@@ -1,6 +1,6 @@
 """Groups of peers."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter
 from starlette.responses import Response
@@ -19,6 +19,12 @@ from netbird_management.rest.json import ApiResponse, sent_as
 router = APIRouter(tags=["groups"])
 
 
+NOT_ASCII: Final = (
+    "the name has characters outside ASCII: "
+    "upstreams get it in X-NetBird-Groups only as the setting non_ascii of identity_headers says"
+)
+
+
 class GroupRequest(Body):
     answer = shapes.Group
     name: str = ""
@@ -30,6 +36,7 @@ def group_json(group: Group, account: AccountSnapshot) -> dict[str, Any]:
     resources = account.resources_in(group.id)
     peers = sorted((account.peers[id_] for id_ in group.peers if id_ in account.peers), key=lambda peer: peer.id)
     return {
+        **({} if group.name.isascii() else {"warning": NOT_ASCII}),
         "id": group.id,
         "issued": group.issued,
         "name": group.name,

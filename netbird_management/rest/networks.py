@@ -120,6 +120,19 @@ async def post_network(
     return await _save_network("", given, who, context)
 
 
+@router.get("/resources", response_model=list[shapes.NetworkResource])
+async def list_all_resources(who: Annotated[Caller, allowed("networks", "read")]) -> Response:
+    """The resources of every network."""
+    account = who.account
+    return ApiResponse([resource_json(each, account) for network in account.networks for each in network.resources])
+
+
+@router.get("/routers", response_model=list[shapes.NetworkRouter])
+async def list_all_routers(who: Annotated[Caller, allowed("networks", "read")]) -> Response:
+    """The routers of every network."""
+    return ApiResponse([router_json(each) for network in who.account.networks for each in network.routers])
+
+
 @router.get("/{network_id}", response_model=shapes.Network)
 async def get_one(network_id: str, who: Annotated[Caller, allowed("networks", "read")], context: InContext) -> Response:
     return ApiResponse(network_json(get_network(context.state, who.account_id, network_id), who.account))

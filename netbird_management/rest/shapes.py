@@ -126,6 +126,7 @@ class GroupMinimum(Shape):
 
 class Group(GroupMinimum):
     issued: str
+    warning: str = ""
     peers: list[PeerMinimum] | None
     resources: list[Resource] | None
 

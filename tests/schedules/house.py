@@ -30,7 +30,7 @@ from netbird_management.operations.services import create_service, delete_servic
 from netbird_management.operations.users import create_user
 from netbird_management.plugins.hooks import load_hooks
 from netbird_management.server import ManagementServer, serve
-from netbird_management.settings import Listener, ManagementSettings
+from netbird_management.settings import Listener, ManagementSettings, RestListener
 from netbird_management.store.engine import DATABASE_FILE
 from netbird_overlay.driver import Driver
 from netbird_overlay.wgconf import parse_config
@@ -300,7 +300,7 @@ async def house(directory: Path, one_at_a_time: asyncio.Lock, *, seed: int = 0) 
     async with AsyncExitStack() as stack:
         settings = ManagementSettings(
             state_directory=directory / "management",
-            rest=Listener(listen="127.0.0.1:0"),
+            rest=RestListener(listen="127.0.0.1:0"),
             grpc=Listener(listen="127.0.0.1:0", certificate=chain, key=key),
             grace=0.5,
         )

@@ -27,7 +27,7 @@ from netbird_management.operations.users import create_token, create_user
 from netbird_management.plugins.hooks import HookError, load_hooks
 from netbird_management.rest.app import create_app
 from netbird_management.server import ManagementServer, serve
-from netbird_management.settings import Listener, ManagementSettings, read_settings
+from netbird_management.settings import Listener, ManagementSettings, RestListener, read_settings
 from netbird_wire.proxy_service_pb2_grpc import ProxyServiceServicer, add_ProxyServiceServicer_to_server
 from tests.netbird_management.conftest import Api, Home, context_for
 from tests.netbird_management.grpc.conftest import lab_for
@@ -136,7 +136,7 @@ async def test_a_route_that_asks_for_nothing_asks_for_a_token(home: Home) -> Non
 )
 async def test_a_service_that_is_not_one_stops_the_start(home: Home, tmp_path: Path, answer: Any, why: str) -> None:
     """Nothing listens by then."""
-    settings = ManagementSettings(state_directory=tmp_path / "other", rest=Listener(listen="127.0.0.1:0"))
+    settings = ManagementSettings(state_directory=tmp_path / "other", rest=RestListener(listen="127.0.0.1:0"))
     told = ""
     try:
         async with serve(settings, load_hooks([("plugin0", Doors(rpc=answer))])):

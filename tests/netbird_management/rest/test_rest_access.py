@@ -15,6 +15,7 @@ from netbird_management.operations.peers import create_stock_peer
 from netbird_management.operations.proxies import Registration
 from netbird_management.operations.users import create_token, create_user, update_user
 from netbird_management.rest import app as rest_app
+from netbird_management.rest import unsupported
 from netbird_management.rest.app import create_app
 from netbird_management.rest.context import LOGIN_BURST as BURST
 from netbird_management.rest.setup import HEADER
@@ -77,6 +78,8 @@ ADMIN_ONLY = [
         for suffix, methods in (("", ("GET", "POST")), ("/x", ("GET", "PUT", "DELETE")))
         for method in methods
     ),
+    ("GET", "/api/networks/resources"),
+    ("GET", "/api/networks/routers"),
 ]
 OWN = [
     ("GET", "/api/users/current"),
@@ -92,6 +95,15 @@ OWN = [
     ("GET", "/api/users/x/tokens/y"),
     ("DELETE", "/api/users/x/tokens/y"),
 ]
+EMPTY = {("GET", f"/api{path}") for path in unsupported.EMPTY}
+UNSUPPORTED = {
+    *((method, f"/api{path}") for path in unsupported.EMPTY for method in ("POST", "PUT", "DELETE")),
+    *(
+        (method, re.sub(r"\{[\w:]+\}", "x", f"/api{path}"))
+        for path in (*(f"{path}/x" for path in unsupported.EMPTY), *unsupported.REFUSED)
+        for method in ("GET", "POST", "PUT", "DELETE")
+    ),
+}
 OPEN = {("GET", "/api/instance"), ("POST", "/api/setup"), ("GET", "/api/reverse-proxy/callback")}
 
 
@@ -112,14 +124,14 @@ def test_every_route_is_in_one_of_the_lists(home: Home) -> None:
         for route in router.routes:
             path = "/api" + route.path
             path = path.replace("{token_id}", "y" if "/users/" in path else "x")
-            path = re.sub(r"\{\w+\}", "x", path)
+            path = re.sub(r"\{[\w:]+\}", "x", path)
             found |= {(method, path) for method in route.methods}
-    assert found == {*ADMIN_ONLY, *OWN, *OPEN}
+    assert found == {*ADMIN_ONLY, *OWN, *OPEN, *EMPTY, *UNSUPPORTED}
 
 
 async def test_nobody_comes_in_without_a_token(api: Api) -> None:
     """Without a header, with a cookie, with another scheme: 401 everywhere, and not a word more."""
-    for method, path in (*ADMIN_ONLY, *OWN):
+    for method, path in (*ADMIN_ONLY, *OWN, *EMPTY, *UNSUPPORTED):
         for headers in ({"authorization": ""}, {"authorization": "Basic x", "cookie": "nb_session=x"}):
             refused = await api.refused(method, path, {}, headers=headers)
             assert refused == (401, "no valid authentication provided"), (method, path)

@@ -1,0 +1,55 @@
+"""Parts of NetBird's API that this management does not have: refused by name, and where clients list them, empty."""
+
+from collections.abc import Callable
+from typing import Annotated, Final
+
+from fastapi import APIRouter
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from netbird_management.rest.auth import AnyCaller, Caller, allowed
+from netbird_management.rest.json import ApiResponse
+
+router = APIRouter(include_in_schema=False)
+EMPTY: Final = {
+    "/posture-checks": ("policies", "posture checks"),
+    "/routes": ("routes", "routes: networks take their place"),
+    "/users/invites": ("users", "invitations: users log in by the identity provider with their address"),
+    "/identity-providers": ("identity_providers", "identity providers: [oidc] in the settings names the one"),
+}
+"""Lists that clients ask for, with the module that their readers need, and what the refusal of a change calls them."""
+REFUSED: Final = {
+    "/users/{rest}/invite": "invitations: users log in by the identity provider with their address",
+    "/users/{rest}/password": "passwords",
+    "/locations/countries": "locations",
+    "/locations/countries/{rest}/cities": "locations",
+    "/events/network-traffic": "events of network traffic",
+    "/peers/{rest}/jobs": "remote jobs",
+    "/peers/{rest}/temporary-access": "temporary access",
+    "/peers/{rest}/ingress/ports": "ingress ports",
+    "/ingress/peers": "ingress peers",
+    "/integrations/{rest:path}": "integrations",
+}
+_METHODS: Final = ["GET", "POST", "PUT", "DELETE"]
+
+
+def _refusing(name: str) -> Callable[..., object]:
+    async def refuse(who: AnyCaller) -> Response:
+        raise HTTPException(501, f"not supported by this management: {name}")
+
+    return refuse
+
+
+def _empty(module: str) -> Callable[..., object]:
+    async def nothing(who: Annotated[Caller, allowed(module, "read")]) -> Response:
+        return ApiResponse([])
+
+    return nothing
+
+
+for _path, (_module, _name) in EMPTY.items():
+    router.add_api_route(_path, _empty(_module), methods=["GET"])
+    router.add_api_route(_path, _refusing(_name), methods=_METHODS[1:])
+    router.add_api_route(_path + "/{rest}", _refusing(_name), methods=_METHODS)
+for _path, _name in REFUSED.items():
+    router.add_api_route(_path, _refusing(_name), methods=_METHODS)
