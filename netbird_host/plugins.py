@@ -111,6 +111,11 @@ def installed(group: str) -> list[Installed]:
     )
 
 
+def not_loaded(group: str, allowed: Collection[str]) -> list[PluginId]:
+    """Plugins that are installed, and that the operator's list does not name."""
+    return [offer.id for offer in installed(group) if offer.id not in allowed]
+
+
 def load(
     project: str,
     hookspecs: ModuleType,

@@ -58,6 +58,7 @@ class Sources:
         self._tree: dict[str, Any] = {}
         self._source: dict[SettingPath, str] = {}
         self._texts: set[SettingPath] = set()
+        self._absent: frozenset[str] = frozenset()
 
     def put(self, given: Given) -> None:
         """Add a value over those from weaker sources. SettingsError where a section meets a plain value."""
@@ -102,13 +103,19 @@ class Sources:
             raise SettingsError([f"{name}: expected a list of texts{_from(self.of((name,)))}"])
         return tuple(value)
 
-    def read(self, model: type[M], options: Mapping[str, type[BaseModel]] | None = None) -> Settings[M]:
+    def read(
+        self, model: type[M], options: Mapping[str, type[BaseModel]] | None = None, *, absent: Collection[str] = ()
+    ) -> Settings[M]:
         """Judge everything against the host's model and the plugins' sections.
+
+        Args:
+            absent: plugins that are installed and not loaded, whose sections have a message of their own.
 
         Raises:
             SettingsError: with every problem there is.
         """
         options = options or {}
+        self._absent = frozenset(absent)
         self._split_lists({**_fields(model), **options})
         problems: list[str] = []
         core = {name: value for name, value in self._tree.items() if name not in options}
@@ -136,6 +143,8 @@ class Sources:
         name = dotted((*at, *inside))
         source = _from(self.of(path))
         if error["type"] == "extra_forbidden":
+            if len(path) == 1 and name in self._absent:
+                return f"{name}: the plugin {name} is installed, and not in `plugins`: add it there{source}"
             owner = _model_at(model, inside[:-1])
             names = known if len(inside) == 1 else sorted(owner.model_fields) if owner else []
             near = get_close_matches(str(inside[-1]), names, n=1)

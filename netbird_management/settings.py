@@ -11,12 +11,13 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, IPvAnyNetwork, model_validator
 
 from netbird_host.certificates import CertificateError, ReloadedCertificate
+from netbird_host.plugins import not_loaded
 from netbird_host.setting_types import Count, SecondsOrZero, Secret, Section
 from netbird_host.settings import Settings, SettingsError, read_sources
 from netbird_management.defaults import DEFAULTS
 from netbird_management.login.settings import OidcSettings
 from netbird_management.model.domains import fold
-from netbird_management.plugins.hooks import Hooks, load_hooks
+from netbird_management.plugins.hooks import GROUP, Hooks, load_hooks
 
 ENVIRONMENT_PREFIX: Final = "NETBIRD_MANAGEMENT_"
 CONFIG_VARIABLE: Final = "NETBIRD_MANAGEMENT_CONFIG"
@@ -155,4 +156,4 @@ def read_settings(
     named = sources.texts("plugins") if sources.get("plugins") is not None else None
     plugins = ManagementSettings.model_fields["plugins"].default if named is None else named
     hooks = load_hooks(plugins, defaults=DEFAULTS, reserved_ids=set(ManagementSettings.model_fields))
-    return sources.read(ManagementSettings, hooks.options), hooks
+    return sources.read(ManagementSettings, hooks.options, absent=not_loaded(GROUP, plugins)), hooks

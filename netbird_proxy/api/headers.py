@@ -71,11 +71,12 @@ class Headers:
         for key, value in self.raw:
             if key == name:
                 return value
+        _must_be_bytes(name)
         return None
 
     def get_all(self, name: bytes) -> list[bytes]:
         """Every value of a lower-case name, in order."""
-        return [value for key, value in self.raw if key == name]
+        return [value for key, value in self.raw if key == name] or _must_be_bytes(name)
 
     def tokens(self, name: bytes) -> list[bytes]:
         """The comma-separated list members of all lines of a name, trimmed, lower case, empty ones dropped."""
@@ -95,6 +96,13 @@ class Headers:
     def __repr__(self) -> str:
         # Values may be credentials: a repr ends up in logs and assertion messages.
         return f"Headers({[name for name, _ in self.raw]!r})"
+
+
+def _must_be_bytes(name: object) -> list[bytes]:
+    """No values, for a name that is bytes. A text is never there, so whoever asks for one would not notice."""
+    if not isinstance(name, bytes):
+        raise TypeError(f"the header name {name!r} is {type(name).__name__}: write it in bytes")
+    return []
 
 
 def without(raw: Iterable[RawHeader], folded_names: frozenset[bytes]) -> list[RawHeader]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable
 from typing import Literal
 
@@ -17,6 +18,20 @@ _STAMPED = 1024
 GuardStage = Literal["restrict", "authenticate", "authorize"]
 
 
+def _awaitable(call: Callable[[ExchangeView], object]) -> Callable[[ExchangeView], Awaitable[object]]:
+    """The step as it is, if it is an `async def`; else one that says so where it returns what cannot be awaited."""
+    if inspect.iscoroutinefunction(call):
+        return call
+
+    async def ask(exchange: ExchangeView) -> object:
+        answer = call(exchange)
+        if not isinstance(answer, Awaitable):
+            raise TypeError(f"returned {type(answer).__name__} without waiting: write the step as `async def`")
+        return await answer
+
+    return ask
+
+
 class BoundGuard:
     """A guard with its plugin and stage. `ask` may return anything at all: the pipeline judges it.
 
@@ -29,14 +44,14 @@ class BoundGuard:
     def __init__(self, plugin: str, stage: GuardStage, guard: Guard) -> None:
         self.plugin = plugin
         self.stage = stage
-        self.ask: Callable[[ExchangeView], Awaitable[object]] = guard.check
+        self.ask: Callable[[ExchangeView], Awaitable[object]] = _awaitable(guard.check)
         self.observe = guard.observe
         self.again = guard.again
         self.body_bytes = guard.body_bytes
         self.passes: object = ALLOW
         self.passed = TrailEntry(stage, plugin, "allow")
         if guard.observe:
-            self.ask = self._observed(guard.check)
+            self.ask = self._observed(self.ask)
             self.passed = TrailEntry(stage, plugin, "not enforced")
 
     def _observed(
@@ -76,7 +91,7 @@ class BoundAuthenticator:
     def __init__(self, plugin: str, authenticator: Authenticator) -> None:
         self.plugin = plugin
         self.stage: GuardStage = "authenticate"
-        self.ask: Callable[[ExchangeView], Awaitable[object]] = authenticator.identify
+        self.ask: Callable[[ExchangeView], Awaitable[object]] = _awaitable(authenticator.identify)
         self.phase = authenticator.phase
         self.again = True  # who it is must hold for as long as it goes on
         self.body_bytes = authenticator.body_bytes

@@ -58,6 +58,14 @@ FORWARDED = frozenset(
 )
 """Who the client is, as an upstream believes it: a client's own word never passes."""
 _FORWARDED_PREFIX = b"x-forwarded-"
+FORWARDING = "forwarding"
+"""The built-in plugin that may own these names, to say who the client is behind other proxies."""
+
+
+def is_forwarding(folded: bytes) -> bool:
+    return folded in FORWARDED or folded.startswith(_FORWARDED_PREFIX)
+
+
 _SAID = frozenset((b"x-forwarded-for", b"x-real-ip", b"x-forwarded-host", b"x-forwarded-proto", b"x-forwarded-port"))
 
 CORE_NAMES = HOP_BY_HOP | _FRAMING
@@ -309,7 +317,7 @@ class RequestHeads:
         self._transforms = tuple(transforms)
         core = CORE_NAMES | (FORWARDED.difference(rules.owners))
         self._says = _SAID if _SAID.isdisjoint(rules.owners) else _SAID.difference(rules.owners)
-        self._owners = {**dict.fromkeys(core, CORE), **rules.owners}
+        self._owners = {**dict.fromkeys(core, CORE), **rules.owners, b"via": CORE}
         self._custom = custom_headers(upstream, self._owners)
         self._dropped = core | {fold(name) for name, _ in self._custom}
         self._verdicts = _verdicts(

@@ -13,10 +13,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from netbird_host import settings as host
+from netbird_host.plugins import not_loaded
 from netbird_host.setting_types import Count, Seconds, SecondsOrZero, Secret, Section
 from netbird_host.settings import Given, Settings, Sources
 from netbird_proxy.api.errors import SettingsError
 from netbird_proxy.api.model import Address
+from netbird_proxy.routing.hooks import GROUP
 from netbird_wire.go_duration import parse_duration
 
 PREFIX = "NETBIRD_PROXY_"
@@ -295,7 +297,7 @@ class ProxySources:
             SettingsError: with every problem, one a line.
         """
         try:
-            return self._sources.read(ProxySettings, options)
+            return self._sources.read(ProxySettings, options, absent=not_loaded(GROUP, self.plugins))
         except host.SettingsError as error:
             raise SettingsError(str(error)) from error
 

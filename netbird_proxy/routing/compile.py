@@ -25,7 +25,7 @@ from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard, BoundOb
 from netbird_proxy.pipeline.core_answers import AMBIGUOUS_PATH, NO_ROUTE, STARTING
 from netbird_proxy.pipeline.endpoint import EndpointApplication
 from netbird_proxy.pipeline.forward import Forwarder, Target
-from netbird_proxy.pipeline.heads import CORE_NAMES, HeadRules, RequestHeads
+from netbird_proxy.pipeline.heads import CORE_NAMES, FORWARDING, HeadRules, RequestHeads, is_forwarding
 from netbird_proxy.pipeline.pipeline import Ending, Environment, FixedAnswer, Pipeline
 from netbird_proxy.pipeline.response_heads import ResponseHeads
 from netbird_proxy.pipeline.upgrade import IDLE, Upgrader
@@ -211,9 +211,9 @@ class Compiler:
         hooks, proxy = self._hooks, self._proxy
         steps = _Steps(hooks.restrict(spec, proxy), hooks.authenticate(spec, proxy), hooks.authorize(spec, proxy))
         restrict, authenticate, authorize = self._bound(spec, steps, spec.kind)
-        _must_enforce(spec, restrict, authenticate, authorize)
         changes = hooks.transform_request(spec, proxy)
         transforms = [BoundTransform(plugin, step) for plugin, step in changes]
+        _must_enforce(spec, restrict, authenticate, authorize, transforms)
         rules = HeadRules(_owners(transforms), self._cookies, self.pseudonym)
         targets: list[Target] = []
         dialers: list[tuple[str, Dialer]] = []
@@ -286,31 +286,46 @@ def _must_enforce(
     restrict: Sequence[BoundGuard],
     authenticate: Sequence[BoundAuthenticator],
     authorize: Sequence[BoundGuard],
+    transforms: Sequence[BoundTransform],
 ) -> None:
-    """Each plugin whose guarding field is set must have bound something that can say no.
+    """Each plugin whose guarding field is set must have bound something that can say no, or own what it guards.
 
     Raises:
         RouteRefused: one has not.
     """
     enforcing = {guard.plugin for guard in (*restrict, *authorize) if not guard.observe}
     enforcing |= {step.plugin for step in authenticate if step.phase == "exclusive"}
+    enforcing |= {transform.plugin for transform in transforms if transform.owns}
     for plugin, fields in spec.guarding.items():
         if plugin not in enforcing:
-            raise RouteRefused(f"{plugin} enforces nothing for {', '.join(fields)} on {_path(spec)}")
+            raise RouteRefused(
+                f"{plugin} enforces nothing for {', '.join(fields)} on {_path(spec)}: its hooks must return a guard, "
+                "an exclusive authenticator, or a transform that owns headers"
+            )
+
+
+_WHY_NOT = {
+    b"via": "the core finds loops by it",
+    b"cookie": "the core takes its own cookies out of it; a transform may set it without owning it",
+    b"authorization": "logins read it; a transform may set it without owning it",
+}
 
 
 def _owners(transforms: Sequence[BoundTransform]) -> dict[bytes, str]:
     """Folded header name → plugin.
 
     Raises:
-        RouteRefused: two plugins own one name, or one wants a name that frames or routes.
+        RouteRefused: two plugins own one name, or one wants a name that is the core's.
     """
     owners: dict[bytes, str] = {}
     for transform in transforms:
         for name in transform.owns:
             folded = fold(name)
-            if folded in CORE_NAMES:
-                raise RouteRefused(f"{transform.plugin} may not own the header {folded.decode('latin-1')}")
+            why = _WHY_NOT.get(folded, "it frames the message" if folded in CORE_NAMES else "")
+            if is_forwarding(folded) and transform.plugin != FORWARDING:
+                why = f"it says who the client is, which the core and the plugin {FORWARDING} do"
+            if why:
+                raise RouteRefused(f"{transform.plugin} may not own the header {folded.decode('latin-1')}: {why}")
             if owners.setdefault(folded, transform.plugin) != transform.plugin:
                 raise RouteRefused(
                     f"both {owners[folded]} and {transform.plugin} own the header {folded.decode('latin-1')}"

@@ -249,3 +249,9 @@ def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
     file.write_text("\ufeffprivate = true\n", encoding="utf-8")
 
     assert read_sources(file=file).get("private") is True
+
+
+def test_section_of_a_plugin_that_is_not_loaded_says_what_to_add(file: Path) -> None:
+    """It is no slip of the pen, so nothing alike is proposed."""
+    with pytest.raises(SettingsError, match="beta: the plugin beta is installed, and not in `plugins`: add it there"):
+        sources(file, "[beta]\nsize = 1").read(Host, {"alpha": Options}, absent=["beta"])

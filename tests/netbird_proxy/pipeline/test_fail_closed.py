@@ -199,6 +199,34 @@ async def test_step_that_ignores_its_cancellation_is_left_behind(stage: str) -> 
     assert sum(message["type"] == "http.response.start" for message in client.answer.messages) == 1
 
 
+async def reads_text(exchange: Any) -> object:
+    return exchange.headers.get("authorization")
+
+
+async def reads_texts(exchange: Any) -> object:
+    return exchange.headers.get_all("authorization")
+
+
+@pytest.mark.parametrize(
+    ("stage", "step", "sentence"),
+    [
+        ("restrict", is_not_async, "returned Allow without waiting: write the step as `async def`"),
+        ("authenticate", is_not_async, "returned Allow without waiting: write the step as `async def`"),
+        ("restrict", says_true, "returned bool: return ALLOW or a Deny"),
+        ("restrict", says_nothing, "returned NoneType: return ALLOW or a Deny"),
+        ("authenticate", says_true, "returned bool: return Identity, Deny, Challenge, Offer or None"),
+        ("authorize", reads_text, "the header name 'authorization' is str: write it in bytes"),
+        ("authorize", reads_texts, "the header name 'authorization' is str: write it in bytes"),
+    ],
+)
+async def test_common_mistake_has_its_sentence(stage: str, step: Any, sentence: str) -> None:
+    """The author reads in the trail and the log what to write instead."""
+    play = Transcript(route(), hooks=hooks(stage, step))
+
+    assert (await play.request(origin=host_origin())).status == 503
+    assert sentence in str(play.exchange.error)
+
+
 async def test_too_many_steps_left_behind_end_readiness() -> None:
     """Sixteen hanging steps are borne; one more says that this process should get no more traffic."""
     play = Transcript(route())

@@ -166,7 +166,10 @@ def test_the_token_is_never_shown() -> None:
         ),
         ({"NETBIRD_PROXY_LIMITS__RPC_TIMEOUT": "6s"}, "rpc_timeout is longer than step_deadline"),
         ({"NETBIRD_PROXY_LIMITS__STEP_DEADLIN": "6s"}, "did you mean limits.step_deadline?"),
-        ({"NETBIRD_PROXY_PRIVATE_SERVICE__X": "1"}, "private_service: there is no such setting"),
+        (
+            {"NETBIRD_PROXY_PRIVATE_SERVICE__X": "1"},
+            "private_service: the plugin private_service is installed, and not in `plugins`: add it there",
+        ),
     ],
 )
 def test_settings_that_would_not_do_what_they_say_stop_the_start(change: dict[str, str], says: str) -> None:

@@ -55,10 +55,11 @@ async def refusal(hooks: StepHooks, *mappings: ServiceMapping | RouteSpec) -> st
         StepHooks(restrict=[("gate", Guard(allow))]),
         StepHooks(authorize=[("gate", Guard(allow))]),
         StepHooks(authenticate=[("gate", Authenticator("exclusive", passes))]),
+        StepHooks(transform_request=[("gate", owning(b"x-role"))]),
     ],
 )
 async def test_guarding_field_with_an_enforcing_step_is_served(hooks: StepHooks) -> None:
-    """A guard, or an authenticator that nobody comes before."""
+    """A guard, an authenticator that nobody comes before, or a header that nobody else can set."""
     assert await refusal(hooks, guarded()) == ""
 
 
@@ -67,6 +68,8 @@ async def test_guarding_field_with_an_enforcing_step_is_served(hooks: StepHooks)
     [
         StepHooks(),
         StepHooks(restrict=[("other", Guard(allow))]),
+        StepHooks(transform_request=[("gate", owning())]),
+        StepHooks(transform_request=[("other", owning(b"x-role"))]),
         StepHooks(authenticate=[("gate", Authenticator("ambient", passes))]),
         StepHooks(authenticate=[("gate", Authenticator("prompt", passes))]),
         StepHooks(restrict=[("gate", Guard(allow, kinds=frozenset(("stream",))))]),
@@ -75,7 +78,10 @@ async def test_guarding_field_with_an_enforcing_step_is_served(hooks: StepHooks)
 )
 async def test_guarding_field_without_an_enforcing_step_is_refused(hooks: StepHooks) -> None:
     """Not another plugin's step, not one that only helps, not one for another kind of traffic."""
-    assert await refusal(hooks, guarded()) == "gate enforces nothing for private on /"
+    assert await refusal(hooks, guarded()) == (
+        "gate enforces nothing for private on /: its hooks must return a guard, an exclusive authenticator, or a "
+        "transform that owns headers"
+    )
 
 
 async def test_guarding_field_that_is_only_observed_is_refused() -> None:
@@ -94,13 +100,43 @@ async def test_unreachable_target_is_refused() -> None:
     ("transforms", "said"),
     [
         ([("a", owning(b"Remote-User")), ("b", owning(b"remote_user"))], "both a and b own the header remote-user"),
-        ([("a", owning(b"Transfer_Encoding"))], "a may not own the header transfer-encoding"),
-        ([("a", owning(b"Host"))], "a may not own the header host"),
+        ([("a", owning(b"Transfer_Encoding"))], "a may not own the header transfer-encoding: it frames the message"),
+        ([("a", owning(b"Host"))], "a may not own the header host: it frames the message"),
+        ([("a", owning(b"VIA"))], "a may not own the header via: the core finds loops by it"),
+        (
+            [("a", owning(b"Cookie"))],
+            "a may not own the header cookie: the core takes its own cookies out of it; a transform may set it without "
+            "owning it",
+        ),
+        (
+            [("a", owning(b"Authorization"))],
+            "a may not own the header authorization: logins read it; a transform may set it without owning it",
+        ),
+        *(
+            (
+                [("a", owning(name))],
+                f"a may not own the header {name.decode().replace('_', '-').lower()}: it says who the client is, which "
+                "the core and the plugin forwarding do",
+            )
+            for name in (b"X-Forwarded-For", b"x_forwarded_user", b"Forwarded", b"X-Real-IP")
+        ),
+        ([("forwarding", owning(b"x-forwarded-for", b"forwarded", b"x-real-ip"))], ""),
     ],
 )
 async def test_header_has_one_owner(transforms: Any, said: str) -> None:
     """Under any alias; what frames and routes is nobody's."""
     assert await refusal(StepHooks(transform_request=transforms), route()) == said
+
+
+async def test_transform_cannot_set_via() -> None:
+    """Loops are found by it, so only the core says it."""
+
+    def hides(_exchange: object, outgoing: Any) -> None:
+        outgoing.delete(b"Via")
+
+    play = Transcript(route(), hooks=StepHooks(transform_request=[("a", RequestTransform(hides))]))
+    assert (await play.request(origin=host_origin())).status == 503
+    assert play.upstreams.dialed == 0
 
 
 async def test_plugin_may_own_a_name_twice() -> None:
