@@ -42,7 +42,7 @@ from netbird_management.store.models import (
 from netbird_management.store.stored import decoded
 
 
-def account(row: AccountRow) -> Account:
+def account_of(row: AccountRow) -> Account:
     return Account(
         id=AccountId(row.id),
         created_at=row.created_at,
@@ -55,14 +55,14 @@ def account(row: AccountRow) -> Account:
     )
 
 
-def dns(servers: Iterable[NameserverGroupRow], zones: Iterable[ZoneRow]) -> Dns:
+def dns_of(servers: Iterable[NameserverGroupRow], zones: Iterable[ZoneRow]) -> Dns:
     return Dns(
-        nameservers=tuple(nameserver_group(row) for row in sorted(servers, key=lambda row: row.id)),
-        zones=tuple(zone(row) for row in sorted(zones, key=lambda row: row.id)),
+        nameservers=tuple(nameserver_group_of(row) for row in sorted(servers, key=lambda row: row.id)),
+        zones=tuple(zone_of(row) for row in sorted(zones, key=lambda row: row.id)),
     )
 
 
-def nameserver_group(row: NameserverGroupRow) -> NameserverGroup:
+def nameserver_group_of(row: NameserverGroupRow) -> NameserverGroup:
     return NameserverGroup(
         id=row.id,
         name=row.name,
@@ -76,7 +76,7 @@ def nameserver_group(row: NameserverGroupRow) -> NameserverGroup:
     )
 
 
-def zone(row: ZoneRow) -> Zone:
+def zone_of(row: ZoneRow) -> Zone:
     return Zone(
         id=row.id,
         name=row.name,
@@ -88,7 +88,7 @@ def zone(row: ZoneRow) -> Zone:
     )
 
 
-def network(row: NetworkRow) -> RoutedNetwork:
+def network_of(row: NetworkRow) -> RoutedNetwork:
     return RoutedNetwork(
         id=row.id,
         name=row.name,
@@ -98,11 +98,11 @@ def network(row: NetworkRow) -> RoutedNetwork:
     )
 
 
-def revoked(row: RevocationRow) -> Revoked:
+def revoked_of(row: RevocationRow) -> Revoked:
     return Revoked(id=row.id, subject=row.subject, token_hash=row.token_hash, not_before=row.not_before)
 
 
-def user(row: UserRow) -> User:
+def user_of(row: UserRow) -> User:
     return User(
         id=UserId(row.id),
         account_id=AccountId(row.account_id),
@@ -118,11 +118,11 @@ def user(row: UserRow) -> User:
     )
 
 
-def group(row: GroupRow, peers: Iterable[str]) -> Group:
+def group_of(row: GroupRow, peers: Iterable[str]) -> Group:
     return Group(id=GroupId(row.id), name=row.name, peers=frozenset(PeerId(id_) for id_ in peers), issued=row.issued)
 
 
-def peer(row: PeerRow) -> Peer:
+def peer_of(row: PeerRow) -> Peer:
     return Peer(
         id=PeerId(row.id),
         account_id=AccountId(row.account_id),
@@ -146,7 +146,7 @@ def peer(row: PeerRow) -> Peer:
     )
 
 
-def policy(row: PolicyRow) -> Policy:
+def policy_of(row: PolicyRow) -> Policy:
     return Policy(
         id=PolicyId(row.id),
         name=row.name,
@@ -167,5 +167,5 @@ def policy_row(account_id: AccountId, policy: Policy) -> PolicyRow:
     )
 
 
-def domain(row: DomainRow) -> CustomDomain:
+def domain_of(row: DomainRow) -> CustomDomain:
     return CustomDomain(row.id, AccountId(row.account_id), row.domain, row.target_cluster, row.validated)

@@ -15,7 +15,7 @@ from netbird_management.store.models import ServiceRow
 from netbird_management.store.stored import decoded
 
 
-def service(row: ServiceRow) -> Service:
+def service_of(row: ServiceRow) -> Service:
     """The model of a row."""
     return Service(
         id=ServiceId(row.id),

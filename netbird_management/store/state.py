@@ -12,10 +12,8 @@ from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final
 
-from immutables import Map
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -25,23 +23,13 @@ from netbird_management.model.errors import PreconditionFailed
 from netbird_management.model.ids import AccountId, GroupId, PeerId, PolicyId, ServiceId, UserId, new_id
 from netbird_management.model.snapshot import AccountSnapshot, Snapshots, Touched
 from netbird_management.secrets.vault import Vault
-from netbird_management.store import limits, network_rows, service_rows
+from netbird_management.store import limits
 from netbird_management.store.engine import Engines, open_engines
 from netbird_management.store.models import (
     AccountRow,
-    DomainRow,
     EventRow,
-    GroupPeerRow,
-    GroupRow,
-    NameserverGroupRow,
-    NetworkRow,
-    PeerRow,
-    PolicyRow,
-    RevocationRow,
-    ServiceRow,
-    UserRow,
-    ZoneRow,
 )
+from netbird_management.store.reading import read_account
 from netbird_management.store.sealing import opening_vault
 from netbird_management.store.session_keys import SessionKeys
 
@@ -293,83 +281,5 @@ class State:
     async def _read_account(
         self, session: AsyncSession, account_id: AccountId, before: AccountSnapshot | None, touched: Touched
     ) -> AccountSnapshot | None:
-        """The account as the session sees it; with `before`, only what was touched is read."""
         self._generation += 1
-        row = await session.get(AccountRow, account_id)
-        if row is None:
-            return None
-
-        async def part(kind: Any, old: Any, ids: frozenset[Any], model: Any) -> Any:
-            if before is not None and not ids:
-                return old
-            query = select(kind).where(kind.account_id == account_id)
-            if before is not None:
-                query = query.where(kind.id.in_(ids))
-            found = {row.id: model(row) for row in (await session.scalars(query)).all()}
-            if isinstance(old, Map):
-                with old.mutate() as some:
-                    for id_ in ids:
-                        some.pop(id_, None)
-                    some.update(found)
-                    return some.finish()
-            kept = {id_: value for id_, value in old.items() if id_ not in ids} if before is not None else {}
-            return kept | found
-
-        memberships = await self._memberships(session, account_id, touched.groups if before is not None else None)
-
-        def group(row: GroupRow) -> Any:
-            return network_rows.group(row, memberships.get(row.id, ()))
-
-        empty: MappingProxyType[Any, Any] = MappingProxyType({})
-        old = before
-        domains = old.custom_domains if old is not None and not touched.domains else None
-        if domains is None:
-            found = await session.scalars(select(DomainRow).where(DomainRow.account_id == account_id))
-            domains = tuple(network_rows.domain(domain) for domain in found.all())
-        dns = old.dns if old is not None and not touched.dns else None
-        if dns is None:
-            servers = await session.scalars(
-                select(NameserverGroupRow).where(NameserverGroupRow.account_id == account_id)
-            )
-            zones = await session.scalars(select(ZoneRow).where(ZoneRow.account_id == account_id))
-            dns = network_rows.dns(servers.all(), zones.all())
-        networks = old.networks if old is not None and not touched.networks else None
-        if networks is None:
-            held = await session.scalars(
-                select(NetworkRow).where(NetworkRow.account_id == account_id).order_by(NetworkRow.id)
-            )
-            networks = tuple(network_rows.network(row) for row in held.all())
-        revocations = old.revocations if old is not None and not touched.revocations else None
-        if revocations is None:
-            query = select(RevocationRow).where(RevocationRow.account_id == account_id)
-            rows = await session.scalars(query.order_by(RevocationRow.not_before, RevocationRow.id))
-            revocations = tuple(network_rows.revoked(row) for row in rows.all())
-        return AccountSnapshot.of(
-            network_rows.account(row),
-            users=await part(UserRow, old.users if old else empty, touched.users, network_rows.user),
-            groups=await part(GroupRow, old.groups if old else empty, touched.groups, group),
-            peers=await part(PeerRow, old.peers if old else empty, touched.peers, network_rows.peer),
-            services=await part(ServiceRow, old.services if old else empty, touched.services, service_rows.service),
-            policies=await part(PolicyRow, old.policies if old else empty, touched.policies, network_rows.policy),
-            custom_domains=domains,
-            dns=dns,
-            networks=networks,
-            revocations=revocations,
-            generation=self._generation,
-            before=before,
-            touched=touched,
-        )
-
-    async def _memberships(
-        self, session: AsyncSession, account_id: AccountId, groups: frozenset[GroupId] | None
-    ) -> dict[str, list[str]]:
-        if groups is not None and not groups:
-            return {}
-        query = select(GroupPeerRow.group_id, GroupPeerRow.peer_id).join(GroupRow, GroupRow.id == GroupPeerRow.group_id)
-        query = query.where(GroupRow.account_id == account_id)
-        if groups is not None:
-            query = query.where(GroupRow.id.in_(groups))
-        held: dict[str, list[str]] = {}
-        for group_id, peer_id in (await session.execute(query)).all():
-            held.setdefault(group_id, []).append(peer_id)
-        return held
+        return await read_account(session, account_id, before, touched, generation=self._generation)

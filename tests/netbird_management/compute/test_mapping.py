@@ -143,6 +143,6 @@ async def test_a_service_survives_the_store(home: Home) -> None:
         created_at=given.meta.created_at,
         **rows.columns(given),
     )
-    read = rows.service(row)
+    read = rows.service_of(row)
     for field in fields(Service):
         assert getattr(read, field.name) == getattr(given, field.name), field.name
