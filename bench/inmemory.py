@@ -31,7 +31,7 @@ from netbird_proxy.listening.connections import Connections
 from netbird_proxy.listening.http1 import Http1Protocol
 from netbird_proxy.listening.origins import Origins
 from netbird_proxy.operator.decisions import Decisions
-from netbird_proxy.pipeline.pipeline import Environment
+from netbird_proxy.pipeline.ending import Environment
 from netbird_proxy.routing.apply import Routing
 from netbird_proxy.routing.compile import Compiler
 from netbird_proxy.routing.hooks import load_hooks

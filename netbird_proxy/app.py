@@ -13,10 +13,10 @@ from netbird_proxy.asgi import CONNECTION_EXTENSION, ORIGIN_STATE, DownstreamCon
 from netbird_proxy.http.folding import fold_authority
 from netbird_proxy.pipeline.core_answers import LOOP_DETECTED
 from netbird_proxy.pipeline.downstream import Downstream
+from netbird_proxy.pipeline.ending import FixedAnswer
 from netbird_proxy.pipeline.exchange import Exchange
-from netbird_proxy.pipeline.heads import offers, without_session_token
+from netbird_proxy.pipeline.head_rules import offers, without_session_token
 from netbird_proxy.pipeline.open_exchanges import INTERVAL, OpenExchanges
-from netbird_proxy.pipeline.pipeline import FixedAnswer
 from netbird_proxy.routing.apply import Routing
 
 Recognizes = Callable[[object], bool]

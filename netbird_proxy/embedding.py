@@ -26,7 +26,7 @@ from netbird_proxy.app import ClientAddress, ReverseProxy
 from netbird_proxy.asgi import Receive, Scope, Send
 from netbird_proxy.defaults import DEFAULTS
 from netbird_proxy.http.head import check_scope
-from netbird_proxy.pipeline.pipeline import GUARD_TIMEOUT, Environment
+from netbird_proxy.pipeline.ending import GUARD_TIMEOUT, Environment
 from netbird_proxy.routing.apply import Routing
 from netbird_proxy.routing.compile import Compiler
 from netbird_proxy.routing.hooks import load_hooks

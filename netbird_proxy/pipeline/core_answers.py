@@ -16,7 +16,7 @@ from netbird_proxy.api.same_origin import own_path
 from netbird_proxy.api.steps import Page, Pages, Rendered
 from netbird_proxy.pipeline.downstream import Downstream
 from netbird_proxy.pipeline.exchange import Exchange
-from netbird_proxy.pipeline.heads import can_be_sent, without_others_cookies
+from netbird_proxy.pipeline.head_rules import can_be_sent, without_others_cookies
 
 NO_ROUTE = Deny(404, "no_route", "no mapping has this host and path")
 STARTING = Deny(503, "starting", "not every source has sent its first mappings", headers=((b"retry-after", b"2"),))

@@ -10,9 +10,9 @@ from netbird_proxy.api.endpoints import EXCHANGE_STATE, Endpoint
 from netbird_proxy.api.errors import BodyTooLarge, ClientGone, ExchangeError, StepFailed
 from netbird_proxy.asgi import Message, Scope
 from netbird_proxy.pipeline.downstream import Downstream
+from netbird_proxy.pipeline.ending import Environment
 from netbird_proxy.pipeline.exchange import Exchange
-from netbird_proxy.pipeline.heads import without_others_cookies
-from netbird_proxy.pipeline.pipeline import Environment
+from netbird_proxy.pipeline.head_rules import without_others_cookies
 
 _NOT_ITS = frozenset((b"connection", b"keep-alive", b"transfer-encoding", b"upgrade"))
 

@@ -25,7 +25,7 @@ from netbird_proxy.api.headers import RawHeader
 from netbird_proxy.api.model import Upstream
 from netbird_proxy.pipeline.downstream import Downstream
 from netbird_proxy.pipeline.exchange import Exchange
-from netbird_proxy.pipeline.heads import RequestHeads, WrittenHead
+from netbird_proxy.pipeline.request_heads import RequestHeads, WrittenHead
 from netbird_proxy.pipeline.response_heads import ResponseHeads
 from netbird_proxy.upstreams.protocols import BodyLengthMismatch, Pool, UpstreamAnswer, UpstreamConnection
 

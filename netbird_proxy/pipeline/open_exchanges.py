@@ -13,8 +13,9 @@ from netbird_host.containment import GRACE, LeftBehind, describe_error, must_pas
 from netbird_proxy.api.exchange import TrailEntry
 from netbird_proxy.api.model import AccountId, Challenge, Deny, PublicKey, RouteSpec, ServiceId, UserId
 from netbird_proxy.pipeline.downstream import Downstream
+from netbird_proxy.pipeline.ending import Runner
 from netbird_proxy.pipeline.exchange import Exchange
-from netbird_proxy.pipeline.pipeline import Pipeline, Runner
+from netbird_proxy.pipeline.pipeline import Pipeline
 
 log = structlog.get_logger("netbird_proxy.exchanges")
 

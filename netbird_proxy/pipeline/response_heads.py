@@ -9,7 +9,7 @@ from netbird_proxy.api.headers import RawHeader, fold
 from netbird_proxy.api.model import RouteSpec, Upstream
 from netbird_proxy.http.folding import fold_authority
 from netbird_proxy.pipeline.exchange import Exchange
-from netbird_proxy.pipeline.heads import CORE_NAMES, HOP_BY_HOP, QUIET_CONNECTION, HeadRules, cookie_name
+from netbird_proxy.pipeline.head_rules import CORE_NAMES, HOP_BY_HOP, QUIET_CONNECTION, HeadRules, cookie_name
 
 _NEVER_TRAILERS = CORE_NAMES | {b"set-cookie", b"location", b"content-encoding", b"content-type"}
 _LOOKED_AT = HOP_BY_HOP | {b"content-length", b"location", b"set-cookie"}

@@ -20,7 +20,7 @@ from netbird_proxy.asgi import RawDownstream
 from netbird_proxy.pipeline.downstream import Downstream
 from netbird_proxy.pipeline.exchange import Exchange
 from netbird_proxy.pipeline.forward import Forwarder, Target
-from netbird_proxy.pipeline.heads import WrittenHead
+from netbird_proxy.pipeline.request_heads import WrittenHead
 from netbird_proxy.upstreams.protocols import UpstreamAnswer, UpstreamConnection
 
 IDLE = 300.0

@@ -12,7 +12,7 @@ from netbird_proxy.api.tunnels import Dialer
 from netbird_proxy.app import ReverseProxy
 from netbird_proxy.listening.origins import Origins
 from netbird_proxy.listening.tls import ServerTls
-from netbird_proxy.pipeline.pipeline import Environment
+from netbird_proxy.pipeline.ending import Environment
 from netbird_proxy.process.host_api import HostApi
 from netbird_proxy.process.listeners import Listeners
 from netbird_proxy.process.loading import Loaded

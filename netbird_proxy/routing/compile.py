@@ -23,10 +23,12 @@ from netbird_proxy.api.steps import Authenticator, Guard, Observer, Pages, Reque
 from netbird_proxy.api.tunnels import Dialer
 from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard, BoundObserver, BoundTransform, GuardStage
 from netbird_proxy.pipeline.core_answers import AMBIGUOUS_PATH, NO_ROUTE, STARTING
+from netbird_proxy.pipeline.ending import Ending, Environment, FixedAnswer
 from netbird_proxy.pipeline.endpoint import EndpointApplication
 from netbird_proxy.pipeline.forward import Forwarder, Target
-from netbird_proxy.pipeline.heads import CORE_NAMES, FORWARDING, HeadRules, RequestHeads, is_forwarding
-from netbird_proxy.pipeline.pipeline import Ending, Environment, FixedAnswer, Pipeline
+from netbird_proxy.pipeline.head_rules import CORE_NAMES, FORWARDING, HeadRules, is_forwarding
+from netbird_proxy.pipeline.pipeline import Pipeline
+from netbird_proxy.pipeline.request_heads import RequestHeads
 from netbird_proxy.pipeline.response_heads import ResponseHeads
 from netbird_proxy.pipeline.upgrade import IDLE, Upgrader
 from netbird_proxy.routing.protection import Protection

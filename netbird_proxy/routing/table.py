@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from netbird_proxy.api.model import AccountId, RouteSpec
 from netbird_proxy.http.folding import FOLDS, climbs, fold_authority, fold_host, readings
-from netbird_proxy.pipeline.heads import HeadRules
-from netbird_proxy.pipeline.pipeline import Runner
+from netbird_proxy.pipeline.ending import Runner
+from netbird_proxy.pipeline.head_rules import HeadRules
 
 _CLIMBING = re.compile(rb"%|\\|/\.\.")
 _ENCODED_SEPARATOR = re.compile(rb"%(?:2[fF]|5[cC])")

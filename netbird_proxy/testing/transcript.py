@@ -15,7 +15,7 @@ from netbird_proxy.api.outgoing_head import OutgoingHead
 from netbird_proxy.api.steps import Authenticator, Guard, Observer, Pages, RequestTransform
 from netbird_proxy.api.tunnels import Dialer
 from netbird_proxy.app import ReverseProxy
-from netbird_proxy.pipeline.pipeline import GUARD_TIMEOUT, Environment
+from netbird_proxy.pipeline.ending import GUARD_TIMEOUT, Environment
 from netbird_proxy.routing.apply import Report, Routing
 from netbird_proxy.routing.compile import Compiler, RouteHooks
 from netbird_proxy.testing.asgi import Answer, Client

@@ -52,7 +52,7 @@ from netbird_proxy.listening.http1 import Http1Protocol
 from netbird_proxy.listening.origins import Origins
 from netbird_proxy.listening.peek import Peek
 from netbird_proxy.operator.decisions import LONGEST_PATH, Decisions
-from netbird_proxy.pipeline import deadline, heads
+from netbird_proxy.pipeline import deadline, head_rules, request_heads
 from netbird_proxy.routing.apply import Routing
 from netbird_proxy.routing.hooks import load_hooks
 from netbird_proxy.sources.file import read as files
@@ -254,11 +254,11 @@ async def remembered(_directory: Path) -> None:
         (line_module._TEXTS, lambda i: line_module._text(f"text-{i}")),
         (entry_module._TEXTS, lambda i: entry_module._text(f"text-{i}")),
     ]
-    rules = heads.HeadRules({b"own-%d" % os.getpid(): "test"})
+    rules = head_rules.HeadRules({b"own-%d" % os.getpid(): "test"})
     tables.append((rules.verdicts, lambda i: rules.incoming([(b"name-%d" % i, b"x")])))
-    written = heads.RequestHeads(route(), upstream(), rules)
-    tables.append((heads._FORWARDED, lambda i: written.write(exchange(host=f"h{i}.example"), False)))
-    tables.append((heads._SHARED, lambda i: heads.HeadRules({b"own-%d-%d" % (os.getpid(), i): "test"})))
+    written = request_heads.RequestHeads(route(), upstream(), rules)
+    tables.append((request_heads._FORWARDED, lambda i: written.write(exchange(host=f"h{i}.example"), False)))
+    tables.append((head_rules._SHARED, lambda i: head_rules.HeadRules({b"own-%d-%d" % (os.getpid(), i): "test"})))
     for table, learn in tables:
         before = table.copy() if isinstance(table, set) else dict(table)
         try:

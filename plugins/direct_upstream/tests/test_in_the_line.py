@@ -14,7 +14,7 @@ from netbird_direct_upstream.proxy import DirectUpstream, DirectUpstreamOptions
 from netbird_proxy import Dialer, NetworkOptions, PluginInfo, Proxy, RouteSpec, ServiceMapping, Upstream, hookimpl
 from netbird_proxy.app import ReverseProxy
 from netbird_proxy.defaults import DEFAULTS
-from netbird_proxy.pipeline.pipeline import Environment
+from netbird_proxy.pipeline.ending import Environment
 from netbird_proxy.routing.apply import Routing
 from netbird_proxy.routing.compile import Compiler
 from netbird_proxy.routing.hooks import load_hooks

@@ -18,7 +18,7 @@ from netbird_proxy.app import ReverseProxy
 from netbird_proxy.listening.connections import Connections, ListenLimits
 from netbird_proxy.listening.origins import Origins
 from netbird_proxy.listening.sockets import serve_host
-from netbird_proxy.pipeline.pipeline import Environment
+from netbird_proxy.pipeline.ending import Environment
 from netbird_proxy.routing.apply import Routing
 from netbird_proxy.routing.compile import Compiler
 from netbird_proxy.testing.fakes import FakeProxy

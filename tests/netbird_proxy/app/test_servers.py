@@ -12,7 +12,7 @@ import uvicorn
 
 from netbird_proxy.app import ReverseProxy
 from netbird_proxy.http.head import check_scope
-from netbird_proxy.pipeline.pipeline import Environment
+from netbird_proxy.pipeline.ending import Environment
 from netbird_proxy.routing.apply import Routing
 from netbird_proxy.routing.compile import Compiler
 from netbird_proxy.testing.fakes import FakeProxy

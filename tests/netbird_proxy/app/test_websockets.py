@@ -29,7 +29,7 @@ from netbird_proxy.listening.origins import Origins
 from netbird_proxy.listening.sockets import HostListener, serve_host
 from netbird_proxy.listening.tls import ServerTls
 from netbird_proxy.listening.tunnels import serve_inside
-from netbird_proxy.pipeline.pipeline import Environment
+from netbird_proxy.pipeline.ending import Environment
 from netbird_proxy.routing.apply import Routing
 from netbird_proxy.routing.compile import Compiler
 from netbird_proxy.testing.fakes import FakeProxy

@@ -13,7 +13,7 @@ from netbird_proxy import Authenticator, Challenge, Deny, Guard, Offer, Page, Re
 from netbird_proxy.api.errors import ClientGone, ExchangeError, StepFailed, UpstreamClosed, UpstreamError, leaves
 from netbird_proxy.pipeline import core_answers as answers
 from netbird_proxy.pipeline.downstream import Downstream
-from netbird_proxy.pipeline.pipeline import Ending, Environment, FixedAnswer
+from netbird_proxy.pipeline.ending import Ending, Environment, FixedAnswer
 from netbird_proxy.testing.asgi import Client
 from netbird_proxy.testing.makers import exchange, host_origin, route
 from netbird_proxy.testing.transcript import StepHooks, Transcript

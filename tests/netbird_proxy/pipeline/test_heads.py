@@ -14,13 +14,8 @@ from netbird_proxy.api.model import Upstream
 from netbird_proxy.api.steps import RequestTransform
 from netbird_proxy.pipeline.bound import BoundTransform
 from netbird_proxy.pipeline.exchange import Exchange
-from netbird_proxy.pipeline.heads import (
-    HeadRules,
-    RequestHeads,
-    WrittenHead,
-    host_field,
-    without_session_token,
-)
+from netbird_proxy.pipeline.head_rules import HeadRules, without_session_token
+from netbird_proxy.pipeline.request_heads import RequestHeads, WrittenHead, host_field
 from netbird_proxy.pipeline.response_heads import ResponseHeads, informational, split_authority
 from netbird_proxy.testing.makers import HOST, exchange, host_origin, route, tunnel_origin, upstream
 

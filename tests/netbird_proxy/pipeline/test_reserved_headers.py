@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from netbird_proxy import Guard, RequestTransform
 from netbird_proxy.api.headers import fold, is_reserved
 from netbird_proxy.api.model import ALLOW
-from netbird_proxy.pipeline.heads import HeadRules
+from netbird_proxy.pipeline.head_rules import HeadRules
 from netbird_proxy.testing.makers import host_origin, route, upstream
 from netbird_proxy.testing.transcript import StepHooks, Transcript
 

@@ -11,7 +11,7 @@ from netbird_proxy import ALLOW, Authenticator, Deny, Guard, Identity, RequestTr
 from netbird_proxy.api.errors import ProtocolViolation, UpstreamClosed
 from netbird_proxy.api.model import Kind
 from netbird_proxy.pipeline import upgrade
-from netbird_proxy.pipeline.heads import offers
+from netbird_proxy.pipeline.head_rules import offers
 from netbird_proxy.testing.asgi import Client
 from netbird_proxy.testing.makers import host_origin, mapping, route, upstream
 from netbird_proxy.testing.transcript import StepHooks, Transcript

@@ -14,7 +14,7 @@ from netbird_proxy import ALLOW
 from netbird_proxy.api.errors import RouteClosed
 from netbird_proxy.api.model import AccountId, Address, ServiceId, ServiceMapping
 from netbird_proxy.pipeline.core_answers import NO_ROUTE, STARTING
-from netbird_proxy.pipeline.pipeline import Environment, FixedAnswer
+from netbird_proxy.pipeline.ending import Environment, FixedAnswer
 from netbird_proxy.routing.apply import Routing
 from netbird_proxy.routing.compile import Compiler
 from netbird_proxy.testing.fakes import FakeProxy

@@ -14,7 +14,8 @@ from netbird_proxy.api.errors import RouteClosed
 from netbird_proxy.api.model import AccountId, ServiceId, ServiceMapping
 from netbird_proxy.api.steps import Guard
 from netbird_proxy.pipeline.core_answers import NO_ROUTE
-from netbird_proxy.pipeline.pipeline import Environment, FixedAnswer, Pipeline
+from netbird_proxy.pipeline.ending import Environment, FixedAnswer
+from netbird_proxy.pipeline.pipeline import Pipeline
 from netbird_proxy.routing.apply import Routing
 from netbird_proxy.routing.compile import Compiler
 from netbird_proxy.testing.fakes import FakeProxy

@@ -1,0 +1,260 @@
+"""The heads of requests to one upstream: one pass over the client's fields, then the plugins' transforms."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from netbird_host.containment import describe_error
+from netbird_proxy.api.errors import BadRequest, RouteRefused, StepFailed
+from netbird_proxy.api.headers import RESERVED_PREFIX, RawHeader, fold
+from netbird_proxy.api.model import Address, RouteSpec, Upstream
+from netbird_proxy.api.outgoing_head import Judged, OutgoingHead
+from netbird_proxy.pipeline.bound import BoundTransform
+from netbird_proxy.pipeline.exchange import Exchange
+from netbird_proxy.pipeline.head_rules import (
+    COOKIE,
+    CORE,
+    CORE_NAMES,
+    DROP,
+    FIELD_VALUE,
+    FORWARDED,
+    FORWARDED_PREFIX,
+    KEEP,
+    LOOK,
+    QUIET_CONNECTION,
+    TOKEN,
+    HeadRules,
+    offers,
+    verdict_table,
+    without_session_token,
+)
+
+_SAID = frozenset((b"x-forwarded-for", b"x-real-ip", b"x-forwarded-host", b"x-forwarded-proto", b"x-forwarded-port"))
+
+_TARGET_PATH = re.compile(rb"/[!-~]*")
+
+_READ = frozenset((b"connection", b"content-length", b"te", b"transfer-encoding", b"upgrade"))
+"""What write() reads before it is dropped."""
+
+
+@dataclass(slots=True)
+class WrittenHead:
+    """A request head ready for the wire, and how its body is framed."""
+
+    head: bytes
+    method: bytes
+    has_body: bool
+    chunked: bool
+    upgrade: tuple[bytes, ...]
+    """The protocols that are asked for."""
+    dropped: frozenset[bytes]
+    """Folded names that may not come back as trailers."""
+
+
+def _judge(dropped: Collection[bytes], owned: Collection[bytes]) -> Callable[[bytes], int]:
+    """What becomes of a client's field on its way to an upstream."""
+
+    def judge(name: bytes) -> int:
+        folded = fold(name)
+        if folded == b"cookie" and folded not in dropped:
+            return COOKIE
+        if folded in dropped:
+            # Only the true spelling frames. An alias goes unread, or an upstream would frame by what we ignored.
+            return LOOK if name in _READ else DROP
+        return DROP if folded.startswith(FORWARDED_PREFIX) and folded not in owned else KEEP
+
+    return judge
+
+
+class RequestHeads:
+    """Writes the heads that go to one upstream of one route."""
+
+    def __init__(
+        self, spec: RouteSpec, upstream: Upstream, rules: HeadRules, transforms: Sequence[BoundTransform] = ()
+    ) -> None:
+        """Raises RouteRefused for a target path or a custom header that cannot be sent."""
+        path, _, self._query = upstream.path.partition(b"?")
+        if not _TARGET_PATH.fullmatch(upstream.path) or b"#" in upstream.path:
+            raise RouteRefused(f"the target path {upstream.path.decode('latin-1')!r} cannot be sent")
+        self._base = path[:-1] if path.endswith(b"/") else path
+        self._cut = len(spec.prefix) if spec.strip_prefix and spec.prefix != b"/" else 0
+        self._host = None if spec.pass_host_header else host_field(upstream)
+        self.rules = rules
+        self._transforms = tuple(transforms)
+        core = CORE_NAMES | (FORWARDED.difference(rules.owners))
+        self._says = _SAID if _SAID.isdisjoint(rules.owners) else _SAID.difference(rules.owners)
+        self._owners = {**dict.fromkeys(core, CORE), **rules.owners, b"via": CORE}
+        self._custom = custom_headers(upstream, self._owners)
+        self._dropped = core | {fold(name) for name, _ in self._custom}
+        self._verdicts = verdict_table(
+            ("outgoing", frozenset(self._dropped), frozenset(rules.owners)), _judge(self._dropped, rules.owners.keys())
+        )
+        self._via = (b"via", b"1.1 " + rules.pseudonym)
+        self._judged: Judged = {}
+
+    def write(self, exchange: Exchange, carried_body: bool | None) -> WrittenHead:
+        """The head for one exchange.
+
+        Args:
+            carried_body: whether a body follows, as our listener knows it; None where only the head tells.
+
+        Raises:
+            BadRequest: two lengths, or one that is no number; a field that would be several on the wire.
+            StepFailed: a transform raised, set what it may not, or is no plain function.
+        """
+        verdicts = self._verdicts
+        fields: list[RawHeader] = []
+        length: bytes | None = None
+        listed: set[bytes] = set()
+        asked: list[bytes] = []
+        encoded = trailers_wanted = False
+        for pair in exchange.headers.raw:
+            verdict = verdicts[pair[0]]
+            if verdict == KEEP:
+                fields.append(pair)
+            elif verdict == LOOK:
+                name, value = pair
+                if name == b"connection":
+                    if value not in QUIET_CONNECTION:
+                        listed.update(fold(part.strip(b" \t")) for part in value.split(b","))
+                elif name == b"content-length":
+                    if length is not None or not value.isdigit():
+                        raise BadRequest("the request body has no one length")
+                    length = value
+                elif name == b"transfer-encoding":
+                    encoded = True
+                elif name == b"upgrade":
+                    asked.append(value)
+                else:  # te
+                    trailers_wanted = trailers_wanted or b"trailers" in value.lower()
+            elif verdict == COOKIE and (value := self.rules.cookie(pair[1])):
+                fields.append((pair[0], value))
+        if listed:
+            fields = [pair for pair in fields if fold(pair[0]) not in listed]
+        upgrade: tuple[bytes, ...] = ()
+        if exchange.kind == "websocket" or (asked and carried_body is None and b"upgrade" in listed):
+            upgrade = offers(asked)
+        if upgrade:
+            fields.append((b"connection", b"Upgrade"))
+            fields.append((b"upgrade", b", ".join(upgrade)))
+        elif trailers_wanted:
+            fields.append((b"te", b"trailers"))
+            fields.append((b"connection", b"TE"))
+        if says := self._says:
+            said = _forwarded(exchange)
+            fields += said if says is _SAID else [pair for pair in said if pair[0] in says]
+        fields.extend(self._custom)
+        fields.append(self._via)
+
+        method = exchange.method.encode("latin-1")
+        target = self._target(exchange)
+        if self._transforms:
+            fields = self._transformed(exchange, method, target, fields)
+        has_body, chunked = self._framing(exchange, carried_body, length, encoded)
+        host = exchange.authority if self._host is None else self._host
+        if chunked:
+            fields.append((b"transfer-encoding", b"chunked"))
+        elif length is not None:
+            fields.append((b"content-length", length))
+        head = b"%b %b HTTP/1.1\r\nhost: %b\r\n%b\r\n\r\n" % (
+            method,
+            target,
+            host,
+            b"\r\n".join(map(_FIELD, fields)),  # never empty: `via` is always there
+        )
+        if len(head) - len(head.translate(None, b"\r\n\0")) != 2 * len(fields) + 6:
+            # Our listener lets none through, and transforms are checked as they set; a server around us may.
+            raise BadRequest("a field of the request holds a line break or NUL")
+        return WrittenHead(head, method, has_body, chunked, upgrade, self._dropped)
+
+    def _target(self, exchange: Exchange) -> bytes:
+        """The bytes after the matched prefix are sent as they came; the prefix is replaced by the target's own path."""
+        rest = exchange.raw_path[self._cut :]
+        target = self._base + (rest or b"/")
+        query = without_session_token(exchange.query) if exchange.query else b""
+        if self._query:
+            query = self._query + b"&" + query if query else self._query
+        return target + b"?" + query if query else target
+
+    @staticmethod
+    def _framing(
+        exchange: Exchange, carried_body: bool | None, length: bytes | None, encoded: bool
+    ) -> tuple[bool, bool]:
+        if encoded:
+            if length is not None:
+                raise BadRequest("the request body has a length and an encoding")
+            return True, True
+        if length is not None:
+            return int(length) > 0, False
+        if carried_body is None:
+            # HTTP/2 frames bodies outside the head; under such a server any request but these may have one.
+            return (exchange.http_version >= "2" and exchange.method not in ("GET", "HEAD", "OPTIONS", "TRACE"),) * 2
+        return carried_body, carried_body
+
+    def _transformed(
+        self, exchange: Exchange, method: bytes, target: bytes, fields: list[RawHeader]
+    ) -> list[RawHeader]:
+        for transform in self._transforms:
+            outgoing = OutgoingHead(method, target, fields, self._owners, transform.plugin, self._judged)
+            try:
+                said = transform.apply(exchange, outgoing)
+            except BaseException as exc:  # it is plain code: nobody can have cancelled it
+                raise StepFailed(transform.plugin, "transform_request", describe_error(exc)) from exc
+            if said is not None:
+                close = getattr(said, "close", None)  # a coroutine nobody will await
+                if close is not None:
+                    close()
+                raise StepFailed(transform.plugin, "transform_request", f"returned {type(said).__name__}")
+        return fields
+
+
+_FIELD = b": ".join
+
+_FORWARDED: dict[tuple[str, str, bytes], list[RawHeader]] = {}
+
+_REMEMBERED = 1024
+# A connection says the same each time. What it says comes from clients, so the table stops growing instead of evicting.
+
+
+def _forwarded(exchange: Exchange) -> Sequence[RawHeader]:
+    """Who is calling, by the connection alone. A `forwarding` plugin that owns these names says it instead."""
+    origin, authority = exchange.origin, exchange.authority
+    key = (origin.peer.host if origin is not None else exchange.client_address, exchange.scheme, authority)
+    said = _FORWARDED.get(key)
+    if said is None:
+        address, scheme = key[0].encode("latin-1"), key[1].encode()
+        _, colon, port = authority.rpartition(b":")
+        if not colon or not port.isdigit():
+            port = b"443" if scheme == b"https" else b"80"
+        said = [(b"x-forwarded-for", address), (b"x-real-ip", address)] if address else []
+        said += [(b"x-forwarded-host", authority), (b"x-forwarded-proto", scheme), (b"x-forwarded-port", port)]
+        if len(_FORWARDED) < _REMEMBERED:
+            _FORWARDED[key] = said
+    return said
+
+
+def host_field(upstream: Upstream) -> bytes:
+    """The upstream's own Host: its port only where it is not the scheme's."""
+    usual = {"http": 80, "https": 443}.get(upstream.scheme)
+    host, port = upstream.address
+    if port == usual:
+        return (f"[{host}]" if ":" in host else host).encode("idna" if not host.isascii() else "ascii")
+    return str(Address(host, port)).encode("ascii")
+
+
+def custom_headers(upstream: Upstream, owners: dict[bytes, str]) -> list[RawHeader]:
+    """An operator's own fields, without reserved and owned names.
+
+    Raises:
+        RouteRefused: a name or a value that no field can carry.
+    """
+    kept: list[RawHeader] = []
+    for name, value in upstream.custom_headers:
+        if not TOKEN.fullmatch(name) or not FIELD_VALUE.fullmatch(value):
+            raise RouteRefused(f"the custom header {name.decode('latin-1')!r} cannot be sent")
+        folded = fold(name)
+        if folded not in owners and not folded.startswith(RESERVED_PREFIX):
+            kept.append((name.lower(), value))
+    return kept
