@@ -16,6 +16,7 @@ from netbird_proxy.api.errors import (
     DownstreamError,
     ExchangeError,
     ProtocolViolation,
+    TunnelNotReady,
     UpgradeUnsupported,
     UpstreamClosed,
     UpstreamError,
@@ -30,6 +31,9 @@ from netbird_proxy.pipeline.response_heads import ResponseHeads
 from netbird_proxy.upstreams.protocols import BodyLengthMismatch, Pool, UpstreamAnswer, UpstreamConnection
 
 log = structlog.get_logger("netbird_proxy.pipeline")
+
+TRIES = 3
+"""Upstreams of one route that are tried for an exchange, each once."""
 
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))  # RFC 9110 §9.2.2
 
@@ -60,7 +64,11 @@ class Target:
 
 
 class Forwarder:
-    """Sends admitted exchanges to a route's upstreams: the only one, or each in turn."""
+    """Sends admitted exchanges to a route's upstreams: the only one, or each in turn.
+
+    Where an upstream cannot be dialed, nothing was sent, and the next one is tried. Not where the account's tunnel is
+    missing: the others need it too.
+    """
 
     __slots__ = ("_next", "targets")
     grants: ClassVar[bool] = False
@@ -78,8 +86,23 @@ class Forwarder:
         Raises:
             ExchangeError: if the answer has started, the caller can only close the client's stream.
         """
-        target = self.targets[self._next % len(self.targets)]
-        self._next += 1
+        targets = self.targets
+        first = self._next % len(targets)
+        self._next = first + 1
+        last = min(len(targets), TRIES) - 1
+        for turn in range(last):
+            try:
+                await self._send(exchange, downstream, targets[(first + turn) % len(targets)])
+            except UpstreamError as error:
+                if not error.retryable or isinstance(error, TunnelNotReady) or exchange.tries[-1].connected_ns:
+                    raise
+                log.debug("upstream.passed_over", exchange=exchange.id, error=str(error))
+            else:
+                return
+        await self._send(exchange, downstream, targets[(first + last) % len(targets)])
+
+    async def _send(self, exchange: Exchange, downstream: Downstream, target: Target) -> None:
+        """One upstream, and once more where it had closed the idle connection that was used."""
         connection = downstream.connection
         request = target.requests.write(exchange, None if connection is None else connection.has_body)
         if request.upgrade and not self.grants:

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import re
 import socket
 import ssl
 import struct
+from collections.abc import Iterable
 from typing import Protocol, cast
 
 from netbird_host.transports import write_pieces
 from netbird_proxy.api.errors import HeadTimeout, ProtocolViolation, TlsFailed, UpstreamClosed, UpstreamError
 from netbird_proxy.api.headers import RawHeader
 from netbird_proxy.http.answers import AnswerParser, HeadLimits
+from netbird_proxy.upstreams.kernel import drain, is_readable
 from netbird_proxy.upstreams.protocols import BodyLengthMismatch, Informational
 
 HIGH_WATER = 131072
@@ -28,7 +31,19 @@ _SMALL_PIECE = 2048
 _CONTENT_MEANS_NOTHING = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 """With these, some servers overlook that a body follows, and take it for the next request (RFC 9110 §9.3.1)."""
 _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)[ \t]*\r\n", re.IGNORECASE)
+KEEP_ALIVE_MARGIN = 1.0
+"""Seconds before the end of the time that an upstream stated in which an idle connection is not used again: a request
+would meet its close half-way."""
+_KEEP_ALIVE_TIMEOUT = re.compile(rb"(?:^|[,;\s])timeout[ \t]*=[ \t]*\"?([0-9]{1,9})", re.IGNORECASE)
 _RESET = struct.pack("ii", 1, 0)
+
+
+def stated_timeout(headers: Iterable[RawHeader]) -> int | None:
+    """Seconds for which an upstream keeps an idle connection, by its `Keep-Alive` field; None where it states none."""
+    for name, value in headers:
+        if name == b"keep-alive" and (stated := _KEEP_ALIVE_TIMEOUT.search(value)) is not None:
+            return int(stated[1])
+    return None
 
 
 class ConnectionOwner(Protocol):
@@ -73,6 +88,7 @@ class Http1Connection(asyncio.Protocol):
         "idle_since",
         "loop",
         "name",
+        "reusable_until",
         "reused",
     )
 
@@ -88,6 +104,7 @@ class Http1Connection(asyncio.Protocol):
         self.reused = False
         self.exchanges = 0
         self.idle_since = 0.0
+        self.reusable_until = math.inf  # in the loop's time
         self.failure: UpstreamError | None = None
         self.loop = asyncio.get_running_loop()
         self._head_timeout = head_timeout
@@ -225,6 +242,16 @@ class Http1Connection(asyncio.Protocol):
             and not self._transport.is_closing()
         )
 
+    @property
+    def reusable(self) -> bool:
+        """Whether it is idle and the upstream is there, as far as one can know without asking: it has not closed or
+        sent anything that the loop has not come to yet, and the time that it stated is not about to end."""
+        transport = self._transport
+        if not self.usable or transport is None or self.loop.time() >= self.reusable_until:
+            return False
+        sock = transport.get_extra_info("socket")
+        return sock is None or not is_readable(sock)
+
     def finish(self) -> bool:
         """End the exchange. True if the connection may carry another; else it is closed now.
 
@@ -242,6 +269,8 @@ class Http1Connection(asyncio.Protocol):
             if answer.switched or not answer.keep_alive or self._doubtful:
                 self.close()
                 return False
+            if (seconds := stated_timeout(answer.headers)) is not None:
+                self.reusable_until = self.loop.time() + seconds - KEEP_ALIVE_MARGIN
         if transport.is_closing():
             self.close()
             return False
@@ -297,6 +326,11 @@ class Http1Connection(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        answer = self._answer
+        if exc is not None and self.failure is None and answer is not None and self._transport is not None:
+            # A write failed. An upstream that answered early and closed is still heard: its answer has arrived.
+            self._read_paused = True  # all that is there is taken
+            drain(self._transport, self.data_received)
         if self.failure is None:
             self.failure = self._closed(exc)
         self._ended()

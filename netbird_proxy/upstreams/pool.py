@@ -111,7 +111,7 @@ class UpstreamPool:
         if not fresh:
             while self._idle:
                 connection = self._idle.pop()
-                if connection.usable:
+                if connection.reusable:
                     connection.reused = True
                     self._busy[connection] = source
                     return connection

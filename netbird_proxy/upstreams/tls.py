@@ -10,6 +10,8 @@ import functools
 import ssl
 from asyncio.sslproto import SSLProtocol
 
+from netbird_proxy.upstreams.kernel import drain
+
 CLOSE_TIMEOUT = 2.0
 """Seconds that a closed connection waits for the upstream's own goodbye."""
 
@@ -28,6 +30,24 @@ def client_context(*, skip_verify: bool = False, ca: str = "") -> ssl.SSLContext
     return context
 
 
+class _ClientTls(SSLProtocol):
+    """TLS whose last bytes are read although a write failed; see `drain`."""
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        transport = self._transport
+        if exc is not None and transport is not None:
+            drain(transport, self._feed)
+        super().connection_lost(exc)
+
+    def _feed(self, data: bytes) -> None:
+        while data:
+            buffer = self.get_buffer(len(data))
+            size = min(len(buffer), len(data))
+            buffer[:size] = data[:size]
+            self.buffer_updated(size)
+            data = data[size:]
+
+
 def client_tls(
     protocol: asyncio.Protocol, context: ssl.SSLContext, host: str, *, handshake_timeout: float
 ) -> tuple[asyncio.BaseProtocol, asyncio.Future[None]]:
@@ -44,7 +64,7 @@ def client_tls(
     done: asyncio.Future[None] = loop.create_future()
     # Unset where the dial itself failed: nobody need have asked for it.
     done.add_done_callback(lambda future: future.cancelled() or future.exception())
-    outer = SSLProtocol(
+    outer = _ClientTls(
         loop,
         protocol,
         context,

@@ -8,12 +8,18 @@ from typing import Any
 import pytest
 
 from netbird_proxy.api.errors import (
+    AddressRefused,
     BodyTooLarge,
+    DialFailed,
     DialRefused,
+    DialTimeout,
+    DialUnreachable,
     HeadTimeout,
     ProtocolViolation,
+    TunnelNotReady,
     UpstreamClosed,
     UpstreamError,
+    UpstreamOverloaded,
     leaves,
 )
 from netbird_proxy.testing.asgi import Client
@@ -344,6 +350,40 @@ async def test_several_upstreams_take_turns() -> None:
         await play.request(origin=ORIGIN)
     dialed = [one.removeprefix("dial ") for one in play.effects if one.startswith("dial")]
     assert dialed == ["http://10.0.0.1:80", "http://10.0.0.2:80", "http://10.0.0.1:80"]
+
+
+THREE = tuple(upstream(f"http://10.0.0.{n}:80") for n in (1, 2, 3))
+
+
+@pytest.mark.parametrize("failure", [DialRefused, DialUnreachable, DialTimeout, DialFailed, UpstreamOverloaded])
+async def test_an_upstream_that_cannot_be_dialed_gives_way_to_the_next(failure: type[UpstreamError]) -> None:
+    """Nothing was sent and nothing of the body is taken, so the next upstream gets the whole request."""
+    play = Transcript(route(to=THREE), upstream=[failure("x"), failure("x"), ok()])
+
+    answer = await play.request("POST", headers=[(b"content-length", b"2")], body=[b"ab"], origin=ORIGIN)
+
+    assert answer.status == 200
+    assert bytes(play.upstreams.last.body) == b"ab"
+    assert [str(one.upstream) for one in play.exchange.tries] == [str(one) for one in THREE]
+    assert [one.error for one in play.exchange.tries] == [failure.code, failure.code, ""]
+
+
+async def test_each_upstream_is_tried_once_and_three_at_the_most() -> None:
+    """Where none can be dialed the last failure is the answer."""
+    for to, dials in ((THREE[:1], 1), (THREE[:2], 2), ((*THREE, upstream("http://10.0.0.4:80")), 3)):
+        play = Transcript(route(to=to), upstream=[DialRefused("x"), DialRefused("x"), DialTimeout("x"), ok()])
+        answer = await play.request(origin=ORIGIN)
+        assert (answer.status, len(play.exchange.tries)) == (504 if dials == 3 else 502, dials)
+
+
+@pytest.mark.parametrize("failure", [UpstreamClosed, HeadTimeout, ProtocolViolation, AddressRefused, TunnelNotReady])
+async def test_other_failures_are_not_tried_elsewhere(failure: type[UpstreamError]) -> None:
+    """A request that may have arrived is not repeated; a refusal, and a tunnel that all of them need, are answers."""
+    play = Transcript(route(to=THREE), upstream=[failure("x"), ok()])
+
+    answer = await play.request(origin=ORIGIN)
+
+    assert (answer.status, len(play.exchange.tries)) == (failure.status, 1)
 
 
 async def test_body_that_differs_from_its_length_is_the_clients_fault() -> None:
