@@ -36,7 +36,7 @@ PAGES = [
     ROOT / "netbird_overlay" / "README.md",
     ROOT / "proto" / "README.md",
 ]
-PROMISES = 10
+PROMISES = 11
 
 
 @cache

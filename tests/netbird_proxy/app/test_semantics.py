@@ -51,8 +51,8 @@ async def test_the_hundred_is_said_once_and_by_us(listener: str) -> None:
 
 @LISTENERS
 async def test_the_hundred_waits_for_the_guards(listener: str) -> None:
-    """Whoever is refused is not invited to send a body first."""
-    sent = b"POST /a%2Fb HTTP/1.1\r\nHost: app.example\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\nhello"
+    """A client whose request is refused is not invited to send a body first."""
+    sent = b"POST /a/%2e%2e/b HTTP/1.1\r\nHost: app.example\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\nhello"
     async with staged(listener) as stage:
         received = await ask(stage, sent)
 
