@@ -26,6 +26,7 @@ class Case:
     has: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
     many: tuple[bytes, int] = (b"", 1)
+    engine: bool = False
 
 
 @dataclass(slots=True)
@@ -60,9 +61,12 @@ class Rule:
         keeps: bool = False,
         has: tuple[str, ...] = (),
         lacks: tuple[str, ...] = (),
+        engine: bool = False,
     ) -> None:
         for sent in answers:
-            self.corpus.cases.append(Case(self.name, sent, status, body, method, closes, cut, keeps, has, lacks))
+            self.corpus.cases.append(
+                Case(self.name, sent, status, body, method, closes, cut, keeps, has, lacks, engine=engine)
+            )
 
 
 def sized(body: bytes, *lines: bytes, status: bytes = b"200 OK") -> bytes:
@@ -255,9 +259,24 @@ def interim(corpus: Corpus) -> None:
     )
 
 
+def old_servers(corpus: Corpus) -> None:
+    """Answers that the HTTP engine reads, where today's parser gives up (RFC 9110 §5.5, RFC 9112 §5.1, §2.2)."""
+    blanks = corpus.rule("engine.blanks", "white space around a value is no part of it")
+    for length in (b"2 ", b"2  ", b"2\t", b" \t2"):
+        blanks.passes(OK + b"Content-Length:" + length + b"\r\n\r\nok", body=b"ok", keeps=True, engine=True)
+    mended = corpus.rule(
+        "engine.mended", "what an old server writes askew is read, and its connection is not used again"
+    )
+    mended.passes(OK + b"Content-Length : 2\r\n\r\nok", body=b"ok", engine=True)
+    mended.passes(CHUNKED + b"2   \r\nok\r\n0\r\n\r\n", CHUNKED + b"0002\r\nok\r\n0 \r\n\r\n", body=b"ok", engine=True)
+    mended.passes(b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok", body=b"ok", engine=True)
+    mended.passes(OK + b"Content-Length: 2\r\nContent-Length: 2\r\n\r\nok", body=b"ok", engine=True)
+    mended.passes(OK + b"Content-Length: 2, 2\r\n\r\nok", body=b"ok", engine=True)
+
+
 def made() -> Corpus:
     corpus = Corpus()
-    for family in (excess, framing, heads, trailers, interim):
+    for family in (excess, framing, heads, trailers, interim, old_servers):
         family(corpus)
     return corpus
 
@@ -275,7 +294,7 @@ def written(corpus: Corpus) -> str:
             parts.append(f"body = '{_text(case.body)}'")
         if case.method != "GET":
             parts.append(f"method = '{case.method}'")
-        parts += [f"{name} = true" for name in ("closes", "cut", "keeps") if getattr(case, name)]
+        parts += [f"{name} = true" for name in ("closes", "cut", "keeps", "engine") if getattr(case, name)]
         for name in ("has", "lacks"):
             if said := getattr(case, name):
                 parts.append(f"{name} = [{', '.join(repr(one) for one in said)}]")
