@@ -101,6 +101,10 @@ class Guesses:
             if known.failures < FREE:
                 known.blocked_until = 0.0
 
+    def forget(self, service: str) -> None:
+        """Forget the failures of a service that is gone. Its sources go as others come."""
+        self._failures.pop(service, None)
+
     def _give_back(self, service: str) -> None:
         if recent := self._failures.get(service):
             recent.pop()

@@ -48,6 +48,10 @@ class NetworkMaps:
         self._hooks = hooks
         self._accounts: dict[AccountId, AccountRules] = {}
 
+    def forget(self, account_id: AccountId) -> None:
+        """The account is gone: forget its rules."""
+        self._accounts.pop(account_id, None)
+
     def of(self, account: AccountSnapshot, peer: Peer) -> NetworkMap:
         """The whole map of a peer of this account, with all flags that say "empty" where something is."""
         known = self._account(account)

@@ -114,7 +114,8 @@ class AccessLogs:
         waits again, and may be stored already: it is not stored twice.
         """
         while taken := self._waiting.get(BATCH_ENTRIES):
-            batch = [row for _, row, _ in taken]
+            # An account that was deleted meanwhile may be founded again under its id.
+            batch = [row for account_id, row, _ in taken if self._state.snapshots.get(str(account_id)) is not None]
             try:
                 await self._store(batch)
             except BaseException as error:

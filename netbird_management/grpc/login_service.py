@@ -25,7 +25,12 @@ from netbird_management.model.errors import BadRequest
 from netbird_management.model.ids import AccountId, ServiceId, UserId
 from netbird_management.model.services import SecretAuth, Service
 from netbird_management.model.snapshot import AccountSnapshot
-from netbird_management.operations.revocations import TOKENS_REVOKED, revoke, revoked_tokens
+from netbird_management.operations.revocations import (
+    TOKENS_REVOKED,
+    end_sessions_of_busiest,
+    revoke,
+    revoked_tokens,
+)
 from netbird_management.operations.sessions import mint_session_token
 from netbird_management.plugins.steps import ALLOW, Login
 from netbird_management.secrets.passwords import verify_secret
@@ -65,6 +70,10 @@ class Logins:
         self._sign_on = sign_on
         self._guesses = Guesses(time.time, sources=SOURCES)
         self._waiting: Counter[AccountId] = Counter()
+
+    def forget(self, service_id: ServiceId) -> None:
+        """The service is gone: forget its guesses."""
+        self._guesses.forget(service_id)
 
     async def authenticate(self, request: AuthenticateRequest, caller: Caller) -> AuthenticateResponse:
         """Raises `Refused`: not the caller's service; nobody has time to judge; or the session cannot be signed."""
@@ -142,11 +151,10 @@ class Logins:
             return _denied("invalid_token")
         if request.end_session:
             async with self._state.change(account.account.id) as transaction:
-                if await revoked_tokens(transaction) < TOKENS_REVOKED:
-                    await revoke(transaction, token_hash=digest)
-                else:  # one word for all sessions of whoever logs out all the time
+                if await revoked_tokens(transaction) >= TOKENS_REVOKED:
                     self._state.count("logouts_widened")
-                    await revoke(transaction, subject=session.subject)
+                    await end_sessions_of_busiest(transaction, self._state.vault)
+                await revoke(transaction, token_hash=digest, service_id=service.id)
             return _denied("session_ended")
         return await self._judged(account, service, session)
 

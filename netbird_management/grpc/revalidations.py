@@ -93,4 +93,5 @@ def _access(service: Service) -> tuple[object, ...]:
         service.access_groups,
         service.auth,
         service.access_restrictions,
+        service.session_public_key,
     )

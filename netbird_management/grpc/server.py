@@ -103,6 +103,7 @@ async def serve_grpc(
     access_logs = AccessLogs(state, quota=log_entries, record=hooks.record_access)
     services = plugin_services(hooks.rpc(host)) if services is None else services
     edge = Edge(state, connections, PEERS | services.open, trusted=trusted_proxies, patience=timing.request)
+    logins = Logins(state, SessionGates(hooks, host), sign_on)
     server = _server(edge, timing, calls)
     port = _bind(server, listener, certificate or listener.judge("grpc"))
     add_ProxyServiceServicer_to_server(
@@ -113,7 +114,7 @@ async def serve_grpc(
             TunnelPeers(state, hooks, host, recorder),
             access_logs,
             statuses,
-            Logins(state, SessionGates(hooks, host), sign_on),
+            logins,
         ),
         server,
     )
@@ -132,7 +133,7 @@ async def serve_grpc(
     with state.snapshots.subscribe() as for_proxies, state.snapshots.subscribe() as for_peers:
         async with asyncio.TaskGroup() as tasks:
             background = [
-                tasks.create_task(_tell_proxies(mappings, for_proxies)),
+                tasks.create_task(_tell_proxies(mappings, logins, host.maps, for_proxies)),
                 tasks.create_task(streams.follow(for_peers)),
                 tasks.create_task(recorder.run()),
                 tasks.create_task(access_logs.run()),
@@ -195,6 +196,12 @@ def _bind(server: grpc.aio.Server, listener: Listener, certificate: ReloadedCert
         raise OSError(f"cannot listen on {listener.listen} for gRPC: {error}") from error
 
 
-async def _tell_proxies(mappings: Mappings, changes: Changes) -> None:
+async def _tell_proxies(mappings: Mappings, logins: Logins, maps: NetworkMaps, changes: Changes) -> None:
     async for change in changes:
         mappings.tell(change)
+        before = change.before.services if change.before is not None else {}
+        for service_id in before if change.after is None else change.touched.services:
+            if change.after is None or service_id not in change.after.services:
+                logins.forget(service_id)
+        if change.after is None:
+            maps.forget(change.account_id)

@@ -1,8 +1,10 @@
 """The identity provider, as OpenID Connect describes it: found, asked for a login, and its answer judged."""
 
 import asyncio
+import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -26,6 +28,8 @@ KNOWN_SECONDS: Final = 3600.0
 STRANGER_SECONDS: Final = 60.0
 """How often keys are read anew because of a token that anybody may have made up."""
 ASK_SECONDS: Final = 10.0
+FAILED_SECONDS: Final = 5.0
+"""For how long callers are answered by a failure of the provider before it is asked again."""
 LEEWAY_SECONDS: Final = 30
 _ALGORITHMS: Final = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 """Never a symmetric one: our own secret would then vouch for anybody."""
@@ -56,11 +60,20 @@ class Person:
 class IdentityProvider:
     """One issuer, and us as its client."""
 
-    def __init__(self, settings: OidcSettings, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(
+        self,
+        settings: OidcSettings,
+        *,
+        transport: httpx.AsyncBaseTransport | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.settings = settings
         self._transport = transport
+        self._clock = clock
         self._described: tuple[dict[str, Any], float] | None = None
         self._keys: tuple[KeySet, float] | None = None
+        self._failed: tuple[str, float] | None = None
+        """The last failure, and until when it counts."""
         self._asking = asyncio.Lock()
 
     async def login_url(self, *, state: str, verifier: str, nonce: str) -> str:
@@ -133,10 +146,24 @@ class IdentityProvider:
             raise LoginRefused("the token is no ID token")
         return claims
 
-    async def _description(self) -> dict[str, Any]:
+    @asynccontextmanager
+    async def _asked(self) -> AsyncIterator[None]:
+        """One caller at a time asks the provider; the others wait for this attempt, and share its failure."""
         async with self._asking:
-            clock = asyncio.get_running_loop().time
-            if self._described is None or clock() >= self._described[1]:
+            if self._failed is not None and self._clock() < self._failed[1]:
+                raise ProviderFailed(self._failed[0])
+            try:
+                yield
+            except ProviderFailed as error:
+                self._failed = (str(error), self._clock() + FAILED_SECONDS)
+                raise
+            self._failed = None
+
+    async def _description(self) -> dict[str, Any]:
+        if self._described is not None and self._clock() < self._described[1]:
+            return self._described[0]
+        async with self._asked():
+            if self._described is None or self._clock() >= self._described[1]:
                 issuer = self.settings.issuer
                 found = await self._json(f"{issuer.rstrip('/')}/.well-known/openid-configuration")
                 if found.get("issuer") != issuer:
@@ -144,25 +171,28 @@ class IdentityProvider:
                 for name in ("authorization_endpoint", "token_endpoint", "jwks_uri"):
                     if not _is_url(found.get(name)):
                         raise ProviderFailed(f"{issuer} names no {name}")
-                self._described = (found, clock() + KNOWN_SECONDS)
+                self._described = (found, self._clock() + KNOWN_SECONDS)
             return self._described[0]
 
     async def _key_set(self, *, fresh: bool) -> KeySet:
         described = await self._description()
-        clock = asyncio.get_running_loop().time
-        if fresh or self._keys is None or clock() >= self._keys[1]:
-            try:
-                keys = KeySet.import_key_set(await self._json(described["jwks_uri"]))  # type: ignore[arg-type]
-            except (JoseError, ValueError, KeyError, TypeError) as error:
-                raise ProviderFailed(f"its keys: {type(error).__name__}") from error
-            self._keys = (keys, clock() + KNOWN_SECONDS)
-        return self._keys[0]
+        before = self._keys
+        if not fresh and before is not None and self._clock() < before[1]:
+            return before[0]
+        async with self._asked():
+            if self._keys is None or self._keys is before:  # nobody read them meanwhile
+                try:
+                    keys = KeySet.import_key_set(await self._json(described["jwks_uri"]))  # type: ignore[arg-type]
+                except (JoseError, ValueError, KeyError, TypeError) as error:
+                    raise ProviderFailed(f"its keys: {type(error).__name__}") from error
+                self._keys = (keys, self._clock() + KNOWN_SECONDS)
+            return self._keys[0]
 
     def _keys_may_have_changed(self) -> bool:
         """Whether the keys were read long enough ago to read them again for a stranger's sake."""
         if self._keys is None:
             return True
-        return asyncio.get_running_loop().time() > self._keys[1] - KNOWN_SECONDS + STRANGER_SECONDS
+        return self._clock() > self._keys[1] - KNOWN_SECONDS + STRANGER_SECONDS
 
     async def _json(self, url: str) -> dict[str, Any]:
         try:

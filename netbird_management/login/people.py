@@ -17,6 +17,7 @@ from netbird_management.model.clock import now
 from netbird_management.model.errors import InvalidArgument, PreconditionFailed
 from netbird_management.model.ids import AccountId, UserId, new_id
 from netbird_management.model.snapshot import AccountSnapshot
+from netbird_management.operations.access_log import forget_entries_of
 from netbird_management.operations.accounts import create_account
 from netbird_management.operations.users import checked_email
 from netbird_management.store.models import UserIdentityRow, UserRow
@@ -66,9 +67,15 @@ async def user_of(state: State, account_id: AccountId, person: Person) -> User |
 
 
 async def founder(state: State, account_id: AccountId, person: Person, *, dns_domain: str) -> User | None:
-    """The owner of a new account, whoever of it comes first; the others wait for them. `None` without an address."""
+    """The owner of a new account: the first person of it. The others wait for them. `None` without an address.
+
+    The id follows from the account's name, so an account that was deleted and is founded again has its old id, and
+    must not have its old log.
+    """
     try:
         email = checked_email(person.email)
+        if state.snapshots.get(account_id) is None:
+            await forget_entries_of(state, account_id)
         _, user = await create_account(
             state,
             email=email,

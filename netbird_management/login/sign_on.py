@@ -49,6 +49,8 @@ class _State:
     redirect: str
     nonce: str
     expires_at: datetime
+    account: bytes = b""
+    """A digest of the account whose service began the login."""
 
 
 class SignOn:
@@ -68,7 +70,7 @@ class SignOn:
         """Where to send the browser. Raises `BadRequest` for a place that is no service's; `ProviderFailed`."""
         if self._service(redirect_url, account_id) is None:
             raise BadRequest("redirect_url is not on the host of a service with single sign-on")
-        state = _written(self._state.vault, redirect_url)
+        state = _written(self._state.vault, redirect_url, account_id)
         return await self._provider.login_url(state=state, verifier=self._verifier(state), nonce=self._nonce(state))
 
     async def bearer(self, token: str) -> UserId | None:
@@ -110,6 +112,8 @@ class SignOn:
             return _back(state.redirect, error="access_denied", error_description="The login was canceled")
         person = await self._provider.person(code=code, verifier=self._verifier(text), nonce=self._nonce(text))
         service = self._service(state.redirect, None)
+        if service is not None and state.account != _digest(service.account_id):
+            service = None  # the domain is another account's meanwhile, which must not get who logged in
         if service is not None and self._accounts.asked and self._accounts.of(person) != service.account_id:
             _log.info("login.denied", extra={"service_id": service.id, "method": "oidc", "reason": "other_account"})
             return _back(state.redirect, error="access_denied", error_description=NOT_ALLOWED)
@@ -164,12 +168,15 @@ class SignOn:
         return _url(hmac.digest(self._state.vault.derive("oidc nonce"), state.encode(), hashlib.sha256))
 
 
-def _written(vault: Vault, redirect: str) -> str:
-    """`place|nonce|mac`; the nonce begins with the moment at which it is over."""
+def _digest(account_id: AccountId) -> bytes:
+    return hashlib.sha256(account_id.encode()).digest()[:16]
+
+
+def _written(vault: Vault, redirect: str, account_id: AccountId) -> str:
+    """`place|nonce|mac`; the nonce has the moment at which it is over, random bytes, and the account's digest."""
     expires = int((now() + timedelta(seconds=LIFETIME_SECONDS)).timestamp())
-    signed = (
-        f"{base64.urlsafe_b64encode(redirect.encode()).decode()}|{_url(struct.pack('>Q', expires) + os.urandom(16))}"
-    )
+    nonce = struct.pack(">Q", expires) + os.urandom(16) + _digest(account_id)
+    signed = f"{base64.urlsafe_b64encode(redirect.encode()).decode()}|{_url(nonce)}"
     return f"{signed}|{_mac(vault, signed)}"
 
 
@@ -181,13 +188,14 @@ def _read(vault: Vault, text: str) -> _State:
         raise BadRequest("the login's state is not ours")
     try:
         redirect = base64.urlsafe_b64decode(place).decode()
-        (expires,) = struct.unpack(">Q", base64.urlsafe_b64decode(nonce + "=" * (-len(nonce) % 4))[:8])
+        raw = base64.urlsafe_b64decode(nonce + "=" * (-len(nonce) % 4))
+        (expires,) = struct.unpack(">Q", raw[:8])
         expires_at = datetime.fromtimestamp(expires, UTC)
     except (ValueError, binascii.Error, struct.error, OverflowError) as error:
         raise BadRequest("the login's state cannot be read") from error
     if expires_at <= now():
         raise BadRequest("the login took too long")
-    return _State(redirect, nonce, expires_at)
+    return _State(redirect, nonce, expires_at, raw[24:])
 
 
 def _mac(vault: Vault, signed: str) -> str:

@@ -205,7 +205,12 @@ async def forget_entries_of_nobody(state: State) -> None:
         logged = (await session.scalars(walk)).all()
     for id_ in logged:
         if state.snapshots.get(AccountId(id_)) is None:
-            await _forget(state, AccessLogRow.account_id == id_)
+            await forget_entries_of(state, AccountId(id_))
+
+
+async def forget_entries_of(state: State, account_id: AccountId) -> None:
+    """All entries of an account."""
+    await _forget(state, AccessLogRow.account_id == account_id)
 
 
 async def _forget(state: State, condition: ColumnElement[bool]) -> None:

@@ -357,6 +357,8 @@ class RevocationRow(Row):
     account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"), index=True)
     subject: Mapped[str] = mapped_column(default="")
     token_hash: Mapped[bytes] = mapped_column(default=b"")
+    service_id: Mapped[str] = mapped_column(default="", server_default="")
+    """The service of the token's session."""
     not_before: Mapped[datetime]
 
 

@@ -22,6 +22,7 @@ from netbird_management.model.clock import now
 from netbird_management.model.errors import PreconditionFailed
 from netbird_management.model.ids import AccountId, GroupId, PeerId, PolicyId, ServiceId, UserId, new_id
 from netbird_management.model.snapshot import AccountSnapshot, Snapshots, Touched
+from netbird_management.model.store_errors import UnreachableError
 from netbird_management.secrets.vault import Vault
 from netbird_management.store import limits
 from netbird_management.store.engine import Engines, open_engines
@@ -34,6 +35,8 @@ from netbird_management.store.sealing import opening_vault
 from netbird_management.store.session_keys import SessionKeys
 
 READ_AGAIN_SECONDS: Final = 1.0
+WRITER_SECONDS: Final = 10.0
+"""How long a write may wait for its turn: a commit whose outcome is unknown keeps the turn until the store answers."""
 _log = logging.getLogger(__name__)
 acting: ContextVar[str] = ContextVar("acting", default="")
 """The id of the user this task works for, "" for nobody in particular: who is named in events."""
@@ -139,6 +142,8 @@ class State:
         self._log_writer = asyncio.Lock()
         self._tasks = tasks
         self._writer = asyncio.Lock()
+        self.patience = WRITER_SECONDS
+        """How long a write waits for its turn, in seconds."""
         self._generation = 0
 
     def count(self, name: str) -> None:
@@ -170,10 +175,25 @@ class State:
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncSession]:
-        """One transaction on what no snapshot holds: committed at the end, rolled back by any exception."""
-        async with self._writer, AsyncSession(self._writing, expire_on_commit=False) as session:
-            yield session
-            await session.commit()
+        """One transaction on rows that no snapshot has: committed at the end, rolled back by any exception.
+
+        Raises `UnreachableError` where its turn does not come in time.
+        """
+        await self._turn()
+        try:
+            async with AsyncSession(self._writing, expire_on_commit=False) as session:
+                yield session
+                await session.commit()
+        finally:
+            self._writer.release()
+
+    async def _turn(self) -> None:
+        try:
+            async with asyncio.timeout(self.patience):
+                await self._writer.acquire()
+        except TimeoutError as error:
+            self.count("writes_refused")
+            raise UnreachableError("the store does not take writes: an earlier one has no answer yet") from error
 
     async def to_the_end(self, work: Coroutine[Any, Any, object]) -> None:
         """Do what may not be left half done. A caller that is cancelled leaves, and the work goes on without it.
@@ -212,8 +232,9 @@ class State:
 
         The new snapshot is read inside the transaction and put in place right after the commit, so nothing can fail in
         between. A caller cancelled during the commit leaves; the commit and the replacement still finish together.
+        Raises `UnreachableError` where its turn does not come in time.
         """
-        await self._writer.acquire()
+        await self._turn()
         handed_over = False
         session = AsyncSession(self._writing, expire_on_commit=False)
         try:

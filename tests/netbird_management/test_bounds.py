@@ -28,7 +28,7 @@ from netbird_management.grpc.errors import Refused
 from netbird_management.grpc.interceptors import FailureLimiter
 from netbird_management.grpc.login_service import HASHES_WAITING, Logins
 from netbird_management.login.gates import SessionGates
-from netbird_management.login.identity_provider import IdentityProvider
+from netbird_management.login.identity_provider import IdentityProvider, ProviderFailed
 from netbird_management.login.settings import CALLBACK_PATH, OidcSettings
 from netbird_management.login.sign_on import SignOn, _State
 from netbird_management.model.clock import now
@@ -36,11 +36,12 @@ from netbird_management.model.errors import PreconditionFailed
 from netbird_management.model.ids import AccountId, ProxyId, ServiceId
 from netbird_management.model.services import AccessLogEntry, Capabilities
 from netbird_management.model.snapshot import Change, Changes, Touched
+from netbird_management.model.store_errors import UnreachableError
 from netbird_management.operations import proxies, revocations
 from netbird_management.operations.access_log import forget_old_entries
 from netbird_management.operations.events import events_of, forget_old_events
 from netbird_management.operations.groups import create_group
-from netbird_management.operations.proxies import Registration, room_for_proxy
+from netbird_management.operations.proxies import Registration, forget_stale_proxies, room_for_proxy
 from netbird_management.operations.proxy_tokens import create_proxy_token
 from netbird_management.operations.revocations import revoke, revoked_tokens
 from netbird_management.operations.sessions import mint_session_token
@@ -462,6 +463,18 @@ async def login_guesses(_scene: Scene) -> None:
     assert len(kept._sources) == 3
 
 
+@drive("writes")
+async def writes(scene: Scene) -> None:
+    state = scene.home.state
+    state.patience = 0.01
+    async with state.write():  # as a commit does whose outcome is unknown
+        for attempt in (create_group(state, scene.home.account_id, name="late"), forget_stale_proxies(state)):
+            with pytest.raises(UnreachableError):
+                await attempt
+    assert scene.counters["writes_refused"] == 2
+    await create_group(state, scene.home.account_id, name="in time")
+
+
 @drive("logouts")
 async def logouts(scene: Scene) -> None:
     state, account = scene.home.state, scene.home.account_id
@@ -485,6 +498,24 @@ async def opened_session_keys(scene: Scene) -> None:
         state.session_keys._keys.update({(ServiceId(str(number)), ""): b"" for number in range(session_keys.KEYS)})
         await mint_session_token(state, service, "alice", "pin")
         assert len(state.session_keys) == session_keys.KEYS
+
+
+@drive("an identity provider that fails")
+async def an_identity_provider_that_fails(_scene: Scene) -> None:
+    asked: list[str] = []
+
+    async def away(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
+        await asyncio.sleep(0)
+        return httpx.Response(503)
+
+    settings = OidcSettings(
+        issuer="https://login.test", client_id="c", callback_url=f"https://management.test{CALLBACK_PATH}"
+    )
+    provider = IdentityProvider(settings, transport=httpx.MockTransport(away))
+    answers = await asyncio.gather(*(provider.bearer("a.b.c") for _ in range(50)), return_exceptions=True)
+    assert {type(answer) for answer in answers} == {ProviderFailed}
+    assert len(asked) == 1
 
 
 @drive("single sign-on")

@@ -23,10 +23,12 @@ from netbird_management.model.clock import now
 from netbird_management.model.ids import GroupId, ServiceId
 from netbird_management.model.services import AuthConfig, BearerAuth, HeaderAuth, SecretAuth, Service
 from netbird_management.operations.proxy_tokens import create_proxy_token
+from netbird_management.operations.revocations import TOKENS_REVOKED
 from netbird_management.operations.sessions import mint_session_token
 from netbird_management.operations.users import update_user
 from netbird_management.secrets import passwords
 from netbird_management.secrets.passwords import HASHED_AT_ONCE
+from netbird_management.store.models import RevocationRow
 from netbird_wire.proxy_service_pb2 import (
     AuthenticateRequest,
     AuthenticateResponse,
@@ -443,6 +445,39 @@ async def test_a_logout_ends_the_session_everywhere(lab: Lab, proxy: FakeProxy, 
     assert (await ask(proxy, service.domain, other)).valid
     forged = other[:-4] + "AAAA"
     assert (await ask(proxy, service.domain, forged, end=True)).denied_reason == "invalid_token"
+
+
+async def test_promise_10_too_many_logouts_of_one_service_end_its_sessions_alone(
+    lab: Lab, proxy: FakeProxy, service: Service
+) -> None:
+    """A person who knows one PIN and logs in and out all day ends the sessions of that service, and no other one's."""
+    busy, state = await lab.service("busy", auth=EVERYTHING), lab.home.state
+    async with state.change(lab.home.account_id) as transaction:
+        for number in range(TOKENS_REVOKED):
+            row = RevocationRow(id=f"r{number}", account_id=lab.home.account_id, service_id=busy.id, not_before=now())
+            row.token_hash = hashlib.sha256(str(number).encode()).digest()
+            transaction.session.add(row)
+        transaction.touch(revocations=True)
+    user = await person(lab)
+    theirs = await mint_session_token(state, busy, user.id, "oidc")
+    mine = await mint_session_token(state, service, user.id, "oidc")
+    pin = await mint_session_token(state, service, "pin-user", "pin")
+
+    assert (await ask(proxy, service.domain, pin, end=True)).denied_reason == "session_ended"
+
+    assert (await ask(proxy, service.domain, pin)).denied_reason == "invalid_token"
+    assert (await ask(proxy, service.domain, mine)).valid
+    assert (await ask(proxy, busy.domain, theirs)).denied_reason == "invalid_token"
+    assert state.counters["logouts_widened"] == 1
+    assert len(lab.home.snapshot.revocations) == 1
+
+
+async def test_a_service_that_is_gone_leaves_no_guesses(lab: Lab, service: Service) -> None:
+    """The failures that were counted for it are forgotten with it, and an account's rules with the account."""
+    guesses = Guesses(lambda: 1000.0)
+    guesses.reserve(service.id, "192.0.2.1")
+    guesses.forget(service.id)
+    assert service.id not in guesses._failures
 
 
 async def test_without_a_provider_there_is_no_sign_on(proxy: FakeProxy, service: Service) -> None:

@@ -1,5 +1,6 @@
 """Single sign-on at management: a provider in memory, states that cannot be forged, and who people turn out to be."""
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -18,19 +19,20 @@ from pydantic import SecretStr
 
 from netbird_management import AccountSnapshot, Decision, Deny, Login, PluginInfo, SessionGate, hookimpl
 from netbird_management.login.gates import SessionGates
-from netbird_management.login.identity_provider import IdentityProvider, LoginRefused, ProviderFailed
+from netbird_management.login.identity_provider import FAILED_SECONDS, IdentityProvider, LoginRefused, ProviderFailed
 from netbird_management.login.people import WAITING
 from netbird_management.login.settings import OidcSettings
 from netbird_management.login.sign_on import SignOn
 from netbird_management.model.accounts import Role, User
 from netbird_management.model.clock import now
 from netbird_management.model.errors import BadRequest
-from netbird_management.model.ids import AccountId, GroupId, UserId
+from netbird_management.model.ids import AccountId, GroupId, ServiceId, UserId
 from netbird_management.model.services import AuthConfig, BearerAuth, SecretAuth, Service, ServiceMeta
 from netbird_management.operations.account_settings import SettingsChange, update_account
+from netbird_management.operations.accounts import create_account
 from netbird_management.operations.events import events_of
 from netbird_management.operations.proxies import Registration
-from netbird_management.operations.services import create_service
+from netbird_management.operations.services import create_service, delete_service
 from netbird_management.operations.users import approve_user, create_user, forget_waiting, update_user
 from netbird_management.plugins.hooks import load_hooks
 from netbird_management.secrets.session_tokens import read_session_token
@@ -60,6 +62,7 @@ class Provider:
         )
         self.challenge = self.nonce = ""
         self.down = False
+        self.moment = 1000.0
 
     def handle(self, request: httpx.Request) -> httpx.Response:
         if self.down:
@@ -104,7 +107,7 @@ def sign_on(home: Home, oidc: OidcSettings, provider: Provider) -> SignOn:
 
 def signing_on(home: Home, oidc: OidcSettings, provider: Provider, gates: SessionGates) -> SignOn:
     transport = httpx.MockTransport(provider.handle)
-    return SignOn(home.state, IdentityProvider(oidc, transport=transport), gates)
+    return SignOn(home.state, IdentityProvider(oidc, transport=transport, clock=lambda: provider.moment), gates)
 
 
 class Host:
@@ -470,10 +473,12 @@ async def test_a_provider_that_is_away_or_another(
     with pytest.raises(ProviderFailed):
         await sign_on.begin(PLACE, home.account_id)
     provider.down = False
+    provider.moment += FAILED_SECONDS
     provider.description["issuer"] = "https://evil.example"
     with pytest.raises(ProviderFailed):
         await sign_on.begin(PLACE, home.account_id)
     provider.description["issuer"] = ISSUER
+    provider.moment += FAILED_SECONDS
     state = provider.came(await sign_on.begin(PLACE, home.account_id))
     with pytest.raises(ProviderFailed):
         await sign_on.finish(state, code="wrong", error="")
@@ -489,3 +494,39 @@ def test_the_secret_is_not_shown() -> None:
     elsewhere = {**settings.model_dump(), "callback_url": "https://m.lab.test/other", "client_secret": ""}
     with pytest.raises(ValueError, match="callback"):
         OidcSettings.model_validate(elsewhere)
+
+
+async def test_promise_10_a_login_ends_in_the_account_that_began_it(
+    home: Home, sign_on: SignOn, provider: Provider, service: Service
+) -> None:
+    """Another account that has the domain meanwhile gets neither the person nor a session."""
+    await invited(home)
+    state = provider.came(await sign_on.begin(PLACE, home.account_id))
+    await delete_service(home.state, home.account_id, service.id)
+    other, _ = await create_account(home.state, email="b@lab.test", name="B")
+    given = replace(service, id=ServiceId(""), account_id=other)
+    await create_service(home.state, load_hooks(["direct_upstream"]), given, frozenset())
+
+    query = query_of(await sign_on.finish(state, code="c0de", error=""))
+
+    assert query["error_description"] == "Service configuration error"
+    assert "session_token" not in query
+    snapshot = home.state.snapshots.get(other)
+    assert snapshot is not None
+    assert len(snapshot.users) == 1
+
+
+async def test_promise_10_a_provider_that_fails_is_asked_once_for_all(
+    home: Home, sign_on: SignOn, provider: Provider, service: Service
+) -> None:
+    """Callers share its failure for some seconds, and strangers' tokens do not keep logins waiting."""
+    provider.down = True
+    answers = await asyncio.gather(
+        *(sign_on.bearer("a.b.c") for _ in range(20)), sign_on.begin(PLACE, home.account_id), return_exceptions=True
+    )
+    assert {type(answer) for answer in answers} == {ProviderFailed}
+    provider.down = False
+    with pytest.raises(ProviderFailed):
+        await sign_on.begin(PLACE, home.account_id)
+    provider.moment += FAILED_SECONDS
+    assert provider.came(await sign_on.begin(PLACE, home.account_id))

@@ -10,6 +10,7 @@ import pytest
 from joserfc import jwt
 from joserfc.jwk import RSAKey
 
+from netbird_management.grpc.access_log import AccessLogs
 from netbird_management.login.claimed_accounts import ClaimedAccounts
 from netbird_management.login.gates import SessionGates
 from netbird_management.login.identity_provider import LoginRefused
@@ -17,9 +18,12 @@ from netbird_management.login.settings import OidcSettings
 from netbird_management.login.sign_on import SignOn
 from netbird_management.model.accounts import Role, User
 from netbird_management.model.services import Service
+from netbird_management.operations.access_log import access_log_page
+from netbird_management.operations.account_settings import delete_account
 from netbird_management.operations.users import update_user
 from netbird_management.plugins.hooks import load_hooks
 from netbird_management.rest.app import create_app
+from netbird_wire.proxy_service_pb2 import AccessLog
 from tests.netbird_management.conftest import Home, context_for
 from tests.netbird_management.login.test_sign_on import (
     ISSUER,
@@ -180,3 +184,26 @@ async def test_two_who_come_first_at_once_are_of_one_account(
         (Role.OWNER, False),
         (Role.USER, True),
     ]
+
+
+async def test_promise_10_an_account_that_is_founded_again_has_no_old_log(
+    home: Home, oidc: OidcSettings, provider: Provider
+) -> None:
+    """The id follows from the account's name; entries of the one before are gone, those that still waited too."""
+    claimed = oidc.model_copy(update={"account_claim": "org"})
+    sign_on = signing_on(home, claimed, provider, SessionGates(load_hooks(), Host(home)))
+    account_id, logs = ClaimedAccounts(claimed).named("acme"), AccessLogs(home.state)
+    vouched = {"email_verified": True, "org": "acme"}
+
+    def entry(id_: str) -> AccessLog:
+        return AccessLog(log_id=id_, account_id=account_id, host="secret.px.test")
+
+    assert await sign_on.bearer(token(sub="f", email="f@acme.test", **vouched)) is not None
+    logs.take([entry("old")])
+    await logs.flush()
+    assert (await access_log_page(home.state, account_id, page=1, page_size=10))[1] == 1
+    logs.take([entry("waiting")])
+    await delete_account(home.state, account_id)
+    await logs.flush()
+    assert await sign_on.bearer(token(sub="g", email="g@acme.test", **vouched)) is not None
+    assert await access_log_page(home.state, account_id, page=1, page_size=10) == ([], 0)
