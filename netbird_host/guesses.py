@@ -5,8 +5,10 @@ Both hosts count: a proxy to save calls, management for all of its proxies toget
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Callable
+import asyncio
+from collections import Counter, OrderedDict, deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +22,8 @@ SERVICE_FAILURES: Final = 60
 SERVICE_WINDOW: Final = 60.0
 TRUSTED: Final = 86_400.0
 """Seconds in which a source that was right before is not held up by others' failures."""
+TURN: Final = 5.0
+"""Seconds that a try waits until others of its source are judged."""
 SOURCES: Final = 16_384
 
 
@@ -48,6 +52,8 @@ class Guesses:
         self._limit = sources
         self._sources: OrderedDict[tuple[str, str], Source] = OrderedDict()
         self._failures: OrderedDict[str, deque[float]] = OrderedDict()
+        self._judging: Counter[tuple[str, str]] = Counter()
+        self._freed: dict[tuple[str, str], asyncio.Event] = {}
 
     def find(self, service: str, address: str) -> Source | None:
         """What is remembered of this address; it may be changed by later tries."""
@@ -56,6 +62,39 @@ class Guesses:
     def recall(self, service: str, address: str, source: Source) -> None:
         """Take what was known elsewhere, where nothing is remembered here."""
         self._keep((service, source_of(address)), source)
+
+    @asynccontextmanager
+    async def turn(self, service: str, address: str) -> AsyncIterator[None]:
+        """A place among the tries of one source that are judged at once: reserve and judge inside it.
+
+        A try counts as wrong while it is judged, so that many at once are no way around. With fewer places than free
+        tries that holds nobody up whose credential is right, however many of them are behind one address.
+
+        Raises:
+            TimeoutError: no place became free within `TURN` seconds.
+        """
+        if not address:
+            yield
+            return
+        key = (service, source_of(address))
+        async with asyncio.timeout(TURN):
+            while self._judging[key] >= self._places(key):
+                freed = self._freed.setdefault(key, asyncio.Event())
+                await freed.wait()
+        self._judging[key] += 1
+        try:
+            yield
+        finally:
+            self._judging[key] -= 1
+            if not self._judging[key]:
+                del self._judging[key]
+            if (waiting := self._freed.pop(key, None)) is not None:
+                waiting.set()
+
+    def _places(self, key: tuple[str, str]) -> int:
+        source = self._sources.get(key)
+        wrong = max(0, source.failures - self._judging[key]) if source is not None else 0
+        return max(1, FREE - 1 - wrong)
 
     def reserve(self, service: str, address: str, *, alone: bool = True) -> float:
         """Seconds until this address may try; 0 lets it try now, and counts the try.

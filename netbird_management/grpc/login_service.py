@@ -89,17 +89,21 @@ class Logins:
             known = await recalled(self._state, service.id, request.client_address)
             if self._guesses.find(service.id, request.client_address) is None:  # nobody came in between
                 self._guesses.recall(service.id, request.client_address, known)
-        if wait := self._guesses.reserve(service.id, request.client_address):
-            return AuthenticateResponse(success=False, retry_after_seconds=max(1, round(wait + 0.49)))
         try:
-            with self._place(service.account_id):
-                right = await _matches(service.account_id, credential)
-        except Exception:
-            self._guesses.unjudged(service.id, request.client_address)
-            raise
-        # A try that is cancelled stays counted: its hash is made all the same.
-        if right:
-            self._guesses.right(service.id, request.client_address)
+            async with self._guesses.turn(service.id, request.client_address):
+                if wait := self._guesses.reserve(service.id, request.client_address):
+                    return AuthenticateResponse(success=False, retry_after_seconds=max(1, round(wait + 0.49)))
+                try:
+                    with self._place(service.account_id):
+                        right = await _matches(service.account_id, credential)
+                except Exception:
+                    self._guesses.unjudged(service.id, request.client_address)
+                    raise
+                # A try that is cancelled stays counted: its hash is made all the same.
+                if right:
+                    self._guesses.right(service.id, request.client_address)
+        except TimeoutError:
+            return AuthenticateResponse(success=False, retry_after_seconds=1)
         if (source := self._guesses.find(service.id, request.client_address)) is not None:
             await remember(self._state, service.id, request.client_address, source)
         if not right:

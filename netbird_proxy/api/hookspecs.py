@@ -125,7 +125,7 @@ def authorize(route: RouteSpec, proxy: Proxy) -> Guard | None:
         second factor.
     Order: plugin order.
     Failure: at apply, refuses the route; per exchange, 503 `step_failed`.
-    Used by: private_service, session.
+    Used by: private_service, session, identity_headers.
     """
 
 

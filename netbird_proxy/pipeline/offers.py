@@ -26,11 +26,14 @@ def prompt(exchange: Exchange, offers: Sequence[Offer]) -> Challenge:
     if only is not None and only.automatic and navigates(exchange):
         headers = ((b"location", only.action.encode("ascii")), (b"referrer-policy", b"no-referrer"))
         return Challenge(302, "login_required", headers, reason=f"sent to log in by {only.method}")
-    asked = [] if is_browser(exchange) else [value for one in offers for value in one.challenges]
+    challenges = [value for offer in offers for value in offer.challenges]
+    if is_browser(exchange):
+        # A browser asks for Basic in a window of its own. That stands in front of any page, so only where none asks.
+        challenges = [] if shown else [value for value in challenges if value.lower().startswith(b"basic ")]
     return Challenge(
         401,
         "login_required" if shown else "credentials_required",
-        tuple((b"www-authenticate", value) for value in dict.fromkeys(asked)),
+        tuple((b"www-authenticate", value) for value in dict.fromkeys(challenges)),
         offers=tuple(offers),
         reason="nobody is known, and a login is offered" if shown else "no credential came",
     )

@@ -113,7 +113,11 @@ class Watchdog:
                     "loop.stalled", plugin=culprit.plugin, stage=culprit.stage, where=culprit.where, seconds=silent
                 )
                 if self._loop is not None and not self._loop.is_closed():
-                    self._loop.call_soon_threadsafe(self._count, "loop_stalled")
+                    self._loop.call_soon_threadsafe(self._count_stall)
+
+    def _count_stall(self) -> None:
+        count = self._count
+        count("loop_stalled")
 
 
 def blame(frame: FrameType | None) -> Culprit:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from netbird_host.guesses import FREE, LONGEST, SERVICE_FAILURES, Guesses
@@ -133,3 +135,49 @@ def test_an_ipv6_host_is_one_source(clock: Clock) -> None:
 
     assert guesses.reserve("s", "2001:db8:0:0:ffff::1") > 0
     assert guesses.reserve("s", "2001:db8:0:1::1") == 0
+
+
+@pytest.mark.parametrize("wrong", [0, FREE - 1])
+async def test_people_behind_one_address_all_get_in(wrong: int) -> None:
+    """Failures count, not logins: twenty at the same moment are judged in turns; a success gives its place back."""
+    guesses = Guesses(lambda: 0.0)
+    for _ in range(wrong):
+        guesses.reserve("s", "a")
+    waits: list[float] = []
+    at_once = 0
+
+    async def log_in() -> None:
+        nonlocal at_once
+        async with guesses.turn("s", "a"):
+            waits.append(guesses.reserve("s", "a"))
+            at_once += 1
+            assert at_once < FREE
+            for _ in range(5):
+                await asyncio.sleep(0)
+            at_once -= 1
+            guesses.right("s", "a")
+
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        for _ in range(20):
+            group.create_task(log_in())
+
+    assert waits == [0.0] * 20
+    assert not guesses._judging
+
+
+async def test_guesses_at_once_are_no_way_around() -> None:
+    """Of many wrong tries at the same moment no more are judged than of as many in a row."""
+    guesses = Guesses(lambda: 0.0)
+    judged = 0
+
+    async def guess() -> None:
+        nonlocal judged
+        async with guesses.turn("s", "a"):
+            judged += guesses.reserve("s", "a") == 0
+            await asyncio.sleep(0)
+
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        for _ in range(50):
+            group.create_task(guess())
+
+    assert judged == FREE

@@ -16,7 +16,6 @@ from netbird_proxy import (
     Headers,
     Identity,
     ManagementError,
-    ManagementRefused,
     Offer,
     OfferField,
     Proxy,
@@ -27,13 +26,14 @@ from netbird_proxy import (
 )
 from netbird_proxy.defaults.session.confirmations import Confirmations
 from netbird_proxy.defaults.session.cookies import SESSION, find, line_of
-from netbird_proxy.defaults.session.places import ROOT, wanted, with_wanted
-from netbird_proxy.defaults.session.site import Judge, Login, Site, oidc_url, source_at
+from netbird_proxy.defaults.session.places import ROOT, bracketed, wanted, with_wanted
+from netbird_proxy.defaults.session.site import Judge, Login, Providers, Site, source_at
 from netbird_proxy.defaults.session.tokens import SessionToken
 from netbird_wire.proxy_service_pb2 import AuthenticateRequest, HeaderAuthRequest
 
 CREDENTIAL_SECONDS = 300.0
 CREDENTIALS = 4096
+_SCHEMES = frozenset(("basic", "bearer", "digest"))
 CONFIRMED = 1024
 """Identities of a service that are kept with their confirmed groups; whether those hold is not asked here."""
 OFFERED_SECONDS = 60.0
@@ -134,12 +134,11 @@ class ByHeader:
                 text = value.decode()
             except UnicodeDecodeError:
                 return self._wrong(exchange, f"{spelled} is not text")
-            request = AuthenticateRequest(header_auth=HeaderAuthRequest(header_name=spelled, header_value=text))
             # A program opens many connections at once with the credential that it has: that is one question, and one
             # try. Of one source, as another may not be held up by this one's guesses.
             login = await self._flights.ask(
                 (key, source_at(exchange, self._proxy)),
-                lambda: self._judge.authenticate(exchange, self._site, self._proxy, request),
+                lambda: self._ask(exchange, spelled, text),
             )
             if not isinstance(login, Login):
                 return login if login.status != 401 else self._wrong(exchange, login.reason)
@@ -147,20 +146,40 @@ class ByHeader:
             self._known.put(key, session)
         return session.identity
 
+    async def _ask(self, exchange: ExchangeView, header: str, text: str) -> Login | Deny:
+        """Management compares bytes, and a scheme has no case (RFC 9110 11.1): the usual spelling is tried first."""
+        spellings = [text]
+        scheme, space, rest = text.partition(" ")
+        if header.lower() == "authorization" and space and scheme.lower() in _SCHEMES:
+            spellings.insert(0, f"{scheme.title()} {rest}")
+        login: Login | Deny | None = None
+        for spelling in dict.fromkeys(spellings):
+            request = AuthenticateRequest(header_auth=HeaderAuthRequest(header_name=header, header_value=spelling))
+            login = await self._judge.authenticate(exchange, self._site, self._proxy, request)
+            if isinstance(login, Login) or login.status != 401:
+                break
+        assert login is not None  # noqa: S101 - there is one spelling at least
+        return login
+
     def _wrong(self, exchange: ExchangeView, reason: str) -> Deny:
-        asked = () if is_browser(exchange) else challenges(self._site)
+        asked = challenges(self._site, exchange)
         return Deny(401, "wrong_credentials", reason, tuple((b"www-authenticate", value) for value in asked))
 
 
-def challenges(site: Site) -> tuple[bytes, ...]:
-    """How programs are asked for a credential in `Authorization`; nothing standard asks for any other header.
+def challenges(site: Site, exchange: ExchangeView) -> tuple[bytes, ...]:
+    """How a client is asked for a credential in `Authorization`; nothing standard asks for any other header.
 
-    Both, as management alone knows whether it is one for Basic or a bearer's: clients take the one that they have.
+    A program is asked for both kinds, as management alone knows which one it is: clients take the one that they have.
+    A browser is asked for Basic, with its own window, where there is no page that could ask.
     """
     if not any(name.lower() == "authorization" for name in site.settings.headers):
         return ()
+    browser = is_browser(exchange)
+    if browser and (site.settings.methods or len(site.settings.headers) > 1):
+        return ()
     realm = site.host.encode("ascii")
-    return b'Basic realm="%b", charset="UTF-8"' % realm, b'Bearer realm="%b"' % realm
+    basic = b'Basic realm="%b", charset="UTF-8"' % realm
+    return (basic,) if browser else (basic, b'Bearer realm="%b"' % realm)
 
 
 class Credentials:
@@ -191,10 +210,11 @@ class Credentials:
 class Prompt:
     """The ways to log in that this service has; asked of nobody whose words could be read on the way."""
 
-    def __init__(self, site: Site, proxy: Proxy, clock: Callable[[], float]) -> None:
+    def __init__(self, site: Site, proxy: Proxy, clock: Callable[[], float], providers: Providers) -> None:
         self._site = site
         self._proxy = proxy
         self._clock = clock
+        self._providers = providers
         self._provider: tuple[bool, float] | None = None
 
     async def identify(self, exchange: ExchangeView) -> tuple[Offer, ...] | Deny | Challenge:
@@ -208,7 +228,7 @@ class Prompt:
             return Deny(503, "management_unavailable", str(error), headers=(retry,))
         if names:
             label = f"A credential in {' or '.join(names)}"
-            offers = (*offers, Offer("header", label, action="", challenges=challenges(self._site)))
+            offers = (*offers, Offer("header", label, action="", challenges=challenges(self._site, exchange)))
         if offers:
             return offers
         return Deny(503, "login_unavailable", "single sign-on is the only way in, and management has no provider")
@@ -232,16 +252,14 @@ class Prompt:
         known = self._provider
         if known is None or self._clock() >= known[1]:
             try:
-                await oidc_url(self._site, self._proxy, f"https://{self._site.host}{ROOT}/return")
-            except ManagementRefused:
-                known = self._provider = (False, self._clock() + OFFERED_SECONDS)
+                there = await self._providers.exists(self._site, self._proxy)
             except ManagementError:
                 if alone:
                     raise
                 # A question that hangs holds up the page with the other ways: not each of them.
                 known = self._provider = (False, self._clock() + UNKNOWN_SECONDS)
             else:
-                known = self._provider = (True, self._clock() + OFFERED_SECONDS)
+                known = self._provider = (there, self._clock() + OFFERED_SECONDS)
         return known[0]
 
 
@@ -250,6 +268,5 @@ def over_tls(exchange: ExchangeView) -> Challenge | Deny:
     if is_unsafe(exchange):
         return Deny(403, "tls_required", "nobody logs in, nor is known by a session, without TLS")
     query = b"?" + exchange.query if exchange.query else b""
-    host = f"[{exchange.host}]" if ":" in exchange.host else exchange.host
-    place = b"https://" + host.encode("ascii") + exchange.raw_path + query
+    place = b"https://" + bracketed(exchange.host).encode("ascii") + exchange.raw_path + query
     return Challenge(308, "tls_required", headers=((b"location", place),), reason="asked for without TLS")

@@ -12,13 +12,13 @@ from urllib.parse import parse_qs, quote
 
 from starlette.requests import ClientDisconnect, Request
 
-from netbird_proxy import EXCHANGE_STATE, Deny, ExchangeView, ManagementError, Page, Proxy, is_cross_site, own_path
-from netbird_proxy.defaults.session import sign_on
-from netbird_proxy.defaults.session.authenticators import Prompt, over_tls
+from netbird_proxy import EXCHANGE_STATE, Deny, ExchangeView, Identity, ManagementError, Page, Proxy, is_cross_site
+from netbird_proxy.defaults.session.authenticators import ByCookie, Prompt, over_tls
 from netbird_proxy.defaults.session.confirmations import Confirmations
 from netbird_proxy.defaults.session.cookies import SESSION, drop_cookie, find, set_cookie
 from netbird_proxy.defaults.session.pages import Renderer
-from netbird_proxy.defaults.session.places import ROOT, with_wanted
+from netbird_proxy.defaults.session.places import ROOT, address, own_place, with_wanted
+from netbird_proxy.defaults.session.sign_on import SignOns
 from netbird_proxy.defaults.session.site import Judge, Login, Site, end_session
 from netbird_wire.proxy_service_pb2 import AuthenticateRequest, PasswordRequest, PinRequest
 
@@ -61,7 +61,15 @@ class LoginPlace:
         confirmations: Confirmations,
         prompt: Prompt,
         pages: Renderer,
+        sign_ons: SignOns,
+        session: ByCookie,
     ) -> None:
+        """
+        Args:
+            session: identifies a browser that is logged in already.
+        """
+        self._sign_ons = sign_ons
+        self._session = session
         self._site = site
         self._proxy = proxy
         self._judge = judge
@@ -103,7 +111,7 @@ class LoginPlace:
     async def _show(self, request: Request, exchange: ExchangeView) -> Answer:
         code = request.query_params.get("notice", "")
         notice = NOTICES.get(code, "")
-        to = own_path(request.query_params.get("to", "/"))
+        to = own_place(request.query_params.get("to", "/"))
         if code in _DENIALS:
             return self._page(exchange, 403, code, notice, retry=with_wanted(f"{ROOT}/login", to))
         return await self._offers(exchange, to, 200, code if notice else "login_required", notice)
@@ -112,7 +120,7 @@ class LoginPlace:
         form = await _form(request)
         if form is None:
             return self._page(exchange, 415, "not_a_form", "This takes a form.")
-        to = own_path(form.get("to", "/"))
+        to = own_place(form.get("to", "/"))
         settings = self._site.settings
         credential = AuthenticateRequest()
         if settings.password and "password" in form and "pin" not in form:
@@ -123,7 +131,7 @@ class LoginPlace:
             return await self._offers(exchange, to, 400, "login_failed", NOTICES["login_failed"])
         login = await self._judge.authenticate(exchange, self._site, self._proxy, credential)
         if isinstance(login, Login):
-            return self._redirect(to, self._session_cookie(login.token))
+            return self._redirect(address(exchange, to), self._session_cookie(login.token))
         return await self._refused(exchange, to, login, "pin" if "pin" in form else "password")
 
     async def _refused(self, exchange: ExchangeView, to: str, why: Deny, tried: str) -> Answer:
@@ -155,22 +163,30 @@ class LoginPlace:
     # Single sign-on
 
     async def _start(self, request: Request, exchange: ExchangeView) -> Answer:
-        to = own_path(request.query_params.get("to", "/"))
+        to = own_place(request.query_params.get("to", "/"))
+        again = "again" in request.query_params
         try:
-            url, cookies = await sign_on.begin(exchange, self._site, self._proxy, to)
+            url, cookies = await self._sign_ons.begin(exchange, self._site, self._proxy, to, again=again)
         except ManagementError as error:
             retry = (b"retry-after", b"%d" % max(1, round(error.retry_after)))
             answer = self._page(
-                exchange, 503, "login_unavailable", "Single sign-on is not available right now.", retry=to
+                exchange,
+                503,
+                "login_unavailable",
+                "Single sign-on is not available right now.",
+                retry=address(exchange, to),
             )
             return answer[0], [*answer[1], retry], answer[2]
         return self._redirect(url, *cookies, status=302)
 
     async def _return(self, request: Request, exchange: ExchangeView) -> Answer:
-        begun = sign_on.finish(exchange, request.query_params.get("f", ""))
+        query = request.query_params
+        proof, again = query.get("f", ""), "again" in query
+        begun = self._sign_ons.finish(exchange, proof)
         if begun is None:
-            return self._redirect(_notice("login_expired", "/"))
-        to, done = begun
+            link = self._sign_ons.link(self._site, proof, query.get("to", ""), query.get("m", ""), again=again)
+            return await self._return_without_cookie(exchange, link, again=again)
+        to, done = begun.to, begun.done
         token = request.query_params.get("session_token", "").encode()
         if not token:
             said = request.query_params.get("error_description", "")
@@ -183,7 +199,17 @@ class LoginPlace:
             return self._redirect(_notice("login_failed", to), done)
         if isinstance(confirmed, Deny):
             return self._redirect(_notice(confirmed.code, to), done)
-        return self._redirect(to, done, self._session_cookie(token))
+        return self._redirect(address(exchange, to), done, self._session_cookie(token))
+
+    async def _return_without_cookie(self, exchange: ExchangeView, link: str | None, *, again: bool) -> Answer:
+        """A browser keeps the cookies of a few logins only, and other tabs finish theirs. The token that came along is
+        not used: nothing shows that this browser asked for it."""
+        if isinstance(await self._session.identify(exchange), Identity):
+            return self._redirect(address(exchange, link or "/"))
+        if link is None or again:  # a browser that keeps no cookies would go round for ever
+            return self._redirect(_notice("login_expired", link or "/"))
+        place = with_wanted(f"{ROOT}/start", link)
+        return self._redirect(f"{place}{'&' if '?' in place else '?'}again=1")
 
     # Leaving
 

@@ -9,11 +9,29 @@ from netbird_proxy import ExchangeView, own_path
 ROOT = "/__netbird__/session"
 
 
+def own_place(text: str) -> str:
+    """A path and query of this host as a client sent it, `//x` too; `/` for anything else. See `address`."""
+    path = own_path(text)
+    if path == "/" or not text.startswith("//"):
+        return path
+    return text
+
+
+def bracketed(host: str) -> str:
+    """A folded host as it stands in an address: an IPv6 literal in brackets, which it may have already."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+def address(exchange: ExchangeView, place: str) -> str:
+    """The place as an address that a browser reads as this host's, and with the same bytes."""
+    return f"https://{exchange.authority.decode('ascii')}{place}" if place.startswith("//") else place
+
+
 def wanted(exchange: ExchangeView) -> str:
     """Where this exchange wanted to go, in a form that it may be sent back to after a login."""
     path = exchange.raw_path.decode("latin-1")
     query = exchange.query.decode("latin-1")
-    return own_path(f"{path}?{query}" if query else path)
+    return own_place(f"{path}?{query}" if query else path)
 
 
 def with_wanted(place: str, to: str) -> str:

@@ -37,7 +37,8 @@ from netbird_proxy.defaults.session.endpoint import LoginPlace
 from netbird_proxy.defaults.session.pages import Renderer
 from netbird_proxy.defaults.session.second_factor import Known, SecondFactor
 from netbird_proxy.defaults.session.settings import FIELDS, SessionSettings
-from netbird_proxy.defaults.session.site import Judge, Site
+from netbird_proxy.defaults.session.sign_on import SignOns
+from netbird_proxy.defaults.session.site import Judge, Providers, Site
 from netbird_proxy.defaults.session.tokens import Tokens
 
 PLUGIN = "session"
@@ -69,6 +70,8 @@ class Session:
     def __init__(self) -> None:
         self._judge = Judge(Tokens(), Guesses(time.monotonic))
         self._credentials = Credentials(time.monotonic, time.time)
+        self._providers = Providers(time.monotonic)
+        self._sign_ons = SignOns(self._providers)
         self._confirmations: Confirmations | None = None
         self._renderer: Renderer | None = None
 
@@ -94,7 +97,7 @@ class Session:
         # Where the tunnel is no login, it is asked first nevertheless: it says who is told to the upstream.
         phase: Literal["prompt", "credential"] = "prompt" if site.ask_for_both else "credential"
         found = [Authenticator(phase, known, depends_on=site) for known in self._known(site, proxy)]
-        prompt = Prompt(site, proxy, time.monotonic)
+        prompt = self._prompt(site, proxy)
         return [*found, Authenticator("prompt", prompt.identify, depends_on=site)]
 
     def _known(self, site: Site, proxy: Proxy) -> list[Known]:
@@ -114,7 +117,7 @@ class Session:
         accepted = OWN | frozenset(proxy.options(SessionOptions).accept)
         second: SecondFactor | None = None
         if site.ask_for_both:
-            second = SecondFactor(self._known(site, proxy), Prompt(site, proxy, time.monotonic).identify)
+            second = SecondFactor(self._known(site, proxy), self._prompt(site, proxy).identify)
 
         async def known(exchange: ExchangeView) -> Verdict:
             who = exchange.identity
@@ -153,10 +156,15 @@ class Session:
             proxy,
             self._judge,
             self._confirmed(proxy),
-            Prompt(site, proxy, time.monotonic),
+            self._prompt(site, proxy),
             self._pages(proxy),
+            self._sign_ons,
+            ByCookie(site, proxy, self._judge, self._confirmed(proxy), time.time),
         )
         return Endpoint(place, body_bytes=16_384)
+
+    def _prompt(self, site: Site, proxy: Proxy) -> Prompt:
+        return Prompt(site, proxy, time.monotonic, self._providers)
 
     def _confirmed(self, proxy: Proxy) -> Confirmations:
         if self._confirmations is None:

@@ -1,7 +1,8 @@
 """Single sign-on, bound to the browser that began it.
 
-Nothing is kept here between leaving and coming back, so any member of the cluster can finish what another began: where
-the person wanted to go stands in a cookie, beside a random number of which the identity provider sees only the hash.
+A cookie keeps the destination beside a random number, of which the identity provider sees only the hash; so any member
+of the cluster can finish a login that another began. The return address carries the destination too, under a MAC: a
+browser keeps few such cookies, and more tabs than that may wait for the provider.
 """
 
 from __future__ import annotations
@@ -10,43 +11,101 @@ import base64
 import hashlib
 import hmac
 import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from netbird_proxy import ExchangeView, Proxy, own_path
+from netbird_proxy import ExchangeView, Proxy
 from netbird_proxy.defaults.session.cookies import drop_cookie, set_cookie
-from netbird_proxy.defaults.session.places import ROOT
-from netbird_proxy.defaults.session.site import Site, oidc_url
+from netbird_proxy.defaults.session.places import ROOT, own_place
+from netbird_proxy.defaults.session.site import Providers, Site
 
 COOKIE = b"__Host-nb_login_"
 SECONDS = 600
 AT_MOST = 5
 """Logins that one browser may have begun: in as many tabs."""
+COOKIE_BYTES = 4096
+"""Browsers drop a cookie that is longer, its attributes included."""
+LINK_BYTES = 1024
+"""Of a destination in the return address, which becomes part of the provider's own."""
+KEPT = 1024
+"""Destinations that fit neither place and are kept here; the oldest is forgotten, and its login ends at `/`."""
 
 
-async def begin(exchange: ExchangeView, site: Site, proxy: Proxy, to: str) -> tuple[str, list[tuple[bytes, bytes]]]:
-    """The provider's address, and the cookies to set. Raises ManagementError."""
-    secret = secrets.token_urlsafe(32)
-    proof = _hash(secret)
-    authority = exchange.authority.decode("ascii")
-    url = await oidc_url(site, proxy, f"https://{authority}{ROOT}/return?f={proof}")
-    value = secret.encode() + b"." + base64.urlsafe_b64encode(to.encode()).rstrip(b"=")
-    older = [name for name, _ in _begun(exchange)]
-    cookies = [drop_cookie(name) for name in older[: max(0, len(older) - AT_MOST + 1)]]
-    return url, [*cookies, set_cookie(_name(proof), value, SECONDS)]
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A login that this browser began.
+
+    Attributes:
+        to: the destination.
+        done: the cookie to drop.
+    """
+
+    to: str
+    done: tuple[bytes, bytes]
 
 
-def finish(exchange: ExchangeView, proof: str) -> tuple[str, tuple[bytes, bytes]] | None:
-    """Where the person wanted to go, and the cookie to drop; None for a login that this browser did not begin."""
-    found = [value for name, value in _begun(exchange) if name == _name(proof)]
-    if len(found) != 1:
-        return None
-    secret, _, place = found[0].partition(b".")
-    if not hmac.compare_digest(_hash(secret.decode("latin-1")).encode(), proof.encode()):
-        return None
-    try:
-        to = base64.urlsafe_b64decode(place + b"=" * (-len(place) % 4)).decode("ascii")
-    except ValueError:
-        return None
-    return own_path(to), drop_cookie(_name(proof))
+class SignOns:
+    """The logins that this process began, and those that other members of the cluster did."""
+
+    def __init__(self, providers: Providers, clock: Callable[[], float] = time.monotonic) -> None:
+        self._providers = providers
+        self._clock = clock
+        self._key = secrets.token_bytes(32)
+        self._kept: OrderedDict[str, tuple[str, float]] = OrderedDict()
+
+    async def begin(
+        self, exchange: ExchangeView, site: Site, proxy: Proxy, to: str, *, again: bool = False
+    ) -> tuple[str, list[tuple[bytes, bytes]]]:
+        """The provider's address, and the cookies to set. Raises ManagementError.
+
+        Args:
+            again: this login was begun for one whose return found neither its cookie nor a session.
+        """
+        secret = secrets.token_urlsafe(32)
+        proof = _hash(secret)
+        authority = exchange.authority.decode("ascii")
+        address = f"https://{authority}{ROOT}/return?f={proof}"
+        if len(to) <= LINK_BYTES:
+            link = _text64(to)
+            address += f"&to={link}&m={self._mac(site, proof, link, again=again)}{'&again=1' if again else ''}"
+        url = await self._providers.url(site, proxy, address)
+        cookie = set_cookie(_name(proof), secret.encode() + b"." + _text64(to).encode(), SECONDS)
+        if len(cookie[1]) > COOKIE_BYTES:
+            self._keep(proof, to)
+            cookie = set_cookie(_name(proof), secret.encode() + b".", SECONDS)
+        older = [name for name, _ in _begun(exchange)]
+        return url, [*(drop_cookie(name) for name in older[: max(0, len(older) - AT_MOST + 1)]), cookie]
+
+    def finish(self, exchange: ExchangeView, proof: str) -> Begun | None:
+        """The login of this return; None for one that this browser did not begin, or has no cookie of any more."""
+        values = [value for name, value in _begun(exchange) if name == _name(proof)]
+        if len(values) != 1:
+            return None
+        secret, _, place = values[0].partition(b".")
+        if not hmac.compare_digest(_hash(secret.decode("latin-1")).encode(), proof.encode()):
+            return None
+        to = _from_text64(place.decode("latin-1")) if place else self._kept.get(proof, ("/", 0.0))[0]
+        return None if to is None else Begun(own_place(to), drop_cookie(_name(proof)))
+
+    def link(self, site: Site, proof: str, link: str, mac: str, *, again: bool) -> str | None:
+        """The destination that a return address carries; None where this process did not write it."""
+        wanted = self._mac(site, proof, link, again=again)
+        if not proof or not hmac.compare_digest(wanted.encode(), mac.encode("utf-8", "replace")):
+            return None
+        to = _from_text64(link)
+        return None if to is None else own_place(to)
+
+    def _mac(self, site: Site, proof: str, link: str, *, again: bool) -> str:
+        text = "\n".join((site.service, site.host, proof, link, str(again)))
+        return base64.urlsafe_b64encode(hmac.digest(self._key, text.encode(), "sha256")).rstrip(b"=").decode()
+
+    def _keep(self, proof: str, to: str) -> None:
+        now = self._clock()
+        while self._kept and (len(self._kept) >= KEPT or next(iter(self._kept.values()))[1] <= now):
+            self._kept.popitem(last=False)
+        self._kept[proof] = (to, now + SECONDS)
 
 
 def _begun(exchange: ExchangeView) -> list[tuple[bytes, bytes]]:
@@ -60,8 +119,19 @@ def _begun(exchange: ExchangeView) -> list[tuple[bytes, bytes]]:
 
 
 def _name(proof: str) -> bytes:
-    return COOKIE + hashlib.sha256(proof.encode()).hexdigest()[:16].encode()
+    return COOKIE + hashlib.sha256(proof.encode("utf-8", "replace")).hexdigest()[:16].encode()
 
 
 def _hash(secret: str) -> str:
     return base64.urlsafe_b64encode(hashlib.sha256(secret.encode("latin-1")).digest()).rstrip(b"=").decode()
+
+
+def _text64(text: str) -> str:
+    return base64.urlsafe_b64encode(text.encode()).rstrip(b"=").decode()
+
+
+def _from_text64(text: str) -> str | None:
+    try:
+        return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode("ascii")
+    except ValueError:
+        return None

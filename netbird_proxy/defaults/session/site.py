@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -11,11 +12,14 @@ from netbird_proxy import (
     ExchangeView,
     Guesses,
     ManagementError,
+    ManagementRefused,
     Proxy,
     RouteSpec,
     ServiceId,
+    SingleFlight,
     source_of,
 )
+from netbird_proxy.defaults.session.places import ROOT, bracketed
 from netbird_proxy.defaults.session.settings import SessionSettings
 from netbird_proxy.defaults.session.tokens import SessionToken, Tokens
 from netbird_wire.extensions import Extension
@@ -26,6 +30,11 @@ from netbird_wire.proxy_service_pb2 import (
     GetOIDCURLResponse,
     ValidateSessionRequest,
 )
+
+FAILURE_SECONDS = 1.0
+"""How long a question about a provider that failed is not asked again."""
+FAILURES = 4096
+"""Services whose last failure is remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +84,15 @@ class Judge:
         `too_many_tries`, 503 where it could not be asked or its answer is of no use.
         """
         source = source_at(exchange, proxy)
+        try:
+            async with self._guesses.turn(site.service, source):
+                return await self._authenticate(exchange, site, proxy, request, source)
+        except TimeoutError:
+            return _later(429, "too_many_tries", f"too many tries of {source} wait to be judged", 1)
+
+    async def _authenticate(
+        self, exchange: ExchangeView, site: Site, proxy: Proxy, request: AuthenticateRequest, source: str
+    ) -> Login | Deny:
         alone = Extension.CLIENT_ADDRESS not in proxy.management.extensions
         if wait := self._guesses.reserve(site.service, source, alone=alone):
             return _later(429, "too_many_tries", f"{source} was wrong too often", wait)
@@ -107,19 +125,61 @@ class Judge:
         return Login(token, session)
 
 
-async def oidc_url(site: Site, proxy: Proxy, redirect_url: str) -> str:
-    """Where the login at the identity provider begins.
+class Providers:
+    """Where logins at an identity provider begin, as management says for each.
 
-    Raises:
-        ManagementError: management could not be asked, has no provider, or names no address.
+    Nobody has to be known for such a question, so a failure is remembered for a moment: management gets no question
+    for each of the requests that come meanwhile.
     """
-    request = GetOIDCURLRequest(id=site.service, account_id=site.account, redirect_url=redirect_url)
-    answer = await proxy.management.call("GetOIDCURL", request)
-    url = answer.url if isinstance(answer, GetOIDCURLResponse) else ""
-    parts = urlsplit(url)
-    if parts.scheme not in ("https", "http") or not parts.netloc or not all("!" <= char <= "~" for char in url):
-        raise ManagementError("GetOIDCURL: not an address")
-    return url
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._failed: dict[ServiceId, tuple[ManagementError, float]] = {}
+        self._flights: SingleFlight[ServiceId, bool] = SingleFlight()
+
+    async def url(self, site: Site, proxy: Proxy, redirect_url: str) -> str:
+        """The address for a login that ends at `redirect_url`.
+
+        Raises:
+            ManagementError: management could not be asked, has no provider, or names no address.
+        """
+        failure = self._failed.get(site.service)
+        if failure is not None and self._clock() < failure[1]:
+            raise failure[0]
+        try:
+            url = await self._ask(site, proxy, redirect_url)
+        except ManagementError as error:
+            if len(self._failed) >= FAILURES:
+                self._failed.clear()
+            self._failed[site.service] = (error.with_traceback(None), self._clock() + FAILURE_SECONDS)
+            raise
+        self._failed.pop(site.service, None)
+        return url
+
+    async def exists(self, site: Site, proxy: Proxy) -> bool:
+        """Whether management has a provider for the service; one question for all who ask meanwhile.
+
+        Raises:
+            ManagementError: it could not be asked.
+        """
+
+        async def ask() -> bool:
+            try:
+                await self.url(site, proxy, f"https://{bracketed(site.host)}{ROOT}/return")
+            except ManagementRefused:
+                return False
+            return True
+
+        return await self._flights.ask(site.service, ask)
+
+    async def _ask(self, site: Site, proxy: Proxy, redirect_url: str) -> str:
+        request = GetOIDCURLRequest(id=site.service, account_id=site.account, redirect_url=redirect_url)
+        answer = await proxy.management.call("GetOIDCURL", request)
+        url = answer.url if isinstance(answer, GetOIDCURLResponse) else ""
+        parts = urlsplit(url)
+        if parts.scheme not in ("https", "http") or not parts.netloc or not all("!" <= char <= "~" for char in url):
+            raise ManagementError("GetOIDCURL: not an address")
+        return url
 
 
 async def end_session(site: Site, proxy: Proxy, token: bytes) -> None:

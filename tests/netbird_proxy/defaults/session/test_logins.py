@@ -9,8 +9,10 @@ from urllib.parse import quote
 import pytest
 
 from netbird_proxy import ManagementTimeout
+from netbird_proxy.defaults.session.authenticators import over_tls
 from netbird_proxy.sources.decode.codec import Codec
-from netbird_proxy.testing.makers import HOST, host_origin
+from netbird_proxy.testing.asgi import Answer
+from netbird_proxy.testing.makers import HOST, exchange, host_origin
 from netbird_wire.proxy_service_pb2 import AuthenticateResponse, ValidateSessionResponse
 from tests.netbird_proxy.defaults.session.service import BROWSER, FORM, Service, cookies_of
 
@@ -84,14 +86,14 @@ async def test_wrong_password_shows_the_form_again(password: Service) -> None:
     ],
 )
 async def test_a_login_leads_to_no_other_place(to: str, password: Service) -> None:
-    """Whatever the form says, the redirect is a path of this host."""
+    """Whatever the form says, the redirect is to this host; `//x` is a path of it, and comes back as it was."""
     password.accepts("right")
 
     answer = await password.post(f"password=right&to={quote(to, safe='')}".encode())
 
     location = answer.get(b"location")
     assert answer.status == 303
-    assert location in (b"/", b"/evil.example/p")
+    assert location in (b"/", b"https://app.example.com//evil.example/p")
 
 
 @pytest.mark.parametrize(
@@ -425,3 +427,60 @@ async def test_browsers_get_pages_for_refusals_and_unknown_hosts() -> None:
     assert (unknown.status, b"<h1>Not found</h1>" in unknown.body) == (404, True)
     program = await service.get("/", host="nowhere.example.com", headers=[])
     assert program.get(b"content-type") == b"text/plain; charset=utf-8"
+
+
+def ways(answer: Answer) -> list[bytes]:
+    return [value for name, value in answer.headers if name == b"www-authenticate"]
+
+
+async def test_a_browser_is_asked_for_basic_where_it_is_the_only_way_in() -> None:
+    """In a window of its own, as no page could ask; where there is a page, or another header, it is not."""
+    alone = Service(headers=["Authorization"])
+    asked = await alone.get("/")
+    assert (asked.status, ways(asked)) == (
+        401,
+        [b'Basic realm="app.example.com", charset="UTF-8"'],
+    )
+    alone.accepts("Basic right", method="header")
+    wrong = await alone.get("/", headers=[*BROWSER, (b"authorization", b"Basic wrong")])
+    assert (wrong.status, ways(wrong)) == (
+        401,
+        [b'Basic realm="app.example.com", charset="UTF-8"'],
+    )
+    program = await alone.get("/", headers=[(b"accept", b"application/json")])
+    assert len(ways(program)) == 2
+    for other in (Service(headers=["Authorization"], password=True), Service(headers=["Authorization", "X-Key"])):
+        assert ways(await other.get("/")) == []
+
+
+@pytest.mark.parametrize(
+    ("right", "sent"), [("Basic abc", "basic abc"), ("Basic abc", "BASIC abc"), ("bearer x", "bearer x")]
+)
+async def test_a_scheme_has_no_case(right: str, sent: str) -> None:
+    """However a client spells it; a credential that was stored in an unusual spelling is right in that one still."""
+    service = Service(headers=["Authorization"])
+    service.accepts(right, method="header")
+    assert (await service.get("/", headers=[(b"authorization", sent.encode())])).status == 200
+    assert (await service.get("/", headers=[(b"authorization", sent.encode() + b"d")])).status == 401
+
+
+@pytest.mark.parametrize(("host", "shown"), [("[::1]", b"[::1]"), ("::1", b"[::1]"), ("a.example", b"a.example")])
+async def test_the_way_to_https_has_an_ipv6_host_in_one_pair_of_brackets(host: str, shown: bytes) -> None:
+    """However the host came to us."""
+    challenge = over_tls(exchange("/x?y", host=host))
+    assert challenge.headers == ((b"location", b"https://" + shown + b"/x?y"),)
+
+
+async def test_twenty_people_behind_one_address_all_get_in() -> None:
+    """At the same moment, with management taking its time over each."""
+    service = Service(password=True)
+    token = service.token().decode()
+
+    async def judged(request: object) -> AuthenticateResponse:
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return AuthenticateResponse(success=True, session_token=token)
+
+    service.management.answers["Authenticate"] = judged
+    answers = await asyncio.gather(*(service.post(b"password=right") for _ in range(20)))
+    assert [answer.status for answer in answers] == [303] * 20

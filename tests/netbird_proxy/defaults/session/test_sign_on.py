@@ -69,7 +69,7 @@ async def test_a_login_ends_where_it_began(service: Service) -> None:
     """Path and query survive, the address is clean, the provider saw a hash, and the person is known with groups."""
     proof, cookie = await begin(service, "/a%20b?b=c&d=%26")
     redirect = service.management.calls[-1][1].redirect_url
-    assert redirect == f"https://app.example.com{RETURN}?f={proof}"
+    assert redirect.startswith(f"https://app.example.com{RETURN}?f={proof}&to=")
     secret = cookie.partition(b"=")[2].partition(b".")[0]
     assert base64.urlsafe_b64encode(hashlib.sha256(secret).digest()).rstrip(b"=").decode() == proof
 
@@ -311,3 +311,108 @@ async def test_pages_of_the_login_are_for_this_service_only() -> None:
     service = Service(password=True)
     for place in (START, RETURN):
         assert (await service.get(place)).status == 404
+
+
+async def opened_tabs(service: Service, number: int) -> list[tuple[str, str, bytes]]:
+    """Tabs that wait for the provider: the query of each return address, where each wanted to go, and its cookie."""
+    tabs: list[tuple[str, str, bytes]] = []
+    for tab in range(number):
+        _, cookie = await begin(service, f"/tab/{tab}?x={tab}")
+        tabs.append((urlsplit(service.management.calls[-1][1].redirect_url).query, f"/tab/{tab}?x={tab}", cookie))
+    return tabs
+
+
+async def test_ten_tabs_that_wait_for_the_provider_all_end_well(service: Service) -> None:
+    """A browser keeps five logins: of the other tabs the first begins anew, those after a login go to their link."""
+    tabs = await opened_tabs(service, 10)
+    token = service.token("user-1", "oidc").decode()
+    kept = b"; ".join(cookie for _, _, cookie in tabs[5:])
+
+    first = await service.get(f"{RETURN}?{tabs[0][0]}&session_token={token}", cookie=kept)
+    assert first.get(b"location") == b"/__netbird__/session/start?to=/tab/0%3Fx%3D0&again=1"
+    assert SESSION not in cookies_of(first)
+    anew = await service.get((first.get(b"location") or b"").decode(), cookie=kept)
+    assert (anew.status, anew.get(b"location")) == (302, PROVIDER.encode())
+
+    for query, to, cookie in tabs[5:]:
+        back = await service.get(f"{RETURN}?{query}&session_token={token}", cookie=cookie)
+        assert (back.status, (back.get(b"location") or b"").decode()) == (303, to)
+    session = SESSION + b"=" + token.encode()
+    for query, to, _ in tabs[:5]:
+        back = await service.get(f"{RETURN}?{query}&session_token={token}", cookie=session)
+        assert (back.status, (back.get(b"location") or b"").decode()) == (303, to)
+        assert not cookies_of(back)
+
+
+async def test_a_browser_without_cookies_is_not_sent_round(service: Service) -> None:
+    """A login that was begun anew and finds no cookie again ends on a page."""
+    ((query, _, _),) = await opened_tabs(service, 1)
+    back = await service.get(f"{RETURN}?{query}&session_token=x")
+    await service.get((back.get(b"location") or b"").decode())
+    again = urlsplit(service.management.calls[-1][1].redirect_url).query
+
+    last = await service.get(f"{RETURN}?{again}&session_token=x")
+
+    assert (last.get(b"location") or b"").startswith(b"/__netbird__/session/login?notice=login_expired&to=/tab/0")
+
+
+async def test_a_link_that_this_proxy_did_not_write_is_not_followed(service: Service) -> None:
+    """Neither another path, nor another login's, nor one of another service; with a session the way leads to `/`."""
+    ((query, _, _), (other, _, _)) = await opened_tabs(service, 2)
+    session = SESSION + b"=" + service.token("user-1", "oidc")
+    given, others = parse_qs(query), parse_qs(other)
+    link = base64.urlsafe_b64encode(b"/elsewhere").rstrip(b"=").decode()
+    for changes in ({"to": [link]}, {"f": others["f"]}, {"m": [""]}, {"m": ["é"]}, {"to": ["*"]}, {"again": ["1"]}):
+        forged = "&".join(f"{name}={quote(values[0])}" for name, values in {**given, **changes}.items())
+        back = await service.get(f"{RETURN}?{forged}", cookie=session)
+        assert (back.status, back.get(b"location")) == (303, b"/"), changes
+
+
+@pytest.mark.parametrize("length", [1000, 1025, 2900, 3100, 4096, 5000])
+async def test_a_long_link_fits_into_a_cookie_that_browsers_keep(service: Service, length: int) -> None:
+    """What does not fit is kept here, or given up where it is longer than any that is kept; the login goes on."""
+    to = "/" + "a" * (length - 1)
+    answer = await service.get(f"{START}?to={to}")
+    assert answer.status == 302
+    assert all(len(name) + 1 + len(rest) <= 4096 for name, rest in cookies_of(answer).items())
+    redirect = service.management.calls[-1][1].redirect_url
+    assert len(redirect) <= 2048
+    ((name, rest),) = cookies_of(answer).items()
+    cookie = name + b"=" + rest.partition(b";")[0]
+    token = service.token("user-1", "oidc")
+
+    back = await come_back(service, parse_qs(urlsplit(redirect).query)["f"][0], cookie, token)
+
+    assert (back.status, (back.get(b"location") or b"").decode()) == (303, to if length <= 4096 else "/")
+    assert SESSION in cookies_of(back)
+
+
+async def test_a_path_of_two_slashes_comes_back_as_it_was(service: Service) -> None:
+    """As an address of this very host: browsers would read it as another one's."""
+    proof, cookie = await begin(service, "//evil.example/x?y")
+    back = await come_back(service, proof, cookie, service.token("user-1", "oidc"))
+    assert back.get(b"location") == b"https://app.example.com//evil.example/x?y"
+
+
+async def test_strangers_cost_management_few_questions(service: Service) -> None:
+    """Those who come while one question is under way share it, and a failure is remembered for a moment."""
+    waiting = asyncio.Event()
+
+    async def slow(_request: object) -> GetOIDCURLResponse:
+        await waiting.wait()
+        return GetOIDCURLResponse(url=PROVIDER)
+
+    service.management.answers["GetOIDCURL"] = slow
+    async with asyncio.TaskGroup() as group:
+        for _ in range(30):
+            group.create_task(service.get("/"))
+        await asyncio.sleep(0)
+        while not service.asked:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0)
+        waiting.set()
+    assert service.asked.count("GetOIDCURL") == 1
+
+    service.management.answers["GetOIDCURL"] = ManagementUnavailable("away")
+    for _ in range(30):
+        assert (await service.get(START)).status == 503
+    assert service.asked.count("GetOIDCURL") == 2
