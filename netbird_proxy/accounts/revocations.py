@@ -41,7 +41,6 @@ class RevokedSessions:
         """Subject or token hash → (not before, forgotten at), the oldest first."""
         self._floors: OrderedDict[AccountId, tuple[float, float]] = OrderedDict()
         self._everybody = (0.0, 0.0)
-        self.overflowed = 0
 
     def __len__(self) -> int:
         return len(self._entries) + len(self._floors)
@@ -61,7 +60,6 @@ class RevokedSessions:
         self._entries[key] = (max(earlier[0], not_before), until)
         while len(self._entries) > self._limit:
             (of, _), (before, _) = self._entries.popitem(last=False)
-            self.overflowed += 1
             self.count("revocations_overflowed")
             self._floor(of, before, until)
 

@@ -17,7 +17,6 @@ from netbird_proxy.defaults.access_log.sender import Sender
 
 log = structlog.get_logger("netbird_proxy.access_log")
 
-OWN_PATHS = b"/__netbird__/"
 CLOSE_TIMEOUT = 2.0
 GATHER = 0.02
 GATHERED = 64
@@ -117,7 +116,7 @@ class AccessLog:
 
         def record(exchange: ExchangeView) -> None:
             raw = exchange.raw_path
-            if self._proxy is None or (raw.startswith(OWN_PATHS) and b"/assets/" in raw):
+            if self._proxy is None:
                 return
             gathered = self._gathered
             gathered.append((in_words, exchange))

@@ -59,9 +59,6 @@ class OneTimeTokens:
             tokens.clear()
         return None
 
-    def forget(self, account: AccountId) -> None:
-        self._by_account.pop(account, None)
-
     async def arrival(self) -> None:
         """Wait until some token arrives, of whatever account."""
         await self._arrival.wait()

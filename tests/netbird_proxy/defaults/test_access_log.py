@@ -192,13 +192,12 @@ async def test_what_is_cut_afterwards_was_put_into_words_before(tmp_path: Path, 
     assert line["path"] == long.decode()
 
 
-async def test_own_assets_are_not_logged_other_own_paths_are(tmp_path: Path, host: Any, exchange: Any) -> None:
-    """A login page's pictures are noise; the login is not."""
-    found = await written(
-        tmp_path, host, exchange(b"/__netbird__/session/assets/x.css"), exchange(b"/__netbird__/session/login")
-    )
+async def test_endpoints_of_plugins_are_logged(tmp_path: Path, host: Any, exchange: Any) -> None:
+    """Every path below `/__netbird__/` has its line."""
+    paths = [b"/__netbird__/session/login", b"/__netbird__/shop/assets/x.css"]
+    logged = await written(tmp_path, host, *map(exchange, paths))
 
-    assert [line["path"] for line in found] == ["/__netbird__/session/login"]
+    assert [line["path"].encode() for line in logged] == paths
 
 
 async def test_a_target_may_be_left_out(tmp_path: Path, host: Any, exchange: Any) -> None:
@@ -337,13 +336,12 @@ def test_varints_are_protobufs(number: int) -> None:
     assert AccessLog.FromString(b"\x70" + varint(number)).bytes_upload == number
 
 
-async def test_management_hears_of_endpoints_and_not_of_assets(connect: Any, host: Any, exchange: Any) -> None:
-    """A login is an access of the service; the pictures on its page are not."""
+async def test_management_gets_entries_of_endpoints(connect: Any, host: Any, exchange: Any) -> None:
+    """A login is an access of the service."""
     async with connect() as (management, client):
         proxy, made = host(AccessLogOptions(output="off"), management=client), hooks()
         async with made.running(proxy):
             observe = observer(made, exchange().route, proxy)
-            observe(exchange(b"/__netbird__/session/assets/logo.svg"))
             observe(exchange(b"/__netbird__/session/login"))
             (entry,) = await management.entries(1)
 
