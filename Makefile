@@ -30,6 +30,7 @@ test: engine system unit pythons-part stores live mutants ## Everything that con
 check: setup ## Formatting, lint, types, import rules
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
 	@PYTHONPATH=netbird_overlay $(BIN)/lint-imports
+	@! git grep -q --cached '^source = ' -- '*Cargo.lock' || { echo "Cargo.lock names a registry: build_backend.py says how to call cargo" >&2; exit 1; }
 
 unit: engine ## Tests that need nothing but loopback
 	@$(BIN)/python -m pytest -n 2 -m "not live" $(ARGS)

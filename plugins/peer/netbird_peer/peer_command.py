@@ -27,7 +27,12 @@ T = TypeVar("T")
 HTTP_ERROR = 22
 """Exit code for an answer from 400 up, which is curl's with `--fail`."""
 
-app = typer.Typer(name="peer", help="Be an overlay peer, in userspace, from a WireGuard file.", no_args_is_help=True)
+app = typer.Typer(
+    name="peer",
+    help="Be an overlay peer, in userspace, from a WireGuard file.",
+    no_args_is_help=True,
+    add_completion=False,
+)
 
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="WireGuard configuration file.")]
 
