@@ -46,7 +46,8 @@ def lifespan(proxy: Proxy) -> AbstractAsyncContextManager[None] | None:
     Called: at start, before listeners open.
     Returns: an async context manager; background work belongs into a TaskGroup inside it.
     Order: entered in plugin order, left in reverse, after the last exchange has ended.
-    Failure: on entering, the process does not start; on leaving, logged, and the exit code is not 0.
+    Failure: on entering, the process does not start; of background work, logged with its traceback, then the proxy
+        drains and stops; on leaving, logged; and the exit code is not 0.
     Used by: private_service (its cache and rate limits), telemetry (its exporter), access_log (its queue),
         access_restrictions (its database), forwarding (whom to believe).
     """

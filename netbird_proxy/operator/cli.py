@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
@@ -75,11 +74,11 @@ def run(
     import uvloop
 
     from netbird_host import logs
+    from netbird_host.running import run_process
 
     loaded = _load(config, plugin, private)
     logs.configure(loaded.settings.log.level, loaded.settings.log.format)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        raise typer.Exit(runner.run(_serve(loaded)))
+    raise typer.Exit(run_process(_serve(loaded), uvloop.new_event_loop))
 
 
 @app.command()

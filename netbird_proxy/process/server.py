@@ -104,7 +104,9 @@ class ProxyServer:
             # The stream ends last: management takes no word, such as plugins' last log entries, of a proxy without one.
             async with (
                 self._connected(),
-                self.loaded.hooks.running(self.host),
+                self.loaded.hooks.running(
+                    self.host, on_failure=lambda failed: shutdown.ask(f"plugin {failed.plugin} failed")
+                ),
                 AsyncExitStack() as attended,
             ):
                 for attend in self._attendants:

@@ -6,12 +6,13 @@ naming the plugin, so that its route is refused and never served without it.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from types import TracebackType
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar, get_args
 
+import structlog
 from pydantic import BaseModel
 
 from netbird_host.containment import describe_error, must_pass
@@ -36,6 +37,8 @@ from netbird_proxy.api.tunnels import Dialer, Tunnel
 
 if TYPE_CHECKING:
     import typer
+
+log = structlog.get_logger("netbird_proxy.plugins")
 
 GROUP = "netbird_proxy"
 """The entry-point group of this host's plugins."""
@@ -190,18 +193,44 @@ class Hooks:
         ]
 
     @asynccontextmanager
-    async def running(self, proxy: Proxy) -> AsyncIterator[None]:
-        """All plugins' lifespans, entered in order and left in reverse.
+    async def running(
+        self, proxy: Proxy, *, on_failure: Callable[[PluginFailed], None] | None = None
+    ) -> AsyncIterator[None]:
+        """All plugins' lifespans, entered in order and left in reverse, each in a task of its own.
 
-        Must be left in the task that entered it. Every lifespan is left, whatever the others do.
+        Every lifespan is left, whatever the others do.
+
+        Args:
+            on_failure: called when background work of one has failed, so that the rest can end in order. Without it the
+                calling task is cancelled, as by a TaskGroup of its own.
 
         Raises:
             PluginFailed: one raised on entering or on leaving, or its background work failed.
         """
-        async with AsyncExitStack() as stack:
+        entered: list[_Lifespan] = []
+        failed: PluginFailed | None = None
+        owner, ended = asyncio.current_task(), False
+
+        def end(_failed: PluginFailed) -> None:
+            nonlocal ended
+            if owner is not None and not ended:
+                ended = True
+                owner.cancel()
+
+        try:
             for plugin, context in self.lifespans(proxy):
-                await stack.enter_async_context(_Named(plugin, context))
+                lifespan = _Lifespan(plugin, context, on_failure or end)
+                entered.append(lifespan)
+                await lifespan.enter()
             yield
+        except asyncio.CancelledError:
+            if owner is None or not ended or owner.uncancel():
+                raise
+        finally:
+            for lifespan in reversed(entered):
+                failed = await lifespan.leave() or failed
+        if failed is not None:
+            raise failed
 
     def commands(self) -> list[tuple[PluginId, typer.Typer]]:
         import typer
@@ -242,33 +271,74 @@ class Hooks:
         return answers
 
 
-class _Named:
-    """A plugin's context manager whose failures say whose they are. An exception that passes through stays itself."""
+class _Lifespan:
+    """A plugin's lifespan in a task of its own: a failure ends that task, and is reported with the plugin's name.
 
-    def __init__(self, plugin: PluginId, context: AbstractAsyncContextManager[None]) -> None:
+    `leave` may be called whether or not `enter` succeeded.
+    """
+
+    def __init__(
+        self,
+        plugin: PluginId,
+        context: AbstractAsyncContextManager[None],
+        on_failure: Callable[[PluginFailed], None],
+    ) -> None:
         self._plugin = plugin
         self._context = context
+        self._on_failure = on_failure
+        self._entered = asyncio.Event()
+        self._leaving = asyncio.Event()
+        self._failed: PluginFailed | None = None
+        self._task: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> None:
+    async def enter(self) -> None:
+        """Raises PluginFailed: it could not start."""
+        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"lifespan of {self._plugin}")
+        entering = asyncio.get_running_loop().create_task(self._entered.wait())
         try:
-            await self._context.__aenter__()
+            await asyncio.wait((self._task, entering), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            entering.cancel()
+        if not self._entered.is_set():
+            failed, self._failed = self._failed, None
+            raise failed or PluginFailed(self._plugin, "lifespan could not start: it was cancelled")
+
+    async def leave(self) -> PluginFailed | None:
+        """End it, and return how it failed."""
+        self._leaving.set()
+        if self._task is not None:
+            if not self._entered.is_set():
+                self._task.cancel()
+            await asyncio.wait((self._task,))
+        return self._failed
+
+    async def _run(self) -> None:
+        try:
+            async with self._context:
+                self._entered.set()
+                await self._leaving.wait()
         except BaseException as error:
             if must_pass(error):
                 raise
-            raise PluginFailed(self._plugin, f"lifespan could not start: {describe_error(error)}") from error
+            what = "failed" if self._entered.is_set() else "could not start"
+            self._failed = PluginFailed(self._plugin, f"lifespan {what}: {describe_error(error)}")
+            self._failed.__cause__ = error
+            if self._entered.is_set():
+                for leaf in _leaves(error):
+                    log.error("plugin.failed", plugin=self._plugin, error=describe_error(leaf), exc_info=leaf)
+                if not self._leaving.is_set():
+                    self._on_failure(self._failed)
+        else:
+            if not self._leaving.is_set():  # it swallowed what ended it
+                self._failed = PluginFailed(self._plugin, "lifespan ended by itself")
+                self._on_failure(self._failed)
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
-        try:
-            await self._context.__aexit__(kind, error, traceback)
-        except BaseException as failure:
-            if must_pass(failure):
-                raise
-            if error is not None and _only(failure) is _only(error):  # a TaskGroup wraps what passes through it
-                return False
-            raise PluginFailed(self._plugin, f"lifespan failed: {describe_error(failure)}") from failure
-        return False  # a plugin does not get to swallow what ended the proxy
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    """The exceptions of a group that were raised somewhere; the traceback of a group does not show theirs."""
+    if isinstance(error, BaseExceptionGroup) and all(part.__traceback__ for part in error.exceptions):
+        return [leaf for part in error.exceptions for leaf in _leaves(part)]
+    return [error]
 
 
 def _typed(plugin: PluginId, hook: str, answer: object, kind: type[T]) -> T:
@@ -315,9 +385,3 @@ def _readable(plugin: LoadedPlugin, model: type[T]) -> type[T]:
     if not callable(getattr(model, "from_wire", None)):
         raise PluginFailed(plugin.id, f"settings model {model.__name__} has no `from_wire`: add the classmethod")
     return model
-
-
-def _only(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error

@@ -306,6 +306,8 @@ class Changing:
             yield never
 
 
+ENDS_LOOPS = ("raises_SystemExit", "raises_KeyboardInterrupt", "_waits_then_exits", "raises_CancelledError")
+"""In a task of a plugin's own the first ones end a loop, see `netbird_host.running`; the last ends that task alone."""
 FAILS = [*map(awaited, RAISES), _waits_then_exits]
 
 
@@ -382,6 +384,51 @@ async def test_promise_11_a_lifespan_that_raises_is_a_failed_plugin(where: str, 
     with pytest.raises(PluginFailed, match="culprit"):
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(hooks.running(FakeProxy()))
+
+
+@pytest.mark.parametrize("fault", [one for one in FAILS if one.__name__ not in ENDS_LOOPS], ids=names)
+async def test_promise_11_background_work_that_fails_is_reported_and_the_rest_goes_on(
+    fault: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The event has its traceback, whoever runs the proxy may drain it, and the other plugins are left in order."""
+    failing = asyncio.Event()
+    told: asyncio.Future[PluginFailed] = asyncio.get_running_loop().create_future()
+    left: list[str] = []
+
+    async def background() -> None:
+        await failing.wait()
+        await fault()
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(background())
+            yield
+
+    @asynccontextmanager
+    async def other() -> AsyncIterator[None]:
+        yield
+        left.append("other")
+
+    def plugin(life: Callable[[], Any]) -> Any:
+        hooks = {"lifespan": hookimpl(lambda self: life()), "describe": hookimpl(lambda self: PluginInfo())}
+        return type("Plugin", (), hooks)()
+
+    hooks = load_hooks([("other", plugin(other)), ("culprit", plugin(lifespan))])
+
+    async def run() -> None:
+        async with hooks.running(FakeProxy(), on_failure=told.set_result):
+            failing.set()
+            assert (await told).plugin == "culprit"
+            assert left == []  # the proxy is still there, and so is everybody else
+
+    async with asyncio.timeout(WAIT):
+        with pytest.raises(PluginFailed, match="culprit"):
+            await run()
+    assert left == ["other"]
+    said = capsys.readouterr().out
+    assert "plugin.failed" in said
+    assert "in background" in said  # its frame
 
 
 @pytest.mark.parametrize("fault", RAISES, ids=names)

@@ -1,0 +1,51 @@
+"""Running a host's process: no task ends it but its main one, and none holds up its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import structlog
+
+log = structlog.get_logger("netbird_host.running")
+
+END = 5.0
+"""Seconds that tasks have to end when the main one is done."""
+
+
+def run_process(
+    main: Coroutine[Any, Any, int], loop_factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+) -> int:
+    """Run `main` to its end, and return its exit code. In the main thread, without a running loop.
+
+    asyncio lets a `SystemExit` or `KeyboardInterrupt` of any task end the loop. A plugin may start tasks; so here the
+    loop goes on unless it was the main one's, or an interrupt that no task raised. Tasks that ignore their cancellation
+    end with the process, whose other ends (`atexit`) are then left out.
+    """
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        loop = runner.get_loop()
+        task = loop.create_task(main, name="main")
+        while True:
+            try:
+                code = loop.run_until_complete(task)
+                break
+            except (SystemExit, KeyboardInterrupt) as error:
+                if task.done():
+                    raise
+                log.error("task.exit_ignored", error=type(error).__name__, exc_info=error)
+        left = {other for other in asyncio.all_tasks(loop) if not other.done()}
+        for other in left:
+            other.cancel()
+        if left:
+            _, hanging = loop.run_until_complete(asyncio.wait(left, timeout=END))
+            if hanging:
+                log.warning("process.tasks_left", tasks=[other.get_name() for other in hanging])
+                logging.shutdown()
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+    return code
