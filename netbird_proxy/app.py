@@ -11,6 +11,7 @@ from netbird_proxy.api.headers import Headers, RawHeader
 from netbird_proxy.api.model import ExchangeId, Origin
 from netbird_proxy.asgi import CONNECTION_EXTENSION, ORIGIN_STATE, DownstreamConnection, Message, Receive, Scope, Send
 from netbird_proxy.http.folding import fold_authority
+from netbird_proxy.http.head import HeadRefused
 from netbird_proxy.pipeline.core_answers import LOOP_DETECTED
 from netbird_proxy.pipeline.downstream import Downstream
 from netbird_proxy.pipeline.ending import FixedAnswer
@@ -179,6 +180,30 @@ class ReverseProxy:
         exchange.full_query = query
         return exchange
 
+    def record_refusal(self, origin: Origin, scheme: str, refusal: HeadRefused) -> ExchangeId:
+        """Observe a request whose head a listener of ours refused, with what is known of it, and return its id.
+
+        Guards, authenticators and transforms see nothing of it. Strangers can cause any number of these.
+        """
+        exchange = Exchange(
+            id=self._ids.pop() if self._ids else self._new_id(),
+            origin=origin,
+            method=refusal.method,
+            scheme="https" if origin.tls_ahead else scheme,
+            host="",
+            authority=b"",
+            raw_path=refusal.target.partition(b"?")[0][:LONGEST_TARGET],
+            query=b"",
+            http_version="1.1",
+            headers=_NO_HEADERS,
+            client_address=origin.peer.host,
+            allowed_notes=self._notes,
+        )
+        exchange.status = refusal.status
+        exchange.error = BadRequest(refusal.reason)
+        self._fixed().ending.observe(exchange)
+        return exchange.id
+
     def _new_id(self) -> ExchangeId:
         """128 random bits in hex. Drawn for many exchanges at a time: each draw is a system call."""
         drawn = os.urandom(16 * _IDS_DRAWN).hex()
@@ -197,6 +222,8 @@ class ReverseProxy:
 
 _NO_HEADERS = Headers([])
 _IDS_DRAWN = 64
+LONGEST_TARGET = 2048
+"""Bytes that are remembered of the target of a request whose head was refused."""
 
 
 def _answer_upgrade(scope: Scope, send: Send) -> Send:

@@ -57,7 +57,13 @@ class HeadRefused(Exception):
     Attributes:
         status: what the client is answered.
         reason: stable and one of a bounded set, for the counter and the log line: `host_missing`.
+        method, target: what is known of the request; empty where the head did not get that far.
+        exchange: the id under which it is remembered; empty until then.
     """
+
+    method = ""
+    target = b""
+    exchange = ""
 
     def __init__(self, reason: str, status: int = 400) -> None:
         super().__init__(reason)

@@ -12,6 +12,7 @@ from netbird_host.sources import source_of
 from netbird_proxy.api.model import AccountId, Address, Origin, PublicKey
 from netbird_proxy.api.tunnels import Tunnel
 from netbird_proxy.asgi import ASGIApp
+from netbird_proxy.http.head import HeadRefused
 from netbird_proxy.listening.origins import Origins
 
 _HELD_HEAD_TICK = 0.02  # seconds
@@ -69,6 +70,15 @@ class EventLog(Protocol):
 
 Count = Callable[[str], Any]
 """Adds one to the counter of that name."""
+
+
+RecordRefusal = Callable[[Origin, str, HeadRefused], str]
+"""Remembers a request that no application sees, with the connection's origin and scheme, and gives its id."""
+
+
+def unrecorded(_origin: Origin, _scheme: str, _refusal: HeadRefused) -> str:
+    """A RecordRefusal for those who remember none."""
+    return ""
 
 
 class Silent:
@@ -132,9 +142,11 @@ class Connections:
         is_front: Callable[[str], bool] = lambda _peer: False,
         count: Count = uncounted,
         log: EventLog | None = None,
+        record_refusal: RecordRefusal = unrecorded,
     ) -> None:
         """
         Args:
+            record_refusal: remembers a request whose head was refused; its id goes into the answer.
             is_front: whether many clients come from this address, as a proxy is there that the operator knows of.
             listener: its name, for logs and `Origin.listener`.
             account: the tenant whose tunnel this listener is on; None on a host socket.
@@ -151,6 +163,7 @@ class Connections:
         self._is_front = is_front
         self.count = count
         self.log: EventLog = log or Silent()
+        self.record_refusal = record_refusal
         self.stopping = False
         self.open: dict[Connection, str] = {}
         """Each with the client that it is of; "" where there is no telling."""

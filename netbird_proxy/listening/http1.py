@@ -393,6 +393,8 @@ class Http1Protocol(asyncio.Protocol):
                     keep_alive = False
             path, query = judge_target(method, url, host)
         except HeadRefused as refused:
+            refused.method = parser.get_method().decode("latin-1")
+            refused.target = url
             self._refusal = refused
             raise
         self._reading = served = ServedRequest(
@@ -480,8 +482,12 @@ class Http1Protocol(asyncio.Protocol):
     def _refuse(self, refusal: HeadRefused) -> None:
         """Answer for the application, which does not see this request, and end the connection."""
         self._discarding = True
+        refusal.target = refusal.target or self._url
         self._fields, self._marks, self._url, self._unfinished = [], [], b"", 0
         self._refusal = None
+        reading, self._reading = self._reading, None
+        if reading is None or reading is not self.current:  # else the application has it, and it is an exchange already
+            refusal.exchange = self.connections.record_refusal(self.origin, "https" if self._tls else "http", refusal)
         self.connections.count(f"head_refused_{refusal.reason}")
         self.connections.log.info(
             "request.refused",
@@ -489,8 +495,8 @@ class Http1Protocol(asyncio.Protocol):
             status=refusal.status,
             listener=self.connections.listener,
             peer=self.origin.peer.host,
+            exchange=refusal.exchange,
         )
-        reading, self._reading = self._reading, None
         if reading is None:
             if self.current is not None:
                 self._queue.append(refusal)  # answers keep the order of the requests
@@ -512,7 +518,7 @@ class Http1Protocol(asyncio.Protocol):
                 self._answer(refusal)
 
     def _answer(self, refusal: HeadRefused) -> None:
-        self.transport.write(_refusal_response(refusal.status))
+        self.transport.write(_refusal_response(refusal.status, exchange=refusal.exchange))
         self._linger()
 
     # Requests ---------------------------------------------------------------------------------------------------------
@@ -700,9 +706,11 @@ def _octets(fields: Iterable[RawHeader]) -> int:
     return sum(len(name) + len(value) + 4 for name, value in fields)
 
 
-def _refusal_response(status: int, *, with_body: bool = True) -> bytes:
+def _refusal_response(status: int, *, with_body: bool = True, exchange: str = "") -> bytes:
     code, sentence = _SENTENCES[status]
     body = code + b": " + sentence + b"\n"
+    if exchange:
+        body += b"exchange: " + exchange.encode("ascii") + b"\n"
     head = STATUS_LINES[status] + (
         b"\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\n%bconnection: close\r\n\r\n"
         % (len(body), b"retry-after: 1\r\n" if status == 503 else b"")

@@ -15,25 +15,33 @@ LONGEST_PATH = 2048
 _NO_HEADERS = Headers([])
 REFUSED_KEPT = 4096
 SERVED_KEPT = 256
-"""Refusals are what people ask about, so traffic that is served well cannot push them out."""
+MALFORMED_KEPT = 256
+"""Refusals are what people ask about, so traffic that is served well cannot push them out, nor can requests
+that strangers send malformed."""
 
 
 class Decisions:
     """Remembers exchanges as they are, and puts them into words only when asked."""
 
-    def __init__(self, *, refused: int = REFUSED_KEPT, served: int = SERVED_KEPT) -> None:
+    def __init__(
+        self, *, refused: int = REFUSED_KEPT, served: int = SERVED_KEPT, malformed: int = MALFORMED_KEPT
+    ) -> None:
         self._refused: deque[ExchangeView] = deque(maxlen=refused)
         self._served: deque[ExchangeView] = deque(maxlen=served)
+        self._malformed: deque[ExchangeView] = deque(maxlen=malformed)
 
     def record(self, exchange: ExchangeView) -> None:
         """Keep one exchange that is over, without what nobody is told. Drops the oldest of its sort when full."""
         _slim(exchange)
+        if not exchange.host:  # it is malformed: anybody can send any number of these
+            self._malformed.append(exchange)
+            return
         served = exchange.denial is None and exchange.error is None and exchange.status < 400
         (self._served if served else self._refused).append(exchange)
 
     def find(self, id_: ExchangeId) -> dict[str, Any] | None:
         """The story of one exchange, or None if it never was or is forgotten."""
-        for ring in (self._refused, self._served):
+        for ring in (self._refused, self._served, self._malformed):
             for exchange in reversed(ring):
                 if exchange.id == id_:
                     return described(exchange)
@@ -44,7 +52,7 @@ class Decisions:
         return [described(exchange) for exchange in list(self._refused)[: -count - 1 : -1]]
 
     def __len__(self) -> int:
-        return len(self._refused) + len(self._served)
+        return len(self._refused) + len(self._served) + len(self._malformed)
 
 
 def _slim(exchange: ExchangeView) -> None:

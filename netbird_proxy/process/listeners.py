@@ -129,6 +129,7 @@ class Listeners:
             is_front=lambda peer: self._app.trusted is not None and peer in self._app.trusted,
             count=self._count,
             log=log,
+            record_refusal=self._app.record_refusal,
         )
 
     def _listen_limits(self) -> ListenLimits:
