@@ -14,7 +14,7 @@ from netbird_management.rest import shapes
 from netbird_management.rest.auth import Caller, allowed
 from netbird_management.rest.bodies import Body, Only
 from netbird_management.rest.context import InContext
-from netbird_management.rest.json import ApiResponse, moment, sent_as
+from netbird_management.rest.wire import ApiResponse, moment, sent_as
 
 router = APIRouter(prefix="/accounts", tags=["accounts"])
 

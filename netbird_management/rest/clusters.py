@@ -24,8 +24,8 @@ from netbird_management.rest import shapes
 from netbird_management.rest.auth import Caller, allowed
 from netbird_management.rest.bodies import Body
 from netbird_management.rest.context import InContext
-from netbird_management.rest.json import ApiResponse, sent_as
 from netbird_management.rest.service_json import listener_json
+from netbird_management.rest.wire import ApiResponse, sent_as
 
 router = APIRouter(tags=["reverse-proxies"])
 

@@ -23,7 +23,7 @@ from netbird_management.rest import shapes
 from netbird_management.rest.auth import Caller, allowed
 from netbird_management.rest.bodies import DESCRIPTION, Body, Only
 from netbird_management.rest.context import InContext
-from netbird_management.rest.json import ApiResponse, sent_as
+from netbird_management.rest.wire import ApiResponse, sent_as
 
 router = APIRouter(prefix="/dns", tags=["dns"])
 

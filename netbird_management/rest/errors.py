@@ -11,8 +11,8 @@ from starlette.responses import Response
 from netbird_management.model.errors import Internal, ManagementError
 from netbird_management.model.store_errors import UnreachableError
 from netbird_management.rest import shapes
-from netbird_management.rest.json import ApiResponse
 from netbird_management.rest.requests import request_id
+from netbird_management.rest.wire import ApiResponse
 
 REFUSED: Final[dict[int | str, dict[str, Any]]] = {"4XX": {"description": "Refused", "model": shapes.Error}}
 """As FastAPI describes what every operation may answer."""

@@ -16,7 +16,7 @@ from netbird_management.operations.events import Event, events_of
 from netbird_management.rest import shapes
 from netbird_management.rest.auth import Caller, allowed
 from netbird_management.rest.context import InContext
-from netbird_management.rest.json import ApiResponse, moment
+from netbird_management.rest.wire import ApiResponse, moment
 
 router = APIRouter(tags=["events"])
 

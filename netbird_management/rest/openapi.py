@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from netbird_management.rest.json import BodyReader
+from netbird_management.rest.wire import BodyReader
 
 PREFIX: Final = "/api"
 _REF: Final = "#/components/schemas/{model}"

@@ -16,8 +16,8 @@ from netbird_management.rest.auth import AnyCaller, Caller
 from netbird_management.rest.bodies import Body, Only
 from netbird_management.rest.context import InContext
 from netbird_management.rest.groups import group_minimum
-from netbird_management.rest.json import ApiResponse, moment, sent_as
 from netbird_management.rest.permissions import Operation
+from netbird_management.rest.wire import ApiResponse, moment, sent_as
 
 router = APIRouter(tags=["peers"])
 

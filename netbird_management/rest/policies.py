@@ -15,7 +15,7 @@ from netbird_management.rest.auth import Caller, allowed
 from netbird_management.rest.bodies import DESCRIPTION, Body, Only
 from netbird_management.rest.context import InContext
 from netbird_management.rest.groups import group_minimum
-from netbird_management.rest.json import ApiResponse, sent_as
+from netbird_management.rest.wire import ApiResponse, sent_as
 
 router = APIRouter(prefix="/policies", tags=["policies"])
 

@@ -16,7 +16,7 @@ from netbird_management.rest import shapes
 from netbird_management.rest.auth import Caller, allowed
 from netbird_management.rest.bodies import Body
 from netbird_management.rest.context import InContext
-from netbird_management.rest.json import ApiResponse, moment, sent_as
+from netbird_management.rest.wire import ApiResponse, moment, sent_as
 
 router = APIRouter(prefix="/reverse-proxies/proxy-tokens", tags=["reverse-proxies"])
 

@@ -27,7 +27,7 @@ from netbird_management.model.services import (
 from netbird_management.model.snapshot import AccountSnapshot
 from netbird_management.rest import shapes
 from netbird_management.rest.bodies import Body, Text
-from netbird_management.rest.json import moment
+from netbird_management.rest.wire import moment
 from netbird_wire.go_duration import format_duration, parse_duration
 
 SECRET: Final = Text(1024)

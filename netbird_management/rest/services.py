@@ -12,8 +12,8 @@ from netbird_management.operations.statuses import certificates_issued, proxy_st
 from netbird_management.rest import shapes
 from netbird_management.rest.auth import Caller, allowed
 from netbird_management.rest.context import Context, InContext
-from netbird_management.rest.json import ApiResponse, SentJson, sent_as
 from netbird_management.rest.service_json import ServiceBody, proxy_status_json, sent_names, service_json, service_of
+from netbird_management.rest.wire import ApiResponse, SentJson, sent_as
 
 router = APIRouter(prefix="/reverse-proxies/services", tags=["reverse-proxies"])
 

@@ -15,7 +15,7 @@ from netbird_management.rest import shapes
 from netbird_management.rest.bodies import Body
 from netbird_management.rest.client_address import client_address
 from netbird_management.rest.context import InContext
-from netbird_management.rest.json import ApiResponse, sent_as
+from netbird_management.rest.wire import ApiResponse, sent_as
 
 router = APIRouter(tags=["setup"])
 HEADER = "x-netbird-setup-secret"

@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from netbird_management.rest.auth import AnyCaller, Caller, allowed
-from netbird_management.rest.json import ApiResponse
+from netbird_management.rest.wire import ApiResponse
 
 router = APIRouter(include_in_schema=False)
 EMPTY: Final = {

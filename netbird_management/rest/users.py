@@ -23,8 +23,8 @@ from netbird_management.rest import shapes
 from netbird_management.rest.auth import AnyCaller, Caller, allowed
 from netbird_management.rest.bodies import Body, Only
 from netbird_management.rest.context import InContext
-from netbird_management.rest.json import ApiResponse, moment, sent_as
 from netbird_management.rest.permissions import permissions_json
+from netbird_management.rest.wire import ApiResponse, moment, sent_as
 
 router = APIRouter(tags=["users"])
 

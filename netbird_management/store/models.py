@@ -81,7 +81,6 @@ class UserRow(Row):
     is_service_user: Mapped[bool] = mapped_column(default=False)
     blocked: Mapped[bool] = mapped_column(default=False)
     pending_approval: Mapped[bool] = mapped_column(default=False)
-    password_hash: Mapped[str] = mapped_column(default="")
     created_at: Mapped[datetime]
     last_login: Mapped[datetime | None]
 
