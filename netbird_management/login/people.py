@@ -52,7 +52,7 @@ async def user_of(state: State, account_id: AccountId, person: Person) -> User |
             row = await _invited(session, account_id, person)
             activity = Activity.USER_LINK if row is not None else Activity.USER_JOIN
             if row is None:
-                row = _stranger(transaction.account, person)
+                row = _stranger(state, transaction.account, person)
                 session.add(row)
             await session.flush()
             session.add(UserIdentityRow(issuer=person.issuer, subject=person.subject, user_id=row.id, created_at=now()))
@@ -118,9 +118,10 @@ async def _invited(session: AsyncSession, account_id: AccountId, person: Person)
     return found[0] if len(found) == 1 else None
 
 
-def _stranger(account: AccountSnapshot, person: Person) -> UserRow:
+def _stranger(state: State, account: AccountSnapshot, person: Person) -> UserRow:
     waits = account.account.settings.user_approval_required
     if waits and sum(user.pending_approval for user in account.users.values()) >= WAITING:
+        state.count("strangers_refused")
         raise PreconditionFailed("too many people wait for approval")
     try:
         email = checked_email(person.email)

@@ -97,7 +97,7 @@ class SignOn:
             else:
                 user = await founder(self._state, account_id, person, dns_domain=self._dns_domain)
         except PreconditionFailed as full:
-            self._log_full(account_id, full)
+            _log_full(account_id, full)
             return None
         return None if user is None else user.id
 
@@ -120,7 +120,7 @@ class SignOn:
         try:
             user = None if service is None else await user_of(self._state, service.account_id, person)
         except PreconditionFailed as full:
-            self._log_full(None if service is None else service.account_id, full)
+            _log_full(None if service is None else service.account_id, full)
             return _back(
                 state.redirect, error="access_denied", error_description="Nobody new can wait for approval now"
             )
@@ -139,10 +139,6 @@ class SignOn:
         token = await mint_session_token(self._state, service, user.id, "oidc", email=user.email, groups=groups)
         _log.info("login.accepted", extra={"service_id": service.id, "user_id": user.id})
         return _back(state.redirect, session_token=token)
-
-    def _log_full(self, account_id: AccountId | None, error: PreconditionFailed) -> None:
-        self._state.count("strangers_refused")
-        _log.warning("login.stranger.refused", extra={"account_id": account_id, "reason": error.message})
 
     def _service(self, redirect_url: str, account_id: AccountId | None) -> Service | None:
         parts = urlsplit(redirect_url)
@@ -211,3 +207,7 @@ def _back(redirect: str, **query: str) -> str:
 
 def _url(raw: bytes) -> str:
     return base64.urlsafe_b64encode(raw).decode().rstrip("=")
+
+
+def _log_full(account_id: AccountId | None, error: PreconditionFailed) -> None:
+    _log.warning("login.stranger.refused", extra={"account_id": account_id, "reason": error.message})

@@ -32,7 +32,8 @@ from netbird_wire.go_duration import format_duration, parse_duration
 
 SECRET: Final = Text(1024)
 """Longer credentials are refused at a login, so they would let nobody in."""
-EXTENSIONS: Final = Text(1 << 16, lines=True)
+EXTENSIONS: Final = Text(1 << 20, lines=True)
+"""Plugins bound theirs, and management what all of a service comes to."""
 
 
 class OptionsBody(Body):

@@ -233,7 +233,7 @@ async def test_the_sweep_leaves_targets_of_services(home: Home, two: Two, proxy:
 async def test_a_policy_that_names_the_peer_itself_lets_it_in_no_more(two: Two) -> None:
     """A rule with a peer instead of a group is a rule all the same."""
     towards = allow("to her", two.home.snapshot.group_all.id, "", destinations=(), protocol="tcp", bidirectional=True)
-    rule = replace(towards.rules[0], destination_resource=Resource(two.hers.id, ResourceType.PEER))
+    rule = replace(towards.rules[0], id="", destination_resource=Resource(two.hers.id, ResourceType.PEER))
     await create_policy(two.home.state, two.home.account_id, replace(towards, rules=(rule,)))
     assert two.names_her()
     await block(two)

@@ -28,7 +28,8 @@ from netbird_management.grpc.errors import Refused
 from netbird_management.grpc.interceptors import FailureLimiter
 from netbird_management.grpc.login_service import HASHES_WAITING, Logins
 from netbird_management.login.gates import SessionGates
-from netbird_management.login.identity_provider import IdentityProvider, ProviderFailed
+from netbird_management.login.identity_provider import IdentityProvider, Person, ProviderFailed
+from netbird_management.login.people import WAITING, user_of
 from netbird_management.login.settings import CALLBACK_PATH, OidcSettings
 from netbird_management.login.sign_on import SignOn, _State
 from netbird_management.model.clock import now
@@ -46,7 +47,7 @@ from netbird_management.operations.proxy_tokens import create_proxy_token
 from netbird_management.operations.revocations import revoke, revoked_tokens
 from netbird_management.operations.sessions import mint_session_token
 from netbird_management.operations.setup_keys import create_setup_key
-from netbird_management.operations.users import create_token
+from netbird_management.operations.users import create_token, forget_waiting
 from netbird_management.plugins.hooks import load_hooks
 from netbird_management.rest import context as rest_context
 from netbird_management.rest.app import create_app
@@ -473,6 +474,18 @@ async def writes(scene: Scene) -> None:
                 await attempt
     assert scene.counters["writes_refused"] == 2
     await create_group(state, scene.home.account_id, name="in time")
+
+
+@drive("people who wait for approval")
+async def people_who_wait(scene: Scene) -> None:
+    state, account = scene.home.state, scene.home.account_id
+    for number in range(WAITING):
+        await user_of(state, account, Person("issuer", str(number)))
+    with pytest.raises(PreconditionFailed):
+        await user_of(state, account, Person("issuer", "next"))
+    assert scene.counters["strangers_refused"] == 1
+    await forget_waiting(state, kept=timedelta(0))
+    assert await user_of(state, account, Person("issuer", "next")) is not None
 
 
 @drive("logouts")
