@@ -233,6 +233,7 @@ class RouteSpec:
         prefix: raw path prefix on segment borders, starting with `/`, without a trailing slash except the root's.
         strip_prefix: replace the literal prefix by the upstream's path, else send the path as it came.
         pass_ambiguous: a path that can be read in two ways goes on as it came; else it is answered 400.
+        preflight_origins: their preflights need no login.
         same_origin: unsafe requests from other sites are refused where a cookie or the tunnel says who calls.
         ask_for_both: whom the tunnel names is asked to log in as well; without it the tunnel is enough.
         guarding: claimed guarding fields that are set, by plugin id; each plugin must bind an enforcing step.
@@ -251,6 +252,7 @@ class RouteSpec:
     rewrite_redirects: bool = False
     pass_ambiguous: bool = False
     same_origin: bool = True
+    preflight_origins: tuple[str, ...] = ()
     ask_for_both: bool = False
     guarding: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     values: Mapping[type, Any] = field(default_factory=dict)

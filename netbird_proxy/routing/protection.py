@@ -43,7 +43,7 @@ class Protection:
 
 
 def _settings(spec: RouteSpec) -> tuple[object, ...]:
-    return spec.guarding, spec.values, spec.kind, spec.same_origin, spec.ask_for_both
+    return spec.guarding, spec.values, spec.kind, spec.same_origin, spec.preflight_origins, spec.ask_for_both
 
 
 def _are_equal(some: Sequence[tuple[str, Step]], others: Sequence[tuple[str, Step]]) -> bool:

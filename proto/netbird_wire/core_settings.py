@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 MAX_CA_BYTES = 65_536
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_ORIGIN = re.compile(rf"https?://(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-f:]+\])(?::[0-9]{{1,5}})?")
 _NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 
 
@@ -38,6 +39,12 @@ def _server_name(name: str) -> str:
     return name
 
 
+def _origin(text: str) -> str:
+    if len(text) > 300 or not _ORIGIN.fullmatch(text):
+        raise ValueError("it is not an origin such as https://app.example.com")
+    return text
+
+
 ASK_FOR_BOTH = "plugin_settings.core.ask_for_both"
 """Claim name of the only core setting that guards."""
 
@@ -54,6 +61,8 @@ class CoreSettings(_Settings):
             the proxy then refuses the service if its paths have different guards. With `reject` the proxy serves such a
             service and answers an ambiguous path with 400.
         same_origin: refuse unsafe requests from other sites if the caller is identified by a cookie or by the tunnel.
+        preflight_origins: origins whose preflights (CORS) the proxy answers where a login guards the service, as a
+            browser sends no credential with them.
         ask_for_both: require a login even if the tunnel already identifies the caller. For public services with a login
             scheme.
     """
@@ -61,6 +70,7 @@ class CoreSettings(_Settings):
     ambiguous_path: Literal["reject", "pass"] = "reject"
     same_origin: Annotated[bool, Field(strict=True)] = True
     ask_for_both: Annotated[bool, Field(strict=True)] = False
+    preflight_origins: Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], Field(max_length=32)] = ()
 
 
 class CoreTargetSettings(_Settings):

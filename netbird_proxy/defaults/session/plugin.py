@@ -35,6 +35,7 @@ from netbird_proxy.defaults.session.confirmations import Confirmations
 from netbird_proxy.defaults.session.cookies import SESSION
 from netbird_proxy.defaults.session.endpoint import LoginPlace
 from netbird_proxy.defaults.session.pages import Renderer
+from netbird_proxy.defaults.session.preflights import Preflights
 from netbird_proxy.defaults.session.second_factor import Known, SecondFactor
 from netbird_proxy.defaults.session.settings import FIELDS, SessionSettings
 from netbird_proxy.defaults.session.sign_on import SignOns
@@ -98,6 +99,8 @@ class Session:
         phase: Literal["prompt", "credential"] = "prompt" if site.ask_for_both else "credential"
         found = [Authenticator(phase, known, depends_on=site) for known in self._known(site, proxy)]
         prompt = self._prompt(site, proxy)
+        if site.preflight_origins:
+            found.insert(0, Authenticator("exclusive", Preflights(site).identify, depends_on=site))
         return [*found, Authenticator("prompt", prompt.identify, depends_on=site)]
 
     def _known(self, site: Site, proxy: Proxy) -> list[Known]:

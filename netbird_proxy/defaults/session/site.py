@@ -54,6 +54,7 @@ class Site:
     host: str
     domain: str
     same_origin: bool
+    preflight_origins: tuple[str, ...]
     ask_for_both: bool
     settings: SessionSettings
 
@@ -61,7 +62,14 @@ class Site:
     def of(cls, route: RouteSpec) -> Site:
         settings = route.values.get(SessionSettings, _NONE)
         return cls(
-            route.service, route.account, route.host, route.domain, route.same_origin, route.ask_for_both, settings
+            route.service,
+            route.account,
+            route.host,
+            route.domain,
+            route.same_origin,
+            route.preflight_origins,
+            route.ask_for_both,
+            settings,
         )
 
 

@@ -147,6 +147,7 @@ class Codec:
                 rewrite_redirects=said.rewrite_redirects,
                 pass_ambiguous=core.ambiguous_path == "pass",
                 same_origin=core.same_origin,
+                preflight_origins=core.preflight_origins,
                 ask_for_both=core.ask_for_both,
                 guarding=_together(judged.guarding, judged_path.guarding),
                 values=values,

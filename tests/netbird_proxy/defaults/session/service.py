@@ -99,6 +99,7 @@ class Service:
         headers: Iterable[str] = (),
         accept: tuple[str, ...] = (),
         ask_for_both: bool = False,
+        core: dict[str, Any] | None = None,
         **schemes: bool,
     ) -> None:
         self.key = SigningKey.generate()
@@ -117,8 +118,8 @@ class Service:
         for header in headers:
             self.wire.auth.header_auths.add(header=header, hashed_value="$argon2id$")
         self.wire.private = private
-        if ask_for_both:
-            write_settings(self.wire, "core", {"ask_for_both": True})
+        if ask_for_both or core:
+            write_settings(self.wire, "core", {**(core or {}), **({"ask_for_both": True} if ask_for_both else {})})
         self.play = Transcript(
             Codec(self.hooks).decode(self.wire, source="management").mapping,
             hooks=self.hooks,
