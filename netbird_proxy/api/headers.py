@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
 from typing import TypeVar
 
+from netbird_host.tables import BoundedTable
+
 RawHeader = tuple[bytes, bytes]
 
 RESERVED_PREFIX = b"x-netbird-"
@@ -17,24 +19,17 @@ _NAME = itemgetter(0)
 V = TypeVar("V")
 
 
-class ByName(dict[bytes, V]):
-    """What follows from a field's name, worked out once for each name. `table[name]` is one look-up.
+class ByName(BoundedTable[bytes, V]):
+    """What follows from a field's name, worked out once for each name. `table[name]` is one look-up."""
 
-    Names come from clients, so the table stops growing instead of evicting: beyond its limit each costs what it costs.
-    """
-
-    __slots__ = ("_limit", "_work_out")
+    __slots__ = ("_work_out",)
 
     def __init__(self, work_out: Callable[[bytes], V], limit: int = _REMEMBERED) -> None:
-        super().__init__()
+        super().__init__(limit)
         self._work_out = work_out
-        self._limit = limit
 
     def __missing__(self, name: bytes) -> V:
-        value = self._work_out(name)
-        if len(self) < self._limit:
-            self[name] = value
-        return value
+        return self.keep(name, self._work_out(name))
 
 
 FOLDED: ByName[bytes] = ByName(lambda name: name.translate(_FOLD))

@@ -127,8 +127,9 @@ class OutgoingHead:
     def _judge(self, names: tuple[bytes, ...]) -> frozenset[bytes]:
         """The folded names, if they are all this owner's to change. A plugin mostly names the same ones each time."""
         folded = frozenset([self._check(name) for name in names])
-        if len(self._judged) < _JUDGED_LIMIT:
-            self._judged[self._owner, names] = folded
+        if len(self._judged) >= _JUDGED_LIMIT:
+            self._judged.clear()
+        self._judged[self._owner, names] = folded
         return folded
 
     def _check(self, name: bytes) -> bytes:

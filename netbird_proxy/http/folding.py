@@ -14,13 +14,13 @@ from urllib.parse import unquote_to_bytes
 
 import idna
 
+from netbird_host.tables import BoundedTable
+
 _NAME = r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}"
 _FOLDED_NAME = re.compile(_NAME)
 _AUTHORITY = re.compile(rf"({_NAME})(?::[0-9]{{0,5}})?".encode())
 _PORT = re.compile(r":[0-9]{0,5}$")
-_HOSTS: dict[bytes, str] = {}
-_REMEMBERED = 4096
-# They come from clients, so it stops growing instead of evicting.
+_HOSTS: BoundedTable[bytes, str] = BoundedTable(4096)
 
 
 def fold_host(host: str) -> str:
@@ -65,8 +65,7 @@ def fold_authority(authority: bytes) -> str:
             host = match[1].decode("ascii")
         else:
             host = fold_host(authority.decode("ascii"))
-        if len(_HOSTS) < _REMEMBERED:
-            _HOSTS[authority] = host
+        _HOSTS.keep(authority, host)
     return host
 
 

@@ -27,6 +27,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
+from netbird_host.tables import BoundedTable
 from netbird_proxy.api.headers import RawHeader, fold
 
 ORDINARY: Final = 0
@@ -86,21 +87,18 @@ class Framing(NamedTuple):
 
 # Names ----------------------------------------------------------------------------------------------------------------
 
-KNOWN: dict[bytes, tuple[bytes, int]] = {}
 _KNOWN_LIMIT = 4096
-# Raw name → (lower case, kind). Names come from clients, so it stops growing instead of evicting.
+KNOWN: BoundedTable[bytes, tuple[bytes, int]] = BoundedTable(_KNOWN_LIMIT)
+# Raw name → (lower case, kind).
 
 
 def learn(name: bytes) -> tuple[bytes, int]:
-    """The lower-case form of a field name and its kind; remembered in KNOWN while there is room."""
+    """The lower-case form of a field name and its kind; remembered in KNOWN."""
     lower = name.lower()
     kind = _MARKS.get(lower, ORDINARY)
     if kind == ORDINARY and _MARKS.get(fold(lower)) in (LENGTH, CODING):
         kind = ALIAS
-    entry = (lower, kind)
-    if len(KNOWN) < _KNOWN_LIMIT:
-        KNOWN[name] = entry
-    return entry
+    return KNOWN.keep(name, (lower, kind))
 
 
 # Fields ---------------------------------------------------------------------------------------------------------------
@@ -109,7 +107,7 @@ _AUTHORITY = re.compile(
     rb"(?:([A-Za-z0-9_][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_][A-Za-z0-9_-]*)*\.?)|\[([0-9A-Fa-f:.]{2,45})\])(?::([0-9]{1,5}))?"
 )
 _AUTHORITY_BYTES = 261  # a name of 255 and the longest port
-VALID_HOSTS: set[bytes] = set()  # those met before, while there is room
+VALID_HOSTS: BoundedTable[bytes, None] = BoundedTable(_KNOWN_LIMIT)  # those met before
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _BREAK = re.compile(rb"[\r\n\0]")
@@ -130,8 +128,7 @@ def is_authority(value: bytes) -> bool:
             return False
     if port is not None and not 0 < int(port) <= 65535:
         return False
-    if len(VALID_HOSTS) < _KNOWN_LIMIT:
-        VALID_HOSTS.add(value)
+    VALID_HOSTS.keep(value, None)
     return True
 
 

@@ -7,12 +7,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from netbird_proxy.api.exchange import ExchangeView
-from netbird_proxy.api.headers import Headers
 from netbird_proxy.api.model import ExchangeId
-from netbird_proxy.pipeline.exchange import Exchange
 
 LONGEST_PATH = 2048
-_NO_HEADERS = Headers([])
 REFUSED_KEPT = 4096
 SERVED_KEPT = 256
 MALFORMED_KEPT = 256
@@ -21,23 +18,22 @@ that strangers send malformed."""
 
 
 class Decisions:
-    """Remembers exchanges as they are, and puts them into words only when asked."""
+    """Remembers facts of exchanges, and puts them into words only when asked."""
 
     def __init__(
         self, *, refused: int = REFUSED_KEPT, served: int = SERVED_KEPT, malformed: int = MALFORMED_KEPT
     ) -> None:
-        self._refused: deque[ExchangeView] = deque(maxlen=refused)
-        self._served: deque[ExchangeView] = deque(maxlen=served)
-        self._malformed: deque[ExchangeView] = deque(maxlen=malformed)
+        self._refused: deque[Remembered] = deque(maxlen=refused)
+        self._served: deque[Remembered] = deque(maxlen=served)
+        self._malformed: deque[Remembered] = deque(maxlen=malformed)
 
     def record(self, exchange: ExchangeView) -> None:
         """Keep one exchange that is over, without what nobody is told. Drops the oldest of its sort when full."""
-        _slim(exchange)
         if not exchange.host:  # it is malformed: anybody can send any number of these
-            self._malformed.append(exchange)
+            self._malformed.append(Remembered(exchange))
             return
         served = exchange.denial is None and exchange.error is None and exchange.status < 400
-        (self._served if served else self._refused).append(exchange)
+        (self._served if served else self._refused).append(Remembered(exchange))
 
     def find(self, id_: ExchangeId) -> dict[str, Any] | None:
         """The story of one exchange, or None if it never was or is forgotten."""
@@ -55,24 +51,51 @@ class Decisions:
         return len(self._refused) + len(self._served) + len(self._malformed)
 
 
-def _slim(exchange: ExchangeView) -> None:
-    """Let go of what a client can make large: a memory of so many exchanges would be a memory of so many heads.
+class Remembered:
+    """Those facts of an exchange that `explain` reports, without what a client can make large: head, query, body.
 
-    Nobody needs them any more: this is the last observer of an exchange that is over.
+    A copy, as observers that defer their work still have the exchange.
     """
-    if not isinstance(exchange, Exchange):
-        return
-    exchange.headers = _NO_HEADERS
-    exchange.query = b""
-    if len(exchange.raw_path) > LONGEST_PATH:
-        exchange.raw_path = exchange.raw_path[:LONGEST_PATH]
-    error: BaseException | None = exchange.error
-    while error is not None:  # its frames hold heads and bodies
-        error.__traceback__ = None
-        error = error.__cause__ or error.__context__
+
+    __slots__ = (
+        "cause",
+        "client_address",
+        "code",
+        "host",
+        "id",
+        "identity",
+        "method",
+        "origin",
+        "raw_path",
+        "route",
+        "scheme",
+        "started_at",
+        "status",
+        "trail",
+        "tries",
+    )
+
+    def __init__(self, exchange: ExchangeView) -> None:
+        denial, error = exchange.denial, exchange.error
+        self.id = exchange.id
+        self.origin = exchange.origin
+        self.method = exchange.method
+        self.scheme = exchange.scheme
+        self.host = exchange.host
+        self.raw_path = exchange.raw_path[:LONGEST_PATH]
+        self.client_address = exchange.client_address
+        self.route = exchange.route
+        self.identity = exchange.identity
+        self.status = exchange.status
+        self.started_at = exchange.started_at
+        self.trail = exchange.trail
+        self.tries = exchange.tries
+        # Not the error itself: its frames hold heads and bodies.
+        self.code = denial.code if denial is not None else error.code if error is not None else ""
+        self.cause = None if error is None else str(error)
 
 
-def described(exchange: ExchangeView) -> dict[str, Any]:
+def described(exchange: Remembered) -> dict[str, Any]:
     """An exchange in words, for the operator: no query, no header values, no body."""
     origin, route, who = exchange.origin, exchange.route, exchange.identity
     story: dict[str, Any] = {
@@ -111,14 +134,8 @@ def described(exchange: ExchangeView) -> dict[str, Any]:
             {"to": str(one.upstream), "reused": one.reused, "status": one.status, "error": one.error}
             for one in exchange.tries
         ],
-        "answer": {"status": exchange.status, "code": _code(exchange)},
+        "answer": {"status": exchange.status, "code": exchange.code},
     }
-    if exchange.error is not None:
-        story["answer"]["cause"] = str(exchange.error)
+    if exchange.cause is not None:
+        story["answer"]["cause"] = exchange.cause
     return story
-
-
-def _code(exchange: ExchangeView) -> str:
-    if exchange.denial is not None:
-        return exchange.denial.code
-    return exchange.error.code if exchange.error is not None else ""

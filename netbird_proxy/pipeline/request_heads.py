@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from netbird_host.containment import describe_error
+from netbird_host.tables import BoundedTable
 from netbird_proxy.api.errors import BadRequest, RouteRefused, StepFailed
 from netbird_proxy.api.headers import RESERVED_PREFIX, RawHeader, fold
 from netbird_proxy.api.model import Address, RouteSpec, Upstream
@@ -212,10 +213,8 @@ class RequestHeads:
 
 _FIELD = b": ".join
 
-_FORWARDED: dict[tuple[str, str, bytes], list[RawHeader]] = {}
-
-_REMEMBERED = 1024
-# A connection says the same each time. What it says comes from clients, so the table stops growing instead of evicting.
+_FORWARDED: BoundedTable[tuple[str, str, bytes], list[RawHeader]] = BoundedTable(1024)
+# The fields are the same for all requests of a connection.
 
 
 def _forwarded(exchange: Exchange) -> Sequence[RawHeader]:
@@ -230,8 +229,7 @@ def _forwarded(exchange: Exchange) -> Sequence[RawHeader]:
             port = b"443" if scheme == b"https" else b"80"
         said = [(b"x-forwarded-for", address), (b"x-real-ip", address)] if address else []
         said += [(b"x-forwarded-host", authority), (b"x-forwarded-proto", scheme), (b"x-forwarded-port", port)]
-        if len(_FORWARDED) < _REMEMBERED:
-            _FORWARDED[key] = said
+        _FORWARDED.keep(key, said)
     return said
 
 

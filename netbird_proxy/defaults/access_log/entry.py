@@ -30,7 +30,7 @@ RESTRICTIONS = frozenset(
 _PERCENT, _NUL = 0x25, 0x00
 _REMEMBERED = 4096
 _TEXTS: dict[str, bytes] = {}
-# Hosts, methods, addresses with their lengths. They come from clients, so it stops growing instead of evicting.
+# Hosts, methods, addresses with their lengths. They come from clients, so a full table begins anew.
 _CALLERS: dict[int, tuple[Identity, bytes, bytes, bytes]] = {}
 # Identity → mechanism, user, groups. Who vouches for a caller again mostly says the same object again.
 
@@ -157,8 +157,9 @@ def _text(text: str) -> bytes:
     found = _TEXTS.get(text)
     if found is None:
         found = _sized(text.encode())
-        if len(_TEXTS) < _REMEMBERED:
-            _TEXTS[text] = found
+        if len(_TEXTS) >= _REMEMBERED:
+            _TEXTS.clear()
+        _TEXTS[text] = found
     return found
 
 

@@ -22,7 +22,7 @@ from netbird_proxy import OBSERVED, ExchangeView, Identity, RouteSpec, Upstream
 _json = msgspec.json.Encoder().encode
 _REMEMBERED = 4096
 _TEXTS: dict[str, bytes] = {}
-# Hosts, methods, addresses as JSON. They come from clients, so it stops growing instead of evicting.
+# Hosts, methods, addresses as JSON. They come from clients, so a full table begins anew.
 _CALLERS: dict[int, tuple[Identity, bytes]] = {}
 # Who vouches for a caller again mostly says the same object again.
 
@@ -125,6 +125,7 @@ def _text(text: str) -> bytes:
     found = _TEXTS.get(text)
     if found is None:
         found = _json(text)
-        if len(_TEXTS) < _REMEMBERED:
-            _TEXTS[text] = found
+        if len(_TEXTS) >= _REMEMBERED:
+            _TEXTS.clear()
+        _TEXTS[text] = found
     return found

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 from netbird_proxy import Headers
-from netbird_proxy.operator.decisions import Decisions, described
+from netbird_proxy.api.errors import UpstreamClosed
+from netbird_proxy.operator.decisions import Decisions, Remembered, described
 from netbird_proxy.testing.makers import HOST, exchange, identity
 
 
@@ -15,7 +16,7 @@ def test_promise_5_no_query_and_no_header_value_is_told() -> None:
     one = exchange("/reports/a%20b?token=secret-query")
     one.headers = Headers([(b"cookie", b"__Host-nb_session=secret-cookie"), (b"authorization", b"Bearer secret-token")])
     one.identity = identity()
-    assert "secret" not in json.dumps(described(one))  # also before anything of it is let go
+    assert "secret" not in json.dumps(described(Remembered(one)))  # also before anything of it is let go
     decisions.record(one)
 
     told = decisions.find(one.id)
@@ -35,3 +36,18 @@ def test_traffic_that_is_served_pushes_out_no_refusal() -> None:
         decisions.record(one)
     assert [one["request"] for one in decisions.latest()] == [f"GET http://{HOST}/a"]
     assert len(decisions) == 2
+
+
+def test_an_observer_that_defers_its_work_still_has_the_exchange() -> None:
+    """What is remembered is a copy: nothing of the exchange is taken away, and nothing large is kept."""
+    decisions = Decisions()
+    made = exchange("/" + "a" * 5000 + "?token=1", headers=[(b"x-large", b"v" * 10_000)])
+    made.error = UpstreamClosed("10.0.0.7 closed")
+
+    decisions.record(made)
+
+    assert (made.query, made.headers.get(b"x-large"), len(made.raw_path)) == (b"token=1", b"v" * 10_000, 5001)
+    story = decisions.find(made.id)
+    assert story is not None
+    assert len(json.dumps(story)) < 4000
+    assert story["answer"]["cause"] == "10.0.0.7 closed"
