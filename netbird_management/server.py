@@ -6,7 +6,7 @@ import logging
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final
 
@@ -142,36 +142,33 @@ async def _listening(
         sign_on=sign_on,
         trusted_proxies=settings.trusted_proxies,
     )
-    async with (
-        hooks.lifespan(server),
-        nullcontext(plugin_services(hooks.rpc(server))) as services,  # before anything listens
-        _serve_rest(
-            create_app(context, hooks.routes(server), allowed_origins=settings.rest.allowed_origins),
-            settings,
-            shutdown,
-            state,
-            certificates["rest"],
-        ) as server.rest_port,
-        serve_grpc(
-            server,
-            settings.grpc,
-            grace=settings.grace,
-            signal=settings.signal,
-            shutdown=shutdown,
-            sign_on=sign_on,
-            services=services,
-            trusted_proxies=settings.trusted_proxies,
-            certificate=certificates["grpc"],
-            log_entries=settings.access_log_entries,
-        ) as server.grpc_port,
-        asyncio.TaskGroup() as tasks,
-    ):
-        background = [tasks.create_task(_keep_house(server)), tasks.create_task(hold.watch())]
-        try:
-            yield server
-        finally:
-            for task in background:
-                task.cancel()
+    async with hooks.lifespan(server):
+        # What plugins add is judged before anything listens.
+        services = plugin_services(hooks.rpc(server))
+        app = create_app(context, hooks.routes(server), allowed_origins=settings.rest.allowed_origins)
+        async with (
+            _serve_rest(app, settings, shutdown, state, certificates["rest"]) as rest_port,
+            serve_grpc(
+                server,
+                settings.grpc,
+                grace=settings.grace,
+                signal=settings.signal,
+                shutdown=shutdown,
+                sign_on=sign_on,
+                services=services,
+                trusted_proxies=settings.trusted_proxies,
+                certificate=certificates["grpc"],
+                log_entries=settings.access_log_entries,
+            ) as grpc_port,
+            asyncio.TaskGroup() as tasks,
+        ):
+            server.rest_port, server.grpc_port = rest_port, grpc_port
+            background = [tasks.create_task(_keep_house(server)), tasks.create_task(hold.watch())]
+            try:
+                yield server
+            finally:
+                for task in background:
+                    task.cancel()
 
 
 def _reload_certificate(certificate: ReloadedCertificate, report: ReloadReport) -> None:

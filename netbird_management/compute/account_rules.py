@@ -1,7 +1,7 @@
 """What an account's policies and services come to: who may talk to whom, what is behind whom, and under which names.
 
-It is kept from one snapshot of the account to the next, and a change of services costs what these services add. Most
-services say what others say, too (the same groups may reach the same proxies), and that is kept, and looked at, once.
+It is kept from one snapshot of the account to the next, and a change of services costs what these services add. Many
+services share the same rule (the same groups may reach the same proxies); it is stored and resolved once.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -92,7 +92,7 @@ class BuiltMapping:
             if isinstance(decision, Deny):
                 return decision.reason or f"plugin {plugin} withholds it"
             if decision is not ALLOW:
-                return f"plugin {plugin} answered nonsense"
+                return f"plugin {plugin} returned neither ALLOW nor a denial"
         return ""
 
 

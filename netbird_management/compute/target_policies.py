@@ -24,8 +24,8 @@ _RESOURCES: Final = {
 def target_policies(service: Service, account: AccountSnapshot) -> Iterator[Policy]:
     """One for each enabled target and each proxy peer of the service's cluster. A disabled service needs none.
 
-    A target without a port gets its protocol's; one whose protocol has none gets no policy, and so no way through. A
-    `cluster` target is dialed from the proxy's own network and needs none either.
+    A target without a port gets its protocol's; a target whose protocol has no default port gets no policy, so it is
+    not reachable. A `cluster` target is dialed from the proxy's own network and needs none either.
     """
     if not service.enabled:
         return

@@ -192,7 +192,7 @@ def _check_resource(i: int, target: Target, account: AccountSnapshot) -> None:
             f"target {i}: resource {resource.id} is of type {resource.type}, not {target.target_type}"
         )
     if resource.address.startswith("*."):
-        raise InvalidArgument(f"target {i}: {resource.address} stands for many names: make a resource of the one meant")
+        raise InvalidArgument(f"target {i}: {resource.address} is a wildcard: create a resource for the exact name")
     if target.target_type is not TargetType.SUBNET:
         return
     if not target.host.strip():

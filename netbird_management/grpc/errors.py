@@ -44,7 +44,7 @@ def as_refusal(error: Exception, method: str) -> Refused:
     if isinstance(error, Refused):
         return error
     if isinstance(error, NotImplementedError):
-        return Refused(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not there yet")
+        return Refused(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not supported")
     code = _CODES.get(type(error)) if isinstance(error, ManagementError) else None
     if code is not None:
         return Refused(code, str(error))

@@ -61,6 +61,14 @@ class _Credential:
     method: Method
 
 
+class _TooEarly(Exception):
+    """The address may try again in so many seconds."""
+
+    def __init__(self, seconds: int) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
+
+
 class Logins:
     """Answers `Authenticate`, `GetOIDCURL` and `ValidateSession`."""
 
@@ -85,27 +93,10 @@ class Logins:
         credential = _credential(service, request)
         if credential is None:
             return AuthenticateResponse(success=False)
-        if self._guesses.find(service.id, request.client_address) is None:
-            known = await recalled(self._state, service.id, request.client_address)
-            if self._guesses.find(service.id, request.client_address) is None:  # nobody came in between
-                self._guesses.recall(service.id, request.client_address, known)
         try:
-            async with self._guesses.turn(service.id, request.client_address):
-                if wait := self._guesses.reserve(service.id, request.client_address):
-                    return AuthenticateResponse(success=False, retry_after_seconds=max(1, round(wait + 0.49)))
-                try:
-                    with self._place(service.account_id):
-                        right = await _matches(service.account_id, credential)
-                except Exception:
-                    self._guesses.unjudged(service.id, request.client_address)
-                    raise
-                # A try that is cancelled stays counted: its hash is made all the same.
-                if right:
-                    self._guesses.right(service.id, request.client_address)
-        except TimeoutError:
-            return AuthenticateResponse(success=False, retry_after_seconds=1)
-        if (source := self._guesses.find(service.id, request.client_address)) is not None:
-            await remember(self._state, service.id, request.client_address, source)
+            right = await self._is_right(service, credential, request.client_address)
+        except _TooEarly as early:
+            return AuthenticateResponse(success=False, retry_after_seconds=early.seconds)
         if not right:
             _log.info("login.refused", extra={"service_id": service.id, "method": credential.method})
             return AuthenticateResponse(success=False)
@@ -122,6 +113,34 @@ class Logins:
             _log.exception("session.sign.failed", extra={"service_id": service.id})
             raise Refused(grpc.StatusCode.INTERNAL, "the session could not be signed") from error
         return AuthenticateResponse(success=True, session_token=token)
+
+    async def _is_right(self, service: Service, credential: _Credential, address: str) -> bool:
+        """Judges one try, which counts as wrong until it proves right.
+
+        Raises `_TooEarly` for an address that was wrong too often, and `Refused` where too many tries are being judged.
+        """
+        if self._guesses.find(service.id, address) is None:
+            stored = await recalled(self._state, service.id, address)
+            if self._guesses.find(service.id, address) is None:  # nobody came in between
+                self._guesses.recall(service.id, address, stored)
+        try:
+            async with self._guesses.turn(service.id, address):
+                if wait := self._guesses.reserve(service.id, address):
+                    raise _TooEarly(max(1, round(wait + 0.49)))
+                try:
+                    with self._place(service.account_id):
+                        right = await _matches(service.account_id, credential)
+                except Exception:
+                    self._guesses.unjudged(service.id, address)
+                    raise
+                # A try that is cancelled stays counted: its hash is made all the same.
+                if right:
+                    self._guesses.right(service.id, address)
+        except TimeoutError as error:
+            raise _TooEarly(1) from error
+        if (source := self._guesses.find(service.id, address)) is not None:
+            await remember(self._state, service.id, address, source)
+        return right
 
     async def oidc_url(self, request: GetOIDCURLRequest, caller: Caller) -> GetOIDCURLResponse:
         """Raises `Refused`: no identity provider, or one that cannot be asked; a place that is no service's."""

@@ -16,7 +16,7 @@ AT_MOST: Final = 200
 
 
 def revalidations(change: Change) -> list[Revalidation]:
-    """Whom to ask about again. Rather more than needed: asking again changes nothing for who may stay."""
+    """The users whose sessions proxies ask about again; more than needed do no harm, as asking changes no access."""
     before, after = change.before, change.after
     if before is None:
         return []  # nobody had access to anything

@@ -10,7 +10,7 @@ from netbird_management.plugins.hooks import Hooks
 from netbird_management.plugins.steps import ALLOW, Decision, Deny, Login, Management
 
 GATE_SECONDS: Final = 1.0
-"""Half of what a proxy gives the call: whoever hangs is a refusal with a name, not a call that failed."""
+"""Half of what a proxy gives the call, so that a gate that hangs is a named refusal and not a failed call."""
 GATE_FAILED: Final = Deny("gate_failed")
 _log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ class SessionGates:
         self._timeout = timeout
 
     async def judge(self, service: Service, account: AccountSnapshot, login: Login) -> Decision:
-        """ALLOW, or the first denial; `gate_failed` where a plugin raised, was late or answered nonsense."""
+        """ALLOW, or the first denial; `gate_failed` where a plugin raised, was late or returned anything else."""
         at = "core"
         try:
             async with asyncio.timeout(self._timeout):
@@ -39,7 +39,7 @@ class SessionGates:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            # Nobody cancelled us: the gate made it up.
+            # The gate raised it by itself: nothing cancelled this task.
             _log.exception("session_gate.failed", extra={"service_id": service.id, "plugin": at})
             return GATE_FAILED
         except Exception:

@@ -40,7 +40,7 @@ class ProviderFailed(Exception):
 
 
 class LoginRefused(Exception):
-    """The provider answered, and nobody is known by it."""
+    """The provider's answer identifies no person."""
 
 
 @dataclass(frozen=True, slots=True)

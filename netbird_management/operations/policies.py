@@ -87,7 +87,9 @@ def _check_resource(where: str, side: str, resource: Resource, account: AccountS
         found = account.resource(resource.id)
         there = found is not None and found[1].type is resource.type
         if there and side == "sources":
-            raise InvalidArgument(f"{where}: {resource.type} {resource.id} is behind a network and begins nothing")
+            raise InvalidArgument(
+                f"{where}: {resource.type} {resource.id} is behind a network: it cannot be a policy source"
+            )
     if not there:
         raise InvalidArgument(f"{where}: {resource.type} {resource.id} not found")
 

@@ -73,7 +73,7 @@ def create_app(
 
 @cache
 def _own() -> FastAPI:
-    """Routes cost much to make and know no context, which comes with each request: one making does for all."""
+    """Made once, as routes take long to make; the context comes with each request."""
     return _served(())
 
 

@@ -1,4 +1,4 @@
-"""Where the identity provider sends browsers back to. No caller: whoever comes has nothing but a state and a code."""
+"""The address that the identity provider sends browsers back to. They have no token, only a state and a code."""
 
 import logging
 

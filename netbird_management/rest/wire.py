@@ -98,7 +98,7 @@ def _check_values(value: object, depth: int = 0) -> None:
 def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a member is there twice")  # readers differ in which one counts
+        raise ValueError("a member occurs twice")  # readers differ in which one counts
     return found
 
 

@@ -71,7 +71,8 @@ async def open_unmigrated(directory: Path, url: str = "") -> AsyncIterator[Engin
 
 
 async def is_outdated(directory: Path, url: str = "") -> bool:
-    """Whether opening this store would migrate it, for which it must be held. Raises `UnreachableError`."""
+    """True if opening this store would migrate it; only the process that holds the store may. Raises
+    `UnreachableError`."""
     async with open_unmigrated(directory, url) as engines:
         parts: tuple[tuple[AsyncEngine, Part], ...] = ((engines.accounts, "accounts"), (engines.log, "log"))
         for engine, part in parts:

@@ -86,7 +86,7 @@ class UserRow(Row):
 
 
 class UserIdentityRow(Row):
-    """Whom an identity provider knows under a subject."""
+    """The user that an identity provider names by a subject."""
 
     __tablename__ = "user_identities"
 
