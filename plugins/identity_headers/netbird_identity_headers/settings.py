@@ -14,6 +14,11 @@ FIELD = f"plugin_settings.{PLUGIN}"
 """The claimed settings. They guard where too many groups are to be refused."""
 
 
+NonAscii = Literal["omit", "percent", "utf8"]
+"""How a name is sent that is not printable ASCII. `omit`: not at all. `percent`: in UTF-8, percent-encoded, and so are
+`%` and `,`. `utf8`: in UTF-8, but for control characters and commas, which nothing can carry."""
+
+
 class IdentityHeadersSettings(BaseModel):
     """How much of the caller's groups the upstream of one service is told.
 
@@ -22,6 +27,7 @@ class IdentityHeadersSettings(BaseModel):
         groups_max_bytes: what the value of `X-NetBird-Groups` may have: servers refuse heads that are too large.
         groups_overflow: what happens above it, which must be said with it. `leave_out`: none are told, never half a
             list, and `X-NetBird-Groups-Omitted` says how many there are. `deny`: the request is refused.
+        non_ascii: how names outside printable ASCII are sent, see `NonAscii`; without it the proxy's own setting holds.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -29,6 +35,7 @@ class IdentityHeadersSettings(BaseModel):
     groups: Literal["all", "none"] = "all"
     groups_max_bytes: int | None = Field(None, ge=1, le=65_536)
     groups_overflow: Literal["leave_out", "deny"] | None = None
+    non_ascii: NonAscii | None = None
 
     @model_validator(mode="after")
     def _declared(self) -> Self:

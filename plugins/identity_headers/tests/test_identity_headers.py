@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from netbird_identity_headers.proxy import IdentityHeaders, _groups, _printable, _user
+from netbird_identity_headers.proxy import IdentityHeaders, IdentityHeadersOptions, _groups, _spelled, _user
 from netbird_identity_headers.settings import PLUGIN, IdentityHeadersSettings
 from netbird_proxy import Authenticator, Dialer, Group, Identity, PluginInfo, UserId, hookimpl
 from netbird_proxy.api.model import ServiceMapping
 from netbird_proxy.routing.hooks import Hooks, load_hooks
 from netbird_proxy.sources.decode.claims import CORE_CLAIMS
 from netbird_proxy.sources.decode.codec import Codec
-from netbird_proxy.testing.fakes import HostDialer
+from netbird_proxy.testing.fakes import FakeProxy, HostDialer
 from netbird_proxy.testing.makers import host_origin
 from netbird_proxy.testing.transcript import Transcript
 from netbird_wire.plugin_settings import write_settings
@@ -32,37 +32,37 @@ def test_groups_are_named_in_order_and_all_is_among_them() -> None:
     """Sorted by name, joined with commas and nothing else."""
     groups = (Group("g2", "engineering"), Group("g1", "All"))
 
-    assert _groups(who("a", *groups)) == b"All,engineering"
+    assert _groups(who("a", *groups), "omit") == (b"All,engineering", [])
 
 
 @pytest.mark.parametrize("name", ["a,b", "line\r\nX-Evil: 1", "café", "nul\0"])
 def test_group_name_that_cannot_stand_in_a_list_is_left_out(name: str) -> None:
     """A comma would make one group two; the id is no substitute, since it is another's name space."""
-    assert _groups(who("a", Group("g1", name), Group("g2", "ok"))) == b"ok"
-    assert _groups(who("a", Group("g1", name))) is None
+    assert _groups(who("a", Group("g1", name), Group("g2", "ok")), "omit") == (b"ok", [name])
+    assert _groups(who("a", Group("g1", name)), "omit") == (None, [name])
 
 
 def test_group_without_a_name_is_told_by_its_id() -> None:
     """An id is better than silence where there is no name."""
-    assert _groups(who("a", Group("g1", ""))) == b"g1"
+    assert _groups(who("a", Group("g1", "")), "omit") == (b"g1", [])
 
 
 @pytest.mark.parametrize("email", ["", "a\r\nb", "ü@example.com", "a\x7f"])
 def test_user_that_cannot_be_a_field_value_is_not_told(email: str) -> None:
     """Nothing is encoded: the upstream would have to guess how."""
-    assert _user(who(email), users_only=False) is None
+    assert _user(who(email), users_only=False, spelling="omit") is None
 
 
 def test_peer_without_a_user_can_be_left_out() -> None:
     """Where management tells the two apart, the operator may want people only."""
-    assert _user(who("laptop", user=""), users_only=True) is None
-    assert _user(who("laptop", user=""), users_only=False) == b"laptop"
-    assert _user(who("alice@example.com", user="u1"), users_only=True) == b"alice@example.com"
+    assert _user(who("laptop", user=""), users_only=True, spelling="omit") is None
+    assert _user(who("laptop", user=""), users_only=False, spelling="omit") == b"laptop"
+    assert _user(who("alice@example.com", user="u1"), users_only=True, spelling="omit") == b"alice@example.com"
 
 
 def test_tab_is_the_only_control_byte_that_passes() -> None:
     """The byte rule of the wire: TAB and 0x20 to 0x7E."""
-    allowed = {byte for byte in range(128) if _printable(chr(byte)) is not None}
+    allowed = {byte for byte in range(128) if _spelled(chr(byte), "omit") is not None}
 
     assert allowed == {9, *range(0x20, 0x7F)}
 
@@ -174,3 +174,42 @@ def test_settings_survive_the_wire(groups: Any, budget: Any) -> None:
     settings.to_wire(wire)
 
     assert IdentityHeadersSettings.from_wire(ProxyMapping.FromString(wire.SerializeToString())) == settings
+
+
+CAFE = (Group("g1", "café"), Group("g2", "a,b"), Group("g3", "100%"), Group("g4", "x\ny"))
+
+
+@pytest.mark.parametrize(
+    ("spelling", "groups", "omitted"),
+    [
+        ("omit", [b"100%"], [b"3"]),
+        ("percent", [b"100%25,a%2Cb,caf%C3%A9,x%0Ay"], []),
+        ("utf8", [b"100%,caf\xc3\xa9"], [b"2"]),
+    ],
+)
+@pytest.mark.parametrize("by", ["service", "operator"])
+async def test_names_outside_ascii_are_sent_as_the_setting_says(
+    by: str, spelling: Any, groups: list[bytes], omitted: list[bytes]
+) -> None:
+    """What is left out is counted for the upstream and named in the trail."""
+
+    class Cafe(Knows):
+        @hookimpl
+        def authenticate(self) -> Authenticator:
+            async def alice(_exchange: object) -> Identity:
+                return Identity(UserId("u1"), email="alice@example.com", groups=CAFE)
+
+            return Authenticator("ambient", alice)
+
+    made = load_hooks([(PLUGIN, IdentityHeaders), ("knows", Cafe)], core_claims=CORE_CLAIMS)
+    options = IdentityHeadersOptions(non_ascii=spelling if by == "operator" else "omit")
+    wire = applied(**({"non_ascii": spelling} if by == "service" else {}))
+    play = Transcript(wire, hooks=made, proxy=FakeProxy(options=[options]))
+
+    await play.request(origin=host_origin(), headers=[(name, b"eve") for name in NAMES])
+
+    assert [play.upstreams.last.get(name) for name in NAMES] == [[b"alice@example.com"], groups, omitted]
+    entries = [entry for entry in play.exchange.trail if entry.plugin == PLUGIN]
+    assert [entry.verdict for entry in entries] == [f"{number.decode()} groups omitted" for number in omitted]
+    if omitted:
+        assert "'a,b'" in entries[0].reason
