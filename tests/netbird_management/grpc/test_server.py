@@ -8,6 +8,7 @@ import grpc.aio
 import pytest
 import trustme
 
+from netbird_host.settings import SettingsError
 from netbird_management.grpc.server import Timing, serve_grpc
 from netbird_management.operations.proxies import clusters_of
 from netbird_management.plugins.hooks import load_hooks
@@ -50,7 +51,7 @@ async def test_what_cannot_be_served_is_an_error(host: ManagementServer, tmp_pat
         async with serve_grpc(host, Listener(listen=f"127.0.0.1:{taken.getsockname()[1]}"), grace=1):
             pass
     missing = Listener(listen="127.0.0.1:0", certificate=tmp_path / "no.pem", key=tmp_path / "no.key")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(SettingsError, match=r"no\.pem"):
         async with serve_grpc(host, missing, grace=1):
             pass
 
