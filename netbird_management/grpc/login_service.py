@@ -11,7 +11,7 @@ from typing import Final
 
 import grpc
 
-from netbird_host.guesses import Guesses
+from netbird_host.login_throttle import LoginThrottle
 from netbird_management.compute.validate import folded_name
 from netbird_management.grpc.errors import Refused
 from netbird_management.grpc.interceptors import Caller
@@ -76,12 +76,12 @@ class Logins:
         self._state = state
         self._gates = gates
         self._sign_on = sign_on
-        self._guesses = Guesses(time.time, sources=SOURCES)
+        self._throttle = LoginThrottle(time.time, sources=SOURCES)
         self._waiting: Counter[AccountId] = Counter()
 
     def forget(self, service_id: ServiceId) -> None:
         """The service is gone: forget its guesses."""
-        self._guesses.forget(service_id)
+        self._throttle.forget(service_id)
 
     async def authenticate(self, request: AuthenticateRequest, caller: Caller) -> AuthenticateResponse:
         """Raises `Refused`: not the caller's service; nobody has time to judge; or the session cannot be signed."""
@@ -119,26 +119,26 @@ class Logins:
 
         Raises `_TooEarly` for an address that was wrong too often, and `Refused` where too many tries are being judged.
         """
-        if self._guesses.find(service.id, address) is None:
+        if self._throttle.find(service.id, address) is None:
             stored = await recalled(self._state, service.id, address)
-            if self._guesses.find(service.id, address) is None:  # nobody came in between
-                self._guesses.recall(service.id, address, stored)
+            if self._throttle.find(service.id, address) is None:  # nobody came in between
+                self._throttle.recall(service.id, address, stored)
         try:
-            async with self._guesses.turn(service.id, address):
-                if wait := self._guesses.reserve(service.id, address):
+            async with self._throttle.turn(service.id, address):
+                if wait := self._throttle.reserve(service.id, address):
                     raise _TooEarly(max(1, round(wait + 0.49)))
                 try:
                     with self._place(service.account_id):
                         right = await _matches(service.account_id, credential)
                 except Exception:
-                    self._guesses.unjudged(service.id, address)
+                    self._throttle.withdraw(service.id, address)
                     raise
                 # A try that is cancelled stays counted: its hash is made all the same.
                 if right:
-                    self._guesses.right(service.id, address)
+                    self._throttle.record_success(service.id, address)
         except TimeoutError as error:
             raise _TooEarly(1) from error
-        if (source := self._guesses.find(service.id, address)) is not None:
+        if (source := self._throttle.find(service.id, address)) is not None:
             await remember(self._state, service.id, address, source)
         return right
 

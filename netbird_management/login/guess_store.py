@@ -5,7 +5,7 @@ from typing import Final
 
 from sqlalchemy import delete
 
-from netbird_host.guesses import TRUSTED, Source
+from netbird_host.login_throttle import TRUSTED, Source
 from netbird_host.sources import source_of
 from netbird_management.model.clock import now
 from netbird_management.model.ids import ServiceId

@@ -2,9 +2,9 @@
 and lines written beside the loop."""
 
 from netbird_host.backoff import Backoff
-from netbird_host.guesses import Guesses
 from netbird_host.info import Claim, PluginInfo, always, never
 from netbird_host.line_writer import LineWriter
+from netbird_host.login_throttle import LoginThrottle
 from netbird_host.reload import ReloadReport
 from netbird_host.single_flight import SingleFlight
 from netbird_host.sources import source_of
@@ -12,8 +12,8 @@ from netbird_host.sources import source_of
 __all__ = [
     "Backoff",
     "Claim",
-    "Guesses",
     "LineWriter",
+    "LoginThrottle",
     "PluginInfo",
     "ReloadReport",
     "SingleFlight",

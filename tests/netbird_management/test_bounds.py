@@ -18,7 +18,7 @@ import uvicorn
 from sqlalchemy import func, select, update
 
 from netbird_host.buckets import Places
-from netbird_host.guesses import SERVICE_FAILURES, Guesses
+from netbird_host.login_throttle import SERVICE_FAILURES, LoginThrottle
 from netbird_management.compute import mapping, validate
 from netbird_management.grpc import access_log, interceptors, management_service, mapping_stream, mappings, wire
 from netbird_management.grpc import server as grpc_server
@@ -455,12 +455,12 @@ async def logins_at_once(scene: Scene) -> None:
 
 @drive("login guesses")
 async def login_guesses(_scene: Scene) -> None:
-    kept, service = Guesses(lambda: 1000.0, sources=3), ServiceId("s")
+    kept, service = LoginThrottle(lambda: 1000.0, sources=3), ServiceId("s")
     for number in range(SERVICE_FAILURES):
         assert kept.reserve(service, f"192.0.2.{number}") == 0
     assert kept.reserve(service, "198.51.100.1") > 0
     for number in range(6):
-        kept.right(ServiceId(str(number)), f"192.0.2.{number}")
+        kept.record_success(ServiceId(str(number)), f"192.0.2.{number}")
     assert len(kept._sources) == 3
 
 

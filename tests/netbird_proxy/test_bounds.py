@@ -19,14 +19,14 @@ import grpc.aio
 import pytest
 from nacl.signing import SigningKey
 
-from netbird_host import guesses, logs
 from netbird_host import line_writer as writer_module
+from netbird_host import login_throttle, logs
 from netbird_host.line_writer import LineWriter
-from netbird_overlay import whereabouts
+from netbird_overlay import peer_endpoints
 from netbird_overlay.engine import Connected, LimitReached
 from netbird_overlay.keys import TunnelState
+from netbird_overlay.peer_endpoints import PeerEndpoints
 from netbird_overlay.simulation import Simulation
-from netbird_overlay.whereabouts import Whereabouts
 from netbird_private_service import validation
 from netbird_private_service.validation import Question, TooManyQuestions, Validations
 from netbird_proxy import ALLOW, Guard
@@ -586,14 +586,14 @@ async def places(directory: Path) -> None:
     home.mkdir(mode=0o700)
     state = TunnelState.load(home)
     state.save()
-    kept = Whereabouts(state)
-    for number in range(whereabouts.GONE_MOST + 5):
+    kept = PeerEndpoints(state)
+    for number in range(peer_endpoints.GONE_MOST + 5):
         kept.moved(number.to_bytes(32, "big"), ("192.0.2.7", 4711))
     kept.present(set(), 0)
-    assert len(state.endpoints) == whereabouts.GONE_MOST
+    assert len(state.endpoints) == peer_endpoints.GONE_MOST
     for port in range(1, 3000):
         kept.moved(bytes(32), ("192.0.2.7", port))
-    assert 0 < (home / whereabouts.JOURNAL_FILE).stat().st_size <= whereabouts.JOURNAL_MOST_BYTES
+    assert 0 < (home / peer_endpoints.JOURNAL_FILE).stat().st_size <= peer_endpoints.JOURNAL_MOST_BYTES
     kept.close()
     assert TunnelState.load(home).endpoints[bytes(32)] == ("192.0.2.7", 2999)
 
@@ -742,15 +742,15 @@ async def credentials(_directory: Path) -> None:
 
 @drive("login guesses")
 async def login_guesses(_directory: Path) -> None:
-    kept = guesses.Guesses(lambda: 0.0, sources=3)
+    kept = login_throttle.LoginThrottle(lambda: 0.0, sources=3)
     for number in range(6):
         kept.reserve(f"s{number}", "192.0.2.1")
-        kept.right(f"s{number}", f"192.0.2.{number}")
+        kept.record_success(f"s{number}", f"192.0.2.{number}")
     assert len(kept._sources) <= 3
     assert len(kept._failures) <= 3
     for number in range(100):
         kept.reserve("one", f"198.51.100.{number}")
-    assert len(kept._failures["one"]) == guesses.SERVICE_FAILURES
+    assert len(kept._failures["one"]) == login_throttle.SERVICE_FAILURES
 
 
 # The list -------------------------------------------------------------------------------------------------------------

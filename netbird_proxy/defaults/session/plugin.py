@@ -16,7 +16,7 @@ from netbird_proxy import (
     Endpoint,
     ExchangeView,
     Guard,
-    Guesses,
+    LoginThrottle,
     OutgoingHead,
     Pages,
     PluginInfo,
@@ -69,7 +69,7 @@ class Session:
     """Nothing but what the mapping asks for: a route without schemes gets no step at all."""
 
     def __init__(self) -> None:
-        self._judge = Judge(Tokens(), Guesses(time.monotonic))
+        self._judge = Judge(Tokens(), LoginThrottle(time.monotonic))
         self._credentials = Credentials(time.monotonic, time.time)
         self._providers = Providers(time.monotonic)
         self._sign_ons = SignOns(self._providers)

@@ -10,7 +10,7 @@ from netbird_proxy import (
     AccountId,
     Deny,
     ExchangeView,
-    Guesses,
+    LoginThrottle,
     ManagementError,
     ManagementRefused,
     Proxy,
@@ -79,9 +79,9 @@ _NONE = SessionSettings()
 class Judge:
     """Asks management about credentials, as often as a source may ask."""
 
-    def __init__(self, tokens: Tokens, guesses: Guesses) -> None:
+    def __init__(self, tokens: Tokens, throttle: LoginThrottle) -> None:
         self.tokens = tokens
-        self._guesses = guesses
+        self._throttle = throttle
 
     async def authenticate(
         self, exchange: ExchangeView, site: Site, proxy: Proxy, request: AuthenticateRequest
@@ -93,7 +93,7 @@ class Judge:
         """
         source = source_at(exchange, proxy)
         try:
-            async with self._guesses.turn(site.service, source):
+            async with self._throttle.turn(site.service, source):
                 return await self._authenticate(exchange, site, proxy, request, source)
         except TimeoutError:
             return _later(429, "too_many_tries", f"too many tries of {source} wait to be judged", 1)
@@ -102,7 +102,7 @@ class Judge:
         self, exchange: ExchangeView, site: Site, proxy: Proxy, request: AuthenticateRequest, source: str
     ) -> Login | Deny:
         alone = Extension.CLIENT_ADDRESS not in proxy.management.extensions
-        if wait := self._guesses.reserve(site.service, source, alone=alone):
+        if wait := self._throttle.reserve(site.service, source, alone=alone):
             return _later(429, "too_many_tries", f"{source} was wrong too often", wait)
         request.id, request.account_id = site.service, site.account
         if not alone:
@@ -110,21 +110,21 @@ class Judge:
         try:
             answer = await proxy.management.call("Authenticate", request)
         except ManagementError as error:
-            self._guesses.unjudged(site.service, source)
+            self._throttle.withdraw(site.service, source)
             return _later(503, "management_unavailable", str(error), error.retry_after)
         # A client that leaves before it hears the answer has had its try: leaving may cost management no hashes.
         if not isinstance(answer, AuthenticateResponse):
-            self._guesses.unjudged(site.service, source)
+            self._throttle.withdraw(site.service, source)
             return _later(503, "login_failed", "Authenticate: not an answer", 2)
         if not answer.success and answer.retry_after_seconds:
-            self._guesses.held(site.service, source, answer.retry_after_seconds)
+            self._throttle.hold_back(site.service, source, answer.retry_after_seconds)
             return _later(429, "too_many_tries", "management has seen too many wrong tries", answer.retry_after_seconds)
         if not answer.success and answer.denied_reason:
-            self._guesses.right(site.service, source)
+            self._throttle.record_success(site.service, source)
             return Deny(403, "not_allowed", f"management says {answer.denied_reason}")
         if not answer.success:
             return Deny(401, "wrong_credentials", f"management did not accept the {request.WhichOneof('request')}")
-        self._guesses.right(site.service, source)
+        self._throttle.record_success(site.service, source)
         token = answer.session_token.encode()
         session = self.tokens.verify(token, site.settings.key, site.host)
         wanted = {"password": "password", "pin": "pin", "header_auth": "header"}[str(request.WhichOneof("request"))]

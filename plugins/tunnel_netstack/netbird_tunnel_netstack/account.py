@@ -10,7 +10,7 @@ from netbird_overlay.driver import Driver
 from netbird_overlay.engine import Engine
 from netbird_overlay.keys import TunnelState
 from netbird_overlay.node import Node
-from netbird_overlay.whereabouts import Whereabouts
+from netbird_overlay.peer_endpoints import PeerEndpoints
 from netbird_proxy import AccountHandle, ManagementTimeout, Proxy
 from netbird_tunnel_netstack.registration import Enrollment, system_meta
 from netbird_tunnel_netstack.settings import TunnelOptions, bind_account
@@ -67,13 +67,13 @@ async def account_tunnel(account: AccountHandle, proxy: Proxy) -> AsyncIterator[
         sock.close()
         raise
 
-    whereabouts = Whereabouts(state)
+    endpoints = PeerEndpoints(state)
 
     def applied() -> None:
         members = {peer.public_key for peer in engine.peers()}
-        whereabouts.present(members, asyncio.get_running_loop().time())
+        endpoints.present(members, asyncio.get_running_loop().time())
 
-    driver = Driver(engine, sock, on_endpoint=whereabouts.moved, on_handshake=lambda key: node.on_handshake(key))
+    driver = Driver(engine, sock, on_endpoint=endpoints.moved, on_handshake=lambda key: node.on_handshake(key))
     node = Node(driver, own.addresses)
     tunnel = NetstackTunnel(node)
     sync = MapSync(enrollment, tunnel, inbound=proxy.private, endpoints=state.endpoints, applied=applied)
@@ -83,7 +83,7 @@ async def account_tunnel(account: AccountHandle, proxy: Proxy) -> AsyncIterator[
                 group.create_task(driver.supervise(), name=f"driver {account.id}"),
                 group.create_task(sync.run(), name=f"sync {account.id}"),
                 group.create_task(node.keep_greeting(), name=f"greetings {account.id}"),
-                group.create_task(whereabouts.keep_saved(), name=f"state {account.id}"),
+                group.create_task(endpoints.keep_saved(), name=f"state {account.id}"),
                 group.create_task(_keep_counted(engine, proxy), name=f"counters {account.id}"),
             ]
             try:
@@ -99,7 +99,7 @@ async def account_tunnel(account: AccountHandle, proxy: Proxy) -> AsyncIterator[
                     task.cancel()
     finally:
         tunnel.close()
-        whereabouts.close()
+        endpoints.close()
 
 
 async def _keep_counted(engine: Engine, proxy: Proxy) -> None:

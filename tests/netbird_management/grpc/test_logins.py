@@ -12,7 +12,7 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from netbird_host.guesses import FREE, SERVICE_FAILURES, Guesses, Source
+from netbird_host.login_throttle import FREE, SERVICE_FAILURES, LoginThrottle, Source
 from netbird_management import ALLOW, AccountSnapshot, Decision, Deny, Login, PluginInfo, hookimpl
 from netbird_management.grpc.interceptors import Caller
 from netbird_management.grpc.login_service import HASHES_WAITING, Logins
@@ -147,7 +147,7 @@ async def test_guesses_outlive_the_process(lab: Lab, proxy: FakeProxy, service: 
     assert (await recalled(state, service.id, HERE)).failures == FREE
     assert (await recalled(state, service.id, "192.0.2.9")).right_at is not None
     assert await recalled(state, service.id, "192.0.2.10") == Source()
-    later = Guesses(lambda: now().timestamp())
+    later = LoginThrottle(lambda: now().timestamp())
     kept = await recalled(state, service.id, HERE)
     later.recall(service.id, HERE, replace(kept, blocked_until=now().timestamp() + 60))
     assert later.reserve(service.id, HERE) > 0
@@ -165,12 +165,12 @@ async def test_a_try_that_is_cancelled_is_a_try(lab: Lab, service: Service) -> N
         async with asyncio.timeout(10), asyncio.TaskGroup() as group:
             leaving = group.create_task(logins.authenticate(request, caller))
             # Nothing tells that a try is counted.
-            while (known := logins._guesses.find(service.id, HERE)) is None or known.failures < tries:  # noqa: ASYNC110
+            while (known := logins._throttle.find(service.id, HERE)) is None or known.failures < tries:  # noqa: ASYNC110
                 await asyncio.sleep(0)
             leaving.cancel()
         assert leaving.cancelled()
 
-    known = logins._guesses.find(service.id, HERE)
+    known = logins._throttle.find(service.id, HERE)
     assert known is not None
     assert known.failures == FREE
     assert known.blocked_until > 0
@@ -474,10 +474,10 @@ async def test_promise_10_too_many_logouts_of_one_service_end_its_sessions_alone
 
 async def test_a_service_that_is_gone_leaves_no_guesses(lab: Lab, service: Service) -> None:
     """The failures that were counted for it are forgotten with it, and an account's rules with the account."""
-    guesses = Guesses(lambda: 1000.0)
-    guesses.reserve(service.id, "192.0.2.1")
-    guesses.forget(service.id)
-    assert service.id not in guesses._failures
+    throttle = LoginThrottle(lambda: 1000.0)
+    throttle.reserve(service.id, "192.0.2.1")
+    throttle.forget(service.id)
+    assert service.id not in throttle._failures
 
 
 async def test_without_a_provider_there_is_no_sign_on(proxy: FakeProxy, service: Service) -> None:
@@ -490,7 +490,7 @@ async def test_without_a_provider_there_is_no_sign_on(proxy: FakeProxy, service:
 
 def test_sources_that_nobody_tells_are_held_up_together() -> None:
     """Behind a proxy that tells no addresses one guest's guesses do not lock out the next; all of them have a bound."""
-    guesses, service = Guesses(lambda: 1000.0), ServiceId("s")
+    throttle, service = LoginThrottle(lambda: 1000.0), ServiceId("s")
 
-    assert [guesses.reserve(service, "") for _ in range(SERVICE_FAILURES)] == [0.0] * SERVICE_FAILURES
-    assert guesses.reserve(service, "") > 0
+    assert [throttle.reserve(service, "") for _ in range(SERVICE_FAILURES)] == [0.0] * SERVICE_FAILURES
+    assert throttle.reserve(service, "") > 0

@@ -1,9 +1,10 @@
-"""Where an account's peers were last seen, and how a process that is killed leaves that to the next one.
+"""The last known endpoint of each peer of an account, kept across restarts and crashes of this process.
 
-A stock client goes on with the session it had for up to 15 s after we forgot it, unless we shake hands with it first,
-and for that we have to know where it is. So a move is appended to a journal before anything that the peer sent from
-there is looked at: whoever had an answer from us is in it. A `write` is enough for that, since it outlives the process;
-the state file beside it is written behind the loop's back, whole and synced, and outlives the machine.
+After a restart, a stock client continues the session that we lost for up to 15 s, unless we send it a handshake first;
+so we must know its endpoint. A move is therefore appended to a journal before any packet that the peer sent from the
+new endpoint is processed: every peer that received an answer from us is in the journal. A plain `write` suffices,
+because its data outlive the process. The state file beside it is written whole and synced by a thread, and outlives a
+crash of the machine.
 
     <directory>/moves.jsonl   ["<public key>", "192.0.2.1", 51820] a line; the last line of a peer counts
 """
@@ -22,20 +23,20 @@ import structlog
 from netbird_overlay.keys import Endpoint, StateUnusable, TunnelState
 from netbird_wire.envelope import BadKey, format_key, parse_key
 
-log = structlog.get_logger("netbird_overlay.whereabouts")
+log = structlog.get_logger("netbird_overlay.peer_endpoints")
 
 JOURNAL_FILE = "moves.jsonl"
 JOURNAL_MOST_BYTES = 64 << 10
-"""A peer may move as often as it likes; past this, moves wait for the next time the state file is written."""
+"""Maximum size of the journal. When it is full, moves are saved only with the next write of the state file."""
 SAVE_DELAY = 1.0
-"""Seconds in which moves are gathered before the state file is written."""
+"""Seconds from a move until the state file is written; moves in between share the write."""
 GONE_KEPT, GONE_MOST = 600.0, 256
-"""How long, and for how many, we remember where peers were that are in the map no more. Who comes back meanwhile may
-still have a session that we ended; after ten minutes WireGuard itself has given it up."""
+"""Seconds for which, and maximum number of peers for which, endpoints are kept after a peer leaves the map. A peer that
+comes back meanwhile may still use a session that we ended; after ten minutes WireGuard itself has dropped it."""
 
 
-class Whereabouts:
-    """Keeps `state.endpoints`, in memory and on disk, from construction to `close`."""
+class PeerEndpoints:
+    """Keeps `state.endpoints` current, in memory and on disk, from construction to `close`."""
 
     def __init__(self, state: TunnelState) -> None:
         self._state = state
@@ -43,27 +44,27 @@ class Whereabouts:
         self._changed = asyncio.Event()
         self._journal: int | None = None
         self._journal_bytes = 0
-        self._told = False
+        self._reported = False
         self._writing = False
         try:
             self._replay()
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             self._journal = os.open(self._path, flags, 0o600)
         except OSError as exc:
-            self._tell(exc.strerror or "")
+            self._report(exc.strerror or "")
 
     @property
     def _path(self) -> Path:
         return self._state.directory / JOURNAL_FILE
 
     def _replay(self) -> None:
-        """Take over what the last process had no time to put into the state file."""
+        """Read the moves that the last process had not yet written to the state file."""
         with contextlib.suppress(FileNotFoundError):
             descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             with open(descriptor, "rb") as file:
                 text = file.read(2 * JOURNAL_MOST_BYTES)
             for line in text.splitlines():
-                # These are hints, and the machine may have stopped in the middle of one: what cannot be read is none.
+                # Entries are hints, and a crash can cut the last one short: an entry that cannot be read is ignored.
                 with contextlib.suppress(BadKey, ValueError, TypeError):
                     key, host, port = json.loads(line)
                     if isinstance(host, str) and isinstance(port, int) and 0 < port < 65536:
@@ -73,7 +74,7 @@ class Whereabouts:
                 self._changed.set()
 
     def moved(self, key: bytes, endpoint: Endpoint) -> None:
-        """A peer spoke from somewhere else. It is on disk when this returns, unless the disk fails."""
+        """Record a peer's new endpoint. It is on disk when this returns, unless the disk fails."""
         if self._state.endpoints.get(key) == endpoint:
             return
         self._state.endpoints[key] = endpoint
@@ -87,17 +88,17 @@ class Whereabouts:
         try:
             self._journal_bytes += os.write(self._journal, text)
         except OSError as exc:
-            self._tell(exc.strerror or "")
+            self._report(exc.strerror or "")
 
     def present(self, members: Container[bytes], now: float) -> None:
-        """These are in the map that was just applied. Others are forgotten after a while, the first to go first."""
+        """Note the members of the map just applied. Peers that left are forgotten later (`GONE_KEPT`), oldest first."""
         for key in list(self._state.endpoints):
             if key in members:
                 self._gone.pop(key, None)
             else:
                 self._gone.setdefault(key, now)
         over = len(self._gone) - GONE_MOST
-        for key, since in list(self._gone.items()):  # in the order in which they went
+        for key, since in list(self._gone.items()):  # ordered by the time they left
             if over <= 0 and now - since < GONE_KEPT:
                 break
             over -= 1
@@ -106,7 +107,7 @@ class Whereabouts:
             self._changed.set()
 
     async def keep_saved(self) -> None:
-        """Write the state file a moment after each change. Never returns."""
+        """Write the state file `SAVE_DELAY` seconds after each change. Never returns."""
         while True:
             await self._changed.wait()
             await asyncio.sleep(SAVE_DELAY)
@@ -116,43 +117,43 @@ class Whereabouts:
             try:
                 await asyncio.to_thread(self._state.save, self._state.render())
             except StateUnusable as exc:
-                self._tell(str(exc))
+                self._report(str(exc))
             else:
                 self._saved(written)
             self._writing = False
 
     def _saved(self, written: dict[bytes, Endpoint]) -> None:
-        """Leave in the journal what the state file does not have."""
+        """Reduce the journal to the moves that are not in the state file."""
         if self._journal is None or not self._journal_bytes:
             return
         later = {key: at for key, at in self._state.endpoints.items() if written.get(key) != at}
         if later and self._journal_bytes < JOURNAL_MOST_BYTES // 2:
-            return  # the next time will do, and until then nothing can get lost in between
+            return  # the next write of the state file will do; until then both files together are complete
         try:
             os.ftruncate(self._journal, 0)
         except OSError as exc:
-            self._tell(exc.strerror or "")
+            self._report(exc.strerror or "")
         else:
             self._journal_bytes = 0
             self._append(later)
 
     def close(self) -> None:
-        """Write what is not written yet."""
+        """Write all changes that are not on disk yet."""
         if self._changed.is_set():
             try:
                 self._state.save()
             except StateUnusable as exc:
-                self._tell(str(exc))
+                self._report(str(exc))
             else:
-                # A thread that we stopped waiting for may yet write what was so before; the journal then mends it.
+                # A thread that is still writing may overwrite the file with an older state; the journal corrects it.
                 if not self._writing:
                     self._saved(self._state.endpoints)
         if self._journal is not None:
             os.close(self._journal)
             self._journal = None
 
-    def _tell(self, why: str) -> None:
-        # It costs some peers a slower reconnect after the next start, which is no reason to end the tunnel now.
-        if not self._told:
-            self._told = True
+    def _report(self, why: str) -> None:
+        # The cost is a slower reconnect of some peers after the next start: no reason to end the tunnel.
+        if not self._reported:
+            self._reported = True
             log.warning("tunnel.state_not_saved", error=why)

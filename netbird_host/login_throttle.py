@@ -1,6 +1,6 @@
-"""How often somebody may be wrong about a password, a PIN or a header.
+"""A limit on failed logins: wrong passwords, PINs and header values.
 
-Both hosts count: a proxy to save calls, management for all of its proxies together; the word of the latter counts.
+Both hosts count. A proxy counts to save calls; management counts for all of its proxies together and has the last word.
 """
 
 from __future__ import annotations
@@ -15,38 +15,41 @@ from typing import Final
 from netbird_host.sources import source_of
 
 FREE: Final = 5
-"""Wrong tries of one source that cost it nothing."""
+"""Wrong tries of one source before it must wait."""
 LONGEST: Final = 300.0
-"""Seconds."""
+"""Longest wait of a source, in seconds."""
 SERVICE_FAILURES: Final = 60
+"""Failures of one service within `SERVICE_WINDOW` seconds, after which sources that are not trusted must wait."""
 SERVICE_WINDOW: Final = 60.0
 TRUSTED: Final = 86_400.0
-"""Seconds in which a source that was right before is not held up by others' failures."""
+"""Seconds after a right try in which the failures of other sources do not delay a source."""
 TURN: Final = 5.0
-"""Seconds that a try waits until others of its source are judged."""
+"""Seconds that a try waits for other tries of its source to be judged."""
 SOURCES: Final = 16_384
 
 
 @dataclass(slots=True)
 class Source:
-    """What is known of one source at one service. Moments are the clock's; 0 and `None` are never."""
+    """The record of one source at one service. Times are readings of the throttle's clock; 0 and `None` mean never."""
 
     failures: int = 0
     blocked_until: float = 0.0
     right_at: float | None = None
 
 
-class Guesses:
-    """Counts each try as wrong until it proves right, so that many at once are no way around.
+class LoginThrottle:
+    """Counts each try as wrong until it proves right, so that sending many at once does not evade the limit.
 
-    Services and addresses are texts; an address counts for its source (`source_of`), and "" for whoever nobody vouches
-    for: all of those are held up together, and not one by one, as one wrong guest must not lock out the others.
+    Services and addresses are strings. An address counts for its source (`source_of`). The address "" stands for all
+    clients whose address is unknown: only the limit of the service applies to them, as one guest who is wrong must not
+    lock out the others.
     """
 
     def __init__(self, clock: Callable[[], float], *, sources: int = SOURCES) -> None:
         """Args:
-        clock: in seconds; the wall's where what is counted outlives the process.
-        sources: how many are remembered, and of how many services; the one that was quiet for longest is forgotten.
+        clock: returns seconds; must be wall-clock time if the counts outlive the process.
+        sources: maximum number of sources, and of services, to remember; beyond it the one that was quiet for longest
+            is forgotten.
         """
         self._clock = clock
         self._limit = sources
@@ -56,19 +59,19 @@ class Guesses:
         self._freed: dict[tuple[str, str], asyncio.Event] = {}
 
     def find(self, service: str, address: str) -> Source | None:
-        """What is remembered of this address; it may be changed by later tries."""
+        """The record of this address, or None. Later tries change it in place."""
         return self._sources.get((service, source_of(address)))
 
     def recall(self, service: str, address: str, source: Source) -> None:
-        """Take what was known elsewhere, where nothing is remembered here."""
+        """Adopt a record from elsewhere, such as a store, where this throttle has none."""
         self._keep((service, source_of(address)), source)
 
     @asynccontextmanager
     async def turn(self, service: str, address: str) -> AsyncIterator[None]:
-        """A place among the tries of one source that are judged at once: reserve and judge inside it.
+        """Wait for a place among the tries of one source that are judged concurrently; reserve and judge inside it.
 
-        A try counts as wrong while it is judged, so that many at once are no way around. With fewer places than free
-        tries that holds nobody up whose credential is right, however many of them are behind one address.
+        A try counts as wrong while it is judged. Because a source has fewer places than free tries, clients with a
+        right credential are never delayed by that, however many of them share one address.
 
         Raises:
             TimeoutError: no place became free within `TURN` seconds.
@@ -97,62 +100,62 @@ class Guesses:
         return max(1, FREE - 1 - wrong)
 
     def reserve(self, service: str, address: str, *, alone: bool = True) -> float:
-        """Seconds until this address may try; 0 lets it try now, and counts the try.
+        """Return the seconds until this address may try; 0 allows the try now, and counts it.
 
         Args:
-            alone: nobody else counts. Where management does, it knows who was right by way of other proxies, and who
-                would be locked out here by strangers' guesses.
+            alone: enforce the limit of the service here, because management has none. Where management counts, it also
+                knows the sources that were right through other proxies, which this limit would lock out.
         """
         now, key = self._clock(), (service, source_of(address))
-        known = self._sources.get(key)
-        if known is not None and now < known.blocked_until:
-            return known.blocked_until - now
+        source = self._sources.get(key)
+        if source is not None and now < source.blocked_until:
+            return source.blocked_until - now
         recent = self._recent(service, now)
-        right_at = known.right_at if known is not None and address else None
+        right_at = source.right_at if source is not None and address else None
         trusted = right_at is not None and now - right_at < TRUSTED
         if alone and len(recent) >= SERVICE_FAILURES and not trusted:
             return max(1.0, recent[-SERVICE_FAILURES] + SERVICE_WINDOW - now)
-        if known is None:
-            known = self._keep(key, Source())
+        if source is None:
+            source = self._keep(key, Source())
         self._sources.move_to_end(key)
-        known.failures += 1
-        if known.failures >= FREE and address:
-            known.blocked_until = now + min(LONGEST, 2.0 ** (known.failures - FREE))
+        source.failures += 1
+        if source.failures >= FREE and address:
+            source.blocked_until = now + min(LONGEST, 2.0 ** (source.failures - FREE))
         recent.append(now)
         return 0.0
 
-    def held(self, service: str, address: str, seconds: float) -> None:
-        """The try was not judged: management has seen too many, and will not judge another before so many seconds."""
-        self.unjudged(service, address)
-        if address and (known := self.find(service, address)) is not None:
-            known.blocked_until = max(known.blocked_until, self._clock() + min(LONGEST, seconds))
+    def hold_back(self, service: str, address: str, seconds: float) -> None:
+        """Withdraw a try that management refused to judge, and allow no other for `seconds`."""
+        self.withdraw(service, address)
+        if address and (source := self.find(service, address)) is not None:
+            source.blocked_until = max(source.blocked_until, self._clock() + min(LONGEST, seconds))
 
-    def right(self, service: str, address: str) -> None:
-        """The try was right: the source starts anew."""
+    def record_success(self, service: str, address: str) -> None:
+        """The try was right: the source starts with no failures again."""
         self._give_back(service)
         self._keep((service, source_of(address)), Source(right_at=self._clock()))
 
-    def unjudged(self, service: str, address: str) -> None:
-        """Nobody said whether the try was right."""
+    def withdraw(self, service: str, address: str) -> None:
+        """Uncount a try that was not judged."""
         self._give_back(service)
-        if (known := self.find(service, address)) is not None:
-            known.failures = max(0, known.failures - 1)
-            if known.failures < FREE:
-                known.blocked_until = 0.0
+        if (source := self.find(service, address)) is not None:
+            source.failures = max(0, source.failures - 1)
+            if source.failures < FREE:
+                source.blocked_until = 0.0
 
     def forget(self, service: str) -> None:
-        """Forget the failures of a service that is gone. Its sources go as others come."""
+        """Forget the failures of a deleted service. Its sources are evicted as others come."""
         self._failures.pop(service, None)
 
     def _give_back(self, service: str) -> None:
         if recent := self._failures.get(service):
             recent.pop()
 
-    def _keep(self, key: tuple[str, str], one: Source) -> Source:
-        self._sources[key] = one
+    def _keep(self, key: tuple[str, str], source: Source) -> Source:
+        self._sources[key] = source
         if len(self._sources) > self._limit:
             self._sources.popitem(last=False)
-        return one
+        return source
 
     def _recent(self, service: str, now: float) -> deque[float]:
         recent = self._failures.setdefault(service, deque(maxlen=2 * SERVICE_FAILURES))

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from netbird_overlay.keys import Endpoint, TunnelState
-from netbird_overlay.whereabouts import (
+from netbird_overlay.peer_endpoints import (
     GONE_KEPT,
     GONE_MOST,
     JOURNAL_FILE,
     JOURNAL_MOST_BYTES,
-    Whereabouts,
+    PeerEndpoints,
 )
 from netbird_wire.envelope import format_key
 
@@ -34,13 +34,13 @@ def directory(tmp_path: Path) -> Path:
 def found(directory: Path) -> dict[bytes, Endpoint]:
     """What a process that starts now knows. Nobody closed anything for it."""
     state = TunnelState.load(directory)
-    Whereabouts(state).close()
+    PeerEndpoints(state).close()
     return state.endpoints
 
 
 async def test_a_move_is_on_disk_at_once(directory: Path) -> None:
     """A process that is killed the moment after a peer spoke has told the next one where; the last place counts."""
-    kept = Whereabouts(TunnelState.load(directory))
+    kept = PeerEndpoints(TunnelState.load(directory))
     kept.moved(ALICE, HOME)
     kept.moved(BOB, HOME)
     kept.moved(ALICE, AWAY)
@@ -50,7 +50,7 @@ async def test_a_move_is_on_disk_at_once(directory: Path) -> None:
 
 async def test_a_place_that_is_known_costs_no_write(directory: Path) -> None:
     """Peers that shake hands from where they were do not make the journal grow."""
-    kept = Whereabouts(TunnelState.load(directory))
+    kept = PeerEndpoints(TunnelState.load(directory))
     for _ in range(3):
         kept.moved(ALICE, HOME)
     assert len((directory / JOURNAL_FILE).read_text().splitlines()) == 1
@@ -71,7 +71,7 @@ async def test_a_place_that_is_known_costs_no_write(directory: Path) -> None:
 )
 async def test_a_damaged_line_is_no_hint(directory: Path, damage: bytes) -> None:
     """What cannot be read is left out, the rest counts, and the tunnel starts."""
-    kept = Whereabouts(TunnelState.load(directory))
+    kept = PeerEndpoints(TunnelState.load(directory))
     kept.moved(BOB, HOME)
     with (directory / JOURNAL_FILE).open("ab") as file:
         file.write(damage)
@@ -80,7 +80,7 @@ async def test_a_damaged_line_is_no_hint(directory: Path, damage: bytes) -> None
 
 async def test_the_journal_ends_in_the_state_file(directory: Path) -> None:
     """It is emptied once the state file has it all."""
-    kept = Whereabouts(TunnelState.load(directory))
+    kept = PeerEndpoints(TunnelState.load(directory))
     kept.moved(ALICE, HOME)
     async with asyncio.timeout(20), asyncio.TaskGroup() as group:
         keeping = group.create_task(kept.keep_saved())
@@ -92,7 +92,7 @@ async def test_the_journal_ends_in_the_state_file(directory: Path) -> None:
 
 async def test_the_journal_is_bounded(directory: Path) -> None:
     """A peer that never stays fills it to its limit, and then waits for the state file like everybody."""
-    kept = Whereabouts(TunnelState.load(directory))
+    kept = PeerEndpoints(TunnelState.load(directory))
     for number in range(3000):
         kept.moved(ALICE, ("192.0.2.7", 1 + number))
     assert 0 < (directory / JOURNAL_FILE).stat().st_size <= JOURNAL_MOST_BYTES
@@ -104,7 +104,7 @@ async def test_the_journal_is_bounded(directory: Path) -> None:
 async def test_who_left_the_map_is_remembered_for_a_while(directory: Path) -> None:
     """Whoever comes back within minutes is found again; the file has the map's size, not its history."""
     state = TunnelState.load(directory)
-    kept = Whereabouts(state)
+    kept = PeerEndpoints(state)
     kept.moved(ALICE, HOME)
     kept.moved(BOB, HOME)
     kept.present({BOB}, 0)
@@ -122,7 +122,7 @@ async def test_who_left_the_map_is_remembered_for_a_while(directory: Path) -> No
 async def test_only_so_many_are_remembered(directory: Path) -> None:
     """A map that loses everybody at once keeps a bounded number, and those who are in it whatever their number."""
     state = TunnelState.load(directory)
-    kept = Whereabouts(state)
+    kept = PeerEndpoints(state)
     keys = [number.to_bytes(32, "big") for number in range(GONE_MOST + 50)]
     for key in keys:
         kept.moved(key, HOME)
@@ -135,7 +135,7 @@ async def test_only_so_many_are_remembered(directory: Path) -> None:
 async def test_a_disk_that_fails_ends_nothing(directory: Path) -> None:
     """A journal that cannot be opened leaves it to the state file."""
     (directory / JOURNAL_FILE).mkdir()
-    kept = Whereabouts(TunnelState.load(directory))
+    kept = PeerEndpoints(TunnelState.load(directory))
     kept.moved(ALICE, HOME)
     kept.close()
     assert TunnelState.load(directory).endpoints == {ALICE: HOME}
