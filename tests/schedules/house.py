@@ -213,6 +213,11 @@ class House:
     def snapshot(self) -> Any:
         return self.management.state.snapshots.get(self.account)
 
+    def in_map(self, name: str) -> bool:
+        """Whether the proxy's overlay answers this person's laptop."""
+        tunnel = self.proxy.host.tunnel(self.account)  # type: ignore[arg-type]
+        return tunnel is not None and tunnel.whois(self.laptops[name].ip) is not None
+
     async def set_members(self, *names: str) -> None:
         ids = [PeerId(self.laptops[name].id) for name in names]
         await update_group(
@@ -358,7 +363,7 @@ async def house(directory: Path, one_at_a_time: asyncio.Lock, *, seed: int = 0) 
         await made.add("board", made.target("board"))
         await made.add("site", made.target("site-0", version=0))
         await made.add("closed", made.target("closed", host="127.0.0.9"))
-        # So that both are always in the proxy's map, whoever may use wiki: bob is told no, and not left without answer.
+        # Keeps both in the proxy's map, whoever may use wiki: bob is refused by an answer, unless he is blocked.
         await made.add("lobby", made.target("board"), private=True)
         await made.change("lobby", access_groups=(GroupId(everyone.id),))
         await _until(lambda: proxy.host.tunnel(account) is not None)  # type: ignore[arg-type]

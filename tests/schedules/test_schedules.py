@@ -1,4 +1,4 @@
-"""Seeded schedules of changes and faults, each held to the nine promises; `make schedules` plays many more."""
+"""Seeded schedules of changes and faults, each held to the promises; `make schedules` plays many more."""
 
 from __future__ import annotations
 
