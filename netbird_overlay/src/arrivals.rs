@@ -11,12 +11,13 @@ use crate::clock::instant;
 use crate::conn::Conn;
 use crate::events::{ConnId, Reason};
 use crate::filter::{ICMP, TCP};
+use crate::inbound::Room;
 use crate::link::{interface, Link};
 use crate::packet::{Content, Flow, Header, ACK, FIN, RST, SYN};
 use crate::peer::Peer;
 use crate::prefix::PeerId;
 use crate::shared::Shared;
-use crate::tcp::{Room, Tcp, EPHEMERAL};
+use crate::tcp::{Tcp, EPHEMERAL};
 
 impl Tcp {
     /// Take a packet that `peer` sent, and whose source address is that peer's.

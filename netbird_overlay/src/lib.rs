@@ -8,6 +8,7 @@ mod engine;
 mod entropy;
 mod events;
 mod filter;
+mod inbound;
 mod link;
 mod outgoing;
 mod packet;

@@ -4,7 +4,6 @@
 //! stack's interface is shared. What happens to packets that come in is in arrivals.rs.
 
 use std::cmp::Reverse;
-use std::collections::hash_map::Entry;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::net::IpAddr;
 
@@ -17,6 +16,7 @@ use crate::clock::{instant, Micros, MILLISECOND, NEVER, SECOND};
 use crate::conn::{Conn, Limits};
 use crate::events::{ConnId, Event, EventSink, Reason};
 use crate::filter::{Filter, TCP};
+use crate::inbound::{Inbound, Room};
 use crate::link::{interface, Link};
 use crate::packet::Flow;
 use crate::prefix::{PeerId, Routes};
@@ -65,17 +65,7 @@ pub struct Tcp {
     pub(crate) ready: VecDeque<ConnId>,
     pub(crate) timers: BinaryHeap<Reverse<(Micros, ConnId)>>,
     pub(crate) last_id: ConnId,
-    /// Inbound connections, half-open ones included, by peer; no peer is in it with none.
-    inbound_of: HashMap<PeerId, usize, RandomState>,
-    inbound: usize,
-}
-
-/// Whether a peer may open another connection.
-pub(crate) enum Room {
-    Yes,
-    Full,
-    /// There is room, and this peer has its share of it.
-    ShareTaken,
+    inbound: Inbound,
 }
 
 impl Tcp {
@@ -95,8 +85,7 @@ impl Tcp {
             ready: VecDeque::new(),
             timers: BinaryHeap::new(),
             last_id: 0,
-            inbound_of: HashMap::default(),
-            inbound: 0,
+            inbound: Inbound::default(),
         }
     }
 
@@ -217,27 +206,14 @@ impl Tcp {
         self.limits.max_connections.min(self.limits.max_buffer_bytes / each)
     }
 
-    /// Any number of peers that take all they can leave room for the next: each may have as many as are still free.
     pub(crate) fn room_for(&self, peer: PeerId) -> Room {
-        let most = self.most();
-        let free = most
-            .saturating_sub(self.limits.reserved_for_dials)
-            .saturating_sub(self.inbound)
-            .min(most.saturating_sub(self.conns.len()));
-        if free == 0 {
-            Room::Full
-        } else if self.limits.fair && self.inbound_of.get(&peer).is_some_and(|has| *has >= free) {
-            Room::ShareTaken
-        } else {
-            Room::Yes
-        }
+        self.inbound.room(peer, &self.limits, self.most(), self.conns.len())
     }
 
     pub(crate) fn insert(&mut self, conn: Conn) -> ConnId {
         self.last_id += 1;
         if conn.inbound {
-            self.inbound += 1;
-            *self.inbound_of.entry(conn.peer).or_default() += 1;
+            self.inbound.add(conn.peer);
         }
         self.flows.insert(conn.flow, self.last_id);
         self.conns.insert(self.last_id, Box::new(conn));
@@ -449,13 +425,7 @@ impl Tcp {
     fn forget(&mut self, id: ConnId) {
         let Some(conn) = self.conns.remove(&id) else { return };
         if conn.inbound {
-            self.inbound -= 1;
-            if let Entry::Occupied(mut has) = self.inbound_of.entry(conn.peer) {
-                *has.get_mut() -= 1;
-                if *has.get() == 0 {
-                    has.remove();
-                }
-            }
+            self.inbound.remove(conn.peer);
         }
     }
 

@@ -1,4 +1,5 @@
 """Connections through two engines: what arrives, how they end, and what a slow or silent end costs the other."""
+# Over 500 lines: one engine's TCP, tried with one pair of nodes.
 
 import hashlib
 import random

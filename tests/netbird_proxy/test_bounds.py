@@ -1,4 +1,5 @@
 """Everything that a caller, a peer or management can make grow, driven past its limit: what the page says, happens."""
+# Over 500 lines: one table of bounds, a driver for each row.
 
 from __future__ import annotations
 

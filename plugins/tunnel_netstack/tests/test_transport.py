@@ -1,4 +1,5 @@
 """A tunnel's connection is an asyncio transport like any other: what runs on a socket's runs on it, on both loops."""
+# Over 500 lines: one transport's contract, tried with one pair of peers.
 
 from __future__ import annotations
 

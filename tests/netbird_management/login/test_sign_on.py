@@ -1,4 +1,5 @@
 """Single sign-on at management: a provider in memory, states that cannot be forged, and who people turn out to be."""
+# Over 500 lines: one login flow, tried with one scripted provider.
 
 import asyncio
 import base64

@@ -1,4 +1,5 @@
 """Every field of every body: what is sent is answered back, or refused by name. Nothing is dropped without a word."""
+# Over 500 lines: one walk over every field of every body, with its tables.
 
 import types
 from collections.abc import Callable, Iterator

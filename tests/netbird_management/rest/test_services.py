@@ -1,4 +1,5 @@
 """Services through the API: what is accepted, what is refused, and what proxies get of them."""
+# Over 500 lines: one resource, with the table of bodies that are refused.
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -1,4 +1,5 @@
 """The access log: what is written, what management is told, and what becomes of what cannot be told."""
+# Over 500 lines: one feature, from the step to the line and the entry.
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """Open exchanges: asked about again after a change, and cut within a stated bound when they may not go on."""
+# Over 500 lines: one module, tried on one virtual clock.
 
 from __future__ import annotations
 

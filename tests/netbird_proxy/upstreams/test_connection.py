@@ -1,4 +1,5 @@
 """The upstream connection, byte by byte on a transport in memory."""
+# Over 500 lines: one connection's protocol, tried with one scripted upstream.
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """The pool: who gets which connection, what is kept, and what every failure to get one is called."""
+# Over 500 lines: one pool, tried with one scripted dialer.
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """A mapping from the wire becomes routes, or one sentence that says why not."""
+# Over 500 lines: one codec, with the table of messages that it refuses.
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """The mapping stream against a real gRPC server on loopback."""
+# Over 500 lines: one stream, tried with one scripted management.
 
 from __future__ import annotations
 
