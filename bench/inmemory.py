@@ -282,7 +282,7 @@ async def stage(directory: Path) -> AsyncIterator[Stage]:
             raise RuntimeError(f"not served: {refused}")
         yield Stage(
             shown,
-            Connections(app, origins=origins, listener="https 192.0.2.1:443", tls_ahead=True),
+            Connections(app, origins=origins, listener="https 192.0.2.1:443", behind_tls_proxy=True),
             Connections(app, origins=origins, listener="tunnel acct-1", account=ACCOUNT, tunnel=proxy.tunnel(ACCOUNT)),
             seen,
         )

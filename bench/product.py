@@ -38,7 +38,7 @@ async def start_product(stack: Stack, upstream: int, where: Machine | None) -> P
     pin(management.pid, OTHER_CORE)
     log = stack.directory / "access.log"
     ahead = free_port()
-    listen = f'[[listen]]\naddress = "127.0.0.1:{ahead}"\ntls_ahead = true\n'
+    listen = f'[[listen]]\naddress = "127.0.0.1:{ahead}"\nbehind_tls_proxy = true\n'
     proxy = await stack.start_proxy("proxy", extra=f'[access_log]\noutput = "{log}"\n{listen}')
     pin(proxy.process.pid, MEASURED_CORE)
     async with asyncio.timeout(15):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
@@ -26,6 +28,9 @@ class Section(BaseModel):
     """Base of settings models: frozen, and unknown names are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    older_names: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Older name of a setting → its present name. The older one is still read, and reported at the start."""
 
 
 def _seconds(value: object) -> object:

@@ -51,6 +51,14 @@ class Shown:
     source: str
 
 
+@dataclass(frozen=True, slots=True)
+class Renamed:
+    """A setting that was given under an older name: `listen[0].tls_ahead`, now `listen[0].behind_tls_proxy`."""
+
+    old: str
+    new: str
+
+
 class Sources:
     """What all sources say, merged but not judged: `plugins` must be read before their sections can be."""
 
@@ -116,6 +124,9 @@ class Sources:
         """
         options = options or {}
         self._absent = frozenset(absent)
+        renamed = list(self._take_older_names(model, self._tree, ()))
+        for name, section in options.items():
+            renamed += self._take_older_names(section, self._tree.get(name), (name,))
         self._split_lists({**_fields(model), **options})
         problems: list[str] = []
         core = {name: value for name, value in self._tree.items() if name not in options}
@@ -126,7 +137,26 @@ class Sources:
         }
         if problems or value is None:
             raise SettingsError(problems)
-        return Settings(value, {name: one for name, one in sections.items() if one is not None}, self)
+        return Settings(value, {name: one for name, one in sections.items() if one is not None}, self, renamed)
+
+    def _take_older_names(self, model: type[BaseModel], tree: object, at: SettingPath) -> Iterator[Renamed]:
+        """Move values from settings' older names to their present ones, where only the older name is given."""
+        if isinstance(tree, list | tuple):
+            for number, item in enumerate(tree):
+                yield from self._take_older_names(model, item, (*at[:-1], f"{at[-1]}[{number}]"))
+            return
+        if not isinstance(tree, dict):
+            return
+        for old, new in getattr(model, "older_names", {}).items():
+            if old in tree and new not in tree:
+                tree[new] = tree.pop(old)
+                if (*at, old) in self._source:  # a list has one source for all of it
+                    self._source[*at, new] = self._source.pop((*at, old))
+                yield Renamed(dotted((*at, old)), dotted((*at, new)))
+        for name in [name for name in model.model_fields if name in tree]:
+            is_list = isinstance(tree[name], list | tuple)
+            if (inner := _model_at(model, (name, 0) if is_list else (name,))) is not None:
+                yield from self._take_older_names(inner, tree[name], (*at, name))
 
     def _validated(
         self, model: type[O], tree: object, at: SettingPath, known: list[str], problems: list[str]
@@ -172,11 +202,13 @@ class Settings(Generic[M]):
 
     Attributes:
         options: the plugins' sections by name.
+        renamed: settings that were given under an older name.
     """
 
     value: M
     options: Mapping[str, BaseModel]
     sources: Sources
+    renamed: Sequence[Renamed] = ()
 
     def show(self) -> list[Shown]:
         """Each value with its source, secrets as `***`; sections' names sorted last."""

@@ -148,7 +148,8 @@ class ReverseProxy:
             self.exchanges.leave(under_way)
 
     def _exchange(self, scope: Scope, origin: Origin | None, host: str, authority: bytes, path: bytes) -> Exchange:
-        scheme = "https" if scope["scheme"] in ("https", "wss") or (origin is not None and origin.tls_ahead) else "http"
+        secure = scope["scheme"] in ("https", "wss") or (origin is not None and origin.behind_tls_proxy)
+        scheme = "https" if secure else "http"
         forwarded = None
         if origin is not None:
             address = origin.peer.host
@@ -189,7 +190,7 @@ class ReverseProxy:
             id=self._ids.pop() if self._ids else self._new_id(),
             origin=origin,
             method=refusal.method,
-            scheme="https" if origin.tls_ahead else scheme,
+            scheme="https" if origin.behind_tls_proxy else scheme,
             host="",
             authority=b"",
             raw_path=refusal.target.partition(b"?")[0][:LONGEST_TARGET],

@@ -14,6 +14,7 @@ import grpc.aio
 import structlog
 from pydantic import BaseModel
 
+from netbird_host.deprecation import older_name
 from netbird_proxy.accounts.revocations import RevokedSessions
 from netbird_proxy.api.addresses import AddressJudge, AddressRules
 from netbird_proxy.api.errors import ManagementUnavailable, RouteRefused, SettingsError, TunnelNotReady
@@ -74,7 +75,7 @@ class EmbeddedProxy(ReverseProxy):
     ) -> None:
         self._hooks = load_hooks(plugins, defaults=DEFAULTS, core_claims=CORE_CLAIMS)
         self._codec = Codec(self._hooks)
-        self.proxy = _Host(options, knows_clients=client_address is not None)
+        self.proxy = _Host(options, client_addresses_trusted=client_address is not None)
         self._pools = Pools(UpstreamPool)
         environment = Environment(timeout=timeout, count=self.proxy.count)
         routing = Routing(Compiler(self._hooks, self.proxy, self._pools, environment, cookies=self._hooks.cookies))
@@ -168,9 +169,10 @@ class _Host:
     domain = ""
     private = False
     exchanges: OpenExchanges
+    knows_clients = older_name("Proxy.knows_clients", "client_addresses_trusted")
 
-    def __init__(self, options: Iterable[BaseModel], *, knows_clients: bool) -> None:
-        self.knows_clients = knows_clients
+    def __init__(self, options: Iterable[BaseModel], *, client_addresses_trusted: bool) -> None:
+        self.client_addresses_trusted = client_addresses_trusted
         self.version = distribution_version("netbird-proxy")
         self.management: ManagementChannel = _NoManagement()
         self.counters: Counter[str] = Counter()

@@ -49,7 +49,7 @@ class ExchangeView(Protocol):
         """`websocket` where the client asks for an upgrade, to that protocol or another; else `http`."""
 
     @property
-    def asked_again(self) -> bool:
+    def revalidating(self) -> bool:
         """It is under way, and the proxy wants to know whether it may go on. Its caller did nothing to cause this."""
 
     @property

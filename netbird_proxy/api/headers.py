@@ -19,7 +19,7 @@ _NAME = itemgetter(0)
 V = TypeVar("V")
 
 
-class ByName(BoundedTable[bytes, V]):
+class NameCache(BoundedTable[bytes, V]):
     """What follows from a field's name, worked out once for each name. `table[name]` is one look-up."""
 
     __slots__ = ("_work_out",)
@@ -32,7 +32,7 @@ class ByName(BoundedTable[bytes, V]):
         return self.keep(name, self._work_out(name))
 
 
-FOLDED: ByName[bytes] = ByName(lambda name: name.translate(_FOLD))
+FOLDED: NameCache[bytes] = NameCache(lambda name: name.translate(_FOLD))
 """Name → folded name, see `fold`; for loops that cannot afford the call."""
 
 

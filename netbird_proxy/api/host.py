@@ -92,7 +92,7 @@ class OpenExchanges(Protocol):
         """Ask the steps again about the open ones that match all that is given, and cut those that are refused.
 
         Asked are guards in `restrict` and `authorize`, but for those with `again=False`, and authenticators; each sees
-        `exchange.asked_again`. An exchange of somebody who is not known yet matches any user and peer. One that could
+        `exchange.revalidating`. An exchange of somebody who is not known yet matches any user and peer. One that could
         not be asked about within `limits.step_deadline` is cut as well.
 
         Returns how many will be asked.
@@ -177,7 +177,7 @@ class Proxy(Protocol):
         """Every address this process itself accepts on, tunnel listeners and admin sockets included."""
 
     @property
-    def knows_clients(self) -> bool:
+    def client_addresses_trusted(self) -> bool:
         """Whether `client_address` can be believed: our own listeners took it, or whoever embeds us says how."""
 
     def trust(self, proxies: TrustedProxies | None) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, NamedTuple, NewType, TypeVar, cast
 
+from netbird_host.deprecation import older_name
+
 AccountId = NewType("AccountId", str)
 ServiceId = NewType("ServiceId", str)
 UserId = NewType("UserId", str)
@@ -43,7 +45,7 @@ class Origin:
         account: the tenant whose tunnel it came in on; None on a host socket.
         peer: the socket's own peer, v4-mapped addresses unmapped. Forwarded headers never touch it.
         local: the address it was accepted on.
-        tls_ahead: the operator declared that TLS ends in front of this listener.
+        behind_tls_proxy: the operator declared that TLS ends in front of this listener.
         peer_key: the overlay peer that the tunnel authenticated the connection with; it stays when the address becomes
             another peer's. None on a host socket, and where the address was no peer's at the time.
     """
@@ -52,8 +54,10 @@ class Origin:
     account: AccountId | None
     peer: Address
     local: Address
-    tls_ahead: bool = False
+    behind_tls_proxy: bool = False
     peer_key: PublicKey | None = None
+
+    tls_ahead = older_name("Origin.tls_ahead", "behind_tls_proxy")
 
     @property
     def is_tunnel(self) -> bool:

@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
 
-from netbird_proxy.api.headers import FOLDED, ByName, RawHeader, is_reserved
+from netbird_proxy.api.headers import FOLDED, NameCache, RawHeader, is_reserved
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
-_SENT: ByName[bytes] = ByName(lambda name: name.lower() if _TOKEN.fullmatch(name) else b"")
+_SENT: NameCache[bytes] = NameCache(lambda name: name.lower() if _TOKEN.fullmatch(name) else b"")
 """Name → as it is sent; empty for what is no name."""
 
 _FOLD = FOLDED.__getitem__
@@ -19,10 +19,10 @@ _NAME = itemgetter(0)
 
 _CR, _LF, _NUL = b"\r\n\0"  # numbers: bytes in bytes makes CPython raise and drop a TypeError first
 
-Judged = dict[tuple[str, tuple[bytes, ...]], frozenset[bytes]]
-"""Who asked for which names, and what they fold to: only what was found to be theirs."""
+OwnedNames = dict[tuple[str, tuple[bytes, ...]], frozenset[bytes]]
+"""Cache: (owner, names) → the folded names, if all of them are this owner's to change."""
 
-_JUDGED_LIMIT = 256
+_OWNED_LIMIT = 256
 
 
 class NotTheOwner(Exception):
@@ -36,7 +36,7 @@ class OutgoingHead:
     any case and are sent in lower case. Method, target and owner are fixed: what was authorized is what is sent.
     """
 
-    __slots__ = ("_fields", "_judged", "_method", "_owner", "_owners", "_target")
+    __slots__ = ("_fields", "_method", "_owned", "_owner", "_owners", "_target")
 
     def __init__(
         self,
@@ -45,20 +45,20 @@ class OutgoingHead:
         fields: list[RawHeader],
         owners: Mapping[bytes, str],
         owner: str = "",
-        judged: Judged | None = None,
+        owned: OwnedNames | None = None,
     ) -> None:
         """Args:
         fields: changed in place, by the methods of this object alone.
         owners: folded name → plugin id.
         owner: id of the plugin whose transform gets this object.
-        judged: what was found under these owners before, for heads of one route to share.
+        owned: what was found under these owners before, for heads of one route to share.
         """
         self._method = method
         self._target = target
         self._fields = fields
         self._owners = owners
         self._owner = owner
-        self._judged = {} if judged is None else judged
+        self._owned = {} if owned is None else owned
 
     @property
     def method(self) -> bytes:
@@ -99,7 +99,7 @@ class OutgoingHead:
 
         `set` and `delete` for several names in one go. ValueError for a line of another name, and as in `set`.
         """
-        folded = self._judged.get((self._owner, names)) or self._judge(names)
+        folded = self._owned.get((self._owner, names)) or self._judge(names)
         # All of the search is in C: every owner does this on every head, and nearly never finds anything.
         if not folded.isdisjoint(map(_FOLD, map(_NAME, self._fields))):
             self._fields[:] = [pair for pair in self._fields if FOLDED[pair[0]] not in folded]
@@ -127,9 +127,9 @@ class OutgoingHead:
     def _judge(self, names: tuple[bytes, ...]) -> frozenset[bytes]:
         """The folded names, if they are all this owner's to change. A plugin mostly names the same ones each time."""
         folded = frozenset([self._check(name) for name in names])
-        if len(self._judged) >= _JUDGED_LIMIT:
-            self._judged.clear()
-        self._judged[self._owner, names] = folded
+        if len(self._owned) >= _OWNED_LIMIT:
+            self._owned.clear()
+        self._owned[self._owner, names] = folded
         return folded
 
     def _check(self, name: bytes) -> bytes:

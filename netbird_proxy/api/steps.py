@@ -45,7 +45,7 @@ class Guard:
             whose steps depend on equal values are guarded alike; without it only the same `check` is. Where routes
             differ, a path that can be read in more than one way is refused (`ambiguous_path`).
         again: whether the proxy asks it again about an exchange that is open, after a change and once in an interval
-            (`exchange.asked_again` is true then), and cuts the exchange unless it says ALLOW. A guard that counts
+            (`exchange.revalidating` is true then), and cuts the exchange unless it says ALLOW. A guard that counts
             requests, or judges only how one begins, declares False.
     """
 

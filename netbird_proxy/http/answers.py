@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import httptools
 
 from netbird_proxy.api.errors import ProtocolViolation
-from netbird_proxy.api.headers import ByName, RawHeader
+from netbird_proxy.api.headers import NameCache, RawHeader
 
 _FRAMING = frozenset((b"content-length", b"transfer-encoding", b"connection"))
-_NAMES: ByName[tuple[bytes, bool]] = ByName(lambda name: (name.lower(), name.lower() in _FRAMING))
+_NAMES: NameCache[tuple[bytes, bool]] = NameCache(lambda name: (name.lower(), name.lower() in _FRAMING))
 """Name → in lower case, and whether it frames."""
 _VERSION_BYTES = 9  # b"HTTP/1.1 "
 

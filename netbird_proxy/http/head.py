@@ -48,7 +48,7 @@ _MARKS: dict[bytes, int] = {
     b"proxy-connection": CONNECTION,  # the parser keeps a connection alive for it, too
 }
 
-Mark = tuple[int, bytes]
+FramingField = tuple[int, bytes]
 """A field that decides something, by kind, with its value exactly as it came."""
 
 
@@ -132,7 +132,7 @@ def is_authority(value: bytes) -> bool:
     return True
 
 
-def judge_marks(version: str, marks: Iterable[Mark]) -> Framing:
+def check_framing_fields(version: str, framing_fields: Iterable[FramingField]) -> Framing:
     """Read the deciding fields: one Host, one length, nothing that another reader could understand differently.
 
     Raises:
@@ -142,7 +142,7 @@ def judge_marks(version: str, marks: Iterable[Mark]) -> Framing:
     length: bytes | None = None
     coding: bytes | None = None
     expected = False
-    for kind, value in marks:
+    for kind, value in framing_fields:
         if kind == HOST:
             if host is not None:
                 raise HeadRefused("host_repeated")
@@ -294,7 +294,7 @@ def _judge_scope(scope: dict[str, Any]) -> None:
         raise HeadRefused("raw_path_missing")
     version: str = scope["http_version"]
     headers: Sequence[RawHeader] = scope["headers"]
-    marks: list[Mark] = []
+    framing_fields: list[FramingField] = []
     upgrade = connection_upgrade = False
     for name, value in headers:
         # A server that frames fields by length (HTTP/2, HTTP/3) may let through what ends a line of HTTP/1.1.
@@ -304,13 +304,13 @@ def _judge_scope(scope: dict[str, Any]) -> None:
             raise HeadRefused("field_value")
         lower, kind = KNOWN.get(name) or learn(name)
         if kind:
-            marks.append((kind, value))
+            framing_fields.append((kind, value))
             if lower == b"connection":
                 connection_upgrade = connection_upgrade or b"upgrade" in value.lower()
         elif lower == b"upgrade":
             upgrade = True
     # HTTP/2 and 3 servers hand over `:authority` as Host and have no transfer codings; what is left is judged as 1.1.
-    framing = judge_marks("1.0" if version == "1.0" else "1.1", marks)
+    framing = check_framing_fields("1.0" if version == "1.0" else "1.1", framing_fields)
     if upgrade and connection_upgrade and framing.length:
         raise HeadRefused("upgrade_body")
     query: bytes = scope.get("query_string", b"")
@@ -323,11 +323,11 @@ def _judge_scope(scope: dict[str, Any]) -> None:
 __all__ = [
     "KNOWN",
     "Framing",
+    "FramingField",
     "HeadRefused",
-    "Mark",
+    "check_framing_fields",
     "check_scope",
     "is_authority",
-    "judge_marks",
     "judge_path",
     "judge_target",
     "learn",

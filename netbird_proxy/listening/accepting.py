@@ -11,7 +11,7 @@ import contextlib
 import socket
 from typing import Any
 
-from netbird_proxy.listening.connections import Connections, Room
+from netbird_proxy.listening.connections import Capacity, Connections
 from netbird_proxy.listening.http1 import Http1Protocol
 from netbird_proxy.listening.tls import SHUTDOWN_TIMEOUT, ServerTls
 
@@ -26,7 +26,7 @@ class Accepted:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self.room = Room.NO
+        self.capacity = Capacity.NO
 
     def stop(self) -> None:
         """No request was begun on it, so it ends at once."""
@@ -101,9 +101,9 @@ class Acceptor:
     def _enter(self, sock: socket.socket, peer: Any) -> None:
         connections = self._connections
         place = Accepted(sock)
-        place.room = room = connections.enter(place, peer)
+        place.capacity = capacity = connections.enter(place, peer)
         # A refusal can be sent without TLS only: with it, the answer would cost the handshake that is to be avoided.
-        if room is Room.CROWDED or (self._tls and room is not Room.YES):
+        if capacity is Capacity.CROWDED or (self._tls and capacity is not Capacity.YES):
             connections.closed(place)
             sock.close()
             return

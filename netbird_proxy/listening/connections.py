@@ -32,7 +32,7 @@ class ListenLimits:
         head_lines: field lines in one head, and in its trailers.
         idle_timeout: between requests.
         body_idle: how long the application may wait for the next piece of a request body.
-        min_rate: bytes a second that a client must send and take at; 0 asks for nothing. See `Pace`.
+        min_rate: bytes a second that a client must send and take at; 0 asks for nothing. See `BodyPatience`.
         min_rate_grace: how long the application may wait for a request body that comes slower.
         body_buffer: request body bytes kept before the transport stops reading.
         drain_bytes: of a body nobody wants that are read and dropped, so that the connection can be kept.
@@ -68,7 +68,7 @@ class EventLog(Protocol):
     def error(self, event: str, **facts: Any) -> Any: ...
 
 
-Count = Callable[[str], Any]
+CountEvent = Callable[[str], Any]
 """Adds one to the counter of that name."""
 
 
@@ -89,7 +89,7 @@ class Silent:
 
 
 def uncounted(name: str) -> None:
-    """A Count for those who keep none."""
+    """A CountEvent for those who keep none."""
 
 
 class Connection(Protocol):
@@ -102,7 +102,7 @@ class Connection(Protocol):
         """End now."""
 
 
-class Room(Enum):
+class Capacity(Enum):
     """Whether a listener has room for one more connection."""
 
     YES = "yes"
@@ -115,7 +115,7 @@ class Room(Enum):
 class Place(Connection, Protocol):
     """A connection that was counted before its protocol existed, with the answer that it got then."""
 
-    room: Room
+    capacity: Capacity
 
 
 class HeldHead(Protocol):
@@ -138,20 +138,20 @@ class Connections:
         limits: ListenLimits | None = None,
         account: AccountId | None = None,
         tunnel: Tunnel | None = None,
-        tls_ahead: bool = False,
-        is_front: Callable[[str], bool] = lambda _peer: False,
-        count: Count = uncounted,
+        behind_tls_proxy: bool = False,
+        is_trusted_proxy: Callable[[str], bool] = lambda _peer: False,
+        count: CountEvent = uncounted,
         log: EventLog | None = None,
         record_refusal: RecordRefusal = unrecorded,
     ) -> None:
         """
         Args:
             record_refusal: remembers a request whose head was refused; its id goes into the answer.
-            is_front: whether many clients come from this address, as a proxy is there that the operator knows of.
+            is_trusted_proxy: whether a peer's address is a trusted proxy's, so that many clients come from it.
             listener: its name, for logs and `Origin.listener`.
             account: the tenant whose tunnel this listener is on; None on a host socket.
             tunnel: that tunnel; None on a host socket.
-            tls_ahead: the operator declared that TLS ends in front of this listener: requests count as https.
+            behind_tls_proxy: the operator declared that TLS ends in front of this listener: requests count as https.
         """
         self.app = app
         self.origins = origins
@@ -159,8 +159,8 @@ class Connections:
         self.limits = limits or ListenLimits()
         self.account = account
         self._tunnel = tunnel
-        self.tls_ahead = tls_ahead
-        self._is_front = is_front
+        self.behind_tls_proxy = behind_tls_proxy
+        self._is_trusted_proxy = is_trusted_proxy
         self.count = count
         self.log: EventLog = log or Silent()
         self.record_refusal = record_refusal
@@ -174,7 +174,7 @@ class Connections:
         self.tick = 0
         self.ticking = False
 
-    def enter(self, connection: Connection, peername: Any) -> Room:
+    def enter(self, connection: Connection, peername: Any) -> Capacity:
         """Count a connection that was accepted; one without room has to be closed. `closed` undoes it.
 
         Args:
@@ -183,24 +183,24 @@ class Connections:
         peer = _address(peername).host
         client = source_of(peer)
         self.open[connection] = client
-        room = _room(len(self.open), self.limits.connections)
-        if room is not Room.YES:
+        capacity = _capacity(len(self.open), self.limits.connections)
+        if capacity is not Capacity.YES:
             self.count("connections_refused")
         if client:
             held = self._of_client[client] = self._of_client.get(client, 0) + 1
-            if room is Room.YES and held > self.limits.client_connections and not self._fronted(peer):
-                room = _room(held, self.limits.client_connections)
+            if capacity is Capacity.YES and held > self.limits.client_connections and not self._fronted(peer):
+                capacity = _capacity(held, self.limits.client_connections)
                 self.count("connections_refused_of_client")
-        return room
+        return capacity
 
     def _fronted(self, peer: str) -> bool:
         """Whether many clients stand behind one address. In a tunnel each peer has its own."""
-        return self.account is None and (self.tls_ahead or self._is_front(peer))
+        return self.account is None and (self.behind_tls_proxy or self._is_trusted_proxy(peer))
 
-    def take_over(self, place: Place, connection: Connection) -> Room:
+    def take_over(self, place: Place, connection: Connection) -> Capacity:
         """Count a connection under its protocol from now on. The answer is that of `enter`."""
         self.open[connection] = self.open.pop(place)
-        return place.room
+        return place.capacity
 
     def issue(self, transport: asyncio.BaseTransport) -> Origin:
         """An origin for a connection that was just accepted, from its transport's own addresses."""
@@ -210,7 +210,7 @@ class Connections:
             self.account,
             peer,
             _address(transport.get_extra_info("sockname")),
-            self.tls_ahead,
+            self.behind_tls_proxy,
             self._peer_key(transport, peer),
         )
 
@@ -284,10 +284,10 @@ class Connections:
             loop.call_later(_HELD_HEAD_TICK, self._flush_held, loop)
 
 
-def _room(held: int, limit: int) -> Room:
+def _capacity(held: int, limit: int) -> Capacity:
     if held <= limit:
-        return Room.YES
-    return Room.NO if held <= limit + max(16, limit // 8) else Room.CROWDED
+        return Capacity.YES
+    return Capacity.NO if held <= limit + max(16, limit // 8) else Capacity.CROWDED
 
 
 def _address(name: Any) -> Address:

@@ -23,9 +23,18 @@ import httptools
 from netbird_proxy.api.errors import DownstreamError
 from netbird_proxy.asgi import CONNECTION_EXTENSION, ORIGIN_STATE, Scope
 from netbird_proxy.http.framing import STATUS_LINES
-from netbird_proxy.http.head import HOST, KNOWN, VALID_HOSTS, HeadRefused, Mark, judge_marks, judge_target, learn
-from netbird_proxy.listening.connections import Connections, Place, Room
-from netbird_proxy.listening.pace import Uptake
+from netbird_proxy.http.head import (
+    HOST,
+    KNOWN,
+    VALID_HOSTS,
+    FramingField,
+    HeadRefused,
+    check_framing_fields,
+    judge_target,
+    learn,
+)
+from netbird_proxy.listening.connections import Capacity, Connections, Place
+from netbird_proxy.listening.pace import WriteProgress
 from netbird_proxy.listening.raw import RawStream
 from netbird_proxy.listening.request import ServedRequest
 
@@ -54,10 +63,11 @@ class Http1Protocol(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_completed", "_deadline", "_discarded", "_discarding", "_drained", "_eof", "_fields", "_idle", "_lingering",
-        "_marks", "_parser", "_patience", "_place", "_queue", "_raw", "_reading", "_reading_paused", "_refusal",
-        "_scope", "_segment", "_silent", "_timer", "_timer_at", "_tls", "_unfinished", "_uptake", "_url", "app",
-        "connections", "current", "limits", "loop", "must_close", "origin", "transport", "write_paused",
+        "_completed", "_deadline", "_discarded", "_discarding", "_drained", "_eof", "_fields", "_framing_fields",
+        "_idle", "_lingering", "_parser", "_patience", "_place", "_queue", "_raw", "_reading", "_reading_paused",
+        "_refusal", "_scope", "_segment", "_silent", "_timer", "_timer_at", "_tls", "_unfinished", "_url",
+        "_write_progress", "app", "connections", "current", "limits", "loop", "must_close", "origin", "transport",
+        "write_paused",
     )  # fmt: skip
 
     def __init__(
@@ -81,7 +91,7 @@ class Http1Protocol(asyncio.Protocol):
         self._parser: Any = httptools.HttpRequestParser(self)
         self._drained: asyncio.Future[None] | None = None
         self._patience = 0.0  # how long the client had for what it was to take by now
-        self._uptake: Uptake | None = None  # while something waits that the client does not take
+        self._write_progress: WriteProgress | None = None  # while something waits that the client does not take
         self._reading_paused = False
         self._eof = False
         self._tls = False
@@ -96,7 +106,7 @@ class Http1Protocol(asyncio.Protocol):
         # For one request: what is being parsed, the one being answered, and those behind it.
         self._url = b""
         self._fields: list[RawHeader] = []
-        self._marks: list[Mark] = []
+        self._framing_fields: list[FramingField] = []
         self._segment = 0  # bytes in the piece being parsed
         self._unfinished = 0  # bytes of earlier pieces that belong to the head being parsed
         self._completed = False  # a head was completed by this piece
@@ -119,7 +129,7 @@ class Http1Protocol(asyncio.Protocol):
             "http_version": "",
             "server": (origin.local.host, origin.local.port) if origin.local.host else None,
             "client": (origin.peer.host, origin.peer.port) if origin.peer.host else None,
-            "scheme": "https" if self._tls or origin.tls_ahead else "http",
+            "scheme": "https" if self._tls or origin.behind_tls_proxy else "http",
             "method": "",
             "root_path": "",
             "path": "",
@@ -131,20 +141,20 @@ class Http1Protocol(asyncio.Protocol):
         }
         place, self._place = self._place, None
         if place is None:
-            room = connections.enter(self, transport.get_extra_info("peername"))
+            capacity = connections.enter(self, transport.get_extra_info("peername"))
         else:
-            room = connections.take_over(place, self)
+            capacity = connections.take_over(place, self)
         if connections.stopping:
             self._close()
-        elif room is not Room.YES:
-            self._turn_away(room)
+        elif capacity is not Capacity.YES:
+            self._turn_away(capacity)
         else:
             self._arm(self.limits.head_timeout)
 
-    def _turn_away(self, room: Room) -> None:
+    def _turn_away(self, capacity: Capacity) -> None:
         """One connection too many: it is told, as long as not even that is too much."""
         self._discarding = True
-        if room is Room.CROWDED:
+        if capacity is Capacity.CROWDED:
             self.transport.abort()
         else:
             self.transport.write(_refusal_response(503))
@@ -194,7 +204,7 @@ class Http1Protocol(asyncio.Protocol):
             return False
         if reading is not None:
             self._queue.pop()
-        self._uptake = Uptake(self.transport)
+        self._write_progress = WriteProgress(self.transport)
         self._arm(self.limits.half_close_timeout)
         return True
 
@@ -232,10 +242,10 @@ class Http1Protocol(asyncio.Protocol):
     def _arm_linger(self) -> None:
         """What a client still takes at its pace is not cut off: an answer's end is worth no less than its middle."""
         if self.transport.get_write_buffer_size():
-            self._uptake = Uptake(self.transport)
-            self._arm(self._asked_for(self._uptake))
+            self._write_progress = WriteProgress(self.transport)
+            self._arm(self._asked_for(self._write_progress))
         else:
-            self._uptake = None
+            self._write_progress = None
             self._arm(self.limits.linger_timeout)
 
     def _linger(self) -> None:
@@ -282,9 +292,9 @@ class Http1Protocol(asyncio.Protocol):
         self._timer = None
         now = self.loop.time()
         current = self.current
-        if current is not None and (pace := current.pace) is not None and pace.due:
-            if now < pace.due:
-                self.ring_at(pace.due)
+        if current is not None and (patience := current.body_patience) is not None and patience.due:
+            if now < patience.due:
+                self.ring_at(patience.due)
             else:
                 current.late()
         if not self._deadline:
@@ -352,7 +362,7 @@ class Http1Protocol(asyncio.Protocol):
         except KeyError:
             lower, kind = learn(name)
         if kind:
-            self._marks.append((kind, value))
+            self._framing_fields.append((kind, value))
         if value and value[-1] <= 32:
             value = value.rstrip(b" \t")
         self._fields.append((lower, value))
@@ -362,7 +372,7 @@ class Http1Protocol(asyncio.Protocol):
         limits = self.limits
         self._completed = True
         fields, self._fields = self._fields, []
-        marks, self._marks = self._marks, []
+        framing, self._framing_fields = self._framing_fields, []
         url, self._url = self._url, b""
         size, self._unfinished = self._unfinished + self._segment, 0
         try:
@@ -374,18 +384,18 @@ class Http1Protocol(asyncio.Protocol):
                 raise HeadRefused("head_bytes", 431)
             method = parser.get_method()
             keep_alive = parser.should_keep_alive()
-            if keep_alive and len(marks) == 1 and marks[0][0] == HOST and marks[0][1] in VALID_HOSTS:
+            if keep_alive and len(framing) == 1 and framing[0][0] == HOST and framing[0][1] in VALID_HOSTS:
                 # The plain request. What keeps itself alive without a Connection field is 1.1, by the parser's rules
                 # and RFC 9112's, and asking for the version costs as much as judging the target.
                 version = "1.1"
-                host = marks[0][1]
+                host = framing[0][1]
                 length = 0
                 expects = upgrade = False
             else:
                 version = parser.get_http_version()
                 if version not in _VERSIONS:
                     raise HeadRefused("version", 505)
-                host, length, expects = judge_marks(version, marks)
+                host, length, expects = check_framing_fields(version, framing)
                 upgrade = parser.should_upgrade()
                 if upgrade:
                     if length:
@@ -449,7 +459,7 @@ class Http1Protocol(asyncio.Protocol):
         if self._fields:
             # Whatever comes behind the head is a trailer: the head that the application has stays as it was judged.
             trailers, self._fields = self._fields, []
-            self._marks = []
+            self._framing_fields = []
             if len(trailers) > self.limits.head_lines or _octets(trailers) > self.limits.head_bytes:
                 self._refusal = HeadRefused("trailer_bytes", 431)
                 raise self._refusal
@@ -483,7 +493,7 @@ class Http1Protocol(asyncio.Protocol):
         """Answer for the application, which does not see this request, and end the connection."""
         self._discarding = True
         refusal.target = refusal.target or self._url
-        self._fields, self._marks, self._url, self._unfinished = [], [], b"", 0
+        self._fields, self._framing_fields, self._url, self._unfinished = [], [], b"", 0
         self._refusal = None
         reading, self._reading = self._reading, None
         if reading is None or reading is not self.current:  # else the application has it, and it is an exchange already
@@ -647,26 +657,26 @@ class Http1Protocol(asyncio.Protocol):
     def pause_writing(self) -> None:
         self.write_paused = True
         if not self._deadline:
-            self._uptake = Uptake(self.transport)
-            self._arm(self._asked_for(self._uptake))
+            self._write_progress = WriteProgress(self.transport)
+            self._arm(self._asked_for(self._write_progress))
 
-    def _asked_for(self, uptake: Uptake) -> float:
-        self._patience = uptake.patience(self.limits)
+    def _asked_for(self, progress: WriteProgress) -> float:
+        self._patience = progress.patience(self.limits)
         return self._patience
 
     def _takes_enough(self) -> bool:
         """Whether the client has read enough of what waits for it since the last look; then it has as long again."""
-        if self._uptake is None:
+        if self._write_progress is None:
             return False
-        if self._uptake.since_last_look() < max(1.0, self.limits.min_rate * self._patience):
+        if self._write_progress.since_last_look() < max(1.0, self.limits.min_rate * self._patience):
             self.connections.count("write_too_slow")
             return False
-        self._arm(self._asked_for(self._uptake))
+        self._arm(self._asked_for(self._write_progress))
         return True
 
     def _is_there(self) -> bool:
         """Whether a client that sends no more has read anything since the last look."""
-        if self._uptake is None or not self._uptake.since_last_look():
+        if self._write_progress is None or not self._write_progress.since_last_look():
             return False
         self._arm(self.limits.half_close_timeout)
         return True

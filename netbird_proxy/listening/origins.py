@@ -19,12 +19,17 @@ class Origins:
         account: AccountId | None,
         peer: Address,
         local: Address,
-        tls_ahead: bool = False,
+        behind_tls_proxy: bool = False,
         peer_key: PublicKey | None = None,
     ) -> Origin:
         """A new origin for a connection that was just accepted; the listener retires it when the connection ends."""
         origin = Origin(
-            listener=listener, account=account, peer=peer, local=local, tls_ahead=tls_ahead, peer_key=peer_key
+            listener=listener,
+            account=account,
+            peer=peer,
+            local=local,
+            behind_tls_proxy=behind_tls_proxy,
+            peer_key=peer_key,
         )
         self._live.add(origin)
         return origin

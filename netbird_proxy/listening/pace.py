@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _BYTES_ACKED = struct.Struct("@120xQ")  # tcpi_bytes_acked in Linux's struct tcp_info
 
 
-class Pace:
+class BodyPatience:
     """The patience with one request's body. Made when the application first has to wait for it.
 
     Only waiting counts: a client is not to blame while it is the upstream that takes nothing. Waiting spends patience,
@@ -61,7 +61,7 @@ class Pace:
             self.late = ReadTimeout(f"nothing of the request body came for {self._idle:g} s")
 
 
-class Uptake:
+class WriteProgress:
     """What a client has taken of what waits for it, between one look and the next."""
 
     __slots__ = ("_acknowledged", "_transport", "_unsent")

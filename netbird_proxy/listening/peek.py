@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import cast
 
-from netbird_proxy.listening.connections import Connections, Room
+from netbird_proxy.listening.connections import Capacity, Connections
 from netbird_proxy.listening.http1 import Http1Protocol
 from netbird_proxy.listening.tls import ServerTls, server_tls
 
@@ -29,15 +29,15 @@ class Peek(asyncio.Protocol):
         self._tls = tls
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self.room = Room.YES
+        self.capacity = Capacity.YES
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self.room = self._connections.enter(self, transport.get_extra_info("peername"))
+        self.capacity = self._connections.enter(self, transport.get_extra_info("peername"))
         if self._connections.stopping:
             self._transport.close()
             return
-        if self.room is not Room.YES:
+        if self.capacity is not Capacity.YES:
             # It may speak TLS, so it cannot be sent a refusal.
             self._transport.abort()
             return

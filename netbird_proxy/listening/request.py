@@ -17,7 +17,7 @@ from netbird_proxy.http.framing import (
     plain_head,
     switching_head,
 )
-from netbird_proxy.listening.pace import Pace
+from netbird_proxy.listening.pace import BodyPatience
 from netbird_proxy.listening.raw import RawStream
 from netbird_proxy.listening.stream import ClientStream
 
@@ -43,13 +43,13 @@ class ServedRequest:
             can only be shown by truncation.
         remaining: bytes that the stated length still allows.
         done: the response is on the wire to its last byte, or given up.
-        pace: how long the application has waited for the body; None before it first had to.
+        body_patience: how long the application has waited for the body; None before it first had to.
         raw: what the connection becomes if the upgrade that this request asks for is granted.
     """
 
     __slots__ = (
-        "buffered", "chunks", "complete", "done", "ended", "expects", "fields", "framing", "gone", "has_body",
-        "head_only", "held_at", "http11", "keep_alive", "pace", "protocol", "raw", "remaining", "status", "task",
+        "body_patience", "buffered", "chunks", "complete", "done", "ended", "expects", "fields", "framing", "gone",
+        "has_body", "head_only", "held_at", "http11", "keep_alive", "protocol", "raw", "remaining", "status", "task",
         "trailers", "upgrade", "waiter", "will_trail",
     )  # fmt: skip
 
@@ -68,7 +68,7 @@ class ServedRequest:
         self.waiter: asyncio.Future[None] | None = None
         self.trailers: list[RawHeader] | None = None
         self.raw: RawStream | None = None
-        self.pace: Pace | None = None
+        self.body_patience: BodyPatience | None = None
         self.gone = self.complete = self.ended = self.will_trail = self.done = self.upgrade = False
         self.buffered = self.status = self.framing = 0
         self.fields: list[bytes] = _NO_PIECES
@@ -98,25 +98,25 @@ class ServedRequest:
                 body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
                 self.chunks = []
                 self.buffered = 0
-                if self.pace is not None:
-                    self.pace.came(self.protocol.loop.time(), len(body))
+                if self.body_patience is not None:
+                    self.body_patience.came(self.protocol.loop.time(), len(body))
                 self.protocol.regulate_reading()
                 return self._piece(body)
             if self.gone or self.done:
                 return {"type": "http.disconnect"}
-            if self.pace is not None:
-                if self.pace.late is not None:
-                    raise self.pace.late
-                self.pace.came(self.protocol.loop.time(), 0)
+            if self.body_patience is not None:
+                if self.body_patience.late is not None:
+                    raise self.body_patience.late
+                self.body_patience.came(self.protocol.loop.time(), 0)
             if self.complete and not self.ended:
                 return self._piece(b"")
             if self.expects and not self.complete and self.framing == UNDECIDED:
                 self.expects = False
                 self.protocol.transport.write(_CONTINUE)
             if not self.complete:
-                if self.pace is None:
-                    self.pace = Pace(self.protocol.limits)
-                self.protocol.ring_at(self.pace.wait(self.protocol.loop.time()))
+                if self.body_patience is None:
+                    self.body_patience = BodyPatience(self.protocol.limits)
+                self.protocol.ring_at(self.body_patience.wait(self.protocol.loop.time()))
             if self.waiter is None or self.waiter.done():
                 self.waiter = self.protocol.loop.create_future()
                 await self.waiter
@@ -135,8 +135,8 @@ class ServedRequest:
 
     def late(self) -> None:
         """The client has let the application wait for too long, unless what it sent is only not picked up yet."""
-        if self.pace is not None and not self.chunks and not self.complete:
-            self.pace.expire()
+        if self.body_patience is not None and not self.chunks and not self.complete:
+            self.body_patience.expire()
             self.protocol.connections.count("body_too_slow")
             self.keep_alive = False
             self.wake()

@@ -98,6 +98,8 @@ def check(
         out.print(table)
     for name in loaded.ignored:
         err.print(f"note: {name} is set, and this proxy has no such setting", markup=False)
+    for renamed in loaded.given.renamed:
+        err.print(f"note: {renamed.old} is now {renamed.new}", markup=False)
     out.print(f"ok: {len(loaded.hooks.plugins)} plugins, {len(loaded.settings.listen)} host listeners")
 
 

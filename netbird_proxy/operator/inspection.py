@@ -33,13 +33,13 @@ def describe_plugins(plugins: Plugins) -> list[dict[str, Any]]:
 def describe_routes(routing: Routing) -> list[dict[str, Any]]:
     """What is served, and what is refused and why."""
     found: list[dict[str, Any]] = []
-    for served in routing:
-        mapping = served.mapping
+    for applied in routing:
+        mapping = applied.mapping
         base = {"service": mapping.id, "account": mapping.account, "source": mapping.source, "host": mapping.host}
-        if served.compiled is None or served.refused:
-            found.append(base | {"prefix": "/", "upstreams": [], "steps": [], "refused": served.refused})
+        if applied.compiled is None or applied.refused:
+            found.append(base | {"prefix": "/", "upstreams": [], "steps": [], "refused": applied.refused})
             continue
-        for route in served.compiled.routes.routes:
+        for route in applied.compiled.routes.routes:
             if route.spec is not None:
                 steps = _steps(route.runner)
                 upstreams = [str(upstream) for upstream in route.spec.upstreams]
@@ -56,9 +56,9 @@ def dry_run(routing: Routing, host: str, path: str, account: str | None) -> dict
     except ValueError as exc:
         return story | {"outcome": f"400: {exc}"}
     route = routing.table.match(folded, path.encode("latin-1", "replace"), AccountId(account) if account else None)
-    for served in routing:
-        if served.mapping.host == folded and served.refused:
-            return story | {"outcome": f"refused: {served.refused}"}
+    for applied in routing:
+        if applied.mapping.host == folded and applied.refused:
+            return story | {"outcome": f"refused: {applied.refused}"}
     if route.spec is None:
         where = f"in the tunnel of account {account}" if account else "on a host listener"
         return story | {"outcome": f"no route {where}"}

@@ -20,7 +20,7 @@ from netbird_proxy.pipeline.downstream import Downstream
 from netbird_proxy.pipeline.ending import Environment, discard
 from netbird_proxy.pipeline.exchange import Exchange
 from netbird_proxy.pipeline.head_rules import can_be_sent, without_others_cookies
-from netbird_proxy.pipeline.offers import are_ways, prompt
+from netbird_proxy.pipeline.offers import are_valid_offers, prompt
 
 
 class Admission:
@@ -58,7 +58,7 @@ class Admission:
                         continue  # who it is has been said
                 elif offers and exchange.identity is None:
                     break
-                if exchange.asked_again and not step.again:
+                if exchange.revalidating and not step.again:
                     continue
                 if step.body_bytes:
                     await self._read_ahead(asking, step, exchange, downstream)
@@ -105,7 +105,7 @@ class Admission:
     def _offers(self, step: BoundAuthenticator, answer: Offer | tuple[object, ...], exchange: Exchange) -> list[Offer]:
         """What it offers. StepFailed for what is no offer, or leads elsewhere than to a plugin of ours."""
         given = answer if isinstance(answer, tuple) else (answer,)
-        if not are_ways(given):
+        if not are_valid_offers(given):
             raise step_failed(step, "offered what is no way to log in")
         offers = [one for one in given if isinstance(one, Offer)]
         exchange.trail.append(TrailEntry("authenticate", step.plugin, "offer", ", ".join(one.method for one in offers)))
@@ -129,7 +129,7 @@ class Admission:
             )
             return verdict
         if isinstance(verdict, Challenge) and 200 <= verdict.status <= 599:
-            if verdict.offers and not are_ways(verdict.offers):
+            if verdict.offers and not are_valid_offers(verdict.offers):
                 raise step_failed(step, "offered what is no way to log in")
             exchange.trail.append(TrailEntry(step.stage, step.plugin, f"challenge {verdict.code}", verdict.reason))
             if verdict.offers and verdict.status == 401 and not (verdict.body or verdict.headers):

@@ -68,7 +68,7 @@ def sentence(status: int, code: str) -> str:
     )
 
 
-class Environment(Protocol):
+class PageSource(Protocol):
     """What answers need of the process."""
 
     @property
@@ -80,7 +80,7 @@ class Environment(Protocol):
     def page_failed(self, error: BaseException) -> None: ...
 
 
-async def refuse(exchange: Exchange, downstream: Downstream, denial: Deny, environment: Environment) -> None:
+async def refuse(exchange: Exchange, downstream: Downstream, denial: Deny, environment: PageSource) -> None:
     """Answer a guard's no."""
     code = denial.code if _CODE.fullmatch(denial.code) else "denied"
     page = _page(exchange, denial.status, code, sentence(denial.status, code))
@@ -89,7 +89,7 @@ async def refuse(exchange: Exchange, downstream: Downstream, denial: Deny, envir
     await _answer(exchange, downstream, page, denial.headers, environment)
 
 
-async def challenge(exchange: Exchange, downstream: Downstream, asked: Challenge, environment: Environment) -> None:
+async def challenge(exchange: Exchange, downstream: Downstream, asked: Challenge, environment: PageSource) -> None:
     """Answer with what an authenticator asks for, or with the core's words where it brought no page."""
     if not asked.body:
         code = asked.code if _CODE.fullmatch(asked.code) else "challenge"
@@ -109,7 +109,7 @@ async def fail(
     downstream: Downstream,
     error: ExchangeError,
     headers: Iterable[RawHeader],
-    environment: Environment,
+    environment: PageSource,
 ) -> None:
     """Answer a failure."""
     page = _page(exchange, error.status, error.code, error.sentence)
@@ -130,7 +130,7 @@ def _page(exchange: Exchange, status: int, code: str, told: str, offers: tuple[O
 
 
 async def _answer(
-    exchange: Exchange, downstream: Downstream, page: Page, headers: Iterable[RawHeader], environment: Environment
+    exchange: Exchange, downstream: Downstream, page: Page, headers: Iterable[RawHeader], environment: PageSource
 ) -> None:
     kind, body, own = _worded(exchange, page, environment)
     await downstream.start(
@@ -147,7 +147,7 @@ async def _answer(
     await downstream.finish(b"" if exchange.method == "HEAD" else body)
 
 
-def _worded(exchange: Exchange, page: Page, environment: Environment) -> tuple[bytes, bytes, list[RawHeader]]:
+def _worded(exchange: Exchange, page: Page, environment: PageSource) -> tuple[bytes, bytes, list[RawHeader]]:
     """The page in the form that its reader wants: a browser a page, a program JSON or plain text."""
     accept = (exchange.headers.get(b"accept") or b"").lower()
     if b"text/html" in accept and environment.pages is not None:

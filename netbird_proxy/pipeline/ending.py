@@ -27,7 +27,7 @@ GUARD_TIMEOUT = 5.0
 
 ENDPOINT_TIMEOUT = 30.0
 
-Count = Callable[[str], None]
+CountEvent = Callable[[str], None]
 
 
 class Runner(Protocol):
@@ -55,7 +55,7 @@ class Environment:
         timeout: float = GUARD_TIMEOUT,
         grace: float = GRACE,
         endpoint_timeout: float = ENDPOINT_TIMEOUT,
-        count: Count = lambda _name: None,
+        count: CountEvent = lambda _name: None,
     ) -> None:
         self.timeout = timeout
         self.grace = grace

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from netbird_host.deprecation import older_name
 from netbird_proxy.api.exchange import TrailEntry, Try
 from netbird_proxy.api.forwarded import Forwarded
 from netbird_proxy.api.headers import Headers
@@ -27,7 +28,6 @@ class Exchange:
 
     __slots__ = (
         "allowed_notes",
-        "asked_again",
         "authority",
         "body",
         "bytes_received",
@@ -51,6 +51,7 @@ class Exchange:
         "public_query",
         "query",
         "raw_path",
+        "revalidating",
         "route",
         "scheme",
         "started_at",
@@ -77,11 +78,11 @@ class Exchange:
         client_address: str,
         allowed_notes: frozenset[str] = frozenset(),
         kind: Kind = "http",
-        asked_again: bool = False,
+        revalidating: bool = False,
     ) -> None:
         self.id = id
         self.kind = kind
-        self.asked_again = asked_again
+        self.revalidating = revalidating
         self.origin = origin
         self.method = method
         self.scheme = scheme
@@ -110,6 +111,8 @@ class Exchange:
         self.started_ns = time.monotonic_ns()
         self.started_at = time.time()
         self.ended_ns = 0  # pipeline, before observe
+
+    asked_again = older_name("exchange.asked_again", "revalidating")
 
     def arrive(self, public: Headers, views: Mapping[str, Headers]) -> None:
         """Take the head: as every step may see it, and as plugins see it whose own cookies are in it."""

@@ -46,7 +46,7 @@ def _is_its_own(send: object, client: object) -> bool:
 def _source(exchange: Exchange) -> str:
     """Among whom an upstream's places are shared out; nobody, where one address may stand for many clients."""
     origin = exchange.origin
-    if origin is None or (origin.tls_ahead and exchange.forwarded is None):
+    if origin is None or (origin.behind_tls_proxy and exchange.forwarded is None):
         return ""
     return exchange.client_address if origin.account is not None else source_of(exchange.client_address)
 

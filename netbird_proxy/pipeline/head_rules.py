@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
-from netbird_proxy.api.headers import RESERVED_PREFIX, ByName, Headers, RawHeader, fold
+from netbird_proxy.api.headers import RESERVED_PREFIX, Headers, NameCache, RawHeader, fold
 
 CORE = "core"
 """Who owns the names that no plugin may set. Not a plugin id: those are entry-point names."""
@@ -90,18 +90,18 @@ _NO_VIEWS: Mapping[str, Headers] = {}
 DROP, KEEP, LOOK, COOKIE = range(4)
 """What becomes of a field: verdicts by its name, worked out once."""
 
-_SHARED: dict[object, ByName[Any]] = {}
+_SHARED: dict[object, NameCache[Any]] = {}
 
 _SHARED_LIMIT = 64
 
 _NAMES_LIMIT = 512
 
 
-def verdict_table(key: object, judge: Callable[[bytes], V]) -> ByName[V]:
+def verdict_table(key: object, judge: Callable[[bytes], V]) -> NameCache[V]:
     """The table for these rules. Routes with equal rules share one, so that clients cannot fill one a route."""
-    table: ByName[V] | None = _SHARED.get(key)
+    table: NameCache[V] | None = _SHARED.get(key)
     if table is None:
-        table = ByName(judge, _NAMES_LIMIT)
+        table = NameCache(judge, _NAMES_LIMIT)
         if len(_SHARED) < _SHARED_LIMIT:
             _SHARED[key] = table
     return table

@@ -11,7 +11,7 @@ from netbird_proxy.pipeline.exchange import Exchange
 OWN_PATHS = "/__netbird__/"
 
 
-def are_ways(offers: Sequence[object]) -> bool:
+def are_valid_offers(offers: Sequence[object]) -> bool:
     """Whether each is a way to log in: one that leads to a plugin of ours, or one that programs go without a page."""
     return bool(offers) and all(
         isinstance(one, Offer) and (one.action.startswith(OWN_PATHS) or not (one.action or one.fields or one.automatic))

@@ -25,7 +25,7 @@ AT_ONCE = 1024
 """Exchanges that are asked about at a time: each may cost a call to management."""
 
 ROUTE_GONE = Deny(503, "route_gone", "its route is not served any more")
-NOT_ASKED = Deny(503, "not_readmitted", "it could not be asked about again in time")
+NOT_REVALIDATED = Deny(503, "not_readmitted", "it could not be asked about again in time")
 
 
 class Matched(Protocol):
@@ -224,11 +224,11 @@ class OpenExchanges:
             entry.stop_timer()
             entry.late = loop.call_later(remaining, self._too_late, entry)
             self._asked.add(entry)
-            entry.verdict = loop.create_task(self._ask(entry))
+            entry.verdict = loop.create_task(self._revalidate(entry))
 
     def _too_late(self, entry: UnderWay) -> None:
         """Cut it by the clock, whatever its steps do: one that hangs must not hold the door open, nor its place."""
-        self._cut(entry, NOT_ASKED)
+        self._cut(entry, NOT_REVALIDATED)
         self._release(entry)
 
     def _release(self, entry: UnderWay) -> None:
@@ -248,7 +248,7 @@ class OpenExchanges:
             log.info("exchange.cut", exchange=entry.exchange.id, code=refusal.code, reason=refusal.reason)
             entry.cut(refusal)
 
-    async def _ask(self, entry: UnderWay) -> None:
+    async def _revalidate(self, entry: UnderWay) -> None:
         """Ask about one, and cut it unless it may go on. Whatever fails, fails closed."""
         refusal: Deny | None
         try:
@@ -291,14 +291,14 @@ class OpenExchanges:
             client_address=was.client_address,
             allowed_notes=was.allowed_notes,
             kind=was.kind,
-            asked_again=True,
+            revalidating=True,
         )
         again.route = route.spec
         again.forwarded = was.forwarded
         again.views, again.full_query = was.views, was.full_query
         body = Downstream(one.downstream.receive, one.downstream.send, one.downstream.connection)
         body.taken, body.exhausted = one.downstream.taken, True
-        refusal = await runner.readmit(again, body)
+        refusal = await runner.revalidate(again, body)
         if isinstance(refusal, Challenge):
             return Deny(403, refusal.code, f"asked again, it was challenged: {refusal.reason}")
         if refusal is None and was.identity is not None:

@@ -91,7 +91,7 @@ class Pipeline:
             else:
                 ending.observe(exchange)
 
-    async def readmit(self, exchange: Exchange, downstream: Downstream) -> Deny | Challenge | None:
+    async def revalidate(self, exchange: Exchange, downstream: Downstream) -> Deny | Challenge | None:
         """Ask the guards again about an exchange that is under way, on a copy of it. None: it may go on.
 
         The caller bounds the time. Raises whatever a step raises, and StepFailed: it may not go on then either.

@@ -11,7 +11,7 @@ from netbird_host.tables import BoundedTable
 from netbird_proxy.api.errors import BadRequest, RouteRefused, StepFailed
 from netbird_proxy.api.headers import RESERVED_PREFIX, RawHeader, fold
 from netbird_proxy.api.model import Address, RouteSpec, Upstream
-from netbird_proxy.api.outgoing_head import Judged, OutgoingHead
+from netbird_proxy.api.outgoing_head import OutgoingHead, OwnedNames
 from netbird_proxy.pipeline.bound import BoundTransform
 from netbird_proxy.pipeline.exchange import Exchange
 from netbird_proxy.pipeline.head_rules import (
@@ -93,7 +93,7 @@ class RequestHeads:
             ("outgoing", frozenset(self._dropped), frozenset(rules.owners)), _judge(self._dropped, rules.owners.keys())
         )
         self._via = (b"via", b"1.1 " + rules.pseudonym)
-        self._judged: Judged = {}
+        self._owned_names: OwnedNames = {}
 
     def write(self, exchange: Exchange, carried_body: bool | None) -> WrittenHead:
         """The head for one exchange.
@@ -198,7 +198,7 @@ class RequestHeads:
         self, exchange: Exchange, method: bytes, target: bytes, fields: list[RawHeader]
     ) -> list[RawHeader]:
         for transform in self._transforms:
-            outgoing = OutgoingHead(method, target, fields, self._owners, transform.plugin, self._judged)
+            outgoing = OutgoingHead(method, target, fields, self._owners, transform.plugin, self._owned_names)
             try:
                 said = transform.apply(exchange, outgoing)
             except BaseException as exc:  # it is plain code: nobody can have cancelled it

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
+from netbird_host.deprecation import older_name
 from netbird_host.reload import ReloadReport
 from netbird_proxy.accounts.accounts import Accounts, ProxyPeers
 from netbird_proxy.accounts.revocations import RevokedSessions
@@ -95,8 +96,10 @@ class HostApi:
     def listening_addresses(self) -> Sequence[Address]:
         return self._listeners.addresses
 
+    knows_clients = older_name("Proxy.knows_clients", "client_addresses_trusted")
+
     @property
-    def knows_clients(self) -> bool:
+    def client_addresses_trusted(self) -> bool:
         return True
 
     def trust(self, proxies: TrustedProxies | None) -> None:

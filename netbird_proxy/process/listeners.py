@@ -75,7 +75,7 @@ class Listeners:
             inherited = inherited_for(listen.address, handed_over)
             listening: list[socket.socket | None] = [*inherited] or [None]
             for one in listening:
-                connections = self._connections(f"{scheme} {listen.address}", tls_ahead=listen.tls_ahead)
+                connections = self._connections(f"{scheme} {listen.address}", behind_tls_proxy=listen.behind_tls_proxy)
                 self.host.append(await bind_host(connections, listen.address, tls=tls, inherited=one))
             handed_over = [one for one in handed_over if one not in inherited]
         if handed_over:
@@ -116,7 +116,7 @@ class Listeners:
         *,
         account: AccountId | None = None,
         tunnel: Tunnel | None = None,
-        tls_ahead: bool = False,
+        behind_tls_proxy: bool = False,
     ) -> Connections:
         return Connections(
             self._app,
@@ -125,8 +125,8 @@ class Listeners:
             limits=self._listen_limits(),
             account=account,
             tunnel=tunnel,
-            tls_ahead=tls_ahead,
-            is_front=lambda peer: self._app.trusted is not None and peer in self._app.trusted,
+            behind_tls_proxy=behind_tls_proxy,
+            is_trusted_proxy=lambda peer: self._app.trusted is not None and peer in self._app.trusted,
             count=self._count,
             log=log,
             record_refusal=self._app.record_refusal,

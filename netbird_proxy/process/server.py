@@ -206,6 +206,8 @@ class ProxyServer:
     def _warn(self) -> None:
         for name in self.loaded.ignored:
             log.warning("settings.ignored", name=name, reason="this proxy has no such setting")
+        for renamed in self.loaded.given.renamed:
+            log.warning("settings.renamed", name=renamed.old, now=renamed.new)
         url = self.loaded.settings.management.url if self.loaded.settings.management is not None else ""
         if url.startswith("http://") and not _is_loopback(url):
             log.warning("management.insecure", url=url, reason="the proxy's token travels in the clear")

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
@@ -106,17 +107,19 @@ class Management(Section):
 class Listen(Section):
     """One socket that clients connect to."""
 
+    older_names: ClassVar[Mapping[str, str]] = MappingProxyType({"tls_ahead": "behind_tls_proxy"})
+
     address: ListenAddress
     """`127.0.0.1:8080`, `[::1]:8080`, or `:443` for every address of this machine."""
     tls: bool = False
     """TLS ends here; needs `tls.certificates`."""
-    tls_ahead: bool = False
-    """TLS ends in front of us, so what arrives here counts as https."""
+    behind_tls_proxy: bool = False
+    """A proxy in front of this listener ends TLS: requests that arrive here count as https."""
 
     @model_validator(mode="after")
     def _one_end(self) -> Self:
-        if self.tls and self.tls_ahead:
-            raise ValueError("tls and tls_ahead exclude each other: TLS ends in one place")
+        if self.tls and self.behind_tls_proxy:
+            raise ValueError("tls and behind_tls_proxy exclude each other: TLS ends in one place")
         return self
 
 

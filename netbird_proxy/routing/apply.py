@@ -47,7 +47,7 @@ class Report:
 
 
 @dataclass(slots=True)
-class Served:
+class AppliedMapping:
     """One mapping as it stands. `compiled` is None while its host is another's, or it has none."""
 
     mapping: ServiceMapping
@@ -90,23 +90,23 @@ class Routing:
         if not sources:
             self._complete.set()
         self.table = Table({}, self._unknown())
-        self._served: dict[Key, Served] = {}
+        self._applied: dict[Key, AppliedMapping] = {}
         self._claims: dict[str, list[Key]] = {}  # folded host → who wants it, its owner first
 
-    def __iter__(self) -> Iterator[Served]:
-        return iter(self._served.values())
+    def __iter__(self) -> Iterator[AppliedMapping]:
+        return iter(self._applied.values())
 
     def __len__(self) -> int:
-        return len(self._served)
+        return len(self._applied)
 
-    def get(self, source: str, service: ServiceId) -> Served | None:
-        return self._served.get((source, service))
+    def get(self, source: str, service: ServiceId) -> AppliedMapping | None:
+        return self._applied.get((source, service))
 
     def apply(self, source: str, mappings: Iterable[ServiceMapping]) -> list[Report]:
         """Make a source's mappings exactly these. Applying the same ones again changes nothing."""
         wanted = list(mappings)
         ids = {mapping.id for mapping in wanted}
-        gone = [service for origin, service in self._served if origin == source and service not in ids]
+        gone = [service for origin, service in self._applied if origin == source and service not in ids]
         return self.update(source, wanted, gone)
 
     def update(
@@ -120,28 +120,28 @@ class Routing:
         latest = {mapping.id: mapping for mapping in changed}
         dirty: dict[Key, None] = {}
         hosts: dict[str, None] = {}
-        dropped: list[Served] = []
+        dropped: list[AppliedMapping] = []
         for service in removed:
-            if service not in latest and (served := self._served.pop((source, service), None)) is not None:
-                self._unclaim((source, service), served.mapping, hosts)
-                dropped.append(served)
+            if service not in latest and (applied := self._applied.pop((source, service), None)) is not None:
+                self._unclaim((source, service), applied.mapping, hosts)
+                dropped.append(applied)
         fresh = [mapping for mapping in latest.values() if not self._same(source, mapping)]
         # All leave their old hosts before any takes a new one, so that two services can change places.
         for mapping in fresh:
-            old = self._served.get((source, mapping.id))
+            old = self._applied.get((source, mapping.id))
             if old is not None and old.mapping.host != mapping.host:
                 self._unclaim((source, mapping.id), old.mapping, hosts)
         surplus: dict[ServiceId, Report] = {}
         for mapping in fresh:
             key = (source, mapping.id)
-            if key not in self._served and len(self._served) >= self._limit:
+            if key not in self._applied and len(self._applied) >= self._limit:
                 surplus[mapping.id] = Report(mapping.id, mapping.account, f"this proxy keeps {self._limit} services")
                 self.count("services_refused")
                 continue
             dirty[key] = None
-            if (old := self._served.get(key)) is not None:
+            if (old := self._applied.get(key)) is not None:
                 dropped.append(old)
-            self._served[key] = Served(mapping)
+            self._applied[key] = AppliedMapping(mapping)
             if mapping.mode == "http" and mapping.host:
                 claims = self._claims.setdefault(mapping.host, [])
                 if key not in claims:
@@ -154,22 +154,24 @@ class Routing:
             for key in self._claims.get(host, ()):
                 if key not in dirty and self._ownership_changed(key, host):
                     dirty[key] = None
-                    dropped.append(self._served[key])
-                    self._served[key] = Served(self._served[key].mapping)
+                    dropped.append(self._applied[key])
+                    self._applied[key] = AppliedMapping(self._applied[key].mapping)
         for key in dirty:
             self._decide(key)
         if hosts:
             self._swap(hosts)
-        for served in dropped:
-            if served.compiled is not None:
-                self.compiler.drop(served.compiled)
+        for applied in dropped:
+            if applied.compiled is not None:
+                self.compiler.drop(applied.compiled)
         if self.on_change is not None and (dropped or dirty):
-            self.on_change(frozenset([*(served.mapping.id for served in dropped), *(key[1] for key in dirty)]))
+            self.on_change(frozenset([*(applied.mapping.id for applied in dropped), *(key[1] for key in dirty)]))
         reports = [
-            surplus.get(service) or self._served[source, service].report(changed=(source, service) in dirty)
+            surplus.get(service) or self._applied[source, service].report(changed=(source, service) in dirty)
             for service in latest
         ]
-        reports += [self._served[key].report(changed=True) for key in dirty if key[0] != source or key[1] not in latest]
+        reports += [
+            self._applied[key].report(changed=True) for key in dirty if key[0] != source or key[1] not in latest
+        ]
         return reports
 
     @property
@@ -206,7 +208,7 @@ class Routing:
         self.table = Table({}, self.compiler.no_route)
 
     def _same(self, source: str, mapping: ServiceMapping) -> bool:
-        old = self._served.get((source, mapping.id))
+        old = self._applied.get((source, mapping.id))
         return old is not None and (old.mapping.digest, old.mapping.host, old.mapping.refused) == (
             mapping.digest,
             mapping.host,
@@ -222,29 +224,29 @@ class Routing:
                 del self._claims[mapping.host]
 
     def _ownership_changed(self, key: Key, host: str) -> bool:
-        return (self._claims[host][0] == key) != (self._served[key].compiled is not None)
+        return (self._claims[host][0] == key) != (self._applied[key].compiled is not None)
 
     def _decide(self, key: Key) -> None:
         """Compile one mapping, or say why not. A refused one that owns its host closes it."""
-        served = self._served[key]
-        mapping = served.mapping
+        applied = self._applied[key]
+        mapping = applied.mapping
         if reason := _unservable(mapping):
-            served.refused = mapping.refused or reason
+            applied.refused = mapping.refused or reason
         elif self._claims[mapping.host][0] != key:
-            served.refused = mapping.refused or f"the host {mapping.host} is another service's"
+            applied.refused = mapping.refused or f"the host {mapping.host} is another service's"
         else:
             try:
-                served.compiled = self.compiler.compile(mapping)
+                applied.compiled = self.compiler.compile(mapping)
             except RouteRefused as refusal:
-                served.refused = str(refusal)
-                served.compiled = self.compiler.closed(mapping, served.refused)
-        if served.refused:
-            log.warning("mapping.refused", service=mapping.id, account=mapping.account, reason=served.refused)
+                applied.refused = str(refusal)
+                applied.compiled = self.compiler.closed(mapping, applied.refused)
+        if applied.refused:
+            log.warning("mapping.refused", service=mapping.id, account=mapping.account, reason=applied.refused)
 
     def _swap(self, changed: Iterable[str]) -> None:
         hosts: dict[str, HostRoutes] = dict(self.table.hosts)
         for host in changed:
-            compiled = self._served[claims[0]].compiled if (claims := self._claims.get(host)) else None
+            compiled = self._applied[claims[0]].compiled if (claims := self._claims.get(host)) else None
             if compiled is None:
                 hosts.pop(host, None)
             else:

@@ -197,7 +197,7 @@ class Compiler:
                 upstreams=tuple(upstream for route in mapping.routes for upstream in route.upstreams),
             )
             pipeline = Pipeline(
-                restrict=self._guards("restrict", spec, self._hooks.restrict(spec, self._proxy)),
+                restrict=self._bind_guards("restrict", spec, self._hooks.restrict(spec, self._proxy)),
                 authenticate=(),
                 authorize=(),
                 forward=EndpointApplication(plugin, endpoint, self.environment),
@@ -260,13 +260,13 @@ class Compiler:
         self, spec: RouteSpec, steps: _Steps, kind: Kind
     ) -> tuple[list[BoundGuard], list[BoundAuthenticator], list[BoundGuard]]:
         return (
-            self._guards("restrict", spec, steps.restrict, kind),
+            self._bind_guards("restrict", spec, steps.restrict, kind),
             [BoundAuthenticator(plugin, step) for plugin, step in steps.authenticate if kind in step.kinds],
-            self._guards("authorize", spec, steps.authorize, kind),
+            self._bind_guards("authorize", spec, steps.authorize, kind),
         )
 
     @staticmethod
-    def _guards(
+    def _bind_guards(
         stage: GuardStage, spec: RouteSpec, found: Sequence[tuple[str, Guard]], kind: Kind | None = None
     ) -> list[BoundGuard]:
         for plugin, guard in found:

@@ -112,10 +112,10 @@ class Hooks:
         )
 
     def restrict(self, route: RouteSpec, proxy: Proxy) -> list[tuple[PluginId, Guard]]:
-        return self._guards("restrict", route, proxy)
+        return self._guards_of("restrict", route, proxy)
 
     def authorize(self, route: RouteSpec, proxy: Proxy) -> list[tuple[PluginId, Guard]]:
-        return self._guards("authorize", route, proxy)
+        return self._guards_of("authorize", route, proxy)
 
     def authenticate(self, route: RouteSpec, proxy: Proxy) -> list[tuple[PluginId, Authenticator]]:
         """All authenticators, by phase; inside a phase in plugin order, then in the order a plugin gave them."""
@@ -239,7 +239,7 @@ class Hooks:
             (plugin, _typed(plugin, "commands", answer, typer.Typer)) for plugin, answer in self._answers("commands")
         ]
 
-    def _guards(self, hook: str, route: RouteSpec, proxy: Proxy) -> list[tuple[PluginId, Guard]]:
+    def _guards_of(self, hook: str, route: RouteSpec, proxy: Proxy) -> list[tuple[PluginId, Guard]]:
         found: list[tuple[PluginId, Guard]] = []
         for plugin, answer in self._answers(hook, route=route, proxy=proxy):
             guard = _typed(plugin, hook, answer, Guard)

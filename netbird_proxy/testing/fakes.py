@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 import grpc.aio
 from pydantic import BaseModel
 
+from netbird_host.deprecation import older_arguments, older_name
 from netbird_proxy.accounts.revocations import RevokedSessions
 from netbird_proxy.api.addresses import AddressJudge, AddressRules
 from netbird_proxy.api.errors import DialRefused, ManagementUnavailable, TunnelNotReady
@@ -175,6 +176,9 @@ class FakeProxy:
         options: the operator's sections; a model that is missing is made from its defaults.
     """
 
+    knows_clients = older_name("Proxy.knows_clients", "client_addresses_trusted")
+
+    @older_arguments(knows_clients="client_addresses_trusted")
     def __init__(
         self,
         *,
@@ -183,14 +187,14 @@ class FakeProxy:
         options: Sequence[BaseModel] = (),
         state_directory: Path | None = None,
         private: bool = True,
-        knows_clients: bool = True,
+        client_addresses_trusted: bool = True,
         listening: Sequence[Address] = (),
     ) -> None:
         self.id = "proxy-1"
         self.version = "0"
         self.domain = "proxy.example.com"
         self.private = private
-        self.knows_clients = knows_clients
+        self.client_addresses_trusted = client_addresses_trusted
         self.trusted: TrustedProxies | None = None
         self.management = management or FakeManagement()
         self.exchanges = FakeExchanges()

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from netbird_host.deprecation import older_arguments
 from netbird_proxy.api.headers import Headers, RawHeader
 from netbird_proxy.api.model import (
     AccountId,
@@ -30,9 +31,10 @@ SERVICE = ServiceId("svc-1")
 HOST = "app.example.com"
 
 
-def host_origin(peer: str = "203.0.113.9", *, tls_ahead: bool = False) -> Origin:
+@older_arguments(tls_ahead="behind_tls_proxy")
+def host_origin(peer: str = "203.0.113.9", *, behind_tls_proxy: bool = False) -> Origin:
     """A connection that a host listener accepted."""
-    return Origin("http 127.0.0.1:8080", None, Address(peer, 50000), Address("127.0.0.1", 8080), tls_ahead)
+    return Origin("http 127.0.0.1:8080", None, Address(peer, 50000), Address("127.0.0.1", 8080), behind_tls_proxy)
 
 
 def tunnel_origin(address: str = "100.64.0.9", *, account: str = ACCOUNT, name: str = "laptop") -> Origin:

@@ -11,6 +11,9 @@ import pytest
 import netbird_management
 import netbird_proxy
 from netbird_proxy import api
+from netbird_proxy.embedding import EmbeddedProxy
+from netbird_proxy.testing.fakes import FakeProxy
+from netbird_proxy.testing.makers import exchange, host_origin
 
 HOSTS = pytest.mark.parametrize("host", [netbird_proxy, netbird_management], ids=lambda host: host.__name__)
 
@@ -49,6 +52,22 @@ def test_every_type_that_plugins_exchange_with_the_host_is_public(module: str) -
 def test_the_state_key_of_an_endpoint_is_stable() -> None:
     """Applications that plugins mount read the view of their exchange under this key, also by its literal."""
     assert netbird_proxy.EXCHANGE_STATE == "netbird_proxy.exchange"
+
+
+def test_earlier_names_of_members_warn_and_have_the_value() -> None:
+    """A plugin that reads `asked_again`, `tls_ahead` or `knows_clients` still works, and its author learns the names
+    that replace them."""
+    with pytest.warns(DeprecationWarning, match="exchange.asked_again is now revalidating"):
+        assert exchange().asked_again is False
+    with pytest.warns(DeprecationWarning, match="tls_ahead is now behind_tls_proxy"):
+        origin = host_origin(tls_ahead=True)
+    with pytest.warns(DeprecationWarning, match="Origin.tls_ahead is now behind_tls_proxy"):
+        assert origin.tls_ahead is True
+    with pytest.warns(DeprecationWarning, match="knows_clients is now client_addresses_trusted"):
+        proxy = FakeProxy(knows_clients=False)
+    for host in (proxy, EmbeddedProxy([], []).proxy):
+        with pytest.warns(DeprecationWarning, match="Proxy.knows_clients is now client_addresses_trusted"):
+            assert host.knows_clients is False
 
 
 def test_an_earlier_name_warns_and_is_the_new_one() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from pydantic import Field
@@ -255,3 +256,34 @@ def test_section_of_a_plugin_that_is_not_loaded_says_what_to_add(file: Path) -> 
     """It is no slip of the pen, so nothing alike is proposed."""
     with pytest.raises(SettingsError, match="beta: the plugin beta is installed, and not in `plugins`: add it there"):
         sources(file, "[beta]\nsize = 1").read(Host, {"alpha": Options}, absent=["beta"])
+
+
+def test_an_older_name_of_a_setting_is_read_and_reported(file: Path) -> None:
+    """In a section, a list of sections, a plugin's section. Where both names are given, the older one is unknown."""
+
+    class Door(Section):
+        older_names: ClassVar = {"lock": "bolt"}
+        bolt: bool = False
+
+    class House(Section):
+        door: Door = Door()
+        doors: tuple[Door, ...] = ()
+
+    class Shed(Section):
+        older_names: ClassVar = {"size": "width"}
+        width: Count = 1
+
+    file.write_text("[door]\nlock = true\n[[doors]]\n[[doors]]\nlock = true\n[shed]\nsize = 3\n")
+    settings = read_sources(file=file).read(House, {"shed": Shed})
+
+    assert settings.value == House(door=Door(bolt=True), doors=(Door(), Door(bolt=True)))
+    assert settings.options == {"shed": Shed(width=3)}
+    assert [(renamed.old, renamed.new) for renamed in settings.renamed] == [
+        ("door.lock", "door.bolt"),
+        ("doors[1].lock", "doors[1].bolt"),
+        ("shed.size", "shed.width"),
+    ]
+    assert {line.path: line.source for line in settings.show()}["door.bolt"] == f"file {file}"
+    file.write_text("[door]\nlock = true\nbolt = true\n")
+    with pytest.raises(SettingsError, match=r"door.lock: there is no such setting"):
+        read_sources(file=file).read(House)

@@ -180,7 +180,7 @@ async def connections_of_one_client(_directory: Path) -> None:
         assert listener.connections._of_client == {}
         assert not listener.connect(one).sent
     # Many clients come from where the operator says that a proxy is; in a tunnel, where each has its own, nobody does.
-    for fronted in ({"is_front": lambda peer: peer == one[0]}, {"tls_ahead": True}):
+    for fronted in ({"is_trusted_proxy": lambda peer: peer == one[0]}, {"behind_tls_proxy": True}):
         async with Listener(client_connections=1, more=fronted).ending() as listener:
             assert not any([listener.connect(one).sent, listener.connect(one).sent])
         async with Listener(client_connections=1, more={**fronted, "account": AccountId("a")}).ending() as listener:

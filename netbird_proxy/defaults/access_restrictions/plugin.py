@@ -92,7 +92,7 @@ class AccessRestrictions:
             )
         if not settings:
             return None
-        if not proxy.knows_clients:
+        if not proxy.client_addresses_trusted:
             raise RouteRefused("who may come in depends on the address, and here nobody vouches for addresses")
         if settings.by_country and self._countries is None:
             log.warning(

@@ -208,7 +208,7 @@ def source_at(exchange: ExchangeView, proxy: Proxy) -> str:
     origin = exchange.origin
     if origin is not None and origin.account is not None:
         return f"peer {origin.peer_key}" if origin.peer_key is not None else origin.peer.host
-    return source_of(exchange.client_address) if proxy.knows_clients else ""
+    return source_of(exchange.client_address) if proxy.client_addresses_trusted else ""
 
 
 def _later(status: int, code: str, reason: str, seconds: float) -> Deny:

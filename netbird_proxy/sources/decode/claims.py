@@ -73,7 +73,7 @@ _STRICT: Final = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class ClaimedFields:
     """What one message sets.
 
     Attributes:
@@ -101,15 +101,15 @@ class Claims:
                 raise PluginFailed(plugin, f"claims {name}, which is no field of a mapping")
         self.names: tuple[str, ...] = tuple(sorted(claims))
 
-    def judge(self, mapping: ProxyMapping) -> Judged:
+    def judge(self, mapping: ProxyMapping) -> ClaimedFields:
         """Everything but the targets. Raises RouteRefused when a plugin's predicate fails."""
         return self._judge(mapping, (), skip=frozenset({"path"}))
 
-    def judge_path(self, path: PathMapping) -> Judged:
+    def judge_path(self, path: PathMapping) -> ClaimedFields:
         """One target. Raises RouteRefused when a plugin's predicate fails."""
         return self._judge(path, ("path",))
 
-    def _judge(self, message: Message, prefix: Parts, *, skip: Collection[str] = ()) -> Judged:
+    def _judge(self, message: Message, prefix: Parts, *, skip: Collection[str] = ()) -> ClaimedFields:
         unclaimed: list[str] = []
         claimed: dict[Parts, Any] = {}
         for parts, value, owners in _set_fields(message, prefix, skip):
@@ -124,7 +124,7 @@ class Claims:
             plugin, claim = self._claims[parts]
             if _guards(plugin, claim, value):
                 guarding.setdefault(plugin, []).append(claim.field)
-        return Judged(tuple(unclaimed), {plugin: tuple(fields) for plugin, fields in guarding.items()})
+        return ClaimedFields(tuple(unclaimed), {plugin: tuple(fields) for plugin, fields in guarding.items()})
 
     def _cover(self, parts: Parts) -> Parts | None:
         """The closest claim: of the field itself, else of a message around it."""

@@ -12,7 +12,7 @@ import structlog
 
 from netbird_proxy.api.host import OpenExchanges
 from netbird_proxy.api.model import AccountId, PublicKey, ServiceId, ServiceMapping, UserId
-from netbird_proxy.routing.apply import Report, Routing, Served
+from netbird_proxy.routing.apply import AppliedMapping, Report, Routing
 from netbird_proxy.sources.decode.codec import Codec
 from netbird_proxy.sources.management.statuses import Status, StatusReports
 from netbird_proxy.sources.management.stream import Update
@@ -168,7 +168,7 @@ class ManagementMappings:
                 refused=refused,
                 total=len(self._routing),
             )
-        self._ask_again(update)
+        self._revalidate(update)
 
     def _distrust(self, update: Update) -> None:
         """Drop what is cached about whoever this is about, and take the revocations."""
@@ -188,7 +188,7 @@ class ManagementMappings:
                 not_before=revoked.not_before.seconds + revoked.not_before.nanos / 1e9,
             )
 
-    def _ask_again(self, update: Update) -> None:
+    def _revalidate(self, update: Update) -> None:
         """Ask about the open exchanges that this may have taken the ground from; it is in force by now."""
         if update.initial_sync_complete:
             self._exchanges.revalidate()
@@ -248,7 +248,7 @@ class ManagementMappings:
             changed[service] = replace(mapping, auth_token="")
         return changed, removed
 
-    def _ours(self) -> list[Served]:
+    def _ours(self) -> list[AppliedMapping]:
         return [served for served in self._routing if served.mapping.source == SOURCE]
 
     def _wanted(self) -> frozenset[AccountId]:

@@ -211,7 +211,7 @@ class PrivateService:
         answer = validations.granted(question, proxy.generation(route.account))
         if answer is None:
             try:
-                answer = await validations.validate(question, route.domain, ours=exchange.asked_again)
+                answer = await validations.validate(question, route.domain, ours=exchange.revalidating)
             except TooManyQuestions as exc:
                 return _later("too_many_validations", f"peer {peer.public_key}: {exc}", exc.retry_after)
             except ManagementError as exc:

@@ -310,7 +310,7 @@ async def test_a_peer_pays_for_its_questions_and_not_for_ours() -> None:
                 break
         else:
             raise AssertionError("a peer may ask as often as it likes")
-        asking.asked_again = True
+        asking.revalidating = True
 
         answer = await step.identify(asking)
 

@@ -235,7 +235,7 @@ class FakeProxy:
     tunnel_options: TunnelOptions
     id: str = "proxy-1"
     private: bool = True
-    knows_clients: bool = True
+    client_addresses_trusted: bool = True
     counted: Counter[str] = field(default_factory=Counter)
 
     def count(self, name: str, amount: int = 1) -> None:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netbird_proxy.api.headers import ByName, Headers, fold, is_reserved, without
-from netbird_proxy.api.outgoing_head import Judged, NotTheOwner, OutgoingHead
+from netbird_proxy.api.headers import Headers, NameCache, fold, is_reserved, without
+from netbird_proxy.api.outgoing_head import NotTheOwner, OutgoingHead, OwnedNames
 
 RAW = [(b"a", b"1, two ,,"), (b"b", b"x"), (b"a", b"Three")]
 
@@ -57,7 +57,7 @@ def test_table_stops_growing() -> None:
         asked.append(name)
         return len(name)
 
-    table = ByName(length, 2)
+    table = NameCache(length, 2)
     assert [table[name] for name in (b"a", b"bb", b"ccc", b"ccc", b"a")] == [1, 2, 3, 3, 1]
     assert asked == [b"a", b"bb", b"ccc", b"a"]  # full, it begins anew, and what comes then is remembered
     assert len(table) == 2
@@ -89,12 +89,12 @@ def test_header_that_is_no_bytes_has_its_sentence(name: Any, value: Any, wrong: 
 
 def test_owner_replaces_several_names_at_once() -> None:
     """Under every alias, and only what it named; judged for each owner, however often the same names are asked for."""
-    judged: Judged = {}
+    owned: OwnedNames = {}
 
     def again(owner: str) -> OutgoingHead:
         owners = {b"x-a": "mine", b"x-b": "mine", b"host": "core"}
         fields = [(b"x-a", b"1"), (b"X_A", b"2"), (b"b", b"3")]
-        return OutgoingHead(b"GET", b"/", fields, owners, owner, judged)
+        return OutgoingHead(b"GET", b"/", fields, owners, owner, owned)
 
     for _ in range(2):
         head = again("mine")
@@ -110,12 +110,12 @@ def test_owner_replaces_several_names_at_once() -> None:
 
 def test_what_was_judged_stops_growing() -> None:
     """A plugin that names others each time is judged each time."""
-    judged: Judged = {}
+    owned: OwnedNames = {}
     fields: list[tuple[bytes, bytes]] = []
-    head = OutgoingHead(b"GET", b"/", fields, {b"host": "core"}, "mine", judged)
+    head = OutgoingHead(b"GET", b"/", fields, {b"host": "core"}, "mine", owned)
     for number in range(1000):
         head.delete(b"x-%d" % number)
-    assert len(judged) < 1000
+    assert len(owned) < 1000
     fields.append((b"x-999", b"1"))
     head.delete(b"x-999")
     assert head.headers == ()

@@ -38,7 +38,7 @@ async def test_scheme_is_the_connections(scheme: str, ahead: bool, seen: str) ->
     """TLS on the connection, or declared in front of the listener; a forwarded header decides nothing."""
     play = Transcript(route())
     headers = [(b"x-forwarded-proto", b"https")]
-    await play.request(origin=host_origin(tls_ahead=ahead), scheme=scheme, headers=headers)
+    await play.request(origin=host_origin(behind_tls_proxy=ahead), scheme=scheme, headers=headers)
     assert play.exchange.scheme == seen
 
 

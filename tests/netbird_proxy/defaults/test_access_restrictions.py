@@ -286,4 +286,4 @@ def test_where_nobody_vouches_for_addresses_the_route_is_refused() -> None:
     """Inside another server anybody's header may be the client's address."""
     spec = route(values={RestrictionSettings: RestrictionSettings.from_wire(wire(blocked_cidrs=["10.0.0.0/8"]))})
     with pytest.raises(RouteRefused, match="vouches"):
-        loaded().restrict(spec, FakeProxy(knows_clients=False))
+        loaded().restrict(spec, FakeProxy(client_addresses_trusted=False))

@@ -114,7 +114,12 @@ class Client:
     """One connection to the application under test."""
 
     def __init__(
-        self, app: ASGIApp, *, limits: ListenLimits | None = None, high_water: int = 1 << 30, tls_ahead: bool = False
+        self,
+        app: ASGIApp,
+        *,
+        limits: ListenLimits | None = None,
+        high_water: int = 1 << 30,
+        behind_tls_proxy: bool = False,
     ) -> None:
         self.counters: Counter[str] = Counter()
         self.log = Log()
@@ -124,7 +129,7 @@ class Client:
             origins=self.origins,
             listener="http 192.0.2.1:80",
             limits=limits,
-            tls_ahead=tls_ahead,
+            behind_tls_proxy=behind_tls_proxy,
             count=lambda name: self.counters.update([name]),
             log=self.log,
         )

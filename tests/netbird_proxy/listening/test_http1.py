@@ -119,15 +119,15 @@ async def test_origin_is_live_as_long_as_the_connection(connect: Any) -> None:
     assert not client.origins.recognizes(origin)
 
 
-async def test_tls_ahead_makes_requests_https(connect: Any) -> None:
+async def test_requests_behind_a_tls_proxy_are_https(connect: Any) -> None:
     """Where the operator says that TLS ends in front of the listener, its requests count as https."""
     gate = Gate(respond(b"ok"))
-    client = connect(gate, tls_ahead=True)
+    client = connect(gate, behind_tls_proxy=True)
     client.feed(GET)
     await gate.entered.wait()
 
     assert gate.scopes[0]["scheme"] == "https"
-    assert gate.scopes[0]["state"][ORIGIN_STATE].tls_ahead
+    assert gate.scopes[0]["state"][ORIGIN_STATE].behind_tls_proxy
 
 
 # Framing of the response ----------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 from netbird_proxy.api.errors import ReadTimeout, TooSlow
 from netbird_proxy.asgi import Receive, Scope, Send
 from netbird_proxy.listening.connections import ListenLimits
-from netbird_proxy.listening.pace import Pace
+from netbird_proxy.listening.pace import BodyPatience
 
 LIMITS = ListenLimits(body_idle=30, min_rate=100, min_rate_grace=10)
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n"
@@ -60,7 +60,7 @@ class Reading:
 )
 def test_patience_is_spent_by_waiting_and_earned_by_bytes(waits: list[tuple[float, int]], late: object) -> None:
     """Each wait and what it brought: only a client below the rate, or silent for too long, is too slow."""
-    now, pace = 0.0, Pace(LIMITS)
+    now, pace = 0.0, BodyPatience(LIMITS)
     for seconds, size in waits:
         if pace.wait(now) <= now + seconds:
             pace.expire()
@@ -73,7 +73,7 @@ def test_patience_is_spent_by_waiting_and_earned_by_bytes(waits: list[tuple[floa
 
 def test_no_rate_is_asked_for_where_the_setting_is_zero() -> None:
     """Then only silence counts."""
-    pace = Pace(ListenLimits(body_idle=30, min_rate=0, min_rate_grace=0))
+    pace = BodyPatience(ListenLimits(body_idle=30, min_rate=0, min_rate_grace=0))
     for second in range(0, 1000, 29):
         assert pace.wait(second) == second + 30
         pace.came(second + 29, 1)

@@ -526,6 +526,6 @@ async def test_places_are_shared_out_by_client() -> None:
     play = Transcript(route())
     await play.request(origin=host_origin("2001:db8::1:2:3"))
     await play.request(origin=tunnel_origin("fd00::9"))
-    await play.request(origin=host_origin(tls_ahead=True))
+    await play.request(origin=host_origin(behind_tls_proxy=True))
     await play.request(origin=None, own=False)
     assert play.upstreams.pools[0].sources == ["2001:db8::/64", "fd00::9", "", ""]

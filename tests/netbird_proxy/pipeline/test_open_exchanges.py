@@ -37,7 +37,7 @@ class Door:
     async def judge(self, exchange: Any) -> Any:
         self.asked += 1
         self.bodies.append(exchange.body)
-        self.again.append(exchange.asked_again)
+        self.again.append(exchange.revalidating)
         if isinstance(self.verdict, BaseException):
             raise self.verdict
         if callable(self.verdict) and not isinstance(self.verdict, type(ALLOW)):
