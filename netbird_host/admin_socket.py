@@ -1,4 +1,4 @@
-"""A Unix socket on which a running host answers its operator: HTTP for its own user only."""
+"""The admin socket: a Unix socket on which a running host serves HTTP to its operator, open to its own user only."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import uvicorn
 
 
 class SocketUnavailable(Exception):
-    """The socket cannot be made, or another live process has it; the message says which."""
+    """The socket cannot be created, or another running process uses it; the message says which."""
 
 
-class _Web(uvicorn.Server):
-    """uvicorn without its capture of signals: the process owns those, and uvicorn would end it behind its back."""
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: the host handles signals, and uvicorn would end the process by itself."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -27,10 +27,10 @@ class _Web(uvicorn.Server):
 
 @asynccontextmanager
 async def serve_admin_socket(application: Any, path: Path) -> AsyncIterator[None]:
-    """Serve an ASGI application on the socket while this lasts.
+    """Serve an ASGI application on the socket until the context is left.
 
     Raises:
-        SocketUnavailable: nothing is served.
+        SocketUnavailable: the socket cannot be used; nothing is served.
     """
     listening = _bind(path)
     config = uvicorn.Config(
@@ -43,12 +43,12 @@ async def serve_admin_socket(application: Any, path: Path) -> AsyncIterator[None
         date_header=False,
         timeout_graceful_shutdown=1,
     )
-    web = _Web(config)
+    server = _Server(config)
     try:
         async with asyncio.TaskGroup() as group:
-            running = group.create_task(web.serve([listening]), name="admin socket")
+            running = group.create_task(server.serve([listening]), name="admin socket")
             yield
-            web.should_exit = True
+            server.should_exit = True
             await running
     finally:
         listening.close()
@@ -62,7 +62,7 @@ def _bind(path: Path) -> socket.socket:
         if path.is_socket():
             _remove_if_dead(path)
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        # The mode must hold from the first moment on, so the mask does it and not a chmod afterwards.
+        # A umask and not a later chmod, so that the socket is never open to others, not even for a moment.
         mask = os.umask(0o177)
         try:
             listening.bind(str(path))
@@ -85,4 +85,4 @@ def _remove_if_dead(path: Path) -> None:
         except OSError:
             path.unlink()
             return
-    raise SocketUnavailable(f"{path}: another running process has it")
+    raise SocketUnavailable(f"{path}: another running process uses it")

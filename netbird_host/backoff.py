@@ -1,4 +1,4 @@
-"""Waits between attempts that grow, with jitter, so that what comes back is not met by everybody at once."""
+"""Exponential back-off with jitter, so that clients do not return to a recovered server all at the same moment."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class Backoff:
-    """The waits of one thing that is attempted until it succeeds."""
+    """The waits between the attempts of one operation that is repeated until it succeeds."""
 
     def __init__(
         self,
@@ -24,7 +24,7 @@ class Backoff:
             longest: bound of the interval.
             factor: growth of the interval from one failure to the next.
             spread: each wait lies between these two multiples of the interval.
-            pick: chooses a wait between two bounds; a steady one makes tests exact.
+            pick: chooses a wait between two bounds; a deterministic one makes tests exact.
         """
         self._first = first
         self._longest = longest

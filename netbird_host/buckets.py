@@ -1,4 +1,4 @@
-"""How often, and how many times at once, each of many callers may do something."""
+"""Limits by key, such as a client's address: on the rate of tries, and on how many run at once."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from contextlib import contextmanager
 
 
 class Buckets:
-    """A bucket of tries for each key, filled again with time.
+    """A token bucket for each key.
 
     Args:
-        clock: seconds, monotonic.
-        burst: tries that a full bucket has.
-        per_second: tries that come back.
-        keys: buckets that are kept; the one that has been quiet for longest is forgotten, and is then full again.
+        clock: returns seconds, monotonic.
+        burst: tries that a full bucket allows at once.
+        per_second: tries that a bucket regains each second.
+        keys: maximum number of buckets; beyond it the least recently used one is forgotten, which refills it.
     """
 
     def __init__(self, clock: Callable[[], float], *, burst: int, per_second: float, keys: int) -> None:
@@ -31,7 +31,7 @@ class Buckets:
         return self._left(key) < 1
 
     def take(self, key: str) -> bool:
-        """Takes one try. False, and nothing taken, where none is left."""
+        """Take one try. False if none is left; then nothing is taken."""
         left = self._left(key)
         self._buckets[key] = (left - 1 if left >= 1 else left, self._clock())
         self._buckets.move_to_end(key)
@@ -45,7 +45,7 @@ class Buckets:
 
 
 class Places:
-    """So many things under way at once for each key."""
+    """A limit on how many operations of each key run at once."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -56,7 +56,7 @@ class Places:
 
     @contextmanager
     def place(self, key: str, *, refusal: Callable[[], Exception]) -> Iterator[None]:
-        """A place while the context lasts. Raises what `refusal` makes where none is left."""
+        """Occupy a place until the context is left. Raises the exception that `refusal` returns if none is free."""
         if self._taken[key] >= self._limit:
             raise refusal()
         self._taken[key] += 1

@@ -1,4 +1,4 @@
-"""Certificates out of PEM files, which are read again while connections are open."""
+"""Certificates from PEM files, which can be read again while connections are open."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 
 class CertificateError(Exception):
-    """A certificate or its key cannot be used; the message names the file and says why."""
+    """A certificate or its key cannot be used; the message names the file and the reason."""
 
 
 def read_pair(cert: Path, key: Path, *, alpn: tuple[str, ...] = ()) -> ssl.SSLContext:
-    """A server's context with the chain and its key, both PEM. Raises CertificateError."""
+    """Return a server's TLS context with the certificate chain and its key, both PEM. Raises CertificateError."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if alpn:
@@ -22,15 +22,15 @@ def read_pair(cert: Path, key: Path, *, alpn: tuple[str, ...] = ()) -> ssl.SSLCo
         except OSError as exc:
             raise CertificateError(f"{what} {path}: {exc.strerror}") from exc
     try:
-        # An encrypted key would ask on the terminal, and the process would hang where nobody looks.
+        # With a password callback, an encrypted key fails; without it, OpenSSL would prompt on the terminal and hang.
         context.load_cert_chain(cert, key, password=lambda: b"")
     except (ssl.SSLError, OSError) as exc:
-        raise CertificateError(f"{cert} and {key} are no certificate with its key: {exc}") from exc
+        raise CertificateError(f"{cert} and {key} are not a certificate and its key: {exc}") from exc
     return context
 
 
 class ReloadedCertificate:
-    """One pair of files as it was read last; a listener keeps `context`, whatever is read later."""
+    """A certificate and its key, as last read from their files. A listener keeps using `context` after a reload."""
 
     def __init__(self, cert: Path, key: Path) -> None:
         """Raises CertificateError."""
@@ -40,10 +40,10 @@ class ReloadedCertificate:
         self._current = self.context
         self.context.sni_callback = self._choose
         self.pem = (key.read_bytes(), cert.read_bytes())
-        """Key and chain, as gRPC takes them."""
+        """Key and chain as PEM, in gRPC's order."""
 
     def reload(self) -> bool:
-        """Read the files again. False where they are the same; CertificateError, and the last pair stays in force."""
+        """Read the files again. False if they are unchanged. On CertificateError the previous pair stays in force."""
         pem = (self.key.read_bytes(), self.cert.read_bytes())
         if pem == self.pem:
             return False

@@ -1,5 +1,5 @@
-"""The border between a host and its plugins' code: everything that comes out of it is the plugin's failure, but a
-cancellation that somebody asked for."""
+"""The border between a host and its plugins' code: every exception that crosses it is the plugin's failure, except a
+cancellation of the host's own."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 GRACE = 0.5
-"""Seconds that cancelled code of a plugin has to end before it is left behind."""
+"""Seconds for which the host waits for a plugin's cancelled code to end; then it counts as hung."""
 TOLERATED = 16
-"""So many tasks may be left behind before their process says it is not ready."""
+"""Maximum number of hung tasks; beyond it the process reports that it is not ready."""
 
 
 class PluginCrashed(Exception):
-    """Code of a plugin raised what is no `Exception`."""
+    """A plugin's code raised a BaseException that is not an `Exception`."""
 
 
 def must_pass(error: BaseException) -> bool:
-    """Whether an exception that a plugin's code raised ends the calling task for a reason outside of the plugin.
+    """True if an exception from a plugin's code has its cause outside of the plugin, so that the host must re-raise it.
 
-    Such are a cancellation of the calling task, the closing of a coroutine that nobody runs any more, and an interrupt
-    from the keyboard before any loop runs. `SystemExit`, a `CancelledError` of the plugin's own and the like are not:
-    they are failures as any `Exception` is.
+    Such exceptions are a cancellation of the calling task, the closing of an abandoned coroutine, and a keyboard
+    interrupt before any loop runs. All others, `SystemExit` and a plugin's own `CancelledError` among them, are the
+    plugin's failure like any `Exception`.
     """
     if isinstance(error, Exception):
         return False
@@ -38,7 +38,7 @@ def must_pass(error: BaseException) -> bool:
 
 
 def describe_error(error: BaseException) -> str:
-    """The exception's type and message, or those of a group's leaves; also where its own `__str__` fails."""
+    """Return the type and message of an exception, or of each leaf of a group. Never raises, even if `__str__` does."""
     if isinstance(error, BaseExceptionGroup):
         return "; ".join(map(describe_error, error.exceptions))
     name = type(error).__name__
@@ -50,11 +50,11 @@ def describe_error(error: BaseException) -> str:
 
 
 class LeftBehind:
-    """Code of plugins that ignored its cancellation and still hangs. Each piece holds a task that nobody can end.
+    """Counts the tasks of plugins' code that ignored their cancellation. Such a task occupies memory until it ends.
 
     Attributes:
         count: tasks that hang now.
-        total: tasks that ever did.
+        total: all tasks that have hung since the start.
     """
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class LeftBehind:
         return self.count <= TOLERATED
 
     def left(self, answer: Coroutine[Any, Any, None]) -> None:
-        """Count a task, and run the answer that its exchange still owes in another, which is kept until it is done."""
+        """Count the calling task as hung, and give the client its answer from a new task."""
         self.count += 1
         self.total += 1
         task = asyncio.get_running_loop().create_task(answer)
@@ -78,7 +78,7 @@ class LeftBehind:
         self.count -= 1
 
     async def answered(self) -> None:
-        """Wait until every answer that is owed has been given."""
+        """Wait until every such answer has been given."""
         while self._answers:
             await asyncio.wait(set(self._answers))
 
@@ -102,14 +102,18 @@ class LeftBehind:
         grace: float = GRACE,
         goes_on: Callable[[], bool] = lambda: False,
     ) -> T:
-        """Run code of a plugin in a task of its own, for `timeout` seconds, or longer where it may go on by then.
+        """Run a plugin's code in a task of its own, with a time limit.
 
-        A caller that is cancelled cancels it. If it ignores its cancellation for `grace` seconds, it is left behind.
+        Cancelling the caller cancels the code. Code that ignores its cancellation for `grace` seconds counts as hung.
+
+        Args:
+            timeout: maximum time in seconds.
+            goes_on: called when the time is up; True lifts the limit.
 
         Raises:
-            TimeoutError: time is up, whatever the code then does.
-            PluginCrashed: it raised what is no Exception, or cancelled itself.
-            Exception: it raised that.
+            TimeoutError: the time is up, whatever the code does then.
+            PluginCrashed: the code raised a BaseException that is not an Exception, or cancelled itself.
+            Exception: as raised by the code.
         """
         task = asyncio.get_running_loop().create_task(_contained(work))
         try:
@@ -121,7 +125,7 @@ class LeftBehind:
             raise
         if not task.done():
             await self._end(task, grace)
-            raise TimeoutError(f"nothing within {timeout:g} s")
+            raise TimeoutError(f"no result within {timeout:g} s")
         if task.cancelled():
             raise PluginCrashed("it cancelled itself")
         return task.result()
@@ -144,7 +148,7 @@ class LeftBehind:
 
 
 def _retrieve(task: asyncio.Task[Any]) -> None:
-    """See its exception, so that nobody warns that it was never seen."""
+    """Retrieve a task's exception, so that asyncio does not warn that it was never retrieved."""
     if not task.cancelled():
         task.exception()
 

@@ -1,24 +1,24 @@
-"""How many files and connections the process may have open."""
+"""The limit on open files, which bounds the number of connections."""
 
 from __future__ import annotations
 
 import resource
 
+# Linux's default maximum. With an unlimited hard limit, a higher soft limit would only enlarge the kernel's tables.
 MOST = 1 << 20
-"""What Linux grants at most by default. Where the hard limit is "as many as you like", more would only cost tables."""
 
 
 def raise_limit() -> int:
-    """Take as many descriptors as the system lets this process have; the number.
+    """Raise the soft limit on file descriptors as far as the system allows, and return the limit in force.
 
-    The soft limit is 1024 on most systems, for the sake of programs that use `select`, which nothing here does.
+    The soft limit is 1024 on most systems for the sake of programs that use `select`, which these hosts do not.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST if hard == resource.RLIM_INFINITY else min(hard, MOST)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
+    limit = MOST if hard == resource.RLIM_INFINITY else min(hard, MOST)
+    if soft == resource.RLIM_INFINITY or soft >= limit:
         return MOST if soft == resource.RLIM_INFINITY else soft
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     except (ValueError, OSError):
         return soft
-    return wanted
+    return limit

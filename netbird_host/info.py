@@ -1,4 +1,4 @@
-"""What a plugin says about itself when it is loaded."""
+"""A plugin's description of itself, which the host reads when it loads the plugin."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from pydantic import BaseModel
 
 PluginId = str
-"""The entry point's name: what the operator writes in `plugins = [...]` and what every trail, log and refusal names."""
+"""The name of the plugin's entry point. Operators list it in `plugins = [...]`; trails, logs and refusals report it."""
 
 
 def always(value: object) -> bool:
-    """Whether a set wire field guards: the predicate of a claim that guards whenever it is set."""
+    """The predicate of a claim that guards whenever its field is set."""
     return bool(value)
 
 
@@ -29,8 +29,8 @@ class Claim:
     Args:
         field: dotted path inside `ProxyMapping`, such as `private`, `auth.password` or `path.options.direct_upstream`;
             for extensions `plugin_settings.<plugin id>`.
-        guards: says of the field's value whether serving without the plugin would open a door. Empty values and
-            `off` are unset and never reach it.
+        guards: called with the field's value; True if a proxy that serves the mapping without the plugin would grant
+            access that the field denies. Never called with an empty value or `off`, which count as unset.
     """
 
     field: str
@@ -39,18 +39,18 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class PluginInfo:
-    """One plugin's facts, fixed at load.
+    """A plugin's description, fixed when the plugin is loaded.
 
     Attributes:
-        capabilities: names told to the other side; two plugins may not tell the same one.
-        claims: fields it understands; two plugins may not claim the same one.
-        notes: keys its steps may leave with `note`.
-        cookies: names of cookies its steps set, or the beginning of such names and `*`. Upstreams and other plugins
-            can neither see nor set them; the plugin's own steps and endpoint see them in the request's head.
+        capabilities: names that the host reports to the other side; each belongs to one plugin.
+        claims: fields that the plugin understands; each belongs to one plugin.
+        notes: keys that the plugin's steps may set with `note`.
+        cookies: names of cookies that the plugin's steps set, or prefixes of such names followed by `*`. Upstreams and
+            other plugins can neither see nor set them; the plugin's own steps and endpoint see them in the request.
         options: model of the operator's section `[<plugin id>]` in the settings file; unknown keys are refused.
         settings: models read from each mapping, see `netbird_proxy.api.steps.MappingSettings`.
         target_settings: models read from each target of a mapping, see `netbird_proxy.api.steps.TargetSettings`.
-        summary: one line for `plugins` listings.
+        summary: one line for listings of plugins.
     """
 
     version: str = "0"

@@ -1,7 +1,7 @@
-"""Lines on their way out: gathered on the loop, written in batches by a thread.
+"""A writer of log lines: the event loop queues them, and a thread writes them in batches.
 
-A full pipe or a slow disk must hold up neither the loop nor the process's end, so the thread is a daemon and what it
-cannot take in time is dropped and counted.
+A full pipe or a slow disk must delay neither the loop nor the end of the process. The thread is therefore a daemon, and
+lines that it cannot write in time are dropped and counted.
 """
 
 from __future__ import annotations
@@ -16,58 +16,58 @@ from pathlib import Path
 
 MAX_PENDING_BYTES = 8 << 20
 RETRY = 0.05
-"""Seconds between two looks at an output that is full and does not block."""
+"""Seconds between attempts to write to an output that is full and does not block."""
 TOO_FAST = "they came faster than they could be written"
 _STREAMS = {"stdout": 1, "stderr": 2}
 
 
 class LineWriter:
-    """Appends lines to standard output, standard error or a file; a file that was moved away is begun anew."""
+    """Appends lines to standard output, standard error or a file. A file that was moved away is created again."""
 
     def __init__(
         self, output: str, *, interval: float, failed: Callable[[int, str], None], name: str = "access log"
     ) -> None:
         """
         Args:
-            output: `stdout`, `stderr` or a path. OSError if the file cannot be opened.
+            output: `stdout`, `stderr` or a path. Raises OSError if the file cannot be opened.
             interval: seconds between two writes.
-            failed: called in the thread with the number of lines that were lost, and why.
-            name: of the thread.
+            failed: called in the thread with the number of lost lines and the reason.
+            name: the thread's name.
         """
         self.path: Path | None = None if output in _STREAMS else Path(output)
         self._fd = _STREAMS[output] if self.path is None else _opened(self.path)
         self._interval = interval
         self._failed = failed
         self._pending: deque[bytes] = deque()
-        # Each counter has one thread that writes it.
-        self._taken = 0  # bytes; the loop's
-        self._written = 0  # bytes; the thread's
-        self._dropped = 0  # lines; the loop's
-        self._told = 0  # of those; the thread's
-        self._anew = False
+        # Each counter is written by one thread only, which its comment names.
+        self._queued = 0  # bytes; the loop
+        self._written = 0  # bytes; the writer
+        self._dropped = 0  # lines; the loop
+        self._reported = 0  # dropped lines that were reported; the writer
+        self._reopen_asked = False
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def write(self, line: bytes) -> None:
-        """Take one line, its newline included. Never blocks, never raises."""
-        if self._taken - self._written > MAX_PENDING_BYTES:
+        """Queue one line, its newline included. Never blocks, never raises."""
+        if self._queued - self._written > MAX_PENDING_BYTES:
             self._dropped += 1
             return
-        self._taken += len(line)
+        self._queued += len(line)
         self._pending.append(line)
-        # Only the first one wakes: the thread takes lines until there are none. Asked after the line is there, or the
-        # thread could take the last one in between and sleep on ours.
+        # Only the first line wakes the thread, which takes lines until the queue is empty. The length is checked after
+        # the line is queued: otherwise the thread could empty the queue in between and sleep although a line waits.
         if len(self._pending) == 1:
             self._wake.set()
 
     def reopen(self) -> None:
-        """Open the file anew before the next line, even where the path still leads to it."""
-        self._anew = True
+        """Open the file again before the next line, even if the path still leads to the same file."""
+        self._reopen_asked = True
 
     def close(self, timeout: float) -> bool:
-        """Write what is there, at most for `timeout` seconds. Blocks; whether all was written."""
+        """Write the queued lines, for at most `timeout` seconds. Blocks. True if all lines were written."""
         self._stop.set()
         self._wake.set()
         self._thread.join(timeout)
@@ -88,8 +88,8 @@ class LineWriter:
         with suppress(IndexError):
             while True:
                 lines.append(self._pending.popleft())
-        if dropped := self._dropped - self._told:
-            self._told += dropped
+        if dropped := self._dropped - self._reported:
+            self._reported += dropped
             self._failed(dropped, TOO_FAST)
         if not lines:
             return
@@ -99,25 +99,25 @@ class LineWriter:
             while data:
                 try:
                     data = data[os.write(self._fd, data) :]
-                except BlockingIOError:  # whoever shares our standard error made it so
+                except BlockingIOError:  # another process that shares our standard error set O_NONBLOCK
                     select.select((), (self._fd,), (), RETRY)
         except OSError as error:
             self._failed(bytes(data).count(b"\n"), f"{error.strerror}")
         finally:
-            # Written bytes count as pending until here, so that a stalled write bounds what gathers behind it.
+            # Bytes count as pending until the whole batch is written, so that the queue stays bounded during a stall.
             self._written += sum(map(len, lines))
 
     def _reopen(self) -> None:
-        """Follow the path when log rotation has moved our file away."""
+        """Open the path again if log rotation has moved our file away."""
         if self.path is None:
             return
         try:
-            there = self.path.stat()
+            named = self.path.stat()
         except FileNotFoundError:
-            there = None
-        here = os.fstat(self._fd)
-        anew, self._anew = self._anew, False
-        if anew or there is None or (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino):
+            named = None
+        current = os.fstat(self._fd)
+        asked, self._reopen_asked = self._reopen_asked, False
+        if asked or named is None or (named.st_dev, named.st_ino) != (current.st_dev, current.st_ino):
             fd = _opened(self.path)
             os.close(self._fd)
             self._fd = fd

@@ -136,7 +136,7 @@ class LoginThrottle:
         self._keep((service, source_of(address)), Source(right_at=self._clock()))
 
     def withdraw(self, service: str, address: str) -> None:
-        """Uncount a try that was not judged."""
+        """Undo the count of a try that was not judged."""
         self._give_back(service)
         if (source := self.find(service, address)) is not None:
             source.failures = max(0, source.failures - 1)

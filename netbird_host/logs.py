@@ -1,10 +1,10 @@
-"""Logs of a host: one JSON object a line, or readable lines on a terminal; ours and our libraries' alike.
+"""A host's log: one JSON object a line, or readable lines on a terminal, for the host and its libraries alike.
 
-An event's name is fixed and dotted (`management.stream.lost`); what varies is in its fields. What is logged for each
-exchange has a writer of its own, because this way costs more than a request may.
+An event's name is fixed and dotted (`management.stream.lost`); all that varies is in its fields. The access log of a
+proxy has a writer of its own, because structlog costs more than a request may.
 
-Clients can cause events, so each event is limited to so many lines; a line that says how many were left out follows. A
-thread writes the lines: a full pipe or a slow disk holds up neither the event loop nor the end of the process.
+Clients can cause events, so each event has a rate limit; a later line reports how many lines were left out. A thread
+writes the lines: a full pipe or a slow disk delays neither the event loop nor the end of the process.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from netbird_host.line_writer import TOO_FAST, LineWriter
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["auto", "json", "console"]
 
+# At level debug these libraries log every request, headers included.
 _QUIET = dict.fromkeys(("asyncio", "grpc", "httpcore", "httpx", "uvicorn"), logging.WARNING)
-# At debug these tell of each request, headers included.
 
 BURST, PER_SECOND = 200, 20.0
-"""Lines of one event at once, and then in each second."""
+"""Maximum number of lines of one event: at once, and then in each second. Further lines are left out and counted."""
 EVENTS = 1024
-"""Events that are told apart."""
+"""Maximum number of events that are counted separately."""
 FLUSH_TIMEOUT = 2.0
-"""Seconds that the end of the process waits for its last lines."""
+"""Maximum time in seconds for which the end of the process waits for the last lines to be written."""
 
 _writer: LineWriter | None = None
 _lost: Counter[str] = Counter()
@@ -43,7 +43,7 @@ _encoder = msgspec.json.Encoder(enc_hook=str)
 
 
 class _Handler(logging.Handler):
-    """Formats records, and leaves out those of an event that comes too often."""
+    """Formats records, and leaves out records of an event that is over its rate limit."""
 
     def __init__(self, write: Callable[[str], object], clock: Callable[[], float]) -> None:
         super().__init__()
@@ -65,18 +65,18 @@ class _Handler(logging.Handler):
 
 
 def lost_lines() -> int:
-    """Lines of this process's log that its output did not take."""
+    """The number of log lines that this process lost because its output did not take them."""
     return _lost.total()
 
 
 def _failed(lines: int, why: str) -> None:
     _lost["lines"] += lines
-    if why == TOO_FAST:  # the output takes lines again; otherwise this one would fail like them
+    if why == TOO_FAST:  # the output accepts lines again; after any other failure this line would be lost too
         _log.error("log.lines_lost", lines=lines, reason=why)
 
 
 def _standard_error() -> Callable[[str], object]:
-    """Writes to standard error in a thread, the same one however often this is called."""
+    """Return a function that writes lines to standard error in a thread, which all calls share."""
     global _writer
     if _writer is None:
         _writer = LineWriter("stderr", interval=0.0, failed=_failed, name="log")
@@ -94,8 +94,9 @@ def configure(
     """Set up structlog and the standard library's logging; may be called again.
 
     Args:
-        stream: standard error by default, written by a thread. `auto` asks it whether it is a terminal.
-        clock: seconds, for the limit on lines of one event.
+        format: `auto` means `console` if the stream is a terminal, else `json`.
+        stream: standard error by default, written by a thread.
+        clock: returns seconds, for the rate limit of events.
     """
     out = stream if stream is not None else sys.stderr
     console = out.isatty() if format == "auto" else format == "console"
@@ -107,7 +108,7 @@ def configure(
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     last: list[Processor] = (
-        # A value printed as it is could begin a line of its own.
+        # Values are printed as `repr`: a line break in one could otherwise forge a line of the log.
         [structlog.dev.ConsoleRenderer(colors=out.isatty(), repr_native_str=True)]
         if console
         else [structlog.processors.format_exc_info, _json]
@@ -121,7 +122,7 @@ def configure(
         )
     )
     root = logging.getLogger()
-    for old in [one for one in root.handlers if isinstance(one, _Handler)]:
+    for old in [handler for handler in root.handlers if isinstance(handler, _Handler)]:
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(number)

@@ -1,10 +1,10 @@
-"""Loads plugins, checks them, and puts them in order. pluggy is the registry; the calls are made by the hosts' facades.
+"""Loads plugins, checks them and orders their hooks. pluggy is the registry; the hosts' facades make the calls.
 
-A plugin that is wrong in any way stops the start: half a plugin would be a guard that nobody asks.
+Any fault in a plugin stops the start, because a plugin that is loaded in part could leave out a guard.
 
-Order, everywhere: implementations marked `tryfirst`, then plain ones, then `trylast`; inside a rank the operator's
-`plugins = [...]` list, then the host's own plugins in the host's order. An operator who wants one of the host's own
-plugins earlier names it in the list.
+The order of every hook: implementations marked `tryfirst`, then unmarked ones, then `trylast`; within each rank the
+order of the operator's list `plugins = [...]`, then the host's own plugins in the host's order. To move one of the
+host's own plugins forward, the operator names it in the list.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ID = re.compile(r"[a-z][a-z0-9_]*\Z")
 
 
 class PluginError(Exception):
-    """A plugin cannot be used. `message` says what is wrong and what to change."""
+    """A plugin cannot be used. `message` states the fault and the remedy."""
 
     def __init__(self, plugin: PluginId, message: str) -> None:
         super().__init__(f"plugin {plugin}: {message}")
@@ -38,12 +38,12 @@ class PluginError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LoadedPlugin:
-    """One plugin as it runs here.
+    """One loaded plugin.
 
     Attributes:
-        plugin: the instance or module that has the hook implementations.
-        distribution: what it was installed as; empty for the host's own and for objects that were handed in.
-        version: the distribution's, else what `describe` says.
+        plugin: the instance or module that contains the hook implementations.
+        distribution: the package that installed it; empty for the host's own plugins and for objects passed in.
+        version: the distribution's version, else the one that `describe` returns.
     """
 
     id: PluginId
@@ -55,7 +55,7 @@ class LoadedPlugin:
 
 @dataclass(frozen=True, slots=True)
 class HookCall:
-    """One implementation of one hook. Takes every argument of the hook by name and passes on those it wants."""
+    """One implementation of one hook. Accepts all arguments of the hook and passes on those that the function names."""
 
     plugin: PluginId
     function: Callable[..., object]
@@ -67,7 +67,7 @@ class HookCall:
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """One offer of a plugin in the environment; not imported."""
+    """A plugin that a distribution in the environment offers; not imported."""
 
     id: PluginId
     distribution: str
@@ -82,7 +82,7 @@ class Plugins:
         self._hooks = hooks
 
     def __iter__(self) -> Iterator[LoadedPlugin]:
-        """In the operator's order, the host's own last."""
+        """Iterate in the operator's order, the host's own plugins last."""
         return iter(self._loaded.values())
 
     def __len__(self) -> int:
@@ -95,16 +95,16 @@ class Plugins:
         return self._loaded[plugin]
 
     def calls(self, hook: str) -> tuple[tuple[PluginId, HookCall], ...]:
-        """Who implements a hook, in the order in which to ask. KeyError for a hook that the host does not have."""
+        """Return the implementations of a hook in calling order. Raises KeyError for a hook that the host lacks."""
         return tuple((call.plugin, call) for call in self._hooks[hook])
 
     def implementers(self, hook: str) -> tuple[PluginId, ...]:
-        """The same, ids only, each once."""
+        """Return the ids of the plugins that implement a hook, in calling order, each once."""
         return tuple(dict.fromkeys(call.plugin for call in self._hooks[hook]))
 
 
 def installed(group: str) -> list[Installed]:
-    """What the environment offers under an entry-point group, by name. Imports nothing."""
+    """List the plugins that the environment offers under an entry-point group, sorted by name. Imports nothing."""
     return sorted(
         (Installed(point.name, *_distribution(point)) for point in entry_points(group=group)),
         key=lambda offer: (offer.id, offer.distribution),
@@ -112,7 +112,7 @@ def installed(group: str) -> list[Installed]:
 
 
 def not_loaded(group: str, allowed: Collection[str]) -> list[PluginId]:
-    """Plugins that are installed, and that the operator's list does not name."""
+    """List the plugins that are installed but missing from the operator's list."""
     return [offer.id for offer in installed(group) if offer.id not in allowed]
 
 
@@ -126,18 +126,18 @@ def load(
     core_claims: Collection[str] = (),
     reserved_ids: Collection[str] = (),
 ) -> Plugins:
-    """Import, make, register and check the plugins of a host.
+    """Import, instantiate, register and check the plugins of a host.
 
     Args:
-        project: pluggy's project name, which hookspecs and hookimpls are marked with.
+        project: pluggy's project name, with which hookspecs and hookimpls are marked.
         allowed: the operator's list: names of entry points, or `(id, object)` from a program that embeds the host.
-            What is not in it is not imported.
-        defaults: the host's own plugins in their order: a class, module or object, or `module:attribute` as text.
+            No other plugin is imported.
+        defaults: the host's own plugins in order: a class, module or object, or a string `module:attribute`.
         core_claims: fields that the host itself understands; no plugin may claim them.
-        reserved_ids: names that mean something else to the host, such as sections of its settings file.
+        reserved_ids: names with another meaning to the host, such as sections of its settings file.
 
     Raises:
-        PluginError: the first thing that is wrong.
+        PluginError: for the first fault.
     """
     loader = _Loader(project, hookspecs, group, defaults or {}, reserved_ids)
     loaded = [loader.load(entry) for entry in loader.in_order(allowed)]
@@ -165,14 +165,14 @@ class _Loader:
             self._offers.setdefault(point.name, []).append(point)
 
     def in_order(self, allowed: Sequence[PluginId | tuple[PluginId, object]]) -> list[tuple[PluginId, object]]:
-        """The operator's list, then the host's own plugins that it does not name; each with what to load."""
+        """Return the id and source of each plugin: the operator's list, then the host's other own plugins."""
         entries: dict[PluginId, object] = {}
         for item in allowed:
             name, source = item if isinstance(item, tuple) else (item, None)
             if not isinstance(name, str) or not _ID.match(name):
-                raise PluginError(str(name), "is not a plugin's name: write lower-case letters, digits and underscores")
+                raise PluginError(str(name), "is not a plugin's name: use lower-case letters, digits and underscores")
             if name in entries:
-                raise PluginError(name, "stands twice in the list of plugins: remove one")
+                raise PluginError(name, "is listed twice: remove one")
             if name in self._reserved:
                 raise PluginError(name, "has a name that is a section of the settings file: rename its entry point")
             entries[name] = source if source is not None else self._offered(name)
@@ -186,16 +186,16 @@ class _Loader:
                 raise PluginError(name, f"is built in, and {names} offers the same name: uninstall {names}")
             return self._defaults[name]
         if not offers:
-            known = sorted({*self._offers, *self._defaults})
-            near = _nearest(name, known)
-            there = f"installed are: {', '.join(known)}" if known else "none is installed"
-            raise PluginError(name, f"is not installed{near}; install what offers it or take it off the list ({there})")
+            available = sorted({*self._offers, *self._defaults})
+            near = _nearest(name, available)
+            listing = f"installed: {', '.join(available)}" if available else "no plugin is installed"
+            raise PluginError(name, f"is not installed{near}; install it or remove it from the list ({listing})")
         if len(offers) > 1:
             raise PluginError(name, f"is offered by several distributions ({names}): uninstall all but one")
         return offers[0]
 
     def load(self, entry: tuple[PluginId, object]) -> LoadedPlugin:
-        """Import, make, check and register one plugin, and ask what it is."""
+        """Import, instantiate, check and register one plugin, and call its `describe`."""
         name, source = entry
         distribution, version = _distribution(source) if isinstance(source, EntryPoint) else ("", "")
         plugin = self._made(name, source)
@@ -221,7 +221,7 @@ class _Loader:
             if must_pass(error):
                 raise
             raise PluginError(
-                name, f"importing {where} raised {describe_error(error)}: mend it or take it off the list"
+                name, f"importing {where} raised {describe_error(error)}: fix it or remove it from the list"
             ) from error
         if isinstance(target, type):
             try:
@@ -231,10 +231,10 @@ class _Loader:
                     raise
                 raise PluginError(
                     name,
-                    f"making {target.__qualname__}() raised {describe_error(error)}: it must be made without arguments",
+                    f"{target.__qualname__}() raised {describe_error(error)}: it must take no arguments",
                 ) from error
         if isinstance(source, EntryPoint) and not isinstance(target, ModuleType):
-            raise PluginError(name, f"{where} is neither a class nor a module: let the entry point name one of them")
+            raise PluginError(name, f"{where} is neither a class nor a module: the entry point must name one of them")
         return target
 
     def _check_implementations(self, name: PluginId, plugin: object) -> None:
@@ -248,7 +248,7 @@ class _Loader:
             if mark is None:
                 if attribute in self._hook_names and _is_own_function(plugin, function):
                     raise PluginError(
-                        name, f"{attribute} has a hook's name but is not marked: put @hookimpl over it or rename it"
+                        name, f"{attribute} has a hook's name but is not marked: add @hookimpl to it or rename it"
                     )
                 continue
             hook = mark.get("specname") or attribute
@@ -258,7 +258,7 @@ class _Loader:
                 near = _nearest(hook, self._hook_names)
                 raise PluginError(name, f"{hook} is not a hook of this host{near}")
             if mark.get("wrapper") or mark.get("hookwrapper"):
-                raise PluginError(name, f"{hook} is a hook wrapper, which this host does not call: write a plain hook")
+                raise PluginError(name, f"{hook} is a hook wrapper, which is not supported: write a plain hook")
             if mark.get("tryfirst") and mark.get("trylast"):
                 raise PluginError(name, f"{hook} is marked tryfirst and trylast: choose one")
             self._check_signature(name, hook, function)
@@ -266,7 +266,7 @@ class _Loader:
     def _check_signature(self, name: PluginId, hook: str, function: Callable[..., object]) -> None:
         if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
             raise PluginError(
-                name, f"{hook} is `async def`: hooks are plain `def`; what must wait belongs into the step it returns"
+                name, f"{hook} is `async def`: hooks are plain `def`; code that awaits belongs in the step it returns"
             )
         if inspect.isgeneratorfunction(function):
             raise PluginError(name, f"{hook} is a generator: return the value instead of yielding it")
@@ -275,19 +275,19 @@ class _Loader:
         for parameter in inspect.signature(function).parameters.values():
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 raise PluginError(
-                    name, f"{hook} takes `{parameter}`: name the arguments it wants ({', '.join(offered)})"
+                    name, f"{hook} takes `{parameter}`: name the arguments that it uses ({', '.join(offered)})"
                 )
             if parameter.kind is parameter.KEYWORD_ONLY:
                 raise PluginError(name, f"{hook} takes `{parameter.name}` after `*`: remove the `*`")
             if parameter.default is not parameter.empty:
                 raise PluginError(
-                    name, f"{hook} gives `{parameter.name}` a default, so it would never be filled: remove the default"
+                    name, f"{hook} gives `{parameter.name}` a default, so it is never passed: remove the default"
                 )
             if parameter.name not in offered:
                 near = _nearest(parameter.name, offered)
                 takes = ", ".join(offered) or "no arguments"
                 raise PluginError(
-                    name, f"{hook} takes `{parameter.name}`, which the hook does not have{near}; it has: {takes}"
+                    name, f"{hook} takes `{parameter.name}`, which is not one of its arguments{near}: {takes}"
                 )
 
     def _described(self, name: PluginId) -> PluginInfo:
@@ -295,7 +295,7 @@ class _Loader:
         if len(mine) != 1:
             number = "no" if not mine else str(len(mine))
             raise PluginError(
-                name, f"has {number} describe hooks: write exactly one `describe` that returns PluginInfo"
+                name, f"has {number} describe hooks: define exactly one `describe` that returns PluginInfo"
             )
         try:
             info = mine[0].function()
@@ -315,7 +315,7 @@ class _Loader:
         return caller.get_hookimpls()
 
     def hooks(self, order: list[PluginId]) -> dict[str, tuple[HookCall, ...]]:
-        """Every hook's implementations in the order this module promises, which is not quite pluggy's own."""
+        """Return every hook's implementations in the order that this module promises, which differs from pluggy's."""
         place = {plugin: index for index, plugin in enumerate(order)}
 
         def rank(implementation: pluggy.HookImpl) -> tuple[int, int]:
@@ -324,43 +324,47 @@ class _Loader:
 
         return {
             hook: tuple(
-                HookCall(one.plugin_name, one.function, tuple(one.argnames))
-                for one in sorted(self._implementations(hook), key=rank)
+                HookCall(implementation.plugin_name, implementation.function, tuple(implementation.argnames))
+                for implementation in sorted(self._implementations(hook), key=rank)
             )
             for hook in self._hook_names
         }
 
 
 def _check_info(name: PluginId, info: PluginInfo) -> None:
-    """Types do not hold plugins that were never type-checked: a capability text would become its letters."""
+    """Check the types at run time, for plugins without type checks: a plain string would be read letter by letter."""
 
-    def want(field: str, good: bool, what: str) -> None:
-        if not good:
-            raise PluginError(name, f"describe: `{field}` is not {what}: {getattr(info, field)!r}")
+    def require(field: str, valid: bool, expected: str) -> None:
+        if not valid:
+            raise PluginError(name, f"describe: `{field}` must be {expected}, not {getattr(info, field)!r}")
 
-    want("version", isinstance(info.version, str), "a text")
-    want("summary", isinstance(info.summary, str), "a text")
+    require("version", isinstance(info.version, str), "a string")
+    require("summary", isinstance(info.summary, str), "a string")
     for field in ("capabilities", "notes", "cookies"):
         value = getattr(info, field)
-        want(field, isinstance(value, tuple) and all(isinstance(one, str) and one for one in value), "a tuple of texts")
-    want(
+        valid = isinstance(value, tuple) and all(isinstance(text, str) and text for text in value)
+        require(field, valid, "a tuple of strings")
+    require(
         "claims",
         isinstance(info.claims, tuple)
-        and all(isinstance(one, Claim) and isinstance(one.field, str) and callable(one.guards) for one in info.claims),
+        and all(
+            isinstance(claim, Claim) and isinstance(claim.field, str) and callable(claim.guards)
+            for claim in info.claims
+        ),
         "a tuple of Claim(field, guards)",
     )
-    want(
+    require(
         "options",
         info.options is None or (isinstance(info.options, type) and issubclass(info.options, BaseModel)),
         "a pydantic model class",
     )
     for field in ("settings", "target_settings"):
         value = getattr(info, field)
-        want(field, isinstance(value, tuple) and all(isinstance(one, type) for one in value), "a tuple of classes")
+        require(field, isinstance(value, tuple) and all(isinstance(item, type) for item in value), "a tuple of classes")
 
 
 def _check_shared_names(loaded: Sequence[LoadedPlugin], core_claims: Collection[str]) -> None:
-    """Names that all plugins share have one owner each."""
+    """Check that each claim, capability, note, cookie and options model belongs to one plugin only."""
     owners: dict[tuple[str, object], PluginId] = {("claim", field): "the host itself" for field in core_claims}
     for plugin in loaded:
         info = plugin.info
@@ -377,7 +381,7 @@ def _check_shared_names(loaded: Sequence[LoadedPlugin], core_claims: Collection[
             shown = value.__name__ if isinstance(value, type) else value
             if owner != plugin.id:
                 raise PluginError(
-                    plugin.id, f"{kind} {shown} belongs to {owner} already: take one of the two plugins off the list"
+                    plugin.id, f"{kind} {shown} belongs to {owner} already: remove one of the two plugins from the list"
                 )
             if names.count((kind, value)) > 1:
                 raise PluginError(plugin.id, f"describe names {kind} {shown} twice: remove one")
@@ -388,12 +392,12 @@ def _distribution(point: EntryPoint) -> tuple[str, str]:
 
 
 def _is_own_function(plugin: object, function: object) -> bool:
-    """Whether it is a method of the plugin's, or a function that the plugin's module defines and not imports."""
+    """True for a method of the plugin, or a function that the plugin's module defines and does not merely import."""
     if isinstance(plugin, ModuleType):
         return inspect.isfunction(function) and function.__module__ == plugin.__name__
     return inspect.isroutine(function)
 
 
-def _nearest(name: str, known: Collection[str]) -> str:
-    near = get_close_matches(name, known, n=1)
+def _nearest(name: str, names: Collection[str]) -> str:
+    near = get_close_matches(name, names, n=1)
     return f" (did you mean {near[0]}?)" if near else ""

@@ -1,7 +1,7 @@
-"""What a running host can read again: settings, certificates, logs. SIGHUP and a command ask for it; nothing is cut.
+"""Reload of settings, certificates and log files in a running host, on SIGHUP or a command; connections stay open.
 
-Each part that can be read again registers here, and reads its own files. What cannot be used is kept as it was; what
-cannot be changed while the process runs is named.
+Each part of the host that supports a reload registers a step, which reads its own files. A step whose new input cannot
+be used keeps the old; settings that take effect only after a restart are reported.
 """
 
 from __future__ import annotations
@@ -29,36 +29,36 @@ class ReloadReport:
 
     done: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
-    """What could not be used, and stays as it was."""
+    """Parts whose new input could not be used, so that the old stays in force."""
     needs_restart: list[str] = field(default_factory=list)
-    """Settings that changed and are in force only after a restart."""
+    """Settings that changed, but take effect only after a restart."""
 
     def describe(self) -> dict[str, list[str]]:
         return {"done": self.done, "kept": self.kept, "needs_restart": self.needs_restart}
 
 
 def summary(report: Mapping[str, Sequence[str]]) -> list[str]:
-    """The lines of a described report, for the operator's terminal."""
+    """Return the lines for the operator's terminal from the result of `ReloadReport.describe`."""
     names = {"done": "done", "kept": "kept", "needs_restart": "needs a restart"}
     return [f"{names[kind]}: {line}" for kind in names for line in report[kind]] or ["nothing has changed"]
 
 
 Step = Callable[[ReloadReport], None]
-"""Reads one thing again and reports it. Whatever it raises is reported as kept."""
+"""Reads one part again and reports the outcome. An exception is reported under `kept`."""
 
 
 class Reload(Generic[M]):
-    """The steps of a reload, and the settings that were read last.
+    """The steps of a reload, and the settings as last read.
 
     Attributes:
-        settings: those that are in force; a step finds the new ones here.
+        settings: the settings in force; already the new ones when steps run.
     """
 
     def __init__(self, settings: Settings[M], read: Callable[[], Settings[M]], *, reloadable: Collection[str]) -> None:
         """
         Args:
-            read: reads all settings again. Raises what says why they cannot be used.
-            reloadable: paths of settings, or of sections, that steps put in force.
+            read: reads all settings again. Raises an exception whose message says why they cannot be used.
+            reloadable: paths of the settings, or of the sections, that steps put into force.
         """
         self.settings = settings
         self._read = read
@@ -68,15 +68,15 @@ class Reload(Generic[M]):
         self._asked = asyncio.Event()
 
     def register(self, name: str, step: Step) -> None:
-        """Add a step, which runs after those that are there.
+        """Add a step, which runs after those registered before it.
 
         Args:
-            name: what the report calls it where it fails.
+            name: the step's name in the report if it fails.
         """
         self._steps.append((name, step))
 
     async def run(self) -> ReloadReport:
-        """Read everything again, one reload at a time. Raises nothing."""
+        """Run one reload; concurrent calls wait for each other. Never raises."""
         async with self._running:
             report = ReloadReport()
             try:
@@ -99,11 +99,11 @@ class Reload(Generic[M]):
             return report
 
     def ask(self) -> None:
-        """Have `serve` run a reload. Several calls before it runs are one."""
+        """Request a reload, which `serve` runs. Several requests before it runs count as one."""
         self._asked.set()
 
     async def serve(self) -> None:
-        """Reload whenever asked, until cancelled."""
+        """Run requested reloads, until cancelled."""
         while True:
             await self._asked.wait()
             self._asked.clear()
@@ -111,10 +111,10 @@ class Reload(Generic[M]):
 
     @contextmanager
     def on_hangup(self) -> Iterator[None]:
-        """Let SIGHUP ask for a reload while this lasts, and do nothing afterwards. In the main thread.
+        """Let SIGHUP request a reload until the context is left; afterwards SIGHUP is ignored. Main thread only.
 
-        The handler is Python's own and not the loop's, which gives the signal back to the system when it closes: the
-        process would end of it in its last moments.
+        The handler is installed with `signal.signal` and not with the loop: a closing loop restores the default action,
+        so that a SIGHUP in the last moments would kill the process.
         """
         loop = asyncio.get_running_loop()
 

@@ -1,4 +1,4 @@
-"""Running a host's process: no task ends it but its main one, and none holds up its end."""
+"""Runs a host's process: only its main task can end it, and no other task can delay its end."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ import structlog
 log = structlog.get_logger("netbird_host.running")
 
 END = 5.0
-"""Seconds that tasks have to end when the main one is done."""
+"""Seconds for which the process waits for other tasks to end once the main task is done."""
 
 
 def run_process(
     main: Coroutine[Any, Any, int], loop_factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
 ) -> int:
-    """Run `main` to its end, and return its exit code. In the main thread, without a running loop.
+    """Run `main` to its end and return its exit code. Must be called in the main thread, without a running loop.
 
-    asyncio lets a `SystemExit` or `KeyboardInterrupt` of any task end the loop. A plugin may start tasks; so here the
-    loop goes on unless it was the main one's, or an interrupt that no task raised. Tasks that ignore their cancellation
-    end with the process, whose other ends (`atexit`) are then left out.
+    In asyncio, a `SystemExit` or `KeyboardInterrupt` of any task ends the loop. Plugins may start tasks, so here the
+    loop continues unless the exception is the main task's. Tasks that ignore their cancellation end with the process,
+    which then skips `atexit` handlers.
     """
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         loop = runner.get_loop()

@@ -1,4 +1,4 @@
-"""What settings models are made of: sections, secrets, and numbers that know their unit."""
+"""Building blocks of settings models: sections, secrets, durations and counts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WHOLE = re.compile(r"[+-]?[0-9]+")
 
 
 class Secret(SecretStr):
-    """A text that is never shown: not by `repr`, not by `str`, not in JSON. `get_secret_value` gives it."""
+    """A string that `repr`, `str` and JSON show as `***`. `get_secret_value` returns it."""
 
     def _display(self) -> str:
         return "***" if self.get_secret_value() else ""
@@ -25,7 +25,7 @@ class Secret(SecretStr):
 
 
 class Section(BaseModel):
-    """Base of settings models: frozen, and unknown names are refused."""
+    """Base of settings models: frozen, and refuses unknown names."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -55,8 +55,8 @@ def _whole(value: object) -> object:
 
 
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, allow_inf_nan=False)]
-"""A duration of more than nothing."""
+"""A duration above zero, in seconds."""
 SecondsOrZero = Annotated[float, BeforeValidator(_seconds), Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
-"""A number of things, or of bytes, of which there must be one at least."""
+"""A whole number of at least 1."""
 Port = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=65535)]

@@ -1,7 +1,8 @@
-"""Settings out of a TOML file, the environment and flags; each value knows where it came from.
+"""Settings from a TOML file, the environment and command-line flags, each with its source.
 
-A flag beats the environment, which beats the file, which beats the default. Lists are taken whole from one source.
-Unknown names and wrong values stop the start, all of them told at once, and no message shows a secret.
+Flags override the environment, which overrides the file, which overrides the defaults. A list comes from one source as
+a whole. Unknown names and invalid values stop the start; all of them are reported at once, and no message shows a
+secret.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ M = TypeVar("M", bound=BaseModel)
 O = TypeVar("O", bound=BaseModel)  # noqa: E741
 SettingPath = tuple[str, ...]
 
+# hand-made because pydantic-settings does not record the source of a value: `check --show` and every message name it.
+# Nor can it read the list of plugins first, and judge the plugins' sections once their models are loaded.
+
+# Kubernetes sets such variables in every pod beside a service that is named like the program. They are not settings.
 _KUBERNETES = re.compile(r"(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)\Z")
-# Kubernetes puts such variables into every pod next to a service that is called like us. They are nobody's settings.
 
 
 class SettingsError(Exception):
-    """Settings that cannot be used: one sentence a problem, each with the setting's path and its source."""
+    """The settings cannot be used. `problems` has one sentence for each fault, with the setting's path and source."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))
@@ -35,7 +39,7 @@ class SettingsError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """One value that was given, by whom, and as what: `("limits", "head_timeout"), "5s", "environment NB_…"`."""
+    """One value with its path and source, such as `("limits", "head_timeout"), "5s", "environment NB_…"`."""
 
     path: SettingPath
     value: object = field(repr=False)
@@ -53,14 +57,14 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Renamed:
-    """A setting that was given under an older name: `listen[0].tls_ahead`, now `listen[0].behind_tls_proxy`."""
+    """A setting that a source gives under an older name: `listen[0].tls_ahead`, now `listen[0].behind_tls_proxy`."""
 
     old: str
     new: str
 
 
 class Sources:
-    """What all sources say, merged but not judged: `plugins` must be read before their sections can be."""
+    """The values of all sources, merged but not validated yet: the host needs `plugins` to know the plugins' models."""
 
     def __init__(self) -> None:
         self._tree: dict[str, Any] = {}
@@ -69,7 +73,7 @@ class Sources:
         self._absent: frozenset[str] = frozenset()
 
     def put(self, given: Given) -> None:
-        """Add a value over those from weaker sources. SettingsError where a section meets a plain value."""
+        """Add a value, which overrides weaker sources. Raises SettingsError where a section meets a plain value."""
         at = self._tree
         for depth, name in enumerate(given.path[:-1]):
             at = at.setdefault(name, {})
@@ -78,7 +82,7 @@ class Sources:
                 raise SettingsError([f"{path}: {given.source} treats it as a section, but it is a plain value"])
         if isinstance(at.get(given.path[-1]), dict) and given.value != {}:
             raise SettingsError([f"{dotted(given.path)}: {given.source} gives a plain value, but it is a section"])
-        if given.value == {}:  # an empty section says nothing, but its name must be known
+        if given.value == {}:  # an empty section sets nothing, but its name is checked
             at.setdefault(given.path[-1], {})
             return
         at[given.path[-1]] = given.value
@@ -86,41 +90,42 @@ class Sources:
         self._texts.discard(given.path)
 
     def put_text(self, given: Given) -> None:
-        """The same for text from the environment, which may have to become a list."""
+        """Add a string from the environment, which is split if the setting is a list."""
         self.put(given)
         self._texts.add(given.path)
 
     def get(self, *path: str) -> object:
-        """The raw value, or None."""
+        """Return the raw value, or None."""
         at: object = self._tree
         for name in path:
             at = at.get(name) if isinstance(at, dict) else None
         return at
 
     def of(self, path: SettingPath) -> str:
-        """Where a value came from: it, the list or section around it, or the first thing in it."""
+        """Return the source of a value: its own, that of the list or section around it, or of the first value in it."""
         for end in range(len(path), 0, -1):
             if path[:end] in self._source:
                 return self._source[path[:end]]
         return next((source for inner, source in self._source.items() if inner[: len(path)] == path), "default")
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """A top-level list of texts, such as `plugins`, before anything else is judged."""
+        """Return a top-level list of strings, such as `plugins`, before the settings are validated."""
         value = _as_list(self._tree.get(name, [])) if (name,) in self._texts else self._tree.get(name, [])
-        if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
-            raise SettingsError([f"{name}: expected a list of texts{_from(self.of((name,)))}"])
+        if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+            raise SettingsError([f"{name}: expected a list of strings{_from(self.of((name,)))}"])
         return tuple(value)
 
     def read(
         self, model: type[M], options: Mapping[str, type[BaseModel]] | None = None, *, absent: Collection[str] = ()
     ) -> Settings[M]:
-        """Judge everything against the host's model and the plugins' sections.
+        """Validate all values against the host's model and the plugins' sections.
 
         Args:
-            absent: plugins that are installed and not loaded, whose sections have a message of their own.
+            options: the plugins' models, by section.
+            absent: plugins that are installed but not loaded, whose sections get a message of their own.
 
         Raises:
-            SettingsError: with every problem there is.
+            SettingsError: with all problems.
         """
         options = options or {}
         self._absent = frozenset(absent)
@@ -137,7 +142,9 @@ class Sources:
         }
         if problems or value is None:
             raise SettingsError(problems)
-        return Settings(value, {name: one for name, one in sections.items() if one is not None}, self, renamed)
+        return Settings(
+            value, {name: section for name, section in sections.items() if section is not None}, self, renamed
+        )
 
     def _take_older_names(self, model: type[BaseModel], tree: object, at: SettingPath) -> Iterator[Renamed]:
         """Move values from settings' older names to their present ones, where only the older name is given."""
@@ -159,27 +166,27 @@ class Sources:
                 yield from self._take_older_names(inner, tree[name], (*at, name))
 
     def _validated(
-        self, model: type[O], tree: object, at: SettingPath, known: list[str], problems: list[str]
+        self, model: type[O], tree: object, at: SettingPath, names: list[str], problems: list[str]
     ) -> O | None:
         try:
             return model.model_validate(tree)
-        except ValidationError as error:
-            problems.extend(self._told(model, at, known, one) for one in error.errors(include_url=False))
+        except ValidationError as invalid:
+            problems.extend(self._format_error(model, at, names, error) for error in invalid.errors(include_url=False))
             return None
 
-    def _told(self, model: type[BaseModel], at: SettingPath, known: list[str], error: Any) -> str:
+    def _format_error(self, model: type[BaseModel], at: SettingPath, top_names: list[str], error: Any) -> str:
         inside: tuple[str | int, ...] = error["loc"]
         path = (*at, *(str(part) for part in inside))
         name = dotted((*at, *inside))
         source = _from(self.of(path))
         if error["type"] == "extra_forbidden":
             if len(path) == 1 and name in self._absent:
-                return f"{name}: the plugin {name} is installed, and not in `plugins`: add it there{source}"
+                return f"{name}: the plugin {name} is installed but not in `plugins`: add it there{source}"
             owner = _model_at(model, inside[:-1])
-            names = known if len(inside) == 1 else sorted(owner.model_fields) if owner else []
+            names = top_names if len(inside) == 1 else sorted(owner.model_fields) if owner else []
             near = get_close_matches(str(inside[-1]), names, n=1)
-            hint = f"did you mean {dotted((*at, *inside[:-1], near[0]))}?" if near else f"known are: {', '.join(names)}"
-            return f"{name}: there is no such setting; {hint}{source}"
+            hint = f"did you mean {dotted((*at, *inside[:-1], near[0]))}?" if near else f"supported: {', '.join(names)}"
+            return f"{name}: unknown setting; {hint}{source}"
         if error["type"] == "missing":
             return f"{name}: this setting is required"
         message = str(error["msg"]).removeprefix("Value error, ")
@@ -198,7 +205,7 @@ class Sources:
 
 @dataclass(frozen=True, slots=True)
 class Settings(Generic[M]):
-    """The settings as they hold.
+    """The validated settings.
 
     Attributes:
         options: the plugins' sections by name.
@@ -211,7 +218,7 @@ class Settings(Generic[M]):
     renamed: Sequence[Renamed] = ()
 
     def show(self) -> list[Shown]:
-        """Each value with its source, secrets as `***`; sections' names sorted last."""
+        """Return each value with its source, secrets as `***`; the plugins' sections come last, sorted by name."""
         lines = list(self._walk(self.value, ()))
         for name, section in sorted(self.options.items()):
             lines.extend(self._walk(section, (name,)))
@@ -223,7 +230,7 @@ class Settings(Generic[M]):
 
 
 def differences(old: Settings[M], new: Settings[M]) -> list[str]:
-    """The paths of the settings that differ, secrets included, plugins' sections last."""
+    """Return the paths of the settings that differ, secrets included; the plugins' sections come last."""
     before, after = dict(_all_values(old)), dict(_all_values(new))
     return [dotted(path) for path, value in after.items() if path not in before or before[path] != value]
 
@@ -235,7 +242,7 @@ def _all_values(settings: Settings[M]) -> Iterator[tuple[SettingPath, object]]:
 
 
 def _values(model: BaseModel, at: SettingPath) -> Iterator[tuple[SettingPath, object]]:
-    """Each setting of a model; a section is walked through, a list is one value."""
+    """Yield each setting of a model, with those of its sections; a list is one value."""
     for name in type(model).model_fields:
         value = getattr(model, name)
         if isinstance(value, BaseModel):
@@ -253,16 +260,17 @@ def read_sources(
     aliases: Sequence[Given] = (),
     flags: Sequence[Given] = (),
 ) -> Sources:
-    """Gather what the file, the environment and the flags say, weakest first.
+    """Read the file, the environment and the flags, weakest first.
 
     Args:
-        prefix: of the environment's names, `NETBIRD_PROXY_`: `…<SECTION>__<KEY>` or `…<KEY>`. An empty one is unset.
-        ignored: names with that prefix which are not settings, such as the one that names the file.
-        aliases: what other names in the environment say; weaker than the prefixed names.
-        flags: what the command line says.
+        prefix: start of the variables' names, such as `NETBIRD_PROXY_`: `…<SECTION>__<KEY>` or `…<KEY>`. An empty
+            variable counts as unset.
+        ignored: names with that prefix that are not settings, such as the one that names the file.
+        aliases: values from other variables; weaker than the prefixed names.
+        flags: values from the command line.
 
     Raises:
-        SettingsError: the file cannot be read, or values contradict in shape.
+        SettingsError: the file cannot be read, or sources disagree on whether a path is a section.
     """
     sources = Sources()
     if file is not None:
@@ -284,7 +292,7 @@ def read_sources(
 
 
 def dotted(path: Sequence[str | int]) -> str:
-    """`limits.head_timeout`, `listen[0].address`."""
+    """Format a path: `limits.head_timeout`, `listen[0].address`."""
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
@@ -316,18 +324,18 @@ def _fields(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _arms(annotation: Any) -> tuple[Any, ...]:
-    """The members of a union, else the annotation itself; `Annotated` peeled off."""
+    """Return the members of a union, else the annotation itself, without `Annotated`."""
     if get_origin(annotation) is Annotated:
         return _arms(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
-        return tuple(arm for one in get_args(annotation) for arm in _arms(one))
+        return tuple(arm for member in get_args(annotation) for arm in _arms(member))
     return (annotation,)
 
 
 def _annotation_at(fields: Mapping[str, Any], path: Sequence[str | int]) -> Any:
     annotation: Any = None
     for part in path:
-        if isinstance(part, int):  # an item of the list that the way has come to
+        if isinstance(part, int):  # an index into a list
             items = [arm for arm in _arms(annotation) if _is_list(arm)]
             annotation = get_args(items[0])[0] if items and get_args(items[0]) else None
         else:
@@ -349,13 +357,13 @@ def _is_list(annotation: Any) -> bool:
 
 
 def _may_be_secret(model: type[BaseModel], path: Sequence[str | int]) -> bool:
-    """Whether a wrong value there may be a secret one: where a secret belongs, or a section that may have one."""
+    """True if an invalid value at this path may be a secret: the setting is one, or a section that may contain one."""
     arms = _arms(_annotation_at(_fields(model), path))
     return any(isinstance(arm, type) and issubclass(arm, SecretStr | BaseModel) for arm in arms)
 
 
 def _as_list(value: object) -> object:
-    """`a, b` or a TOML array, from one text."""
+    """Split a string `a, b`, or parse it as a TOML array."""
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("["):
@@ -367,7 +375,7 @@ def _as_list(value: object) -> object:
 
 
 def _harmless(value: object) -> str:
-    """What was given, where it helps and cannot be a secret's table."""
+    """Format an invalid value for a message; empty for tables and lists, which could contain a secret."""
     if isinstance(value, bool):
         return f", not {str(value).lower()}"
     if isinstance(value, int | float):
@@ -381,7 +389,7 @@ def _shown(value: object) -> str:
     if isinstance(value, SecretStr):
         return "***" if value.get_secret_value() else '""'
     if isinstance(value, tuple | list | frozenset | set) and type(value).__repr__ in (tuple.__repr__, list.__repr__):
-        return f"[{', '.join(_shown(one) for one in value)}]"
+        return f"[{', '.join(_shown(item) for item in value)}]"
     if isinstance(value, BaseModel):
         inside = (f"{name} = {_shown(getattr(value, name))}" for name in type(value).model_fields)
         return f"{{{', '.join(inside)}}}"

@@ -1,4 +1,4 @@
-"""Being asked to stop: the first signal asks, the second one cuts, and a third one ends the process as it is."""
+"""Shutdown on signals: the first drains, the second cuts what is still draining, and the third kills the process."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Shutdown:
-    """Whether this process was asked to stop, and how urgently."""
+    """The state of this process's shutdown."""
 
     def __init__(self) -> None:
         self._asked = asyncio.Event()
         self._drains: set[asyncio.Timeout] = set()
         self.reason = ""
-        """The signal's name, or what the program itself said."""
+        """The signal's name, or the reason given by the program itself."""
         self.cut = False
-        """Whether somebody asked twice: nothing is waited for any more."""
+        """True after a second request: drains end at once."""
 
     @property
     def asked(self) -> bool:
         return self._asked.is_set()
 
     async def wait(self) -> str:
-        """Until somebody asks; the reason."""
+        """Wait for a request to stop, and return its reason."""
         await self._asked.wait()
         return self.reason
 
     def ask(self, reason: str) -> None:
-        """Ask to stop; a second time, cut at once whatever is drained."""
+        """Request a stop; a second request ends all drains at once."""
         if self.asked:
             self.cut = True
             for limit in self._drains:
@@ -41,9 +41,9 @@ class Shutdown:
         self._asked.set()
 
     async def drain(self, work: Awaitable[object], *, timeout: float) -> bool:
-        """Wait for `work`, at most `timeout` seconds, and not at all once somebody asked twice.
+        """Wait for `work` for at most `timeout` seconds, and not at all after a second request to stop.
 
-        Returns whether it was completed; if not, it was cancelled. What it raises is raised.
+        True if the work was completed; otherwise it was cancelled. Exceptions of the work propagate.
         """
         limit = asyncio.timeout(0 if self.cut else timeout)
         try:
@@ -61,25 +61,25 @@ class Shutdown:
 
 @contextmanager
 def on_signals(signals: Sequence[signal.Signals] = SIGNALS) -> Iterator[Shutdown]:
-    """Take the process's stop signals for as long as this lasts. In the main thread, with a running loop.
+    """Handle the process's stop signals until the context is left. Main thread only, with a running loop.
 
-    After the second one they are the system's again: whatever hangs then, a third signal ends it.
+    The second signal restores the system's default action, so that a third one kills the process even if it hangs.
     """
     loop = asyncio.get_running_loop()
     shutdown = Shutdown()
 
-    def heard(name: str) -> None:
+    def on_signal(name: str) -> None:
         shutdown.ask(name)
         if shutdown.cut:
-            give_back()
+            restore()
 
-    def give_back() -> None:
-        for one in signals:
-            loop.remove_signal_handler(one)
+    def restore() -> None:
+        for number in signals:
+            loop.remove_signal_handler(number)
 
-    for one in signals:
-        loop.add_signal_handler(one, heard, one.name)
+    for number in signals:
+        loop.add_signal_handler(number, on_signal, number.name)
     try:
         yield shutdown
     finally:
-        give_back()
+        restore()

@@ -1,4 +1,4 @@
-"""One question for all callers that would ask the same at the same time."""
+"""Single flight: concurrent callers with the same question share one call."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ T = TypeVar("T")
 
 
 class SingleFlight(Generic[K, T]):
-    """The first caller of a key asks for all that come meanwhile; if it leaves, or fails, the next one asks."""
+    """Shares one call among concurrent callers of a key. If the caller that makes it fails, the next one makes its own.
+
+    A caller that is cancelled counts as failed. Results are not kept.
+    """
 
     def __init__(self) -> None:
         self._asking: dict[K, asyncio.Future[T]] = {}
 
     async def ask(self, key: K, question: Callable[[], Awaitable[T]]) -> T:
-        """The answer to a question of this key that was under way, or to this one. Raises what this one raises."""
+        """Return the result of the call under way for this key, else of `question`, whose exceptions propagate."""
         while (under_way := self._asking.get(key)) is not None:
             await asyncio.wait((under_way,))
             if not under_way.cancelled():

@@ -1,4 +1,4 @@
-"""Whom a client's address stands for, where something is counted or shared out by client."""
+"""Clients by address: the nearest untrusted address of a request, and the unit by which limits count clients."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ Network = IPv4Network | IPv6Network
 
 
 def nearest_client(peer: str, forwarded: Iterable[str], trusted: Sequence[Network]) -> str:
-    """The nearest address that is no trusted proxy's; `peer`, the connection's own, where no other is named.
+    """Return the nearest address that does not belong to a trusted proxy.
 
-    `forwarded` are the lines of `X-Forwarded-For`, in their order. They are read from the right, and only as far as
-    trusted proxies wrote them: an entry that is no address ends the search. Where all of them are trusted it is the
-    leftmost.
+    The entries of `forwarded`, the lines of `X-Forwarded-For` in order, are read from the right, only as far as trusted
+    proxies wrote them; an entry that is not an address ends the search. Without entries the result is `peer`, the
+    connection's own address; if all addresses are trusted, the leftmost.
     """
     address = _address(peer)
     if address is None or not _among(address, trusted):
@@ -42,7 +42,7 @@ def _address(text: str) -> IPv4Address | IPv6Address | None:
 
 
 def address_text(address: IPv4Address | IPv6Address) -> str:
-    """The canonical text of an address, the same on every Python: mapped IPv4 in mixed notation (RFC 5952, 5).
+    """Format an address canonically and alike on every Python: mapped IPv4 in mixed notation (RFC 5952, 5).
 
     Python before 3.13 writes `::ffff:7f00:1` where later ones write `::ffff:127.0.0.1`.
     """
@@ -53,9 +53,10 @@ def address_text(address: IPv4Address | IPv6Address) -> str:
 
 
 def source_of(address: str) -> str:
-    """The address itself, but for IPv6, where a host has a whole /64 to come from. What is no address stays as it is.
+    """Return the unit by which limits count a client: its IPv4 address, or its IPv6 /64, all of which one host can use.
 
-    At most 255 characters. An address on one link only (`fe80::1%eth0`) is one client's.
+    An address with a zone (`fe80::1%eth0`) counts by itself. Text that is not an address is returned as it is. The
+    result has at most 255 characters.
     """
     return address[:255] if ":" not in address else _network_of(address)
 
@@ -63,9 +64,9 @@ def source_of(address: str) -> str:
 @lru_cache(4096)
 def _network_of(address: str) -> str:
     try:
-        found = ip_address(address)
+        parsed = ip_address(address)
     except ValueError:
         return address[:255]
-    if not isinstance(found, IPv6Address) or found.scope_id is not None:
+    if not isinstance(parsed, IPv6Address) or parsed.scope_id is not None:
         return address[:255]
-    return str(found.ipv4_mapped or f"{IPv6Address(int(found) >> 64 << 64)}/64")
+    return str(parsed.ipv4_mapped or f"{IPv6Address(int(parsed) >> 64 << 64)}/64")

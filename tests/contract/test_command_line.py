@@ -104,11 +104,11 @@ def changed(text: str, by: str, settings: str = GOOD) -> str:
 WRONG = {
     "an unknown setting": (
         changed("state_directory", "state_dir"),
-        ["state_dir: there is no such setting; did you mean state_directory? (file proxy.toml)"],
+        ["state_dir: unknown setting; did you mean state_directory? (file proxy.toml)"],
     ),
     "an unknown setting in a section": (
         changed("token_file", "token_fle"),
-        ["management.token_fle: there is no such setting; did you mean management.token_file? (file proxy.toml)"],
+        ["management.token_fle: unknown setting; did you mean management.token_file? (file proxy.toml)"],
     ),
     "units that are none, two of them": (
         GOOD + '[limits]\nhead_timeout = "5 parsecs"\nhead_bytes = "64k"\n',
@@ -149,11 +149,11 @@ WRONG = {
     ),
     "a certificate that is none": (
         GOOD + 'tls = true\n[[tls.certificates]]\ncert = "token"\nkey = "token"\n',
-        ["tls.certificates: token and token are no certificate with its key: "],
+        ["tls.certificates: token and token are not a certificate and its key: "],
     ),
     "a certificate that is not there": (
         GOOD + 'tls = true\n[[tls.certificates]]\ncert = "crt"\nkey = "key"\n',
-        ["tls.certificates: cert crt: No such file or directory"],
+        ["tls.certificates: certificate crt: No such file or directory"],
     ),
     "a state directory that is a file": (
         changed('"state"', '"token"'),
@@ -179,15 +179,15 @@ def test_wrong_settings_stop_the_start(home: Path, wrong: str, command: str) -> 
 
 
 WRONG_PLUGINS = {
-    "nowhere": "plugin nowhere: is not installed; install what offers it or take it off the list (installed are: ",
+    "nowhere": "plugin nowhere: is not installed; install it or remove it from the list (installed: ",
     "private_servce": "plugin private_servce: is not installed (did you mean private_service?); ",
-    "raises": "plugin raises: importing ex_raises:Plugin raised RuntimeError: no database: mend it or take it off",
-    "waits": "plugin waits: restrict is `async def`: hooks are plain `def`; what must wait belongs into the step",
+    "raises": "plugin raises: importing ex_raises:Plugin raised RuntimeError: no database: fix it or remove it",
+    "waits": "plugin waits: restrict is `async def`: hooks are plain `def`; code that awaits belongs in the step",
     "misspells": "plugin misspells: restirct is not a hook of this host (did you mean restrict?)",
-    "invents": "plugin invents: restrict takes `rout`, which the hook does not have (did you mean route?)",
+    "invents": "plugin invents: restrict takes `rout`, which is not one of its arguments (did you mean route?)",
     "claims_nothing": "plugin claims_nothing: claims privat, which is no field of a mapping",
     "cannot_start": "plugin cannot_start: lifespan could not start: OSError: no cache",
-    "says_nothing": "plugin says_nothing: has no describe hooks: write exactly one `describe`",
+    "says_nothing": "plugin says_nothing: has no describe hooks: define exactly one `describe`",
 }
 
 
@@ -205,7 +205,7 @@ def test_a_field_has_one_plugin(home: Path) -> None:
     told = refused(home, f'plugins = ["claims", "claims_too"]\n{GOOD}')
 
     assert told == [
-        "plugin claims_too: claim auth.password belongs to claims already: take one of the two plugins off the list"
+        "plugin claims_too: claim auth.password belongs to claims already: remove one of the two plugins from the list"
     ]
 
 
@@ -308,7 +308,7 @@ WRONG_MANAGEMENT = {
     "an unknown setting": (
         'state_dir = "state"',
         2,
-        "state_dir: there is no such setting; did you mean state_directory? (file management.toml)",
+        "state_dir: unknown setting; did you mean state_directory? (file management.toml)",
     ),
     "a unit that is none": (
         'grace = "5 parsecs"',
@@ -324,12 +324,12 @@ WRONG_MANAGEMENT = {
     "a certificate that is none": (
         '[rest]\nlisten = "127.0.0.1:0"\ncertificate = "token"\nkey = "token"',
         2,
-        "rest: token and token are no certificate with its key: ",
+        "rest: token and token are not a certificate and its key: ",
     ),
     "a certificate that is not there": (
         '[grpc]\nlisten = "127.0.0.1:0"\ncertificate = "nowhere"\nkey = "token"',
         2,
-        "grpc.certificate: nowhere: No such file or directory",
+        "grpc: certificate nowhere: No such file or directory",
     ),
     "a state directory that is a file": (
         'state_directory = "token"',

@@ -112,7 +112,7 @@ def test_describe(tmp_path: Path) -> None:
     assert options["greeting"] == GreetingOptions(text="hi")
     assert hooks.notes == {"greeting"}
     file.write_text(file.read_text().replace("text =", "txet ="))
-    with pytest.raises(SettingsError, match=r"greeting.txet: there is no such setting; did you mean greeting.text"):
+    with pytest.raises(SettingsError, match=r"greeting.txet: unknown setting; did you mean greeting.text"):
         read_settings(file, environment={}).settings(hooks.options)
 
 

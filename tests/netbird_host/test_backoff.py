@@ -8,7 +8,7 @@ from netbird_host.backoff import Backoff
 
 
 def test_waits_grow_up_to_a_bound_and_begin_anew_after_a_success() -> None:
-    """Each wait is the factor times the last one, never more than the longest; a success forgets the failures."""
+    """Each wait is the factor times the last one, at most the longest; after a success the first wait is used again."""
     backoff = Backoff(1.0, 5.0, factor=2.0, pick=lambda _low, high: high)
 
     assert [backoff.next_wait() for _ in range(5)] == [1.0, 2.0, 4.0, 5.0, 5.0]
@@ -17,7 +17,7 @@ def test_waits_grow_up_to_a_bound_and_begin_anew_after_a_success() -> None:
 
 
 def test_waits_are_spread() -> None:
-    """Two who failed at the same moment do not come back at the same moment: each wait lies between two multiples."""
+    """Clients that failed at the same moment return at different ones: each wait is random between two multiples."""
     bounds: list[tuple[float, float]] = []
 
     def pick(low: float, high: float) -> float:

@@ -1,4 +1,4 @@
-"""The cycle collector of a process that serves."""
+"""The settings of the cycle collector."""
 
 import subprocess
 import sys
@@ -20,5 +20,5 @@ assert gc.collect() >= 1, "a cycle is found"
 
 
 def test_what_was_loaded_is_never_looked_at_again() -> None:
-    """Serving does not stop for a heap that stays; what comes later and refers to itself is found, later."""
+    """Objects that exist at the start are excluded from collection; later cycles are still collected."""
     subprocess.run([sys.executable, "-c", CODE], check=True, timeout=60)

@@ -1,4 +1,4 @@
-"""What comes out of a plugin's code is its failure, and never the host's end."""
+"""Exceptions from a plugin's code are the plugin's failure and never end the host."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ MADE_UP = [ValueError(), SystemExit(3), KeyboardInterrupt(), GeneratorExit(), as
 
 @pytest.mark.parametrize("error", MADE_UP, ids=lambda error: type(error).__name__)
 async def test_promise_11_what_a_plugin_makes_up_does_not_pass(error: BaseException) -> None:
-    """In a task that nobody cancelled, every exception is a failure."""
+    """In a task that was not cancelled, every exception is the plugin's failure."""
     assert not must_pass(error)
     assert not must_pass(BaseExceptionGroup("", [error]))
 
 
 async def test_a_cancellation_that_was_asked_for_passes() -> None:
-    """It is the caller's, whatever code it comes through."""
+    """A cancellation of the calling task passes through the plugin's code."""
     seen: list[bool] = []
 
     async def work() -> None:
@@ -38,7 +38,7 @@ async def test_a_cancellation_that_was_asked_for_passes() -> None:
 
 
 def test_a_coroutine_that_is_closed_passes() -> None:
-    """Without a loop nobody runs it: its frames only come down. Ctrl-C is the operator's then."""
+    """Without a running loop, the closing of a coroutine and Ctrl-C pass through the plugin's code."""
     seen: list[bool] = []
 
     class Waits:
@@ -75,5 +75,5 @@ class Mute(Exception):
     ],
 )
 def test_every_exception_can_be_described(error: BaseException, text: str) -> None:
-    """A message is for the log; one that cannot be had takes nothing with it."""
+    """An exception whose message cannot be read is still described."""
     assert describe_error(error) == text

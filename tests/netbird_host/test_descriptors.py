@@ -1,4 +1,4 @@
-"""Descriptors: what a child process with little of them can have."""
+"""The limit on descriptors, raised in a child process that starts with a low one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ print(raise_limit(), raise_limit(), *resource.getrlimit(resource.RLIMIT_NOFILE))
 
 @pytest.mark.parametrize("hard", [200, 999])
 def test_the_hard_limit_is_taken(hard: int) -> None:
-    """All of it, once; the hard limit stays what it was."""
+    """The soft limit is raised to the hard limit, which stays unchanged."""
     done = subprocess.run(
         [sys.executable, "-c", CHILD.format(hard=hard)], capture_output=True, text=True, timeout=30, check=True
     )

@@ -23,7 +23,7 @@ def clock() -> Clock:
 
 
 def test_each_wrong_try_costs_twice_the_last(clock: Clock) -> None:
-    """Five are free; then one second, two, four, up to the longest; a try while waiting costs nothing."""
+    """Five tries are free; then the wait is one second, two, four, up to the longest. A try during a wait is free."""
     throttle = LoginThrottle(clock)
     waits: list[float] = []
     for _ in range(FREE + 10):
@@ -37,14 +37,14 @@ def test_each_wrong_try_costs_twice_the_last(clock: Clock) -> None:
 
 
 def test_many_at_once_are_no_way_around(clock: Clock) -> None:
-    """A try counts from when it is made, not from when it is judged."""
+    """A try counts from the moment it is made, not from the moment it is judged."""
     throttle = LoginThrottle(clock)
 
     assert [throttle.reserve("s", "a") > 0 for _ in range(20)] == [False] * FREE + [True] * (20 - FREE)
 
 
 def test_a_right_one_makes_up_for_wrong_ones(clock: Clock) -> None:
-    """And one that nobody judged is as if it had not been."""
+    """A right try resets the failures of its source; a try that was not judged does not count."""
     throttle = LoginThrottle(clock)
     for _ in range(FREE - 1):
         throttle.reserve("s", "a")
@@ -58,7 +58,7 @@ def test_a_right_one_makes_up_for_wrong_ones(clock: Clock) -> None:
 
 
 def test_sources_and_services_are_apart(clock: Clock) -> None:
-    """Nobody is held up by another's guesses, nor by their own at another service."""
+    """A source does not wait for failures of other sources, nor for its own at another service."""
     throttle = LoginThrottle(clock)
     for _ in range(FREE):
         throttle.reserve("s", "a")
@@ -69,7 +69,7 @@ def test_sources_and_services_are_apart(clock: Clock) -> None:
 
 
 def test_guessing_from_everywhere_stops_strangers_only(clock: Clock) -> None:
-    """Many sources, one wrong try each: who was right before still gets in, others wait until it has calmed down."""
+    """While many sources fail once each, a source that was right before may still try; all others must wait."""
     throttle = LoginThrottle(clock)
     throttle.reserve("s", "friend")
     throttle.record_success("s", "friend")
@@ -84,7 +84,7 @@ def test_guessing_from_everywhere_stops_strangers_only(clock: Clock) -> None:
 
 
 def test_where_management_counts_strangers_lock_nobody_out_here(clock: Clock) -> None:
-    """It knows who was right by way of another proxy; a source is held up here for as long as it says."""
+    """Without the service's limit here, a source waits only as long as management demands."""
     throttle = LoginThrottle(clock)
     for i in range(2 * SERVICE_FAILURES):
         assert throttle.reserve("s", f"bot-{i}", alone=False) == 0
@@ -97,7 +97,7 @@ def test_where_management_counts_strangers_lock_nobody_out_here(clock: Clock) ->
 
 
 def test_a_friends_logins_let_no_stranger_in(clock: Clock) -> None:
-    """However often somebody trusted is right meanwhile, the failures of the last minute stay counted."""
+    """Right tries of a trusted source do not erase the failures of the last minute."""
     throttle = LoginThrottle(clock)
     throttle.reserve("s", "friend")
     throttle.record_success("s", "friend")
@@ -111,7 +111,7 @@ def test_a_friends_logins_let_no_stranger_in(clock: Clock) -> None:
 
 
 def test_sources_that_nobody_vouches_for_are_held_up_together(clock: Clock) -> None:
-    """Inside another server everybody looks alike: one guest's guesses do not lock out the next; all have a bound."""
+    """Clients without an address share only the service's limit: one client's failures do not lock out the next."""
     throttle = LoginThrottle(clock)
 
     assert [throttle.reserve("s", "") for _ in range(SERVICE_FAILURES)] == [0.0] * SERVICE_FAILURES
@@ -119,7 +119,7 @@ def test_sources_that_nobody_vouches_for_are_held_up_together(clock: Clock) -> N
 
 
 def test_memory_is_bounded(clock: Clock) -> None:
-    """The source that has been quiet for longest is forgotten first."""
+    """The source that was quiet for longest is forgotten first."""
     throttle = LoginThrottle(clock, sources=100)
     for i in range(10_000):
         throttle.reserve(f"s{i}", f"source-{i}")
@@ -128,7 +128,7 @@ def test_memory_is_bounded(clock: Clock) -> None:
 
 
 def test_an_ipv6_host_is_one_source(clock: Clock) -> None:
-    """It has a whole network to guess from."""
+    """All addresses of an IPv6 /64 count as one source."""
     throttle = LoginThrottle(clock)
     for i in range(FREE):
         assert throttle.reserve("s", f"2001:db8::{i}") == 0
@@ -139,7 +139,7 @@ def test_an_ipv6_host_is_one_source(clock: Clock) -> None:
 
 @pytest.mark.parametrize("wrong", [0, FREE - 1])
 async def test_people_behind_one_address_all_get_in(wrong: int) -> None:
-    """Failures count, not logins: twenty at the same moment are judged in turns; a success gives its place back."""
+    """Twenty clients behind one address log in at the same moment: they are judged in turn, and all succeed."""
     throttle = LoginThrottle(lambda: 0.0)
     for _ in range(wrong):
         throttle.reserve("s", "a")
@@ -166,7 +166,7 @@ async def test_people_behind_one_address_all_get_in(wrong: int) -> None:
 
 
 async def test_guesses_at_once_are_no_way_around() -> None:
-    """Of many wrong tries at the same moment no more are judged than of as many in a row."""
+    """Concurrent wrong tries are judged no more often than sequential ones."""
     throttle = LoginThrottle(lambda: 0.0)
     judged = 0
 

@@ -1,4 +1,4 @@
-"""Logs: what a line looks like, ours and a library's."""
+"""The format and the limits of log lines, for the host's own events and for libraries."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def lines(stream: io.StringIO) -> list[dict[str, Any]]:
 
 
 def test_a_line_is_one_json_object() -> None:
-    """Event, level, logger, time and fields; fields of any type, and none can begin a line of its own."""
+    """A line has event, level, logger, time and fields; fields of any type are encoded, none can start a new line."""
     stream = io.StringIO()
     logs.configure(stream=stream)
 
@@ -52,7 +52,7 @@ def test_a_line_is_one_json_object() -> None:
 
 
 def test_a_librarys_line_looks_the_same() -> None:
-    """The standard library's logging goes the same way, its exceptions too."""
+    """Records of the standard library's logging have the same format, exceptions included."""
     stream = io.StringIO()
     logs.configure(stream=stream)
 
@@ -67,7 +67,7 @@ def test_a_librarys_line_looks_the_same() -> None:
 
 
 def test_the_level_holds_for_all() -> None:
-    """What is below it is not written; chatty libraries stay quiet at debug."""
+    """Events below the level are not written; verbose libraries stay at warning even at level debug."""
     stream = io.StringIO()
     logs.configure(level="debug", stream=stream)
     structlog.get_logger().debug("shown")
@@ -80,7 +80,7 @@ def test_the_level_holds_for_all() -> None:
 
 
 def test_a_terminal_gets_readable_lines() -> None:
-    """`auto` asks the stream; a value cannot forge a line there either."""
+    """`auto` detects a terminal; values cannot forge a line there either."""
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -96,7 +96,7 @@ def test_a_terminal_gets_readable_lines() -> None:
 
 
 def test_configuring_again_does_not_double_lines() -> None:
-    """A second call replaces the first, and leaves handlers that are not ours."""
+    """A second call replaces the handler of the first, and keeps foreign handlers."""
     stream = io.StringIO()
     for _ in range(2):
         logs.configure(stream=stream)
@@ -107,7 +107,7 @@ def test_configuring_again_does_not_double_lines() -> None:
 
 
 def test_an_event_that_comes_too_often_is_left_out_and_counted() -> None:
-    """Clients cause events as fast as they connect: each event has a limit, and other events' lines do not suffer."""
+    """Each event has a rate limit of its own, so that an event that clients cause does not suppress other events."""
     stream, now = io.StringIO(), [0.0]
     logs.configure(stream=stream, clock=lambda: now[0])
     log = structlog.get_logger("netbird.test")
@@ -143,7 +143,7 @@ log.info("the.last")
 
 
 async def test_a_full_pipe_stops_nobody_who_logs() -> None:
-    """A reader that stands still holds up a thread alone; it then gets every line, up to the last one at the end."""
+    """A reader that stops reading delays the writing thread only, and later receives every line up to the last."""
     process = await asyncio.create_subprocess_exec(
         *[sys.executable, "-c", FULL_PIPE],
         stdin=asyncio.subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""Loading plugins: from real distributions on the path, each of which is right or wrong in one way."""
+"""Loading plugins from real distributions on the path, each of them correct or wrong in one way."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Install = Callable[..., None]
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Put a distribution with one plugin on the path, as an installer would."""
+    """Return a function that puts a distribution with one plugin on the path, as an installer would."""
     monkeypatch.syspath_prepend(str(tmp_path))
     modules: list[str] = []
 
@@ -58,7 +58,7 @@ def refusal(*allowed: str | tuple[str, object], **more: object) -> PluginError:
 
 
 def test_a_listed_plugin_is_made_and_told_apart_by_its_distribution(install: Install) -> None:
-    """A plugin on the list is there, with the version of what it was installed as."""
+    """A plugin on the list is loaded, with the version of its distribution."""
     install("alpha")
 
     (plugin,) = loaded("alpha")
@@ -67,7 +67,7 @@ def test_a_listed_plugin_is_made_and_told_apart_by_its_distribution(install: Ins
 
 
 def test_what_is_not_listed_is_not_imported(install: Install) -> None:
-    """An installed plugin that the operator does not name never runs a line."""
+    """No line of an installed plugin runs unless the operator lists it."""
     install("alpha")
     install("beta", "raise SystemExit('imported')")
 
@@ -77,7 +77,7 @@ def test_what_is_not_listed_is_not_imported(install: Install) -> None:
 
 
 def test_a_module_can_be_a_plugin(install: Install) -> None:
-    """An entry point may name a module with hook functions; functions it imports are not its hooks."""
+    """An entry point may name a module with hook functions; functions that the module imports are not hooks."""
     install("alpha", "from os.path import join as restrict\n@hookimpl\ndef describe(): return PluginInfo()", value=" ")
 
     assert loaded("alpha").implementers("describe") == ("alpha",)
@@ -114,7 +114,7 @@ def test_order_is_rank_then_list_then_defaults(install: Install) -> None:
 
 
 def test_naming_a_default_gives_it_a_place() -> None:
-    """A default that stands in the list is loaded once, at its place there."""
+    """A default plugin that the operator lists is loaded once, at its place in the list."""
     defaults: dict[str, object] = {"one": make("one"), "two": make("two")}
 
     assert [plugin.id for plugin in loaded("two", ("mine", make("mine")), defaults=defaults)] == ["two", "mine", "one"]
@@ -127,7 +127,7 @@ def make(name: str) -> object:
 
 
 def test_a_call_passes_the_arguments_that_are_wanted() -> None:
-    """The caller gives every argument of the hook; an implementation gets those it names."""
+    """The caller passes every argument of the hook; an implementation receives those that it names."""
     ((plugin, call),) = loaded(("alpha", make("alpha"))).calls("restrict")
 
     assert plugin == "alpha"
@@ -144,19 +144,19 @@ def test_a_call_passes_the_arguments_that_are_wanted() -> None:
         ("    @hookimpl(hookwrapper=True)\n    def restrict(self, route): yield", "restrict is a hook wrapper"),
         ("    @hookimpl\n    def restrict(self, route=None): ...", "gives `route` a default"),
         ("    @hookimpl\n    def restrict(self, *, route): ...", "takes `route` after `*`"),
-        ("    @hookimpl\n    def restrict(self, **given): ...", "name the arguments it wants (route, proxy)"),
+        ("    @hookimpl\n    def restrict(self, **given): ...", "name the arguments that it uses (route, proxy)"),
         ("    @hookimpl\n    def restrict(self, rout): ...", "did you mean route?"),
         ("    @hookimpl\n    def restrikt(self, route): ...", "did you mean restrict?"),
         ("    @hookimpl(specname='restrikt')\n    def mine(self, route): ...", "did you mean restrict?"),
         ("    @hookimpl(tryfirst=True, trylast=True)\n    def restrict(self, route): ...", "choose one"),
-        ("    def restrict(self, route): ...", "put @hookimpl over it or rename it"),
+        ("    def restrict(self, route): ...", "add @hookimpl to it or rename it"),
         ("    @property\n    def broken(self): raise OSError('no')", "reading its attributes raised OSError: no"),
-        ("    def __init__(self, needed): ...", "must be made without arguments"),
+        ("    def __init__(self, needed): ...", "it must take no arguments"),
         ("    def __init__(self): raise OSError('no')", "raised OSError: no"),
     ],
 )
 def test_a_hook_that_would_not_do_its_work_is_refused(install: Install, hook: str, says: str) -> None:
-    """Each way of writing a hook that would silently never run stops the load, saying what to change."""
+    """Each mistake that would keep a hook from running stops the load, and the message says what to change."""
     install("alpha", f"{GOOD}\n{hook}\n")
 
     error = refusal("alpha")
@@ -189,7 +189,7 @@ def test_a_hook_that_would_not_do_its_work_is_refused(install: Install, hook: st
     ],
 )
 def test_a_plugin_that_cannot_say_what_it_is_is_refused(install: Install, body: str, says: str) -> None:
-    """What fails at import, at making or at describing stops the load, naming the plugin."""
+    """A failure at import, instantiation or `describe` stops the load, and the message names the plugin."""
     install("alpha", body)
 
     assert says in refusal("alpha").message
@@ -213,10 +213,10 @@ def test_a_plugin_that_cannot_say_what_it_is_is_refused(install: Install, body: 
     ],
 )
 def test_a_description_of_wrong_types_is_refused(install: Install, info: str) -> None:
-    """A description that no type checker has seen is checked at load, field by field."""
+    """The types of a description are checked at load, field by field."""
     install("alpha", GOOD.replace("PluginInfo()", f"PluginInfo({info})"))
 
-    assert f"describe: `{info.partition('=')[0]}` is not" in refusal("alpha").message
+    assert f"describe: `{info.partition('=')[0]}` must be" in refusal("alpha").message
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_a_description_of_wrong_types_is_refused(install: Install, info: str) ->
     ],
 )
 def test_a_shared_name_has_one_owner(install: Install, info: str, what: str) -> None:
-    """Two plugins may not claim one field, nor tell one capability, note or cookie; nor one plugin twice."""
+    """A claim, capability, note or cookie belongs to one plugin, which may name it once."""
     source = GOOD.replace("PluginInfo()", f"PluginInfo({info})")
     install("alpha", source)
     install("beta", source)
@@ -242,14 +242,14 @@ def test_a_shared_name_has_one_owner(install: Install, info: str, what: str) -> 
 
 
 def test_a_field_of_the_host_cannot_be_claimed(install: Install) -> None:
-    """What the host understands itself is not for plugins."""
+    """A field that the host itself understands belongs to no plugin."""
     install("alpha", GOOD.replace("PluginInfo()", "PluginInfo(claims=(Claim('domain'),))"))
 
     assert "belongs to the host itself" in refusal("alpha", core_claims=["domain"]).message
 
 
 def test_two_plugins_cannot_share_an_options_model() -> None:
-    """A plugin finds its section by its model, so a model has one plugin."""
+    """A plugin's section is looked up by its model, so a model belongs to one plugin."""
     namespace: dict[str, object] = {}
     exec(
         HEAD + "from pydantic import BaseModel\nclass O(BaseModel): ...\n" + GOOD.replace("()", "(options=O)"),
@@ -260,14 +260,14 @@ def test_two_plugins_cannot_share_an_options_model() -> None:
 
 
 def test_names_that_cannot_be_resolved_are_refused(install: Install) -> None:
-    """A missing, doubled, ambiguous, reserved or impossible name stops the load and says what to do."""
+    """A missing, repeated, ambiguous, reserved or malformed name stops the load, and the message says what to do."""
     install("alpha")
     install("twice", distribution="twice-one")
     install("twice", distribution="twice-two")
     own: dict[str, object] = {"twice": make("twice"), "quiet": make("quiet")}
 
     assert "(did you mean alpha?)" in refusal("alhpa").message
-    assert "stands twice" in refusal("alpha", "alpha").message
+    assert "listed twice" in refusal("alpha", "alpha").message
     assert "(twice-one, twice-two): uninstall all but one" in refusal("twice").message
     assert "is built in, and twice-one, twice-two offers the same name" in refusal("twice", defaults=own).message
     assert "section of the settings file" in refusal("alpha", reserved_ids={"alpha"}).message
@@ -276,5 +276,5 @@ def test_names_that_cannot_be_resolved_are_refused(install: Install) -> None:
 
 
 def test_a_broken_default_is_refused_like_any_other() -> None:
-    """The host's own plugins come in through the same door."""
+    """The host's own plugins are checked like installed ones."""
     assert "raised ModuleNotFoundError" in refusal(defaults={"own": "netbird_nowhere:Plugin"}).message

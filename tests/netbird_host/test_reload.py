@@ -1,4 +1,4 @@
-"""Reading again while a host runs: what is in force afterwards, and what the report says."""
+"""Reload of a running host: the settings in force afterwards, and the report."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def settings(size: int = 1, **values: object) -> Settings[Example]:
 
 
 async def test_what_steps_cannot_put_in_force_is_named() -> None:
-    """Settings outside the reloadable ones, secrets and plugins' sections too; the steps see the new settings."""
+    """The report names changed settings that need a restart, secrets and plugins' sections included."""
     old, new = settings(), settings(2, log={"level": "debug"}, listen=["b"], token="two")
     reload = Reload(old, lambda: new, reloadable=("log",))
     reload.register("log", lambda report: report.done.append(f"level {reload.settings.value.log.level}"))
@@ -51,7 +51,7 @@ async def test_what_steps_cannot_put_in_force_is_named() -> None:
 
 
 async def test_what_cannot_be_used_stays_and_hinders_nothing_else() -> None:
-    """Settings that cannot be read, and steps that fail, are reported; the other steps run all the same."""
+    """Settings that cannot be read and steps that fail are reported, and the other steps still run."""
     old = settings()
 
     def broken() -> Settings[Example]:
@@ -72,7 +72,7 @@ async def test_what_cannot_be_used_stays_and_hinders_nothing_else() -> None:
 
 
 async def test_hangup_asks_for_a_reload_and_ends_nothing() -> None:
-    """Each SIGHUP while it lasts leads to a reload; one that comes later does nothing."""
+    """Each SIGHUP inside the context causes a reload; a later one is ignored."""
     ran: asyncio.Queue[None] = asyncio.Queue()
     reload = Reload(settings(), settings, reloadable=())
     reload.register("seen", lambda _report: ran.put_nowait(None))

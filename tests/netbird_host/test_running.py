@@ -1,4 +1,4 @@
-"""A host's process ends with its main task, and not with another."""
+"""A host's process ends with its main task, and with no other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOOPS = pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_even
 @LOOPS
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()], ids=repr)
 def test_promise_11_a_task_that_exits_does_not_end_the_process(loop: object, error: BaseException) -> None:
-    """The loop goes on, whoever's task it was; what waits for that task sees how it ended."""
+    """The loop continues; code that awaits the task receives its exception."""
     seen: list[BaseException | None] = []
 
     async def exits() -> None:
@@ -35,7 +35,7 @@ def test_promise_11_a_task_that_exits_does_not_end_the_process(loop: object, err
 
 @LOOPS
 def test_main_task_that_exits_ends_the_process(loop: object) -> None:
-    """It is the host's own word."""
+    """An exit of the main task ends the process with its code."""
 
     async def main() -> int:
         raise SystemExit(4)
@@ -67,5 +67,5 @@ raise SystemExit(running.run_process(main()))
 
 
 def test_promise_11_a_task_that_hangs_does_not_hold_up_the_end() -> None:
-    """It ignores every cancellation, so it ends with the process, whose exit code stays."""
+    """A task that ignores every cancellation ends with the process, whose exit code is the main task's."""
     assert subprocess.run([sys.executable, "-c", HANGS], timeout=60, check=False).returncode == 5

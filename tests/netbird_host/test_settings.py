@@ -73,7 +73,7 @@ def shown(settings: Settings[Host]) -> dict[str, tuple[str, str]]:
 
 
 def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(file: Path) -> None:
-    """Each value comes from the strongest source that says it, and says which."""
+    """Each value comes from the strongest source that sets it, and the listing names that source."""
     text = "[limits]\nhead_timeout = 1\ngrace = 2\nlines = 3\n"
     environment = {"HOST_LIMITS__GRACE": "20s", "HOST_LIMITS__LINES": "30"}
 
@@ -95,7 +95,7 @@ def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(file: Pat
 
 
 def test_the_prefixed_name_beats_an_alias() -> None:
-    """Where both names for one setting are set, ours holds."""
+    """If a setting is given under both names, the prefixed one is in force."""
     alias = Given(("private",), True, "environment OTHER_PRIVATE")
 
     both = read_sources(environment={"HOST_PRIVATE": "false"}, prefix="HOST_", aliases=[alias])
@@ -106,7 +106,7 @@ def test_the_prefixed_name_beats_an_alias() -> None:
 
 
 def test_lists_come_whole_from_one_source(file: Path) -> None:
-    """A list from the environment replaces the file's; it is written with commas or as a TOML array."""
+    """A list from the environment replaces the file's. It is written with commas or as a TOML array."""
     text = 'plugins = ["a", "b"]\n[alpha]\nnames = ["x"]\n'
 
     assert read(file, text).value.plugins == ("a", "b")
@@ -119,10 +119,10 @@ def test_lists_come_whole_from_one_source(file: Path) -> None:
 
 
 def test_the_list_of_plugins_is_known_before_the_rest_is_judged(file: Path) -> None:
-    """Sections of plugins can be judged only once the plugins are loaded."""
+    """The list of plugins can be read before the plugins' sections are validated, which needs the loaded plugins."""
     assert sources(file, 'plugins = ["a"]\n[whatever]\nx = 1').texts("plugins") == ("a",)
     assert sources(None, "", {"HOST_PLUGINS": "a,b"}).texts("plugins") == ("a", "b")
-    with pytest.raises(SettingsError, match="plugins: expected a list of texts"):
+    with pytest.raises(SettingsError, match="plugins: expected a list of strings"):
         sources(file, "plugins = [1]").texts("plugins")
 
 
@@ -131,16 +131,16 @@ def test_the_list_of_plugins_is_known_before_the_rest_is_judged(file: Path) -> N
     [
         (
             "[limits]\nhead_timout = 1",
-            "limits.head_timout: there is no such setting; did you mean limits.head_timeout?",
+            "limits.head_timout: unknown setting; did you mean limits.head_timeout?",
         ),
-        ("[limts]\nlines = 1", "limts: there is no such setting; did you mean limits?"),
-        ("[limts]", "limts: there is no such setting; did you mean limits?"),
-        ("[alfa]\nsize = 1", "alfa: there is no such setting; did you mean alpha?"),
-        ("[alpha]\nsiez = 1", "alpha.siez: there is no such setting; did you mean alpha.size?"),
-        ("[alpha]\nqqq = 1", "alpha.qqq: there is no such setting; known are: names, size"),
+        ("[limts]\nlines = 1", "limts: unknown setting; did you mean limits?"),
+        ("[limts]", "limts: unknown setting; did you mean limits?"),
+        ("[alfa]\nsize = 1", "alfa: unknown setting; did you mean alpha?"),
+        ("[alpha]\nsiez = 1", "alpha.siez: unknown setting; did you mean alpha.size?"),
+        ("[alpha]\nqqq = 1", "alpha.qqq: unknown setting; supported: names, size"),
         (
             "[[doors]]\nname='a'\n[[doors]]\nname='b'\nnme='b'",
-            "doors[1].nme: there is no such setting; did you mean doors[1].name?",
+            "doors[1].nme: unknown setting; did you mean doors[1].name?",
         ),
         ("[[doors]]\nport=1", "doors[0].name: this setting is required"),
         ("[[doors]]\nname='a'\nport=70000", "doors[0].port: input should be less than or equal to 65535, not 70000"),
@@ -157,15 +157,15 @@ def test_the_list_of_plugins_is_known_before_the_rest_is_judged(file: Path) -> N
     ],
 )
 def test_a_wrong_setting_is_told_by_path_with_what_is_expected(file: Path, text: str, says: str) -> None:
-    """Unknown names get a suggestion, wrong values say what is wanted, and all name the file."""
+    """A message suggests a name for an unknown one, names the expected value for an invalid one, and names the file."""
     (problem,) = problems(file, text)
 
     assert says in problem
-    assert f"(file {file})" in problem or "required" in problem or text == "[limts]"  # nothing in it: no source
+    assert f"(file {file})" in problem or "required" in problem or text == "[limts]"  # an empty section has no source
 
 
 def test_all_problems_are_told_at_once(file: Path) -> None:
-    """One start tells everything, of the host and of plugins, from whatever source."""
+    """One start reports all problems, in the host's and the plugins' sections, from every source."""
     told = problems(file, "[alpha]\nsize = 0\n[limits]\nlines = 'x'", {"HOST_PRIVAT": "1"})
 
     assert [one.partition(":")[0] for one in told] == ["limits.lines", "privat", "alpha.size"]
@@ -173,7 +173,7 @@ def test_all_problems_are_told_at_once(file: Path) -> None:
 
 
 def test_no_message_shows_a_secret(file: Path) -> None:
-    """Not when it has a wrong type, nor when it stands where a section belongs, nor under a misspelt name."""
+    """A secret is hidden also when it has a wrong type, replaces a section or has a misspelt name."""
     for text in ("[vault]\ntoken = 12345", "vault = 12345", "[vault]\ntokn = 12345", "[vault]\ntokens = [12345]"):
         assert "12345" not in "".join(problems(file, text)).replace(str(file), "")
 
@@ -194,7 +194,7 @@ def test_a_secret_is_never_printed(file: Path) -> None:
 
 
 def test_a_given_value_is_not_in_its_repr() -> None:
-    """What is on its way into the settings may be a secret already."""
+    """A value that is not validated yet may be a secret."""
     assert "nbx" not in repr(Given(("vault", "token"), "nbx_1", "--token"))
 
 
@@ -203,7 +203,7 @@ def test_a_given_value_is_not_in_its_repr() -> None:
     [("x = ", "is not TOML"), ("\ud800", "is not UTF-8"), (None, "cannot be read: No such file or directory")],
 )
 def test_a_file_that_cannot_be_read_is_told(file: Path, text: str | None, says: str) -> None:
-    """The message has the file's name and what is wrong with it."""
+    """The message names the file and the fault."""
     if text is not None:
         file.write_text(text, "utf-8", "surrogatepass")
     with pytest.raises(SettingsError, match=f"{file}.*{says}"):
@@ -217,7 +217,7 @@ def test_a_value_where_a_section_is_and_the_reverse_are_refused(file: Path) -> N
 
 
 def test_names_that_are_nobodys_settings_are_left_alone() -> None:
-    """Kubernetes sets variables named after services, the command line reads some itself, others lack the prefix."""
+    """Variables of Kubernetes, variables that the command line reads, and those without the prefix are ignored."""
     environment = {
         "HOST_SERVICE_HOST": "10.0.0.1",
         "HOST_SERVICE_PORT": "80",
@@ -234,7 +234,7 @@ def test_names_that_are_nobodys_settings_are_left_alone() -> None:
 
 
 def test_an_empty_variable_is_unset() -> None:
-    """As a shell or a unit file leaves it: the weaker sources hold, and an unknown name is no problem."""
+    """An empty variable does not override weaker sources, and its name may be unknown."""
     sources = read_sources(
         environment={"HOST_PRIVATE": "", "HOST_LISTEN__ADDRESS": "", "HOST_UNKNOWN": ""}, prefix="HOST_"
     )
@@ -245,7 +245,7 @@ def test_an_empty_variable_is_unset() -> None:
 
 
 def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
-    """Some editors write one."""
+    """A byte order mark, which some editors write, is skipped."""
     file = tmp_path / "settings.toml"
     file.write_text("\ufeffprivate = true\n", encoding="utf-8")
 
@@ -253,8 +253,8 @@ def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
 
 
 def test_section_of_a_plugin_that_is_not_loaded_says_what_to_add(file: Path) -> None:
-    """It is no slip of the pen, so nothing alike is proposed."""
-    with pytest.raises(SettingsError, match="beta: the plugin beta is installed, and not in `plugins`: add it there"):
+    """The message says which plugin to add, and suggests no similar name."""
+    with pytest.raises(SettingsError, match="beta: the plugin beta is installed but not in `plugins`: add it there"):
         sources(file, "[beta]\nsize = 1").read(Host, {"alpha": Options}, absent=["beta"])
 
 

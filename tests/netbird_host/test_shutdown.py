@@ -1,4 +1,4 @@
-"""Stopping: signals that this process really gets."""
+"""Shutdown, with real signals to this process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FOREVER = 50.0
 
 
 async def test_the_first_signal_asks() -> None:
-    """Whoever waits is told the signal's name."""
+    """`wait` returns the name of the first signal."""
     with on_signals() as shutdown:
         assert not shutdown.asked
         os.kill(os.getpid(), signal.SIGTERM)
@@ -24,7 +24,7 @@ async def test_the_first_signal_asks() -> None:
 
 
 async def test_the_second_signal_cuts_what_is_drained() -> None:
-    """A drain that would take long ends at once, its work cancelled."""
+    """A second signal ends a long drain at once and cancels its work."""
     with on_signals() as shutdown:
         os.kill(os.getpid(), signal.SIGINT)
         async with asyncio.timeout(10):
@@ -36,7 +36,7 @@ async def test_the_second_signal_cuts_what_is_drained() -> None:
 
 
 async def test_a_drain_ends_when_its_work_does() -> None:
-    """True for completed work, False after the timeout."""
+    """`drain` returns True for completed work, False after the timeout."""
     shutdown = Shutdown()
 
     assert await shutdown.drain(asyncio.sleep(0), timeout=FOREVER) is True
@@ -44,7 +44,7 @@ async def test_a_drain_ends_when_its_work_does() -> None:
 
 
 async def test_a_drain_passes_on_what_its_work_raises() -> None:
-    """A TimeoutError of the work's own is not taken for ours."""
+    """A TimeoutError of the work itself propagates and does not count as the drain's own."""
 
     async def fails() -> None:
         raise TimeoutError("its own")
@@ -54,7 +54,7 @@ async def test_a_drain_passes_on_what_its_work_raises() -> None:
 
 
 async def test_signals_are_given_back() -> None:
-    """After the end the process reacts to signals as before."""
+    """After the context the process handles signals as before."""
     with on_signals([signal.SIGUSR1]):
         pass
 
@@ -62,7 +62,7 @@ async def test_signals_are_given_back() -> None:
 
 
 async def test_a_third_signal_is_the_systems_again() -> None:
-    """Whatever hangs after the second one, the process can still be ended."""
+    """A third signal kills a process that hangs after the second."""
     before = signal.getsignal(signal.SIGUSR1)
     with on_signals([signal.SIGUSR1]) as shutdown:
         for _ in range(2):

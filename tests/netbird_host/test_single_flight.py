@@ -1,4 +1,4 @@
-"""Who asks the same at the same time asks once."""
+"""Concurrent callers with the same question share one call."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from netbird_host.single_flight import SingleFlight
 
 
 class Question:
-    """Answered when the test says so."""
+    """A call that ends when the test lets it."""
 
     def __init__(self) -> None:
         self.times = 0
@@ -36,7 +36,7 @@ async def _outcome(flights: SingleFlight[str, str], question: Question) -> type[
 
 
 async def test_all_who_wait_get_the_one_answer() -> None:
-    """Another key is another question, and an answer is not kept."""
+    """All callers of a key get the one result; other keys are separate calls, and results are not kept."""
     flights: SingleFlight[str, str] = SingleFlight()
     question, other = Question(), Question()
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
@@ -57,7 +57,7 @@ async def test_all_who_wait_get_the_one_answer() -> None:
 
 @pytest.mark.parametrize("how", ["leaves", "fails"])
 async def test_the_next_one_asks_when_the_first_does_not_bring_an_answer(how: str) -> None:
-    """Nobody is failed by somebody else's leaving, nor by what went wrong with their question."""
+    """A caller that leaves or fails does not fail the callers that wait for it."""
     flights: SingleFlight[str, str] = SingleFlight()
     question = Question()
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
@@ -78,7 +78,7 @@ async def test_the_next_one_asks_when_the_first_does_not_bring_an_answer(how: st
 
 
 async def test_who_waits_may_leave() -> None:
-    """The others, and whoever asks for them, go on."""
+    """A waiting caller may be cancelled; the call and the other callers continue."""
     flights: SingleFlight[str, str] = SingleFlight()
     question = Question()
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:

@@ -1,4 +1,4 @@
-"""Whom a client's address stands for."""
+"""Addresses of clients: the unit that limits count, and the canonical text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from netbird_host.sources import address_text, source_of
     ],
 )
 def test_whom_an_address_stands_for(address: str, source: str) -> None:
-    """An IPv6 host has a whole network to come from."""
+    """An IPv4 address counts by itself, an IPv6 address with its /64."""
     assert source_of(address) == source
 
 
@@ -39,5 +39,5 @@ def test_whom_an_address_stands_for(address: str, source: str) -> None:
     ],
 )
 def test_an_address_has_one_text_on_every_python(address: str, text: str) -> None:
-    """Settings, mappings and comparisons written on one Python hold on another."""
+    """The text of an address is the same on every Python, so that stored texts stay comparable."""
     assert address_text(ip_address(address)) == text

@@ -1,4 +1,4 @@
-"""Notices, the watchdog and handed-over sockets, against a supervisor that the test is."""
+"""Notices, the watchdog and inherited sockets. The test plays the supervisor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from netbird_host.systemd import Supervisor, inherited_sockets
 
 @pytest.fixture
 def heard(tmp_path: Path) -> Iterator[socket.socket]:
-    """The supervisor's ear."""
+    """The supervisor's socket for notices."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
         ear.bind(str(tmp_path / "notify"))
         ear.settimeout(10)
@@ -25,7 +25,7 @@ def heard(tmp_path: Path) -> Iterator[socket.socket]:
 
 
 def test_notices_are_datagrams(heard: socket.socket) -> None:
-    """Ready once, stopping once, each with a word for people."""
+    """Readiness and shutdown are sent as one datagram each, with a status text."""
     supervisor = Supervisor({"NOTIFY_SOCKET": heard.getsockname()})
     supervisor.ready("listening on :443")
     supervisor.stopping("draining")
@@ -34,7 +34,7 @@ def test_notices_are_datagrams(heard: socket.socket) -> None:
 
 
 def test_abstract_address() -> None:
-    """Linux writes it with an @."""
+    """An address that begins with @ is an abstract one."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
         ear.bind("")
         ear.settimeout(10)
@@ -44,14 +44,14 @@ def test_abstract_address() -> None:
 
 @pytest.mark.parametrize("environment", [{}, {"NOTIFY_SOCKET": "/nowhere/at/all"}])
 def test_nobody_listening_is_no_failure(environment: dict[str, str]) -> None:
-    """A process that nobody supervises, or whose supervisor is gone, goes on."""
+    """A process without a supervisor, or whose supervisor is gone, continues."""
     supervisor = Supervisor(environment)
     supervisor.ready("up")
     supervisor.stopping("down")
 
 
 async def test_signs_of_life_come_twice_as_often_as_asked(heard: socket.socket) -> None:
-    """From the event loop itself: one that hangs gives none."""
+    """The event loop itself sends them, so that a hanging loop sends none."""
     supervisor = Supervisor({"NOTIFY_SOCKET": heard.getsockname(), "WATCHDOG_USEC": "20000"})
     assert supervisor.watchdog == 0.02
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
@@ -71,7 +71,7 @@ async def test_signs_of_life_come_twice_as_often_as_asked(heard: socket.socket) 
     ],
 )
 async def test_signs_of_life_that_nobody_waits_for(environment: dict[str, str]) -> None:
-    """None are given, and waiting for them ends at once."""
+    """Without a watchdog no sign of life is sent, and `keep_alive` returns at once."""
     async with asyncio.timeout(10):
         await Supervisor(environment).keep_alive()
 
@@ -90,7 +90,7 @@ print([os.get_inheritable(one.fileno()) for one in found])
 
 
 def child(descriptor: int, *, pid: str = "str(os.getpid())", count: str = "1") -> subprocess.CompletedProcess[str]:
-    """A process that finds this descriptor as its third."""
+    """Run a process that inherits this descriptor as number 3."""
     return subprocess.run(
         [sys.executable, "-c", CHILD.format(pid=pid)],
         env={**os.environ, "LISTEN_FDS": count, "LISTEN_FDNAMES": "http"},
@@ -104,21 +104,23 @@ def child(descriptor: int, *, pid: str = "str(os.getpid())", count: str = "1") -
 
 
 def test_sockets_are_taken_once() -> None:
-    """With their names removed from the environment, and not handed on to children."""
+    """The variables are removed from the environment, and child processes do not inherit the sockets."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         done = child(listening.fileno())
         assert done.stdout == f"[{listening.getsockname()[1]}] []\n[False]\n", done.stderr
 
 
 def test_sockets_of_another_process_are_left() -> None:
-    """They were meant for our parent, which did not take them."""
+    """Sockets that were meant for the parent process are ignored."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         assert child(listening.fileno(), pid="'1'").stdout == "[] []\n[]\n"
 
 
-@pytest.mark.parametrize(("count", "words"), [("x", "no number"), ("5000", "no number"), ("1", "does not listen")])
+@pytest.mark.parametrize(
+    ("count", "words"), [("x", "must be a number"), ("5000", "must be a number"), ("1", "does not listen")]
+)
 def test_what_is_not_as_announced_stops_the_start(count: str, words: str) -> None:
-    """A socket that nobody accepts on would swallow connections."""
+    """A wrong count, or a socket that does not listen, stops the start."""
     with socket.socket() as silent:
         done = child(silent.fileno(), count=count)
     assert done.returncode == 1
@@ -126,14 +128,14 @@ def test_what_is_not_as_announced_stops_the_start(count: str, words: str) -> Non
 
 
 def test_descriptor_that_is_no_socket(tmp_path: Path) -> None:
-    """Nor a file."""
+    """A descriptor of a file stops the start."""
     with (tmp_path / "file").open("w") as file:
         done = child(file.fileno())
-    assert "is no socket" in done.stderr
+    assert "is not a socket" in done.stderr
 
 
 def test_nothing_handed_over() -> None:
-    """The usual case."""
+    """Without the variables no socket is returned."""
     environment = {"LISTEN_PID": str(os.getpid())}
     assert inherited_sockets(environment) == []
     assert environment == {}

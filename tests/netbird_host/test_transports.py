@@ -19,7 +19,7 @@ class Sender(asyncio.Protocol):
 
 
 async def test_a_reader_that_takes_nothing_pauses_the_writer() -> None:
-    """Pieces that cannot be sent make the transport ask for a pause, however they are handed over."""
+    """The transport asks its protocol to pause while pieces cannot be sent, on every supported Python."""
     ours, theirs = socket.socketpair()
     with theirs:
         loop = asyncio.get_running_loop()
@@ -32,7 +32,7 @@ async def test_a_reader_that_takes_nothing_pauses_the_writer() -> None:
 
 
 async def test_pieces_arrive_in_order() -> None:
-    """What is written in pieces is read as their sequence."""
+    """The reader receives the pieces in order."""
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     with theirs:

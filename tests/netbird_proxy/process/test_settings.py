@@ -168,7 +168,7 @@ def test_the_token_is_never_shown() -> None:
         ({"NETBIRD_PROXY_LIMITS__STEP_DEADLIN": "6s"}, "did you mean limits.step_deadline?"),
         (
             {"NETBIRD_PROXY_PRIVATE_SERVICE__X": "1"},
-            "private_service: the plugin private_service is installed, and not in `plugins`: add it there",
+            "private_service: the plugin private_service is installed but not in `plugins`: add it there",
         ),
     ],
 )
