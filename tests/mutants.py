@@ -20,6 +20,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = 180
+"""Seconds that the tests of one guard may take; `EACH` more a test, since all of them run once with every guard."""
+EACH = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ def survivors(tests: tuple[str, ...], path: str) -> tuple[bool, str]:
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=TIMEOUT,
+        timeout=TIMEOUT + EACH * len(tests),
         check=False,
     )
     if run.returncode not in (0, 1):

@@ -121,7 +121,7 @@ async def test_stranger_waits_for_approval(running: Stack, browser: Browser) -> 
     users = await running.api.get("/users")
     (stranger,) = [user for user in users if user["pending_approval"]]
     assert stranger["email"] == ""
-    await running.api.put(f"/users/{stranger['id']}", {"role": "user", "auto_groups": [], "is_blocked": False})
+    await running.api.post(f"/users/{stranger['id']}/approve", {})
     await page.goto(url(running, "/later?a=b"))
     await page.wait_for_url(url(running, "/later?a=b"))
     await context.close()
