@@ -38,6 +38,11 @@ def _address(text: str) -> IPv4Address | IPv6Address | None:
         address = ip_address(text)
     except ValueError:
         return None
+    return unmapped(address)
+
+
+def unmapped(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    """The IPv4 address inside a v4-mapped IPv6 address (`::ffff:192.0.2.1`); any other address as it is."""
     return address.ipv4_mapped or address if isinstance(address, IPv6Address) else address
 
 

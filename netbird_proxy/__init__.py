@@ -27,6 +27,7 @@ from netbird_proxy.api.headers import Headers, fold
 from netbird_proxy.api.hookspecs import hookimpl
 from netbird_proxy.api.host import AccountHandle, ManagementChannel, OpenExchanges, Proxy, Revocations
 from netbird_proxy.api.kit import (
+    TOKEN_PATTERN,
     Backoff,
     Claim,
     LineWriter,
@@ -36,10 +37,13 @@ from netbird_proxy.api.kit import (
     SingleFlight,
     always,
     never,
+    retry_after,
     source_of,
+    unmapped,
 )
 from netbird_proxy.api.model import (
     ALLOW,
+    OWN_PATHS,
     AccountId,
     Address,
     Challenge,
@@ -81,6 +85,8 @@ __all__ = [
     "ALLOW",
     "EXCHANGE_STATE",
     "OBSERVED",
+    "OWN_PATHS",
+    "TOKEN_PATTERN",
     "AccountHandle",
     "AccountId",
     "Address",
@@ -159,7 +165,9 @@ __all__ = [
     "management_error",
     "never",
     "own_path",
+    "retry_after",
     "source_of",
+    "unmapped",
 ]
 
 if _TYPE_CHECKING:

@@ -6,12 +6,13 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Final
 
+from netbird_host.http_fields import TOKEN_PATTERN
 from netbird_management.model.errors import InvalidArgument
 from netbird_management.model.ids import PeerId
 from netbird_management.model.services import RESOURCES, AccessRestrictions, HeaderAuth, Service, Target, TargetType
 from netbird_management.model.snapshot import AccountSnapshot
 
-TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+\-.^_`|~]+")
+_TOKEN: Final = re.compile(TOKEN_PATTERN)
 HOP_BY_HOP: Final = frozenset(
     {
         "connection",
@@ -88,7 +89,7 @@ def _check_header_auth(where: str, header: HeaderAuth) -> None:
     name = folded_name(header.header)
     if not header.header:
         raise InvalidArgument(f"{where}: header name is required")
-    if not TOKEN.fullmatch(header.header):
+    if not _TOKEN.fullmatch(header.header):
         raise InvalidArgument(f'{where}: "{header.header}" is not a header name')
     if name in HOP_BY_HOP:
         raise InvalidArgument(f'{where}: header "{header.header}" is hop-by-hop and cannot be used for auth')
@@ -245,7 +246,7 @@ def _check_headers(i: int, headers: Iterable[tuple[str, str]]) -> None:
         raise InvalidArgument(f"target {i}: at most 16 custom headers are allowed")
     for name, value in pairs:
         folded = folded_name(name)
-        if not TOKEN.fullmatch(name) or len(name) > 128:
+        if not _TOKEN.fullmatch(name) or len(name) > 128:
             raise InvalidArgument(f'target {i}: custom header "{name[:128]}" is not a header name')
         if len(value) > 4096 or any(char in value for char in "\r\n\0"):
             raise InvalidArgument(f'target {i}: custom header "{name}" has a value that cannot be sent')

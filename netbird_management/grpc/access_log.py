@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from ipaddress import IPv6Address, ip_address
+from ipaddress import ip_address
 from itertools import islice
 from typing import Final
 
 import grpc
 
+from netbird_host.sources import unmapped
 from netbird_management.grpc.errors import Refused
 from netbird_management.grpc.fair_queue import FairQueue
 from netbird_management.model.clock import now
@@ -262,6 +263,4 @@ def _address(text: str) -> str:
         address = ip_address(text)
     except ValueError:
         return ""
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
-    return str(address)
+    return str(unmapped(address))

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 from immutables import Map
 
+from netbird_host.sources import unmapped
 from netbird_management.model.accounts import (
     ALL_GROUP,
     NO_DNS,
@@ -171,9 +172,7 @@ class AccountSnapshot:
         Raises `ValueError` for text that is no address.
         """
         parsed = ip_address(address) if isinstance(address, str) else address
-        if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:
-            parsed = parsed.ipv4_mapped
-        return self._by_address.get(parsed)
+        return self._by_address.get(unmapped(parsed))
 
     def groups_of(self, peer_id: PeerId) -> tuple[Group, ...]:
         """Every group that holds the peer, `All` included, ordered by name. A proxy's peer is in none."""

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Final, Literal
 
+from netbird_host.sources import unmapped
+
 Network = IPv4Network | IPv6Network
+
 Address = IPv4Address | IPv6Address
 Field = Literal["x-forwarded-for", "forwarded"]
 
@@ -91,11 +94,9 @@ def parsed(text: str) -> Address | None:
         found = ip_address(text)
     except ValueError:
         return None
-    if isinstance(found, IPv6Address):
-        if found.scope_id is not None:
-            return None
-        return found.ipv4_mapped or found
-    return found
+    if isinstance(found, IPv6Address) and found.scope_id is not None:
+        return None
+    return unmapped(found)
 
 
 def _lines(raw: Sequence[tuple[bytes, bytes]], name: bytes) -> list[str]:

@@ -2,14 +2,16 @@
 and lines written beside the loop."""
 
 from netbird_host.backoff import Backoff
+from netbird_host.http_fields import TOKEN_PATTERN, retry_after
 from netbird_host.info import Claim, PluginInfo, always, never
 from netbird_host.line_writer import LineWriter
 from netbird_host.login_throttle import LoginThrottle
 from netbird_host.reload import ReloadReport
 from netbird_host.single_flight import SingleFlight
-from netbird_host.sources import source_of
+from netbird_host.sources import source_of, unmapped
 
 __all__ = [
+    "TOKEN_PATTERN",
     "Backoff",
     "Claim",
     "LineWriter",
@@ -19,5 +21,7 @@ __all__ = [
     "SingleFlight",
     "always",
     "never",
+    "retry_after",
     "source_of",
+    "unmapped",
 ]

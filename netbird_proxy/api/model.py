@@ -116,6 +116,9 @@ class Allow(enum.Enum):
 
 ALLOW: Final = Allow.ALLOW
 
+OWN_PATHS: Final = "/__netbird__/"
+"""Beginning of the paths that plugins' endpoints answer on every host. A request below it never goes upstream."""
+
 
 @dataclass(frozen=True, slots=True)
 class Deny:

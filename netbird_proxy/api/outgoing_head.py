@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
 
+from netbird_host.http_fields import TOKEN
 from netbird_proxy.api.headers import FOLDED, NameCache, RawHeader, is_reserved
 
-_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-
-_SENT: NameCache[bytes] = NameCache(lambda name: name.lower() if _TOKEN.fullmatch(name) else b"")
+_SENT: NameCache[bytes] = NameCache(lambda name: name.lower() if TOKEN.fullmatch(name) else b"")
 """Name → as it is sent; empty for what is no name."""
 
 _FOLD = FOLDED.__getitem__

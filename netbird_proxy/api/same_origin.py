@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from netbird_proxy.api.exchange import ExchangeView
+from netbird_proxy.api.model import OWN_PATHS
 
 SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))
 """RFC 9110 §9.2.1: they change nothing, so nothing is gained by forging one."""
@@ -50,7 +51,7 @@ def own_path(text: str) -> str:
     if len(text) > LONGEST_PATH or not plain:
         return "/"
     path = "/" + text.lstrip("/")
-    return "/" if path.startswith("/__netbird__/") else path
+    return "/" if path.startswith(OWN_PATHS) else path
 
 
 __all__ = [

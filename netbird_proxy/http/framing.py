@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import http
-import re
 from collections.abc import Iterable, Sequence
 from operator import itemgetter
 from typing import Final
 
+from netbird_host.http_fields import TOKEN
 from netbird_proxy.api.headers import RawHeader
 
 STATUS_LINES: Final[dict[int, bytes]] = {
@@ -26,7 +26,6 @@ _KINDS = {
 }
 _PREFIXES: dict[bytes, tuple[bytes, int]] = {}
 _PREFIXES_LIMIT = 4096
-_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
 _PASSED: set[bytes] = {b"content-length"}
 _LOOKED_AT = (b"", 1)
@@ -130,7 +129,7 @@ def switching_head(headers: Iterable[RawHeader]) -> bytes:
 
 
 def _learn(name: bytes) -> tuple[bytes, int]:
-    if not _TOKEN.fullmatch(name):
+    if not TOKEN.fullmatch(name):
         raise UnframeableResponse(f"{name!r} is no field name")
     lower = name.lower()
     entry = (b"\r\n" + lower + b": ", _KINDS.get(lower, _PLAIN))

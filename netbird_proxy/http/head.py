@@ -27,6 +27,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
+from netbird_host.http_fields import TOKEN
 from netbird_host.tables import BoundedTable
 from netbird_proxy.api.headers import RawHeader, fold
 
@@ -109,7 +110,6 @@ _AUTHORITY = re.compile(
 _AUTHORITY_BYTES = 261  # a name of 255 and the longest port
 VALID_HOSTS: BoundedTable[bytes, None] = BoundedTable(_KNOWN_LIMIT)  # those met before
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")
-_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _BREAK = re.compile(rb"[\r\n\0]")
 
 
@@ -298,7 +298,7 @@ def _judge_scope(scope: dict[str, Any]) -> None:
     upgrade = connection_upgrade = False
     for name, value in headers:
         # A server that frames fields by length (HTTP/2, HTTP/3) may let through what ends a line of HTTP/1.1.
-        if not _TOKEN.fullmatch(name):
+        if not TOKEN.fullmatch(name):
             raise HeadRefused("field_name")
         if _BREAK.search(value):
             raise HeadRefused("field_value")
@@ -315,7 +315,7 @@ def _judge_scope(scope: dict[str, Any]) -> None:
         raise HeadRefused("upgrade_body")
     query: bytes = scope.get("query_string", b"")
     method: str = scope.get("method", "GET")
-    if not _TOKEN.fullmatch(method.encode("latin-1")):
+    if not TOKEN.fullmatch(method.encode("latin-1")):
         raise HeadRefused("method_invalid")
     judge_target(method.encode("latin-1"), path + b"?" + query if query else path, framing.host)
 

@@ -20,6 +20,7 @@ from urllib.parse import unquote
 
 import httptools
 
+from netbird_host.http_fields import retry_after
 from netbird_proxy.api.errors import DownstreamError
 from netbird_proxy.asgi import CONNECTION_EXTENSION, ORIGIN_STATE, Scope
 from netbird_proxy.http.framing import STATUS_LINES
@@ -723,7 +724,7 @@ def _refusal_response(status: int, *, with_body: bool = True, exchange: str = ""
         body += b"exchange: " + exchange.encode("ascii") + b"\n"
     head = STATUS_LINES[status] + (
         b"\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\n%bconnection: close\r\n\r\n"
-        % (len(body), b"retry-after: 1\r\n" if status == 503 else b"")
+        % (len(body), b"%b: %b\r\n" % retry_after(1) if status == 503 else b"")
     )
     return head + body if with_body else head
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Protocol
 
+from netbird_host.http_fields import retry_after
 from netbird_proxy.api.errors import ExchangeError
 from netbird_proxy.api.headers import RawHeader
 from netbird_proxy.api.model import Challenge, Deny, Offer
@@ -19,7 +20,7 @@ from netbird_proxy.pipeline.exchange import Exchange
 from netbird_proxy.pipeline.head_rules import can_be_sent, without_others_cookies
 
 NO_ROUTE = Deny(404, "no_route", "no mapping has this host and path")
-STARTING = Deny(503, "starting", "not every source has sent its first mappings", headers=((b"retry-after", b"2"),))
+STARTING = Deny(503, "starting", "not every source has sent its first mappings", headers=(retry_after(2),))
 AMBIGUOUS_PATH = Deny(400, "ambiguous_path", "the path can be read in two ways")
 LOOP_DETECTED = Deny(508, "loop_detected", "the request has been through this proxy already")
 

@@ -10,6 +10,7 @@ from typing import Protocol
 import structlog
 
 from netbird_host.containment import GRACE, LeftBehind, describe_error
+from netbird_host.http_fields import retry_after
 from netbird_proxy.api.errors import ClientGone, ExchangeError, ManagementError, StepFailed
 from netbird_proxy.api.exchange import TrailEntry
 from netbird_proxy.api.headers import RawHeader
@@ -90,7 +91,7 @@ class Ending:
                 "exchange.step_failed", exchange=exchange.id, plugin=error.plugin, stage=error.stage, error=str(error)
             )
             if isinstance(error.__cause__, ManagementError):
-                headers.append((b"retry-after", b"%d" % max(1, round(error.__cause__.retry_after))))
+                headers.append(retry_after(error.__cause__.retry_after))
         if isinstance(error, ClientGone):
             self.gone(exchange, downstream, error)
         elif downstream.started:

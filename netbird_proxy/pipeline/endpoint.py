@@ -8,6 +8,7 @@ from urllib.parse import unquote
 from netbird_host.containment import describe_error
 from netbird_proxy.api.endpoints import EXCHANGE_STATE, Endpoint
 from netbird_proxy.api.errors import BodyTooLarge, ClientGone, ExchangeError, StepFailed
+from netbird_proxy.api.model import OWN_PATHS
 from netbird_proxy.asgi import Message, Scope
 from netbird_proxy.pipeline.downstream import Downstream
 from netbird_proxy.pipeline.ending import Environment
@@ -26,7 +27,7 @@ class EndpointApplication:
         self.plugin = plugin
         self._environment = environment
         self._endpoint = endpoint
-        self._root = f"/__netbird__/{plugin}"
+        self._root = f"{OWN_PATHS}{plugin}"
 
     async def forward(self, exchange: Exchange, downstream: Downstream) -> None:
         """Run it to its end.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
+from netbird_host.http_fields import TOKEN, TOKEN_PATTERN
 from netbird_proxy.api.headers import RESERVED_PREFIX, Headers, NameCache, RawHeader, fold
 
 CORE = "core"
@@ -73,11 +74,9 @@ HOST_COOKIES = b"__host-nb_"
 
 SESSION_PARAMETER = b"session_token"
 
-TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-
 FIELD_VALUE = re.compile(rb"[^\r\n\0]*")
 
-_PROTOCOL = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+(?:/[!#$%&'*+.^_`|~0-9A-Za-z-]+)?")
+_PROTOCOL = re.compile(f"{TOKEN_PATTERN}(?:/{TOKEN_PATTERN})?".encode())
 
 _CARRIES_REQUESTS = frozenset((b"h2", b"h2c", b"h3", b"http", b"tls"))
 

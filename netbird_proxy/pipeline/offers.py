@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from netbird_proxy.api.model import Challenge, Offer
+from netbird_proxy.api.model import OWN_PATHS, Challenge, Offer
 from netbird_proxy.api.same_origin import is_browser
 from netbird_proxy.pipeline.exchange import Exchange
-
-OWN_PATHS = "/__netbird__/"
 
 
 def are_valid_offers(offers: Sequence[object]) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from netbird_host.containment import describe_error
+from netbird_host.http_fields import TOKEN
 from netbird_host.tables import BoundedTable
 from netbird_proxy.api.errors import BadRequest, RouteRefused, StepFailed
 from netbird_proxy.api.headers import RESERVED_PREFIX, RawHeader, fold
@@ -25,7 +26,6 @@ from netbird_proxy.pipeline.head_rules import (
     KEEP,
     LOOK,
     QUIET_CONNECTION,
-    TOKEN,
     HeadRules,
     offers,
     verdict_table,

@@ -18,7 +18,7 @@ from netbird_proxy.api.endpoints import Endpoint
 from netbird_proxy.api.errors import PluginFailed, RouteClosed, RouteRefused
 from netbird_proxy.api.headers import fold
 from netbird_proxy.api.host import Proxy
-from netbird_proxy.api.model import Kind, RouteSpec, ServiceMapping, Upstream
+from netbird_proxy.api.model import OWN_PATHS, Kind, RouteSpec, ServiceMapping, Upstream
 from netbird_proxy.api.steps import Authenticator, Guard, Observer, Pages, RequestTransform
 from netbird_proxy.api.tunnels import Dialer
 from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard, BoundObserver, BoundTransform, GuardStage
@@ -32,7 +32,7 @@ from netbird_proxy.pipeline.request_heads import RequestHeads
 from netbird_proxy.pipeline.response_heads import ResponseHeads
 from netbird_proxy.pipeline.upgrade import IDLE, Upgrader
 from netbird_proxy.routing.protection import Protection
-from netbird_proxy.routing.table import OWN_PATHS, HostRoutes, Route
+from netbird_proxy.routing.table import HostRoutes, Route
 from netbird_proxy.upstreams.judged import JudgedDialer
 from netbird_proxy.upstreams.pools import Pools, RetiringPool
 
@@ -193,7 +193,7 @@ class Compiler:
                 continue
             spec = replace(
                 mapping.routes[0],
-                prefix=OWN_PATHS + plugin.encode(),
+                prefix=f"{OWN_PATHS}{plugin}".encode(),
                 upstreams=tuple(upstream for route in mapping.routes for upstream in route.upstreams),
             )
             pipeline = Pipeline(

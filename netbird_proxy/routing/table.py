@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from netbird_proxy.api.model import AccountId, RouteSpec
+from netbird_proxy.api.model import OWN_PATHS, AccountId, RouteSpec
 from netbird_proxy.http.folding import FOLDS, climbs, fold_authority, fold_host, readings
 from netbird_proxy.pipeline.ending import Runner
 from netbird_proxy.pipeline.head_rules import HeadRules
@@ -48,8 +48,7 @@ class Route:
         return f"Route({self.spec.service} {self.spec.host}{self.spec.prefix.decode('latin-1')})"
 
 
-OWN_PATHS = b"/__netbird__/"
-"""What is below this on any host is ours, and never goes upstream."""
+_OWN_PATHS = OWN_PATHS.encode()
 
 
 class HostRoutes:
@@ -87,8 +86,8 @@ class HostRoutes:
 
     def match(self, path: bytes) -> Route | None:
         """The route for a raw path; the ambiguous one where another reading of it may be guarded otherwise."""
-        if path.startswith(OWN_PATHS):
-            return self._endpoints.get(path[len(OWN_PATHS) :].partition(b"/")[0])
+        if path.startswith(_OWN_PATHS):
+            return self._endpoints.get(path[len(_OWN_PATHS) :].partition(b"/")[0])
         route = _longest(self._routes, path)
         if self._differ and not self._is_plain(path, route):
             return self._ambiguous

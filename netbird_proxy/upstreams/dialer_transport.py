@@ -17,6 +17,7 @@ from typing import Literal, cast
 
 import httpx
 
+from netbird_host.http_fields import TOKEN
 from netbird_proxy.api.errors import (
     AddressRefused,
     DialFailed,
@@ -53,7 +54,6 @@ _ERRORS: dict[type[UpstreamError], type[httpx.TransportError]] = {
 
 _REPEATABLE = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
 _MAX_POOLS = 64
-_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _TARGET = re.compile(rb"[\x21-\x7e\x80-\xff]+")
 _VALUE = re.compile(rb"[^\x00\r\n]*")
 
@@ -199,13 +199,13 @@ def _head(request: httpx.Request) -> tuple[bytes, bool, bool]:
     """The request head as bytes, whether a body follows, and whether it is chunked."""
     method = request.method.encode("latin-1")
     target = request.url.raw_path
-    if not _TOKEN.fullmatch(method) or not _TARGET.fullmatch(target):
+    if not TOKEN.fullmatch(method) or not _TARGET.fullmatch(target):
         raise httpx.LocalProtocolError("method or target cannot be sent", request=request)
     lines = [b"%b %b HTTP/1.1\r\n" % (method, target)]
     lengths: list[bytes] = []
     chunked = False
     for name, value in request.headers.raw:
-        if not _TOKEN.fullmatch(name) or not _VALUE.fullmatch(value):
+        if not TOKEN.fullmatch(name) or not _VALUE.fullmatch(value):
             raise httpx.LocalProtocolError(f"header {name!r} cannot carry its value", request=request)
         name = name.lower()
         if name == b"content-length":

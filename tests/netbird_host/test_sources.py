@@ -6,7 +6,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from netbird_host.sources import address_text, source_of
+from netbird_host.sources import address_text, source_of, unmapped
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,18 @@ def test_whom_an_address_stands_for(address: str, source: str) -> None:
 def test_an_address_has_one_text_on_every_python(address: str, text: str) -> None:
     """The text of an address is the same on every Python, so that stored texts stay comparable."""
     assert address_text(ip_address(address)) == text
+
+
+@pytest.mark.parametrize(
+    ("address", "plain"),
+    [
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("192.0.2.1", "192.0.2.1"),
+        ("2001:db8::1", "2001:db8::1"),
+        ("::192.0.2.1", "::c000:201"),
+        ("fe80::1%eth0", "fe80::1%eth0"),
+    ],
+)
+def test_only_a_mapped_address_is_unmapped(address: str, plain: str) -> None:
+    """A v4-mapped address is read as its IPv4 address, and no other form is changed."""
+    assert str(unmapped(ip_address(address))) == plain

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from ipaddress import IPv6Address, ip_address
+from ipaddress import ip_address
 from pathlib import Path
 
 import structlog
@@ -24,6 +24,7 @@ from netbird_proxy import (
     RouteSpec,
     always,
     hookimpl,
+    unmapped,
 )
 from netbird_proxy.defaults.access_restrictions.geo import GeoUnavailable, WatchedCountries
 from netbird_proxy.defaults.access_restrictions.networks import Address, Networks
@@ -148,7 +149,4 @@ class _Restriction:
 
 
 def _parsed(text: str) -> Address:
-    found = ip_address(text)
-    if isinstance(found, IPv6Address) and found.ipv4_mapped is not None:
-        return found.ipv4_mapped
-    return found
+    return unmapped(ip_address(text))

@@ -23,6 +23,7 @@ from netbird_proxy import (
     is_browser,
     is_cross_site,
     is_unsafe,
+    retry_after,
 )
 from netbird_proxy.defaults.session.confirmations import Confirmations
 from netbird_proxy.defaults.session.cookies import SESSION, find, line_of
@@ -224,8 +225,7 @@ class Prompt:
         try:
             offers = await self.offers(to)
         except ManagementError as error:
-            retry = (b"retry-after", b"%d" % max(1, round(error.retry_after)))
-            return Deny(503, "management_unavailable", str(error), headers=(retry,))
+            return Deny(503, "management_unavailable", str(error), headers=(retry_after(error.retry_after),))
         if names:
             label = f"A credential in {' or '.join(names)}"
             offers = (*offers, Offer("header", label, action="", challenges=challenges(self._site, exchange)))

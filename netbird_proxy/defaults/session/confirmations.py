@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 
-from netbird_proxy import Deny, Group, ManagementError, Proxy, SingleFlight
+from netbird_proxy import Deny, Group, ManagementError, Proxy, SingleFlight, retry_after
 from netbird_proxy.defaults.session.site import Site
 from netbird_proxy.defaults.session.tokens import SessionToken
 from netbird_wire.proxy_service_pb2 import ValidateSessionRequest, ValidateSessionResponse
@@ -110,5 +110,4 @@ class Confirmations:
 
 
 def _later(reason: str, seconds: float) -> Deny:
-    retry = (b"retry-after", b"%d" % max(1, round(seconds)))
-    return Deny(503, "management_unavailable", reason, headers=(retry,))
+    return Deny(503, "management_unavailable", reason, headers=(retry_after(seconds),))

@@ -12,7 +12,17 @@ from urllib.parse import parse_qs, quote
 
 from starlette.requests import ClientDisconnect, Request
 
-from netbird_proxy import EXCHANGE_STATE, Deny, ExchangeView, Identity, ManagementError, Page, Proxy, is_cross_site
+from netbird_proxy import (
+    EXCHANGE_STATE,
+    Deny,
+    ExchangeView,
+    Identity,
+    ManagementError,
+    Page,
+    Proxy,
+    is_cross_site,
+    retry_after,
+)
 from netbird_proxy.defaults.session.authenticators import ByCookie, Prompt, over_tls
 from netbird_proxy.defaults.session.confirmations import Confirmations
 from netbird_proxy.defaults.session.cookies import SESSION, drop_cookie, find, set_cookie
@@ -168,7 +178,6 @@ class LoginPlace:
         try:
             url, cookies = await self._sign_ons.begin(exchange, self._site, self._proxy, to, again=again)
         except ManagementError as error:
-            retry = (b"retry-after", b"%d" % max(1, round(error.retry_after)))
             answer = self._page(
                 exchange,
                 503,
@@ -176,7 +185,7 @@ class LoginPlace:
                 "Single sign-on is not available right now.",
                 retry=address(exchange, to),
             )
-            return answer[0], [*answer[1], retry], answer[2]
+            return answer[0], [*answer[1], retry_after(error.retry_after)], answer[2]
         return self._redirect(url, *cookies, status=302)
 
     async def _return(self, request: Request, exchange: ExchangeView) -> Answer:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
-from netbird_proxy import ExchangeView, own_path
+from netbird_proxy import OWN_PATHS, ExchangeView, own_path
 
-ROOT = "/__netbird__/session"
+ROOT = f"{OWN_PATHS}session"
 
 
 def own_place(text: str) -> str:

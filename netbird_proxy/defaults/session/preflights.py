@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from netbird_proxy import Challenge, ExchangeView
+from netbird_proxy import TOKEN_PATTERN, Challenge, ExchangeView
 from netbird_proxy.defaults.session.site import Site
 
-_TOKENS = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+(?:[ \t]*,[ \t]*[!#$%&'*+.^_`|~0-9A-Za-z-]+)*")
+_TOKENS = re.compile(rf"{TOKEN_PATTERN}(?:[ \t]*,[ \t]*{TOKEN_PATTERN})*".encode())
 
 
 class Preflights:

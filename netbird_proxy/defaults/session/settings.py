@@ -7,13 +7,13 @@ import re
 from dataclasses import dataclass
 from typing import Self
 
-from netbird_proxy import fold
+from netbird_proxy import TOKEN_PATTERN, fold
 from netbird_wire.proxy_service_pb2 import ProxyMapping
 
 FIELDS = ("auth.password", "auth.pin", "auth.oidc", "auth.header_auths")
 """The claimed fields. All guard: a proxy that does not understand one must not serve the mapping."""
 DEFAULT_AGE = 86_400
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_TOKEN = re.compile(TOKEN_PATTERN)
 _NOT_CREDENTIALS = frozenset(
     (b"connection", b"content-length", b"cookie", b"host", b"te", b"trailer", b"transfer-encoding", b"upgrade")
 )

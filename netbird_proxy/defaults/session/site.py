@@ -17,6 +17,7 @@ from netbird_proxy import (
     RouteSpec,
     ServiceId,
     SingleFlight,
+    retry_after,
     source_of,
 )
 from netbird_proxy.defaults.session.places import ROOT, bracketed
@@ -212,4 +213,4 @@ def source_at(exchange: ExchangeView, proxy: Proxy) -> str:
 
 
 def _later(status: int, code: str, reason: str, seconds: float) -> Deny:
-    return Deny(status, code, reason, headers=((b"retry-after", b"%d" % max(1, round(seconds + 0.49))),))
+    return Deny(status, code, reason, headers=(retry_after(seconds),))

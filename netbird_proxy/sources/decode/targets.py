@@ -12,6 +12,7 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from google.protobuf.duration_pb2 import Duration
 
+from netbird_host.http_fields import TOKEN
 from netbird_proxy.api.errors import RouteRefused
 from netbird_proxy.api.headers import fold, is_reserved
 from netbird_proxy.api.model import Address
@@ -21,7 +22,6 @@ _PORTS: Final = {"http": 80, "https": 443}
 _RAW_PATH: Final = "/%:@!$&'()*+,;=~"
 """What stands in a raw path as it is, beside letters, digits and `-._`."""
 _BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _BAD_IN_VALUE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _BRACKETED: Final = re.compile(r"\[[0-9A-Fa-f:.]+\](:[0-9]*)?")
 _FRAMING: Final = frozenset(
@@ -107,7 +107,7 @@ def custom_headers(wanted: Mapping[str, str], ignored: list[str]) -> tuple[tuple
     headers: dict[bytes, bytes] = {}
     for name in sorted(wanted):
         raw_name, raw_value = name.encode().lower(), wanted[name].encode().strip(b" \t")
-        if not _TOKEN.fullmatch(raw_name) or _BAD_IN_VALUE.search(raw_value):
+        if not TOKEN.fullmatch(raw_name) or _BAD_IN_VALUE.search(raw_value):
             raise RouteRefused(f"custom header {name!r} cannot be sent")
         if is_reserved(raw_name) or fold(raw_name) in _FRAMING:
             ignored.append(f"path.options.custom_headers.{name}")

@@ -34,6 +34,7 @@ from netbird_proxy import (
     hookimpl,
     is_cross_site,
     is_unsafe,
+    retry_after,
 )
 from netbird_wire.extensions import Extension
 from netbird_wire.proxy_service_pb2 import ValidateTunnelPeerRequest, ValidateTunnelPeerResponse
@@ -268,4 +269,4 @@ def _denied(answer: ValidateTunnelPeerResponse, address: str) -> Deny:
 
 
 def _later(code: str, reason: str, seconds: float) -> Deny:
-    return Deny(503, code, reason, headers=((b"retry-after", str(max(1, round(seconds))).encode()),))
+    return Deny(503, code, reason, headers=(retry_after(seconds),))
