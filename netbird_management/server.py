@@ -18,7 +18,7 @@ from netbird_host.certificates import ReloadedCertificate
 from netbird_host.reload import Reload, ReloadReport
 from netbird_host.shutdown import Shutdown
 from netbird_management.compute.network_map import NetworkMaps
-from netbird_management.grpc.interceptors import caller as grpc_caller
+from netbird_management.grpc.interceptors import calling_proxy
 from netbird_management.grpc.plugin_services import plugin_services
 from netbird_management.grpc.server import serve_grpc
 from netbird_management.login.gates import SessionGates
@@ -82,9 +82,9 @@ class ManagementServer:
         return allowed(module, operation)
 
     def proxy_caller(self) -> ProxyCaller:
-        found = grpc_caller()
-        proxy_id = "" if found.connection is None else found.connection.proxy_id
-        return ProxyCaller(found.token.account_id, found.address, proxy_id)
+        proxy = calling_proxy()
+        proxy_id = "" if proxy.connection is None else proxy.connection.proxy_id
+        return ProxyCaller(proxy.token.account_id, proxy.address, proxy_id)
 
 
 @asynccontextmanager

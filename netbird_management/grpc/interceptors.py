@@ -48,8 +48,9 @@ LOOKUPS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Caller:
-    """Who makes this call. `connection` is the proxy's live stream, if the call says which proxy it is."""
+class AuthenticatedProxy:
+    """The proxy whose token a call carries. `connection` is its live mapping stream; None where the call has no proxy
+    id, as NetBird's own proxies send none."""
 
     token: ProxyToken
     token_hash: str
@@ -62,13 +63,13 @@ class Caller:
             raise Refused(grpc.StatusCode.PERMISSION_DENIED, f"account-scoped token cannot access account {account_id}")
 
 
-_caller: ContextVar[Caller] = ContextVar("caller")
+_calling_proxy: ContextVar[AuthenticatedProxy] = ContextVar("calling_proxy")
 _address: ContextVar[str] = ContextVar("address", default="")
 
 
-def caller() -> Caller:
-    """The caller of the call under way. Raises `LookupError` where no token was asked for."""
-    return _caller.get()
+def calling_proxy() -> AuthenticatedProxy:
+    """The proxy that makes the current call. Raises `LookupError` in a call that needs no token."""
+    return _calling_proxy.get()
 
 
 def call_address() -> str:
@@ -146,8 +147,8 @@ class Edge(grpc.aio.ServerInterceptor):
                 address = self._address(context)
                 _address.set(address)
                 if not is_open:
-                    _caller.set(await self._authenticated(method, address, context))
-                account_id = None if is_open else caller().token.account_id
+                    _calling_proxy.set(await self._authenticated(method, address, context))
+                account_id = None if is_open else calling_proxy().token.account_id
                 with self._account_place(account_id):
                     if not handler.request_streaming:
                         largest = OPEN_MESSAGE_BYTES if is_open else PROXY_MESSAGE_BYTES
@@ -205,7 +206,7 @@ class Edge(grpc.aio.ServerInterceptor):
         self._state.count(counter)
         return Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
 
-    async def _authenticated(self, method: str, address: str, context: Any) -> Caller:
+    async def _authenticated(self, method: str, address: str, context: Any) -> AuthenticatedProxy:
         metadata: dict[str, str] = {}
         for key, value in context.invocation_metadata() or ():
             metadata.setdefault(key, value)
@@ -218,7 +219,7 @@ class Edge(grpc.aio.ServerInterceptor):
         proxy_id = metadata.get(PROXY_ID_METADATA)
         if proxy_id is not None and method.removeprefix(PROXY_SERVICE) not in _STREAMS:
             connection = self._connection(proxy_id, token)
-        return Caller(token, token_hash, address, connection)
+        return AuthenticatedProxy(token, token_hash, address, connection)
 
     async def _token(self, authorization: str | None, address: str) -> tuple[ProxyToken, str]:
         unauthenticated = grpc.StatusCode.UNAUTHENTICATED

@@ -14,7 +14,7 @@ import grpc
 from netbird_host.login_throttle import LoginThrottle
 from netbird_management.compute.validate import folded_name
 from netbird_management.grpc.errors import Refused
-from netbird_management.grpc.interceptors import Caller
+from netbird_management.grpc.interceptors import AuthenticatedProxy
 from netbird_management.login.gates import SessionGates
 from netbird_management.login.guess_store import recalled, remember
 from netbird_management.login.identity_provider import ProviderFailed
@@ -83,7 +83,7 @@ class Logins:
         """The service is gone: forget its guesses."""
         self._throttle.forget(service_id)
 
-    async def authenticate(self, request: AuthenticateRequest, caller: Caller) -> AuthenticateResponse:
+    async def authenticate(self, request: AuthenticateRequest, caller: AuthenticatedProxy) -> AuthenticateResponse:
         """Raises `Refused`: not the caller's service; nobody has time to judge; or the session cannot be signed."""
         caller.check_account(request.account_id)
         account = self._state.snapshots.get(request.account_id)
@@ -142,7 +142,7 @@ class Logins:
             await remember(self._state, service.id, address, source)
         return right
 
-    async def oidc_url(self, request: GetOIDCURLRequest, caller: Caller) -> GetOIDCURLResponse:
+    async def oidc_url(self, request: GetOIDCURLRequest, caller: AuthenticatedProxy) -> GetOIDCURLResponse:
         """Raises `Refused`: no identity provider, or one that cannot be asked; a place that is no service's."""
         caller.check_account(request.account_id)
         if self._sign_on is None:
@@ -156,7 +156,9 @@ class Logins:
             raise Refused(grpc.StatusCode.UNAVAILABLE, "the identity provider cannot be asked") from error
         return GetOIDCURLResponse(url=url)
 
-    async def validate_session(self, request: ValidateSessionRequest, caller: Caller) -> ValidateSessionResponse:
+    async def validate_session(
+        self, request: ValidateSessionRequest, caller: AuthenticatedProxy
+    ) -> ValidateSessionResponse:
         """The order of the checks is part of the contract: what a denial tells depends on how far it came."""
         if not request.domain or not request.session_token:
             return _denied("missing domain or session_token")

@@ -12,7 +12,7 @@ import grpc.aio
 from netbird_host.buckets import Places
 from netbird_management.grpc.connections import Connection, Connections
 from netbird_management.grpc.errors import Refused
-from netbird_management.grpc.interceptors import REQUEST_SECONDS, Caller
+from netbird_management.grpc.interceptors import REQUEST_SECONDS, AuthenticatedProxy
 from netbird_management.grpc.mappings import Mappings
 from netbird_management.model.domains import fold_address
 from netbird_management.model.ids import AccountId, ProxyId
@@ -77,7 +77,7 @@ class MappingStreams:
         self._patience = patience
         self._streams = Places(STREAMS_OF_A_TOKEN)
 
-    async def serve(self, caller: Caller, context: Any) -> None:
+    async def serve(self, caller: AuthenticatedProxy, context: Any) -> None:
         """The whole conversation. Raises `Refused` for how it ends, unless the proxy just left."""
         with self._place(caller):
             try:
@@ -89,12 +89,12 @@ class MappingStreams:
                 raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "first message must be init")
             await self._serve(await self._introduced(caller, first.init), _Acknowledged(context))
 
-    async def serve_one_way(self, caller: Caller, request: GetMappingUpdateRequest, context: Any) -> None:
+    async def serve_one_way(self, caller: AuthenticatedProxy, request: GetMappingUpdateRequest, context: Any) -> None:
         """The same for a proxy that only listens: nothing is acknowledged."""
         with self._place(caller):
             await self._serve(await self._introduced(caller, request), _OneWay(context))
 
-    def _place(self, caller: Caller) -> AbstractContextManager[None]:
+    def _place(self, caller: AuthenticatedProxy) -> AbstractContextManager[None]:
         return self._streams.place(caller.token.id, refusal=self._too_many)
 
     def _too_many(self) -> Refused:
@@ -127,7 +127,9 @@ class MappingStreams:
         if connection.why is not None:
             raise connection.why
 
-    async def _introduced(self, caller: Caller, init: SyncMappingsInit | GetMappingUpdateRequest) -> Connection:
+    async def _introduced(
+        self, caller: AuthenticatedProxy, init: SyncMappingsInit | GetMappingUpdateRequest
+    ) -> Connection:
         if not init.proxy_id or len(init.proxy_id) > 255 or not init.proxy_id.isprintable():
             raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "proxy_id is required")
         try:

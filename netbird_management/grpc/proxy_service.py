@@ -8,7 +8,7 @@ import grpc
 from netbird_management.grpc.access_log import AccessLogs
 from netbird_management.grpc.connections import Connection, Connections
 from netbird_management.grpc.errors import Refused
-from netbird_management.grpc.interceptors import Caller, caller
+from netbird_management.grpc.interceptors import AuthenticatedProxy, calling_proxy
 from netbird_management.grpc.login_service import Logins
 from netbird_management.grpc.mapping_stream import MappingStreams
 from netbird_management.grpc.status_writer import StatusWriter
@@ -79,39 +79,39 @@ class ProxyService(ProxyServiceServicer):
     # grpc.aio also serves a coroutine that reads and writes by its context, which can be awaited to its end where an
     # abandoned generator cannot.
     async def SyncMappings(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]  # noqa: N802
-        await self._streams.serve(caller(), context)
+        await self._streams.serve(calling_proxy(), context)
 
     async def GetMappingUpdate(self, request: GetMappingUpdateRequest, context: Any) -> None:  # type: ignore[override]  # noqa: N802
-        await self._streams.serve_one_way(caller(), request, context)
+        await self._streams.serve_one_way(calling_proxy(), request, context)
 
     async def ValidateTunnelPeer(  # noqa: N802
         self, request: ValidateTunnelPeerRequest, context: Any
     ) -> ValidateTunnelPeerResponse:
-        return await self._tunnel_peers.validate(request, caller())
+        return await self._tunnel_peers.validate(request, calling_proxy())
 
     async def Authenticate(self, request: AuthenticateRequest, context: Any) -> AuthenticateResponse:  # noqa: N802
-        return await self._logins.authenticate(request, caller())
+        return await self._logins.authenticate(request, calling_proxy())
 
     async def GetOIDCURL(self, request: GetOIDCURLRequest, context: Any) -> GetOIDCURLResponse:  # noqa: N802
-        return await self._logins.oidc_url(request, caller())
+        return await self._logins.oidc_url(request, calling_proxy())
 
     async def ValidateSession(  # noqa: N802
         self, request: ValidateSessionRequest, context: Any
     ) -> ValidateSessionResponse:
-        return await self._logins.validate_session(request, caller())
+        return await self._logins.validate_session(request, calling_proxy())
 
     async def CreateProxyPeer(  # noqa: N802
         self, request: CreateProxyPeerRequest, context: Any
     ) -> CreateProxyPeerResponse:
-        who = caller()
-        who.check_account(request.account_id)
+        proxy = calling_proxy()
+        proxy.check_account(request.account_id)
         for name in ("service_id", "account_id", "token"):
             if not getattr(request, name):
                 return CreateProxyPeerResponse(success=False, error_message=f"{name} is required")
         account_id, service_id = AccountId(request.account_id), ServiceId(request.service_id)
         try:
-            token = verify(self._state.vault, request.token, account_id, service_id, who.token.id)
-            cluster = self._checked_cluster(request, who)
+            token = verify(self._state.vault, request.token, account_id, service_id, proxy.token.id)
+            cluster = self._checked_cluster(request, proxy)
             self._check_key(request)
             await create_proxy_peer(
                 self._state,
@@ -125,7 +125,7 @@ class ProxyService(ProxyServiceServicer):
             raise Refused(grpc.StatusCode.UNAUTHENTICATED, error.message) from error
         return CreateProxyPeerResponse(success=True)
 
-    def _checked_cluster(self, request: CreateProxyPeerRequest, who: Caller) -> str:
+    def _checked_cluster(self, request: CreateProxyPeerRequest, proxy: AuthenticatedProxy) -> str:
         """The folded address.
 
         A peer of another cluster would be named to that cluster's clients, and let through to its targets.
@@ -134,7 +134,7 @@ class ProxyService(ProxyServiceServicer):
         service = account.services.get(ServiceId(request.service_id)) if account is not None else None
         if service is None:
             raise Refused(grpc.StatusCode.FAILED_PRECONDITION, "the service is gone")
-        live = [who.connection] if who.connection is not None else self._connections.of_token(who.token.id)
+        live = [proxy.connection] if proxy.connection is not None else self._connections.of_token(proxy.token.id)
         try:
             cluster = fold_address(request.cluster)
         except ValueError as error:
@@ -151,15 +151,15 @@ class ProxyService(ProxyServiceServicer):
     async def SendStatusUpdate(  # noqa: N802
         self, request: SendStatusUpdateRequest, context: Any
     ) -> SendStatusUpdateResponse:
-        who = caller()
-        who.check_account(request.account_id)
+        proxy = calling_proxy()
+        proxy.check_account(request.account_id)
         if not request.service_id or not request.account_id:
             raise InvalidArgument("service_id and account_id are required")
         account = self._state.snapshots.get(request.account_id)
         service_id = ServiceId(request.service_id)
         if account is None or service_id not in account.services:
             raise Refused(grpc.StatusCode.NOT_FOUND, f"service {request.service_id} not found")
-        connection = who.connection or self._only_connection(who)
+        connection = proxy.connection or self._only_connection(proxy)
         if connection is not None and service_id in connection.held:
             # A proxy's last word on what it lost is not about what it serves.
             await self._statuses.write(
@@ -176,17 +176,17 @@ class ProxyService(ProxyServiceServicer):
             await set_certificate_issued(self._state, account.account.id, service_id)
         return SendStatusUpdateResponse()
 
-    def _only_connection(self, who: Caller) -> Connection | None:
+    def _only_connection(self, proxy: AuthenticatedProxy) -> Connection | None:
         """The one connection with the caller's token: a NetBird proxy does not say which proxy it is."""
-        live = self._connections.of_token(who.token.id)
+        live = self._connections.of_token(proxy.token.id)
         return live[0] if len(live) == 1 else None
 
     async def SendAccessLog(self, request: SendAccessLogRequest, context: Any) -> SendAccessLogResponse:  # noqa: N802
-        who = caller()
+        proxy = calling_proxy()
         logs = [request.log] if request.HasField("log") else []
         logs += request.logs
         for log in logs:
-            who.check_account(log.account_id)
+            proxy.check_account(log.account_id)
         self._access_logs.take(logs)
         return SendAccessLogResponse()
 

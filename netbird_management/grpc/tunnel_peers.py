@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 import grpc
 
 from netbird_management.grpc.errors import Refused
-from netbird_management.grpc.interceptors import Caller
+from netbird_management.grpc.interceptors import AuthenticatedProxy
 from netbird_management.grpc.recorder import Recorder
 from netbird_management.model.accounts import Group, Peer, User
 from netbird_management.model.admission import peer_refusal
@@ -55,7 +55,9 @@ class TunnelPeers:
             plugin.id for plugin in hooks.plugins if any(claim.field == "private" for claim in plugin.info.claims)
         )
 
-    async def validate(self, request: ValidateTunnelPeerRequest, caller: Caller) -> ValidateTunnelPeerResponse:
+    async def validate(
+        self, request: ValidateTunnelPeerRequest, caller: AuthenticatedProxy
+    ) -> ValidateTunnelPeerResponse:
         """Raises `Refused` for a service of an account that the caller's token is not for."""
         if not request.domain or not request.tunnel_ip:
             return _denied("missing domain or tunnel_ip")

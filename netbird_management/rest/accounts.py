@@ -11,7 +11,7 @@ from netbird_management.model.ids import GroupId
 from netbird_management.model.snapshot import AccountSnapshot
 from netbird_management.operations.account_settings import SettingsChange, delete_account, update_account
 from netbird_management.rest import shapes
-from netbird_management.rest.auth import Caller, allowed
+from netbird_management.rest.auth import AuthenticatedUser, allowed
 from netbird_management.rest.bodies import Body, Only
 from netbird_management.rest.context import InContext
 from netbird_management.rest.wire import ApiResponse, moment, sent_as
@@ -96,18 +96,18 @@ def account_json(snapshot: AccountSnapshot) -> dict[str, Any]:
 
 
 @router.get("", response_model=list[shapes.Account])
-async def list_accounts(who: Annotated[Caller, allowed("accounts", "read")]) -> Response:
-    return ApiResponse([account_json(who.account)])
+async def list_accounts(caller: Annotated[AuthenticatedUser, allowed("accounts", "read")]) -> Response:
+    return ApiResponse([account_json(caller.account)])
 
 
 @router.put("/{account_id}", response_model=shapes.Account)
 async def put_account(
     account_id: str,
-    who: Annotated[Caller, allowed("settings", "update")],
+    caller: Annotated[AuthenticatedUser, allowed("settings", "update")],
     context: InContext,
     given: Annotated[AccountBody, sent_as(AccountBody)],
 ) -> Response:
-    account = _own(account_id, who)
+    account = _own(account_id, caller)
     body = given.settings
     if body is None:
         raise BadRequest("settings are required")
@@ -117,7 +117,7 @@ async def put_account(
     for name, network in (("network_range", account.network), ("network_range_v6", account.network_v6)):
         if getattr(body, name) not in ("", str(network)):
             raise InvalidArgument(f"settings.{name} cannot be changed: peers have addresses of it")
-    if body.ipv6_enabled_groups not in (None, _ipv6_groups(who.account)):
+    if body.ipv6_enabled_groups not in (None, _ipv6_groups(caller.account)):
         raise InvalidArgument("settings.ipv6_enabled_groups is not supported: it can only be the group All")
     old = account.settings
 
@@ -138,22 +138,22 @@ async def put_account(
         ),
     )
     await update_account(context.state, account.id, SettingsChange(settings, body.dns_domain))
-    return ApiResponse(account_json(context.account_of(who)))
+    return ApiResponse(account_json(context.account_of(caller)))
 
 
 @router.delete("/{account_id}", response_model=shapes.Nothing)
 async def remove_account(
-    account_id: str, who: Annotated[Caller, allowed("accounts", "delete")], context: InContext
+    account_id: str, caller: Annotated[AuthenticatedUser, allowed("accounts", "delete")], context: InContext
 ) -> Response:
     """The account with everything in it; the caller's own token goes as well."""
-    await delete_account(context.state, _own(account_id, who).id)
+    await delete_account(context.state, _own(account_id, caller).id)
     return ApiResponse({})
 
 
-def _own(account_id: str, who: Caller) -> Account:
-    if account_id != who.account_id:
+def _own(account_id: str, caller: AuthenticatedUser) -> Account:
+    if account_id != caller.account_id:
         raise NotFound(f"account {account_id} not found")
-    return who.account.account
+    return caller.account.account
 
 
 def _ipv6_groups(account: AccountSnapshot) -> list[str]:

@@ -30,8 +30,11 @@ _REFUSALS: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Caller:
-    """The user behind a request, with the account as it was when the request came."""
+class AuthenticatedUser:
+    """The user whose token a request carries, with the account as it was when the request arrived.
+
+    Plugins see it as `steps.ApiCaller`.
+    """
 
     user: User
     account: AccountSnapshot
@@ -57,12 +60,12 @@ _SCHEME = APIKeyHeader(
 """Read by the API's document alone."""
 
 
-async def caller(
+async def authenticate(
     request: Request, context: Annotated[Context, Depends(context_of)], _header: Annotated[str | None, Depends(_SCHEME)]
-) -> Caller:
+) -> AuthenticatedUser:
     """Raises `Unauthorized`, and `PermissionDenied` for a user who is blocked or not approved yet."""
     try:
-        return await _caller(request, context)
+        return await _authenticated_user(request, context)
     except (Unauthorized, PermissionDenied) as error:
         context.state.count("rest_authentications_refused")
         refused = {"request_id": request_id(request), "reason": error.message}
@@ -70,7 +73,7 @@ async def caller(
         raise
 
 
-async def _caller(request: Request, context: Context) -> Caller:
+async def _authenticated_user(request: Request, context: Context) -> AuthenticatedUser:
     given = request.headers.getlist("authorization")
     if len(given) != 1:
         raise Unauthorized("no valid authentication provided")
@@ -87,7 +90,7 @@ async def _caller(request: Request, context: Context) -> Caller:
         if (reason := refusal(user)) is not None:
             raise PermissionDenied(_REFUSALS[reason])
         acting.set(user.id)
-        return Caller(user, account)
+        return AuthenticatedUser(user, account)
     raise Unauthorized("token invalid")
 
 
@@ -104,12 +107,12 @@ async def _user_of(token: str, scheme: str, context: Context) -> UserId | None:
 def allowed(module: str, operation: Operation) -> Any:
     """A dependency: the caller, if their role lets them do this. Raises `PermissionDenied` otherwise."""
 
-    async def check(who: Annotated[Caller, Depends(caller)]) -> Caller:
-        if not who.may(module, operation):
+    async def check(caller: Annotated[AuthenticatedUser, Depends(authenticate)]) -> AuthenticatedUser:
+        if not caller.may(module, operation):
             raise PermissionDenied("permission denied")
-        return who
+        return caller
 
     return Depends(check)
 
 
-AnyCaller = Annotated[Caller, Depends(caller)]
+AnyUser = Annotated[AuthenticatedUser, Depends(authenticate)]

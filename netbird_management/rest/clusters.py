@@ -21,7 +21,7 @@ from netbird_management.operations.custom_domains import (
 from netbird_management.operations.proxies import Cluster, clusters_of, delete_cluster
 from netbird_management.operations.statuses import inbound_listeners
 from netbird_management.rest import shapes
-from netbird_management.rest.auth import Caller, allowed
+from netbird_management.rest.auth import AuthenticatedUser, allowed
 from netbird_management.rest.bodies import Body
 from netbird_management.rest.context import InContext
 from netbird_management.rest.service_json import listener_json
@@ -75,46 +75,50 @@ def _free_domain_json(cluster: Cluster) -> dict[str, Any]:
 
 
 @router.get("/reverse-proxies/clusters", response_model=list[shapes.Cluster])
-async def list_clusters(who: Annotated[Caller, allowed("services", "read")], context: InContext) -> Response:
-    listeners = await inbound_listeners(context.state, who.account_id)
-    clusters = await clusters_of(context.state, who.account_id)
+async def list_clusters(
+    caller: Annotated[AuthenticatedUser, allowed("services", "read")], context: InContext
+) -> Response:
+    listeners = await inbound_listeners(context.state, caller.account_id)
+    clusters = await clusters_of(context.state, caller.account_id)
     return ApiResponse([cluster_json(cluster, listeners.get(cluster.address, ())) for cluster in clusters])
 
 
 @router.delete("/reverse-proxies/clusters/{address}", response_model=shapes.Nothing)
 async def remove_cluster(
-    address: str, who: Annotated[Caller, allowed("services", "delete")], context: InContext
+    address: str, caller: Annotated[AuthenticatedUser, allowed("services", "delete")], context: InContext
 ) -> Response:
-    await delete_cluster(context.state, AccountId(who.account_id), address)
+    await delete_cluster(context.state, AccountId(caller.account_id), address)
     return ApiResponse({})
 
 
 @router.get("/reverse-proxies/domains", response_model=list[shapes.Domain])
-async def list_domains(who: Annotated[Caller, allowed("services", "read")], context: InContext) -> Response:
-    clusters = await clusters_of(context.state, who.account_id)
+async def list_domains(
+    caller: Annotated[AuthenticatedUser, allowed("services", "read")], context: InContext
+) -> Response:
+    clusters = await clusters_of(context.state, caller.account_id)
     by_address = {cluster.address: cluster for cluster in clusters}
     free = [_free_domain_json(cluster) for cluster in clusters if cluster.online]
-    custom = [_custom_domain_json(one, by_address.get(one.target_cluster)) for one in who.account.custom_domains]
+    custom = [_custom_domain_json(one, by_address.get(one.target_cluster)) for one in caller.account.custom_domains]
     return ApiResponse([*free, *custom])
 
 
 @router.post("/reverse-proxies/domains", response_model=shapes.Domain)
 async def post_domain(
-    who: Annotated[Caller, allowed("services", "create")],
+    caller: Annotated[AuthenticatedUser, allowed("services", "create")],
     context: InContext,
-    given: Annotated[DomainBody, sent_as(DomainBody)],
+    body: Annotated[DomainBody, sent_as(DomainBody)],
 ) -> Response:
-    if not given.target_cluster:
+    if not body.target_cluster:
         raise InvalidArgument("target_cluster is required")
     domain = await create_domain(
         context.state,
         context.resolver,
-        who.account_id,
-        domain=given.domain,
-        target_cluster=given.target_cluster,
+        caller.account_id,
+        domain=body.domain,
+        target_cluster=body.target_cluster,
         refused_domains=context.refused_domains,
     )
-    clusters = {cluster.address: cluster for cluster in await clusters_of(context.state, who.account_id)}
+    clusters = {cluster.address: cluster for cluster in await clusters_of(context.state, caller.account_id)}
     return ApiResponse(_custom_domain_json(domain, clusters.get(domain.target_cluster)))
 
 
@@ -125,19 +129,19 @@ async def post_domain(
     response_description="Begun",
 )
 async def validate(
-    domain_id: str, who: Annotated[Caller, allowed("services", "create")], context: InContext
+    domain_id: str, caller: Annotated[AuthenticatedUser, allowed("services", "create")], context: InContext
 ) -> Response:
     """Answers at once; the look-up goes on after the answer."""
-    get_domain(context.state, who.account_id, domain_id)
-    later = BackgroundTask(validate_domain, context.state, context.resolver, who.account_id, domain_id)
+    get_domain(context.state, caller.account_id, domain_id)
+    later = BackgroundTask(validate_domain, context.state, context.resolver, caller.account_id, domain_id)
     return Response(status_code=202, background=later)
 
 
 @router.delete("/reverse-proxies/domains/{domain_id}", status_code=204, response_class=Response)
 async def remove_domain(
-    domain_id: str, who: Annotated[Caller, allowed("services", "delete")], context: InContext
+    domain_id: str, caller: Annotated[AuthenticatedUser, allowed("services", "delete")], context: InContext
 ) -> Response:
-    await delete_domain(context.state, who.account_id, domain_id)
+    await delete_domain(context.state, caller.account_id, domain_id)
     return Response(status_code=204)
 
 

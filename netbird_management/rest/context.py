@@ -46,9 +46,9 @@ class Context:
     """Wrong secrets at setup, by source."""
     trusted_proxies: tuple[Network, ...] = ()
 
-    def account_of(self, who: ApiCaller) -> AccountSnapshot:
+    def account_of(self, caller: ApiCaller) -> AccountSnapshot:
         """The caller's account with what the call has changed; as the call found it where the account is gone."""
-        return self.state.snapshots.get(who.account.account.id) or who.account
+        return self.state.snapshots.get(caller.account.account.id) or caller.account
 
 
 def context_of(request: Request) -> Context:

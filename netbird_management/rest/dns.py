@@ -20,7 +20,7 @@ from netbird_management.operations.dns import (
     set_disabled_groups,
 )
 from netbird_management.rest import shapes
-from netbird_management.rest.auth import Caller, allowed
+from netbird_management.rest.auth import AuthenticatedUser, allowed
 from netbird_management.rest.bodies import DESCRIPTION, Body, Only
 from netbird_management.rest.context import InContext
 from netbird_management.rest.wire import ApiResponse, sent_as
@@ -104,117 +104,125 @@ def zone_json(zone: Zone) -> dict[str, Any]:
 
 
 @router.get("/settings", response_model=shapes.DnsSettings)
-async def get_settings(who: Annotated[Caller, allowed("dns", "read")]) -> Response:
-    return ApiResponse({"disabled_management_groups": list(who.account.account.settings.disabled_management_groups)})
+async def get_settings(caller: Annotated[AuthenticatedUser, allowed("dns", "read")]) -> Response:
+    return ApiResponse({"disabled_management_groups": list(caller.account.account.settings.disabled_management_groups)})
 
 
 @router.put("/settings", response_model=shapes.DnsSettings)
 async def put_settings(
-    who: Annotated[Caller, allowed("dns", "update")],
+    caller: Annotated[AuthenticatedUser, allowed("dns", "update")],
     context: InContext,
-    given: Annotated[DnsSettingsBody, sent_as(DnsSettingsBody)],
+    body: Annotated[DnsSettingsBody, sent_as(DnsSettingsBody)],
 ) -> Response:
-    if given.disabled_management_groups is None:
+    if body.disabled_management_groups is None:
         raise BadRequest("disabled_management_groups is required")
-    groups = [GroupId(id_) for id_ in given.disabled_management_groups]
-    await set_disabled_groups(context.state, who.account_id, groups)
+    groups = [GroupId(id_) for id_ in body.disabled_management_groups]
+    await set_disabled_groups(context.state, caller.account_id, groups)
     return ApiResponse({"disabled_management_groups": groups})
 
 
 @router.get("/nameservers", response_model=list[shapes.NameserverGroup])
-async def list_nameservers(who: Annotated[Caller, allowed("nameservers", "read")]) -> Response:
-    return ApiResponse([nameservers_json(group) for group in who.account.dns.nameservers])
+async def list_nameservers(caller: Annotated[AuthenticatedUser, allowed("nameservers", "read")]) -> Response:
+    return ApiResponse([nameservers_json(group) for group in caller.account.dns.nameservers])
 
 
 @router.post("/nameservers", response_model=shapes.NameserverGroup)
 async def post_nameservers(
-    who: Annotated[Caller, allowed("nameservers", "create")],
+    caller: Annotated[AuthenticatedUser, allowed("nameservers", "create")],
     context: InContext,
-    given: Annotated[NameserverGroupBody, sent_as(NameserverGroupBody)],
+    body: Annotated[NameserverGroupBody, sent_as(NameserverGroupBody)],
 ) -> Response:
-    saved = await save_nameservers(context.state, who.account_id, _nameservers("", given))
+    saved = await save_nameservers(context.state, caller.account_id, _nameservers("", body))
     return ApiResponse(nameservers_json(saved))
 
 
 @router.get("/nameservers/{group_id}", response_model=shapes.NameserverGroup)
 async def get_group(
-    group_id: str, who: Annotated[Caller, allowed("nameservers", "read")], context: InContext
+    group_id: str, caller: Annotated[AuthenticatedUser, allowed("nameservers", "read")], context: InContext
 ) -> Response:
-    return ApiResponse(nameservers_json(get_nameservers(context.state, who.account_id, group_id)))
+    return ApiResponse(nameservers_json(get_nameservers(context.state, caller.account_id, group_id)))
 
 
 @router.put("/nameservers/{group_id}", response_model=shapes.NameserverGroup)
 async def put_group(
     group_id: str,
-    who: Annotated[Caller, allowed("nameservers", "update")],
+    caller: Annotated[AuthenticatedUser, allowed("nameservers", "update")],
     context: InContext,
-    given: Annotated[NameserverGroupBody, sent_as(NameserverGroupBody)],
+    body: Annotated[NameserverGroupBody, sent_as(NameserverGroupBody)],
 ) -> Response:
-    saved = await save_nameservers(context.state, who.account_id, _nameservers(group_id, given))
+    saved = await save_nameservers(context.state, caller.account_id, _nameservers(group_id, body))
     return ApiResponse(nameservers_json(saved))
 
 
 @router.delete("/nameservers/{group_id}", response_model=shapes.Nothing)
 async def remove_group(
-    group_id: str, who: Annotated[Caller, allowed("nameservers", "delete")], context: InContext
+    group_id: str, caller: Annotated[AuthenticatedUser, allowed("nameservers", "delete")], context: InContext
 ) -> Response:
-    await delete_nameservers(context.state, who.account_id, group_id)
+    await delete_nameservers(context.state, caller.account_id, group_id)
     return ApiResponse({})
 
 
 @router.get("/zones", response_model=list[shapes.Zone])
-async def list_zones(who: Annotated[Caller, allowed("dns", "read")]) -> Response:
-    return ApiResponse([zone_json(zone) for zone in who.account.dns.zones])
+async def list_zones(caller: Annotated[AuthenticatedUser, allowed("dns", "read")]) -> Response:
+    return ApiResponse([zone_json(zone) for zone in caller.account.dns.zones])
 
 
 @router.post("/zones", response_model=shapes.Zone)
 async def post_zone(
-    who: Annotated[Caller, allowed("dns", "create")], context: InContext, given: Annotated[ZoneBody, sent_as(ZoneBody)]
+    caller: Annotated[AuthenticatedUser, allowed("dns", "create")],
+    context: InContext,
+    body: Annotated[ZoneBody, sent_as(ZoneBody)],
 ) -> Response:
-    return ApiResponse(zone_json(await save_zone(context.state, who.account_id, _zone("", given))))
+    return ApiResponse(zone_json(await save_zone(context.state, caller.account_id, _zone("", body))))
 
 
 @router.get("/zones/{zone_id}", response_model=shapes.Zone)
-async def get_one_zone(zone_id: str, who: Annotated[Caller, allowed("dns", "read")], context: InContext) -> Response:
-    return ApiResponse(zone_json(get_zone(context.state, who.account_id, zone_id)))
+async def get_one_zone(
+    zone_id: str, caller: Annotated[AuthenticatedUser, allowed("dns", "read")], context: InContext
+) -> Response:
+    return ApiResponse(zone_json(get_zone(context.state, caller.account_id, zone_id)))
 
 
 @router.put("/zones/{zone_id}", response_model=shapes.Zone)
 async def put_zone(
     zone_id: str,
-    who: Annotated[Caller, allowed("dns", "update")],
+    caller: Annotated[AuthenticatedUser, allowed("dns", "update")],
     context: InContext,
-    given: Annotated[ZoneBody, sent_as(ZoneBody)],
+    body: Annotated[ZoneBody, sent_as(ZoneBody)],
 ) -> Response:
-    return ApiResponse(zone_json(await save_zone(context.state, who.account_id, _zone(zone_id, given))))
+    return ApiResponse(zone_json(await save_zone(context.state, caller.account_id, _zone(zone_id, body))))
 
 
 @router.delete("/zones/{zone_id}", response_model=shapes.Nothing)
-async def remove_zone(zone_id: str, who: Annotated[Caller, allowed("dns", "delete")], context: InContext) -> Response:
-    await delete_zone(context.state, who.account_id, zone_id)
+async def remove_zone(
+    zone_id: str, caller: Annotated[AuthenticatedUser, allowed("dns", "delete")], context: InContext
+) -> Response:
+    await delete_zone(context.state, caller.account_id, zone_id)
     return ApiResponse({})
 
 
 @router.get("/zones/{zone_id}/records", response_model=list[shapes.Record])
-async def list_records(zone_id: str, who: Annotated[Caller, allowed("dns", "read")], context: InContext) -> Response:
-    return ApiResponse([record_json(record) for record in get_zone(context.state, who.account_id, zone_id).records])
+async def list_records(
+    zone_id: str, caller: Annotated[AuthenticatedUser, allowed("dns", "read")], context: InContext
+) -> Response:
+    return ApiResponse([record_json(record) for record in get_zone(context.state, caller.account_id, zone_id).records])
 
 
 @router.post("/zones/{zone_id}/records", response_model=shapes.Record)
 async def post_record(
     zone_id: str,
-    who: Annotated[Caller, allowed("dns", "create")],
+    caller: Annotated[AuthenticatedUser, allowed("dns", "create")],
     context: InContext,
-    given: Annotated[RecordBody, sent_as(RecordBody)],
+    body: Annotated[RecordBody, sent_as(RecordBody)],
 ) -> Response:
-    return ApiResponse(record_json(await save_record(context.state, who.account_id, zone_id, _record("", given))))
+    return ApiResponse(record_json(await save_record(context.state, caller.account_id, zone_id, _record("", body))))
 
 
 @router.get("/zones/{zone_id}/records/{record_id}", response_model=shapes.Record)
 async def get_record(
-    zone_id: str, record_id: str, who: Annotated[Caller, allowed("dns", "read")], context: InContext
+    zone_id: str, record_id: str, caller: Annotated[AuthenticatedUser, allowed("dns", "read")], context: InContext
 ) -> Response:
-    for record in get_zone(context.state, who.account_id, zone_id).records:
+    for record in get_zone(context.state, caller.account_id, zone_id).records:
         if record.id == record_id:
             return ApiResponse(record_json(record))
     raise NotFound(f"record {record_id} not found")
@@ -224,19 +232,19 @@ async def get_record(
 async def put_record(
     zone_id: str,
     record_id: str,
-    who: Annotated[Caller, allowed("dns", "update")],
+    caller: Annotated[AuthenticatedUser, allowed("dns", "update")],
     context: InContext,
-    given: Annotated[RecordBody, sent_as(RecordBody)],
+    body: Annotated[RecordBody, sent_as(RecordBody)],
 ) -> Response:
-    saved = await save_record(context.state, who.account_id, zone_id, _record(record_id, given))
+    saved = await save_record(context.state, caller.account_id, zone_id, _record(record_id, body))
     return ApiResponse(record_json(saved))
 
 
 @router.delete("/zones/{zone_id}/records/{record_id}", response_model=shapes.Nothing)
 async def remove_record(
-    zone_id: str, record_id: str, who: Annotated[Caller, allowed("dns", "delete")], context: InContext
+    zone_id: str, record_id: str, caller: Annotated[AuthenticatedUser, allowed("dns", "delete")], context: InContext
 ) -> Response:
-    await delete_record(context.state, who.account_id, zone_id, record_id)
+    await delete_record(context.state, caller.account_id, zone_id, record_id)
     return ApiResponse({})
 
 

@@ -14,7 +14,7 @@ from netbird_management.model.snapshot import AccountSnapshot
 from netbird_management.operations.access_log import SORTS, LogQuery, access_log_page
 from netbird_management.operations.events import Event, events_of
 from netbird_management.rest import shapes
-from netbird_management.rest.auth import Caller, allowed
+from netbird_management.rest.auth import AuthenticatedUser, allowed
 from netbird_management.rest.context import InContext
 from netbird_management.rest.wire import ApiResponse, moment
 
@@ -71,9 +71,11 @@ def _text(value: object) -> str:
 
 @router.get("/events", response_model=list[shapes.Event])
 @router.get("/events/audit", response_model=list[shapes.Event])
-async def list_events(who: Annotated[Caller, allowed("events", "read")], context: InContext) -> Response:
+async def list_events(caller: Annotated[AuthenticatedUser, allowed("events", "read")], context: InContext) -> Response:
     """What was changed, the newest first."""
-    return ApiResponse([event_json(event, who.account) for event in await events_of(context.state, who.account_id)])
+    return ApiResponse(
+        [event_json(event, caller.account) for event in await events_of(context.state, caller.account_id)]
+    )
 
 
 _LOG_PARAMETERS: Final = {
@@ -110,13 +112,13 @@ _LOG_PARAMETERS: Final = {
     },
 )
 async def list_entries(
-    request: Request, who: Annotated[Caller, allowed("services", "read")], context: InContext
+    request: Request, caller: Annotated[AuthenticatedUser, allowed("services", "read")], context: InContext
 ) -> Response:
     """Parameters that make no sense are ignored, as clients expect."""
     query = request.query_params
     page, size = _number(query.get("page"), 1), min(_number(query.get("page_size"), 50), 100)
     entries, total = await access_log_page(
-        context.state, who.account_id, page=page, page_size=size, query=_log_query(query, who.account)
+        context.state, caller.account_id, page=page, page_size=size, query=_log_query(query, caller.account)
     )
     return ApiResponse(
         {

@@ -11,7 +11,7 @@ from netbird_management.model.ids import GroupId, PeerId
 from netbird_management.model.snapshot import AccountSnapshot
 from netbird_management.operations.groups import create_group, delete_group, update_group
 from netbird_management.rest import shapes
-from netbird_management.rest.auth import Caller, allowed
+from netbird_management.rest.auth import AuthenticatedUser, allowed
 from netbird_management.rest.bodies import Body
 from netbird_management.rest.context import InContext
 from netbird_management.rest.wire import ApiResponse, sent_as
@@ -57,62 +57,64 @@ def group_minimum(group: Group, account: AccountSnapshot) -> dict[str, Any]:
 
 
 @router.get("/groups", response_model=list[shapes.Group])
-async def list_groups(who: Annotated[Caller, allowed("groups", "read")], name: str | None = None) -> Response:
-    groups = sorted(who.account.groups.values(), key=lambda group: group.id)
+async def list_groups(
+    caller: Annotated[AuthenticatedUser, allowed("groups", "read")], name: str | None = None
+) -> Response:
+    groups = sorted(caller.account.groups.values(), key=lambda group: group.id)
     if name is not None:
         groups = [group for group in groups if group.name == name]
         if not groups:
             raise NotFound(f"group with name {name} not found")
-    return ApiResponse([group_json(group, who.account) for group in groups])
+    return ApiResponse([group_json(group, caller.account) for group in groups])
 
 
 @router.post("/groups", response_model=shapes.Group)
 async def post_group(
-    who: Annotated[Caller, allowed("groups", "create")],
+    caller: Annotated[AuthenticatedUser, allowed("groups", "create")],
     context: InContext,
-    given: Annotated[GroupRequest, sent_as(GroupRequest)],
+    body: Annotated[GroupRequest, sent_as(GroupRequest)],
 ) -> Response:
-    _check_resources(given, who.account, None)
-    peers = [PeerId(id_) for id_ in given.peers or ()]
-    group = await create_group(context.state, who.account_id, name=given.name, peers=peers)
-    return _answer(group, who, context)
+    _check_resources(body, caller.account, None)
+    peers = [PeerId(id_) for id_ in body.peers or ()]
+    group = await create_group(context.state, caller.account_id, name=body.name, peers=peers)
+    return _answer(group, caller, context)
 
 
 @router.get("/groups/{group_id}", response_model=shapes.Group)
-async def get_group(group_id: str, who: Annotated[Caller, allowed("groups", "read")]) -> Response:
-    group = who.account.groups.get(GroupId(group_id))
+async def get_group(group_id: str, caller: Annotated[AuthenticatedUser, allowed("groups", "read")]) -> Response:
+    group = caller.account.groups.get(GroupId(group_id))
     if group is None:
         raise NotFound(f"group: {group_id} not found")
-    return ApiResponse(group_json(group, who.account))
+    return ApiResponse(group_json(group, caller.account))
 
 
 @router.put("/groups/{group_id}", response_model=shapes.Group)
 async def put_group(
     group_id: str,
-    who: Annotated[Caller, allowed("groups", "update")],
+    caller: Annotated[AuthenticatedUser, allowed("groups", "update")],
     context: InContext,
-    given: Annotated[GroupRequest, sent_as(GroupRequest)],
+    body: Annotated[GroupRequest, sent_as(GroupRequest)],
 ) -> Response:
-    _check_resources(given, who.account, GroupId(group_id))
-    peers = None if given.peers is None else [PeerId(id_) for id_ in given.peers]
-    group = await update_group(context.state, who.account_id, GroupId(group_id), name=given.name, peers=peers)
-    return _answer(group, who, context)
+    _check_resources(body, caller.account, GroupId(group_id))
+    peers = None if body.peers is None else [PeerId(id_) for id_ in body.peers]
+    group = await update_group(context.state, caller.account_id, GroupId(group_id), name=body.name, peers=peers)
+    return _answer(group, caller, context)
 
 
 @router.delete("/groups/{group_id}", response_model=shapes.Nothing)
 async def remove_group(
-    group_id: str, who: Annotated[Caller, allowed("groups", "delete")], context: InContext
+    group_id: str, caller: Annotated[AuthenticatedUser, allowed("groups", "delete")], context: InContext
 ) -> Response:
-    await delete_group(context.state, who.account_id, GroupId(group_id))
+    await delete_group(context.state, caller.account_id, GroupId(group_id))
     return ApiResponse({})
 
 
-def _check_resources(given: GroupRequest, account: AccountSnapshot, group_id: GroupId | None) -> None:
+def _check_resources(body: GroupRequest, account: AccountSnapshot, group_id: GroupId | None) -> None:
     """Resources may be sent as they are; what puts one into a group is the resource itself."""
     held = set() if group_id is None else {one.id for one in account.resources_in(group_id)}
-    if given.resources is not None and {one.get("id", "") for one in given.resources} != held:
+    if body.resources is not None and {one.get("id", "") for one in body.resources} != held:
         raise InvalidArgument("a resource is put into a group by the resource's own groups: change it there")
 
 
-def _answer(group: Group, who: Caller, context: InContext) -> Response:
-    return ApiResponse(group_json(group, context.account_of(who)))
+def _answer(group: Group, caller: AuthenticatedUser, context: InContext) -> Response:
+    return ApiResponse(group_json(group, context.account_of(caller)))

@@ -22,7 +22,7 @@ from netbird_management.operations.networks import (
     save_router,
 )
 from netbird_management.rest import shapes
-from netbird_management.rest.auth import Caller, allowed
+from netbird_management.rest.auth import AuthenticatedUser, allowed
 from netbird_management.rest.bodies import DESCRIPTION, Body
 from netbird_management.rest.context import InContext
 from netbird_management.rest.groups import group_minimum
@@ -107,186 +107,202 @@ def _reaches(policy: Policy, resources: Sequence[NetworkResource]) -> bool:
 
 
 @router.get("", response_model=list[shapes.Network])
-async def list_networks(who: Annotated[Caller, allowed("networks", "read")]) -> Response:
-    return ApiResponse([network_json(network, who.account) for network in who.account.networks])
+async def list_networks(caller: Annotated[AuthenticatedUser, allowed("networks", "read")]) -> Response:
+    return ApiResponse([network_json(network, caller.account) for network in caller.account.networks])
 
 
 @router.post("", response_model=shapes.Network)
 async def post_network(
-    who: Annotated[Caller, allowed("networks", "create")],
+    caller: Annotated[AuthenticatedUser, allowed("networks", "create")],
     context: InContext,
-    given: Annotated[NetworkBody, sent_as(NetworkBody)],
+    body: Annotated[NetworkBody, sent_as(NetworkBody)],
 ) -> Response:
-    return await _save_network("", given, who, context)
+    return await _save_network("", body, caller, context)
 
 
 @router.get("/resources", response_model=list[shapes.NetworkResource])
-async def list_all_resources(who: Annotated[Caller, allowed("networks", "read")]) -> Response:
+async def list_all_resources(caller: Annotated[AuthenticatedUser, allowed("networks", "read")]) -> Response:
     """The resources of every network."""
-    account = who.account
+    account = caller.account
     return ApiResponse([resource_json(each, account) for network in account.networks for each in network.resources])
 
 
 @router.get("/routers", response_model=list[shapes.NetworkRouter])
-async def list_all_routers(who: Annotated[Caller, allowed("networks", "read")]) -> Response:
+async def list_all_routers(caller: Annotated[AuthenticatedUser, allowed("networks", "read")]) -> Response:
     """The routers of every network."""
-    return ApiResponse([router_json(each) for network in who.account.networks for each in network.routers])
+    return ApiResponse([router_json(each) for network in caller.account.networks for each in network.routers])
 
 
 @router.get("/{network_id}", response_model=shapes.Network)
-async def get_one(network_id: str, who: Annotated[Caller, allowed("networks", "read")], context: InContext) -> Response:
-    return ApiResponse(network_json(get_network(context.state, who.account_id, network_id), who.account))
+async def get_one(
+    network_id: str, caller: Annotated[AuthenticatedUser, allowed("networks", "read")], context: InContext
+) -> Response:
+    return ApiResponse(network_json(get_network(context.state, caller.account_id, network_id), caller.account))
 
 
 @router.put("/{network_id}", response_model=shapes.Network)
 async def put_network(
     network_id: str,
-    who: Annotated[Caller, allowed("networks", "update")],
+    caller: Annotated[AuthenticatedUser, allowed("networks", "update")],
     context: InContext,
-    given: Annotated[NetworkBody, sent_as(NetworkBody)],
+    body: Annotated[NetworkBody, sent_as(NetworkBody)],
 ) -> Response:
-    return await _save_network(network_id, given, who, context)
+    return await _save_network(network_id, body, caller, context)
 
 
 @router.delete("/{network_id}", response_model=shapes.Nothing)
 async def remove_network(
-    network_id: str, who: Annotated[Caller, allowed("networks", "delete")], context: InContext
+    network_id: str, caller: Annotated[AuthenticatedUser, allowed("networks", "delete")], context: InContext
 ) -> Response:
-    await delete_network(context.state, who.account_id, network_id)
+    await delete_network(context.state, caller.account_id, network_id)
     return ApiResponse({})
 
 
 @router.get("/{network_id}/resources", response_model=list[shapes.NetworkResource])
 async def list_resources(
-    network_id: str, who: Annotated[Caller, allowed("networks", "read")], context: InContext
+    network_id: str, caller: Annotated[AuthenticatedUser, allowed("networks", "read")], context: InContext
 ) -> Response:
-    network = get_network(context.state, who.account_id, network_id)
-    return ApiResponse([resource_json(resource, who.account) for resource in network.resources])
+    network = get_network(context.state, caller.account_id, network_id)
+    return ApiResponse([resource_json(resource, caller.account) for resource in network.resources])
 
 
 @router.post("/{network_id}/resources", response_model=shapes.NetworkResource)
 async def post_resource(
     network_id: str,
-    who: Annotated[Caller, allowed("networks", "create")],
+    caller: Annotated[AuthenticatedUser, allowed("networks", "create")],
     context: InContext,
-    given: Annotated[NetworkResourceBody, sent_as(NetworkResourceBody)],
+    body: Annotated[NetworkResourceBody, sent_as(NetworkResourceBody)],
 ) -> Response:
-    return await _save_resource(network_id, "", given, who, context)
+    return await _save_resource(network_id, "", body, caller, context)
 
 
 @router.get("/{network_id}/resources/{resource_id}", response_model=shapes.NetworkResource)
 async def one_resource(
-    network_id: str, resource_id: str, who: Annotated[Caller, allowed("networks", "read")], context: InContext
+    network_id: str,
+    resource_id: str,
+    caller: Annotated[AuthenticatedUser, allowed("networks", "read")],
+    context: InContext,
 ) -> Response:
-    return ApiResponse(resource_json(get_resource(context.state, who.account_id, network_id, resource_id), who.account))
+    return ApiResponse(
+        resource_json(get_resource(context.state, caller.account_id, network_id, resource_id), caller.account)
+    )
 
 
 @router.put("/{network_id}/resources/{resource_id}", response_model=shapes.NetworkResource)
 async def put_resource(
     network_id: str,
     resource_id: str,
-    who: Annotated[Caller, allowed("networks", "update")],
+    caller: Annotated[AuthenticatedUser, allowed("networks", "update")],
     context: InContext,
-    given: Annotated[NetworkResourceBody, sent_as(NetworkResourceBody)],
+    body: Annotated[NetworkResourceBody, sent_as(NetworkResourceBody)],
 ) -> Response:
-    return await _save_resource(network_id, resource_id, given, who, context)
+    return await _save_resource(network_id, resource_id, body, caller, context)
 
 
 @router.delete("/{network_id}/resources/{resource_id}", response_model=shapes.Nothing)
 async def remove_resource(
-    network_id: str, resource_id: str, who: Annotated[Caller, allowed("networks", "delete")], context: InContext
+    network_id: str,
+    resource_id: str,
+    caller: Annotated[AuthenticatedUser, allowed("networks", "delete")],
+    context: InContext,
 ) -> Response:
-    await delete_resource(context.state, who.account_id, network_id, resource_id)
+    await delete_resource(context.state, caller.account_id, network_id, resource_id)
     return ApiResponse({})
 
 
 @router.get("/{network_id}/routers", response_model=list[shapes.NetworkRouter])
 async def list_routers(
-    network_id: str, who: Annotated[Caller, allowed("networks", "read")], context: InContext
+    network_id: str, caller: Annotated[AuthenticatedUser, allowed("networks", "read")], context: InContext
 ) -> Response:
-    network = get_network(context.state, who.account_id, network_id)
+    network = get_network(context.state, caller.account_id, network_id)
     return ApiResponse([router_json(one) for one in network.routers])
 
 
 @router.post("/{network_id}/routers", response_model=shapes.NetworkRouter)
 async def post_router(
     network_id: str,
-    who: Annotated[Caller, allowed("networks", "create")],
+    caller: Annotated[AuthenticatedUser, allowed("networks", "create")],
     context: InContext,
-    given: Annotated[NetworkRouterBody, sent_as(NetworkRouterBody)],
+    body: Annotated[NetworkRouterBody, sent_as(NetworkRouterBody)],
 ) -> Response:
-    return await _save_router(network_id, "", given, who, context)
+    return await _save_router(network_id, "", body, caller, context)
 
 
 @router.get("/{network_id}/routers/{router_id}", response_model=shapes.NetworkRouter)
 async def one_router(
-    network_id: str, router_id: str, who: Annotated[Caller, allowed("networks", "read")], context: InContext
+    network_id: str,
+    router_id: str,
+    caller: Annotated[AuthenticatedUser, allowed("networks", "read")],
+    context: InContext,
 ) -> Response:
-    return ApiResponse(router_json(get_router(context.state, who.account_id, network_id, router_id)))
+    return ApiResponse(router_json(get_router(context.state, caller.account_id, network_id, router_id)))
 
 
 @router.put("/{network_id}/routers/{router_id}", response_model=shapes.NetworkRouter)
 async def put_router(
     network_id: str,
     router_id: str,
-    who: Annotated[Caller, allowed("networks", "update")],
+    caller: Annotated[AuthenticatedUser, allowed("networks", "update")],
     context: InContext,
-    given: Annotated[NetworkRouterBody, sent_as(NetworkRouterBody)],
+    body: Annotated[NetworkRouterBody, sent_as(NetworkRouterBody)],
 ) -> Response:
-    return await _save_router(network_id, router_id, given, who, context)
+    return await _save_router(network_id, router_id, body, caller, context)
 
 
 @router.delete("/{network_id}/routers/{router_id}", response_model=shapes.Nothing)
 async def remove_router(
-    network_id: str, router_id: str, who: Annotated[Caller, allowed("networks", "delete")], context: InContext
+    network_id: str,
+    router_id: str,
+    caller: Annotated[AuthenticatedUser, allowed("networks", "delete")],
+    context: InContext,
 ) -> Response:
-    await delete_router(context.state, who.account_id, network_id, router_id)
+    await delete_router(context.state, caller.account_id, network_id, router_id)
     return ApiResponse({})
 
 
-async def _save_network(network_id: str, given: NetworkBody, who: Caller, context: InContext) -> Response:
+async def _save_network(network_id: str, body: NetworkBody, caller: AuthenticatedUser, context: InContext) -> Response:
     network = await save_network(
-        context.state, who.account_id, network_id, name=given.name, description=given.description
+        context.state, caller.account_id, network_id, name=body.name, description=body.description
     )
-    return ApiResponse(network_json(network, context.account_of(who)))
+    return ApiResponse(network_json(network, context.account_of(caller)))
 
 
 async def _save_resource(
-    network_id: str, resource_id: str, given: NetworkResourceBody, who: Caller, context: InContext
+    network_id: str, resource_id: str, body: NetworkResourceBody, caller: AuthenticatedUser, context: InContext
 ) -> Response:
-    if given.groups is None:
+    if body.groups is None:
         raise BadRequest("groups is required")
     resource = await save_resource(
         context.state,
-        who.account_id,
+        caller.account_id,
         network_id,
         NetworkResource(
             id=resource_id,
-            name=given.name,
+            name=body.name,
             type=ResourceType.DOMAIN,  # until the address is read
-            address=given.address,
-            groups=tuple(GroupId(id_) for id_ in given.groups),
-            description=given.description,
-            enabled=given.enabled,
+            address=body.address,
+            groups=tuple(GroupId(id_) for id_ in body.groups),
+            description=body.description,
+            enabled=body.enabled,
         ),
     )
-    return ApiResponse(resource_json(resource, context.account_of(who)))
+    return ApiResponse(resource_json(resource, context.account_of(caller)))
 
 
 async def _save_router(
-    network_id: str, router_id: str, given: NetworkRouterBody, who: Caller, context: InContext
+    network_id: str, router_id: str, body: NetworkRouterBody, caller: AuthenticatedUser, context: InContext
 ) -> Response:
     saved = await save_router(
         context.state,
-        who.account_id,
+        caller.account_id,
         network_id,
         NetworkRouter(
             id=router_id,
-            metric=given.metric,
-            masquerade=given.masquerade,
-            enabled=given.enabled,
-            peer=PeerId(given.peer) if given.peer else None,
-            peer_groups=tuple(GroupId(id_) for id_ in given.peer_groups or ()),
+            metric=body.metric,
+            masquerade=body.masquerade,
+            enabled=body.enabled,
+            peer=PeerId(body.peer) if body.peer else None,
+            peer_groups=tuple(GroupId(id_) for id_ in body.peer_groups or ()),
         ),
     )
     return ApiResponse(router_json(saved))

@@ -12,7 +12,7 @@ from netbird_management.model.ids import GroupId, PeerId, UserId
 from netbird_management.model.snapshot import AccountSnapshot
 from netbird_management.operations.peers import create_stock_peer, delete_peer, rename_peer
 from netbird_management.rest import shapes
-from netbird_management.rest.auth import AnyCaller, Caller
+from netbird_management.rest.auth import AnyUser, AuthenticatedUser
 from netbird_management.rest.bodies import Body, Only
 from netbird_management.rest.context import InContext
 from netbird_management.rest.groups import group_minimum
@@ -96,48 +96,48 @@ def _minimum(peer: Peer, account: AccountSnapshot) -> dict[str, Any]:
 
 
 @router.get("/peers", response_model=list[shapes.ListedPeer])
-async def list_peers(who: AnyCaller, name: str | None = None, ip: str | None = None) -> Response:
+async def list_peers(caller: AnyUser, name: str | None = None, ip: str | None = None) -> Response:
     peers = [
         peer
-        for peer in sorted(who.account.peers.values(), key=lambda peer: peer.id)
-        if _may(peer, who, "read")
+        for peer in sorted(caller.account.peers.values(), key=lambda peer: peer.id)
+        if _may(peer, caller, "read")
         and (name is None or peer.name == name)
         and (ip is None or ip in (str(peer.ip), str(peer.ipv6)))
     ]
-    return ApiResponse([{**peer_json(peer, who.account), "accessible_peers_count": 0} for peer in peers])
+    return ApiResponse([{**peer_json(peer, caller.account), "accessible_peers_count": 0} for peer in peers])
 
 
 @router.post("/peers", response_model=shapes.NewPeer)
-async def post_peer(who: AnyCaller, context: InContext, given: Annotated[PeerBody, sent_as(PeerBody)]) -> Response:
-    user_id = None if not given.user_id else UserId(given.user_id)
-    if not who.may("peers", "create"):
+async def post_peer(caller: AnyUser, context: InContext, body: Annotated[PeerBody, sent_as(PeerBody)]) -> Response:
+    user_id = None if not body.user_id else UserId(body.user_id)
+    if not caller.may("peers", "create"):
         # Groups are what access is given to: nobody joins one by asking.
-        if user_id not in (None, who.user.id) or given.group_ids:
+        if user_id not in (None, caller.user.id) or body.group_ids:
             raise PermissionDenied("you may add peers of your own, without groups")
-        user_id = who.user.id
+        user_id = caller.user.id
     peer, private_key = await create_stock_peer(
         context.state,
-        who.account_id,
-        name=given.name,
+        caller.account_id,
+        name=body.name,
         user_id=user_id,
-        group_ids=[GroupId(id_) for id_ in given.group_ids or ()],
-        public_key=given.public_key or None,
+        group_ids=[GroupId(id_) for id_ in body.group_ids or ()],
+        public_key=body.public_key or None,
     )
-    answer = peer_json(peer, context.account_of(who))
+    answer = peer_json(peer, context.account_of(caller))
     return ApiResponse(answer if private_key is None else {**answer, "private_key": private_key})
 
 
 @router.get("/peers/{peer_id}", response_model=shapes.Peer)
-async def get_peer(peer_id: str, who: AnyCaller) -> Response:
-    return ApiResponse(peer_json(_peer(peer_id, who), who.account))
+async def get_peer(peer_id: str, caller: AnyUser) -> Response:
+    return ApiResponse(peer_json(_peer(peer_id, caller), caller.account))
 
 
 @router.get("/peers/{peer_id}/accessible-peers", response_model=list[shapes.AccessiblePeer])
-async def list_accessible(peer_id: str, who: AnyCaller, context: InContext) -> Response:
+async def list_accessible(peer_id: str, caller: AnyUser, context: InContext) -> Response:
     """Whom the peer's map names, by the rules of now; proxies' own peers are not shown."""
-    told = context.maps.of(who.account, _peer(peer_id, who)).remotePeers
-    others = [other for one in told if (other := who.account.peer_by_key(one.wgPubKey)) is not None]
-    return ApiResponse([_minimum(other, who.account) for other in others if other.proxy is None])
+    told = context.maps.of(caller.account, _peer(peer_id, caller)).remotePeers
+    others = [other for one in told if (other := caller.account.peer_by_key(one.wgPubKey)) is not None]
+    return ApiResponse([_minimum(other, caller.account) for other in others if other.proxy is None])
 
 
 _CONFIGURATION: Final[dict[int | str, dict[str, Any]]] = {
@@ -146,38 +146,38 @@ _CONFIGURATION: Final[dict[int | str, dict[str, Any]]] = {
 
 
 @router.get("/peers/{peer_id}/wireguard", response_class=Response, responses=_CONFIGURATION)
-async def get_wireguard(peer_id: str, who: AnyCaller) -> Response:
-    config = wireguard_config(_peer(peer_id, who), who.account)
+async def get_wireguard(peer_id: str, caller: AnyUser) -> Response:
+    config = wireguard_config(_peer(peer_id, caller), caller.account)
     return PlainTextResponse(config, headers={"cache-control": "no-store"})
 
 
 @router.put("/peers/{peer_id}", response_model=shapes.Peer)
 async def put_peer(
-    peer_id: str, who: AnyCaller, context: InContext, given: Annotated[PeerUpdate, sent_as(PeerUpdate)]
+    peer_id: str, caller: AnyUser, context: InContext, body: Annotated[PeerUpdate, sent_as(PeerUpdate)]
 ) -> Response:
-    peer = _peer(peer_id, who, "update")
+    peer = _peer(peer_id, caller, "update")
     for name, held in (("ip", str(peer.ip)), ("ipv6", "" if peer.ipv6 is None else str(peer.ipv6))):
-        if getattr(given, name) not in ("", held):
+        if getattr(body, name) not in ("", held):
             raise InvalidArgument(f"{name} of a peer cannot be changed: it is {held}")
-    renamed = await rename_peer(context.state, who.account_id, peer.id, name=given.name)
-    return ApiResponse(peer_json(renamed, context.account_of(who)))
+    renamed = await rename_peer(context.state, caller.account_id, peer.id, name=body.name)
+    return ApiResponse(peer_json(renamed, context.account_of(caller)))
 
 
 @router.delete("/peers/{peer_id}", response_model=shapes.Nothing)
-async def remove_peer(peer_id: str, who: AnyCaller, context: InContext) -> Response:
-    await delete_peer(context.state, who.account_id, _peer(peer_id, who, "delete").id)
+async def remove_peer(peer_id: str, caller: AnyUser, context: InContext) -> Response:
+    await delete_peer(context.state, caller.account_id, _peer(peer_id, caller, "delete").id)
     return ApiResponse({})
 
 
-def _may(peer: Peer, who: Caller, operation: Operation) -> bool:
-    return peer.proxy is None and (who.may("peers", operation) or peer.user_id == who.user.id)
+def _may(peer: Peer, caller: AuthenticatedUser, operation: Operation) -> bool:
+    return peer.proxy is None and (caller.may("peers", operation) or peer.user_id == caller.user.id)
 
 
-def _peer(peer_id: str, who: Caller, operation: Operation = "read") -> Peer:
+def _peer(peer_id: str, caller: AuthenticatedUser, operation: Operation = "read") -> Peer:
     """Raises `NotFound` also for what the caller may not do to it, so that nobody learns of a peer by asking."""
-    peer = who.account.peers.get(PeerId(peer_id))
-    if peer is not None and peer.proxy is not None and who.may("peers", "read"):
+    peer = caller.account.peers.get(PeerId(peer_id))
+    if peer is not None and peer.proxy is not None and caller.may("peers", "read"):
         raise InvalidArgument(f"peer {peer_id} belongs to a proxy")
-    if peer is None or not _may(peer, who, operation):
+    if peer is None or not _may(peer, caller, operation):
         raise NotFound(f"peer: {peer_id} not found")
     return peer

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from fastapi.routing import APIRoute
 
 from netbird_management.plugins.hooks import HookError
-from netbird_management.rest.auth import caller
+from netbird_management.rest.auth import authenticate
 from netbird_management.rest.errors import REFUSED
 from netbird_management.rest.openapi import PREFIX
 
@@ -34,7 +34,7 @@ def add_plugin_routes(app: FastAPI, own: Iterable[APIRouter], routers: Iterable[
                     raise HookError(plugin, "routes", told)
             mine[pattern] = plugin
         owners |= mine
-        app.include_router(router, prefix=PREFIX, dependencies=[Depends(caller)], responses=REFUSED)
+        app.include_router(router, prefix=PREFIX, dependencies=[Depends(authenticate)], responses=REFUSED)
 
 
 def _pattern(path: str) -> tuple[str, ...]:

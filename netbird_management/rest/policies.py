@@ -11,7 +11,7 @@ from netbird_management.model.ids import GroupId, PolicyId
 from netbird_management.model.snapshot import AccountSnapshot
 from netbird_management.operations.policies import create_policy, delete_policy, get_policy, update_policy
 from netbird_management.rest import shapes
-from netbird_management.rest.auth import Caller, allowed
+from netbird_management.rest.auth import AuthenticatedUser, allowed
 from netbird_management.rest.bodies import DESCRIPTION, Body, Only
 from netbird_management.rest.context import InContext
 from netbird_management.rest.groups import group_minimum
@@ -57,43 +57,45 @@ class PolicyBody(Body):
 
 
 @router.get("", response_model=list[shapes.Policy])
-async def list_policies(who: Annotated[Caller, allowed("policies", "read")]) -> Response:
-    policies = sorted(who.account.policies.values(), key=lambda policy: policy.id)
-    return ApiResponse([policy_json(policy, who.account) for policy in policies])
+async def list_policies(caller: Annotated[AuthenticatedUser, allowed("policies", "read")]) -> Response:
+    policies = sorted(caller.account.policies.values(), key=lambda policy: policy.id)
+    return ApiResponse([policy_json(policy, caller.account) for policy in policies])
 
 
 @router.post("", response_model=shapes.Policy)
 async def post_policy(
-    who: Annotated[Caller, allowed("policies", "create")],
+    caller: Annotated[AuthenticatedUser, allowed("policies", "create")],
     context: InContext,
-    given: Annotated[PolicyBody, sent_as(PolicyBody)],
+    body: Annotated[PolicyBody, sent_as(PolicyBody)],
 ) -> Response:
-    policy = await create_policy(context.state, who.account_id, _policy(PolicyId(""), given))
-    return ApiResponse(policy_json(policy, context.account_of(who)))
+    policy = await create_policy(context.state, caller.account_id, _policy(PolicyId(""), body))
+    return ApiResponse(policy_json(policy, context.account_of(caller)))
 
 
 @router.get("/{policy_id}", response_model=shapes.Policy)
-async def get_one(policy_id: str, who: Annotated[Caller, allowed("policies", "read")], context: InContext) -> Response:
-    policy = get_policy(context.state, who.account_id, PolicyId(policy_id))
-    return ApiResponse(policy_json(policy, who.account))
+async def get_one(
+    policy_id: str, caller: Annotated[AuthenticatedUser, allowed("policies", "read")], context: InContext
+) -> Response:
+    policy = get_policy(context.state, caller.account_id, PolicyId(policy_id))
+    return ApiResponse(policy_json(policy, caller.account))
 
 
 @router.put("/{policy_id}", response_model=shapes.Policy)
 async def put_policy(
     policy_id: str,
-    who: Annotated[Caller, allowed("policies", "update")],
+    caller: Annotated[AuthenticatedUser, allowed("policies", "update")],
     context: InContext,
-    given: Annotated[PolicyBody, sent_as(PolicyBody)],
+    body: Annotated[PolicyBody, sent_as(PolicyBody)],
 ) -> Response:
-    policy = await update_policy(context.state, who.account_id, _policy(PolicyId(policy_id), given))
-    return ApiResponse(policy_json(policy, context.account_of(who)))
+    policy = await update_policy(context.state, caller.account_id, _policy(PolicyId(policy_id), body))
+    return ApiResponse(policy_json(policy, context.account_of(caller)))
 
 
 @router.delete("/{policy_id}", response_model=shapes.Nothing)
 async def remove_policy(
-    policy_id: str, who: Annotated[Caller, allowed("policies", "delete")], context: InContext
+    policy_id: str, caller: Annotated[AuthenticatedUser, allowed("policies", "delete")], context: InContext
 ) -> Response:
-    await delete_policy(context.state, who.account_id, PolicyId(policy_id))
+    await delete_policy(context.state, caller.account_id, PolicyId(policy_id))
     return ApiResponse({})
 
 

@@ -13,7 +13,7 @@ from netbird_management.operations.proxy_tokens import (
     revoke_proxy_token,
 )
 from netbird_management.rest import shapes
-from netbird_management.rest.auth import Caller, allowed
+from netbird_management.rest.auth import AuthenticatedUser, allowed
 from netbird_management.rest.bodies import Body
 from netbird_management.rest.context import InContext
 from netbird_management.rest.wire import ApiResponse, moment, sent_as
@@ -42,29 +42,31 @@ def token_json(token: ProxyToken) -> dict[str, Any]:
 
 
 @router.get("", response_model=list[shapes.ProxyToken])
-async def list_tokens(who: Annotated[Caller, allowed("services", "read")], context: InContext) -> Response:
-    return ApiResponse([token_json(token) for token in await proxy_tokens_of(context.state, who.account_id)])
+async def list_tokens(
+    caller: Annotated[AuthenticatedUser, allowed("services", "read")], context: InContext
+) -> Response:
+    return ApiResponse([token_json(token) for token in await proxy_tokens_of(context.state, caller.account_id)])
 
 
 @router.post("", response_model=shapes.NewProxyToken)
 async def post_token(
-    who: Annotated[Caller, allowed("services", "create")],
+    caller: Annotated[AuthenticatedUser, allowed("services", "create")],
     context: InContext,
-    given: Annotated[ProxyTokenBody, sent_as(ProxyTokenBody)],
+    body: Annotated[ProxyTokenBody, sent_as(ProxyTokenBody)],
 ) -> Response:
     token, plain = await create_proxy_token(
         context.state,
-        name=given.name,
-        account_id=who.account_id,
-        created_by=who.user.id,
-        expires_in=given.expires_in,
+        name=body.name,
+        account_id=caller.account_id,
+        created_by=caller.user.id,
+        expires_in=body.expires_in,
     )
     return ApiResponse({**token_json(token), "plain_token": plain})
 
 
 @router.delete("/{token_id}", response_model=shapes.Nothing)
 async def revoke_token(
-    token_id: str, who: Annotated[Caller, allowed("services", "delete")], context: InContext
+    token_id: str, caller: Annotated[AuthenticatedUser, allowed("services", "delete")], context: InContext
 ) -> Response:
-    await revoke_proxy_token(context.state, who.account_id, TokenId(token_id))
+    await revoke_proxy_token(context.state, caller.account_id, TokenId(token_id))
     return ApiResponse({})

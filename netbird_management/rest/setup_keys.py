@@ -17,7 +17,7 @@ from netbird_management.operations.setup_keys import (
     update_setup_key,
 )
 from netbird_management.rest import shapes
-from netbird_management.rest.auth import Caller, allowed
+from netbird_management.rest.auth import AuthenticatedUser, allowed
 from netbird_management.rest.bodies import Body, Only
 from netbird_management.rest.context import InContext
 from netbird_management.rest.wire import ApiResponse, moment, sent_as
@@ -64,51 +64,55 @@ def key_json(key: SetupKey, shown: str | None = None) -> dict[str, Any]:
 
 
 @router.get("", response_model=list[shapes.SetupKey])
-async def list_keys(who: Annotated[Caller, allowed("setup_keys", "read")], context: InContext) -> Response:
-    return ApiResponse([key_json(key) for key in await setup_keys_of(context.state, who.account_id)])
+async def list_keys(
+    caller: Annotated[AuthenticatedUser, allowed("setup_keys", "read")], context: InContext
+) -> Response:
+    return ApiResponse([key_json(key) for key in await setup_keys_of(context.state, caller.account_id)])
 
 
 @router.post("", response_model=shapes.SetupKey)
 async def post_key(
-    who: Annotated[Caller, allowed("setup_keys", "create")],
+    caller: Annotated[AuthenticatedUser, allowed("setup_keys", "create")],
     context: InContext,
-    given: Annotated[NewSetupKey, sent_as(NewSetupKey)],
+    body: Annotated[NewSetupKey, sent_as(NewSetupKey)],
 ) -> Response:
     key, plain = await create_setup_key(
         context.state,
-        who.account_id,
-        name=given.name,
-        kind=given.type,
-        expires_in=given.expires_in,
-        auto_groups=[GroupId(id_) for id_ in given.auto_groups or ()],
-        usage_limit=given.usage_limit,
-        ephemeral=given.ephemeral,
+        caller.account_id,
+        name=body.name,
+        kind=body.type,
+        expires_in=body.expires_in,
+        auto_groups=[GroupId(id_) for id_ in body.auto_groups or ()],
+        usage_limit=body.usage_limit,
+        ephemeral=body.ephemeral,
     )
     return ApiResponse(key_json(key, plain))
 
 
 @router.get("/{key_id}", response_model=shapes.SetupKey)
-async def get_key(key_id: str, who: Annotated[Caller, allowed("setup_keys", "read")], context: InContext) -> Response:
-    return ApiResponse(key_json(await get_setup_key(context.state, who.account_id, key_id)))
+async def get_key(
+    key_id: str, caller: Annotated[AuthenticatedUser, allowed("setup_keys", "read")], context: InContext
+) -> Response:
+    return ApiResponse(key_json(await get_setup_key(context.state, caller.account_id, key_id)))
 
 
 @router.put("/{key_id}", response_model=shapes.SetupKey)
 async def put_key(
     key_id: str,
-    who: Annotated[Caller, allowed("setup_keys", "update")],
+    caller: Annotated[AuthenticatedUser, allowed("setup_keys", "update")],
     context: InContext,
-    given: Annotated[SetupKeyUpdate, sent_as(SetupKeyUpdate)],
+    body: Annotated[SetupKeyUpdate, sent_as(SetupKeyUpdate)],
 ) -> Response:
-    if given.auto_groups is None:
+    if body.auto_groups is None:
         raise BadRequest("auto_groups is required")
-    groups = [GroupId(id_) for id_ in given.auto_groups]
-    key = await update_setup_key(context.state, who.account_id, key_id, revoked=given.revoked, auto_groups=groups)
+    groups = [GroupId(id_) for id_ in body.auto_groups]
+    key = await update_setup_key(context.state, caller.account_id, key_id, revoked=body.revoked, auto_groups=groups)
     return ApiResponse(key_json(key))
 
 
 @router.delete("/{key_id}", response_model=shapes.Nothing)
 async def remove_key(
-    key_id: str, who: Annotated[Caller, allowed("setup_keys", "delete")], context: InContext
+    key_id: str, caller: Annotated[AuthenticatedUser, allowed("setup_keys", "delete")], context: InContext
 ) -> Response:
-    await delete_setup_key(context.state, who.account_id, key_id)
+    await delete_setup_key(context.state, caller.account_id, key_id)
     return ApiResponse({})

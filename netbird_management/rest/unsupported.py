@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from netbird_management.rest.auth import AnyCaller, Caller, allowed
+from netbird_management.rest.auth import AnyUser, AuthenticatedUser, allowed
 from netbird_management.rest.wire import ApiResponse
 
 router = APIRouter(include_in_schema=False)
@@ -34,14 +34,14 @@ _METHODS: Final = ["GET", "POST", "PUT", "DELETE"]
 
 
 def _refusing(name: str) -> Callable[..., object]:
-    async def refuse(who: AnyCaller) -> Response:
+    async def refuse(caller: AnyUser) -> Response:
         raise HTTPException(501, f"not supported by this management: {name}")
 
     return refuse
 
 
 def _empty(module: str) -> Callable[..., object]:
-    async def nothing(who: Annotated[Caller, allowed(module, "read")]) -> Response:
+    async def nothing(caller: Annotated[AuthenticatedUser, allowed(module, "read")]) -> Response:
         return ApiResponse([])
 
     return nothing

@@ -20,7 +20,7 @@ from netbird_management.operations.users import (
     update_user,
 )
 from netbird_management.rest import shapes
-from netbird_management.rest.auth import AnyCaller, Caller, allowed
+from netbird_management.rest.auth import AnyUser, AuthenticatedUser, allowed
 from netbird_management.rest.bodies import Body, Only
 from netbird_management.rest.context import InContext
 from netbird_management.rest.permissions import permissions_json
@@ -58,14 +58,14 @@ class TokenRequest(Body):
     expires_in: int = 0
 
 
-def user_json(user: User, who: Caller) -> dict[str, Any]:
+def user_json(user: User, caller: AuthenticatedUser) -> dict[str, Any]:
     return {
         "auto_groups": list(user.auto_groups),
         "email": user.email,
         "id": user.id,
         "idp_id": "local",
         "is_blocked": user.blocked,
-        "is_current": user.id == who.user.id,
+        "is_current": user.id == caller.user.id,
         "is_service_user": user.is_service_user,
         "issued": "api",
         "last_login": moment(user.last_login),
@@ -88,101 +88,109 @@ def token_json(token: PersonalToken) -> dict[str, Any]:
 
 
 @router.get("/users", response_model=list[shapes.User])
-async def list_users(who: Annotated[Caller, allowed("users", "read")], service_user: bool | None = None) -> Response:
-    users = sorted(who.account.users.values(), key=lambda user: user.id)
+async def list_users(
+    caller: Annotated[AuthenticatedUser, allowed("users", "read")], service_user: bool | None = None
+) -> Response:
+    users = sorted(caller.account.users.values(), key=lambda user: user.id)
     return ApiResponse(
-        [user_json(user, who) for user in users if service_user is None or user.is_service_user is service_user]
+        [user_json(user, caller) for user in users if service_user is None or user.is_service_user is service_user]
     )
 
 
 @router.get("/users/current", response_model=shapes.CurrentUser)
-async def current_user(who: AnyCaller) -> Response:
-    return ApiResponse({**user_json(who.user, who), "permissions": permissions_json(who.user)})
+async def current_user(caller: AnyUser) -> Response:
+    return ApiResponse({**user_json(caller.user, caller), "permissions": permissions_json(caller.user)})
 
 
 @router.post("/users", response_model=shapes.User)
 async def post_user(
-    who: Annotated[Caller, allowed("users", "create")],
+    caller: Annotated[AuthenticatedUser, allowed("users", "create")],
     context: InContext,
-    given: Annotated[UserRequest, sent_as(UserRequest)],
+    body: Annotated[UserRequest, sent_as(UserRequest)],
 ) -> Response:
     user = await create_user(
         context.state,
-        who.account_id,
-        role=_role(given.role),
-        email=given.email,
-        name=given.name,
-        auto_groups=[GroupId(id_) for id_ in given.auto_groups or ()],
-        is_service_user=given.is_service_user,
+        caller.account_id,
+        role=_role(body.role),
+        email=body.email,
+        name=body.name,
+        auto_groups=[GroupId(id_) for id_ in body.auto_groups or ()],
+        is_service_user=body.is_service_user,
     )
-    return ApiResponse(user_json(user, who))
+    return ApiResponse(user_json(user, caller))
 
 
 @router.put("/users/{user_id}", response_model=shapes.User)
 async def put_user(
     user_id: str,
-    who: Annotated[Caller, allowed("users", "update")],
+    caller: Annotated[AuthenticatedUser, allowed("users", "update")],
     context: InContext,
-    given: Annotated[UserUpdate, sent_as(UserUpdate)],
+    body: Annotated[UserUpdate, sent_as(UserUpdate)],
 ) -> Response:
-    if given.auto_groups is None:
+    if body.auto_groups is None:
         raise BadRequest("auto_groups is required")
-    shown = who.account.users.get(UserId(user_id))
+    shown = caller.account.users.get(UserId(user_id))
     for name in ("is_service_user", "email", "name"):
-        if shown is not None and getattr(given, name) not in (None, getattr(shown, name)):
+        if shown is not None and getattr(body, name) not in (None, getattr(shown, name)):
             raise InvalidArgument(f"{name} of a user cannot be changed")
-    if user_id == who.user.id and (given.is_blocked or given.role != who.user.role):
+    if user_id == caller.user.id and (body.is_blocked or body.role != caller.user.role):
         raise PermissionDenied("you can neither block yourself nor change your own role")
     user = await update_user(
         context.state,
-        who.account_id,
+        caller.account_id,
         UserId(user_id),
-        role=_role(given.role),
-        auto_groups=[GroupId(id_) for id_ in given.auto_groups],
-        blocked=given.is_blocked,
+        role=_role(body.role),
+        auto_groups=[GroupId(id_) for id_ in body.auto_groups],
+        blocked=body.is_blocked,
     )
-    return ApiResponse(user_json(user, who))
+    return ApiResponse(user_json(user, caller))
 
 
 @router.post("/users/{user_id}/approve", response_model=shapes.User)
-async def approve(user_id: str, who: Annotated[Caller, allowed("users", "update")], context: InContext) -> Response:
-    return ApiResponse(user_json(await approve_user(context.state, who.account_id, UserId(user_id)), who))
+async def approve(
+    user_id: str, caller: Annotated[AuthenticatedUser, allowed("users", "update")], context: InContext
+) -> Response:
+    return ApiResponse(user_json(await approve_user(context.state, caller.account_id, UserId(user_id)), caller))
 
 
 @router.delete("/users/{user_id}/reject", response_model=shapes.Nothing)
-async def reject(user_id: str, who: Annotated[Caller, allowed("users", "delete")], context: InContext) -> Response:
-    await reject_user(context.state, who.account_id, UserId(user_id))
+async def reject(
+    user_id: str, caller: Annotated[AuthenticatedUser, allowed("users", "delete")], context: InContext
+) -> Response:
+    await reject_user(context.state, caller.account_id, UserId(user_id))
     return ApiResponse({})
 
 
 @router.delete("/users/{user_id}", response_model=shapes.Nothing)
-async def remove_user(user_id: str, who: Annotated[Caller, allowed("users", "delete")], context: InContext) -> Response:
-    if user_id == who.user.id:
+async def remove_user(
+    user_id: str, caller: Annotated[AuthenticatedUser, allowed("users", "delete")], context: InContext
+) -> Response:
+    if user_id == caller.user.id:
         raise PermissionDenied("you cannot delete yourself")
-    await delete_user(context.state, who.account_id, UserId(user_id))
+    await delete_user(context.state, caller.account_id, UserId(user_id))
     return ApiResponse({})
 
 
 @router.get("/users/{user_id}/tokens", response_model=list[shapes.PersonalToken])
-async def list_tokens(user_id: str, who: AnyCaller, context: InContext) -> Response:
-    user = _token_owner(user_id, who)
+async def list_tokens(user_id: str, caller: AnyUser, context: InContext) -> Response:
+    user = _token_owner(user_id, caller)
     return ApiResponse([token_json(token) for token in await tokens_of(context.state, user.id)])
 
 
 @router.post("/users/{user_id}/tokens", response_model=shapes.NewPersonalToken)
 async def post_token(
-    user_id: str, who: AnyCaller, context: InContext, given: Annotated[TokenRequest, sent_as(TokenRequest)]
+    user_id: str, caller: AnyUser, context: InContext, body: Annotated[TokenRequest, sent_as(TokenRequest)]
 ) -> Response:
-    user = _token_owner(user_id, who)
+    user = _token_owner(user_id, caller)
     token, plain = await create_token(
-        context.state, user, name=given.name, days=given.expires_in, created_by=who.user.id
+        context.state, user, name=body.name, days=body.expires_in, created_by=caller.user.id
     )
     return ApiResponse({"personal_access_token": token_json(token), "plain_token": plain})
 
 
 @router.get("/users/{user_id}/tokens/{token_id}", response_model=shapes.PersonalToken)
-async def get_token(user_id: str, token_id: str, who: AnyCaller, context: InContext) -> Response:
-    user = _token_owner(user_id, who)
+async def get_token(user_id: str, token_id: str, caller: AnyUser, context: InContext) -> Response:
+    user = _token_owner(user_id, caller)
     for token in await tokens_of(context.state, user.id):
         if token.id == token_id:
             return ApiResponse(token_json(token))
@@ -190,17 +198,17 @@ async def get_token(user_id: str, token_id: str, who: AnyCaller, context: InCont
 
 
 @router.delete("/users/{user_id}/tokens/{token_id}", response_model=shapes.Nothing)
-async def remove_token(user_id: str, token_id: str, who: AnyCaller, context: InContext) -> Response:
-    user = _token_owner(user_id, who)
+async def remove_token(user_id: str, token_id: str, caller: AnyUser, context: InContext) -> Response:
+    user = _token_owner(user_id, caller)
     await delete_token(context.state, user, TokenId(token_id))
     return ApiResponse({})
 
 
-def _token_owner(user_id: str, who: Caller) -> User:
+def _token_owner(user_id: str, caller: AuthenticatedUser) -> User:
     """Oneself; for admins also service users, who cannot log in. A token of another person would be their identity."""
-    if user_id == who.user.id:
-        return who.user
-    user = who.account.users.get(UserId(user_id)) if who.is_admin else None
+    if user_id == caller.user.id:
+        return caller.user
+    user = caller.account.users.get(UserId(user_id)) if caller.is_admin else None
     if user is None or not user.is_service_user:
         raise PermissionDenied("permission denied")
     return user

@@ -14,7 +14,7 @@ import pytest
 
 from netbird_host.login_throttle import FREE, SERVICE_FAILURES, LoginThrottle, Source
 from netbird_management import ALLOW, AccountSnapshot, Decision, Deny, Login, PluginInfo, hookimpl
-from netbird_management.grpc.interceptors import Caller
+from netbird_management.grpc.interceptors import AuthenticatedProxy
 from netbird_management.grpc.login_service import HASHES_WAITING, Logins
 from netbird_management.login.gates import SessionGates
 from netbird_management.login.guess_store import recalled
@@ -160,7 +160,7 @@ async def test_a_try_that_is_cancelled_is_a_try(lab: Lab, service: Service) -> N
         id=service.id, account_id=service.account_id, client_address=HERE, pin=PinRequest(pin="0000")
     )
     token, _ = await create_proxy_token(lab.home.state, name="cancels", account_id=None, created_by="test")
-    caller = Caller(token, "", "", None)
+    caller = AuthenticatedProxy(token, "", "", None)
     for tries in range(1, FREE + 1):
         async with asyncio.timeout(10), asyncio.TaskGroup() as group:
             leaving = group.create_task(logins.authenticate(request, caller))

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import select
 
 from netbird_management.grpc.connections import QUEUE_MESSAGES, Connection, Connections
-from netbird_management.grpc.interceptors import Caller
+from netbird_management.grpc.interceptors import AuthenticatedProxy
 from netbird_management.grpc.mapping_stream import MappingStreams
 from netbird_management.grpc.mappings import Mappings
 from netbird_management.grpc.recorder import Recorder
@@ -256,7 +256,9 @@ async def test_who_is_cut_off_while_leaving_is_gone(lab: Lab) -> None:
 
     token, _ = await create_proxy_token(state, name="leaves", account_id=None, created_by="test")
     mappings = Mappings(state, lab.hooks, connections, Recorder(state))
-    serving = MappingStreams(state, connections, mappings).serve(Caller(token, "", "127.0.0.1", None), Line())
+    serving = MappingStreams(state, connections, mappings).serve(
+        AuthenticatedProxy(token, "", "127.0.0.1", None), Line()
+    )
     async with asyncio.timeout(20), asyncio.TaskGroup() as calls:
         call = calls.create_task(serving)
         await status_becomes(lab, "connected")
