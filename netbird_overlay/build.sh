@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Build the engine where its sources changed, and see that .venv (or $VENV) has this distribution, editable.
+# Build the engine if its sources changed, and install this distribution into .venv (or $VENV), editable.
 #
-# Cargo is started through build_backend.py, which says why. `build.sh lint` runs rustfmt and clippy.
+# Cargo is started through build_backend.py, which gives the reason. `build.sh lint` runs rustfmt and clippy.
 set -euo pipefail
 cd "$(dirname "$0")"
 venv="$(cd .. && pwd)/${VENV:-.venv}"
@@ -21,7 +21,7 @@ if fresh && installed; then exit 0; fi
 
 export PATH="$venv/bin:$PATH" VIRTUAL_ENV="$venv"
 installed || uv pip install -q -p "$venv" --no-deps --no-build-isolation -e .
-# An installation may come from uv's cache and bring no library along.
+# uv may install from its cache, without the library.
 if ! fresh; then
   locked maturin develop -q --release --locked --skip-install >target/.build-output 2>&1 || { cat target/.build-output >&2; exit 1; }
   touch "$library"

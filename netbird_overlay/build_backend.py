@@ -1,11 +1,11 @@
-"""Maturin, with the registry's lines put into Cargo.lock for the time of a build.
+"""A build backend around maturin that adds the registry's `source` lines to Cargo.lock during a build.
 
-The Cargo.lock that is committed and published has no `source` lines, since they name a registry host. Without them
-cargo would choose versions anew. So a build puts the line back in front of every checksum, with the text that cargo
-itself writes on this machine, and every version and checksum is held to what is committed (`--locked`). Afterwards the
-file is as it was; a source distribution gets it as it is committed.
+The Cargo.lock that is committed and published has no `source` lines, because they name a registry host. Without them
+cargo would choose versions anew. A build therefore adds the line in front of every checksum, with the text that cargo
+itself writes on this machine, and `--locked` enforces the committed versions and checksums. Afterwards the file is
+restored; a source distribution contains the committed one.
 
-For the same reason cargo and maturin are started through here: `python build_backend.py COMMAND …`.
+For the same reason, cargo and maturin are started through this file: `python build_backend.py COMMAND …`.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 LOCK = HERE / "Cargo.lock"
+# A crate with one dependency, whose lock file shows how cargo names the registry.
 SCRATCH = '[package]\nname = "scratch"\nversion = "0.0.0"\nedition = "2021"\n[dependencies]\nlibc = "0.2"\n'
-"""A crate with one dependency: in its lock file cargo says how it names the registry."""
 
 
 def _source_line() -> str:
-    """The line that cargo writes for a package of the registry; made once, and kept among what is built."""
-    kept = HERE / "target" / ".source-line"
-    if not kept.is_file() or not kept.read_text():
+    """Return the `source` line that cargo writes for a package of the registry; cached in the build folder."""
+    cache = HERE / "target" / ".source-line"
+    if not cache.is_file() or not cache.read_text():
         with tempfile.TemporaryDirectory() as directory:
             scratch = Path(directory)
             (scratch / "src").mkdir()
@@ -39,15 +39,15 @@ def _source_line() -> str:
             subprocess.run(["cargo", "generate-lockfile", "-q"], cwd=scratch, check=True)
             line = re.search(r"^source = .*\n", (scratch / "Cargo.lock").read_text(), flags=re.MULTILINE)
         if line is None:
-            raise RuntimeError("cargo names no registry in the lock file of a crate that has a dependency")
-        kept.parent.mkdir(exist_ok=True)
-        kept.write_text(line[0])
-    return kept.read_text()
+            raise RuntimeError("cargo wrote no source line into the lock file of a crate with a dependency")
+        cache.parent.mkdir(exist_ok=True)
+        cache.write_text(line[0])
+    return cache.read_text()
 
 
 @contextmanager
 def whole_lock() -> Iterator[None]:
-    """Cargo.lock as cargo wants it, until this is left. One at a time: build.sh holds a lock."""
+    """Complete Cargo.lock until the context is left. Not reentrant: build.sh holds a lock."""
     committed, times = LOCK.read_bytes(), LOCK.stat()
     text = committed.decode()
     if not re.search(r"^source = ", text, flags=re.MULTILINE):
@@ -64,7 +64,7 @@ def _locked(compatibility: str = "") -> None:
     os.environ["MATURIN_PEP517_ARGS"] = " ".join(filter(None, ("--locked", compatibility)))
 
 
-# What PEP 517 and PEP 660 ask for -------------------------------------------------------------------------------------
+# Hooks of PEP 517 and PEP 660 -----------------------------------------------------------------------------------------
 
 
 def get_requires_for_build_wheel(config_settings: Any = None) -> list[str]:
@@ -101,7 +101,7 @@ def build_sdist(directory: str, config_settings: Any = None) -> str:
 
 
 def _replace(archive: Path, file: str, content: bytes) -> None:
-    """Put another content into one file of a source distribution."""
+    """Replace the content of one file in a source distribution."""
     from io import BytesIO
 
     rewritten = archive.with_suffix(".new")

@@ -1,7 +1,7 @@
-"""The engine's place on the event loop: its socket, its clock, and who hears its events.
+"""Runs an engine on the event loop: gives it a socket and the time, and dispatches its events.
 
-A turn is: pump the socket, take the events, hand each to its transport. Whatever protocols write meanwhile is flushed
-by one `call_soon` behind them, so that the answers of many requests share their datagrams and system calls.
+In each turn the driver pumps the socket, takes the events and passes each to its transport. Data that protocols write
+meanwhile is flushed by one later `call_soon`, so that the answers to many requests share datagrams and system calls.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ from netbird_overlay.transport import TunnelTransport
 from netbird_wire.envelope import format_key
 
 BUDGET = 128
-"""Datagrams a turn: about a millisecond of decryption, then the loop is everybody's again."""
+"""Maximum number of datagrams a turn: about a millisecond of decryption, then other callbacks of the loop run."""
 MIN_SLEEP = 0.001
-"""No timer is set nearer than this: a deadline in the past must not become a busy loop."""
+"""Shortest timer in seconds, so that a deadline in the past does not cause a busy loop."""
 SOCKET_BUFFER_BYTES = 4 << 20
-"""Asked for; an unprivileged process gets what `net.core.rmem_max` allows."""
+"""Requested size of the socket's buffers; an unprivileged process gets at most `net.core.rmem_max`."""
 
 Connection = tuple[asyncio.Transport, asyncio.BaseProtocol]
 ProtocolFactory = Callable[[], asyncio.BaseProtocol]
 
 
 class TunnelBroken(OverlayError):
-    """The engine or its socket cannot be used any more. Everything on it has ended."""
+    """The engine or its socket failed. All its connections have ended."""
 
 
 class AlreadyListening(OverlayError):
-    """The port has a listener."""
+    """The port has a listener already."""
 
 
 def open_socket(address: str, port: int) -> socket.socket:
-    """A UDP socket for the engine. Empty address: all of them, both families where the machine has both.
+    """Open a UDP socket for the engine. An empty address means all addresses, of both families where available.
 
-    Raises OSError if the port is taken.
+    Raises OSError if the port is in use.
     """
     family = socket.AF_INET6 if ":" in address or (not address and _has_ipv6()) else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_DGRAM)
@@ -89,8 +89,8 @@ class Driver:
     """Runs one engine on the running loop, from construction to `close`. Owns the socket.
 
     Args:
-        on_handshake: told the public key of a peer each time a session with it is made.
-        on_endpoint: told where a peer speaks from, when that changes.
+        on_handshake: called with a peer's public key after each handshake with it.
+        on_endpoint: called with a peer's public key and new endpoint when the endpoint changes.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Driver:
         self._listeners: dict[int, ProtocolFactory] = {}
         self._dials: dict[int, tuple[asyncio.Future[Connection], ProtocolFactory, tuple[str, int]]] = {}
         self._timer: asyncio.Handle | None = None
-        self._timer_at = math.inf  # kept here: uvloop's handle of a very near timer does not know
+        self._timer_at = math.inf  # kept here, because uvloop's handle of a very short timer does not report it
         self._flush_soon: asyncio.Handle | None = None
         self._in_turn = False
         self._dirty = False
@@ -125,13 +125,13 @@ class Driver:
 
     @property
     def port(self) -> int:
-        """The UDP port that peers reach us at."""
+        """The local UDP port."""
         return int(self._socket.getsockname()[1])
 
     # Connections ---------------------------------------------------------------------------------------------------
 
     def listen(self, port: int, protocol_factory: ProtocolFactory) -> None:
-        """Serve what comes in on a port, as far as the engine's inbound rules let it in."""
+        """Accept connections to a port, as far as the engine's inbound rules allow them."""
         if port in self._listeners:
             raise AlreadyListening(f"port {port} has a listener already")
         self.engine.listen(port)
@@ -144,7 +144,7 @@ class Driver:
             self.touch()
 
     async def connect(self, protocol_factory: ProtocolFactory, host: str, port: int, *, timeout: float) -> Connection:
-        """Open a connection to an overlay address. Cancellation resets what was opened.
+        """Open a connection to an overlay address. Cancellation resets the connection.
 
         Raises:
             Refused, Unreachable, TimedOut, Failed.
@@ -175,7 +175,7 @@ class Driver:
             raise
 
     def _give_up(self, conn: int, waiter: asyncio.Future[Connection]) -> None:
-        """Reset a dial that nobody waits for, also when it was established in that very moment."""
+        """Reset an abandoned dial, also if it was established at that very moment."""
         self._dials.pop(conn, None)
         if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
             waiter.result()[0].abort()
@@ -189,7 +189,7 @@ class Driver:
     # Turns ---------------------------------------------------------------------------------------------------------
 
     def touch(self) -> None:
-        """The engine was told something: flush it once whatever runs now is done."""
+        """Schedule a flush after a call on the engine, once the current callbacks are done."""
         if self._in_turn:
             self._dirty = True
         elif self._flush_soon is None and not self._ended.is_set():
@@ -239,7 +239,10 @@ class Driver:
             self._arm(self.engine.deadline)
 
     def _arm(self, deadline: float) -> None:
-        """Have one timer, due no later than the deadline. An early one costs a turn; a moved one a heap operation."""
+        """Ensure a timer that is due no later than the deadline.
+
+        An earlier timer is kept: an extra turn costs less than moving the timer in the loop's heap.
+        """
         if deadline == math.inf:
             return
         if self._timer is not None:
@@ -279,14 +282,14 @@ class Driver:
 
     def _accepted(self, event: Accepted) -> None:
         factory = self._listeners.get(event.port)
-        if factory is None:  # closed between the last handshake packet and now
+        if factory is None:  # the listener was closed after the last packet of the TCP handshake
             self.engine.abort(event.conn)
             self.touch()
             return
         extra = {"peername": event.remote, "sockname": event.local, "tunnel_peer": format_key(event.peer)}
         try:
             self._made(event.conn, factory, extra)
-        except Exception as exc:  # a factory that fails costs its own connection
+        except Exception as exc:  # a failing factory ends its own connection only
             self._loop.call_exception_handler({"message": "tunnel: accepting a connection failed", "exception": exc})
 
     def _connected(self, conn: int, local: tuple[str, int]) -> None:
@@ -298,7 +301,7 @@ class Driver:
         waiter, factory, remote = dial
         try:
             waiter.set_result(self._made(conn, factory, {"peername": remote, "sockname": local}))
-        except Exception as exc:  # the dialer's own factory: the dialer hears of it
+        except Exception as exc:  # the factory is the dialer's own, so the dialer gets its exception
             waiter.set_exception(exc)
 
     def _made(self, conn: int, factory: ProtocolFactory, extra: dict[str, Any]) -> Connection:
@@ -319,13 +322,13 @@ class Driver:
     # The end -------------------------------------------------------------------------------------------------------
 
     async def supervise(self) -> None:
-        """Wait for the end. Returns after `close`; raises TunnelBroken if the engine or the socket failed."""
+        """Wait until the driver ends. Returns after `close`; raises TunnelBroken if the engine or the socket failed."""
         await self._ended.wait()
         if self._failure is not None:
             raise TunnelBroken(f"the tunnel broke: {self._failure}") from self._failure
 
     def close(self) -> None:
-        """Reset every connection, tell every protocol, release the socket. Idempotent."""
+        """Reset every connection, notify every protocol and release the socket. Idempotent."""
         if self._ended.is_set():
             return
         for transport in list(self._transports.values()):

@@ -1,19 +1,19 @@
-"""The engine: WireGuard and TCP/IP in userspace, as a machine without sockets, threads or clock.
+"""The engine: WireGuard and TCP/IP in userspace, without sockets, threads or clock.
 
-Bytes, their source and the time go in; datagrams, typed events and the next deadline come out. Everything is
-synchronous and belongs to one thread. `now` is seconds on any monotonic clock (`loop.time()`); an engine never sees
-it go backwards (an older value counts as the newest one seen). Its life begins with the first `now` it hears; until
-then `deadline` is minus infinity if there is something to do.
+The caller passes in datagrams with their source and the time; the engine returns datagrams, typed events and the next
+deadline. All calls are synchronous and must come from one thread. `now` is in seconds on any monotonic clock
+(`loop.time()`); the engine treats an older value as the newest one so far. Its time begins with the first `now`; until
+then `deadline` is minus infinity if work is due.
 
-A turn is always: something in (`receive`, `pump`, or a call such as `write`), then `events()`, then, if `pending`,
-`pump(fd, now, 0)` or `advance(now)` and `transmits()`; then sleep until `deadline`.
+A turn consists of an input (`receive`, `pump`, or a call such as `write`), then `events()`, then, if `pending`,
+`pump(fd, now, 0)` or `advance(now)` and `transmits()`, then a sleep until `deadline`.
 
-Connections are named by integers that are never used again. Each connection that was reported ends with exactly one
-`Closed` (or, before it was `Connected`, one `ConnectFailed`); nothing follows it. Calls that name a connection that
-is gone do nothing, since its `Closed` may still be waiting in `events()`.
+Integers identify connections and are never reused. Each reported connection ends with exactly one `Closed` (or, before
+it was `Connected`, one `ConnectFailed`), which is its last event. Calls on an ended connection do nothing, because its
+`Closed` may still wait in `events()`.
 
-Addresses are text without a zone or prefix length (`"100.64.0.1"`, `"fd00::1"`); endpoints are `(host, port)` of the
-outside network. IPv4-mapped IPv6 addresses are turned into IPv4 everywhere.
+Addresses are strings without a zone or prefix length (`"100.64.0.1"`, `"fd00::1"`); endpoints are `(host, port)` in the
+outside network. IPv4-mapped IPv6 addresses are converted to IPv4 everywhere.
 """
 
 from collections.abc import Sequence
@@ -26,28 +26,28 @@ Rule: TypeAlias = tuple[str, int, int, int]
 Event: TypeAlias = Accepted | Connected | ConnectFailed | Data | Eof | Writable | Closed | Handshake | EndpointChanged
 
 class EngineError(RuntimeError):
-    """The engine is broken by a defect of its own; it does nothing any more and has to be replaced."""
+    """The engine failed because of a defect of its own; it cannot be used any more and must be replaced."""
 
 class NoRoute(ConnectionError):
-    """No peer has the address among its allowed IPs, or we have no address of that family."""
+    """No peer has the address among its allowed IPs, or this node has no address of that family."""
 
 class NoEndpoint(ConnectionError):
-    """The address belongs to a peer, but nobody knows where that peer is: it has to speak first."""
+    """The address belongs to a peer whose endpoint is unknown: the peer must send a packet first."""
 
 class LimitReached(ConnectionError):
-    """The cap on connections, buffer bytes or local ports is reached."""
+    """The limit on connections, buffer bytes or local ports is reached."""
 
 @final
 class Accepted:
-    """A peer opened a connection to a port we listen on; its three-way handshake is complete."""
+    """A peer opened a connection to a listening port; its three-way handshake is complete."""
 
     conn: Final[int]
     local: Final[OverlayAddress]
     remote: Final[OverlayAddress]
     port: Final[int]
-    """The port listened on (`local[1]`)."""
+    """The listening port (`local[1]`)."""
     peer: Final[bytes]
-    """Public key of the peer that sent it, whose allowed IPs hold `remote[0]`."""
+    """Public key of the peer, whose allowed IPs include `remote[0]`."""
     __match_args__ = ("conn", "local", "remote", "port", "peer")
 
 @final
@@ -60,10 +60,11 @@ class Connected:
 
 @final
 class ConnectFailed:
-    """A connection opened by `connect` never came to be.
+    """A connection opened by `connect` was not established.
 
-    `refused` reset by the other end; `unreachable` an ICMP error said so; `timeout` no answer within the connect
-    timeout; `peer_removed` the address is no longer that peer's; `local` closed or aborted by us; `address_removed`.
+    Reasons: `refused`, reset by the other end; `unreachable`, reported by an ICMP error; `timeout`, no answer within
+    the connect timeout; `peer_removed`, the address no longer belongs to that peer; `local`, closed or aborted by the
+    caller; `address_removed`, this node lost its own address.
     """
 
     conn: Final[int]
@@ -72,7 +73,7 @@ class ConnectFailed:
 
 @final
 class Data:
-    """Bytes in order. Never after `Eof` or `Closed`, never while reading is paused, never empty."""
+    """Received bytes, in order. Never comes after `Eof` or `Closed` or while reading is paused; never empty."""
 
     conn: Final[int]
     data: Final[bytes]
@@ -80,14 +81,14 @@ class Data:
 
 @final
 class Eof:
-    """The other end finished sending; we may still write."""
+    """The other end finished sending; the caller may still write."""
 
     conn: Final[int]
     __match_args__ = ("conn",)
 
 @final
 class Writable:
-    """After a `write` that took less than it was given: at least half the send buffer is free again."""
+    """At least half of the send buffer is free again, after a `write` that took only part of its data."""
 
     conn: Final[int]
     __match_args__ = ("conn",)
@@ -96,9 +97,10 @@ class Writable:
 class Closed:
     """The end of a connection.
 
-    `finished` both directions ended and everything was acknowledged; `local` after `close` or `abort`; `reset` by the
-    other end; `timeout` the other end stopped answering; `peer_removed` its peer is gone or lost the address;
-    `denied` the inbound rules no longer allow it; `address_removed` our own address is gone.
+    Reasons: `finished`, both directions ended and all data was acknowledged; `local`, after `close` or `abort`;
+    `reset`, by the other end; `timeout`, the other end stopped answering; `peer_removed`, the peer was removed or lost
+    the address; `denied`, the inbound rules no longer allow the connection; `address_removed`, this node lost its own
+    address.
     """
 
     conn: Final[int]
@@ -107,14 +109,14 @@ class Closed:
 
 @final
 class Handshake:
-    """A session with a peer was made or renewed, and both ends have proved it."""
+    """A handshake with a peer completed: a session was made or renewed, and both ends proved their keys."""
 
     peer: Final[bytes]
     __match_args__ = ("peer",)
 
 @final
 class EndpointChanged:
-    """A peer spoke, authenticated, from another outside address than the one known."""
+    """An authenticated packet of a peer came from a new outside address."""
 
     peer: Final[bytes]
     endpoint: Final[Endpoint]
@@ -126,10 +128,10 @@ class PeerState:
     endpoint: Final[Endpoint | None]
     allowed_ips: Final[list[str]]
     last_handshake: Final[float | None]
-    """Seconds since the session in use was made; None before the first and once the last has expired."""
+    """Seconds since the current session was made; None before the first session and after the last has expired."""
     rx: Final[int]
     tx: Final[int]
-    """Bytes of datagrams from and to this peer, WireGuard's own included."""
+    """Bytes of datagrams from and to this peer, WireGuard's own messages included."""
     keepalive: Final[int | None]
 
 @final
@@ -137,9 +139,9 @@ class PumpResult:
     received: Final[int]
     sent: Final[int]
     more: Final[bool]
-    """The budget ended before the socket did: pump again soon."""
+    """The budget was used up before the socket was empty: pump again soon."""
     blocked: Final[bool]
-    """The socket would not take all datagrams: pump again when it is writable."""
+    """The socket did not take all datagrams: pump again when it is writable."""
     deadline: Final[float]
     """As `Engine.deadline`."""
 
@@ -149,16 +151,17 @@ class Engine:
 
     Args:
         private_key: 32 bytes.
-        mtu: of the overlay, IP header included; 576..8192, and at least 1280 for IPv6.
-        receive_buffer, send_buffer: bytes a connection; the receive buffer is the window offered to the other end.
-        max_connections: of all states, half-open included.
-        reserved_for_dials: of these, how many only `connect` may take; peers may open the rest.
-        fair: a peer may have no more inbound connections than are still free for all peers, so that no number of peers
-            takes all; others of its are dropped and counted as `share_reached`.
-        max_buffer_bytes: of all connections' buffers together, counted at full size.
-        connect_timeout: seconds `connect` waits for the other end.
-        handshakes_per_second: above this, senders of handshakes must first prove their address (cookie replies).
-        seed: tests only: makes ports and sequence numbers repeatable; None takes them from the operating system.
+        mtu: the overlay's MTU, IP header included: 576..8192, and at least 1280 for IPv6.
+        receive_buffer, send_buffer: bytes for each connection; the receive buffer is the window that the other end
+            sees.
+        max_connections: maximum number of connections in all states, half-open ones included.
+        reserved_for_dials: number of these that only `connect` may use; peers may open the rest.
+        fair: limits the inbound connections of a peer to the number that is still free for all peers, so that no number
+            of peers can occupy all; further ones are dropped and counted as `share_reached`.
+        max_buffer_bytes: maximum size of all connections' buffers together, counted at full size.
+        connect_timeout: seconds for which `connect` waits for the other end.
+        handshakes_per_second: rate above which senders of handshakes must first prove their address (cookie replies).
+        seed: for tests; makes ports and sequence numbers repeatable. None takes them from the operating system.
     """
 
     def __new__(
@@ -182,15 +185,15 @@ class Engine:
     def addresses(self) -> list[str]: ...
     @property
     def pending(self) -> bool:
-        """Whether a flush (`pump(fd, now, 0)`, or `advance` and `transmits`) would do something now."""
+        """True if a flush (`pump(fd, now, 0)`, or `advance` and `transmits`) would do work now."""
     @property
     def deadline(self) -> float:
-        """When `advance` or `pump` is due at the latest, on the clock of `now`; infinity if nothing is scheduled."""
+        """Latest time for the next `advance` or `pump`, on the clock of `now`; infinity if nothing is scheduled."""
 
-    # Who we are, and who the others are
+    # This node and its peers
 
     def set_addresses(self, addresses: Sequence[str]) -> None:
-        """Replace our overlay addresses (at most 8). Connections of a removed address end: `address_removed`."""
+        """Replace the node's overlay addresses (at most 8). Connections of removed addresses end: `address_removed`."""
     def set_peer(
         self,
         public_key: bytes,
@@ -202,46 +205,46 @@ class Engine:
     ) -> None:
         """Add a peer or update it in place.
 
-        `allowed_ips` (prefixes, or addresses that mean /32 and /128) replaces the peer's list and takes equal
-        prefixes away from other peers. A session survives all but a change of `preshared_key`. `endpoint=None`
-        keeps the one known; another one overrides what was learned only if it differs from the one last given here.
-        `keepalive` is seconds between packets to it, None or 0 for none.
-        Connections whose remote address is no longer this peer's end: `peer_removed`.
+        `allowed_ips` (prefixes, or addresses as /32 and /128) replaces the peer's list and removes equal prefixes from
+        other peers. A session survives all changes except of `preshared_key`. `endpoint=None` keeps the current
+        endpoint; a value overrides a learned endpoint only if it differs from the one last passed here. `keepalive` is
+        the interval in seconds between packets to the peer, None or 0 for none. Connections whose remote address no
+        longer belongs to this peer end: `peer_removed`.
 
         Raises:
-            ValueError: a key of a wrong size, our own key, an address that is none; nothing was changed.
+            ValueError: a key of the wrong size, this node's own key, or an invalid address; nothing was changed.
         """
     def remove_peer(self, public_key: bytes) -> bool:
-        """Forget a peer, its session and its allowed IPs; its connections end (`peer_removed`). False if unknown."""
+        """Remove a peer, its session and its allowed IPs; its connections end (`peer_removed`). False if unknown."""
     def peers(self) -> list[PeerState]: ...
     def peer(self, public_key: bytes) -> PeerState | None: ...
     def whois(self, address: str) -> bytes | None:
-        """Public key of the peer that owns exactly this address (a /32 or /128); routes never answer."""
+        """Return the public key of the peer with exactly this address (a /32 or /128). Wider prefixes do not count."""
     def handshake(self, public_key: bytes) -> bool:
-        """Start a handshake now; False if the peer or its endpoint is unknown.
+        """Start a handshake now. False if the peer or its endpoint is unknown.
 
-        For each known endpoint at start: a peer goes on with the session from before our restart. When it speaks in it,
-        it is sent a handshake to where it speaks from anyway (once a second at most), but its packet is lost.
+        Meant for every stored endpoint after a restart, because peers continue their old sessions. Without this call,
+        the engine answers a packet of an old session with a handshake (at most once a second), but the packet is lost.
         """
 
-    # What may come in
+    # Inbound connections
 
     def set_inbound(self, rules: Sequence[Rule], *, denied: Sequence[Rule] = ()) -> None:
-        """Replace the rules for flows that peers open; none at first, so nothing comes in.
+        """Replace the rules for flows that peers open. Without rules, the initial state, nothing is admitted.
 
-        `denied` goes before `rules`. A prefix speaks of its own family only (`0.0.0.0/0`, `::/0`). Established
+        `denied` takes precedence over `rules`. A prefix matches its own family only (`0.0.0.0/0`, `::/0`). Established
         inbound connections that are no longer allowed end: `denied`.
 
         Raises:
-            ValueError: a rule that cannot be understood; the rules in force stay.
+            ValueError: a rule is invalid; the rules in force stay.
         """
     def listen(self, port: int, backlog: int = 256) -> None:
-        """Accept connections to a port on all our addresses; `backlog` bounds those not yet established.
+        """Accept connections to a port on all of this node's addresses, as far as `set_inbound` allows them.
 
-        Again on the same port changes the backlog. Who may come in is for `set_inbound` to say.
+        `backlog` limits the connections that are not yet established. A second call for a port changes its backlog.
         """
     def unlisten(self, port: int) -> bool:
-        """Accept no more there; connections that exist go on. False if it was not listened on."""
+        """Stop accepting connections to a port; existing ones continue. False if the port was not listening."""
 
     # Connections
 
@@ -249,60 +252,61 @@ class Engine:
         """Open a connection; `Connected` or `ConnectFailed` follows.
 
         Raises:
-            NoRoute, NoEndpoint, LimitReached: as named; nothing was sent.
+            NoRoute, NoEndpoint, LimitReached: nothing was sent.
         """
     def write(self, conn: int, data: bytes | bytearray | memoryview) -> int:
-        """Take as much of `data` into the send buffer as fits; 0 if the connection is gone or its sending side ended.
+        """Copy as much of `data` into the send buffer as fits, and return the number of bytes.
 
-        After a short count, `Writable` follows. Possible from `Accepted`/`Connected` on.
+        0 if the connection has ended or its sending side is finished. After a partial write, `Writable` follows.
+        Possible from `Accepted` or `Connected` on.
         """
     def write_eof(self, conn: int) -> None:
-        """Finish sending after what is in the send buffer; receiving goes on."""
+        """Finish sending once the send buffer is sent; receiving continues."""
     def close(self, conn: int) -> None:
-        """Give the connection up: what is in the send buffer is still delivered, what comes in is discarded.
+        """Close the connection: the send buffer is still delivered, incoming data is discarded.
 
-        `Closed` (`local`) is reported at once; the engine ends the rest in the background, within 60 s.
+        `Closed` (`local`) is reported at once; the engine finishes in the background, within 60 s.
         """
     def abort(self, conn: int) -> None:
         """Reset the connection; `Closed` (`local`) follows."""
     def pause_reading(self, conn: int) -> None:
-        """No `Data` or `Eof` until `resume_reading`; the receive buffer fills and the sender has to wait."""
+        """Withhold `Data` and `Eof` until `resume_reading`; the receive buffer fills, and then the sender must wait."""
     def resume_reading(self, conn: int) -> None: ...
     def unsent(self, conn: int) -> int:
-        """Bytes in the send buffer that the other end has not acknowledged."""
+        """Return the number of bytes in the send buffer that the other end has not acknowledged."""
 
-    # Time and bytes
+    # Datagrams and time
 
     def receive(self, datagram: bytes | bytearray | memoryview, endpoint: Endpoint, now: float) -> None:
-        """Take one datagram from outside. Never raises on what it contains; what is wrong is counted and dropped."""
+        """Process one datagram from outside. Never raises because of its content: an invalid one is counted."""
     def advance(self, now: float) -> float:
-        """Do what is due: timers, retransmissions, flushes. Returns `deadline`."""
+        """Perform due work: timers, retransmissions, flushes. Returns `deadline`."""
     def transmits(self) -> list[tuple[bytes, Endpoint]]:
-        """Take the datagrams that are ready to go. The pure path; `pump` sends them itself."""
+        """Take the datagrams that are ready to send. For callers without a socket; `pump` sends them itself."""
     def aggregate(self, fd: int) -> bool:
-        """Have the kernel hand a socket's datagrams to `pump` in runs of one sender, which costs less.
+        """Let the kernel pass a socket's datagrams to `pump` in runs of one sender, which costs less.
 
-        For the one socket that `pump` is given from then on. False where the kernel cannot; nothing has changed then.
+        From then on, `pump` must be called with this socket only. False, and nothing changed, if the kernel does not
+        support it.
         """
     def pump(self, fd: int, now: float, budget: int = 256) -> PumpResult:
-        """Receive up to `budget` datagrams from a non-blocking UDP socket, do what is due, send what is ready.
+        """Receive up to `budget` datagrams from a non-blocking UDP socket, perform due work, and send ready datagrams.
 
-        After `aggregate` a run of datagrams is taken whole, so there can be some more.
-
-        The socket stays the caller's; an AF_INET6 one may be dual-stack. `budget` 0 only does what is due and sends.
+        After `aggregate`, a run of datagrams is received as a whole, so the budget may be exceeded. With a `budget` of
+        0, nothing is received. The caller keeps ownership of the socket; an AF_INET6 socket may be dual-stack.
 
         Raises:
-            OSError: the socket is unusable (not for what a single datagram can cause: those are counted).
+            OSError: the socket is unusable. Errors of a single datagram are counted instead.
         """
     def events(self) -> list[Event]:
-        """Take what happened since the last call, in order for each connection. Reads the connections' data."""
+        """Take the events since the last call, in order for each connection. Reads the connections' data."""
     def counters(self) -> dict[str, int]:
-        """Totals since the start. Dropped datagrams and packets:
+        """Return totals since the start. Dropped datagrams and packets:
 
         malformed, bad_mac, unknown_key, unknown_session, decrypt_failed, replayed, replayed_handshake, rate_limited,
         bad_source, bad_destination, bad_packet, unsupported, denied_inbound, not_listening, unmatched,
         backlog_full,
         limit_reached, internal_error, no_endpoint, queue_full, send_failed;
-        also: handshakes, datagrams_in, datagrams_out, bytes_in, bytes_out, accepted, connected, connections
-        (now), buffer_bytes (now), half_open (now).
+        also: handshakes, datagrams_in, datagrams_out, bytes_in, bytes_out, accepted, connected, and the current values
+        connections, buffer_bytes, half_open.
         """

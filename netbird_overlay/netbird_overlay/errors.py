@@ -1,27 +1,27 @@
-"""The library's errors. A user of the library turns them into its own where they leave it."""
+"""The library's errors. Callers convert them into their own errors at their borders."""
 
 from __future__ import annotations
 
 
 class OverlayError(Exception):
-    """Root of what this library raises on purpose."""
+    """Base of the errors that this library raises."""
 
 
 class ConnectError(OverlayError):
-    """No connection was made. Always one of the four below; the message names the address."""
+    """A dial failed. Always one of the four subclasses below; the message names the address."""
 
 
 class Refused(ConnectError):
-    """The peer is there, and nothing listens on the port."""
+    """The peer answered that nothing listens on the port."""
 
 
 class Unreachable(ConnectError):
-    """No way leads to the address: no peer has it, or its peer is away."""
+    """No peer has the address, or its peer is away."""
 
 
 class TimedOut(ConnectError):
-    """The dial's own deadline passed first."""
+    """No answer came before the dial's deadline."""
 
 
 class Failed(ConnectError):
-    """The node itself could not dial: it is closed, broken or full."""
+    """The node itself cannot dial: it is closed, broken or full."""

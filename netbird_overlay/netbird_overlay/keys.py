@@ -1,7 +1,7 @@
-"""What of an account's tunnel outlives the process: its key pair, its UDP port, and where each peer was last seen.
+"""State of an account's tunnel that outlives the process: its key pair, its UDP port, and its peers' last endpoints.
 
-Stock WireGuard clients hold our key and port in a file, so both must stay. What cannot be read is never replaced: a new
-key would silently cut everybody off, so it is an error that says which file to look at.
+Stock WireGuard clients keep our key and port in a file, so both must stay. A file that cannot be read is never replaced
+but reported as an error that names it: a new key would silently cut off every client.
 
     <directory>/private.key   44 characters of base64, mode 0600
     <directory>/tunnel.json   {"udp_port": 51820, "endpoints": {"<public key>": ["192.0.2.1", 51820]}}
@@ -25,15 +25,15 @@ Endpoint = tuple[str, int]
 
 
 class StateUnusable(OverlayError):
-    """An account's directory cannot be used as it is. The message says what is wrong and what to do."""
+    """An account's state directory cannot be used. The message states the fault and the remedy."""
 
 
 class TunnelState:
-    """One account's state, read once and written when it changes.
+    """One account's state, read at the start and written when it changes.
 
     Attributes:
-        udp_port: the port our peers know; None before the first start.
-        endpoints: by public key; only of peers in the account's map.
+        udp_port: the UDP port that peers use; None before the first start.
+        endpoints: the last endpoint of each peer, by public key.
     """
 
     def __init__(self, directory: Path, private_key: bytes, udp_port: int | None, endpoints: dict[bytes, Endpoint]):
@@ -52,7 +52,7 @@ class TunnelState:
 
     @classmethod
     def load(cls, directory: Path) -> TunnelState:
-        """Read an account's directory, making a key pair if it has never had one. Raises StateUnusable."""
+        """Read an account's directory; on its first use, generate a key pair. Raises StateUnusable."""
         _check_directory(directory)
         key_text = _read(directory / KEY_FILE, secret=True)
         state_text = _read(directory / STATE_FILE)
@@ -73,12 +73,12 @@ class TunnelState:
         return cls(directory, private_key, udp_port, endpoints)
 
     def render(self) -> str:
-        """The state file's text as of now."""
+        """Return the text of the state file for the current state."""
         endpoints = {format_key(key): [host, port] for key, (host, port) in self.endpoints.items()}
         return json.dumps({"udp_port": self.udp_port, "endpoints": endpoints}, indent=1) + "\n"
 
     def save(self, text: str | None = None) -> None:
-        """Write the state file, whole or not at all. Blocks; `text` lets a thread write what the loop rendered.
+        """Write the state file atomically. Blocks; `text` lets a thread write the text that the loop rendered.
 
         Raises StateUnusable.
         """
@@ -102,7 +102,7 @@ def _check_directory(directory: Path) -> None:
 
 
 def _read(path: Path, *, secret: bool = False) -> str | None:
-    """The file's text, None if there is no such file."""
+    """Return the file's text, or None if the file does not exist."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         with open(descriptor, encoding="utf-8") as file:
@@ -118,9 +118,9 @@ def _read(path: Path, *, secret: bool = False) -> str | None:
 
 def _parse_state(path: Path, text: str) -> tuple[int | None, dict[bytes, Endpoint]]:
     try:
-        found = json.loads(text)
-        port = found["udp_port"]
-        endpoints = {parse_key(key): (str(host), _port(number)) for key, (host, number) in found["endpoints"].items()}
+        state = json.loads(text)
+        port = state["udp_port"]
+        endpoints = {parse_key(key): (str(host), _port(number)) for key, (host, number) in state["endpoints"].items()}
         return (None if port is None else _port(port)), endpoints
     except (BadKey, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise StateUnusable(

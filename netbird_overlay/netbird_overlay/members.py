@@ -1,4 +1,4 @@
-"""Peers of an overlay by key, and the one spelling of their addresses."""
+"""Members of an overlay, and the canonical spelling of their addresses."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Member:
 
     Attributes:
         key: the 32 bytes of its public key.
-        addresses: the overlay addresses that it alone may send from, without prefix lengths, in canonical spelling.
-        name: for people only.
+        addresses: the overlay addresses from which only this peer may send, without prefix lengths, canonical.
+        name: a label for people; never used for decisions.
     """
 
     key: bytes
@@ -24,7 +24,7 @@ class Member:
 
 @lru_cache(maxsize=4096)
 def plain_address(text: str) -> str | None:
-    """An IP literal in its canonical spelling, v4-mapped ones unmapped; None for anything else, zones included."""
+    """Return an IP literal in canonical spelling, IPv4-mapped IPv6 as IPv4. None for all else, zones included."""
     try:
         address = ip_address(text)
     except ValueError:

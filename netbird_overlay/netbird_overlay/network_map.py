@@ -1,6 +1,7 @@
-"""Management's network map, read into what the engine is told: our addresses, our peers, and what may come in.
+"""Reads management's network map into the engine's terms: our addresses, our peers and the inbound rules.
 
-Pure, and on the safe side: of what cannot be understood an admission is left out, and a prohibition is widened.
+The functions are pure and err on the safe side: an ACCEPT rule that is not understood is left out, a DROP rule that is
+not understood is widened.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ MTU_RANGE = (576, 8192)
 
 
 class MapError(ValueError):
-    """The map says nothing usable about ourselves."""
+    """The map contains no usable configuration of our own node."""
 
 
 @dataclass(frozen=True, slots=True)
 class OwnNode:
-    """What management made of us."""
+    """Our own node, as management configured it."""
 
     addresses: tuple[str, ...]
     mtu: int
@@ -50,7 +51,7 @@ class OwnNode:
 
 @dataclass(frozen=True, slots=True)
 class Inbound:
-    """Rules for flows that peers open: `denied` goes before `allowed`, and what neither names is denied."""
+    """Rules for flows that peers open: `denied` takes precedence over `allowed`; all other flows are denied."""
 
     allowed: tuple[Rule, ...] = ()
     denied: tuple[Rule, ...] = ()
@@ -58,14 +59,14 @@ class Inbound:
 
 @dataclass(frozen=True, slots=True)
 class Roster:
-    """A map's peers. `members` is None where the map says nothing about them; `skipped` counts what was left out."""
+    """A map's peers. `members` is None if the map does not list peers; `skipped` counts peers that were left out."""
 
     members: tuple[Member, ...] | None
     skipped: int = 0
 
 
 def read_own(config: PeerConfig) -> OwnNode:
-    """Our addresses (IPv4 first) and MTU. Raises MapError."""
+    """Read our addresses (IPv4 first) and MTU. Raises MapError."""
     try:
         addresses = [str(ip_interface(config.address).ip)]
     except ValueError as exc:
@@ -79,10 +80,10 @@ def read_own(config: PeerConfig) -> OwnNode:
 
 
 def read_roster(network_map: NetworkMap, own_key: bytes, own: OwnNode) -> Roster:
-    """The remote peers with the addresses that each alone may send from.
+    """Read the remote peers, each with the addresses from which it alone may send.
 
-    Only single addresses count (/32, /128): a route says who carries packets, not who sent them. An address that two
-    peers are given identifies neither, so both lose it.
+    Only single addresses count (/32, /128): a route names the peer that carries packets, not the one that sent them. An
+    address of two peers identifies neither, so both lose it.
     """
     if not network_map.remotePeers:
         return Roster(() if network_map.remotePeersIsEmpty else None)
@@ -127,9 +128,9 @@ def _single_addresses(peer: RemotePeerConfig, *, ipv6: bool, but: tuple[str, ...
 
 
 def read_inbound(network_map: NetworkMap) -> Inbound:
-    """The IN rules for TCP.
+    """Read the IN rules for TCP.
 
-    No rules means nothing comes in, also where an old server leaves out `firewallRulesIsEmpty` and means everything.
+    Without rules nothing is admitted, also if an old server omits `firewallRulesIsEmpty` to allow everything.
     """
     allowed: dict[Rule, None] = {}
     denied: dict[Rule, None] = {}
@@ -146,25 +147,25 @@ def read_inbound(network_map: NetworkMap) -> Inbound:
 
 
 def _sources(rule: FirewallRule) -> tuple[str, ...]:
-    """Source prefixes; empty where any of them cannot be read. The unspecified address means all of its family."""
-    found = []
+    """Return the source prefixes; none if any is invalid. The unspecified address means all of its family."""
+    prefixes = []
     try:
         for packed in rule.sourcePrefixes:
             if len(packed) not in (5, 17):
                 return ()
             address = ip_address(packed[:-1])
             length = 0 if address.is_unspecified else packed[-1]
-            found.append(str(ip_network((address, length), strict=False)))
+            prefixes.append(str(ip_network((address, length), strict=False)))
         if not rule.sourcePrefixes:
             address = ip_address(rule.PeerIP)
-            found.append(str(ip_network((address, 0 if address.is_unspecified else address.max_prefixlen))))
+            prefixes.append(str(ip_network((address, 0 if address.is_unspecified else address.max_prefixlen))))
     except ValueError:
         return ()
-    return tuple(found)
+    return tuple(prefixes)
 
 
 def _ports(rule: FirewallRule) -> tuple[int, int] | None:
-    """First and last destination port; None where they cannot be read."""
+    """Return the first and last destination port; None if they are invalid."""
     if rule.HasField("PortInfo"):
         if rule.PortInfo.WhichOneof("portSelection") == "range":
             first, last = rule.PortInfo.range.start, rule.PortInfo.range.end

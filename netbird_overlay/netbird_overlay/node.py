@@ -1,4 +1,4 @@
-"""A node of an overlay on the running loop: it listens, dials, and knows which peer may speak from which address."""
+"""A node of an overlay on the running loop: it listens, dials, and maps addresses to peers."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from netbird_overlay.errors import Unreachable
 from netbird_overlay.members import Member, plain_address
 
 GREETINGS, GREETING_INTERVAL = 3, 1.0
-"""How often, and after how many seconds, a peer that has not answered our first handshake is sent another. WireGuard
-itself waits for 5 s, in which the peer would go on with a session that we do not have; after these, so do we."""
+"""Number and interval in seconds of the handshakes that we repeat to a peer that did not answer the first. WireGuard
+itself repeats only after 5 s, in which the peer would continue a session that we do not have."""
 HANDSHAKE_WAIT = 5.5
-"""Seconds a dial waits for a peer that has to shake hands first: long enough for WireGuard's retry after 5 s."""
+"""Maximum time in seconds that a dial waits for the peer's handshake: long enough for WireGuard's retry after 5 s."""
 
 
 class Node:
-    """One driver and the peers that it was given.
+    """One driver and its peers.
 
-    A peer is looked up in the engine's table of allowed addresses, which is also what decides whose packets pass: the
-    two cannot disagree. Names beside it are for people.
+    `whois` looks up peers in the engine's table of allowed addresses, which also decides whose packets pass, so the two
+    cannot disagree.
 
     Args:
-        addresses: our own; the engine has them already.
+        addresses: our own overlay addresses, which the engine was configured with.
     """
 
     def __init__(self, driver: Driver, addresses: Sequence[str]) -> None:
@@ -39,7 +39,7 @@ class Node:
         return self.driver.engine.public_key
 
     def whois(self, address: str) -> Member | None:
-        """The peer that has this address now; any spelling of an IP literal."""
+        """Return the peer that has this address now. Accepts any spelling of an IP literal."""
         plain = plain_address(address)
         key = self.driver.engine.whois(plain) if plain is not None else None
         return self._members.get(key) if key is not None else None
@@ -47,8 +47,8 @@ class Node:
     async def dial(self, protocol_factory: ProtocolFactory, host: str, port: int, *, timeout: float) -> Connection:
         """Open a stream to a peer.
 
-        A peer that has not shaken hands is unreachable at once if nobody knows where it is (it has to speak first; its
-        keepalive will), and after HANDSHAKE_WAIT if it does not answer at the last place known.
+        Without a session, a peer is unreachable at once if its endpoint is unknown (its keepalive will reveal it), and
+        after HANDSHAKE_WAIT if it does not answer at its last endpoint.
 
         Raises ConnectError.
         """
@@ -74,7 +74,7 @@ class Node:
         return await self.driver.connect(protocol_factory, plain, port, timeout=max(left, 0.001))
 
     async def handshaken(self, key: bytes, *, ask: bool = False) -> None:
-        """Wait until there is a session with this peer; at once if there is. `ask` starts a handshake from here."""
+        """Wait for a session with this peer; return at once if one exists. `ask` starts a handshake from our side."""
         state = self.driver.engine.peer(key)
         if state is not None and state.last_handshake is not None:
             return
@@ -82,7 +82,7 @@ class Node:
         waiting = self._handshakes.setdefault(key, set())
         waiting.add(shaken)
         try:
-            if ask and len(waiting) == 1:  # else one is under way
+            if ask and len(waiting) == 1:  # otherwise a handshake is under way
                 self.driver.engine.handshake(key)
                 self.driver.touch()
             await shaken
@@ -98,32 +98,32 @@ class Node:
                 shaken.set_result(None)
 
     def set_members(self, members: Iterable[Member], endpoints: dict[bytes, tuple[str, int]]) -> None:
-        """Make exactly these the peers. Connections of those who left, or lost the address, end.
+        """Replace the peers. Connections of peers that left, or that lost the address, end.
 
         Args:
-            endpoints: where peers that are new to the engine were last seen; it shakes hands with them at once, since a
-                peer would go on with the session it had before our restart, or before it left.
+            endpoints: last endpoints of peers that are new to the engine. It sends them a handshake at once, because a
+                peer would continue the session from before our restart, or from before it left.
         """
         engine = self.driver.engine
-        wanted = {member.key: member for member in members}
+        roster = {member.key: member for member in members}
         for state in engine.peers():
-            if state.public_key not in wanted:
+            if state.public_key not in roster:
                 engine.remove_peer(state.public_key)
-        for key, member in wanted.items():
-            known = self._members.get(key)
-            if known is None:
+        for key, member in roster.items():
+            current = self._members.get(key)
+            if current is None:
                 engine.set_peer(key, member.addresses, endpoint=endpoints.get(key))
                 if key in endpoints:
                     engine.handshake(key)
                     self._greeted[key] = GREETINGS
                     self._greeting.set()
-            elif known.addresses != member.addresses:
+            elif current.addresses != member.addresses:
                 engine.set_peer(key, member.addresses)
-        self._members = wanted
+        self._members = roster
         self.driver.touch()
 
     async def keep_greeting(self) -> None:
-        """Shake hands again with those whose answer is late. Never returns."""
+        """Repeat handshakes to peers that have not answered. Never returns."""
         while True:
             await self._greeting.wait()
             self._greeting.clear()

@@ -1,7 +1,7 @@
-"""Networks of engines in virtual time: loss, delay and reordering from a seed, and no waiting.
+"""Simulated networks of engines for tests: virtual time, with loss, delay and reordering from a seed.
 
-For tests. Time moves only in `Simulation.run`, from one due thing to the next, so that hours of keepalives and rekeys
-pass in milliseconds, and a run with the same seed gives the same packets in the same order (keys differ).
+Time advances only in `Simulation.run`, from one event to the next, so that hours of keepalives and rekeys pass in
+milliseconds. Runs with the same seed give the same packets in the same order (keys differ).
 """
 
 import heapq
@@ -30,12 +30,12 @@ ANYONE: Sequence[Rule] = (
     ("0.0.0.0/0", 1, 0, 0),
     ("::/0", 1, 0, 0),
 )
-"""Inbound rules that let everything in that the engine knows."""
+"""Inbound rules that admit all TCP and echo requests."""
 
 
 @dataclass
 class Weather:
-    """How the outside network treats a datagram. Times in seconds, `loss` and `duplicate` as probabilities."""
+    """The outside network's treatment of datagrams: times in seconds, `loss` and `duplicate` as probabilities."""
 
     delay: float = 0.01
     jitter: float = 0.0
@@ -45,7 +45,7 @@ class Weather:
 
 @dataclass(frozen=True)
 class Crossing:
-    """A datagram that was sent, and where the network thinks it came from."""
+    """A datagram in the outside network. A test may forge its source."""
 
     at: float
     datagram: bytes
@@ -54,7 +54,7 @@ class Crossing:
 
 
 class Node:
-    """One engine with its outside address. Keeps what happened: `log` without data, `received` with nothing else."""
+    """One engine with its outside address. `log` records all events but `Data`, `received` the data by connection."""
 
     def __init__(self, simulation: "Simulation", engine: Engine, endpoint: Endpoint) -> None:
         self.engine = engine
@@ -76,7 +76,7 @@ class Node:
         return conn
 
     def send(self, conn: int, data: bytes) -> None:
-        """Write all of `data`, as fast as the other end takes it."""
+        """Write all of `data`, as fast as the other end accepts it."""
         self._unsent.setdefault(conn, deque()).append(data)
         self._write(conn)
         self._simulation.touch(self)
@@ -85,20 +85,20 @@ class Node:
         return sum(map(len, self._unsent.get(conn, ())))
 
     def of(self, kind: type[Event], conn: int | None = None) -> list[Event]:
-        """The events of one kind so far, in order."""
+        """Return the events of one kind so far, in order."""
         return [
             event for event in self.log if type(event) is kind and (conn is None or getattr(event, "conn", 0) == conn)
         ]
 
     def end(self, conn: int) -> str | None:
-        """Why the connection ended, if it did."""
+        """Return the reason of the connection's end, or None while it is open."""
         for event in self.log:
             if isinstance(event, Closed | ConnectFailed) and event.conn == conn:
                 return event.reason
         return None
 
     def flush(self) -> None:
-        """One turn: what happened, what follows from it, what is sent."""
+        """Run turns of the engine until it has no work left."""
         engine = self.engine
         for _ in range(1000):
             engine.advance(self._simulation.now)
@@ -134,7 +134,7 @@ class Node:
 
 @dataclass
 class Simulation:
-    """A network of nodes. `filter`, if set, decides for each crossing whether it may pass at all."""
+    """A network of nodes. `filter`, if set, returns True for each datagram that may pass."""
 
     seed: int = 0
     weather: Weather = field(default_factory=Weather)
@@ -165,7 +165,7 @@ class Simulation:
         max_buffer_bytes: int = 1 << 30,
         handshakes_per_second: int = 100,
     ) -> Node:
-        """Add an engine with these overlay addresses; its outside address is made up if none is given."""
+        """Add an engine with these overlay addresses. Without `endpoint`, it gets an outside address of its own."""
         engine = Engine(
             self.random.randbytes(32) if private_key is None else private_key,
             mtu=mtu,
@@ -186,9 +186,9 @@ class Simulation:
         return node
 
     def introduce(self, a: Node, b: Node, *, keepalive: int | None = None, preshared_key: bytes | None = None) -> None:
-        """Make two nodes each other's peers, with known endpoints and each other's overlay addresses."""
-        for one, other in ((a, b), (b, a)):
-            one.engine.set_peer(
+        """Make two nodes each other's peers, with their endpoints and overlay addresses."""
+        for node, other in ((a, b), (b, a)):
+            node.engine.set_peer(
                 other.engine.public_key,
                 other.engine.addresses,
                 endpoint=other.endpoint,
@@ -197,26 +197,26 @@ class Simulation:
             )
 
     def pair(self) -> tuple[Node, Node]:
-        """Two nodes that know each other: 100.64.0.1 and 100.64.0.2, fd00::1 and fd00::2."""
+        """Add two nodes that are each other's peers: 100.64.0.1 and 100.64.0.2, fd00::1 and fd00::2."""
         a, b = self.node(["100.64.0.1", "fd00::1"]), self.node(["100.64.0.2", "fd00::2"])
         self.introduce(a, b)
         return a, b
 
     def connection(self, client: Node, server: Node, port: int = 80, *, address: str | None = None) -> tuple[int, int]:
-        """An established connection, as the two ends name it. `server` has to let it in; it listens from now on."""
+        """Establish a connection, and return its number on either end. Makes `server` listen; its rules apply."""
         server.engine.listen(port)
-        known = {event.conn for event in server.log if isinstance(event, Accepted)}
+        before = {event.conn for event in server.log if isinstance(event, Accepted)}
         conn = client.connect(address or server.address, port)
 
         def accepted() -> list[int]:
-            return [e.conn for e in server.log if isinstance(e, Accepted) and e.conn not in known]
+            return [e.conn for e in server.log if isinstance(e, Accepted) and e.conn not in before]
 
         if not self.run(60, lambda: bool(accepted()) and bool(client.of(Connected, conn))):
             raise AssertionError(f"no connection: {client.end(conn)}, {server.engine.counters()}")
         return conn, accepted()[0]
 
     def touch(self, node: Node) -> None:
-        """Let a node do at once what it can; for after a call on its engine."""
+        """Flush a node, after a call on its engine."""
         node.flush()
 
     def carry(self, datagram: bytes, source: Endpoint, destination: Endpoint) -> None:
@@ -233,7 +233,7 @@ class Simulation:
             heapq.heappush(self._due, (at, next(self._order), crossing))
 
     def run(self, seconds: float, until: Callable[[], bool] | None = None) -> bool:
-        """Let up to this much time pass. True if `until` held before its end, or if there is none."""
+        """Let up to this many seconds pass. True if `until` became true in time, or without `until`."""
         end = self.now + seconds
         for node in self.nodes:
             node.flush()
@@ -254,5 +254,5 @@ class Simulation:
         return True
 
     def settle(self, seconds: float = 5.0) -> None:
-        """Let things that were begun come to an end."""
+        """Let some time pass, so that pending exchanges complete."""
         self.run(seconds)

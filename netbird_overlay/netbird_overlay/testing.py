@@ -1,4 +1,4 @@
-"""Nodes in one process over loopback, and protocols that keep what they are called with."""
+"""Nodes in one process over loopback, and protocols that record their calls, for tests."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ LOOPBACK = "127.0.0.1"
 
 
 class Recorder(asyncio.Protocol):
-    """Keeps what its transport told it.
+    """A protocol that records the calls of its transport.
 
     Attributes:
-        calls: names in order, neighbors of one kind once: `made`, `data`, `eof`, `pause`, `resume`, `lost`.
-        keep_open: what `eof_received` answers.
-        echo: write back what comes.
+        calls: names of the calls in order, equal neighbors once: `made`, `data`, `eof`, `pause`, `resume`, `lost`.
+        keep_open: the result of `eof_received`.
+        echo: write received data back.
     """
 
     def __init__(self, *, keep_open: bool = False, echo: bool = False) -> None:
@@ -43,7 +43,7 @@ class Recorder(asyncio.Protocol):
         return self.made.result()
 
     async def has(self, size: int) -> bytes:
-        """What was received, once it is at least so much. ConnectionError if it ends before."""
+        """Wait for at least `size` bytes, and return all received data. Raises ConnectionError if it ends before."""
         while len(self.received) < size:
             if self.lost.done():
                 raise ConnectionError(f"ended after {len(self.received)} of {size} bytes")
@@ -52,7 +52,7 @@ class Recorder(asyncio.Protocol):
         return bytes(self.received)
 
     async def write_slowly(self, data: bytes, chunk: int = 64 << 10) -> None:
-        """Write as a well-behaved protocol does: not while it is told to pause."""
+        """Write as a well-behaved protocol does: not while the transport asks it to pause."""
         for start in range(0, len(data), chunk):
             await self.writable.wait()
             self.transport.write(data[start : start + chunk])
@@ -88,14 +88,14 @@ class Recorder(asyncio.Protocol):
         self.writable.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.calls.append("lost")  # each one counts
+        self.calls.append("lost")  # recorded each time, so that a second call shows
         self.lost.set_result(exc)
         self.writable.set()
         self._grown.set()
 
 
 class Accepting:
-    """A protocol factory for `listen` that keeps what it made, in order."""
+    """A protocol factory for `listen` that queues the protocols it makes, in order."""
 
     def __init__(self, make: Callable[[], Recorder] = Recorder) -> None:
         self._make = make
@@ -114,7 +114,7 @@ class Accepting:
 
 @asynccontextmanager
 async def loopback_node(*addresses: str, private_key: bytes | None = None) -> AsyncIterator[Node]:
-    """A node with these overlay addresses and no peers, on a UDP port of loopback. Raises TunnelBroken if it broke."""
+    """A node with these overlay addresses and no peers, on a UDP port of loopback. Raises TunnelBroken if it fails."""
     engine = Engine(private_key or secrets.token_bytes(32))
     engine.set_addresses(addresses)
     driver = Driver(engine, open_socket(LOOPBACK, 0), on_handshake=lambda key: node.on_handshake(key))
@@ -127,7 +127,7 @@ async def loopback_node(*addresses: str, private_key: bytes | None = None) -> As
 
 
 def introduce(node: Node, other: Node, *, name: str = "", where: bool = True) -> None:
-    """Make `other` the only peer of `node`; with `where`, its endpoint is given too."""
+    """Make `other` the only peer of `node`; with `where`, `node` also learns its endpoint."""
     endpoints = {other.public_key: (LOOPBACK, other.driver.port)} if where else {}
     node.set_members([Member(other.public_key, other.addresses, name)], endpoints)
 

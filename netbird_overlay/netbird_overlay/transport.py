@@ -1,11 +1,11 @@
 """One TCP connection inside the tunnel, as an `asyncio.Transport`.
 
-Our listening protocol, asyncio's streams and `SSLProtocol` use it exactly as they use a socket's. What asyncio's own
-transports do and its documentation leaves out is done here too: `BufferedProtocol`s are served, `_force_close` exists
-(a TLS handshake that fails or hangs never resolves without it), and `write` after the end is dropped.
+Protocols, asyncio's streams and `SSLProtocol` use it exactly as they use a socket's transport. It also does what
+asyncio's own transports do without documentation: it supports `BufferedProtocol`, it has `_force_close` (without it a
+failed or hanging TLS handshake never resolves), and it drops a `write` after the end.
 
-The engine holds what is on its way (its send buffer, the peer's window); the deque here holds what it did not take, and
-the watermarks speak of that deque.
+The engine buffers data in flight (its send buffer, the peer's window); the deque here buffers data that the engine did
+not take, and the watermarks apply to that deque.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ Chunk = bytes | bytearray | memoryview
 
 
 class Connections(Protocol):
-    """What a transport needs of the one who drives the engine."""
+    """The part of the driver that a transport uses."""
 
     @property
     def engine(self) -> Engine: ...
 
     def touch(self) -> None:
-        """The engine was told something: flush it soon."""
+        """Schedule a flush after a call on the engine."""
 
     def forget(self, conn: int) -> None: ...
 
 
 def lost_because(reason: str) -> Exception | None:
-    """What `connection_lost` is told for the engine's reason; None where the end was orderly."""
+    """Return the exception for `connection_lost` by the engine's reason; None for an orderly end."""
     if reason in ("finished", "local"):
         return None
     if reason == "reset":
@@ -50,9 +50,9 @@ def lost_because(reason: str) -> Exception | None:
 
 
 class TunnelTransport(asyncio.Transport):
-    """A connection of the engine, by its number.
+    """The transport of one connection of the engine.
 
-    Its protocol is told `connection_lost` exactly once, never from inside a call that the protocol itself made.
+    It calls the protocol's `connection_lost` exactly once, and never from inside a call of the protocol.
     """
 
     __slots__ = (
@@ -77,7 +77,7 @@ class TunnelTransport(asyncio.Transport):
         "_size",
     )
 
-    # loop.start_tls asks for it; the name is asyncio's.
+    # loop.start_tls requires this attribute; the name is asyncio's.
     _start_tls_compatible: ClassVar[bool] = True
 
     def __init__(
@@ -144,7 +144,7 @@ class TunnelTransport(asyncio.Transport):
             self._loop.call_soon(self._release)
 
     def on_data(self, data: bytes) -> None:
-        """The engine's `Data`. What the engine had already handed out when reading was paused is held."""
+        """Handle the engine's `Data`. While reading is paused, events already taken from the engine are queued."""
         if self._closing:
             return
         if self._paused or self._held:
@@ -153,7 +153,7 @@ class TunnelTransport(asyncio.Transport):
             self._feed(data)
 
     def on_eof(self) -> None:
-        """The engine's `Eof`."""
+        """Handle the engine's `Eof`."""
         if self._closing:
             return
         if self._paused or self._held:
@@ -162,9 +162,9 @@ class TunnelTransport(asyncio.Transport):
         self._eof()
 
     def _release(self) -> None:
-        """Hand on what was held while reading was paused, in order."""
+        """Pass on data that was queued while reading was paused, in order."""
         while self._held and not self._paused and not self._closing:
-            # Fed while still in the queue's place: whatever comes meanwhile has to stand behind it.
+            # Data that arrives meanwhile goes to the end of the queue, so that the order stays.
             self._feed(self._held.popleft())
         if self._held or self._paused or self._closing:
             return
@@ -186,7 +186,7 @@ class TunnelTransport(asyncio.Transport):
                 if self._paused:
                     self._held.appendleft(bytes(rest))
                     return
-                if not self._buffered_protocol:  # it changed the protocol, as an upgrade does
+                if not self._buffered_protocol:  # the protocol was replaced meanwhile, as in an upgrade
                     cast(asyncio.Protocol, self._protocol).data_received(bytes(rest))
                     return
                 protocol = cast(asyncio.BufferedProtocol, self._protocol)
@@ -199,7 +199,7 @@ class TunnelTransport(asyncio.Transport):
                 rest = rest[count:]
         except (SystemExit, KeyboardInterrupt):
             raise
-        except BaseException as exc:  # as asyncio's transports: the connection dies, the loop does not
+        except BaseException as exc:  # like asyncio's transports: ends the connection, not the loop
             self._fatal(exc, "the protocol failed on received data")
 
     def _eof(self) -> None:
@@ -250,7 +250,7 @@ class TunnelTransport(asyncio.Transport):
         return True
 
     def on_writable(self) -> None:
-        """The engine's `Writable`: half of its send buffer is free again."""
+        """Handle the engine's `Writable`: half of its send buffer is free again."""
         while self._buffer:
             chunk = self._buffer.popleft()
             taken = self._engine.write(self._conn, chunk)
@@ -285,25 +285,25 @@ class TunnelTransport(asyncio.Transport):
     def _check_high(self) -> None:
         if self._size > self._high and not self._protocol_paused:
             self._protocol_paused = True
-            self._tell("pause_writing")
+            self._notify("pause_writing")
 
     def _check_low(self) -> None:
         if self._protocol_paused and self._size <= self._low and not self._lost:
             self._protocol_paused = False
-            self._tell("resume_writing")
+            self._notify("resume_writing")
 
-    def _tell(self, what: str) -> None:
+    def _notify(self, callback: str) -> None:
         try:
-            getattr(self._protocol, what)()
+            getattr(self._protocol, callback)()
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:
-            self._report(exc, f"the protocol's {what}() failed")
+            self._report(exc, f"the protocol's {callback}() failed")
 
     # Ending --------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Stop reading; what was written is still delivered."""
+        """Stop reading; written data is still delivered."""
         if self._closing:
             return
         self._closing = True
@@ -314,8 +314,8 @@ class TunnelTransport(asyncio.Transport):
             self._engine.close(self._conn)
             self._driver.touch()
         elif self._paused:
-            # Nothing is handed on any more, and a full window would keep the other end's acknowledgements of its own
-            # end of stream from us.
+            # No data is passed on any more. Reading resumes all the same, because with a full receive window the other
+            # end's FIN could not arrive.
             self._engine.resume_reading(self._conn)
             self._driver.touch()
 
@@ -339,16 +339,16 @@ class TunnelTransport(asyncio.Transport):
             self._driver.touch()
 
     def on_closed(self, reason: str) -> None:
-        """The engine's `Closed`: the last that it says about this connection."""
+        """Handle the engine's `Closed`, the last event of this connection."""
         self._ended = True
         if self._exc is None:
             self._exc = lost_because(reason)
         if reason == "finished" and not self._closing and (self._held or self._eof_held):
-            return  # everything arrived, but our reader has not taken all of it yet
+            return  # all data arrived, but the paused reader has not taken all of it yet
         self._lose(self._exc)
 
     def on_broken(self, exc: Exception) -> None:
-        """The engine is gone, and with it this connection."""
+        """End the connection because the engine or its socket failed."""
         self._ended = True
         self._lose(self._exc or exc)
 

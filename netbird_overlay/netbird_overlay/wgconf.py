@@ -1,6 +1,6 @@
-"""Reads WireGuard configuration files, as stock clients use them.
+"""Reads the WireGuard configuration files of stock clients.
 
-Strict: a line that is not understood is an error that names it, since a peer that leaves out what its file says is not
+The reader is strict: an unknown line is an error that names the line, because a peer that ignored it would differ from
 the peer that the file describes.
 """
 
@@ -19,7 +19,7 @@ REPEATABLE = frozenset(("address", "allowedips"))
 
 
 class ConfigError(ValueError):
-    """The file cannot be used. The message names file, line, and what is wrong; never a private key."""
+    """The file cannot be used. The message names the file, the line and the fault, and never shows a private key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,8 @@ class PeerSection:
     """One `[Peer]`.
 
     Attributes:
-        endpoint: host (a name or an address) and port; None where the peer has to speak first.
-        keepalive: seconds; None for none.
+        endpoint: host (a name or an address) and port; None if the peer must contact us first.
+        keepalive: interval in seconds; None for none.
     """
 
     public_key: bytes
@@ -55,7 +55,7 @@ class _Section:
 
 
 def parse_config(text: str, *, name: str = "configuration") -> WireGuardConfig:
-    """Read a file's text. Raises ConfigError; `name` is what it calls the file."""
+    """Parse a file's text. Raises ConfigError, whose message names the file by `name`."""
     return _Reader(name).read(text)
 
 
@@ -70,7 +70,7 @@ class _Reader:
         sections = self._sections(text)
         interfaces = [section for section in sections if section.name == "interface"]
         if len(interfaces) != 1:
-            raise ConfigError(f"{self._name}: needs exactly one [Interface], has {len(interfaces)}")
+            raise ConfigError(f"{self._name}: must have exactly one [Interface], not {len(interfaces)}")
         interface = interfaces[0]
         peers = tuple(self._peer(section) for section in sections if section.name == "peer")
         keys = [peer.public_key for peer in peers]
@@ -108,10 +108,10 @@ class _Reader:
 
     def _add(self, section: _Section, line: int, key: str, value: str) -> None:
         folded = key.lower()
-        known = INTERFACE_KEYS if section.name == "interface" else PEER_KEYS
+        supported = INTERFACE_KEYS if section.name == "interface" else PEER_KEYS
         if section.name == "interface" and folded in ACTS_ON_THE_MACHINE:
             raise self._wrong(line, f"{key} changes the machine, which a peer in userspace does not: remove the line")
-        if folded not in known:
+        if folded not in supported:
             raise self._wrong(line, f"unknown key {key} in [{section.name.capitalize()}]")
         if not value:
             raise self._wrong(line, f"{key} has no value")
@@ -142,26 +142,26 @@ class _Reader:
             raise self._wrong(line, f"{names[key]}: {exc}") from None
 
     def _addresses(self, section: _Section) -> list[IPv4Interface | IPv6Interface]:
-        found = []
+        addresses = []
         for line, value in section.values.get("address", []):
             for part in value.split(","):
                 try:
-                    found.append(ip_interface(part.strip()))
+                    addresses.append(ip_interface(part.strip()))
                 except ValueError:
                     raise self._wrong(line, f"{part.strip()!r} is not an address") from None
-        if not found:
+        if not addresses:
             raise self._wrong(section.line, "[Interface] has no Address")
-        return found
+        return addresses
 
     def _networks(self, section: _Section) -> list[Network]:
-        found = []
+        networks = []
         for line, value in section.values.get("allowedips", []):
             for part in value.split(","):
                 try:
-                    found.append(ip_network(part.strip(), strict=False))
+                    networks.append(ip_network(part.strip(), strict=False))
                 except ValueError:
                     raise self._wrong(line, f"{part.strip()!r} is not a network") from None
-        return found
+        return networks
 
     def _endpoint(self, section: _Section) -> tuple[str, int] | None:
         if "endpoint" not in section.values:

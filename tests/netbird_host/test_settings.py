@@ -285,5 +285,5 @@ def test_an_older_name_of_a_setting_is_read_and_reported(file: Path) -> None:
     ]
     assert {line.path: line.source for line in settings.show()}["door.bolt"] == f"file {file}"
     file.write_text("[door]\nlock = true\nbolt = true\n")
-    with pytest.raises(SettingsError, match=r"door.lock: there is no such setting"):
+    with pytest.raises(SettingsError, match=r"door.lock: unknown setting"):
         read_sources(file=file).read(House)
