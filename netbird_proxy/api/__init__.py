@@ -1,1 +1,1 @@
-"""Everything that a plugin gets from the proxy and gives to it. Plugins import these names from `netbird_proxy`."""
+"""The types and functions that plugins and the proxy exchange. Plugins import these names from `netbird_proxy`."""

@@ -1,7 +1,7 @@
 """Addresses that may be dialed from this machine for an account.
 
-An account's operator writes the target; the proxy's operator owns the network that it would be dialed from. So whatever
-is special about that network is closed until its owner opens it for that account, and an address is judged in the form
+An account's operator writes the target, but the proxy's operator owns the network that the proxy dials from. Special
+networks are therefore closed until the proxy's operator opens them for that account. An address is judged in the form
 that the kernel or a translator will use: v4-mapped, SIIT, NAT64 and 6to4 forms are judged by the IPv4 address inside.
 """
 
@@ -18,6 +18,9 @@ from netbird_proxy.api.model import AccountId, Address
 
 IPAddress = IPv4Address | IPv6Address
 
+# Closed unless an operator's entry names them. Private networks are not listed: a direct upstream exists to reach them.
+# A local translator (RFC 8215) chooses the place of the IPv4 address by itself, and Teredo (in 2001::/23) embeds two
+# of them, so both are closed as a whole.
 _CLOSED: tuple[tuple[str, IPv4Network | IPv6Network], ...] = (
     ("unspecified", ip_network("0.0.0.0/8")),
     ("loopback", ip_network("127.0.0.0/8")),
@@ -42,26 +45,23 @@ _CLOSED: tuple[tuple[str, IPv4Network | IPv6Network], ...] = (
     ("cloud metadata", ip_network("fd20:ce::254/128")),
     ("multicast", ip_network("ff00::/8")),
 )
-"""Closed unless an operator's entry names them. Private networks are not here: reaching them is what a direct upstream
-is for. A local translator (RFC 8215) chooses the place of the IPv4 address by itself, and Teredo (in 2001::/23) has two
-of them, so both are closed as a whole."""
 
+# NAT64 (RFC 6052) and SIIT (RFC 2765).
 _LAST_32_BITS = (ip_network("64:ff9b::/96"), ip_network("::ffff:0:0:0/96"))
-"""NAT64 (RFC 6052) and SIIT (RFC 2765)."""
 _COMPATIBLE = ip_network("::/96")
 
 
 class AllowedNetworks(BaseModel):
-    """One `allow` entry: networks that the proxy's operator opens to accounts."""
+    """An `allow` entry: networks that the proxy's operator opens to accounts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     accounts: tuple[str, ...] = Field(min_length=1)
     """Account ids, or `"*"` for all."""
     networks: tuple[IPvAnyNetwork, ...] = Field(min_length=1)
-    """Networks that they may reach although they are closed by rule, such as `127.0.0.1/32`."""
+    """Networks that these accounts may reach although they are closed by default, such as `127.0.0.1/32`."""
     ports: tuple[int, ...] = ()
-    """Only these; none for all."""
+    """Ports that the entry opens; an empty list opens all."""
 
     def covers(self, account: str, address: IPAddress, port: int) -> bool:
         return (
@@ -72,7 +72,7 @@ class AllowedNetworks(BaseModel):
 
 
 class NetworkOptions(BaseModel):
-    """Base of a plugin's options in which the operator opens networks. An entry holds for every dialer."""
+    """Base of a plugin's options in which the operator opens networks. An entry applies to every dialer."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -80,9 +80,9 @@ class NetworkOptions(BaseModel):
 
 
 def reached(text: str) -> IPAddress:
-    """The address that would really be reached, whatever form it is written in. ValueError for what is no address.
+    """The address that a connection to this literal would reach, in every notation. ValueError for anything else.
 
-    A zone (`fe80::1%eth0`) is no part of it: link-local is judged as a whole.
+    A zone (`fe80::1%eth0`) is dropped: link-local addresses are judged as a whole.
     """
     address = ip_address(text.split("%", 1)[0])
     if isinstance(address, IPv4Address):
@@ -99,24 +99,24 @@ def reached(text: str) -> IPAddress:
 
 
 class AddressRules:
-    """The operator's rules on what may be dialed from this machine.
+    """The operator's rules on the addresses that may be dialed from this machine.
 
     Args:
         sections: plugins' options; the entries of each `NetworkOptions` among them count.
-        listening: addresses and ports that this process listens on, asked at each judgement; `0.0.0.0` and `::` stand
-            for every local address. No entry opens them: the proxy must not be made to call itself.
+        listening: returns the addresses and ports that this process listens on, called at each judgement; `0.0.0.0`
+            and `::` stand for every local address. No entry opens them: the proxy must not be made to call itself.
     """
 
     def __init__(self, sections: Iterable[object], listening: Callable[[], Iterable[Address]]) -> None:
         options = [section for section in sections if isinstance(section, NetworkOptions)]
-        # An entry that the operator did not write is a plugin's own.
+        # Default entries are a plugin's own; only entries that the operator wrote count.
         self._entries = [entry for each in options if "allow" in each.model_fields_set for entry in each.allow]
         self._listening = listening
 
     def refusal(self, account: AccountId, host: str, port: int) -> str:
         """The reason why an address may not be dialed for an account, or "" if it may.
 
-        A name gets "": it is judged by each address that it resolves to, when it is dialed.
+        A DNS name gets "": the addresses that it resolves to are judged when they are dialed.
         """
         try:
             address = reached(host)
@@ -140,7 +140,7 @@ class AddressRules:
 
 @dataclass(frozen=True, slots=True)
 class AddressJudge:
-    """The rules as they are for one account."""
+    """The rules as they apply to one account."""
 
     rules: AddressRules
     account: AccountId
@@ -151,7 +151,7 @@ class AddressJudge:
 
 
 def _is_local(address: IPAddress) -> bool:
-    """Whether an address is one of this machine's: only such an address can be bound. Nothing is sent."""
+    """True for an address of this machine: only such an address can be bound. Sends nothing."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:

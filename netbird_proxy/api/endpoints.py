@@ -22,15 +22,15 @@ EXCHANGE_STATE = "netbird_proxy.exchange"
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A plugin's own application under `/__netbird__/<plugin>/` of a host. What it is asked never goes upstream.
+    """A plugin's own application under `/__netbird__/<plugin>/` of a host. Its requests never go upstream.
 
     Its scope has the whole path in `path`, its prefix in `root_path`, and the exchange's view in its state, under
     EXCHANGE_STATE.
 
     Attributes:
-        app: run after the host's restrict steps, without authenticate and authorize: it judges by itself.
-        on_private: also on hosts whose routes only an `exclusive` authenticator opens; else it is not there.
-        body_bytes: what a request body may have; more answers 413.
+        app: runs after the host's restrict steps, without authenticate and authorize: it judges callers itself.
+        on_private: serve it also on hosts whose routes only an `exclusive` authenticator opens; else 404 there.
+        body_bytes: maximum size of a request body; a larger one is answered 413.
     """
 
     app: ASGIApp

@@ -1,4 +1,4 @@
-"""What can fail, as one tree, and what each failure looks like from outside.
+"""Every failure of the proxy, as one tree, with the answer that a client gets.
 
 ProxyError
 ├─ SettingsError           wrong host settings                  → the process does not start
@@ -12,8 +12,8 @@ ProxyError
    │                       TlsFailed, HeadTimeout, ProtocolViolation, UpstreamClosed, UpstreamOverloaded
    └─ InternalError        StepFailed, RouteClosed, ForeignOrigin
 
-A refusal is a value (`Deny`, `Challenge`); an exception is something that failed. Lower exceptions are chained and
-wrapped once, where the layer changes. A message says what was attempted, on what, and what happened, and is for the
+A refusal is a value (`Deny`, `Challenge`); an exception is a failure. Exceptions of lower layers are chained and
+wrapped once, where the layer changes. A message names the attempt, its object and the outcome, and is for the
 operator; a client sees `code`, `sentence` and the exchange id.
 """
 
@@ -25,11 +25,11 @@ Side = Literal["downstream", "upstream", "internal"]
 
 
 class ProxyError(Exception):
-    """Root of everything that this proxy raises on purpose."""
+    """Root of all exceptions that this proxy raises on purpose."""
 
 
 class SettingsError(ProxyError):
-    """The operator's settings cannot be used. The message says where, what, and what to change."""
+    """The operator's settings cannot be used. The message names the setting, its source and the necessary change."""
 
 
 class PluginFailed(ProxyError):
@@ -45,14 +45,14 @@ class RouteRefused(ProxyError):
 
 
 class ManagementError(ProxyError):
-    """A call to management did not give an answer. Guards that needed it close."""
+    """A call to management returned no answer. Guards that need the answer refuse."""
 
     retry_after: float = 2.0
-    """Seconds after which asking again may help; goes out as `Retry-After`."""
+    """Seconds after which a retry may succeed; sent as `Retry-After`."""
 
 
 class ManagementUnavailable(ManagementError):
-    """Management could not be reached, or broke off."""
+    """Management could not be reached, or closed the connection during the call."""
 
 
 class ManagementTimeout(ManagementError):
@@ -60,9 +60,11 @@ class ManagementTimeout(ManagementError):
 
 
 class ManagementRefused(ManagementError):
-    """Management answered with an error of its own, such as a revoked token."""
+    """Management refused the call, for example because the token was revoked."""
 
 
+# gRPC codes that report a broken connection or a failing management. INTERNAL is one: a GOAWAY in the middle of a
+# stream arrives as INTERNAL. Every other code is a refusal by management.
 _FAILURES: dict[str, type[ManagementError]] = {
     **dict.fromkeys(
         ("UNAVAILABLE", "CANCELLED", "ABORTED", "INTERNAL", "UNKNOWN", "DATA_LOSS", "RESOURCE_EXHAUSTED"),
@@ -70,8 +72,6 @@ _FAILURES: dict[str, type[ManagementError]] = {
     ),
     "DEADLINE_EXCEEDED": ManagementTimeout,
 }
-"""gRPC codes that report a broken connection or a management in trouble. INTERNAL is one: a GOAWAY in the middle of a
-stream arrives as it. Every other code is an answer, and a refusal."""
 
 
 def management_error(call: str, code: str, details: str | None) -> ManagementError:
@@ -87,8 +87,8 @@ def management_error(call: str, code: str, details: str | None) -> ManagementErr
 class ExchangeError(ProxyError):
     """One request failed.
 
-    `retryable` is about the failure alone: whether nothing can have reached the upstream. The relay still asks
-    whether the request may be sent twice.
+    `retryable` describes the failure alone: true if nothing can have reached the upstream. The forwarder decides
+    separately whether the request may be sent twice.
     """
 
     side: ClassVar[Side]
@@ -103,7 +103,7 @@ class DownstreamError(ExchangeError):
 
 
 class ClientGone(DownstreamError):
-    """The client left before its answer was complete. Nobody reads this one; the log says 499."""
+    """The client closed the connection before its answer was complete. No answer is sent; the log records 499."""
 
     status = 499
     code = "client_gone"
@@ -111,7 +111,7 @@ class ClientGone(DownstreamError):
 
 
 class BadRequest(DownstreamError):
-    """The request breaks a rule that the proxy and the upstream must agree on."""
+    """The request violates a rule of HTTP on which the proxy and the upstream must agree."""
 
     status = 400
     code = "bad_request"
@@ -131,7 +131,7 @@ class ReadTimeout(DownstreamError):
 
 
 class TooSlow(DownstreamError):
-    """A client whose transfer rate stays below the minimum holds resources that others need."""
+    """The client's transfer rate stays below the minimum, so that it occupies resources that other clients need."""
 
     status = 408
     code = "too_slow"
@@ -145,7 +145,7 @@ class UpgradeUnsupported(DownstreamError):
 
 
 class StreamIdle(DownstreamError):
-    """An upgraded connection on which nothing passed for too long, either way."""
+    """An upgraded connection carried no data in either direction for too long."""
 
     status = 408
     code = "stream_idle"
@@ -185,7 +185,7 @@ class DialFailed(UpstreamError):
 
 
 class AddressRefused(UpstreamError):
-    """The upstream's address is one that the proxy's operator has not allowed. Nothing was dialed."""
+    """The proxy's operator does not allow the upstream's address. Nothing was dialed."""
 
     status = 502
     code = "address_refused"
@@ -202,7 +202,7 @@ class TunnelNotReady(UpstreamError):
 
 
 class TlsFailed(UpstreamError):
-    """The upstream's TLS handshake or certificate was not acceptable."""
+    """The TLS handshake with the upstream failed, or its certificate was not acceptable."""
 
     status = 502
     code = "tls_failed"
@@ -243,7 +243,7 @@ class InternalError(ExchangeError):
 
 
 class StepFailed(InternalError):
-    """A plugin's step raised, overran, answered nonsense or swallowed its cancellation."""
+    """A plugin's step raised, exceeded its deadline, returned a wrong type or swallowed its cancellation."""
 
     status = 503
     code = "step_failed"
@@ -264,7 +264,7 @@ class RouteClosed(InternalError):
 
 
 class ForeignOrigin(InternalError):
-    """An origin that no registered listener issued: somebody put it there, so nothing about it may be believed."""
+    """The scope contains an origin that no registered listener issued, so none of its facts can be trusted."""
 
     status = 500
     code = "foreign_origin"
@@ -273,10 +273,10 @@ class ForeignOrigin(InternalError):
 
 def leaves(root: type[ExchangeError] = ExchangeError) -> list[type[ExchangeError]]:
     """Every failure that can end an exchange; the test of the status table enumerates them."""
-    found: list[type[ExchangeError]] = []
+    classes: list[type[ExchangeError]] = []
     for child in root.__subclasses__():
-        found.extend(leaves(child) if child.__subclasses__() else [child])
-    return found
+        classes.extend(leaves(child) if child.__subclasses__() else [child])
+    return classes
 
 
 __all__ = [

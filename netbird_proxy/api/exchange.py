@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TrailEntry:
-    """One thing that was decided, for `explain`: `authenticate private_service: deny not_in_group`."""
+    """A decision about an exchange, for `explain`: `authenticate private_service: deny not_in_group`."""
 
     stage: str
     plugin: str
@@ -27,7 +27,7 @@ class TrailEntry:
 
 @dataclass(slots=True)
 class Try:
-    """One attempt at an upstream. Times are `time.monotonic_ns`; zero means that point was not reached."""
+    """An attempt to reach an upstream. Times are `time.monotonic_ns`; 0 where the attempt did not get that far."""
 
     upstream: Upstream
     started_ns: int
@@ -40,31 +40,31 @@ class Try:
 
 
 class ExchangeView(Protocol):
-    """What a step sees of an exchange: everything, and nothing to write but notes."""
+    """An exchange as a step sees it: everything is readable, and only notes can be written."""
 
     @property
     def id(self) -> ExchangeId: ...
     @property
     def kind(self) -> Kind:
-        """`websocket` where the client asks for an upgrade, to that protocol or another; else `http`."""
+        """`websocket` where the client requests an upgrade to any protocol; else `http`."""
 
     @property
     def revalidating(self) -> bool:
-        """It is under way, and the proxy wants to know whether it may go on. Its caller did nothing to cause this."""
+        """True while the proxy checks whether an open exchange may continue. The client sent no new request."""
 
     @property
     def origin(self) -> Origin | None:
-        """None when the application is embedded in a server that is not ours: an untrusted host socket."""
+        """None where the application is embedded in another ASGI server: treat it as an untrusted host socket."""
 
     @property
     def method(self) -> str: ...
     @property
     def scheme(self) -> str:
-        """`http` or `https`, by the connection; forwarded headers never decide it."""
+        """`http` or `https`, from the connection; forwarded headers never decide it."""
 
     @property
     def host(self) -> str:
-        """Folded: lower case, no port, no trailing dot, IDNA."""
+        """The folded host: lower case, no port, no trailing dot, IDNA."""
 
     @property
     def authority(self) -> bytes:
@@ -72,26 +72,27 @@ class ExchangeView(Protocol):
 
     @property
     def raw_path(self) -> bytes:
-        """The bytes that were matched and will be forwarded; never decoded."""
+        """The path that was matched and is forwarded, byte for byte; never decoded."""
 
     @property
     def query(self) -> bytes:
-        """As it came, without a `session_token`, which only an endpoint of its own path sees."""
+        """The query as the client sent it, without `session_token`, which only the endpoint of its own path sees."""
 
     @property
     def http_version(self) -> str: ...
     @property
     def headers(self) -> Headers:
-        """The client's head as an upstream would get it: without reserved names, names that a plugin owns on this route
-        and cookies of the proxy's own and its plugins'. Steps of a plugin see the cookies that it declared as well."""
+        """The client's head as an upstream would get it: without reserved names, without names that a plugin owns on
+        this route, and without the cookies of the proxy and its plugins. A plugin's steps also see the cookies that
+        the plugin declared."""
 
     @property
     def client_address(self) -> str:
-        """Who is calling, for restrictions and logs: the socket's peer, or what a trusted proxy in front says."""
+        """The client's address, for restrictions and logs: the socket's peer, or as a trusted proxy reports it."""
 
     @property
     def forwarded(self) -> Forwarded | None:
-        """What a trusted proxy in front says; None where the connection's own peer is no such proxy."""
+        """The report of a trusted proxy in front of us; None where the connection's peer is not such a proxy."""
 
     @property
     def route(self) -> RouteSpec | None: ...
@@ -103,15 +104,15 @@ class ExchangeView(Protocol):
     def error(self) -> ExchangeError | None: ...
     @property
     def status(self) -> int:
-        """What the client was answered; 0 until the head is decided."""
+        """The status of the answer; 0 until its head is decided."""
 
     @property
     def bytes_received(self) -> int:
-        """Request body bytes read so far."""
+        """Bytes of the request body that were read so far."""
 
     @property
     def bytes_sent(self) -> int:
-        """Response body bytes handed to the client so far."""
+        """Bytes of the response body that were passed to the client's connection so far."""
 
     @property
     def started_ns(self) -> int:
@@ -123,7 +124,7 @@ class ExchangeView(Protocol):
 
     @property
     def ended_ns(self) -> int:
-        """`time.monotonic_ns` when the answer was complete or given up; 0 before."""
+        """`time.monotonic_ns` when the answer was complete or abandoned; 0 before."""
 
     @property
     def tries(self) -> list[Try]: ...
@@ -136,11 +137,11 @@ class ExchangeView(Protocol):
         """The buffered request body, only in a step that declared `body_bytes`."""
 
     def note(self, key: str, value: object) -> None:
-        """Leave a fact for later stages. KeyError for a key that no loaded plugin declared in `PluginInfo.notes`."""
+        """Store a fact for later stages. KeyError for a key that no loaded plugin declared in `PluginInfo.notes`."""
 
 
 OBSERVED = "core.observed"
-"""The core's own note: what guards that only observe would have refused, as `plugin:code`, apart by blanks."""
+"""Key of the core's note: refusals of guards that only observe, as `plugin:code`, separated by spaces."""
 
 
 __all__ = [

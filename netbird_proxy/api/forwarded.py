@@ -1,7 +1,7 @@
-"""What proxies in front of us say about a client, and whom of them to believe.
+"""Reports of proxies in front of this one about a client, and which of these proxies the operator trusts.
 
-Read over all lines of the field, from the right: each proxy appends whom it got the request from, so everything left of
-the first address that is not a trusted proxy's is that client's own word.
+All lines of the field are read from the right: each proxy appends the address that it received the request from. The
+first address that is not a trusted proxy's is the client; entries to the left of it are the client's unverified claims.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ _ELEMENT: Final = re.compile(rf"[ \t]*({_PAIR}(?:[ \t]*;[ \t]*{_PAIR})*)?[ \t]*(
 
 @dataclass(frozen=True, slots=True)
 class Forwarded:
-    """What stood in front of a connection from a trusted proxy. What is not said, or not in one plain form, is empty.
+    """A trusted proxy's report about the request that it passed on. A value that is missing or ambiguous is empty.
 
     Attributes:
-        client: the nearest address that is not a trusted proxy's; empty where `Forwarded` cannot be read.
-        chain: the addresses as they were said, left to right, the connection's own peer not among them.
-        host, proto, port, real_ip: what the client asked for, and who it is, as the proxy says.
+        client: the nearest address that is not a trusted proxy's; empty where `Forwarded` cannot be parsed.
+        chain: the addresses as they were sent, left to right, without the connection's own peer.
+        host, proto, port, real_ip: the host, scheme and port that the client requested, and the client's address, as
+            the proxy reports them.
     """
 
     client: str
@@ -45,10 +46,10 @@ class Forwarded:
 
 
 class TrustedProxies:
-    """Whose word counts.
+    """Networks of proxies whose reports about clients are trusted.
 
     Args:
-        field: where they say it. Only the one that they write is read: the other may be anybody's.
+        field: the field that these proxies write. The other field is not read: any client could have sent it.
     """
 
     def __init__(self, networks: Iterable[Network], *, field: Field = "x-forwarded-for") -> None:
@@ -56,11 +57,11 @@ class TrustedProxies:
         self._read = _forwarded if field == "forwarded" else _x_forwarded
 
     def __contains__(self, address: str) -> bool:
-        found = parsed(address)
-        return found is not None and self._trusts(found)
+        ip = parsed(address)
+        return ip is not None and self._trusts(ip)
 
     def read(self, peer: str, raw: Sequence[tuple[bytes, bytes]]) -> Forwarded | None:
-        """What a connection's peer says in a head; None where it is nobody to be believed.
+        """The report of a connection's peer in a head; None where the peer is not a trusted proxy.
 
         Args:
             raw: the head's fields, names in lower case.
@@ -68,17 +69,17 @@ class TrustedProxies:
         return self._read(self, peer, raw) if peer in self else None
 
     def nearest(self, peer: str, chain: Sequence[str]) -> tuple[str, int]:
-        """The first address from the right that is no trusted proxy's, and where in the chain it stands (-1: nowhere).
+        """The first address from the right that is not a trusted proxy's, and its index in the chain (-1: the peer).
 
-        An entry that is no address ends the search: whoever wrote it is trusted, and knows no more than that.
+        An entry that is not an address ends the search: a trusted proxy wrote it, and it hides everything before it.
         """
         client, at = peer, -1
         for index in range(len(chain) - 1, -1, -1):
-            found = parsed(chain[index])
-            if found is None:
+            ip = parsed(chain[index])
+            if ip is None:
                 break
-            client, at = str(found), index
-            if not self._trusts(found):
+            client, at = str(ip), index
+            if not self._trusts(ip):
                 break
         return client, at
 
@@ -87,23 +88,23 @@ class TrustedProxies:
 
 
 def parsed(text: str) -> Address | None:
-    """An address, which may have a port and brackets; a v4-mapped one as the IPv4 address that it is."""
+    """An address, with or without port and brackets; a v4-mapped one becomes IPv4. None for other text."""
     if match := _WITH_PORT.fullmatch(text):
         text = match[1] or match[2] or ""
     try:
-        found = ip_address(text)
+        ip = ip_address(text)
     except ValueError:
         return None
-    if isinstance(found, IPv6Address) and found.scope_id is not None:
+    if isinstance(ip, IPv6Address) and ip.scope_id is not None:
         return None
-    return unmapped(found)
+    return unmapped(ip)
 
 
 def _lines(raw: Sequence[tuple[bytes, bytes]], name: bytes) -> list[str]:
     return [value.decode("latin-1") for key, value in raw if key == name]
 
 
-def _one(raw: Sequence[tuple[bytes, bytes]], name: bytes, form: re.Pattern[str]) -> str:
+def _only_value(raw: Sequence[tuple[bytes, bytes]], name: bytes, form: re.Pattern[str]) -> str:
     lines = _lines(raw, name)
     return lines[0] if len(lines) == 1 and form.fullmatch(lines[0]) else ""
 
@@ -120,18 +121,18 @@ def _x_forwarded(trusted: TrustedProxies, peer: str, raw: Sequence[tuple[bytes, 
     return Forwarded(
         client=trusted.nearest(peer, chain)[0],
         chain=chain,
-        host=_one(raw, b"x-forwarded-host", _HOST),
-        proto=_one(raw, b"x-forwarded-proto", _PROTO),
-        port=_one(raw, b"x-forwarded-port", _PORT),
+        host=_only_value(raw, b"x-forwarded-host", _HOST),
+        proto=_only_value(raw, b"x-forwarded-proto", _PROTO),
+        port=_only_value(raw, b"x-forwarded-port", _PORT),
         real_ip=str(address) if len(real) == 1 and (address := parsed(real[0])) is not None else "",
     )
 
 
 def _forwarded(trusted: TrustedProxies, peer: str, raw: Sequence[tuple[bytes, bytes]]) -> Forwarded:
-    """RFC 7239. Where one line cannot be read, none is: nobody could say which element is whose, so there is no client.
+    """Read RFC 7239's field. If one line cannot be parsed, all are dropped and the client is empty.
 
-    In particular it is not the trusted proxy: a quote that a client leaves open swallows what the proxy appends, and
-    would make the client as trusted as that.
+    The elements could not be attributed otherwise: a quote that a client leaves open swallows the element that the
+    trusted proxy appends, and the client would pass as the trusted proxy.
     """
     elements: list[dict[str, str]] = []
     for line in _lines(raw, b"forwarded"):
@@ -141,8 +142,8 @@ def _forwarded(trusted: TrustedProxies, peer: str, raw: Sequence[tuple[bytes, by
         elements += read
     chain = tuple(element.get("for", "unknown") for element in elements)
     client, at = trusted.nearest(peer, chain)
-    said = elements[at] if at >= 0 else {}
-    host, proto = said.get("host", ""), said.get("proto", "").lower()
+    element = elements[at] if at >= 0 else {}
+    host, proto = element.get("host", ""), element.get("proto", "").lower()
     return Forwarded(
         client=client,
         chain=chain,
@@ -152,10 +153,10 @@ def _forwarded(trusted: TrustedProxies, peer: str, raw: Sequence[tuple[bytes, by
 
 
 def _elements(line: str) -> list[dict[str, str]] | None:
-    found: list[dict[str, str]] = []
+    elements: list[dict[str, str]] = []
     at = 0
     if line.count(",") > _MOST_ELEMENTS:
-        return None  # a head full of commas would cost a tenth of a second
+        return None  # a head full of commas would take a tenth of a second
     while at < len(line):
         match = _ELEMENT.match(line, at)
         if match is None or match.end() == at:
@@ -167,9 +168,9 @@ def _elements(line: str) -> list[dict[str, str]] | None:
                 if name.lower() in element:
                     return None
                 element[name.lower()] = value.strip('"')
-            found.append(element)
+            elements.append(element)
         at = match.end()
-    return found
+    return elements
 
 
 __all__ = [

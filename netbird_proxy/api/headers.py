@@ -1,4 +1,4 @@
-"""Header fields as a proxy must treat them: in order, with duplicates, and with every spelling of a reserved name."""
+"""Header fields in order, with duplicates, and the folding of names under which all spellings of a name are equal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from netbird_host.tables import BoundedTable
 RawHeader = tuple[bytes, bytes]
 
 RESERVED_PREFIX = b"x-netbird-"
-"""Everything that folds to this is the core's, plugin or no plugin."""
+"""Names that fold to this prefix belong to the core, with or without plugins."""
 
 _FOLD = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ_.", b"abcdefghijklmnopqrstuvwxyz--")
 _REMEMBERED = 4096
@@ -20,7 +20,7 @@ V = TypeVar("V")
 
 
 class NameCache(BoundedTable[bytes, V]):
-    """What follows from a field's name, worked out once for each name. `table[name]` is one look-up."""
+    """Cache of a value that depends only on a field's name. `cache[name]` computes it at most once for each name."""
 
     __slots__ = ("_work_out",)
 
@@ -33,27 +33,27 @@ class NameCache(BoundedTable[bytes, V]):
 
 
 FOLDED: NameCache[bytes] = NameCache(lambda name: name.translate(_FOLD))
-"""Name → folded name, see `fold`; for loops that cannot afford the call."""
+"""Name → folded name, see `fold`; for hot loops that cannot afford a function call."""
 
 
 def fold(name: bytes) -> bytes:
-    """The name under which aliases meet: lower case, with `_` and `.` read as `-`.
+    """The spelling that all aliases of a name share: lower case, with `_` and `.` replaced by `-`.
 
     CGI-style upstreams read `X_NetBird_User` and `X-NetBird-User` as one variable, and some map dots the same way, so
-    whoever guards the one must guard the others.
+    a rule for one spelling must cover the others.
     """
     return FOLDED[name]
 
 
 def is_reserved(name: bytes) -> bool:
-    """Whether a name, under any alias, belongs to the core for ever."""
+    """True for a name that belongs to the core, under any alias."""
     return fold(name).startswith(RESERVED_PREFIX)
 
 
 class Headers:
     """Header fields in the order they came, duplicates kept. Names are lower case; values are raw bytes.
 
-    Read-only: a step sees a request's head, it does not edit it. `raw` is shared, not copied.
+    Read-only: a step reads a request's head and cannot change it. `raw` is shared, not copied.
     """
 
     __slots__ = ("raw",)
@@ -74,7 +74,7 @@ class Headers:
         return [value for key, value in self.raw if key == name] or _must_be_bytes(name)
 
     def tokens(self, name: bytes) -> list[bytes]:
-        """The comma-separated list members of all lines of a name, trimmed, lower case, empty ones dropped."""
+        """The comma-separated list members of all lines of a name: trimmed, in lower case, without empty members."""
         return [
             token for value in self.get_all(name) for part in value.split(b",") if (token := part.strip(b" \t").lower())
         ]
@@ -94,14 +94,14 @@ class Headers:
 
 
 def _must_be_bytes(name: object) -> list[bytes]:
-    """No values, for a name that is bytes. A text is never there, so whoever asks for one would not notice."""
+    """An empty list. TypeError for a name that is a `str`: it matches no field, and the mistake would go unnoticed."""
     if not isinstance(name, bytes):
         raise TypeError(f"the header name {name!r} is {type(name).__name__}: write it in bytes")
     return []
 
 
 def without(raw: Iterable[RawHeader], folded_names: frozenset[bytes]) -> list[RawHeader]:
-    """The fields whose folded name is not among the given ones and not reserved, in order."""
+    """The fields whose folded name is neither in `folded_names` nor reserved, in order."""
     return [
         (name, value)
         for name, value in raw

@@ -1,7 +1,7 @@
 """Every hook of the proxy host. All are plain `def`, called with keyword arguments; none is called per request.
 
-`first` means: the first implementation that returns something is taken. Order everywhere: `tryfirst`, plain,
-`trylast`; inside a rank the operator's `plugins` list.
+`first` means that the first result that is not None is taken. The order is `tryfirst`, plain, `trylast` everywhere, and
+inside a rank that of the operator's `plugins` list.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def describe() -> PluginInfo:  # type: ignore[empty-body]
-    """Say what the plugin is.
+    """Describe the plugin.
 
     Called: once, at load, before any other hook.
     Returns: version, capabilities, claims, notes and settings models.
-    Order: none; every plugin must have exactly one.
+    Order: none; every plugin must implement it exactly once.
     Failure: the process does not start; the message names the plugin.
     Used by: all.
     """
@@ -41,15 +41,15 @@ def describe() -> PluginInfo:  # type: ignore[empty-body]
 
 @hookspec
 def lifespan(proxy: Proxy) -> AbstractAsyncContextManager[None] | None:
-    """Do something for as long as the proxy runs.
+    """Run background work, and hold resources, while the proxy runs.
 
     Called: at start, before listeners open.
-    Returns: an async context manager; background work belongs into a TaskGroup inside it.
+    Returns: an async context manager; background work belongs in a TaskGroup inside it.
     Order: entered in plugin order, left in reverse, after the last exchange has ended.
-    Failure: on entering, the process does not start; of background work, logged with its traceback, then the proxy
-        drains and stops; on leaving, logged; and the exit code is not 0.
+    Failure: on entering, the process does not start. In background work, the error is logged with its traceback, and
+        the proxy drains and stops. On leaving, the error is logged. The exit code is not 0 in each case.
     Used by: private_service (its cache and rate limits), telemetry (its exporter), access_log (its queue),
-        access_restrictions (its database), forwarding (whom to believe).
+        access_restrictions (its database), forwarding (its trusted proxies).
     """
 
 
@@ -58,22 +58,22 @@ def open_tunnel(account: AccountHandle, proxy: Proxy) -> AbstractAsyncContextMan
     """Open an account's tunnel.
 
     Called: when the first mapping that needs it is applied; again, with back-off, after a failure.
-    Returns: an async context manager of a tunnel that is up: it may listen and dial. Left when no mapping needs it.
+    Returns: an async context manager of a tunnel that is up, ready to listen and dial. Left when no mapping needs it.
     Order: first.
-    Failure: reported as the services' error and retried; dials wait, then fail with `tunnel_not_ready`.
+    Failure: reported to management as the services' error, and retried; dials wait, then fail with `tunnel_not_ready`.
     Used by: tunnel_netstack.
     """
 
 
 @hookspec(firstresult=True)
 def dialer(route: RouteSpec, upstream: Upstream, proxy: Proxy) -> Dialer | None:
-    """Say how an upstream is reached.
+    """Choose the dialer that reaches an upstream.
 
     Called: at apply, once for each upstream of a route.
-    Returns: a dialer. None from all refuses the route. Equal dialers share a pool, so make them compare equal where
-        they dial alike (a frozen dataclass). Each stream's peer is judged by the operator's rules before anything is
-        sent, unless the stream goes through the account's own tunnel.
-    Order: first. Raising RouteRefused refuses the route with that message, whoever comes later.
+    Returns: a dialer. If all plugins return None, the route is refused. Equal dialers share a pool, so dialers that
+        dial alike should compare equal (a frozen dataclass). The core judges each stream's peer by the operator's
+        rules before anything is sent, unless the stream goes through the account's own tunnel.
+    Order: first. RouteRefused refuses the route with its message; later plugins are not called.
     Failure: refuses the route.
     Used by: direct_upstream (flagged targets), tunnel_netstack (`trylast`: everything else).
     """
@@ -81,10 +81,10 @@ def dialer(route: RouteSpec, upstream: Upstream, proxy: Proxy) -> Dialer | None:
 
 @hookspec
 def restrict(route: RouteSpec, proxy: Proxy) -> Guard | None:
-    """Judge where an exchange comes from, before anybody asks who sent it.
+    """Judge the source address of an exchange, before the caller is identified.
 
     Called: at apply.
-    Returns: a guard, asked for each exchange, and again while it is open; the first that does not say ALLOW ends it.
+    Returns: a guard, which runs for each exchange, and again while it is open; the first verdict but ALLOW ends it.
     Order: plugin order.
     Failure: at apply, refuses the route; per exchange, 503 `step_failed`.
     Used by: private_service (a route that only its account's tunnel may reach), access_restrictions.
@@ -93,11 +93,11 @@ def restrict(route: RouteSpec, proxy: Proxy) -> Guard | None:
 
 @hookspec
 def endpoint(host: ServiceMapping, proxy: Proxy) -> Endpoint | None:
-    """Answer under `/__netbird__/<plugin>/` of a host: a login's return, assets, keys.
+    """Serve `/__netbird__/<plugin>/` of a host: a login's return, assets, keys.
 
     Called: at apply, once for each mapping of kind HTTP.
-    Returns: an ASGI application; asked before paths are matched, after the host's `restrict` steps, and by nobody else.
-    Order: none; each has its own prefix. Nothing under `/__netbird__/` ever goes upstream.
+    Returns: an ASGI application, which runs after the host's `restrict` steps, before paths are matched.
+    Order: none; each plugin has its own prefix. Nothing under `/__netbird__/` ever goes upstream.
     Failure: at apply, refuses the mapping; per exchange, 503 `step_failed`.
     Used by: session (login, its return, logout).
     """
@@ -105,11 +105,11 @@ def endpoint(host: ServiceMapping, proxy: Proxy) -> Endpoint | None:
 
 @hookspec
 def authenticate(route: RouteSpec, proxy: Proxy) -> Authenticator | list[Authenticator] | None:
-    """Find out who is calling.
+    """Identify the caller.
 
     Called: at apply.
-    Returns: authenticators, each with a phase. The first Identity, Deny or Challenge ends the stage; offers of phase
-        `prompt` are gathered into one page.
+    Returns: authenticators, each with a phase. The first Identity, Deny or Challenge ends the stage; the offers of
+        phase `prompt` are collected on one page.
     Order: by phase (`exclusive`, `credential`, `ambient`, `prompt`), inside a phase plugin order.
     Failure: at apply, refuses the route; per exchange, 503 `step_failed`.
     Used by: private_service, session.
@@ -118,12 +118,12 @@ def authenticate(route: RouteSpec, proxy: Proxy) -> Authenticator | list[Authent
 
 @hookspec
 def authorize(route: RouteSpec, proxy: Proxy) -> Guard | None:
-    """Judge whether the one who is calling may.
+    """Judge whether the caller may access the route.
 
     Called: at apply.
-    Returns: a guard, asked for each exchange, and again while it is open; every one must say ALLOW. It may answer with
-        a `Challenge` instead of a no: what it offers is put to the caller as a login is, so that one may ask for a
-        second factor.
+    Returns: a guard, which runs for each exchange, and again while it is open; every guard must return ALLOW. A guard
+        may return a `Challenge` instead of a refusal, for example to ask for a second factor: its offers are presented
+        to the caller like logins.
     Order: plugin order.
     Failure: at apply, refuses the route; per exchange, 503 `step_failed`.
     Used by: private_service, session, identity_headers.
@@ -135,7 +135,7 @@ def transform_request(route: RouteSpec, proxy: Proxy) -> RequestTransform | None
     """Change the head that goes to the upstream.
 
     Called: at apply.
-    Returns: a transform with the names it owns on this route. Two owners of one name refuse the route.
+    Returns: a transform with the names that it owns on this route. If two plugins own a name, the route is refused.
     Order: plugin order, after the core has removed hop-by-hop, reserved and owned names.
     Failure: at apply, refuses the route; per exchange, 503 `step_failed`, nothing dialed.
     Used by: identity_headers (`trylast`), telemetry (trace context), forwarding, session (keeps credentials).
@@ -144,10 +144,10 @@ def transform_request(route: RouteSpec, proxy: Proxy) -> RequestTransform | None
 
 @hookspec(firstresult=True)
 def pages(proxy: Proxy) -> Pages | None:
-    """Make the pages that browsers get as answers of the proxy's own: logins, refusals, errors.
+    """Make the pages for browsers in answers of the proxy itself: logins, refusals, errors.
 
-    Called: once, at load, after options are known.
-    Returns: what makes a page. Without any, browsers get the plain text that programs get.
+    Called: once, at load, after the options were read.
+    Returns: a function that makes a page. Without one, browsers get the same plain text as programs.
     Order: first.
     Failure: at load, the process does not start; per exchange, logged and counted, and the answer is plain text.
     Used by: session.
@@ -156,9 +156,9 @@ def pages(proxy: Proxy) -> Pages | None:
 
 @hookspec
 def observe(route: RouteSpec | None, proxy: Proxy) -> Observer | None:
-    """See every exchange when it is over, whatever became of it.
+    """Observe every exchange once it is over, whatever its outcome.
 
-    Called: at apply, and once with None for exchanges that found no route.
+    Called: at apply, and once with None for exchanges without a route.
     Returns: an observer, called once for each exchange, last.
     Order: plugin order.
     Failure: logged and counted; the exchange is over already.
@@ -173,7 +173,7 @@ def commands() -> typer.Typer | None:
     Called: by the command line only; no settings file is needed.
     Returns: a Typer app.
     Order: none.
-    Failure: the command says which plugin failed and exits 2; other commands go on without it.
+    Failure: the command names the plugin that failed and exits with 2; other commands work without it.
     Used by: peer.
     """
 

@@ -18,31 +18,31 @@ O = TypeVar("O", bound=BaseModel)  # noqa: E741
 
 
 class ManagementChannel(Protocol):
-    """The one connection to management. Every call has a deadline and carries token and proxy id."""
+    """The single connection to management. Every call has a deadline and carries the token and the proxy's id."""
 
     @property
     def channel(self) -> grpc.aio.Channel:
-        """For services of their own; calls on it must set `timeout` and pass `metadata()`."""
+        """The gRPC channel, for a plugin's own services; calls on it must set `timeout` and pass `metadata()`."""
 
     def metadata(self) -> tuple[tuple[str, str], ...]: ...
 
     @property
     def exists(self) -> bool:
-        """Whether this proxy has a management at all. Where it has none, every call fails."""
+        """True if this proxy is configured with a management. Without one, every call fails."""
 
     @property
     def extensions(self) -> frozenset[str]:
-        """What management said it understands beyond NetBird's own wire; empty before the first message."""
+        """Extensions of NetBird's wire that management reported to support; empty before its first message."""
 
     @property
     def connected(self) -> bool:
-        """Whether the mapping stream has had a message on its present connection."""
+        """True once the mapping stream has received a message on its present connection."""
 
     async def call(self, method: str, request: Any, *, timeout: float | None = None) -> Any:
-        """One unary `ProxyService` call by its name, such as `ValidateTunnelPeer`.
+        """Make a unary `ProxyService` call, by the method's name, such as `ValidateTunnelPeer`.
 
         Args:
-            timeout: seconds; None takes the proxy's setting (2 s).
+            timeout: seconds; None for the setting `limits.rpc_timeout` (2 s by default).
 
         Raises:
             ManagementUnavailable, ManagementTimeout, ManagementRefused.
@@ -50,36 +50,39 @@ class ManagementChannel(Protocol):
 
 
 class AccountHandle(Protocol):
-    """One tenant, as its tunnel plugin sees it."""
+    """An account, as its tunnel plugin sees it."""
 
     @property
     def id(self) -> AccountId: ...
 
     @property
     def generation(self) -> int:
-        """Raised whenever cached answers about this account must be dropped."""
+        """A number that grows whenever cached answers about this account must be dropped."""
 
     @property
     def management(self) -> ManagementChannel: ...
 
     @property
     def directory(self) -> Path:
-        """A private directory (0700) that outlives the process, for keys and endpoints."""
+        """A private directory (0700) that survives restarts, for keys and endpoints."""
 
     @property
     def connections(self) -> int:
-        """How many connections the proxy takes inside this account's tunnel at once: `limits.connections`."""
+        """Maximum number of open connections inside this account's tunnel: `limits.connections`."""
 
     async def register(self, public_key: PublicKey, *, endpoint: str = "") -> None:
-        """Make management know our node's key (`CreateProxyPeer`), spending one unspent one-time token.
+        """Register the node's key with management (`CreateProxyPeer`). Uses up a one-time token, and waits for one.
 
-        `endpoint` is `host:port` where stock WireGuard clients reach us, or empty. Waits for a token if all are
-        spent. Raises ManagementError.
+        Args:
+            endpoint: `host:port` at which stock WireGuard clients reach this proxy, or empty.
+
+        Raises:
+            ManagementError.
         """
 
 
 class OpenExchanges(Protocol):
-    """The exchanges and connections that are under way."""
+    """The open exchanges and connections."""
 
     def revalidate(
         self,
@@ -89,22 +92,24 @@ class OpenExchanges(Protocol):
         peer: PublicKey | None = None,
         service: ServiceId | None = None,
     ) -> int:
-        """Ask the steps again about the open ones that match all that is given, and cut those that are refused.
+        """Run the steps again for the open exchanges that match all arguments, and cut the exchanges that they refuse.
 
-        Asked are guards in `restrict` and `authorize`, but for those with `again=False`, and authenticators; each sees
-        `exchange.revalidating`. An exchange of somebody who is not known yet matches any user and peer. One that could
-        not be asked about within `limits.step_deadline` is cut as well.
+        Authenticators run, and guards of `restrict` and `authorize` unless they have `again=False`; they see
+        `exchange.revalidating`. An exchange that has no identity yet matches any user and peer. An exchange whose steps
+        have not returned within `limits.step_deadline` is cut as well.
 
-        Returns how many will be asked.
+        Returns:
+            The number of exchanges that match.
         """
 
 
 class Revocations(Protocol):
-    """Sessions that are over before they expire, as management tells of them."""
+    """Sessions that management ended before they expire."""
 
     def revoked(self, account: AccountId, *, subject: str, token_hash: bytes, issued_at: float) -> bool:
-        """Whether a session token that is otherwise good must be refused. No I/O: ask it for each exchange, also where
-        the token was verified before.
+        """True if a session token that is otherwise valid must be refused.
+
+        Does no I/O: call it for each exchange, also if the token was verified before.
 
         Args:
             subject: the token's `sub`.
@@ -114,7 +119,7 @@ class Revocations(Protocol):
 
 
 class Proxy(Protocol):
-    """What the host offers its plugins."""
+    """The host's services to its plugins."""
 
     @property
     def id(self) -> str: ...
@@ -124,11 +129,11 @@ class Proxy(Protocol):
 
     @property
     def domain(self) -> str:
-        """The cluster's address, as told to management."""
+        """The cluster's address, as reported to management."""
 
     @property
     def private(self) -> bool:
-        """Whether this proxy listens inside its accounts' tunnels."""
+        """True if this proxy listens inside its accounts' tunnels."""
 
     @property
     def state_directory(self) -> Path: ...
@@ -143,52 +148,55 @@ class Proxy(Protocol):
     def revocations(self) -> Revocations: ...
 
     def options(self, model: type[O]) -> O:
-        """The operator's section for the plugin whose `PluginInfo.options` this model is."""
+        """The operator's settings for the plugin that declared this model in `PluginInfo.options`."""
 
     def tunnel(self, account: AccountId) -> Tunnel | None:
-        """The account's tunnel while it is up."""
+        """The account's tunnel, or None while it is down."""
 
     def account_dialer(self, account: AccountId) -> Dialer:
-        """Dials through the account's tunnel, waiting inside the dial's deadline until it is up."""
+        """A dialer through the account's tunnel. A dial waits within its deadline until the tunnel is up."""
 
     def host_dialer(self) -> Dialer:
-        """Dials from this machine's own network.
+        """A dialer from this machine's own network.
 
-        It judges no address, but as a route's dialer it gets no further than `direct_dialer`: the core judges the peer
-        of each stream that a route's dialer opens, before anything is sent, and closes what the operator's rules
-        refuse.
+        It does not judge addresses. As a route's dialer it reaches no more than `direct_dialer` does: the core judges
+        the peer of each stream that a route's dialer opens, before anything is sent, and closes the stream if the
+        operator's rules refuse the address.
         """
 
     def direct_dialer(self, account: AccountId) -> Dialer:
-        """Dials from this machine's own network what the operator's rules open to an account.
+        """A dialer from this machine's own network, limited to addresses that the operator's rules open to the account.
 
-        A name is judged by the addresses that it resolves to, and the address that was judged is the one dialed. Where
-        all are refused the dial raises AddressRefused.
+        A name is judged by the addresses that it resolves to, and exactly the judged address is dialed. If all
+        addresses are refused, the dial raises AddressRefused.
         """
 
     def address_refusal(self, account: AccountId, address: Address) -> str:
-        """The reason why `direct_dialer` refuses a literal, for the plugin to refuse the route with; "" if it does not,
-        or if the host is a name."""
+        """The reason why `direct_dialer` refuses an address, as the message of the plugin's RouteRefused; "" if it does
+        not refuse it, or if the host is a DNS name."""
 
     def generation(self, account: AccountId) -> int:
-        """See AccountHandle.generation; 0 for an account never heard of."""
+        """See `AccountHandle.generation`; 0 for an unknown account."""
 
     def listening_addresses(self) -> Sequence[Address]:
-        """Every address this process itself accepts on, tunnel listeners and admin sockets included."""
+        """Every address that this process accepts connections on, including tunnel listeners and admin sockets."""
 
     @property
     def client_addresses_trusted(self) -> bool:
-        """Whether `client_address` can be believed: our own listeners took it, or whoever embeds us says how."""
+        """True if `client_address` is reliable: from our own listeners, or by a function of the embedding program."""
 
     def trust(self, proxies: TrustedProxies | None) -> None:
-        """Believe these about a client's address, on host listeners; None: nobody. A tunnel's peers are never asked."""
+        """Trust these proxies' reports of client addresses, on host listeners only; None trusts no proxy."""
 
     def on_reload(self, name: str, step: Callable[[ReloadReport], None]) -> None:
-        """Run `step` whenever the operator asks for a reload (SIGHUP, `netbird-proxy reload`): read files again, and
-        report what came of it. Whatever it raises is reported under `name` as kept."""
+        """Run `step` at each reload that the operator requests (SIGHUP, `netbird-proxy reload`).
+
+        The step reads its files again and records the outcome in the report. If it raises, the report lists the error
+        under `name`, as state that was kept.
+        """
 
     def count(self, name: str, amount: int = 1) -> None:
-        """Add to one of the process's counters; names are `snake_case` and bounded in number."""
+        """Add to a counter of the process. Names are `snake_case`; a plugin uses a bounded number of them."""
 
 
 __all__ = [

@@ -1,5 +1,5 @@
 """Parts of the host kit that plugins use: descriptions, back-off, single flight, throttles, fair shares by client,
-and lines written beside the loop."""
+and a writer of lines that does not block the event loop."""
 
 from netbird_host.backoff import Backoff
 from netbird_host.http_fields import TOKEN_PATTERN, retry_after

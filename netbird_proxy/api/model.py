@@ -1,6 +1,6 @@
-"""The proxy's values: where a request came from, who sent it, and what an operator wants done with it.
+"""The proxy's values: origins, identities, decisions, upstreams, routes and mappings.
 
-All frozen. Nothing here does I/O and nothing here knows a plugin.
+All are frozen. This module does no I/O and knows no plugin.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ AccountId = NewType("AccountId", str)
 ServiceId = NewType("ServiceId", str)
 UserId = NewType("UserId", str)
 ExchangeId = NewType("ExchangeId", str)
-"""128 random bits in lower-case hex: 32 characters, never taken from a client."""
+"""128 random bits in lower-case hex: 32 characters, always generated here, never taken from a client."""
 PublicKey = NewType("PublicKey", str)
 """A WireGuard public key as canonical standard base64, 44 characters."""
 
@@ -27,7 +27,7 @@ S = TypeVar("S")
 
 
 class Address(NamedTuple):
-    """Where to dial: an IP literal without brackets or a name, and a port in 1..65535."""
+    """An address to dial: an IP literal without brackets or a DNS name, and a port in 1..65535."""
 
     host: str
     port: int
@@ -38,16 +38,16 @@ class Address(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Origin:
-    """Where a connection was accepted. Made by a registered listener for one connection; compared by identity only.
+    """The place where a connection was accepted. Made by a listener for one connection; compared by identity.
 
     Attributes:
         listener: the listener's name, for logs: `http 127.0.0.1:8080` or `tunnel acct-1`.
-        account: the tenant whose tunnel it came in on; None on a host socket.
-        peer: the socket's own peer, v4-mapped addresses unmapped. Forwarded headers never touch it.
-        local: the address it was accepted on.
-        behind_tls_proxy: the operator declared that TLS ends in front of this listener.
-        peer_key: the overlay peer that the tunnel authenticated the connection with; it stays when the address becomes
-            another peer's. None on a host socket, and where the address was no peer's at the time.
+        account: the account whose tunnel the connection came in on; None on a host socket.
+        peer: the socket's own peer, v4-mapped addresses unmapped. Forwarded headers never change it.
+        local: the address that accepted it.
+        behind_tls_proxy: the operator declared that a proxy in front of this listener ends TLS.
+        peer_key: the overlay peer that the connection belongs to, as the tunnel authenticated it. It does not change if
+            the address is later assigned to another peer. None on a host socket, and for an unknown address.
     """
 
     listener: str
@@ -66,7 +66,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """An overlay node as the tunnel's roster knows it: its key, and the addresses that only it may send from."""
+    """An overlay node in the tunnel's roster: its key, and the addresses that only this peer may send from."""
 
     public_key: PublicKey
     addresses: tuple[str, ...]
@@ -80,18 +80,18 @@ class Group:
 
     @property
     def label(self) -> str:
-        """What people call it; the id where it has no name."""
+        """The group's name, or its id if it has none."""
         return self.name or self.id
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who is calling, as one authenticator found out.
+    """The caller, as an authenticator identified it.
 
     Attributes:
-        method: `tunnel`, `password`, `oidc`, … ; what the access log and the trail show.
+        method: `tunnel`, `password`, `oidc`, … ; shown in the access log and the trail.
         attributes: further facts by name; a tunnel identity always has `peer`.
-        by: the plugin that vouches for it; stamped by the pipeline, never by the plugin itself.
+        by: the plugin that identified the caller; set by the pipeline, never by the plugin itself.
     """
 
     user_id: UserId
@@ -106,7 +106,7 @@ class Identity:
 
 
 class Allow(enum.Enum):
-    """The one value that opens a guard: an enum with one member, so that `is not ALLOW` narrows."""
+    """The only verdict that lets an exchange pass a guard. An enum with one member, so that `is not ALLOW` narrows."""
 
     ALLOW = "allow"
 
@@ -122,14 +122,14 @@ OWN_PATHS: Final = "/__netbird__/"
 
 @dataclass(frozen=True, slots=True)
 class Deny:
-    """A guard's no.
+    """A guard's or authenticator's refusal.
 
     Attributes:
         status: HTTP status, 400..599.
         code: stable, lower-case, for clients and logs: `not_in_group`.
         reason: one sentence for the operator; clients never see it.
         headers: added to the answer, such as `Retry-After`.
-        facts: for `explain`: what was compared with what. Never shown to a client.
+        facts: the compared values, for `explain`. Never shown to a client.
     """
 
     status: int
@@ -141,11 +141,11 @@ class Deny:
 
 @dataclass(frozen=True, slots=True)
 class OfferField:
-    """One field of a login form.
+    """A field of a login form.
 
     Attributes:
         autocomplete: HTML's token for what the field holds, such as `current-password`.
-        numeric: digits only, so that a phone shows its number keys.
+        numeric: accepts digits only, so that a phone shows its number keys.
     """
 
     name: str
@@ -156,17 +156,17 @@ class OfferField:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """One way to log in. The ways of all plugins stand on one page.
+    """A way to log in. A single page shows the offers of all plugins.
 
     Attributes:
         method: `password`, `oidc`, …: stable, for programs.
-        label: what its button or link says.
-        action: an own path, `/__netbird__/<plugin>/…`: a form is posted there, and a link leads there. "" for what only
-            programs can do, such as a credential in a header: no page shows it.
-        fields: what the form asks for, secretly; without any it is a link.
-        hidden: what the form carries besides.
-        automatic: where it is the only one, a browser that is on its way to a page is sent there without being asked.
-        challenges: values of `WWW-Authenticate`, for programs: a browser would ask in a window of its own.
+        label: text of its button or link.
+        action: a path of the plugin's own, `/__netbird__/<plugin>/…`, that a form is posted to or a link leads to. ""
+            for an offer to programs only, such as a credential in a header, which no page shows.
+        fields: secrets that the form asks for; without any, the offer is a link.
+        hidden: hidden fields of the form.
+        automatic: if it is the only offer, redirect a browser that navigates to a page there at once.
+        challenges: values of `WWW-Authenticate`, for programs only: a browser would open its own dialog.
     """
 
     method: str
@@ -183,8 +183,8 @@ class Challenge:
     """An answer that asks the client for something: a redirect, a 401, a page. It ends the exchange.
 
     Attributes:
-        offers: ways to log in, for the page that is made where `body` is empty. With a 401 they are put to the client
-            as those of the `prompt` phase are, also where a guard asks for a second factor.
+        offers: ways to log in, for the page that the proxy makes if `body` is empty. On a 401 they are presented like
+            those of the `prompt` phase, also if a guard asks for a second factor.
     """
 
     status: int
@@ -201,13 +201,13 @@ Verdict = Allow | Deny | Challenge
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """One place that a route forwards to.
+    """A server that a route forwards to.
 
     Attributes:
-        path: the target's own raw path, `/` or longer; what replaces a stripped prefix.
-        dial_timeout: seconds for reaching it, TLS included; None takes the proxy's default.
-        ca: certificates in PEM that alone vouch for it; empty: the system's roots do.
-        server_name: what TLS asks for and verifies; empty: the host that is dialed.
+        path: the target's own raw path, `/` or longer; it replaces a stripped prefix.
+        dial_timeout: seconds to connect, TLS included; None for the proxy's default.
+        ca: certificate authorities in PEM to trust instead of the system's; empty for the system's.
+        server_name: name that TLS sends and verifies; empty for the host that is dialed.
         values: plugins' target settings by model.
     """
 
@@ -223,7 +223,7 @@ class Upstream:
     values: Mapping[type, Any] = field(default_factory=dict)
 
     def settings(self, model: type[S]) -> S:
-        """What this target's mapping says to a plugin. KeyError for a model that no loaded plugin declared."""
+        """A plugin's settings for this target. KeyError for a model that no loaded plugin declared."""
         return cast(S, self.values[model])
 
     def __str__(self) -> str:
@@ -232,18 +232,19 @@ class Upstream:
 
 @dataclass(frozen=True, slots=True)
 class RouteSpec:
-    """One host and path prefix of a mapping, with where it leads and what plugins are to do about it.
+    """A host and path prefix of a mapping, with its upstreams and the settings of plugins.
 
     Attributes:
-        host: folded (lower case, no trailing dot, IDNA, no port): the table's key.
-        domain: as management sent it: what RPCs about this service must say.
+        host: the folded host (lower case, no trailing dot, IDNA, no port), the key of the routing table.
+        domain: the host as management sent it, which calls about this service must repeat.
         prefix: raw path prefix on segment borders, starting with `/`, without a trailing slash except the root's.
-        strip_prefix: replace the literal prefix by the upstream's path, else send the path as it came.
-        pass_ambiguous: a path that can be read in two ways goes on as it came; else it is answered 400.
-        preflight_origins: their preflights need no login.
-        same_origin: unsafe requests from other sites are refused where a cookie or the tunnel says who calls.
-        ask_for_both: whom the tunnel names is asked to log in as well; without it the tunnel is enough.
-        guarding: claimed guarding fields that are set, by plugin id; each plugin must bind an enforcing step.
+        strip_prefix: replace the literal prefix by the upstream's path; else the path is sent unchanged.
+        pass_ambiguous: forward a path that can be read in two ways unchanged; else it is answered 400.
+        preflight_origins: origins whose preflight requests need no login.
+        same_origin: refuse unsafe requests from other sites if a cookie or the tunnel identifies the caller.
+        ask_for_both: require a login even if the tunnel already identifies the caller.
+        guarding: guarding fields that are set, by the id of the plugin that claims them; it must bind an enforcing
+            step.
         values: plugins' mapping settings by model.
     """
 
@@ -265,19 +266,19 @@ class RouteSpec:
     values: Mapping[type, Any] = field(default_factory=dict)
 
     def settings(self, model: type[S]) -> S:
-        """What the mapping says to a plugin. KeyError for a model that no loaded plugin declared."""
+        """A plugin's settings for the mapping. KeyError for a model that no loaded plugin declared."""
         return cast(S, self.values[model])
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceMapping:
-    """One record from management or file, decoded and judged by the codec.
+    """A service as management or a file describes it, decoded and validated.
 
     Attributes:
-        source: who owns it: `management` or `file`; each source reconciles only its own.
-        digest: of everything that matters to serving (not the one-time token): equal digests need no re-apply.
-        refused: why it cannot be served, in one sentence; its host gets a closed route. Empty when it can.
-        tunneled: whether the account's tunnel is needed for it, as far as the codec can tell.
+        source: owner of the record, `management` or `file`; each source reconciles only its own.
+        digest: hash of everything that affects serving (not the one-time token); an equal digest needs no new apply.
+        refused: the reason why it cannot be served, in a sentence; its host gets a closed route. Empty if it can.
+        tunneled: it needs the account's tunnel, as far as the decoder can tell.
     """
 
     id: ServiceId

@@ -1,4 +1,4 @@
-"""The request head that goes to the upstream, while the transforms of plugins work on it."""
+"""The request head for the upstream, while plugins' transforms change it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from operator import itemgetter
 from netbird_host.http_fields import TOKEN
 from netbird_proxy.api.headers import FOLDED, NameCache, RawHeader, is_reserved
 
+# Name → spelling that is sent; empty for text that is not a field name.
 _SENT: NameCache[bytes] = NameCache(lambda name: name.lower() if TOKEN.fullmatch(name) else b"")
-"""Name → as it is sent; empty for what is no name."""
-
 _FOLD = FOLDED.__getitem__
 
 _NAME = itemgetter(0)
 
-_CR, _LF, _NUL = b"\r\n\0"  # numbers: bytes in bytes makes CPython raise and drop a TypeError first
+_CR, _LF, _NUL = b"\r\n\0"  # ints: for `bytes in bytes` CPython first raises and drops a TypeError
 
 OwnedNames = dict[tuple[str, tuple[bytes, ...]], frozenset[bytes]]
 """Cache: (owner, names) → the folded names, if all of them are this owner's to change."""
@@ -24,14 +23,14 @@ _OWNED_LIMIT = 256
 
 
 class NotTheOwner(Exception):
-    """A transform set a header that is the core's or another plugin's on this route."""
+    """A transform set a header that belongs to the core or to another plugin on this route."""
 
 
 class OutgoingHead:
-    """The request head that goes to the upstream, as one transform may change it.
+    """The request head for the upstream, as a single transform may change it.
 
     Names that another plugin owns, and `x-netbird-*` names that nobody owns, raise NotTheOwner. Names may be given in
-    any case and are sent in lower case. Method, target and owner are fixed: what was authorized is what is sent.
+    any case and are sent in lower case. Method, target and owner cannot be changed: the authorized target is sent.
     """
 
     __slots__ = ("_fields", "_method", "_owned", "_owner", "_owners", "_target")
@@ -49,7 +48,7 @@ class OutgoingHead:
         fields: changed in place, by the methods of this object alone.
         owners: folded name → plugin id.
         owner: id of the plugin whose transform gets this object.
-        owned: what was found under these owners before, for heads of one route to share.
+        owned: cache that the heads of one route share; see `OwnedNames`.
         """
         self._method = method
         self._target = target
@@ -69,7 +68,7 @@ class OutgoingHead:
 
     @property
     def headers(self) -> tuple[RawHeader, ...]:
-        """The fields as they stand now, in order. A copy."""
+        """A copy of the present fields, in order."""
         return tuple(self._fields)
 
     def get(self, name: bytes) -> bytes | None:
@@ -80,34 +79,34 @@ class OutgoingHead:
         return None
 
     def set(self, name: bytes, value: bytes) -> None:
-        """Put one line of this name where there may be none or several. ValueError for bytes a field cannot carry."""
+        """Replace all lines of this name by this one. ValueError for bytes that a field cannot carry."""
         self.replace((name,), ((name, value),))
 
     def add(self, name: bytes, value: bytes) -> None:
-        """Append a line. ValueError for bytes a field cannot carry."""
+        """Append a line. ValueError for bytes that a field cannot carry."""
         self._check(name)
         self._append(((name, value),))
 
     def delete(self, *names: bytes) -> None:
-        """Drop every line that folds to one of these names."""
+        """Remove every line whose name folds to one of these names."""
         self.replace(names, ())
 
     def replace(self, names: tuple[bytes, ...], lines: Sequence[RawHeader]) -> None:
-        """Put these lines, each of one of the names, where there may be others of any of them.
+        """Remove every line of these names, then append `lines`: `set` and `delete` for several names at once.
 
-        `set` and `delete` for several names in one go. ValueError for a line of another name, and as in `set`.
+        ValueError for a line whose name is not among `names`, and as in `set`.
         """
         folded = self._owned.get((self._owner, names)) or self._judge(names)
-        # All of the search is in C: every owner does this on every head, and nearly never finds anything.
+        # The search runs in C: every owner does this on every head, and nearly always without a match.
         if not folded.isdisjoint(map(_FOLD, map(_NAME, self._fields))):
             self._fields[:] = [pair for pair in self._fields if FOLDED[pair[0]] not in folded]
         for line in lines:
             if FOLDED[line[0]] not in folded:
-                raise ValueError(f"{line[0]!r} is none of the names that were to be replaced")
+                raise ValueError(f"{line[0]!r} is not among the names to replace")
         self._append(lines)
 
     def set_or_delete(self, name: bytes, value: bytes | None) -> None:
-        """The one thing an owner may do: say it, or make sure that nobody does."""
+        """Set the field, or delete it where `value` is None, so that the client's value never remains."""
         if value is None:
             self.delete(name)
         else:
@@ -123,7 +122,7 @@ class OutgoingHead:
             self._fields.append((sent, value))
 
     def _judge(self, names: tuple[bytes, ...]) -> frozenset[bytes]:
-        """The folded names, if they are all this owner's to change. A plugin mostly names the same ones each time."""
+        """The folded names, if this owner may change all of them. Cached: a plugin mostly passes the same names."""
         folded = frozenset([self._check(name) for name in names])
         if len(self._owned) >= _OWNED_LIMIT:
             self._owned.clear()
@@ -131,7 +130,7 @@ class OutgoingHead:
         return folded
 
     def _check(self, name: bytes) -> bytes:
-        """The folded name, if it is this owner's to change."""
+        """The folded name, if this owner may change it; else NotTheOwner."""
         if not isinstance(name, bytes):
             raise TypeError(f"the header name {name!r} is {type(name).__name__}: write it in bytes")
         folded = FOLDED[name]

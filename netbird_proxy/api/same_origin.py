@@ -1,4 +1,4 @@
-"""Requests that other sites make a browser send, with the caller's own cookie or address on them."""
+"""Defence against requests that another site makes a browser send with the caller's own cookie or address."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from netbird_proxy.api.exchange import ExchangeView
 from netbird_proxy.api.model import OWN_PATHS
 
 SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))
-"""RFC 9110 §9.2.1: they change nothing, so nothing is gained by forging one."""
+"""Methods that change nothing (RFC 9110 §9.2.1), so that forging such a request gains nothing."""
 LONGEST_PATH = 4096
-"""Characters of a path with its query that people are sent back to."""
+"""Maximum length in characters of a path with query that a browser is sent back to."""
 
 
 def is_browser(exchange: ExchangeView) -> bool:
-    """Whether a person may be looking on: then a page asks, and never a window of the browser's own."""
+    """True where a person may read the answer: then a page asks for a login, never the browser's own dialog."""
     headers = exchange.headers
     if headers.get(b"sec-fetch-mode") is not None or headers.get(b"sec-fetch-site") is not None:
         return True
@@ -20,19 +20,20 @@ def is_browser(exchange: ExchangeView) -> bool:
 
 
 def is_unsafe(exchange: ExchangeView) -> bool:
-    """Whether it may change something. An upgrade may: what follows it is beyond every method."""
+    """True for a request that may change something. An upgrade may: no method describes the bytes that follow it."""
     if exchange.method not in SAFE_METHODS:
         return True
-    for name, _ in exchange.headers.raw:  # noqa: SIM110 - asked on each exchange of a caller who is known
+    for name, _ in exchange.headers.raw:  # noqa: SIM110 - runs on each exchange of an identified caller
         if name == b"upgrade":
             return True
     return False
 
 
 def is_cross_site(exchange: ExchangeView) -> bool:
-    """Whether another site's page had this sent. What says nothing about it is no browser, and nobody was tricked.
+    """True where a page of another site made the browser send this request.
 
-    A sibling of this host counts as another site: it may be another tenant's.
+    A request without `Sec-Fetch-Site` and `Origin` does not come from a browser, so no user was tricked. A sibling of
+    this host counts as another site: it may belong to another tenant.
     """
     sites = exchange.headers.get_all(b"sec-fetch-site")
     if sites:
@@ -44,8 +45,8 @@ def is_cross_site(exchange: ExchangeView) -> bool:
 def own_path(text: str) -> str:
     """A path and query of this host that a browser cannot read as another site's; `/` for anything else.
 
-    The proxy's own paths (`/__netbird__/`) are `/` too. Browsers take `\\` for `/`, skip tabs and line breaks, and read
-    `//host` as a host.
+    The proxy's own paths (`/__netbird__/`) become `/`, too. Browsers read `\\` as `/`, skip tabs and line breaks, and
+    read `//host` as a host.
     """
     plain = text.startswith("/") and "\\" not in text and all("!" <= char <= "~" for char in text)
     if len(text) > LONGEST_PATH or not plain:

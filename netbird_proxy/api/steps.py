@@ -1,6 +1,6 @@
-"""Steps, which hooks return and which run on each exchange, and the settings they are built from.
+"""Steps, which hooks return and which run on each exchange, and the settings that they are built from.
 
-Hooks build, steps run. A step knows its settings from the moment it is built; a request never meets a wrong one.
+Hooks build, steps run. Settings are validated when a step is built, so a step never meets wrong ones at a request.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ HTTP_KINDS: frozenset[Kind] = frozenset(("http", "websocket"))
 
 
 class MappingSettings(Protocol):
-    """A model of what a mapping says to one plugin. Frozen; made once, when the mapping is applied."""
+    """A plugin's settings in a mapping. Frozen; made once, when the mapping is applied."""
 
     @classmethod
     def from_wire(cls, mapping: ProxyMapping) -> Self:
-        """Read it. Raises ValueError with a sentence for management where a value cannot be used."""
+        """Read the settings. ValueError, with a sentence for management, for a value that cannot be used."""
 
 
 class TargetSettings(Protocol):
-    """The same for one target (`path` entry) of a mapping."""
+    """A plugin's settings for one target (`path` entry) of a mapping."""
 
     @classmethod
     def from_wire(cls, mapping: ProxyMapping, path: PathMapping) -> Self: ...
@@ -34,19 +34,19 @@ class TargetSettings(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """May this exchange go on? Runs in `restrict` or `authorize`; whatever is not ALLOW ends the exchange.
+    """Decides whether an exchange may go on, in `restrict` or `authorize`; any verdict but ALLOW ends the exchange.
 
     Attributes:
-        check: awaited in the exchange's task; may be cancelled at any await and must let that through.
-        kinds: what it can judge; it is left out on routes of other kinds.
-        body_bytes: buffer up to so many bytes of the request body before it runs; 0 buffers nothing.
-        observe: record the verdict, enforce nothing. Refused behind a guarding claim.
-        depends_on: everything besides the exchange that the verdict depends on, comparable by `==`. Routes of one host
-            whose steps depend on equal values are guarded alike; without it only the same `check` is. Where routes
-            differ, a path that can be read in more than one way is refused (`ambiguous_path`).
-        again: whether the proxy asks it again about an exchange that is open, after a change and once in an interval
-            (`exchange.revalidating` is true then), and cuts the exchange unless it says ALLOW. A guard that counts
-            requests, or judges only how one begins, declares False.
+        check: awaited in the exchange's task; may be cancelled at any await, and must not swallow the cancellation.
+        kinds: kinds of exchange that it can judge; it does not run for others.
+        body_bytes: maximum number of bytes of the request body to buffer before it runs; 0 buffers nothing.
+        observe: record the verdict without enforcing it. A route is refused if the plugin claims to guard it.
+        depends_on: everything besides the exchange that the verdict depends on, comparable by `==`. Two routes of a
+            host are guarded alike if their steps depend on equal values, or have the same `check`. If routes of a host
+            are guarded differently, a path that can be read in more than one way is refused (`ambiguous_path`).
+        again: run it again for open exchanges, after a change and once in an interval (`exchange.revalidating` is then
+            true), and cut the exchange unless it returns ALLOW. False for a guard that counts requests, or that
+            judges only the beginning of a request.
     """
 
     check: Callable[[ExchangeView], Awaitable[Verdict]]
@@ -64,12 +64,12 @@ PHASES: tuple[Phase, ...] = ("exclusive", "credential", "ambient", "prompt")
 
 @dataclass(frozen=True, slots=True)
 class Authenticator:
-    """Who is calling? None passes the question on; anything else answers it, but for offers.
+    """Identifies the caller. The first Identity, Deny or Challenge ends the stage; None leaves it to the next one.
 
     Attributes:
-        phase: when it is asked, see PHASES; inside a phase the operator's order holds.
-        identify: in phase `prompt` it may also offer ways to log in. Those of all plugins become one 401 page, unless a
-            later one answers.
+        phase: position in the order of PHASES; inside a phase the operator's order applies.
+        identify: in phase `prompt` it may also return offers of logins. The offers of all plugins become one 401 page,
+            unless a later authenticator decides.
         depends_on: see `Guard`.
     """
 
@@ -85,9 +85,9 @@ class RequestTransform:
     """Changes the outgoing head.
 
     Attributes:
-        apply: sync; what it raises ends the exchange with 503 before anything is dialed.
-        owns: header names that on this route nobody else may set. They leave the client's head, its trailers and
-            `Connection` before any step runs.
+        apply: sync; an exception ends the exchange with 503 before anything is dialed.
+        owns: header names that only this plugin may set on this route. They are removed from the client's head, its
+            trailers and `Connection` before any step runs.
         depends_on: see `Guard`.
     """
 
@@ -97,19 +97,19 @@ class RequestTransform:
 
 
 Observer = Callable[[ExchangeView], None]
-"""Called once for each exchange, last, whatever became of it. Sync and short; a failure is logged."""
+"""Called once for each exchange, last, whatever its outcome. Sync and short; a failure is logged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What an answer of the proxy's own has to say.
+    """The contents of an answer that the proxy itself gives.
 
     Attributes:
-        sentence: fixed by the code, and harmless: nothing about plugins, addresses, causes or groups.
-        own_path: of the request, so that a page may say "try again"; without its query.
+        sentence: fixed for each code; reveals nothing about plugins, addresses, causes or groups.
+        own_path: the request's path without its query, for a "try again" link.
         offers: ways to log in, on a 401.
-        retry: whether asking again may help.
-        by: the plugin whose refusal it is, so that a page may know its own; for no reader's eyes.
+        retry: true if another try may succeed.
+        by: the plugin that refused, so that its page maker can recognize its own refusals; never shown.
     """
 
     status: int
@@ -125,7 +125,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A page as it is sent. `headers` come on top of the core's own, which say its type, length and `no-store`."""
+    """A page ready to send. `headers` are added to the core's own: type, length and `no-store`."""
 
     body: bytes
     headers: tuple[tuple[bytes, bytes], ...] = ()
@@ -133,7 +133,7 @@ class Rendered:
 
 
 Pages = Callable[[Page], Rendered]
-"""Makes the page that a browser gets. Sync and short; where it fails, the browser gets plain text."""
+"""Makes the page for a browser. Sync and short; if it fails, the browser gets plain text."""
 
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Streams to upstreams and through an account's overlay: dialers and tunnels, as plugins provide them."""
+"""Dialers and tunnels, which plugins provide: streams to upstreams and through an account's overlay."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Dialer(Protocol):
     async def dial(
         self, protocol_factory: ProtocolFactory, address: Address, *, timeout: float
     ) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
-        """Open a plain stream; TLS, where wanted, is laid over it by the caller.
+        """Open a plain stream; the caller adds TLS where the target needs it.
 
-        Cancellation closes what was opened.
+        Cancellation closes the stream.
 
         Args:
-            timeout: seconds for everything that it takes: tunnel start, name look-up, handshake; > 0.
+            timeout: seconds for all of it: tunnel start, name look-up, handshake; > 0.
 
         Raises:
             DialTimeout, DialRefused, DialUnreachable, DialFailed, TunnelNotReady, AddressRefused: nothing was sent.
@@ -31,32 +31,32 @@ class Dialer(Protocol):
 
 class TunnelListener(Protocol):
     def close(self) -> None:
-        """Accept no more. Connections that were accepted live on. Idempotent."""
+        """Stop accepting. Accepted connections stay open. Idempotent."""
 
 
 class Tunnel(Dialer, Protocol):
-    """Our node in one account's overlay."""
+    """The proxy's node in an account's overlay."""
 
     @property
     def addresses(self) -> Sequence[str]:
-        """Our own overlay addresses, IPv4 first. They stay for the tunnel's life."""
+        """The node's own overlay addresses, IPv4 first; constant for the tunnel's life."""
 
     @property
     def public_key(self) -> PublicKey: ...
 
     async def listen(self, port: int, protocol_factory: ProtocolFactory) -> TunnelListener:
-        """Accept streams on a port of all our addresses, as far as the account's inbound rules let them in.
+        """Accept streams on a port of all addresses of the node, as far as the account's inbound rules allow.
 
         Each protocol's transport answers `get_extra_info("peername")` and `("sockname")` with `(host, port)`, and
-        `("tunnel_peer")` with the public key (base64) that the connection was authenticated with. Where it has none,
-        the peer is the one that `whois` names when the connection is accepted.
+        `("tunnel_peer")` with the public key (base64) that authenticated the connection. Without such a key the peer
+        is the result of `whois` when the connection is accepted.
         """
 
     def whois(self, address: str) -> Peer | None:
-        """The peer that alone may send from this address, or None. A hit admits nobody: it says whom to ask about."""
+        """The only peer that may send from this address, or None. Management still decides whether to admit it."""
 
     def changes(self) -> AsyncIterator[None]:
-        """Yields after each change of the account's map. One consumer; changes in between are one."""
+        """Yield after each change of the account's network map. One consumer; changes in between are merged."""
 
 
 __all__ = [
