@@ -1,7 +1,7 @@
-"""Accepting on this machine's own sockets: a connection is counted first, and only then given TLS and HTTP.
+"""Acceptance of connections on this machine's own sockets: each is counted before its TLS handshake begins.
 
-Event loops call a protocol once its TLS handshake is done, so a server of theirs holds any number of handshakes that no
-limit knows of. Here the limits see a connection as soon as the kernel hands it over.
+The servers of event loops call a protocol only after its TLS handshake, so that any number of handshakes escapes the
+limits. Here the limits count a connection as soon as the kernel returns it.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from netbird_proxy.listening.http1 import Http1Protocol
 from netbird_proxy.listening.tls import SHUTDOWN_TIMEOUT, ServerTls
 
 BURST = 64
-"""Connections accepted before the loop gets to do other work."""
+"""Maximum number of connections accepted at once, before the loop does other work."""
 PAUSE = 0.5
-"""Seconds without accepting after the system had no descriptor (or no memory) left for one more connection."""
+"""Pause of accepting in seconds, after the system had no descriptor or memory for another connection."""
 
 
 class Accepted:
-    """A connection from its acceptance until its protocol takes its place: for the time of a TLS handshake."""
+    """An accepted connection until its protocol takes over, which is after a TLS handshake."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self.capacity = Capacity.NO
 
     def stop(self) -> None:
-        """No request was begun on it, so it ends at once."""
+        """No request was begun on this connection, so it ends at once."""
         self.abort()
 
     def abort(self) -> None:
-        # Its transport belongs to the loop, which ends it at the end of its input.
+        # The loop owns the transport, and closes it at the end of its input.
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 
 
 class Acceptor:
-    """Accepts from one listening socket, which it owns, until it is closed."""
+    """Accepts connections on a listening socket, which it owns, until it is closed."""
 
     def __init__(self, listening: socket.socket, connections: Connections, tls: ServerTls | None) -> None:
         """Args:
@@ -48,7 +48,7 @@ class Acceptor:
         self._loop = asyncio.get_running_loop()
         self._listening = listening
         self._connections = connections
-        # The loop's own TLS, where there is a socket: under uvloop it costs a fifth less a request than asyncio's.
+        # The loop's own TLS: under uvloop a request costs a fifth less than with asyncio's `SSLProtocol`.
         self._tls: dict[str, Any] = {}
         if tls is not None:
             self._tls = {
@@ -63,7 +63,7 @@ class Acceptor:
         self._resume()
 
     def close(self) -> None:
-        """Accept no more. Idempotent."""
+        """Stop accepting. Idempotent."""
         if self._pause is not None:
             self._pause.cancel()
             self._pause = None
@@ -88,7 +88,7 @@ class Acceptor:
             self._enter(sock, peer)
 
     def _rest(self, error: OSError) -> None:
-        """Pause: the socket stays readable, so the loop would do nothing but ask for a connection in vain."""
+        """Pause accepting: the socket stays readable, so the loop would spin without success."""
         self._connections.count("accept_paused")
         if not self._exhausted:
             self._exhausted = True
@@ -102,7 +102,7 @@ class Acceptor:
         connections = self._connections
         place = Accepted(sock)
         place.capacity = capacity = connections.enter(place, peer)
-        # A refusal can be sent without TLS only: with it, the answer would cost the handshake that is to be avoided.
+        # A refusal is sent without TLS only: with TLS it would cost the handshake that the limit is to avoid.
         if capacity is Capacity.CROWDED or (self._tls and capacity is not Capacity.YES):
             connections.closed(place)
             sock.close()
@@ -119,7 +119,7 @@ class Acceptor:
                 lambda: Http1Protocol(connections, self._loop, place=place), sock, **self._tls
             )
         except OSError:
-            # The client left, took too long, or spoke no TLS: its connection is closed.
+            # The client left, was too slow or did not speak TLS. Its connection is closed already.
             connections.count("handshakes_failed")
         except Exception as error:
             connections.log.error("listener.open_failed", listener=connections.listener, exc_info=error)

@@ -1,4 +1,4 @@
-"""What all connections of one listener share: the application, the bounds, and who is still here."""
+"""The state that all connections of a listener share: the application, the limits, and the set of open connections."""
 
 from __future__ import annotations
 
@@ -21,27 +21,29 @@ _AFTER_ABORT = 1.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class ListenLimits:
-    """What a client may take. Times in seconds, sizes in bytes.
+    """Limits on the resources that clients use. Times in seconds, sizes in bytes.
 
     Attributes:
-        connections: open at once; one more is answered 503 and closed, and beyond an eighth more closed only.
-        client_connections: of these, what one client may have, with the same answers; a client is an IPv4 address, an
-            IPv6 /64, or a peer's overlay address.
-        head_timeout: from accepting (or the first byte of a later request) to a complete head; TLS handshakes too.
-        head_bytes: of one request's head, and of its trailers.
-        head_lines: field lines in one head, and in its trailers.
-        idle_timeout: between requests.
-        body_idle: how long the application may wait for the next piece of a request body.
-        min_rate: bytes a second that a client must send and take at; 0 asks for nothing. See `BodyPatience`.
-        min_rate_grace: how long the application may wait for a request body that comes slower.
-        body_buffer: request body bytes kept before the transport stops reading.
-        drain_bytes: of a body nobody wants that are read and dropped, so that the connection can be kept.
-        linger_timeout: how long a closing connection may take to deliver its last bytes and swallow the client's.
-        half_close_timeout: how long a request goes on whose client has shut down its sending side and takes nothing. A
-            client that left altogether looks the same until something is written to it, so this also bounds that.
-        write_timeout: in which a client must take something of what waits for it, at `min_rate`, or counts as gone; who
-            has taken next to nothing of the connection so far has `min_rate_grace`.
-        pipeline_depth: complete requests waiting behind the one that is served, before the transport stops reading.
+        connections: maximum number of open connections; a further one is answered 503 and closed, and closed without
+            an answer once there are an eighth more.
+        client_connections: maximum number of open connections of one client, with the same answers; a client is an IPv4
+            address, an IPv6 /64, or a peer's overlay address.
+        head_timeout: maximum time from accepting (or the first byte of a later request) to a complete head, and for a
+            TLS handshake.
+        head_bytes: maximum size of a request's head, and of its trailers.
+        head_lines: maximum number of field lines in a head, and in its trailers.
+        idle_timeout: maximum time between requests.
+        body_idle: maximum time that the application waits for the next piece of a request body.
+        min_rate: bytes a second that a client must send and read at least; 0 for no minimum. See `BodyPatience`.
+        min_rate_grace: maximum time that the application waits in total for a request body below that rate.
+        body_buffer: bytes of a request body that are buffered before reading from the transport pauses.
+        drain_bytes: maximum number of unwanted body bytes to read and drop in order to keep the connection.
+        linger_timeout: maximum time for a closing connection to deliver its last bytes and to drop the client's.
+        half_close_timeout: maximum time that a request continues after its client has ended its sending side, while
+            the client reads nothing. A client that left looks the same until something is written to it.
+        write_timeout: maximum time for a client to read waiting data, at `min_rate`; then the client counts as gone. A
+            client that has read almost nothing on the connection so far gets `min_rate_grace`.
+        pipeline_depth: complete requests that wait behind the present one before reading from the transport pauses.
     """
 
     connections: int = 10_000
@@ -62,58 +64,58 @@ class ListenLimits:
 
 
 class EventLog(Protocol):
-    """Where lines go; structlog's bound loggers are this."""
+    """A logger; structlog's bound loggers implement it."""
 
     def info(self, event: str, **facts: Any) -> Any: ...
     def error(self, event: str, **facts: Any) -> Any: ...
 
 
 CountEvent = Callable[[str], Any]
-"""Adds one to the counter of that name."""
+"""Adds 1 to the counter of that name."""
 
 
 RecordRefusal = Callable[[Origin, str, HeadRefused], str]
-"""Remembers a request that no application sees, with the connection's origin and scheme, and gives its id."""
+"""Remembers a request that never reaches the application, with its connection's origin and scheme. Returns its id."""
 
 
 def unrecorded(_origin: Origin, _scheme: str, _refusal: HeadRefused) -> str:
-    """A RecordRefusal for those who remember none."""
+    """A RecordRefusal that remembers nothing."""
     return ""
 
 
 class Silent:
-    """An EventLog for those who keep none."""
+    """An EventLog that drops everything."""
 
     def info(self, event: str, **facts: Any) -> None: ...
     def error(self, event: str, **facts: Any) -> None: ...
 
 
 def uncounted(name: str) -> None:
-    """A CountEvent for those who keep none."""
+    """A CountEvent that counts nothing."""
 
 
 class Connection(Protocol):
-    """What a listener asks of a connection that it accepted."""
+    """An accepted connection, as its listener uses it."""
 
     def stop(self) -> None:
-        """End as soon as what was begun is answered; at once if nothing was."""
+        """End after the present request is answered; at once if there is none."""
 
     def abort(self) -> None:
-        """End now."""
+        """End at once, without an answer."""
 
 
 class Capacity(Enum):
-    """Whether a listener has room for one more connection."""
+    """The capacity of a listener for another connection."""
 
     YES = "yes"
     NO = "no"
-    """There is one too many, and it is told so."""
+    """The limit is reached; the connection is answered 503."""
     CROWDED = "crowded"
-    """There are so many too many that saying so costs too much."""
+    """The limit is far exceeded, so that even answering 503 would cost too much."""
 
 
 class Place(Connection, Protocol):
-    """A connection that was counted before its protocol existed, with the answer that it got then."""
+    """A connection that is counted before its protocol exists, with the capacity at that time."""
 
     capacity: Capacity
 
@@ -127,7 +129,7 @@ class HeldHead(Protocol):
 
 
 class Connections:
-    """The open connections of one listener, with what they share."""
+    """The open connections of a listener, with their shared state."""
 
     def __init__(
         self,
@@ -146,12 +148,12 @@ class Connections:
     ) -> None:
         """
         Args:
-            record_refusal: remembers a request whose head was refused; its id goes into the answer.
+            record_refusal: remembers a request whose head was refused; its id is sent in the answer.
             is_trusted_proxy: whether a peer's address is a trusted proxy's, so that many clients come from it.
-            listener: its name, for logs and `Origin.listener`.
-            account: the tenant whose tunnel this listener is on; None on a host socket.
+            listener: the listener's name, for logs and `Origin.listener`.
+            account: the account whose tunnel this listener is on; None on a host socket.
             tunnel: that tunnel; None on a host socket.
-            behind_tls_proxy: the operator declared that TLS ends in front of this listener: requests count as https.
+            behind_tls_proxy: a proxy in front of this listener ends TLS, so that requests count as https.
         """
         self.app = app
         self.origins = origins
@@ -166,8 +168,8 @@ class Connections:
         self.record_refusal = record_refusal
         self.stopping = False
         self.open: dict[Connection, str] = {}
-        """Each with the client that it is of; "" where there is no telling."""
-        self._of_client: dict[str, int] = {}  # nobody is in it with none
+        """Connection → its client; "" where the client is unknown."""
+        self._of_client: dict[str, int] = {}  # without clients that have no connection
         self.tasks: set[asyncio.Task[None]] = set()
         self._empty: asyncio.Future[None] | None = None
         self.held: set[HeldHead] = set()
@@ -175,7 +177,7 @@ class Connections:
         self.ticking = False
 
     def enter(self, connection: Connection, peername: Any) -> Capacity:
-        """Count a connection that was accepted; one without room has to be closed. `closed` undoes it.
+        """Count a connection that was accepted. The caller closes it unless the capacity is YES. `closed` undoes it.
 
         Args:
             peername: the client's socket address.
@@ -194,16 +196,16 @@ class Connections:
         return capacity
 
     def _fronted(self, peer: str) -> bool:
-        """Whether many clients stand behind one address. In a tunnel each peer has its own."""
+        """True if many clients connect from this address. In a tunnel each peer has its own address."""
         return self.account is None and (self.behind_tls_proxy or self._is_trusted_proxy(peer))
 
     def take_over(self, place: Place, connection: Connection) -> Capacity:
-        """Count a connection under its protocol from now on. The answer is that of `enter`."""
+        """Count a connection under its protocol from now on. Returns the result of `enter`."""
         self.open[connection] = self.open.pop(place)
         return place.capacity
 
     def issue(self, transport: asyncio.BaseTransport) -> Origin:
-        """An origin for a connection that was just accepted, from its transport's own addresses."""
+        """Make the origin of a new connection from its transport's own addresses."""
         peer = _address(transport.get_extra_info("peername"))
         return self.origins.issue(
             self.listener,
@@ -215,7 +217,7 @@ class Connections:
         )
 
     def _peer_key(self, transport: asyncio.BaseTransport, peer: Address) -> PublicKey | None:
-        """The tunnel's peer of a connection, bound once: an address may become another peer's while it is open."""
+        """The tunnel's peer of a connection. It is determined once: the address may later belong to another peer."""
         if self._tunnel is None:
             return None
         key = transport.get_extra_info("tunnel_peer")
@@ -235,9 +237,9 @@ class Connections:
             self._empty.set_result(None)
 
     async def drain(self, timeout: float) -> None:
-        """End every connection: idle ones now, busy ones once answered, and after `timeout` seconds all that are left.
+        """End every connection: idle ones now, busy ones after their answer, and all after `timeout` seconds.
 
-        Cancellation aborts what is left and goes through.
+        Cancellation aborts the remaining connections.
         """
         self.stopping = True
         for connection in tuple(self.open):
@@ -253,7 +255,7 @@ class Connections:
             self.log.info("listener.drain_overran", listener=self.listener, connections=len(self.open))
         finally:
             self.abort()
-            # Also when this is cancelled: what was cut is still observed before anybody goes on.
+            # Also on cancellation: observers still see the exchanges that were cut before this returns.
             if self.tasks:
                 await asyncio.wait(tuple(self.tasks), timeout=_AFTER_ABORT)
 
@@ -265,11 +267,12 @@ class Connections:
         for task in tuple(self.tasks):
             task.cancel()
 
-    # A head waits for its first body bytes, so that both leave in one write. Where the body is slow to start (an event
-    # stream), the head must not wait with it. One timer for the listener: one a request would cost more than the write.
+    # A response head waits for its first body bytes, so that a single write sends both. If the body starts late (an
+    # event stream), the head must not wait for it. The listener has one timer for all heads: a timer for each request
+    # would cost more than a second write.
 
     def start_ticking(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Whoever adds to `held` calls this unless `ticking`."""
+        """Start the timer; a response that adds itself to `held` calls this unless `ticking`."""
         self.ticking = True
         loop.call_later(_HELD_HEAD_TICK, self._flush_held, loop)
 
@@ -291,7 +294,7 @@ def _capacity(held: int, limit: int) -> Capacity:
 
 
 def _address(name: Any) -> Address:
-    """A socket name as an Address; a v4-mapped one as the IPv4 address that it is."""
+    """A socket name as an Address; a v4-mapped address becomes its IPv4 address."""
     if not isinstance(name, tuple) or len(name) < 2:
         return Address("", 0)
     host = str(name[0])

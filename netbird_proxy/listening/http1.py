@@ -1,12 +1,12 @@
 """Our own HTTP/1.1 server protocol: bytes from any `asyncio.Transport`, parsed by httptools, served as ASGI 3.
 
-One request at a time, one task a request. A head that the parser or `head.py` refuses never reaches the application.
-What is counted and checked on the way is counted where the parser already stands; nothing is parsed twice.
+A connection serves one request at a time, each in its own task. A head that the parser or `head.py` refuses never
+reaches the application. Limits are checked in the parser's callbacks, so that nothing is parsed twice.
 """
 
-# One file of this length: the parser's callbacks, the timers and the ways in which a connection ends all read and write
-# the same few flags, and each rule about them holds only if the others do. What can stand alone does: `head.py` judges,
-# `framing.py` writes heads, `request.py` is one request, `connections.py` is all of them.
+# This file is long because the parser's callbacks, the timers and the ways in which a connection ends read and write
+# the same few flags, and each rule about the flags depends on the others. Separate modules hold the independent parts:
+# `head.py` checks heads, `framing.py` writes them, `request.py` is a request, `connections.py` all connections.
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ _SENTENCES = {
 
 
 class Http1Protocol(asyncio.Protocol):
-    """One accepted connection.
+    """An accepted connection.
 
-    Its transport may be a socket's, a tunnel's, or TLS over either: all it needs is `asyncio.Transport`.
+    Its transport may be a socket's, a tunnel's, or TLS over either: any `asyncio.Transport` works.
     """
 
     __slots__ = (
@@ -75,44 +75,44 @@ class Http1Protocol(asyncio.Protocol):
         self, connections: Connections, loop: asyncio.AbstractEventLoop | None = None, *, place: Place | None = None
     ) -> None:
         """Args:
-        place: what the connection is counted under already; without it `connection_made` counts it.
+        place: the object under which the connection is already counted; without it `connection_made` counts it.
         """
-        # For the listener's life.
+        # The same for all connections of the listener.
         self.loop = loop or asyncio.get_running_loop()
         self.connections = connections
         self.app = connections.app
         self.limits = connections.limits
-        # For the connection's life.
+        # State of the connection.
         self._place = place
         self.transport: asyncio.Transport = cast(asyncio.Transport, None)
         self.origin: Origin = cast("Origin", None)
-        self._scope: Scope = {}  # what every request's scope starts from
+        self._scope: Scope = {}  # template of each request's scope
         self.must_close = False
         self.write_paused = False
         self._parser: Any = httptools.HttpRequestParser(self)
         self._drained: asyncio.Future[None] | None = None
-        self._patience = 0.0  # how long the client had for what it was to take by now
-        self._write_progress: WriteProgress | None = None  # while something waits that the client does not take
+        self._patience = 0.0  # seconds that the client had since the last check of its progress
+        self._write_progress: WriteProgress | None = None  # while written data waits for the client
         self._reading_paused = False
         self._eof = False
         self._tls = False
-        self._idle = False  # between requests, and nothing of the next one has come
-        self._discarding = False  # what still comes is dropped
+        self._idle = False  # between requests, before the first byte of the next one
+        self._discarding = False  # received bytes are dropped
         self._discarded = 0
-        self._lingering = False  # our side is done; only the client's last bytes are waited for
+        self._lingering = False  # our side has ended; the client's last bytes are dropped
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
-        self._deadline = 0.0  # zero: nothing is waited for
+        self._deadline = 0.0  # 0: no deadline
         self._refusal: HeadRefused | None = None
-        # For one request: what is being parsed, the one being answered, and those behind it.
+        # State of requests: the one that is parsed, the one that is answered, and those that wait.
         self._url = b""
         self._fields: list[RawHeader] = []
         self._framing_fields: list[FramingField] = []
         self._segment = 0  # bytes in the piece being parsed
         self._unfinished = 0  # bytes of earlier pieces that belong to the head being parsed
-        self._completed = False  # a head was completed by this piece
+        self._completed = False  # this piece completed a head
         self._silent = 0  # bytes of the body's framing since its last body byte
-        self._raw: RawStream | None = None  # takes what comes behind a request for an upgrade
+        self._raw: RawStream | None = None  # receives the bytes behind a request for an upgrade
         self._reading: ServedRequest | None = None
         self.current: ServedRequest | None = None
         self._queue: deque[tuple[ServedRequest, Scope] | HeadRefused] = deque()
@@ -153,7 +153,7 @@ class Http1Protocol(asyncio.Protocol):
             self._arm(self.limits.head_timeout)
 
     def _turn_away(self, capacity: Capacity) -> None:
-        """One connection too many: it is told, as long as not even that is too much."""
+        """Refuse a connection over the limit: with a 503, or without an answer where even that would cost too much."""
         self._discarding = True
         if capacity is Capacity.CROWDED:
             self.transport.abort()
@@ -169,7 +169,7 @@ class Http1Protocol(asyncio.Protocol):
         self._discarding = True
         self._queue.clear()
         self._reading = None
-        self._parser = None  # it holds our bound methods: without this every connection waits for the cycle collector
+        self._parser = None  # it holds bound methods of this object, a reference cycle
         current, self.current = self.current, None
         if current is not None:
             if exc is None and current.raw is not None and current.raw.switched:
@@ -184,9 +184,9 @@ class Http1Protocol(asyncio.Protocol):
         self.connections.closed(self)
 
     def eof_received(self) -> bool:
-        """The client has shut down its sending side; whoever sent a whole request still gets the answer."""
+        """The client has ended its sending side. A request that arrived completely is still answered."""
         if self._raw is not None and self._raw.switched and not self._lingering:
-            if self._tls:  # it has no half-close: the transport closes
+            if self._tls:  # TLS has no half-close: the transport closes
                 self._raw.lost()
                 return False
             self._raw.feed_eof()
@@ -196,10 +196,10 @@ class Http1Protocol(asyncio.Protocol):
         if self._lingering or self.current is None:
             return False
         if self._tls:
-            return False  # it has no half-close: the transport closes, and connection_lost does the rest
+            return False  # TLS has no half-close: the transport closes, and connection_lost does the rest
         reading, self._reading = self._reading, None
         if reading is self.current:
-            # Cut off in the middle of its body: there is nobody to answer, and nothing may look complete.
+            # The request ends in the middle of its body: no client waits for an answer, and none may look complete.
             self._leave(self.current)
             self.transport.abort()
             return False
@@ -220,39 +220,39 @@ class Http1Protocol(asyncio.Protocol):
         if self.transport is not None:
             self.transport.abort()
 
-    def _leave(self, served: ServedRequest) -> None:
-        """The client is no longer there for this request: its task is cancelled, and knows why."""
-        if served.done:
+    def _leave(self, request: ServedRequest) -> None:
+        """The client has gone: cancel the request's task, which learns the reason from `gone`."""
+        if request.done:
             return
-        served.gone = True
-        self.connections.held.discard(served)
-        served.wake()
-        task = served.task
+        request.gone = True
+        self.connections.held.discard(request)
+        request.wake()
+        task = request.task
         if task is not None and not task.done():
-            # A task that is cancelled before its first step never runs, so its own clean-up does not either.
+            # A task that is cancelled before its first step never runs, and neither does its own clean-up.
             task.add_done_callback(self.connections.tasks.discard)
             task.cancel()
 
     def _close(self) -> None:
-        """Close once everything that was written is out, within the linger bound."""
+        """Close once all written data was sent, within the linger timeout."""
         self._discarding = True
         self._lingering = True
         self._arm_linger()
         self.transport.close()
 
     def _arm_linger(self) -> None:
-        """What a client still takes at its pace is not cut off: an answer's end is worth no less than its middle."""
+        """Set the deadline of a closing connection. A client that reads at its rate gets the end of its answer."""
         if self.transport.get_write_buffer_size():
             self._write_progress = WriteProgress(self.transport)
-            self._arm(self._asked_for(self._write_progress))
+            self._arm(self._wait_for_progress(self._write_progress))
         else:
             self._write_progress = None
             self._arm(self.limits.linger_timeout)
 
     def _linger(self) -> None:
-        """Say that we are done, and swallow what the client still sends.
+        """End our sending side, and drop everything that the client still sends.
 
-        Closing a socket with unread bytes resets it, and the reset can overtake the answer we just wrote.
+        Closing a socket with unread bytes resets it, and the reset can overtake the answer that was just written.
         """
         if self._lingering:
             return
@@ -275,14 +275,14 @@ class Http1Protocol(asyncio.Protocol):
             else:
                 self.regulate_reading()
 
-    # Timers: one handle a connection, moved lazily; a request that arrives whole touches none -------------------------
+    # Timers: one handle per connection, moved lazily; a request that arrives whole needs none -------------------------
 
     def _arm(self, seconds: float) -> None:
         self._deadline = when = self.loop.time() + seconds
         self.ring_at(when)
 
     def ring_at(self, when: float) -> None:
-        """Look again then, at the latest."""
+        """Run the timer at this time of the loop's clock, at the latest."""
         if self._timer is None or self._timer_at > when:
             if self._timer is not None:
                 self._timer.cancel()
@@ -305,13 +305,13 @@ class Http1Protocol(asyncio.Protocol):
             return
         self._deadline = 0.0
         if self._lingering:
-            if not (self.transport.get_write_buffer_size() and self._takes_enough()):
+            if not (self.transport.get_write_buffer_size() and self._reads_enough()):
                 self.transport.abort()
         elif current is not None:
-            if not (self._is_there() if self._eof else not self.write_paused or self._takes_enough()):
+            if not (self._is_there() if self._eof else not self.write_paused or self._reads_enough()):
                 self._leave(current)
                 self.transport.abort()
-        elif self._reading is not None:  # a body that nobody wants, and that does not end
+        elif self._reading is not None:  # an unwanted body that does not end
             self._linger()
         elif self._idle or not (self._url or self._unfinished):
             self._close()
@@ -332,13 +332,13 @@ class Http1Protocol(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            # What follows belongs to the protocol that was asked for, and is no HTTP whatever the answer.
+            # The following bytes belong to the requested protocol, and are not HTTP, whether it is granted or not.
             self._discarding = True
             if self._raw is not None and (behind := data[upgrade.args[0] :]):
                 self._raw.feed(behind)
             return
         except httptools.HttpParserError as error:
-            if not self._discarding:  # else it is about what stands behind the last request
+            if not self._discarding:  # else the error is in bytes behind the last request
                 self._refuse(self._refusal or self._why(error))
             return
         if self._reading is not None:
@@ -350,7 +350,7 @@ class Http1Protocol(asyncio.Protocol):
             if self._unfinished > self.limits.head_bytes:
                 self._refuse(HeadRefused("head_bytes", 431))
             elif self._idle:
-                # The first piece of a later request's head: its time starts here.
+                # This is the first piece of a later request's head: its timeout starts now.
                 self._idle = False
                 self._arm(self.limits.head_timeout)
 
@@ -386,8 +386,8 @@ class Http1Protocol(asyncio.Protocol):
             method = parser.get_method()
             keep_alive = parser.should_keep_alive()
             if keep_alive and len(framing) == 1 and framing[0][0] == HOST and framing[0][1] in VALID_HOSTS:
-                # The plain request. What keeps itself alive without a Connection field is 1.1, by the parser's rules
-                # and RFC 9112's, and asking for the version costs as much as judging the target.
+                # The common request. Without a Connection field, only HTTP/1.1 is kept alive, by the parser's rules and
+                # RFC 9112's, and asking the parser for the version costs as much as checking the target.
                 version = "1.1"
                 host = framing[0][1]
                 length = 0
@@ -408,12 +408,12 @@ class Http1Protocol(asyncio.Protocol):
             refused.target = url
             self._refusal = refused
             raise
-        self._reading = served = ServedRequest(
+        self._reading = request = ServedRequest(
             self, method == b"HEAD", version == "1.1", keep_alive, length != 0, expects
         )
-        if upgrade and version == "1.1":  # RFC 9110 §7.8: on 1.0 it must be ignored
-            served.upgrade = True
-            self._raw = served.raw = RawStream(self, served)
+        if upgrade and version == "1.1":  # RFC 9110 §7.8: ignored on HTTP/1.0
+            request.upgrade = True
+            self._raw = request.raw = RawStream(self, request)
         self._silent = -1
         text = path.decode("ascii")
         # A copy with the same keys replaced is cheaper than a new dictionary.
@@ -425,61 +425,61 @@ class Http1Protocol(asyncio.Protocol):
         scope["query_string"] = query
         scope["headers"] = fields
         scope["state"] = {ORIGIN_STATE: self.origin}
-        scope["extensions"] = {CONNECTION_EXTENSION: served, "http.response.trailers": _NOTHING}
+        scope["extensions"] = {CONNECTION_EXTENSION: request, "http.response.trailers": _NOTHING}
         if self.current is None:
-            self._start(served, scope)
+            self._start(request, scope)
         else:
-            self._queue.append((served, scope))
+            self._queue.append((request, scope))
             self.regulate_reading()
 
     def on_body(self, body: bytes) -> None:
         self._silent = -1
-        served = self._reading
-        if served is None:
+        request = self._reading
+        if request is None:
             return
-        if served.done:
+        if request.done:
             self._discarded += len(body)
             if self._discarded > self.limits.drain_bytes:
                 self._linger()
             return
-        served.expects = False
-        if served.chunks:
-            served.chunks.append(body)
+        request.expects = False
+        if request.chunks:
+            request.chunks.append(body)
         else:
-            served.chunks = [body]
-        served.buffered += len(body)
-        if served.waiter is not None:
-            served.wake()
-        if served.buffered > self.limits.body_buffer:
+            request.chunks = [body]
+        request.buffered += len(body)
+        if request.waiter is not None:
+            request.wake()
+        if request.buffered > self.limits.body_buffer:
             self.regulate_reading()
 
     def on_message_complete(self) -> None:
-        served = self._reading
-        if served is None:
+        request = self._reading
+        if request is None:
             return
         if self._fields:
-            # Whatever comes behind the head is a trailer: the head that the application has stays as it was judged.
+            # Fields behind the head are trailers: the head that the application received stays as it was checked.
             trailers, self._fields = self._fields, []
             self._framing_fields = []
             if len(trailers) > self.limits.head_lines or _octets(trailers) > self.limits.head_bytes:
                 self._refusal = HeadRefused("trailer_bytes", 431)
                 raise self._refusal
-            served.trailers = trailers
+            request.trailers = trailers
         self._reading = None
-        self._completed = True  # what this segment had was a body's: none of it counts as the next head's
-        served.complete = True
-        served.expects = False
-        if not served.keep_alive or self.must_close:
+        self._completed = True  # this segment belonged to a body: none of it counts for the next head
+        request.complete = True
+        request.expects = False
+        if not request.keep_alive or self.must_close:
             self._discarding = True
-        if served.done:
+        if request.done:
             if not self._lingering:
-                self._next(served)
-        elif served.waiter is not None:
-            served.wake()
+                self._next(request)
+        elif request.waiter is not None:
+            request.wake()
 
     def _why(self, error: httptools.HttpParserError) -> HeadRefused:
         if isinstance(error, httptools.HttpParserCallbackError):
-            # Not one of our refusals: a defect of ours, and no reason to go on with this client.
+            # This is not a refusal but a defect in the proxy, so the connection ends.
             self.connections.log.error("listener.parser_callback_failed", exc_info=error.__context__ or error)
             return HeadRefused("internal", 500)
         if self._reading is not None:
@@ -491,13 +491,13 @@ class Http1Protocol(asyncio.Protocol):
         return HeadRefused("malformed")
 
     def _refuse(self, refusal: HeadRefused) -> None:
-        """Answer for the application, which does not see this request, and end the connection."""
+        """Answer in place of the application, which does not see this request, and end the connection."""
         self._discarding = True
         refusal.target = refusal.target or self._url
         self._fields, self._framing_fields, self._url, self._unfinished = [], [], b"", 0
         self._refusal = None
         reading, self._reading = self._reading, None
-        if reading is None or reading is not self.current:  # else the application has it, and it is an exchange already
+        if reading is None or reading is not self.current:  # else it is an exchange already
             refusal.exchange = self.connections.record_refusal(self.origin, "https" if self._tls else "http", refusal)
         self.connections.count(f"head_refused_{refusal.reason}")
         self.connections.log.info(
@@ -519,7 +519,7 @@ class Http1Protocol(asyncio.Protocol):
             else:
                 self._queue[-1] = refusal
         else:
-            # The body broke while the application had the request.
+            # The body is malformed, and the application already has the request.
             self.current = None
             self._queue.clear()
             self._leave(reading)
@@ -534,66 +534,66 @@ class Http1Protocol(asyncio.Protocol):
 
     # Requests ---------------------------------------------------------------------------------------------------------
 
-    def _start(self, served: ServedRequest, scope: Scope) -> None:
-        self.current = served
+    def _start(self, request: ServedRequest, scope: Scope) -> None:
+        self.current = request
         self._deadline = 0.0
         self._idle = False
-        task = self.loop.create_task(self._run(served, scope))
-        served.task = task
+        task = self.loop.create_task(self._run(request, scope))
+        request.task = task
         self.connections.tasks.add(task)
 
-    async def _run(self, served: ServedRequest, scope: Scope) -> None:
+    async def _run(self, request: ServedRequest, scope: Scope) -> None:
         try:
-            await self.app(scope, served.receive, served.send)
+            await self.app(scope, request.receive, request.send)
         except asyncio.CancelledError:
-            served.abort()
-        except DownstreamError as error:  # from `receive`; an application that knows it answers by itself
-            self._fail(served, error.status)
+            request.abort()
+        except DownstreamError as error:  # from `receive`, unless the application handles it
+            self._fail(request, error.status)
         except Exception as error:
-            if not served.gone:
+            if not request.gone:
                 self.connections.log.error("application.failed", listener=self.connections.listener, exc_info=error)
-                self._fail(served)
+                self._fail(request)
         else:
-            if not served.done and not served.gone:
+            if not request.done and not request.gone:
                 self.connections.log.error("application.unfinished", listener=self.connections.listener)
-                self._fail(served)
+                self._fail(request)
         finally:
-            task = served.task
+            task = request.task
             if task is not None:
                 self.connections.tasks.discard(task)
-                served.task = None
+                request.task = None
 
-    def _fail(self, served: ServedRequest, status: int = 500) -> None:
-        """The application gave up: say so while that is possible, else let the client see that it is cut off."""
-        if served.done:
+    def _fail(self, request: ServedRequest, status: int = 500) -> None:
+        """The application failed: answer with an error while that is possible, else truncate the response."""
+        if request.done:
             return
-        if served.head_sent:
-            served.abort()
+        if request.head_sent:
+            request.abort()
             return
-        self.connections.held.discard(served)
-        served.done = True
-        served.keep_alive = False
-        self.transport.write(_refusal_response(status, with_body=not served.head_only))
-        self.response_done(served)
+        self.connections.held.discard(request)
+        request.done = True
+        request.keep_alive = False
+        self.transport.write(_refusal_response(status, with_body=not request.head_only))
+        self.response_done(request)
 
-    def response_done(self, served: ServedRequest) -> None:
-        """The answer is written. Go on with what follows on this connection."""
-        if self.current is not served:
+    def response_done(self, request: ServedRequest) -> None:
+        """The answer is written: continue with the next request on this connection."""
+        if self.current is not request:
             return
         self.current = None
-        if served.complete:
-            if served.keep_alive and not (
+        if request.complete:
+            if request.keep_alive and not (
                 self._queue or self._url or self._unfinished or self.must_close or self._eof
-            ):  # `_next`, for the plain case
+            ):  # `_next`, for the common case
                 self._idle = True
                 self._deadline = when = self.loop.time() + self.limits.idle_timeout
                 if self._timer is None or self._timer_at > when:
                     self._arm(self.limits.idle_timeout)
             else:
-                self._next(served)
-        elif served.close_delimited:
+                self._next(request)
+        elif request.close_delimited:
             self._close()
-        elif served.keep_alive and not self.must_close:
+        elif request.keep_alive and not self.must_close:
             self._discarded = 0
             self.regulate_reading()
             self._arm(self.limits.linger_timeout)
@@ -623,17 +623,17 @@ class Http1Protocol(asyncio.Protocol):
             self._idle = True
             self._arm(self.limits.idle_timeout)
 
-    def cut(self, served: ServedRequest) -> None:
-        """End the connection in the middle of an answer."""
-        if self.current is served:
+    def cut(self, request: ServedRequest) -> None:
+        """End the connection in the middle of a response."""
+        if self.current is request:
             self.current = None
-        if served.close_delimited:
-            # Only a reset tells this client that the end is not the end.
+        if request.close_delimited:
+            # Only a reset shows this client that the response is incomplete.
             _reset_on_close(self.transport)
         self.transport.abort()
 
     def start_raw(self, raw: RawStream, head: bytes) -> None:
-        """The 101 goes out; from here the two sides end each by itself."""
+        """Send the 101. From then on each side of the connection ends separately."""
         raw.switched = True
         if self._eof:
             self._eof = False
@@ -641,10 +641,10 @@ class Http1Protocol(asyncio.Protocol):
             raw.feed_eof()
         self.transport.write(head)
 
-    def close_raw(self, served: ServedRequest) -> None:
-        """An upgraded connection is over: close once what was written is out."""
-        if self.current is not served:
-            return  # it is lost already
+    def close_raw(self, request: ServedRequest) -> None:
+        """An upgraded connection is over: close it once all written data was sent."""
+        if self.current is not request:
+            return  # the connection is already lost
         self.current = None
         raw, self._raw = self._raw, None
         if self._tls or raw is None or raw.ended:
@@ -659,25 +659,25 @@ class Http1Protocol(asyncio.Protocol):
         self.write_paused = True
         if not self._deadline:
             self._write_progress = WriteProgress(self.transport)
-            self._arm(self._asked_for(self._write_progress))
+            self._arm(self._wait_for_progress(self._write_progress))
 
-    def _asked_for(self, progress: WriteProgress) -> float:
+    def _wait_for_progress(self, progress: WriteProgress) -> float:
         self._patience = progress.patience(self.limits)
         return self._patience
 
-    def _takes_enough(self) -> bool:
-        """Whether the client has read enough of what waits for it since the last look; then it has as long again."""
+    def _reads_enough(self) -> bool:
+        """True if the client has read enough of the waiting data since the last check. Extends the deadline then."""
         if self._write_progress is None:
             return False
-        if self._write_progress.since_last_look() < max(1.0, self.limits.min_rate * self._patience):
+        if self._write_progress.since_last_check() < max(1.0, self.limits.min_rate * self._patience):
             self.connections.count("write_too_slow")
             return False
-        self._arm(self._asked_for(self._write_progress))
+        self._arm(self._wait_for_progress(self._write_progress))
         return True
 
     def _is_there(self) -> bool:
-        """Whether a client that sends no more has read anything since the last look."""
-        if self._write_progress is None or not self._write_progress.since_last_look():
+        """True if a client that has ended its sending side has read anything since the last check."""
+        if self._write_progress is None or not self._write_progress.since_last_check():
             return False
         self._arm(self.limits.half_close_timeout)
         return True
@@ -690,14 +690,14 @@ class Http1Protocol(asyncio.Protocol):
             self._drained.set_result(None)
 
     async def writable(self) -> None:
-        """Wait until the transport takes more, or is gone."""
+        """Wait until the transport accepts more data, or is closed."""
         while self.write_paused:
             if self._drained is None or self._drained.done():
                 self._drained = self.loop.create_future()
             await asyncio.shield(self._drained)
 
     def regulate_reading(self) -> None:
-        """Read only while there is room: for a body that is not fetched, and for requests behind the present one."""
+        """Read only while the buffers for an unread body and for waiting requests are not full."""
         reading = self._reading
         full = (
             len(self._queue) >= self.limits.pipeline_depth
@@ -733,7 +733,7 @@ def _reset_on_close(transport: asyncio.Transport) -> None:
     handle = transport.get_extra_info("socket")
     if handle is not None:
         try:
-            # Through a duplicate: event loops hand out stand-ins that have no setsockopt.
+            # Through a duplicate: the socket objects of event loops have no setsockopt.
             with socket.socket(fileno=socket.dup(handle.fileno())) as twin:
                 twin.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         except OSError:

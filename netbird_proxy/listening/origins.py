@@ -1,4 +1,4 @@
-"""Which origins are real: the live ones that a registered listener of this server issued."""
+"""The origins that are genuine: live ones that a registered listener of this server issued."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Origins:
         behind_tls_proxy: bool = False,
         peer_key: PublicKey | None = None,
     ) -> Origin:
-        """A new origin for a connection that was just accepted; the listener retires it when the connection ends."""
+        """Make the origin of a new connection; the listener retires it when the connection ends."""
         origin = Origin(
             listener=listener,
             account=account,
@@ -38,7 +38,7 @@ class Origins:
         self._live.discard(origin)
 
     def recognizes(self, origin: object) -> bool:
-        """Whether this very object was issued here and its connection still lives."""
+        """True if this very object was issued here and its connection is still open."""
         return type(origin) is Origin and origin in self._live
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Content decides, not the port: the first byte of a connection says whether TLS or plain HTTP follows."""
+"""Detection of TLS or plain HTTP by the first byte of a connection, independent of the port."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from netbird_proxy.listening.http1 import Http1Protocol
 from netbird_proxy.listening.tls import ServerTls, server_tls
 
 TLS_HANDSHAKE = 0x16
-"""The content type that a TLS connection begins with; no HTTP method begins with it."""
+"""First byte (content type) of every TLS connection. No HTTP method begins with it."""
 
 
 class Peek(asyncio.Protocol):
-    """Waits for a connection's first byte, and hands the connection over to whoever can read it.
+    """Waits for a connection's first byte, then passes the connection to the TLS or HTTP protocol.
 
-    A client that sends nothing within the head timeout is closed; it holds up nobody else. The connection is counted
-    from its beginning: first as this, then, once a TLS handshake is done, as what reads its requests.
+    A connection without a first byte within the head timeout is closed; other connections do not wait for it. The
+    connection is counted from its beginning: first under this object, and after a TLS handshake under its protocol.
     """
 
     def __init__(self, connections: Connections, tls: ServerTls | None) -> None:
         """Args:
-        tls: without it a TLS connection is closed and plain HTTP served.
+        tls: certificates; with None, TLS connections are closed and only plain HTTP is served.
         """
         self._connections = connections
         self._tls = tls
@@ -38,7 +38,7 @@ class Peek(asyncio.Protocol):
             self._transport.close()
             return
         if self.capacity is not Capacity.YES:
-            # It may speak TLS, so it cannot be sent a refusal.
+            # The client may speak TLS, so a refusal in plain HTTP cannot be sent.
             self._transport.abort()
             return
         self._timer = asyncio.get_running_loop().call_later(self._connections.limits.head_timeout, self.abort)
@@ -73,7 +73,7 @@ class Peek(asyncio.Protocol):
         _feed(secure.get_buffer, secure.buffer_updated, data)
 
     def stop(self) -> None:
-        """Nothing was begun on it, so it ends at once."""
+        """No request was begun on this connection, so it ends at once."""
         self.abort()
 
     def abort(self) -> None:
@@ -87,7 +87,7 @@ class Peek(asyncio.Protocol):
 
 
 def _feed(get_buffer: Callable[[int], memoryview], updated: Callable[[int], None], data: bytes) -> None:
-    """Give bytes that were read already to a protocol that wants to read them into buffers of its own."""
+    """Pass bytes that were already read to a protocol that reads into its own buffers."""
     while data:
         buffer = get_buffer(len(data))
         size = min(len(buffer), len(data))

@@ -9,20 +9,20 @@ from netbird_proxy.listening.stream import Answered, ClientStream
 
 
 class RawStream:
-    """Implements `RawDownstream`. Made with the request that asks for it; until the 101 it only keeps what came behind.
+    """Implements `RawDownstream`. Made with the request for an upgrade; until the 101 it only buffers what follows.
 
     Attributes:
-        buffered: bytes that nobody has read yet; above the listener's `body_buffer` the transport is not read.
-        switched: the 101 went out.
-        ended: the client sends no more.
+        buffered: bytes that the application has not read yet; above the listener's `body_buffer` reading pauses.
+        switched: the 101 was sent.
+        ended: the client has ended its side.
         gone: the connection is closed.
     """
 
-    __slots__ = ("_chunks", "_protocol", "_served", "_waiter", "buffered", "ended", "gone", "switched")
+    __slots__ = ("_chunks", "_protocol", "_request", "_waiter", "buffered", "ended", "gone", "switched")
 
-    def __init__(self, protocol: ClientStream, served: Answered) -> None:
+    def __init__(self, protocol: ClientStream, request: Answered) -> None:
         self._protocol = protocol
-        self._served = served
+        self._request = request
         self._chunks: deque[bytes] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self.buffered = 0
@@ -30,7 +30,7 @@ class RawStream:
         self.ended = False
         self.gone = False
 
-    # What the protocol tells ------------------------------------------------------------------------------------------
+    # Called by the protocol -------------------------------------------------------------------------------------------
 
     def feed(self, data: bytes) -> None:
         self._chunks.append(data)
@@ -43,18 +43,18 @@ class RawStream:
         self._wake()
 
     def lost(self) -> None:
-        """The connection is closed, in order: what had come is still there to be read."""
+        """The connection was closed properly. Bytes that arrived before can still be read."""
         self.gone = True
         self.feed_eof()
 
-    # What the application does ----------------------------------------------------------------------------------------
+    # Called by the application ----------------------------------------------------------------------------------------
 
     async def read(self) -> bytes:
         while not self._chunks:
             if self.ended:
                 return b""
             if self._waiter is not None:
-                raise RuntimeError("two tasks read one stream")
+                raise RuntimeError("two tasks read the same stream")
             self._waiter = self._protocol.loop.create_future()
             try:
                 await self._waiter
@@ -66,7 +66,7 @@ class RawStream:
         return data
 
     async def write(self, data: bytes) -> None:
-        if self._served.done or self.gone:
+        if self._request.done or self.gone:
             raise ConnectionResetError("the client has gone")
         protocol = self._protocol
         protocol.transport.write(data)
@@ -81,9 +81,9 @@ class RawStream:
         return True
 
     def close(self) -> None:
-        if not self._served.done:
-            self._served.done = True
-            self._protocol.close_raw(self._served)
+        if not self._request.done:
+            self._request.done = True
+            self._protocol.close_raw(self._request)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

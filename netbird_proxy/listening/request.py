@@ -1,4 +1,4 @@
-"""One request on a connection of ours, as the application sees it: ASGI's `receive` and `send`, and more."""
+"""A request on one of our connections, as the application sees it: ASGI's `receive` and `send`, and extensions."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from netbird_proxy.listening.raw import RawStream
 from netbird_proxy.listening.stream import ClientStream
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+# Above this size, copying a body behind its head costs more than a second entry in the transport's queue.
 _JOIN_BYTES = 16384
-# Above it, copying a body behind its head costs more than a second entry in the transport's queue.
 
 UNDECIDED: Final = 0
 LENGTH: Final = 1
@@ -35,16 +35,16 @@ _NO_PIECES: list[bytes] = []  # replaced before the first piece, never changed i
 
 
 class ServedRequest:
-    """Implements `DownstreamConnection`. The protocol fills the request half; the application's messages the other.
+    """Implements `DownstreamConnection`. The protocol fills in the request, the application's messages the response.
 
     Attributes:
-        complete: the request has arrived to its last byte.
-        framing: how the response's body is framed; UNDECIDED until its head is on the wire, and from then on a failure
-            can only be shown by truncation.
-        remaining: bytes that the stated length still allows.
-        done: the response is on the wire to its last byte, or given up.
-        body_patience: how long the application has waited for the body; None before it first had to.
-        raw: what the connection becomes if the upgrade that this request asks for is granted.
+        complete: the last byte of the request has arrived.
+        framing: framing of the response's body; UNDECIDED until its head is written. After that, a failure can only be
+            shown to the client by truncation.
+        remaining: bytes that are missing to the declared length.
+        done: the last byte of the response was written, or the response was abandoned.
+        body_patience: time that the application may still wait for the body; None before it first waits.
+        raw: the stream that the connection becomes if the requested upgrade is granted; else None.
     """
 
     __slots__ = (
@@ -56,7 +56,7 @@ class ServedRequest:
     def __init__(
         self, protocol: ClientStream, head_only: bool, http11: bool, keep_alive: bool, has_body: bool, expects: bool
     ) -> None:
-        # Each store costs on every request: the response's fields that `send` always sets first stand on no line here.
+        # Each store costs time on every request, so attributes that `send` always sets first are only declared here.
         self.protocol = protocol
         self.head_only = head_only
         self.http11 = http11
@@ -81,16 +81,16 @@ class ServedRequest:
 
     @property
     def close_delimited(self) -> bool:
-        """Only the connection's end tells the client where the body ends."""
+        """True if the body ends with the connection."""
         return self.framing == UNTIL_CLOSE
 
     # Request ----------------------------------------------------------------------------------------------------------
 
     async def receive(self) -> Message:
-        """The next piece of the request. The first call lets a waiting client send its body.
+        """The next piece of the request. The first call sends `100 Continue` to a client that waits for it.
 
         Raises:
-            ReadTimeout, TooSlow: the client let us wait for its body; the connection ends with the answer.
+            ReadTimeout, TooSlow: the client sends its body too slowly; the connection closes after the answer.
         """
         while True:
             if self.chunks and not self.gone:
@@ -121,7 +121,7 @@ class ServedRequest:
                 self.waiter = self.protocol.loop.create_future()
                 await self.waiter
             else:
-                # Somebody else awaits it (a framework that watches for the disconnect): do not cancel it under them.
+                # Another task awaits it (a framework that watches for the disconnect): do not cancel it with this one.
                 await asyncio.wait((self.waiter,))
 
     def _piece(self, body: bytes) -> Message:
@@ -134,7 +134,7 @@ class ServedRequest:
         return message
 
     def late(self) -> None:
-        """The client has let the application wait for too long, unless what it sent is only not picked up yet."""
+        """Record that the application waited too long, unless received data is only not read yet."""
         if self.body_patience is not None and not self.chunks and not self.complete:
             self.body_patience.expire()
             self.protocol.connections.count("body_too_slow")
@@ -148,14 +148,14 @@ class ServedRequest:
     # Response ---------------------------------------------------------------------------------------------------------
 
     async def send(self, message: Message) -> None:
-        """One ASGI message. Waits while the transport is above its high-water mark.
+        """Send an ASGI message. Waits while the transport is above its high-water mark.
 
-        An empty body piece with `more_body` sends a head that waits for its first bytes.
+        An empty body piece with `more_body` sends a head that still waits for its first body bytes.
 
         Raises:
             ConnectionResetError: the client has gone.
-            UnframeableResponse: the message cannot be put on the wire.
-            RuntimeError: it is not this message's turn.
+            UnframeableResponse: the message cannot be sent.
+            RuntimeError: the message is out of order.
         """
         if self.gone:
             raise ConnectionResetError("the client has gone")
@@ -176,7 +176,7 @@ class ServedRequest:
                 raise RuntimeError("the response has already started")
             status: int = message["status"]
             if status < 200:
-                raise RuntimeError(f"{status} is no final status; a connection upgrade is not supported here")
+                raise RuntimeError(f"{status} is not a final status; a connection upgrade is not supported here")
             self.fields, self.remaining, close = field_lines(status, message.get("headers", ()))
             self.status = status
             if message.get("trailers"):
@@ -198,16 +198,17 @@ class ServedRequest:
                     self.protocol.transport.write(checked(b"".join(pieces), len(self.fields) // 2 + 2))
                 self._finish()
         else:
-            raise RuntimeError(f"{kind!r} is no message of an HTTP response")
+            raise RuntimeError(f"{kind!r} is not a message of an HTTP response")
 
     def answer_whole(self, status: int, headers: Sequence[RawHeader], body: bytes) -> bool:
-        """Send a small answer that is all there, in one write: what `send` would do with its two messages.
+        """Send a small, complete answer in a single write, with the result that two messages to `send` would have.
 
-        Nothing is sent, and the answer is False, unless this is the plain case: the stated length is the body's, and
-        nothing about status, client or connection asks for more than that.
+        Returns:
+            False, and nothing is sent, unless this is the simple case: the declared length is the body's, and status,
+            client and connection need no special treatment.
 
         Raises:
-            UnframeableResponse: the answer cannot be put on the wire.
+            UnframeableResponse: the answer cannot be sent.
         """
         protocol = self.protocol
         if (
@@ -234,7 +235,7 @@ class ServedRequest:
         return True
 
     def _head(self, first: int, more: bool) -> bytes:
-        """The response head, with the framing that fits what is known of the body by now."""
+        """The response head, with the framing that suits the body as far as it is known."""
         protocol = self.protocol
         protocol.connections.held.discard(self)
         fields, self.fields = self.fields, []
@@ -257,7 +258,7 @@ class ServedRequest:
             framing = UNTIL_CLOSE
             self.keep_alive = False
         if not self.keep_alive or self.expects or protocol.must_close:
-            # A client that still waits for `100 Continue` may send the body or not: what follows cannot be told apart.
+            # A client that still waits for `100 Continue` may send its body or not: the next bytes would be ambiguous.
             self.keep_alive = False
             fields.append(b"\r\nconnection: close")
             lines += 1
@@ -276,7 +277,7 @@ class ServedRequest:
             self.remaining = remaining = self.remaining - size
             if remaining and (remaining < 0 or not more):
                 self.abort()
-                raise RuntimeError("the response body differs from its stated length")
+                raise RuntimeError("the response body differs from its declared length")
             if size <= _JOIN_BYTES:
                 if head or body:
                     self.protocol.transport.write(head + body)
@@ -310,7 +311,7 @@ class ServedRequest:
         self.protocol.response_done(self)
 
     def flush_head(self) -> None:
-        """Send a head that has waited long enough for its body."""
+        """Send the head without waiting any longer for its first body bytes."""
         if self.framing == UNDECIDED and not self.done and not self.gone:
             try:
                 self._send_body(self._head(0, True), b"", True)
@@ -322,9 +323,9 @@ class ServedRequest:
                     self.task.cancel()
 
     async def inform(self, status: int, headers: list[RawHeader]) -> None:
-        """Send an informational head now. Nothing for a 1.0 client, which knows none, or once the final head is out."""
+        """Send an informational head at once. Ignored for an HTTP/1.0 client, and after the final head."""
         if not 100 <= status < 200 or status == 101:
-            raise ValueError(f"{status} is no informational status")
+            raise ValueError(f"{status} is not an informational status")
         if self.gone:
             raise ConnectionResetError("the client has gone")
         if not self.http11 or self.framing != UNDECIDED or self.done:
@@ -336,17 +337,17 @@ class ServedRequest:
             await self.protocol.writable()
 
     def switch(self, headers: list[RawHeader]) -> RawStream:
-        """Answer 101; the connection is raw from here.
+        """Answer 101; from then on the connection carries raw bytes.
 
         Raises:
             ConnectionResetError: the client has gone.
-            UnframeableResponse: the head cannot be put on the wire.
-            RuntimeError: no upgrade was asked for, or something else was answered.
+            UnframeableResponse: the head cannot be sent.
+            RuntimeError: the client requested no upgrade, or the response has already started.
         """
         if self.gone:
             raise ConnectionResetError("the client has gone")
         if self.raw is None or self.status or self.done:
-            raise RuntimeError("there is no upgrade to grant")
+            raise RuntimeError("the client requested no upgrade, or the response has already started")
         head = switching_head(headers)
         self.status = 101
         self.framing = NO_BODY
@@ -354,7 +355,7 @@ class ServedRequest:
         return self.raw
 
     def abort(self) -> None:
-        """End the connection without completing the response, so that the client sees that it is cut off."""
+        """End the connection without completing the response, so that the client notices the truncation."""
         if not self.done:
             self.done = True
             self.protocol.connections.held.discard(self)

@@ -21,11 +21,11 @@ BACKLOG = 1024
 
 
 class HostListener:
-    """The listening sockets of one address, several where it is a name or a wildcard, and what they accepted."""
+    """The listening sockets of an address (several for a DNS name or a wildcard), and their connections."""
 
     def __init__(self, sockets: Sequence[socket.socket], connections: Connections, tls: ServerTls | None) -> None:
         """Args:
-        sockets: at least one, all bound; they are closed with this.
+        sockets: at least one, all bound; the listener closes them.
         """
         self._connections = connections
         self._tls = tls
@@ -35,7 +35,7 @@ class HostListener:
         self.address = self.addresses[0]
 
     def open(self) -> None:
-        """Listen, and accept from now on. SettingsError where somebody else took the address meanwhile."""
+        """Start to listen and accept. SettingsError if another process has taken the address meanwhile."""
         try:
             for sock in self._bound:
                 sock.listen(BACKLOG)
@@ -45,14 +45,14 @@ class HostListener:
         self._bound = []
 
     def close(self) -> None:
-        """Accept no more. Connections that were accepted live on. Idempotent."""
+        """Stop accepting. Accepted connections stay open. Idempotent."""
         for sock in self._bound:
             sock.close()
         for acceptor in self._acceptors:
             acceptor.close()
 
     async def drain(self, timeout: float) -> None:
-        """End the connections: idle ones now, busy ones once answered, all of them after `timeout` seconds."""
+        """End the connections: idle ones now, busy ones after their answer, all after `timeout` seconds."""
         await self._connections.drain(timeout)
 
     def __repr__(self) -> str:
@@ -69,21 +69,21 @@ async def serve_host(connections: Connections, address: Address, *, tls: ServerT
 async def bind_host(
     connections: Connections, address: Address, *, tls: ServerTls | None = None, inherited: socket.socket | None = None
 ) -> HostListener:
-    """Take an address, without listening there before `open` is called.
+    """Reserve an address; `open` then starts to listen on it.
 
-    An empty host is every address, port 0 lets the system choose.
+    An empty host stands for every address; for port 0 the system chooses a port.
 
     Args:
-        inherited: a socket that listens there already; what waits in it is served once this is opened.
+        inherited: a socket that already listens on the address; its waiting connections are accepted after `open`.
 
     Raises:
-        SettingsError: the address cannot be had; the message says why.
+        SettingsError: the address is not available; the message names the reason.
     """
     sockets: list[socket.socket] = []
     try:
         sockets = [inherited] if inherited is not None else await _bound(address)
         for sock in sockets:
-            _look_for_the_vanished(sock, connections.limits.write_timeout)
+            _detect_dead_clients(sock, connections.limits.write_timeout)
     except OSError as exc:
         for sock in sockets:
             sock.close()
@@ -97,10 +97,10 @@ def _unavailable(address: Address, exc: OSError) -> SettingsError:
 
 
 async def _bound(address: Address) -> list[socket.socket]:
-    """A socket for each address of a host. One that this machine does not have is left out, unless it is the only one.
+    """A bound socket for each address of a host, without addresses that this machine does not have.
 
     Raises:
-        OSError: an address is taken, or none can be had.
+        OSError: an address is in use, or none of them exists on this machine.
     """
     infos = await asyncio.get_running_loop().getaddrinfo(
         address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -134,11 +134,14 @@ async def _bound(address: Address) -> list[socket.socket]:
     return sockets
 
 
-def _look_for_the_vanished(listening: socket.socket, timeout: float) -> None:
-    """Have the kernel end connections whose client is gone without a word: power, cable, a phone out of reach.
+def _detect_dead_clients(listening: socket.socket, timeout: float) -> None:
+    """Let the kernel end connections whose client vanished without closing them (power, cable, a phone out of range).
 
-    An event stream with little to say would be held for such a client for hours. What a listening socket has is
-    inherited by every connection that it accepts, so this costs none of them anything.
+    A quiet event stream would otherwise stay open for hours. Accepted connections inherit the options of the listening
+    socket, so this costs them nothing.
+
+    Args:
+        timeout: seconds without an acknowledgement after which a connection ends.
     """
     seconds = max(1, round(timeout))
     with contextlib.suppress(OSError), socket.socket(fileno=socket.dup(listening.fileno())) as twin:
@@ -149,8 +152,8 @@ def _look_for_the_vanished(listening: socket.socket, timeout: float) -> None:
 
 
 def inherited_for(address: Address, sockets: Iterable[socket.socket]) -> list[socket.socket]:
-    """Those of the sockets that listen on an address. An empty host is matched by a socket for every address."""
-    return [one for one in sockets if one.family in _INTERNET and _is_for(one.getsockname(), address)]
+    """The sockets that listen on an address. An empty host matches a socket for every address."""
+    return [sock for sock in sockets if sock.family in _INTERNET and _is_for(sock.getsockname(), address)]
 
 
 _INTERNET = (socket.AF_INET, socket.AF_INET6)
@@ -159,10 +162,10 @@ _INTERNET = (socket.AF_INET, socket.AF_INET6)
 def _is_for(name: tuple[Any, ...], address: Address) -> bool:
     if name[1] != address.port:
         return False
-    there = ipaddress.ip_address(name[0])
+    listening = ipaddress.ip_address(name[0])
     if not address.host:
-        return there.is_unspecified
+        return listening.is_unspecified
     try:
-        return ipaddress.ip_address(address.host) == there
-    except ValueError:  # a name: whoever hands sockets over says addresses
+        return ipaddress.ip_address(address.host) == listening
+    except ValueError:  # a DNS name: sockets are inherited for literal addresses only
         return False

@@ -1,4 +1,4 @@
-"""The client's connection as one request or one upgraded stream on it uses it."""
+"""The interface of a client's connection to a request or an upgraded stream on it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from netbird_proxy.listening.connections import Connections, ListenLimits
 
 
 class ClientStream(Protocol):
-    """What `Http1Protocol` offers to the request that it serves and to the raw stream that may follow it."""
+    """The part of `Http1Protocol` that a request uses, and the raw stream that may follow it."""
 
     loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport
@@ -19,28 +19,28 @@ class ClientStream(Protocol):
     write_paused: bool
 
     async def writable(self) -> None:
-        """Wait until the transport is below its high-water mark, or gone."""
+        """Wait until the transport is below its high-water mark, or closed."""
 
     def ring_at(self, when: float) -> None:
-        """Wake the connection's timer at this time of the loop's clock, at the latest."""
+        """Run the connection's timer at this time of the loop's clock, at the latest."""
 
     def regulate_reading(self) -> None:
-        """Pause or resume reading, by how much nobody has taken yet."""
+        """Pause or resume reading, depending on how much data was not read by the application yet."""
 
-    def response_done(self, served: Any) -> None:
-        """The response of this request is on the wire to its last byte."""
+    def response_done(self, request: Any) -> None:
+        """The response of this request was written to its last byte."""
 
-    def cut(self, served: Any) -> None:
+    def cut(self, request: Any) -> None:
         """End the connection without completing this request's response."""
 
     def start_raw(self, raw: Any, head: bytes) -> None:
-        """Send the 101 and pass bytes to `raw` from here on."""
+        """Send the 101, and pass all further bytes to `raw`."""
 
-    def close_raw(self, served: Any) -> None:
-        """Close, once everything that was written is out."""
+    def close_raw(self, request: Any) -> None:
+        """Close the connection once everything written was sent."""
 
 
 class Answered(Protocol):
-    """A request, as the raw stream behind it sees it."""
+    """The part of a request that its raw stream uses."""
 
     done: bool

@@ -1,4 +1,4 @@
-"""TLS that ends here: certificates by name, over any asyncio transport."""
+"""TLS towards clients: certificates by server name, over any asyncio transport."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from netbird_host.reload import ReloadReport
 from netbird_proxy.api.errors import SettingsError
 
 SHUTDOWN_TIMEOUT = 2.0
-"""Seconds that a closed connection waits for the client's own goodbye."""
+"""Seconds that a closing connection waits for the client's close_notify."""
 
 
 class CertificateFiles(Protocol):
-    """A chain and its key, in PEM files."""
+    """PEM files of a certificate chain and its key."""
 
     @property
     def cert(self) -> Path: ...
@@ -32,26 +32,26 @@ class CertificateFiles(Protocol):
 
 
 class ServerTls:
-    """The certificates of this process, and which one answers for a name.
+    """The certificates of this process, and the choice of one by server name.
 
-    A name's own certificate goes before a wildcard's; without either the first one answers, so that a client sees
-    which certificate is missing.
+    A certificate for the exact name is preferred to a wildcard. Without either, the first certificate is sent, so that
+    the client's error shows the name that is missing.
     """
 
     def __init__(self, certificates: Sequence[CertificateFiles]) -> None:
-        """Raises SettingsError naming the file that cannot be used."""
+        """SettingsError, which names the file, if a file cannot be used."""
         if not certificates:
             raise SettingsError("tls.certificates is empty")
         self._pairs = [_Pair.read(files) for files in certificates]
         self._by_name = _by_name(self._pairs)
-        # Listeners keep this one for good: what answers is chosen for each handshake.
+        # Listeners keep this context; `_choose` selects the certificate at each handshake.
         self.context = self._pairs[0].context
         self.context.sni_callback = self._choose
 
     def reload(self, certificates: Sequence[CertificateFiles], report: ReloadReport) -> None:
-        """Read the files again: handshakes from now on get what they hold, open connections go on.
+        """Read the files again. New handshakes use the new certificates; open connections continue.
 
-        A pair that cannot be used stays as it was read last, or is left out where it is new.
+        If a pair cannot be used, its last version stays in use; a pair that is new is left out.
         """
         before = {(pair.cert, pair.key): pair for pair in self._pairs}
         pairs: list[_Pair] = []
@@ -72,7 +72,7 @@ class ServerTls:
             self._pairs, self._by_name = pairs, _by_name(pairs)
 
     def covers(self, host: str) -> bool:
-        """Whether a certificate is good for a folded host."""
+        """True if a certificate is valid for this folded host."""
         return self._find(host) is not None
 
     def _find(self, host: str) -> ssl.SSLContext | None:
@@ -87,16 +87,16 @@ class ServerTls:
 def server_tls(
     protocol: asyncio.Protocol, tls: ServerTls, *, handshake_timeout: float, ended: Callable[[], object]
 ) -> SSLProtocol:
-    """A protocol that ends TLS and gives what is inside to `protocol`, connected once the handshake is done.
+    """A protocol that decrypts TLS for `protocol`, which is connected after the handshake.
 
     Args:
-        ended: called after the handshake, whatever came of it.
+        ended: called after the handshake, whether it succeeded or failed.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
 
     def finish(future: asyncio.Future[None]) -> None:
-        # A handshake that fails closes the connection, which is all that can be done about it.
+        # A failed handshake closes the connection; nothing else is to be done.
         if not future.cancelled():
             future.exception()
         ended()
@@ -108,14 +108,14 @@ def server_tls(
         tls.context,
         done,
         server_side=True,
-        ssl_handshake_timeout=handshake_timeout,  # type: ignore[arg-type]  # any number of seconds will do
+        ssl_handshake_timeout=handshake_timeout,  # type: ignore[arg-type]  # a float works as well
         ssl_shutdown_timeout=SHUTDOWN_TIMEOUT,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """One chain and its key, as they were read."""
+    """A chain and its key, as they were read."""
 
     cert: Path
     key: Path
@@ -136,7 +136,7 @@ class _Pair:
 
 
 def _by_name(pairs: Sequence[_Pair]) -> dict[str, ssl.SSLContext]:
-    """Each name with its certificate; the first of several keeps it."""
+    """Server name → certificate; the first of several for a name wins."""
     return {name: pair.context for pair in reversed(pairs) for name in pair.names}
 
 

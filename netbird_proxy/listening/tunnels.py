@@ -1,4 +1,4 @@
-"""Listeners inside an account's tunnel: HTTP on 80, HTTPS on 443, and on each of them whichever comes."""
+"""Listeners inside an account's tunnel, on ports 80 and 443. Each port accepts both HTTP and HTTPS."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ HTTP_PORT, HTTPS_PORT = 80, 443
 
 
 class InsideListener:
-    """The listeners of one tunnel, with the connections that they accepted.
+    """The listeners of a tunnel, with the connections that they accepted.
 
     Attributes:
-        address: the overlay address that peers find us under.
-        https: whether there is a certificate to serve HTTPS with.
+        address: the overlay address that peers connect to.
+        https: true if a certificate is configured, so that HTTPS is served.
     """
 
     def __init__(
@@ -29,17 +29,17 @@ class InsideListener:
         self.https = https
 
     def close(self) -> None:
-        """Accept no more. Idempotent."""
+        """Stop accepting. Idempotent."""
         for listener in self._listeners:
             listener.close()
 
     async def drain(self, timeout: float) -> None:
-        """End the connections: idle ones now, busy ones once answered, all of them after `timeout` seconds."""
+        """End the connections: idle ones now, busy ones after their answer, all after `timeout` seconds."""
         await self._connections.drain(timeout)
 
 
 async def serve_inside(connections: Connections, tunnel: Tunnel, *, tls: ServerTls | None) -> InsideListener:
-    """Listen in a tunnel that is up. What fails closes what was opened."""
+    """Listen in a tunnel that is up. On a failure, listeners that were opened before are closed."""
     listeners: list[TunnelListener] = []
     try:
         for port in (HTTPS_PORT, HTTP_PORT):
