@@ -47,6 +47,9 @@ class Guard:
         again: run it again for open exchanges, after a change and once in an interval (`exchange.revalidating` is then
             true), and cut the exchange unless it returns ALLOW. False for a guard that counts requests, or that
             judges only the beginning of a request.
+        credentials: names of headers whose values this plugin checks, such as an API key. On this route the guards,
+            authenticators and endpoints of this plugin see these headers; those of other plugins, transforms, observers
+            and upstreams do not.
     """
 
     check: Callable[[ExchangeView], Awaitable[Verdict]]
@@ -55,6 +58,7 @@ class Guard:
     observe: bool = False
     depends_on: object = None
     again: bool = True
+    credentials: tuple[bytes, ...] = ()
 
 
 Phase = Literal["exclusive", "credential", "ambient", "prompt"]
@@ -70,7 +74,7 @@ class Authenticator:
         phase: position in the order of PHASES; inside a phase the operator's order applies.
         identify: in phase `prompt` it may also return offers of logins. The offers of all plugins become one 401 page,
             unless a later authenticator decides.
-        depends_on: see `Guard`.
+        depends_on, credentials: see `Guard`.
     """
 
     phase: Phase
@@ -78,6 +82,7 @@ class Authenticator:
     kinds: frozenset[Kind] = HTTP_KINDS
     body_bytes: int = 0
     depends_on: object = None
+    credentials: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,7 +92,7 @@ class Exchange:
         self.query = query
         self.http_version = http_version
         self.headers = self.public = headers
-        self.views: Mapping[str, Headers] = _NO_VIEWS  # app: the head for plugins whose own cookies are in it
+        self.views: Mapping[str, Headers] = _NO_VIEWS  # app: by plugin, the head with its own secrets
         self.public_query = self.full_query = query  # app: without and with what is for an endpoint of a plugin alone
         self.client_address = client_address
         self.allowed_notes = allowed_notes
@@ -115,16 +115,16 @@ class Exchange:
     asked_again = older_name("exchange.asked_again", "revalidating")
 
     def arrive(self, public: Headers, views: Mapping[str, Headers]) -> None:
-        """Take the head: as every step may see it, and as plugins see it whose own cookies are in it."""
+        """Take the head as every step may see it, and by plugin as it looks with the plugin's own secrets."""
         self.headers = self.public = public
         self.views = views
 
     def show(self, plugin: str) -> None:
-        """From now on code of this plugin looks at the head: with its own cookies."""
+        """Code of this plugin runs from now on: show it the head with its own cookies and credentials."""
         self.headers = self.views.get(plugin, self.public)
 
     def hide(self) -> None:
-        """From now on anybody may look at head and query."""
+        """Code of any plugin may run from now on: show it the head and query without secrets."""
         self.headers, self.query = self.public, self.public_query
 
     def note(self, key: str, value: object) -> None:

@@ -1,4 +1,4 @@
-"""Rules for the heads of one route: names that are dropped, kept or the core's, and cookies that stay with the proxy.
+"""Rules for the heads of one route: the fields that are dropped or kept, and the secrets that stay with the proxy.
 
 Everything that a route decides beforehand stands in frozen sets and bytes made at apply.
 """
@@ -86,7 +86,7 @@ V = TypeVar("V")
 
 _NO_VIEWS: Mapping[str, Headers] = {}
 
-DROP, KEEP, LOOK, COOKIE = range(4)
+DROP, KEEP, LOOK, COOKIE, CREDENTIAL = range(5)
 """What becomes of a field: verdicts by its name, worked out once."""
 
 _SHARED: dict[object, NameCache[Any]] = {}
@@ -113,23 +113,26 @@ class HeadRules:
         owners: folded header name → the plugin that alone sets it on this route.
         cookies: cookie name → plugin that sets it, or the beginning of names and `*`. Like our session cookies these
             stay between the client and the proxy, and of plugins only their own sees them.
+        credentials: folded header name → plugins that check its value; nobody else sees the field.
         ours: cookie name, as it stands in a list → its plugin, CORE where it is nobody's, "" where it is the client's.
         pseudonym: our name in `Via`.
     """
 
-    __slots__ = ("cookies", "ours", "owners", "pseudonym", "verdicts")
+    __slots__ = ("cookies", "credentials", "ours", "owners", "pseudonym", "verdicts")
 
     def __init__(
         self,
         owners: Mapping[bytes, str] | None = None,
         cookies: Mapping[bytes, str] | None = None,
         pseudonym: bytes = b"netbird-proxy",
+        credentials: Mapping[bytes, frozenset[str]] | None = None,
     ) -> None:
         self.owners = dict(owners or {})
         self.cookies = dict(cookies or {})
         prefixes = [(name[:-1], owner) for name, owner in self.cookies.items() if name.endswith(b"*")]
         self.pseudonym = pseudonym
-        names = frozenset(self.owners)
+        self.credentials = dict(credentials or {})
+        names, secrets = frozenset(self.owners), frozenset(self.credentials)
 
         def judge(name: bytes) -> int:
             folded = fold(name)
@@ -137,9 +140,11 @@ class HeadRules:
                 return DROP
             if folded == b"cookie":
                 return COOKIE
+            if folded in secrets:
+                return CREDENTIAL
             return LOOK if folded == b"connection" else KEEP
 
-        self.verdicts = verdict_table(("incoming", names), judge)
+        self.verdicts = verdict_table(("incoming", names, secrets), judge)
 
         def owner_of(name: bytes) -> str:
             name = name.strip(b" \t")
@@ -151,15 +156,15 @@ class HeadRules:
         self.ours = verdict_table(("cookies", tuple(sorted(self.cookies.items()))), owner_of)
 
     def incoming(self, raw: Iterable[RawHeader]) -> Headers:
-        """The client's head as steps see it: no reserved name, none that a plugin owns here under any alias, and no
-        cookie of ours."""
+        """The client's head as steps see it: no reserved name, none that a plugin owns here under any alias, no
+        cookie of ours and no credential."""
         return self.views(raw)[0]
 
     def views(self, raw: Iterable[RawHeader]) -> tuple[Headers, Mapping[str, Headers]]:
-        """The head as steps see it, and as those plugins see it whose own cookies are in it."""
+        """The head as every step may see it and, by plugin, as it looks with that plugin's cookies and credentials."""
         verdicts = self.verdicts
         kept: list[RawHeader] = []
-        cookies: list[tuple[int, RawHeader]] = []
+        hidden: list[tuple[int, RawHeader]] = []
         for pair in raw:
             verdict = verdicts[pair[0]]
             if verdict == KEEP:
@@ -169,20 +174,31 @@ class HeadRules:
             elif verdict == COOKIE:
                 value = self.cookie(pair[1])
                 if value != pair[1]:
-                    cookies.append((len(kept), pair))
+                    hidden.append((len(kept), pair))
                 if value:
                     kept.append((pair[0], value))
-        return Headers(kept), self._with_own_cookies(kept, cookies) if cookies else _NO_VIEWS
+            elif verdict == CREDENTIAL:
+                hidden.append((len(kept), pair))
+        return Headers(kept), self._with_own_secrets(kept, hidden) if hidden else _NO_VIEWS
 
-    def _with_own_cookies(self, kept: list[RawHeader], cookies: list[tuple[int, RawHeader]]) -> Mapping[str, Headers]:
-        """The head for each plugin that has cookies in these fields, which stand before the given positions."""
-        owners = {self.ours[part.partition(b"=")[0]] for _, (_, value) in cookies for part in value.split(b";")}
+    def _with_own_secrets(self, kept: list[RawHeader], hidden: list[tuple[int, RawHeader]]) -> Mapping[str, Headers]:
+        """The head for each plugin that may see something of the hidden fields, which stood before these positions."""
+        owners: set[str] = set()
+        for _, (name, value) in hidden:
+            if self.verdicts[name] == COOKIE:
+                owners.update(self.ours[part.partition(b"=")[0]] for part in value.split(b";"))
+            else:
+                owners |= self.credentials[fold(name)]
         views: dict[str, Headers] = {}
         for plugin in owners - {"", CORE}:
             fields = list(kept)
-            for position, (name, value) in reversed(cookies):
-                replaces = bool(self.cookie(value))
-                fields[position : position + replaces] = [(name, self.cookie(value, plugin))]
+            for position, (name, value) in reversed(hidden):
+                replaced, shown = 0, value
+                if self.verdicts[name] == COOKIE:
+                    replaced, shown = int(bool(self.cookie(value))), self.cookie(value, plugin)
+                elif plugin not in self.credentials[fold(name)]:
+                    continue
+                fields[position : position + replaced] = [(name, shown)] if shown else []
             views[plugin] = Headers(fields)
         return views
 
@@ -192,6 +208,7 @@ class HeadRules:
             (pair[0].lower(), pair[1])
             for pair in raw
             if (name := fold(pair[0])) not in self.owners
+            and name not in self.credentials
             and name not in _NEVER_TRAILERS
             and name not in dropped
             and not name.startswith(_NEVER_TRAILER_PREFIXES)

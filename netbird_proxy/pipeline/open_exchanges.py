@@ -285,9 +285,9 @@ class OpenExchanges:
             host=was.host,
             authority=was.authority,
             raw_path=was.raw_path,
-            query=was.query,
+            query=was.public_query,
             http_version=was.http_version,
-            headers=was.headers,
+            headers=was.public,  # not the view of the step that may be running
             client_address=was.client_address,
             allowed_notes=was.allowed_notes,
             kind=was.kind,

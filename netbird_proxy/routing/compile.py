@@ -7,12 +7,13 @@ plugin that claims it, or the mapping is not served.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import structlog
 
+from netbird_host.http_fields import TOKEN
 from netbird_proxy.api.addresses import AddressJudge, AddressRules
 from netbird_proxy.api.endpoints import Endpoint
 from netbird_proxy.api.errors import PluginFailed, RouteClosed, RouteRefused
@@ -177,17 +178,23 @@ class Compiler:
             pipelines.append((spec, pipeline))
             protections.append(protection)
         first_spec, first = pipelines[0]
-        ambiguous = Route(None, FixedAnswer(AMBIGUOUS_PATH, first.ending), self._head_rules)
+        # A client sends a credential to every path of a host, so what is one on any path is hidden on these as well.
+        of_host = HeadRules(
+            None, self._cookies, self.pseudonym, _union(route.rules.credentials for route in routes.values())
+        )
+        ambiguous = Route(None, FixedAnswer(AMBIGUOUS_PATH, first.ending), of_host)
         differ = not all(protection.equals(protections[0]) for protection in protections[1:])
         if differ and first_spec.pass_ambiguous:
             raise RouteRefused("ambiguous_path is pass, and the service's paths are guarded differently")
-        endpoints = self._endpoints(mapping, [pipeline for _, pipeline in pipelines])
+        endpoints = self._endpoints(mapping, [pipeline for _, pipeline in pipelines], of_host)
         return Compiled(HostRoutes(mapping.account, routes, ambiguous, differ=differ, endpoints=endpoints), pools)
 
-    def _endpoints(self, mapping: ServiceMapping, pipelines: Sequence[Pipeline]) -> dict[bytes, Route]:
+    def _endpoints(
+        self, mapping: ServiceMapping, pipelines: Sequence[Pipeline], rules: HeadRules
+    ) -> dict[bytes, Route]:
         """The plugins' own applications on this host, each behind what restricts the host."""
         exclusive = any(step.phase == "exclusive" for pipeline in pipelines for step in pipeline.authenticate)
-        found: dict[bytes, Route] = {}
+        endpoints: dict[bytes, Route] = {}
         for plugin, endpoint in self._hooks.endpoint(mapping, self._proxy):
             if exclusive and not endpoint.on_private:
                 continue
@@ -203,8 +210,8 @@ class Compiler:
                 forward=EndpointApplication(plugin, endpoint, self.environment),
                 ending=self._ending(spec),
             )
-            found[plugin.encode()] = Route(spec, pipeline, self._head_rules)
-        return found
+            endpoints[plugin.encode()] = Route(spec, pipeline, rules)
+        return endpoints
 
     def _route(
         self, spec: RouteSpec, pools: list[RetiringPool]
@@ -216,7 +223,7 @@ class Compiler:
         changes = hooks.transform_request(spec, proxy)
         transforms = [BoundTransform(plugin, step) for plugin, step in changes]
         _must_enforce(spec, restrict, authenticate, authorize, transforms)
-        rules = HeadRules(_owners(transforms), self._cookies, self.pseudonym)
+        rules = HeadRules(_owners(transforms), self._cookies, self.pseudonym, _credentials(steps))
         targets: list[Target] = []
         dialers: list[tuple[str, Dialer]] = []
         for upstream in spec.upstreams:
@@ -333,3 +340,33 @@ def _owners(transforms: Sequence[BoundTransform]) -> dict[bytes, str]:
                     f"both {owners[folded]} and {transform.plugin} own the header {folded.decode('latin-1')}"
                 )
     return owners
+
+
+def _credentials(steps: _Steps) -> dict[bytes, frozenset[str]]:
+    """Folded header name → the plugins whose steps declare that they check its value.
+
+    Raises:
+        RouteRefused: a name is none, or of a field that the core itself reads.
+    """
+    checked_by: list[dict[bytes, frozenset[str]]] = []
+    declared = [(plugin, guard.credentials) for plugin, guard in (*steps.restrict, *steps.authorize)]
+    declared += [(plugin, step.credentials) for plugin, step in steps.authenticate]
+    for plugin, names in declared:
+        for name in names:
+            if not isinstance(name, bytes) or not TOKEN.fullmatch(name):
+                raise RouteRefused(f"{plugin} may not declare {name!r} a credential: it is not a header name in bytes")
+            if (folded := fold(name)) in _NO_CREDENTIALS:
+                raise RouteRefused(f"{plugin} may not declare {folded.decode()} a credential: the core reads it")
+            checked_by.append({folded: frozenset((plugin,))})
+    return _union(checked_by)
+
+
+_NO_CREDENTIALS = CORE_NAMES - {b"proxy-authorization"} | {b"cookie", b"via"}
+
+
+def _union(declared: Iterable[Mapping[bytes, frozenset[str]]]) -> dict[bytes, frozenset[str]]:
+    union: dict[bytes, frozenset[str]] = {}
+    for names in declared:
+        for name, plugins in names.items():
+            union[name] = union.get(name, frozenset()) | plugins
+    return union

@@ -131,9 +131,18 @@ class _RecordedStep:
     plugin: str
     step: Callable[[ExchangeView], Awaitable[Any]]
 
-    async def __call__(self, exchange: ExchangeView) -> Any:
+    def __call__(self, exchange: ExchangeView) -> Any:
         try:
-            answer = await self.step(exchange)
+            answer: object = self.step(exchange)
+        except BaseException as exc:
+            self.record(f"{self.stage} {self.plugin}: raised {type(exc).__name__}")
+            raise
+        # A step that is not `async` returns what cannot be awaited; the pipeline reports that, as it would without us.
+        return self._recorded(answer) if isinstance(answer, Awaitable) else answer
+
+    async def _recorded(self, awaitable: Awaitable[Any]) -> Any:
+        try:
+            answer = await awaitable
         except BaseException as exc:
             self.record(f"{self.stage} {self.plugin}: raised {type(exc).__name__}")
             raise

@@ -17,16 +17,13 @@ from netbird_proxy import (
     ExchangeView,
     Guard,
     LoginThrottle,
-    OutgoingHead,
     Pages,
     PluginInfo,
     Proxy,
-    RequestTransform,
     RouteSpec,
     ServiceMapping,
     Verdict,
     always,
-    fold,
     hookimpl,
 )
 from netbird_proxy.defaults.session import sign_on
@@ -97,7 +94,10 @@ class Session:
             return []
         # Where the tunnel is no login, it is asked first nevertheless: it says who is told to the upstream.
         phase: Literal["prompt", "credential"] = "prompt" if site.ask_for_both else "credential"
-        found = [Authenticator(phase, known, depends_on=site) for known in self._known(site, proxy)]
+        found = [
+            Authenticator(phase, known, depends_on=site, credentials=site.settings.credentials)
+            for known in self._known(site, proxy)
+        ]
         prompt = self._prompt(site, proxy)
         if site.preflight_origins:
             found.insert(0, Authenticator("exclusive", Preflights(site).identify, depends_on=site))
@@ -130,24 +130,7 @@ class Session:
                 return await second.judge(exchange, who)
             return ALLOW
 
-        return Guard(known, depends_on=site)
-
-    @hookimpl
-    def transform_request(self, route: RouteSpec) -> RequestTransform | None:
-        names = tuple(name.lower().encode() for name in Site.of(route).settings.headers)
-        if not names:
-            return None
-
-        def keep_credentials(exchange: ExchangeView, outgoing: OutgoingHead) -> None:
-            # Whoever came in otherwise may have sent a right one nevertheless: it is the proxy's, never the upstream's.
-            # What stands there and is not the client's is a custom header, which replaced the client's already.
-            sent = set(exchange.headers)
-            for name in names:
-                folded = fold(name)
-                if any(fold(pair[0]) == folded and pair in sent for pair in outgoing.headers):
-                    outgoing.delete(name)
-
-        return RequestTransform(keep_credentials, depends_on=names)
+        return Guard(known, depends_on=site, credentials=site.settings.credentials)
 
     @hookimpl
     def endpoint(self, host: ServiceMapping, proxy: Proxy) -> Endpoint | None:

@@ -64,6 +64,11 @@ class SessionSettings:
         return frozenset(name for name, there in given if there)
 
     @property
+    def credentials(self) -> tuple[bytes, ...]:
+        """Names of the headers whose values other plugins and upstreams must not see."""
+        return tuple(name.encode() for name in self.headers)
+
+    @property
     def guards(self) -> bool:
         return bool(self.methods or self.headers)
 

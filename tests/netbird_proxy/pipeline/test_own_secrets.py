@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -117,6 +118,140 @@ async def test_promise_5_an_endpoint_gets_its_own_cookies_and_the_query_that_is_
         ("session", MINE["session"], b"session_token=secret"),
         ("logs", PUBLIC, b""),
     ]
+
+
+async def test_promise_5_a_credential_is_seen_by_the_plugin_that_checks_it_alone() -> None:
+    """A declared credential reaches no step of another plugin and no upstream, under no alias and in no trailer."""
+    seen: list[tuple[str, list[tuple[bytes, bytes]]]] = []
+
+    def look(plugin: str, exchange: Any) -> None:
+        fields = [pair for pair in exchange.headers if pair[0] not in (b"host", b"transfer-encoding")]
+        seen.append((plugin, fields))
+
+    def step(plugin: str, answer: Any) -> Any:
+        async def run(exchange: Any) -> Any:
+            look(plugin, exchange)
+            return answer
+
+        return run
+
+    identity = Identity(UserId("alice"))
+    hooks = StepHooks(
+        restrict=[("other", Guard(step("other", ALLOW)))],
+        authenticate=[
+            ("other", Authenticator("credential", step("other", None))),
+            ("session", Authenticator("credential", step("session", identity), credentials=(b"X-Key",))),
+        ],
+        authorize=[
+            ("keys", Guard(step("keys", ALLOW), credentials=(b"authorization",))),
+            ("session", Guard(step("session", ALLOW))),
+        ],
+        transform_request=[("other", RequestTransform(lambda exchange, _head: look("other", exchange)))],
+        observe=[("other", lambda exchange: look("other", exchange))],
+    )
+    play = Transcript(route(), hooks=hooks, cookies=COOKIES)
+    public, last = (b"x-a", b"1"), (b"x-b", b"2")
+    key, alias, basic = (b"x-key", b"secret"), (b"x_key", b"secret too"), (b"authorization", b"Basic secret")
+    cookie = (b"cookie", b"cart=full")  # of a plugin without steps here
+
+    await play.request(
+        origin=host_origin(),
+        method="POST",
+        headers=[public, key, basic, cookie, alias, last, (b"transfer-encoding", b"chunked")],
+        body=[b"body"],
+        trailers=[(b"x-key", b"secret"), (b"x-sum", b"3")],
+    )
+
+    everybody = [public, last]
+    own = {"session": [public, key, alias, last], "keys": [public, basic, last]}
+    assert seen == [
+        (plugin, own.get(plugin, everybody))
+        for plugin in ("other", "other", "session", "keys", "session", "other", "other")
+    ]
+    assert b"secret" not in play.upstreams.last.head
+    assert play.upstreams.last.trailers == [(b"x-sum", b"3")]
+
+
+async def test_promise_5_a_credential_sent_to_another_path_of_the_host_is_hidden_there_too() -> None:
+    """A browser sends a credential to every path of a host, also to the endpoint of a plugin."""
+    seen: list[tuple[str, bytes | None]] = []
+
+    async def identify(_exchange: Any) -> Identity:
+        return Identity(UserId("alice"))
+
+    async def check(exchange: Any) -> Any:
+        seen.append(("other", exchange.headers.get(b"authorization")))
+        return ALLOW
+
+    async def app(scope: Any, _receive: Any, send: Any) -> None:
+        seen.append((scope["path"], dict(scope["headers"]).get(b"authorization")))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body"})
+
+    hooks = StepHooks(
+        restrict=[("other", Guard(check))],
+        authenticate=[("session", Authenticator("credential", identify, credentials=(b"authorization",)))],
+        endpoint=[("session", Endpoint(app)), ("other", Endpoint(app))],
+    )
+    play = Transcript(route(), hooks=hooks)
+
+    for plugin in ("session", "other"):
+        await play.request(
+            "GET", f"/__netbird__/{plugin}/x", origin=host_origin(), headers=[(b"authorization", b"Basic secret")]
+        )
+
+    assert seen == [
+        ("other", None),
+        ("/__netbird__/session/x", b"Basic secret"),
+        ("other", None),
+        ("/__netbird__/other/x", None),
+    ]
+
+
+async def test_promise_5_an_open_exchange_is_revalidated_with_the_same_views() -> None:
+    """A step that is asked again, while the step of another plugin runs, sees its own view of the head."""
+    seen: list[bytes | None] = []
+    entered, again, released = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def other(exchange: Any) -> Any:
+        seen.append(exchange.headers.get(b"x-key"))
+        if exchange.revalidating:
+            again.set()
+        return ALLOW
+
+    async def waits(exchange: Any) -> Any:
+        if not exchange.revalidating:
+            entered.set()
+            await released.wait()
+        return ALLOW
+
+    hooks = StepHooks(
+        restrict=[("other", Guard(other)), ("session", Guard(waits, credentials=(b"x-key",)))],
+    )
+    play = Transcript(route(), hooks=hooks)
+    async with asyncio.TaskGroup() as tasks:
+        asking = tasks.create_task(play.app.exchanges.run())
+        request = tasks.create_task(play.request(origin=host_origin(), headers=[(b"x-key", b"secret")]))
+        await entered.wait()
+        play.app.exchanges.revalidate()
+        await again.wait()
+        released.set()
+        await request
+        asking.cancel()
+
+    assert seen == [None, None]
+
+
+@pytest.mark.parametrize("name", [b"content-length", b"Transfer_Encoding", b"cookie", b"host", b"not a name", "x-key"])
+async def test_promise_5_a_field_that_the_core_reads_is_no_credential(name: Any) -> None:
+    """Hidden, it would frame the message otherwise than the client did; the route is refused."""
+
+    async def check(_exchange: Any) -> Any:
+        return ALLOW
+
+    play = Transcript(route(), hooks=StepHooks(restrict=[("keys", Guard(check, credentials=(name,)))]))
+
+    assert play.reports[0].refused.startswith("keys may not declare ")
 
 
 HEADERS = tuple(
