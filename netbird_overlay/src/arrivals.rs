@@ -1,6 +1,6 @@
-//! Packets that come in: to which connection they belong, and whether they may open one.
+//! Inbound packets: each is matched to its connection, or may open one.
 //!
-//! Packets that belong to no connection go to an empty socket set, which answers echoes and resets.
+//! A packet without a connection goes to an empty socket set, which answers echo requests and sends resets.
 
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
@@ -20,7 +20,7 @@ use crate::shared::Shared;
 use crate::tcp::{Tcp, EPHEMERAL};
 
 impl Tcp {
-    /// Take a packet that `peer` sent, and whose source address is that peer's.
+    /// Process a packet from `peer`, whose source address was checked to belong to that peer.
     pub fn receive(&mut self, shared: &mut Shared, peer: (PeerId, &mut Peer), packet: &[u8], header: &Header) {
         let (peer_id, peer) = peer;
         let Content::Tcp { source_port, destination_port, flags } = header.content else {
@@ -50,7 +50,7 @@ impl Tcp {
             self.open(shared, (peer_id, peer), flow, packet);
         } else {
             shared.counters.unmatched += 1;
-            // A reset for what could have been ours; for anything else, silence.
+            // Reset segments that could have been for this node; ignore all others.
             if EPHEMERAL.contains(&flow.local_port) || self.filter.allows(flow.remote, TCP, flow.local_port) {
                 self.answer_unclaimed(shared, peer, packet);
             }
@@ -96,7 +96,7 @@ impl Tcp {
         let mut interface = interface(&self.addresses, shared.mtu, seed);
         let mut link = Link::new(peer, shared, Some(packet), 1);
         interface.poll_ingress_single(instant(now), &mut link, conn.sockets());
-        // A segment that the stack did not like (its checksum, say) leaves it where it was.
+        // A segment that the stack rejects, for its checksum for example, leaves the socket unchanged.
         if conn.state() == State::SynReceived {
             listener.pending += 1;
             let id = self.insert(conn);
@@ -121,7 +121,7 @@ impl Tcp {
                 conn.was_reset |= was_reset;
                 self.mark_dirty(id);
             }
-            // A defect in the stack costs the connection that found it, not the tunnel.
+            // A defect in the stack ends the connection that triggered it, not the tunnel.
             Err(_) => {
                 shared.counters.internal_error += 1;
                 let half_open = conn.inbound && !conn.reported && !conn.done;
@@ -140,7 +140,7 @@ impl Tcp {
             Content::Unreachable(flow) => {
                 let Some(conn_id) = self.flows.get(&flow).copied() else { return };
                 let Some(conn) = self.conns.get_mut(&conn_id) else { return };
-                // Only of use while there is no connection yet; later it may be a passing trouble, or a lie.
+                // Honored only while connecting: later the error may be transient, or forged.
                 if conn.peer == id && conn.state() == State::SynSent {
                     conn.kill(Reason::Unreachable, shared.now());
                     self.after_end(conn_id, false);

@@ -1,25 +1,25 @@
-//! The time that callers bring along, and the one place where boringtun is told of it.
+//! The time that callers pass in, and the only place that sets boringtun's clock.
 
 use std::time::Duration;
 
 use mock_instant::MockClock;
 use smoltcp::time::Instant;
 
-/// Microseconds of the engine's life, which begins when it first hears the time: what is asked of it before that
-/// happens at its beginning, not ages ago.
+/// Microseconds since the engine's first `now`. Work requested before the first `now` happens at time 0, not in the
+/// distant past.
 pub type Micros = u64;
 
 pub const NEVER: Micros = u64::MAX;
 pub const SECOND: Micros = 1_000_000;
 pub const MILLISECOND: Micros = 1_000;
 
-/// Seconds that no life reaches (about 30,000 years), so that sums of times never overflow.
+/// More seconds than any engine lives (about 30,000 years), so that sums of times never overflow.
 const LATEST: f64 = 1e12;
 
-/// A clock that only its owner moves, and never backwards.
+/// A clock that its owner advances. It never goes backwards.
 pub struct Clock {
     now: Micros,
-    /// What the caller's clock showed when it was heard first.
+    /// The caller's first `now`.
     beginning: Option<f64>,
     calls: u64,
 }
@@ -29,9 +29,9 @@ impl Clock {
         Clock { now: 0, beginning: None, calls: 0 }
     }
 
-    /// Take over the caller's idea of the time. An older one, or one that is no number, changes nothing.
+    /// Advance to the caller's time. An older time, or NaN, changes nothing.
     ///
-    /// Rounded, not cut, so that a deadline that was handed out is reached when it is handed back.
+    /// Rounded, not truncated, so that a deadline counts as reached when the caller passes it back as `now`.
     pub fn set(&mut self, seconds: f64) {
         if seconds.is_finite() {
             let life = seconds - *self.beginning.get_or_insert(seconds);
@@ -40,9 +40,9 @@ impl Clock {
         self.enter();
     }
 
-    /// Make this engine's time the thread's; each call into boringtun's code has to come after one of these.
+    /// Set the thread's mock clock to this engine's time. Every call into boringtun must follow such a call.
     ///
-    /// A nanosecond is added each time: two handshakes with the same timestamp would look like a replay.
+    /// Each call adds a nanosecond: the peer would take two handshakes with the same timestamp for a replay.
     pub fn enter(&mut self) {
         self.calls += 1;
         MockClock::set_time(Duration::from_micros(self.now) + Duration::from_nanos(self.calls));
@@ -52,7 +52,7 @@ impl Clock {
         self.now
     }
 
-    /// A time of the engine's life on the caller's clock; long ago if nobody knows yet what that shows.
+    /// Convert an engine time to the caller's clock; minus infinity before the first `now`.
     pub fn on_callers_clock(&self, at: Micros) -> f64 {
         match (at, self.beginning) {
             (NEVER, _) => f64::INFINITY,

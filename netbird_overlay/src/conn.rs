@@ -1,8 +1,8 @@
-//! One TCP connection: its socket, what was told about it, and how long it may stay as it is.
+//! One TCP connection: its socket, the events reported about it, and its timeouts.
 //!
-//! The socket has no reasons and few deadlines; both are kept here. A connection is *done* when its socket will never
-//! send or receive again, *ended* when its `Closed` has a reason, and *told* when that was reported. It is forgotten
-//! when it is done and told.
+//! smoltcp's socket reports no reasons and few deadlines, so both are kept here. A connection is *done* when its socket
+//! will never send or receive again, *ended* when its `Closed` has a reason, and *end_reported* when that was
+//! reported. It is removed when it is done and its end is reported.
 
 use smoltcp::iface::{Interface, SocketHandle, SocketSet, SocketStorage};
 use smoltcp::socket::tcp::{CongestionControl, Socket, SocketBuffer, State};
@@ -13,24 +13,24 @@ use crate::events::{ConnId, Event, EventSink, Reason};
 use crate::packet::Flow;
 use crate::prefix::PeerId;
 
-/// How long the other end may take to finish a handshake it started.
+/// Maximum time for the other end to complete a TCP handshake that it started.
 const HALF_OPEN: Micros = 20 * SECOND;
-/// How long bytes, or our end of stream, may go unanswered.
+/// Maximum time without an acknowledgment of sent data or of our end of stream.
 const UNANSWERED: Micros = 120 * SECOND;
-/// An idle connection is probed this often,
+/// Interval of the probes of an idle connection,
 const KEEPALIVE: Duration = Duration::from_secs(75);
-/// and given up after this long without a sign of life.
+/// and the time without an answer after which it is reset.
 const SILENCE: Micros = 600 * SECOND;
-/// How long a connection that its owner gave up may take to deliver its last bytes.
+/// Maximum time for a closed connection to deliver its last bytes.
 const LINGER: Micros = 60 * SECOND;
 
 pub struct Limits {
     pub receive_buffer: usize,
     pub send_buffer: usize,
     pub max_connections: usize,
-    /// Of these, room that only dials may take.
+    /// Number of connections reserved for dials.
     pub reserved_for_dials: usize,
-    /// A peer may have no more inbound connections than are still free for all peers.
+    /// Limits a peer to as many inbound connections as are still free for all peers.
     pub fair: bool,
     pub max_buffer_bytes: usize,
     pub connect_timeout: Micros,
@@ -43,20 +43,20 @@ pub struct Conn {
     /// `Accepted` or `Connected` was reported.
     pub reported: bool,
     pub end: Option<Reason>,
-    pub told: bool,
+    pub end_reported: bool,
     pub done: bool,
     pub paused: bool,
-    /// A `write` took less than it was given.
+    /// A `write` took only part of its data.
     pub short: bool,
-    /// The last segment from the other end that changed anything was a valid reset.
+    /// The last effective segment from the other end was a valid reset.
     pub was_reset: bool,
     pub dirty: bool,
     pub ready: bool,
-    /// When the connection's timer stands in the heap, and when it is really due.
+    /// Time of the connection's entry in the timer heap, and its actual deadline.
     pub in_heap: Micros,
     pub wake: Micros,
     pub heard: Micros,
-    /// A packet of the other end's is an answer in TIME-WAIT: the acknowledgment of its end of stream.
+    /// The packet that answers the other end in TIME-WAIT: the acknowledgment of its end of stream.
     pub last_packet: Vec<u8>,
     sockets: SocketSet<'static>,
     handle: SocketHandle,
@@ -76,7 +76,7 @@ impl Conn {
             SocketBuffer::new(vec![0; limits.send_buffer]),
         );
         socket.set_congestion_control(CongestionControl::Cubic);
-        // Writes of one turn of the loop are put together already.
+        // Nagle's algorithm is off: the writes of one turn are combined already.
         socket.set_nagle_enabled(false);
         socket.set_keep_alive(Some(KEEPALIVE));
         let mut sockets = SocketSet::new(vec![SocketStorage::EMPTY]);
@@ -87,7 +87,7 @@ impl Conn {
             inbound,
             reported: false,
             end: None,
-            told: false,
+            end_reported: false,
             done: false,
             paused: false,
             short: false,
@@ -147,7 +147,7 @@ impl Conn {
         }
     }
 
-    /// Deliver what is in the send buffer, then be done; nothing more is read.
+    /// Deliver the send buffer, then end; no more data is read.
     pub fn release(&mut self, now: Micros) {
         if self.end.is_some() {
             return self.give_up_unread();
@@ -159,7 +159,7 @@ impl Conn {
         self.socket().close();
     }
 
-    /// Reset; the other end is told if it can be.
+    /// Reset the connection, and notify the other end if possible.
     pub fn abort(&mut self, reason: Reason, now: Micros) {
         self.give_up_unread();
         if !self.done {
@@ -168,14 +168,14 @@ impl Conn {
         }
     }
 
-    /// A stream that ended well may wait for its reader; its owner has now said that nobody will read it.
+    /// The owner closed a stream that had ended in order and waited for its reader.
     fn give_up_unread(&mut self) {
-        if !self.told && self.end == Some(Reason::Finished) {
+        if !self.end_reported && self.end == Some(Reason::Finished) {
             self.end = Some(Reason::Local);
         }
     }
 
-    /// Be gone at once, without a word.
+    /// End at once, without sending anything.
     pub fn kill(&mut self, reason: Reason, now: Micros) {
         self.finish(reason, now);
         self.done = true;
@@ -186,13 +186,13 @@ impl Conn {
             self.end = Some(reason);
             self.ended_at = now;
         }
-        // Nobody waits for the end of an attempt that never was reported.
-        self.told |= self.inbound && !self.reported;
+        // An inbound attempt that was never reported needs no end.
+        self.end_reported |= self.inbound && !self.reported;
     }
 
-    /// See what the last poll changed. True if an `Accepted` or `Connected` has become due.
+    /// Evaluate the changes of the last poll. True if an `Accepted` or `Connected` is due.
     ///
-    /// `flushed` says that the socket has nothing more to send right now.
+    /// `flushed`: the socket has nothing more to send now.
     pub fn settle(&mut self, now: Micros, flushed: bool) -> bool {
         let (before, state) = (self.state, self.state());
         if before != state {
@@ -201,7 +201,7 @@ impl Conn {
         }
         self.received_eof |= matches!(state, State::CloseWait | State::LastAck | State::Closing | State::TimeWait);
         match state {
-            // The segment that should have opened it did not, or was taken back.
+            // The segment did not open the connection, or its opening was undone.
             State::Listen => self.kill(Reason::Reset, now),
             State::Closed if self.socket().local_endpoint().is_none() => {
                 self.done = true;
@@ -231,7 +231,7 @@ impl Conn {
         while self.socket().recv(|bytes| (bytes.len(), bytes.len())).unwrap_or(0) > 0 {}
     }
 
-    /// Whether a `Writable` has become due.
+    /// True if a `Writable` is due.
     pub fn take_writable(&mut self) -> bool {
         if !self.short || !self.open_to_writes() {
             return false;
@@ -242,18 +242,18 @@ impl Conn {
         due
     }
 
-    /// Whether `tell` would have something to say.
+    /// True if `report` would report an event.
     pub fn has_news(&mut self) -> bool {
-        if self.told || !(self.reported || self.end.is_some()) {
+        if self.end_reported || !(self.reported || self.end.is_some()) {
             return false;
         }
         self.end.is_some()
             || (!self.paused && (self.socket().recv_queue() > 0 || (self.received_eof && !self.eof_told)))
     }
 
-    /// Report data, the end of it, and the end of the connection, as far as they are due. True if data was read.
-    pub fn tell<S: EventSink>(&mut self, conn: ConnId, sink: &mut S) -> Result<bool, S::Error> {
-        if self.told {
+    /// Report data, its end and the connection's end, as far as they are due. True if data was read.
+    pub fn report<S: EventSink>(&mut self, conn: ConnId, sink: &mut S) -> Result<bool, S::Error> {
+        if self.end_reported {
             return Ok(false);
         }
         let mut read = false;
@@ -273,14 +273,14 @@ impl Conn {
             }
         }
         let Some(reason) = self.end else { return Ok(read) };
-        // A stream that ended well is read to its end first, however long its reader waits.
+        // A stream that ended in order is first read to its end, however long its reader pauses.
         let unread = self.reported && self.paused && (self.socket().recv_queue() > 0 || !self.eof_told);
         if reason == Reason::Finished && unread {
             return Ok(read);
         }
-        self.told = true;
+        self.end_reported = true;
         if self.reported {
-            // Once established, there are fewer ways to end.
+            // An established connection ends for fewer reasons than a dial.
             let reason = if reason == Reason::Refused { Reason::Reset } else { reason };
             sink.event(Event::Closed { conn, reason })?;
         } else if !self.inbound {
@@ -290,7 +290,7 @@ impl Conn {
         Ok(read)
     }
 
-    /// When patience ends; then the connection is reset.
+    /// The deadline after which the connection is reset.
     pub fn deadline(&mut self, limits: &Limits) -> Micros {
         if self.done {
             return NEVER;
@@ -308,7 +308,7 @@ impl Conn {
         }
     }
 
-    /// When the socket wants to be polled again.
+    /// The time of the socket's next poll.
     pub fn poll_at(&mut self, interface: &mut Interface, now: Micros) -> Micros {
         interface
             .poll_at(instant(now), &self.sockets)

@@ -1,4 +1,4 @@
-//! What was dropped and what was done, in numbers. Nothing that comes from outside is ever an error, only a count.
+//! Counters of processed and dropped packets. Input from outside never causes an error, only a count.
 
 macro_rules! counters {
     ($($name:ident),* $(,)?) => {
@@ -26,7 +26,7 @@ counters!(
     replayed,
     replayed_handshake,
     rate_limited,
-    // Packets dropped after it.
+    // Inner packets dropped after decryption.
     bad_source,
     bad_destination,
     bad_packet,
@@ -38,11 +38,11 @@ counters!(
     limit_reached,
     share_reached,
     internal_error,
-    // Not sent.
+    // Datagrams not sent.
     no_endpoint,
     queue_full,
     send_failed,
-    // Done.
+    // Work done.
     handshakes,
     datagrams_in,
     datagrams_out,

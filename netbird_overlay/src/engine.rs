@@ -1,4 +1,4 @@
-//! One overlay node: what comes in, what is due, what goes out. The parts are joined here and nowhere else.
+//! One overlay node. It alone connects the parts: input, timers and output.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -28,7 +28,7 @@ pub struct Engine {
     pub wg: WireGuard,
     pub routes: Routes,
     pub tcp: Tcp,
-    /// Where datagrams are decrypted.
+    /// Buffer for decrypted packets.
     plain: Vec<u8>,
 }
 
@@ -69,7 +69,7 @@ impl Engine {
         let Some(id) = self.wg.find(key) else { return false };
         self.routes.assign(id, &[]);
         self.wg.remove_peer(id);
-        // Before the id can be given to another peer.
+        // Must happen before the id is reused for another peer.
         self.tcp.recheck_peers(self.shared.now(), &self.routes);
         true
     }
@@ -94,7 +94,7 @@ impl Engine {
         self.tcp.connect(&mut self.shared, &self.wg, &self.routes, address, port)
     }
 
-    /// Take one datagram. What it asks for is sent by the next `advance`.
+    /// Process one datagram. The next `advance` sends the answers.
     pub fn receive(&mut self, datagram: &[u8], from: SocketAddr) {
         let mut plain = std::mem::take(&mut self.plain);
         if let Some((peer, length)) = self.wg.receive(&mut self.shared, datagram, from, &mut plain) {
@@ -109,7 +109,7 @@ impl Engine {
             counters.bad_packet += 1;
             return;
         };
-        // What makes "source address" mean "this peer": the peer's own addresses, and never one of ours.
+        // Cryptokey routing: the source address must be the peer's, and never one of this node's own.
         if self.routes.lookup(header.source) != Some(id) || self.tcp.addresses().contains(&header.source) {
             counters.bad_source += 1;
             return;
@@ -124,7 +124,7 @@ impl Engine {
         }
     }
 
-    /// Do what is due, as far as the queue of datagrams has room.
+    /// Perform due work while the queue of datagrams has room.
     pub fn advance(&mut self) {
         self.wg.advance(&mut self.shared);
         self.tcp.advance(self.shared.now());
@@ -137,7 +137,7 @@ impl Engine {
     }
 
     pub fn deadline(&self) -> Micros {
-        // A full queue waits for its reader, not for the time.
+        // A full queue needs no deadline: it waits for its reader.
         if self.tcp.pending() && self.shared.outgoing.has_room() {
             return self.now();
         }
@@ -156,6 +156,6 @@ impl Engine {
         for event in std::mem::take(&mut self.shared.events) {
             sink.event(event)?;
         }
-        self.tcp.tell(sink)
+        self.tcp.report(sink)
     }
 }

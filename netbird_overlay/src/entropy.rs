@@ -1,4 +1,4 @@
-//! Random numbers: the operating system's, or repeatable ones for tests.
+//! Random numbers from the operating system, or repeatable ones for tests.
 
 pub enum Entropy {
     System,
@@ -15,7 +15,7 @@ impl Entropy {
         }
     }
 
-    /// None if the system has no random numbers to give; then nothing that needs them is made.
+    /// None if the system provides no random numbers; the caller must then fail.
     pub fn next(&mut self) -> Option<u64> {
         match self {
             Entropy::System => {
@@ -24,7 +24,7 @@ impl Entropy {
                 Some(u64::from_le_bytes(bytes))
             }
             Entropy::Seeded(state) => {
-                // splitmix64: short, and good enough to tell test connections apart.
+                // splitmix64: short, and sufficient to distinguish connections in tests.
                 *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
                 let mut z = *state;
                 z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,4 +1,4 @@
-//! What the engine has to tell, before it becomes Python objects.
+//! The engine's events, before their conversion to Python objects.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -46,7 +46,7 @@ pub enum Event {
     EndpointChanged { peer: Key, endpoint: SocketAddr },
 }
 
-/// Where events go. Data is written straight into memory that the receiver makes, so it is copied once.
+/// The receiver of events. Data is written directly into memory that the receiver allocates, so it is copied once.
 pub trait EventSink {
     type Error;
     fn event(&mut self, event: Event) -> Result<(), Self::Error>;

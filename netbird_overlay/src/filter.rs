@@ -1,4 +1,4 @@
-//! What peers may open towards us. Nothing, until a rule says so.
+//! The rules for flows that peers open. Without rules, nothing is allowed.
 
 use std::net::IpAddr;
 
@@ -14,7 +14,7 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// From a prefix, a protocol (6 TCP, 1 echo of both families) and the first and last port.
+    /// Build a rule from a prefix, a protocol (6 TCP, 1 echo requests of both families) and the first and last port.
     pub fn parse(source: &str, protocol: i64, first: i64, last: i64) -> Result<Self, String> {
         let source = Prefix::parse(source)?;
         let protocol = match protocol {
@@ -42,7 +42,7 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Asked once for a flow that starts, not for each packet. `port` means nothing for ICMP.
+    /// Checked once for each new flow, not for each packet. `port` is ignored for ICMP.
     pub fn allows(&self, source: IpAddr, protocol: u8, port: u16) -> bool {
         let hit = |rules: &[Rule]| rules.iter().any(|rule| rule.matches(source, protocol, port));
         !hit(&self.denied) && hit(&self.allowed)

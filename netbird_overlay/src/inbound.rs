@@ -1,4 +1,4 @@
-//! Inbound connections by peer, and how many more a peer may open.
+//! Counts of inbound connections by peer, and the decision on another one.
 
 use std::collections::hash_map::Entry;
 use std::collections::HashMap;
@@ -8,11 +8,11 @@ use foldhash::fast::RandomState;
 use crate::conn::Limits;
 use crate::prefix::PeerId;
 
-/// The answer to a peer that opens another connection.
+/// The decision on another connection of a peer.
 pub(crate) enum Room {
     Yes,
     Full,
-    /// Connections are free, but this peer has its share of them.
+    /// Connections are free, but this peer has used its share.
     ShareTaken,
 }
 
@@ -39,8 +39,8 @@ impl Inbound {
         }
     }
 
-    /// `most` connections may exist and `open` do. With fair limits a peer may have as many as are still free, so that
-    /// any number of peers that take all they can leave room for the next.
+    /// `most` is the maximum number of connections, `open` the current number. With fair limits a peer may have as many
+    /// as are still free, so that any number of greedy peers leaves room for others.
     pub fn room(&self, peer: PeerId, limits: &Limits, most: usize, open: usize) -> Room {
         let free =
             most.saturating_sub(limits.reserved_for_dials).saturating_sub(self.count).min(most.saturating_sub(open));

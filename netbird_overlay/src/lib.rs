@@ -1,4 +1,4 @@
-//! The Python face of the engine; netbird_overlay/engine.pyi documents it.
+//! The Python module of the engine; engine.pyi documents it.
 
 mod arrivals;
 mod clock;
@@ -56,7 +56,7 @@ struct Engine {
 }
 
 impl Engine {
-    /// Run `work`; if it panics, the engine is of no use any more and says so, now and on every later call.
+    /// Run `work`. After a panic, this call and all later ones raise EngineError.
     fn run<R>(&mut self, work: impl FnOnce(&mut Core) -> R) -> PyResult<R> {
         self.run_with(|engine| {
             engine.core.shared.clock.enter();
@@ -272,7 +272,7 @@ impl Engine {
     }
 
     fn write(&mut self, conn: ConnId, data: &Bound<'_, PyAny>) -> PyResult<usize> {
-        // One more than can fit, so that a short count shows.
+        // One byte more than fits, so that a partial write shows.
         let most = self.core.tcp.limits.send_buffer + 1;
         with_bytes(data, most, |bytes| self.run(|core| core.tcp.write(conn, bytes, core.shared.now())))?
     }
@@ -375,7 +375,7 @@ fn key(name: &str, bytes: &[u8]) -> PyResult<Key> {
     bytes.try_into().map_err(|_| PyValueError::new_err(format!("{name} must be 32 bytes, not {}", bytes.len())))
 }
 
-/// From what asyncio calls an address: `(host, port)`, or with flow and scope for IPv6.
+/// Convert asyncio's form of an address: `(host, port)`, or with flow and scope for IPv6.
 fn socket_address(address: &Bound<'_, PyTuple>) -> PyResult<SocketAddr> {
     if address.len() < 2 {
         return Err(PyValueError::new_err("an endpoint is (host, port)"));
@@ -393,8 +393,8 @@ fn socket_address(address: &Bound<'_, PyTuple>) -> PyResult<SocketAddr> {
     })
 }
 
-/// Lend the bytes of a bytes-like object: `bytes` as they are, and of anything that might change, a copy of at most
-/// `most` bytes.
+/// Lend the bytes of a bytes-like object: `bytes` without a copy, and of mutable objects a copy of at most `most`
+/// bytes.
 fn with_bytes<R>(object: &Bound<'_, PyAny>, most: usize, work: impl FnOnce(&[u8]) -> R) -> PyResult<R> {
     if let Ok(bytes) = object.downcast::<PyBytes>() {
         return Ok(work(bytes.as_bytes()));

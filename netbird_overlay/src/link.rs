@@ -1,4 +1,4 @@
-//! The wire that the TCP stack sees: one packet in, packets for one peer out.
+//! The network device of the TCP stack: one packet in, packets for one peer out.
 
 use std::net::IpAddr;
 
@@ -15,9 +15,9 @@ pub struct Link<'a> {
     pub peer: &'a mut Peer,
     pub shared: &'a mut Shared,
     pub packet: Option<&'a [u8]>,
-    /// How many packets may still go out.
+    /// Number of packets that may still be sent.
     pub budget: usize,
-    /// Length of the last packet that went out; it still stands in `shared.scratch`.
+    /// Length of the last packet sent, which is still in `shared.scratch`.
     pub last: usize,
 }
 
@@ -49,9 +49,9 @@ impl TxToken for Sending<'_, '_> {
             scratch.resize(length + 16, 0);
         }
         let result = f(&mut scratch[..length]);
-        // An echo of a packet that is larger than we may send is the one way to get here with too much.
+        // Only the echo of a packet above our own MTU can be too long here.
         if length <= link.shared.mtu {
-            // Padded as WireGuard wants it, so that a packet's exact length does not show.
+            // Padded as WireGuard requires, to hide a packet's exact length.
             let padded = length.next_multiple_of(16).min(link.shared.mtu);
             scratch[length..padded].fill(0);
             link.peer.send(link.shared, &scratch[..padded]);
@@ -98,7 +98,7 @@ fn capabilities(mtu: usize) -> DeviceCapabilities {
     capabilities
 }
 
-/// A link that leads nowhere: an interface wants to see one when it is made.
+/// A device without a network, which the interface's constructor requires.
 pub struct Nowhere {
     pub mtu: usize,
 }
@@ -134,14 +134,14 @@ impl Device for Nowhere {
     }
 }
 
-/// The stack's view of us. `seed` is what its first sequence numbers come from: of use for one connection only.
+/// Create the stack's interface. Its initial sequence numbers derive from `seed`, so it may open one connection only.
 pub fn interface(addresses: &[IpAddr], mtu: usize, seed: u64) -> Interface {
     let mut config = Config::new(HardwareAddress::Ip);
     config.random_seed = seed;
     let mut interface = Interface::new(config, &mut Nowhere { mtu }, instant(0));
     interface.update_ip_addrs(|list| {
         for address in addresses {
-            // `set_addresses` takes no more than there is room for.
+            // `set_addresses` limits their number.
             let _ = list.push(IpCidr::new((*address).into(), if address.is_ipv4() { 32 } else { 128 }));
         }
     });

@@ -1,14 +1,14 @@
-//! Datagrams that wait to be sent, back to back in one buffer.
+//! The queue of datagrams to send, back to back in one buffer.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::ops::Range;
 
-/// Where TCP stops filling the queue; it goes on when the socket has taken some.
+/// Size at which TCP stops filling the queue, until the socket has taken datagrams.
 const ROOM: usize = 512;
-/// Where even handshakes are dropped.
+/// Size at which even handshakes are dropped.
 const FULL: usize = 1024;
-/// How much sent space may stand in front of waiting datagrams before they are moved together.
+/// Maximum free space before the waiting datagrams, beyond which they are moved to the start.
 const SLACK: usize = 1 << 20;
 
 pub struct Waiting {
@@ -42,9 +42,9 @@ impl Outgoing {
         self.waiting.len()
     }
 
-    /// Let `write` make a datagram of at most `size` bytes in place; it returns the length, or None to take it back.
+    /// Let `write` build a datagram of at most `size` bytes in place. It returns the length, or None to discard it.
     ///
-    /// False if the queue is full and nothing was asked.
+    /// False if the queue is full; then `write` was not called.
     pub fn push(&mut self, to: SocketAddr, size: usize, write: impl FnOnce(&mut [u8]) -> Option<usize>) -> bool {
         if self.waiting.len() >= FULL {
             return false;
@@ -64,7 +64,7 @@ impl Outgoing {
         Some((&self.bytes[waiting.range.clone()], waiting.to))
     }
 
-    /// The datagrams from `index` on that can go as one message: to one place, all of one size but for a shorter last.
+    /// The datagrams from `index` on that one message can carry: one destination, one size, the last may be shorter.
     pub fn run(&self, index: usize, most: usize, most_bytes: usize) -> Option<Run<'_>> {
         let first = self.waiting.get(index)?;
         let each = first.range.len();
@@ -83,7 +83,7 @@ impl Outgoing {
         Some(Run { bytes: &self.bytes[first.range.start..end], to: first.to, each, count })
     }
 
-    /// Forget the first `count` datagrams: they are sent, or cannot be.
+    /// Remove the first `count` datagrams, which were sent or cannot be sent.
     pub fn sent(&mut self, count: usize) {
         self.waiting.drain(..count.min(self.waiting.len()));
         match self.waiting.front() {

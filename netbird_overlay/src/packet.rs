@@ -1,4 +1,4 @@
-//! The few fields of an inner IP packet that decide where it goes. Never trusts a length.
+//! Parses the fields of an inner IP packet that decide its destination. Trusts no length field.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -7,7 +7,7 @@ pub const SYN: u8 = 0x02;
 pub const RST: u8 = 0x04;
 pub const ACK: u8 = 0x10;
 
-/// A TCP connection as one end sees it.
+/// The addresses and ports of a TCP connection, from one end's view.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Flow {
     pub local: IpAddr,
@@ -23,7 +23,7 @@ pub enum Content {
         flags: u8,
     },
     EchoRequest,
-    /// An ICMP "destination unreachable" about a TCP packet of ours.
+    /// An ICMP "destination unreachable" about a TCP packet that this node sent.
     Unreachable(Flow),
     Other,
 }
@@ -34,7 +34,7 @@ pub struct Header {
     pub content: Content,
 }
 
-/// None for what is no IP packet, or comes from or goes to an address that no single host can have.
+/// None if the bytes are not an IP packet, or if an address is not a single host's.
 pub fn parse(packet: &[u8]) -> Option<Header> {
     let ip = parse_ip(packet)?;
     if !is_host(ip.source) || !is_host(ip.destination) {
@@ -77,7 +77,7 @@ fn parse_ip(packet: &[u8]) -> Option<Ip<'_>> {
                 source: IpAddr::V4(Ipv4Addr::new(header[12], header[13], header[14], header[15])),
                 destination: IpAddr::V4(Ipv4Addr::new(header[16], header[17], header[18], header[19])),
                 protocol: header[9],
-                // More fragments follow, or this one is not the first.
+                // A fragment: more follow, or it is not the first.
                 fragment: header[6] & 0x3f != 0 || header[7] != 0,
                 payload: packet.get(header_length..)?,
             })
@@ -101,7 +101,7 @@ fn parse_ip(packet: &[u8]) -> Option<Ip<'_>> {
 fn is_host(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => !v4.is_unspecified() && !v4.is_multicast() && !v4.is_broadcast() && !v4.is_loopback(),
-        // A mapped address would be a second name for an IPv4 one.
+        // An IPv4-mapped address would be a second name for an IPv4 address.
         IpAddr::V6(v6) => {
             !v6.is_unspecified() && !v6.is_multicast() && !v6.is_loopback() && v6.to_ipv4_mapped().is_none()
         }
@@ -118,7 +118,7 @@ fn icmp(message: &[u8], echo_request: u8, unreachable: u8) -> Option<Content> {
     if kind == echo_request {
         return Some(Content::EchoRequest);
     }
-    // Type 3 code 4 of IPv4 speaks of packet sizes, not of reachability.
+    // IPv4's type 3 code 4 reports a packet size, not reachability.
     if kind != unreachable || (unreachable == 3 && message.get(1) == Some(&4)) {
         return Some(Content::Other);
     }

@@ -1,4 +1,4 @@
-//! One peer: its session, where it is, what waits for it, and when its timers are due.
+//! One peer: its session, endpoint, queued packets and timers.
 
 use std::net::SocketAddr;
 
@@ -10,13 +10,13 @@ use crate::events::{Event, Key};
 use crate::shared::Shared;
 
 const OVERHEAD: usize = 32;
-/// No message that WireGuard makes by itself is longer.
+/// Maximum length of WireGuard's own messages.
 const CONTROL: usize = 148;
-/// Timers are looked at this often while a handshake waits for its answer, and while there is a session.
+/// Interval of timer checks: during a handshake, and during a session.
 pub const TICK_HANDSHAKE: Micros = 250 * MILLISECOND;
 const TICK_SESSION: Micros = SECOND;
 const SUMMON_INTERVAL: Micros = SECOND;
-/// After this long without a handshake there is nothing left to time: keys are erased at 540 s.
+/// Time without a handshake after which no timer is left: keys are erased at 540 s.
 pub const SESSION_REMAINS: Micros = 600 * SECOND;
 
 pub struct Peer {
@@ -30,14 +30,14 @@ pub struct Peer {
     pub given_endpoint: Option<SocketAddr>,
     pub preshared_key: Option<[u8; 32]>,
     pub established: Option<Micros>,
-    /// Our index of a session that we answered for and that no data has proved yet.
+    /// Our index of a session that we responded to and that no data has confirmed yet.
     pub unproved: Option<u32>,
-    /// When the last initiation was accepted from this peer.
+    /// Time at which the last initiation of this peer was accepted.
     pub initiated: Option<Micros>,
-    /// When it last went on with a session that we do not have, and was asked for a new one.
+    /// Time at which the peer last used a session that we do not have, and we sent it a handshake.
     pub summoned: Option<Micros>,
     pub handshaking: bool,
-    /// Packets wait in the tunnel for a session.
+    /// The tunnel has packets queued for a session.
     pub queued: bool,
     pub ticked: Micros,
     pub last_sent: Option<Micros>,
@@ -45,7 +45,7 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Encrypt one packet for this peer, or keep it until there is a session. False if there is nowhere to send it.
+    /// Encrypt one packet for this peer, or queue it until a session exists. False without an endpoint.
     pub fn send(&mut self, shared: &mut Shared, packet: &[u8]) -> bool {
         let Some(endpoint) = self.endpoint else {
             shared.counters.no_endpoint += 1;
@@ -81,7 +81,7 @@ impl Peer {
         true
     }
 
-    /// Start a handshake even if one is under way.
+    /// Start a handshake, even during another.
     pub fn handshake(&mut self, shared: &mut Shared) -> bool {
         if self.endpoint.is_none() {
             return false;
@@ -94,10 +94,10 @@ impl Peer {
         true
     }
 
-    /// Answer a datagram of a session that we have forgotten, as after a restart: WireGuard would go on with it for 15 s.
+    /// Answer a datagram of a session that we lost, as after a restart: the peer would continue it for 15 s.
     ///
-    /// Anybody may have sent the datagram again, from anywhere. So the answer goes out rarely, and nothing else follows:
-    /// where the peer is, only its own answer tells.
+    /// The datagram may be a replay from any address. So answers are rare and have no other effect: only the peer's own
+    /// answer sets its endpoint.
     pub fn summon(&mut self, shared: &mut Shared, from: SocketAddr) {
         let now = shared.now();
         if self.summoned.is_some_and(|at| now - at < SUMMON_INTERVAL) {
@@ -110,7 +110,7 @@ impl Peer {
         }
     }
 
-    /// Seconds since the session in use was made.
+    /// Seconds since the current session was made.
     pub fn last_handshake(&self, now: Micros) -> Option<Micros> {
         self.tunn.time_since_last_handshake()?;
         self.established.map(|at| now.saturating_sub(at))
@@ -143,7 +143,7 @@ impl Peer {
         }
     }
 
-    /// boringtun's time moves only when its timers are looked at; do that before anything that notes the time.
+    /// boringtun's time advances only in its timer check, so check before any operation that records the time.
     pub fn catch_up(&mut self, shared: &mut Shared) {
         if shared.now() - self.ticked > SECOND {
             self.tick(shared);
@@ -161,7 +161,7 @@ impl Peer {
             }
             _ => {}
         }
-        // Ours and not boringtun's, because its own cannot be changed without ending the session.
+        // Our own keepalive and not boringtun's, which cannot be changed without ending the session.
         let due = self
             .keepalive
             .is_some_and(|s| self.last_sent.is_none_or(|sent| shared.now() - sent >= Micros::from(s) * SECOND));
@@ -183,7 +183,7 @@ impl Peer {
         }
     }
 
-    /// The other end proved that it has the keys, from this address.
+    /// The other end proved its keys in a packet from this address.
     pub fn authenticated(&mut self, shared: &mut Shared, from: SocketAddr) {
         if self.endpoint != Some(from) {
             self.endpoint = Some(from);

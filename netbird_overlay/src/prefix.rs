@@ -1,4 +1,4 @@
-//! Addresses and prefixes, and the table from address to peer that is WireGuard's crypto-key routing.
+//! Addresses, prefixes, and the table from addresses to peers: WireGuard's cryptokey routing.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -7,7 +7,7 @@ use foldhash::fast::RandomState;
 
 pub type PeerId = usize;
 
-/// IPv4-mapped IPv6 is IPv4: one address must not be known under two names.
+/// Convert IPv4-mapped IPv6 to IPv4, so that an address has one form only.
 pub fn canonical(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V6(v6) => v6.to_ipv4_mapped().map_or(address, IpAddr::V4),
@@ -26,7 +26,7 @@ pub struct Prefix {
 }
 
 impl Prefix {
-    /// From `address/length`, or an address alone, which means itself only. Host bits are cut off.
+    /// Parse `address/length`, or an address as a prefix of full length. Host bits are cleared.
     pub fn parse(text: &str) -> Result<Self, String> {
         let bad = || format!("not an IP prefix: {text:?}");
         let (address, length) = match text.split_once('/') {
@@ -35,7 +35,7 @@ impl Prefix {
                 if length.is_empty() || length.len() > 3 || !length.bytes().all(|b| b.is_ascii_digit()) {
                     return Err(bad());
                 }
-                // Not canonical(): a length that was meant for 128 bits would be read as one for 32.
+                // Without canonical(): a length meant for 128 bits would be applied to 32.
                 let address = address.parse::<IpAddr>().map_err(|_| bad())?;
                 if address != canonical(address) {
                     return Err(bad());
@@ -83,7 +83,7 @@ fn mask(address: IpAddr, length: u8) -> IpAddr {
     }
 }
 
-/// Longest prefix match. One hash look-up for each length in use, whole addresses first (nearly always the answer).
+/// Longest prefix match: one hash look-up for each length in use, full addresses first, which nearly always match.
 #[derive(Default)]
 pub struct Routes {
     owners: HashMap<Prefix, PeerId, RandomState>,
@@ -92,7 +92,7 @@ pub struct Routes {
     v6: Lengths,
 }
 
-/// The prefix lengths in use, longest first, each with the number of prefixes that have it.
+/// The prefix lengths in use, longest first, each with its number of prefixes.
 #[derive(Default)]
 struct Lengths(Vec<(u8, usize)>);
 
@@ -124,12 +124,12 @@ impl Routes {
             .copied()
     }
 
-    /// The peer that owns this address and nothing around it.
+    /// The peer with a prefix of exactly this address.
     pub fn exact(&self, address: IpAddr) -> Option<PeerId> {
         self.owners.get(&Prefix { address, length: bits(address) }).copied()
     }
 
-    /// Give `peer` exactly these prefixes. Whoever had one of them loses it. True if anything changed.
+    /// Set the prefixes of `peer`, and remove them from other peers. True if anything changed.
     pub fn assign(&mut self, peer: PeerId, prefixes: &[Prefix]) -> bool {
         let mut wanted = prefixes.to_vec();
         wanted.sort_by_key(|prefix| (prefix.address, prefix.length));

@@ -1,4 +1,4 @@
-//! Events and states as Python sees them: small frozen objects, documented in engine.pyi.
+//! Python's classes for events and states: small frozen objects, documented in engine.pyi.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -60,7 +60,7 @@ event!(PeerState {
 });
 
 impl PeerState {
-    /// The state of a peer that exists; one that does not is empty.
+    /// The state of an existing peer; a missing one gives the default values.
     pub fn of(py: Python<'_>, core: &Core, id: PeerId) -> Self {
         let peer = core.wg.peer(id);
         let now = core.shared.now();
@@ -76,7 +76,7 @@ impl PeerState {
     }
 }
 
-/// As asyncio's `sendto` takes it: scoped IPv6 addresses have four parts.
+/// The form of asyncio's `sendto`: scoped IPv6 addresses have four parts.
 pub fn endpoint(py: Python<'_>, to: SocketAddr) -> PyResult<Bound<'_, PyTuple>> {
     match to {
         SocketAddr::V6(v6) if v6.scope_id() != 0 => {
@@ -150,7 +150,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     Ok(())
 }
 
-/// The names that engine.pyi gives to types, so that they can be imported as anything else.
+/// The type aliases of engine.pyi, so that they can be imported at run time.
 pub fn register_aliases(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let py = module.py();
     let (text, number) = (py.get_type::<PyString>(), py.get_type::<PyInt>());

@@ -1,4 +1,4 @@
-//! What every part of the engine writes to: time, chance, the queue of datagrams, events and counts.
+//! State that all parts of the engine share: time, random numbers, the queue of datagrams, events and counters.
 
 use crate::clock::{Clock, Micros};
 use crate::counters::Counters;
@@ -12,9 +12,9 @@ pub struct Shared {
     pub outgoing: Outgoing,
     pub events: Vec<Event>,
     pub counters: Counters,
-    /// Of the overlay, IP header included.
+    /// The overlay's MTU, IP header included.
     pub mtu: usize,
-    /// Where inner packets are made before they are encrypted.
+    /// Buffer for inner packets before encryption.
     pub scratch: Vec<u8>,
 }
 

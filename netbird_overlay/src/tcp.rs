@@ -1,7 +1,7 @@
-//! All connections: who may open one, which is polled when, and what is told of them.
+//! All connections: admission, polling and events.
 //!
-//! Each connection has a socket set of its own, so that the work for a packet does not grow with their number; the
-//! stack's interface is shared. What happens to packets that come in is in arrivals.rs.
+//! Each connection has a socket set of its own, so that the cost of a packet does not grow with their number. They
+//! share the stack's interface. arrivals.rs processes inbound packets.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -23,13 +23,13 @@ use crate::prefix::{PeerId, Routes};
 use crate::shared::Shared;
 use crate::wireguard::WireGuard;
 
-/// Packets that one connection may send before the next has its turn.
+/// Maximum number of packets that a connection sends before the next one's turn.
 const SHARE: usize = 32;
-/// Ports of connections that we open.
+/// Local ports for dials.
 pub const EPHEMERAL: std::ops::Range<u16> = 32768..61000;
-/// How long the end of a finished connection is remembered, to acknowledge a repeated end of stream,
+/// How long a finished connection is remembered, to acknowledge a repeated end of stream,
 const TIME_WAIT: Micros = 10 * SECOND;
-/// and how many of them.
+/// and the maximum number of such connections.
 const TIME_WAIT_MOST: usize = 16_384;
 
 pub(crate) struct Listener {
@@ -37,7 +37,7 @@ pub(crate) struct Listener {
     pub pending: usize,
 }
 
-/// What is left of a finished connection.
+/// The record of a finished connection.
 pub(crate) struct Remembered {
     pub until: Micros,
     pub peer: PeerId,
@@ -89,7 +89,7 @@ impl Tcp {
         }
     }
 
-    // Who we are, who may come in.
+    // Own addresses and inbound rules.
 
     pub fn addresses(&self) -> &[IpAddr] {
         &self.addresses
@@ -103,7 +103,7 @@ impl Tcp {
         self.kill_where(shared.now(), Reason::AddressRemoved, |conn, own| !own.contains(&conn.flow.local));
     }
 
-    /// End the connections whose remote address is not, or no longer, the peer's that they were made with.
+    /// End the connections whose remote address no longer belongs to their peer.
     pub fn recheck_peers(&mut self, now: Micros, routes: &Routes) {
         self.finished.retain(|flow, end| routes.lookup(flow.remote) == Some(end.peer));
         self.kill_where(now, Reason::PeerRemoved, |conn, _| routes.lookup(conn.flow.remote) != Some(conn.peer));
@@ -145,7 +145,7 @@ impl Tcp {
         self.listeners.remove(&port).is_some()
     }
 
-    // Connections, as their owners see them.
+    // The caller's operations on connections.
 
     pub fn connect(
         &mut self,
@@ -174,7 +174,7 @@ impl Tcp {
         let seed = shared.entropy.next().ok_or(ConnectError::Limit)?;
         let now = shared.now();
         let mut conn = Conn::new(flow, peer_id, false, &self.limits, now);
-        // The interface is where the initial sequence number comes from: one with a seed of its own, used this once.
+        // The interface chooses the initial sequence number, so each dial gets one with a seed of its own.
         let mut interface = interface(&self.addresses, shared.mtu, seed);
         let remote = (IpAddress::from(address), port);
         let from = IpListenEndpoint { addr: Some(local.into()), port: flow.local_port };
@@ -200,7 +200,7 @@ impl Tcp {
         None
     }
 
-    /// How many connections there may be, by number and by their buffers' bytes.
+    /// Limit the number of connections, and the bytes of their buffers.
     fn most(&self) -> usize {
         let each = self.limits.receive_buffer + self.limits.send_buffer;
         self.limits.max_connections.min(self.limits.max_buffer_bytes / each)
@@ -277,7 +277,7 @@ impl Tcp {
         self.listeners.values().map(|listener| listener.pending).sum()
     }
 
-    // Time, and packets out.
+    // Timers and outbound packets.
 
     pub fn pending(&self) -> bool {
         !self.dirty.is_empty()
@@ -287,7 +287,7 @@ impl Tcp {
         self.timers.peek().map_or(NEVER, |Reverse((at, _))| *at)
     }
 
-    /// Find the connections whose time has come.
+    /// Collect the connections whose timer is due.
     pub fn advance(&mut self, now: Micros) {
         while let Some(&Reverse((at, id))) = self.timers.peek() {
             if at > now {
@@ -315,7 +315,7 @@ impl Tcp {
         }
     }
 
-    /// Let the connections that have something to send send it, in turns, while the queue has room.
+    /// Let connections send in turns, while the queue has room.
     pub fn flush(&mut self, shared: &mut Shared, wg: &mut WireGuard) {
         while shared.outgoing.has_room() {
             let Some(id) = self.dirty.pop_front() else { break };
@@ -332,7 +332,7 @@ impl Tcp {
             return self.after_end(id, half_open);
         }
         if conn.deadline(&self.limits) <= now {
-            // A second time: even the reset found no way out.
+            // The second failure: even the reset could not be sent.
             if conn.end.is_some() && conn.state() == State::Closed {
                 conn.kill(Reason::Timeout, now);
                 return self.after_end(id, half_open);
@@ -380,7 +380,7 @@ impl Tcp {
                 conn.wake = NEVER;
                 self.mark_dirty(id);
             } else if let Some(conn) = self.conns.get_mut(&id) {
-                // The stack says "now" and yet sends nothing: ask again, but do not spin.
+                // The stack reports "now" but sends nothing: poll again later instead of spinning.
                 conn.wake = now + MILLISECOND;
             }
         }
@@ -394,7 +394,8 @@ impl Tcp {
         }
     }
 
-    /// The socket is done: free the 4-tuple, remember a good end for a while, and forget what was told already.
+    /// The socket is done: free the 4-tuple, remember an orderly end for a while, and remove the connection once
+    /// its end is reported.
     pub(crate) fn after_end(&mut self, id: ConnId, half_open: bool) {
         let Some(conn) = self.conns.get_mut(&id) else { return };
         let flow = conn.flow;
@@ -415,7 +416,7 @@ impl Tcp {
 
     fn forget_or_tell(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get(&id) else { return };
-        if conn.done && conn.told {
+        if conn.done && conn.end_reported {
             self.forget(id);
         } else {
             self.mark_ready(id);
@@ -447,7 +448,7 @@ impl Tcp {
         }
     }
 
-    /// Put the connection's time into the heap, unless an earlier time of it is there already.
+    /// Push the connection's deadline to the heap, unless it contains an earlier one.
     fn schedule(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(&id) else { return };
         if conn.wake < conn.in_heap {
@@ -456,17 +457,17 @@ impl Tcp {
         }
     }
 
-    // What there is to tell.
+    // Events.
 
-    pub fn tell<S: EventSink>(&mut self, sink: &mut S) -> Result<(), S::Error> {
+    pub fn report<S: EventSink>(&mut self, sink: &mut S) -> Result<(), S::Error> {
         while let Some(id) = self.ready.pop_front() {
             let Some(conn) = self.conns.get_mut(&id) else { continue };
             conn.ready = false;
-            let read = conn.tell(id, sink)?;
-            if conn.done && conn.told {
+            let read = conn.report(id, sink)?;
+            if conn.done && conn.end_reported {
                 self.forget(id);
             } else if read {
-                // The window has opened; without a poll the other end would learn of it late.
+                // The receive window opened; only a poll announces that to the other end in time.
                 self.mark_dirty(id);
             }
         }

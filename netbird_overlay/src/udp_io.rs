@@ -1,7 +1,7 @@
-//! A borrowed UDP socket: many datagrams a system call, IPv4 and IPv6.
+//! I/O on a borrowed UDP socket, IPv4 and IPv6, with many datagrams for each system call.
 //!
-//! The only unsafe code of the engine. Buffers live in one allocation that stays where it is; the kernel's structures
-//! that point into it are made anew for each call.
+//! The only unsafe code of the engine. The buffers are in one allocation that never moves; the kernel's structures that
+//! point into it are built for each call.
 
 use std::io;
 use std::mem::{size_of, zeroed};
@@ -13,17 +13,17 @@ use crate::engine::Engine;
 use crate::prefix::canonical;
 use crate::wireguard::LONGEST;
 
-/// Messages a system call; each is a datagram, or a run of them that the kernel takes apart or has put together.
+/// Messages for each system call: a message is a datagram, or a run of datagrams that the kernel splits or joins.
 const BATCH: usize = 64;
-/// The same where every message may be a run of datagrams, and its buffer as large as one can be.
+/// The same for a socket on which every message may be a run, with the largest possible buffer.
 const BATCH_OF_RUNS: usize = 16;
-/// Datagrams one pump sends at most, so that one tunnel cannot keep the loop to itself.
+/// Maximum number of datagrams that one pump sends, so that a tunnel cannot monopolize the loop.
 const SEND_MOST: usize = 2048;
-/// The kernel's limits for a run: datagrams, and bytes with some room for headers.
+/// The kernel's limits for a run: datagrams, and bytes minus some room for headers.
 const RUN_MOST: usize = 64;
 const RUN_BYTES: usize = 65_000;
 
-/// Room for one control message that carries the size of a run's datagrams.
+/// Size of a control message with the size of a run's datagrams.
 type Control = [u64; 4];
 
 pub struct Pumped {
@@ -33,31 +33,31 @@ pub struct Pumped {
     pub blocked: bool,
 }
 
-/// Buffers for one batch of messages, and what is known about the socket.
+/// Buffers for one batch of messages, and the socket's features.
 pub struct Batch {
     bytes: Vec<u8>,
     each: usize,
-    /// Sending runs of datagrams works, as far as we know.
+    /// False once the kernel refused to send a run of datagrams.
     runs: bool,
 }
 
 impl Batch {
-    /// Room for WireGuard datagrams that carry `mtu` bytes; what is longer is not one of ours.
+    /// Allocate buffers for WireGuard datagrams with `mtu` bytes; longer ones are not valid.
     pub fn new(mtu: usize) -> Self {
         let each = (mtu + 128).max(2048);
         Batch { bytes: vec![0; each * BATCH], each, runs: true }
     }
 
-    /// Room for runs of datagrams; needed for a socket that `aggregate` said yes to.
+    /// Allocate buffers for runs of datagrams, for a socket on which `aggregate` succeeded.
     pub fn of_runs() -> Self {
         Batch { bytes: vec![0; LONGEST * BATCH_OF_RUNS], each: LONGEST, runs: true }
     }
 }
 
-/// Ask the kernel to hand over datagrams of one sender in runs. False if it cannot.
+/// Ask the kernel to deliver datagrams of one sender in runs. False if it does not support that.
 pub fn aggregate(fd: c_int) -> bool {
     let on: c_int = 1;
-    // SAFETY: the option is an int, and one is given.
+    // SAFETY: the option is an int, and an int is passed.
     let result = unsafe {
         libc::setsockopt(fd, libc::SOL_UDP, libc::UDP_GRO, (&raw const on).cast(), size_of::<c_int>() as socklen_t)
     };
@@ -70,7 +70,7 @@ pub fn pump(engine: &mut Engine, batch: &mut Batch, fd: c_int, budget: usize) ->
         let wanted = (batch.bytes.len() / batch.each).min(budget - pumped.received);
         let (messages, datagrams) = receive(engine, batch, fd, wanted)?;
         pumped.received += datagrams;
-        // Acknowledgments leave while the next batch arrives, and room is made for what it will cause.
+        // Acknowledgments are sent while the next batch arrives, which frees room for its effects.
         engine.advance();
         send(engine, batch, fd, &mut pumped)?;
         if messages < wanted {
@@ -95,7 +95,7 @@ pub fn pump(engine: &mut Engine, batch: &mut Batch, fd: c_int, budget: usize) ->
     Ok(pumped)
 }
 
-/// How many messages came, and how many datagrams were in them.
+/// The number of messages received, and of datagrams in them.
 fn receive(engine: &mut Engine, batch: &mut Batch, fd: c_int, wanted: usize) -> io::Result<(usize, usize)> {
     // SAFETY: all-zero is a valid value of these C structures.
     let mut names: [sockaddr_storage; BATCH] = unsafe { zeroed() };
@@ -119,7 +119,7 @@ fn receive(engine: &mut Engine, batch: &mut Batch, fd: c_int, wanted: usize) -> 
         let error = io::Error::last_os_error();
         return match error.raw_os_error() {
             Some(libc::EAGAIN | libc::EINTR) => Ok((0, 0)),
-            // An earlier datagram of ours was answered by an ICMP error: nobody's fault here.
+            // A pending ICMP error about an earlier datagram: not an error of this call.
             Some(libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EMSGSIZE) => Ok((0, 0)),
             _ => Err(error),
         };
@@ -150,7 +150,7 @@ fn receive(engine: &mut Engine, batch: &mut Batch, fd: c_int, wanted: usize) -> 
     Ok((got as usize, datagrams))
 }
 
-/// The size of the datagrams in a run, as the kernel tells it.
+/// The size of the datagrams in a run, from the kernel's control message.
 fn run_size(header: &msghdr) -> Option<usize> {
     // SAFETY: the header is as recvmmsg left it, and its control buffer is alive; the macros keep to its length.
     unsafe {
@@ -183,7 +183,7 @@ fn send(engine: &mut Engine, batch: &mut Batch, fd: c_int, pumped: &mut Pumped) 
         while messages < BATCH {
             let most = if batch.runs { RUN_MOST } else { 1 };
             let Some(run) = outgoing.run(next, most, RUN_BYTES) else { break };
-            // The kernel only reads it; the C structure has no way to say so.
+            // The kernel only reads the memory; the C structure cannot express that.
             slices[messages] = iovec { iov_base: run.bytes.as_ptr().cast_mut().cast(), iov_len: run.bytes.len() };
             let header = &mut headers[messages].msg_hdr;
             header.msg_namelen = write_address(&mut names[messages], run.to, v6);
@@ -216,9 +216,10 @@ fn send(engine: &mut Engine, batch: &mut Batch, fd: c_int, pumped: &mut Pumped) 
             }
             Some(libc::EINTR) => {}
             Some(libc::EBADF | libc::ENOTSOCK | libc::EFAULT) => return Err(error),
-            // No such offer here, or not on this path (a smaller MTU, a device without checksums): one by one then.
+            // Runs are not supported here, or not on this path (a smaller MTU, a device without checksums): send single
+            // datagrams.
             Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE | libc::ENOPROTOOPT) if counts[0] > 1 => batch.runs = false,
-            // The first message cannot go where it should: the others may.
+            // The first message cannot be sent to its destination; the others may be.
             _ => {
                 engine.shared.counters.send_failed += counts[0] as u64;
                 engine.shared.outgoing.sent(counts[0]);
@@ -246,7 +247,7 @@ fn write_run_size(header: &mut msghdr, control: &mut Control, size: usize) {
 fn is_v6(fd: c_int) -> io::Result<bool> {
     let mut domain: c_int = 0;
     let mut length = size_of::<c_int>() as socklen_t;
-    // SAFETY: the option is an int, and room for one is given.
+    // SAFETY: the option is an int, and the buffer has room for it.
     let result =
         unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_DOMAIN, (&raw mut domain).cast(), &raw mut length) };
     if result < 0 {

@@ -1,4 +1,4 @@
-//! The peers and their Noise sessions: which peer a datagram is from, and when a session has to be renewed.
+//! The peers and their Noise sessions: assigns datagrams to peers, and runs the timers of sessions.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -18,11 +18,11 @@ use crate::peer::{Peer, SESSION_REMAINS, TICK_HANDSHAKE};
 use crate::prefix::PeerId;
 use crate::shared::Shared;
 
-/// The longest datagram there is; also the least room that decryption is given.
+/// Maximum length of a datagram; also the minimum size of the buffer for decryption.
 pub const LONGEST: usize = 65_535;
-/// A peer that starts handshakes faster than this is not answered.
+/// Minimum interval of a peer's handshakes; faster ones are not answered.
 const INITIATION_INTERVAL: Micros = 20 * MILLISECOND;
-/// Keeps the digests that name peers apart from anybody else's use of the same keys.
+/// Domain separation for the digests that identify peers.
 const INDEX_LABEL: &[u8] = b"netbird_tunnel_netstack peer index v1";
 
 pub struct WireGuard {
@@ -31,15 +31,15 @@ pub struct WireGuard {
     peers: Vec<Option<Peer>>,
     by_key: HashMap<Key, PeerId, RandomState>,
     by_index: HashMap<u32, PeerId, RandomState>,
-    /// Asked once for each handshake message, before it costs anything.
+    /// Checked once for each handshake message, before any expensive operation.
     limiter: RateLimiter,
     limiter_reset: Micros,
-    /// Given to the tunnels, which would otherwise count every handshake a second time.
+    /// Passed to the tunnels, which would otherwise count every handshake a second time.
     unlimited: Arc<RateLimiter>,
     next_tick: Micros,
 }
 
-/// What is wanted of a peer; see `set_peer` in engine.pyi.
+/// The settings of a peer; see `set_peer` in engine.pyi.
 pub struct PeerConfig {
     pub key: Key,
     pub endpoint: Option<SocketAddr>,
@@ -88,7 +88,7 @@ impl WireGuard {
         self.next_tick
     }
 
-    /// None if there are no random numbers, or no number is left for another peer.
+    /// None without random numbers, or if no index is left for another peer.
     pub fn set_peer(&mut self, shared: &mut Shared, config: &PeerConfig) -> Option<PeerId> {
         let id = match self.find(&config.key) {
             Some(id) => id,
@@ -97,7 +97,7 @@ impl WireGuard {
         let now = shared.now();
         let changed_secret = self.peer(id).is_some_and(|peer| peer.preshared_key != config.preshared_key);
         if changed_secret {
-            // boringtun takes a preshared key only when a tunnel is made.
+            // boringtun accepts a preshared key only when it creates a tunnel.
             let tunn = self.tunnel(config, self.peer(id)?.index);
             let peer = self.peers.get_mut(id)?.as_mut()?;
             peer.tunn = tunn;
@@ -161,10 +161,10 @@ impl WireGuard {
         Tunn::new(self.secret.clone(), theirs, config.preshared_key, None, index, Some(self.unlimited.clone()))
     }
 
-    /// 24 bits that name a peer in the datagrams sent to us.
+    /// 24 bits that identify a peer in the datagrams that it sends to us.
     ///
-    /// The same ones after a restart, so that a datagram of a session that we have forgotten still tells whose it was.
-    /// They come from our private key too: nobody else can work out which peer they name.
+    /// They stay the same after a restart, so that a datagram of a lost session still identifies its peer.
+    /// They depend on our private key, so that third parties cannot map them to peers.
     fn free_index(&self, shared: &mut Shared, key: &Key) -> Option<u32> {
         let digest = Blake2s256::new().chain_update(INDEX_LABEL).chain_update(self.secret.as_bytes()).chain_update(key);
         let digest: [u8; 32] = digest.finalize().into();
@@ -188,7 +188,7 @@ impl WireGuard {
         }
     }
 
-    /// Look at the timers that are due.
+    /// Run the timers that are due.
     pub fn advance(&mut self, shared: &mut Shared) {
         let now = shared.now();
         if now < self.next_tick {
@@ -201,13 +201,13 @@ impl WireGuard {
             }
             self.next_tick = self.next_tick.min(peer.next_tick(now));
         }
-        // Ticks are gathered, so that many peers do not wake the process many times.
+        // Ticks are grouped, so that many peers do not wake the process many times.
         if self.next_tick != NEVER {
             self.next_tick = self.next_tick.max(now + TICK_HANDSHAKE);
         }
     }
 
-    /// Note that a peer may have got something to time.
+    /// Schedule the timers of a peer that may have a new one.
     pub fn reschedule(&mut self, id: PeerId, now: Micros) {
         if let Some(peer) = self.peer(id) {
             let tick = peer.next_tick(now);
@@ -215,7 +215,8 @@ impl WireGuard {
         }
     }
 
-    /// Take a datagram from outside. A packet that was in it is at the start of `plain`: from which peer, how long.
+    /// Process a datagram from outside. Returns the peer and the length of the inner packet, which is at the start of
+    /// `plain`.
     pub fn receive(
         &mut self,
         shared: &mut Shared,
@@ -249,8 +250,8 @@ impl WireGuard {
                 None
             }
             (TunnResult::WriteToNetwork(answer), Packet::HandshakeInit(_)) => {
-                // The initiation may be an old one that somebody recorded before we started: it is answered, but
-                // only data in the new session moves the endpoint.
+                // The initiation may be an old one, recorded before our start: it is answered,
+                // but only data in the new session changes the endpoint.
                 peer.initiated = Some(now);
                 peer.remains = now + SESSION_REMAINS;
                 peer.unproved = answer.get(4..8).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes);
@@ -340,7 +341,7 @@ fn count(shared: &mut Shared, error: &WireGuardError) {
             &mut counters.unknown_session
         }
         WireGuardError::WrongKey => &mut counters.unknown_key,
-        // The datagram was good; what was in it is no IP packet.
+        // The datagram was valid, but its content is not an IP packet.
         WireGuardError::InvalidPacket => &mut counters.bad_packet,
         _ => &mut counters.decrypt_failed,
     };

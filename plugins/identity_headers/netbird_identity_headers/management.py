@@ -1,4 +1,4 @@
-"""Management's half: lets services say how much of the caller's groups their upstreams are told."""
+"""Management's half: accepts a service's settings of its identity headers."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from netbird_management import Claim, PluginInfo, always, hookimpl
 
 
 class IdentityHeaders:
-    """Judges the settings, and keeps a service that has some from proxies that would not heed them."""
+    """Validates the settings, and withholds a service with such settings from proxies that would ignore them."""
 
     @hookimpl
     def describe(self) -> PluginInfo:
         return PluginInfo(
             version=version("netbird-identity-headers"),
-            summary="how much of the caller's groups a service's upstreams are told",
+            summary="limits on the caller's groups that a service's upstreams receive",
             claims=(Claim(FIELD, guards=always),),
             settings=(IdentityHeadersSettings,),
         )

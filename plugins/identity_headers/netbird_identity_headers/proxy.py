@@ -1,4 +1,4 @@
-"""Tell the upstream who is calling. That nobody else can say it is the core's promise."""
+"""The proxy's half: sends the caller's identity to the upstream, in headers that no client can send."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from netbird_proxy import (
 USER_HEADER = b"x-netbird-user"
 GROUPS_HEADER = b"x-netbird-groups"
 OMITTED_HEADER = b"x-netbird-groups-omitted"
-"""How many of the caller's groups are not sent: all where they are too many, else those whose names cannot be sent."""
+"""The number of the caller's groups that are not sent: all if they exceed the limit, else those with unsafe names."""
 NAMES = (USER_HEADER, GROUPS_HEADER, OMITTED_HEADER)
 
 
@@ -38,23 +38,23 @@ class IdentityHeadersOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     users_only: bool = False
-    """Leave the user header out for a peer that belongs to nobody, where management tells the two apart."""
+    """Omit the user header for a peer without a user, if management distinguishes the two."""
     non_ascii: NonAscii = "omit"
-    """How upstreams get names outside printable ASCII: not at all, percent-encoded, or in UTF-8."""
+    """Encoding of names outside printable ASCII: omitted, percent-encoded, or UTF-8."""
 
 
-TOLD = 1024
-"""Identities a route whose headers are kept: whoever vouches for a caller again and again may say the same object."""
+CACHED = 1024
+"""Maximum number of identities for each route whose headers are cached; authenticators often return the same object."""
 
 
 class IdentityHeaders:
-    """Stamps `X-NetBird-User` and `X-NetBird-Groups` from the identity, or makes sure that they are absent."""
+    """Sets `X-NetBird-User` and `X-NetBird-Groups` from the identity; without an identity it removes them."""
 
     @hookimpl
     def describe(self) -> PluginInfo:
         return PluginInfo(
             version=version("netbird-identity-headers"),
-            summary="tells the upstream the caller's e-mail and groups",
+            summary="sends the caller's e-mail address and groups to the upstream",
             claims=(Claim(FIELD, guards=_denies),),
             options=IdentityHeadersOptions,
             settings=(IdentityHeadersSettings,),
@@ -62,72 +62,73 @@ class IdentityHeaders:
 
     @hookimpl
     def authorize(self, route: RouteSpec, proxy: Proxy) -> Guard | None:
-        """Refuses a caller whose groups are more than the service's upstream may be told, where it wants that."""
+        """Denies callers whose groups exceed the service's limit, if the service is set to `deny`."""
         settings = _settings(route)
         if not settings.denies:
             return None
         spelling = settings.non_ascii or proxy.options(IdentityHeadersOptions).non_ascii
 
         async def within(exchange: ExchangeView) -> Decision:
-            who = exchange.identity
-            if who is None or _fits(_groups(who, spelling)[0], settings):
+            identity = exchange.identity
+            if identity is None or _fits(_groups(identity, spelling)[0], settings):
                 return ALLOW
-            return Deny(403, "too_many_groups", f"{len(who.groups)} groups are over {settings.groups_max_bytes} bytes")
+            groups, limit = len(identity.groups), settings.groups_max_bytes
+            return Deny(403, "too_many_groups", f"{groups} groups exceed {limit} bytes")
 
         return Guard(within, depends_on=(settings, spelling))
 
-    @hookimpl(trylast=True)  # after every other transform, so that what we stamp is what is sent
+    @hookimpl(trylast=True)  # after every other transform, so that none changes these headers
     def transform_request(self, route: RouteSpec, proxy: Proxy) -> RequestTransform:
         options, settings = proxy.options(IdentityHeadersOptions), _settings(route)
         users_only, spelling = options.users_only, settings.non_ascii or options.non_ascii
-        tells_groups = settings.groups == "all"
-        told: dict[int, tuple[Identity, list[tuple[bytes, bytes]], TrailEntry | None]] = {}
+        sends_groups = settings.groups == "all"
+        cache: dict[int, tuple[Identity, list[tuple[bytes, bytes]], TrailEntry | None]] = {}
 
-        def stamp(exchange: ExchangeView, outgoing: OutgoingHead) -> None:
-            who = exchange.identity
-            if who is None:
+        def set_headers(exchange: ExchangeView, outgoing: OutgoingHead) -> None:
+            identity = exchange.identity
+            if identity is None:
                 outgoing.replace(NAMES, ())
                 return
-            found = told.get(id(who))
-            if found is None or found[0] is not who:
-                if len(told) >= TOLD:
-                    told.clear()
-                found = told[id(who)] = (who, *fields(who))
-            outgoing.replace(NAMES, found[1])
-            if found[2] is not None:
-                exchange.trail.append(found[2])
+            cached = cache.get(id(identity))
+            if cached is None or cached[0] is not identity:
+                if len(cache) >= CACHED:
+                    cache.clear()
+                cached = cache[id(identity)] = (identity, *fields(identity))
+            outgoing.replace(NAMES, cached[1])
+            if cached[2] is not None:
+                exchange.trail.append(cached[2])
 
-        def fields(who: Identity) -> tuple[list[tuple[bytes, bytes]], TrailEntry | None]:
-            groups, unsent = _groups(who, spelling) if tells_groups else (None, [])
+        def fields(identity: Identity) -> tuple[list[tuple[bytes, bytes]], TrailEntry | None]:
+            groups, unsent = _groups(identity, spelling) if sends_groups else (None, [])
             omitted, reason = len(unsent), f"names that cannot be sent: {', '.join(map(repr, unsent))}"
             if not _fits(groups, settings):
                 if settings.denies:
-                    raise ValueError("the groups are too many, and nobody refused them")
-                groups, omitted = None, len(who.groups)
-                reason = f"together they are over {settings.groups_max_bytes} bytes"
+                    raise ValueError("the groups exceed the limit, and no guard denied the caller")
+                groups, omitted = None, len(identity.groups)
+                reason = f"together they exceed {settings.groups_max_bytes} bytes"
             lines = (
-                (USER_HEADER, _user(who, users_only, spelling)),
+                (USER_HEADER, _user(identity, users_only, spelling)),
                 (GROUPS_HEADER, groups),
                 (OMITTED_HEADER, b"%d" % omitted if omitted else None),
             )
             entry = TrailEntry("transform_request", PLUGIN, f"{omitted} groups omitted", reason) if omitted else None
             return [(name, value) for name, value in lines if value is not None], entry
 
-        return RequestTransform(stamp, owns=NAMES, depends_on=(settings, users_only, spelling))
+        return RequestTransform(set_headers, owns=NAMES, depends_on=(settings, users_only, spelling))
 
 
-def _denies(said: Any) -> bool:
-    """Whether these settings, as the wire's struct, need somebody who says no. Without groups nothing overflows."""
-    return ("groups_overflow", "deny") in said.items() and ("groups", "none") not in said.items()
+def _denies(settings: Any) -> bool:
+    """True if the settings, as the wire's struct, can deny a caller: without groups there is no limit to exceed."""
+    return ("groups_overflow", "deny") in settings.items() and ("groups", "none") not in settings.items()
 
 
-_UNSAID = IdentityHeadersSettings()
+_DEFAULTS = IdentityHeadersSettings()
 
 
 def _settings(route: RouteSpec) -> IdentityHeadersSettings:
-    """The service's own; a route that a program made may say nothing."""
-    found: IdentityHeadersSettings = route.values.get(IdentityHeadersSettings, _UNSAID)
-    return found
+    """Return the service's settings, or the defaults for a route that a program made without settings."""
+    settings: IdentityHeadersSettings = route.values.get(IdentityHeadersSettings, _DEFAULTS)
+    return settings
 
 
 def _fits(groups: bytes | None, settings: IdentityHeadersSettings) -> bool:
@@ -135,7 +136,7 @@ def _fits(groups: bytes | None, settings: IdentityHeadersSettings) -> bool:
 
 
 def _spelled(text: str, spelling: NonAscii) -> bytes | None:
-    """The text as a field value, or None where it cannot be one."""
+    """Encode the text as a field value; None if it contains a byte that is unsafe in a header."""
     raw = text.encode("utf-8", "replace")
     if spelling == "percent":
         return b"".join(b"%c" % byte if byte in _UNCHANGED else b"%%%02X" % byte for byte in raw) or None
@@ -146,17 +147,17 @@ def _spelled(text: str, spelling: NonAscii) -> bytes | None:
 _UNCHANGED = frozenset(range(0x20, 0x7F)) - frozenset(b"%,")
 
 
-def _user(who: Identity, users_only: bool, spelling: NonAscii) -> bytes | None:
-    if users_only and who.attributes.get("user") == "":
+def _user(identity: Identity, users_only: bool, spelling: NonAscii) -> bytes | None:
+    if users_only and identity.attributes.get("user") == "":
         return None
-    return _spelled(who.email, spelling)
+    return _spelled(identity.email, spelling)
 
 
-def _groups(who: Identity, spelling: NonAscii) -> tuple[bytes | None, list[str]]:
-    """Labels by name, joined with commas, and those that cannot stand in the list, which are never replaced by ids."""
+def _groups(identity: Identity, spelling: NonAscii) -> tuple[bytes | None, list[str]]:
+    """Return the sorted labels joined with commas, and the labels that cannot be sent; ids never replace these."""
     names: list[bytes] = []
     unsent: list[str] = []
-    for label in sorted(group.label for group in who.groups):
+    for label in sorted(group.label for group in identity.groups):
         raw = _spelled(label, spelling)
         if raw is None or b"," in raw:
             unsent.append(label)

@@ -1,4 +1,4 @@
-"""What a service says about its identity headers; the only thing both halves share."""
+"""A service's settings of its identity headers, shared by both halves of the plugin."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from netbird_wire.proxy_service_pb2 import ProxyMapping
 
 PLUGIN = "identity_headers"
 FIELD = f"plugin_settings.{PLUGIN}"
-"""The claimed settings. They guard where too many groups are to be refused."""
+"""The claimed settings. On the proxy they guard only if they can deny a caller."""
 
 
 NonAscii = Literal["omit", "percent", "utf8"]
-"""How a name is sent that is not printable ASCII. `omit`: not at all. `percent`: in UTF-8, percent-encoded, and so are
-`%` and `,`. `utf8`: in UTF-8, but for control characters and commas, which nothing can carry."""
+"""Encoding of names outside printable ASCII. `omit` drops them. `percent` percent-encodes their UTF-8, and also `%`
+and `,`. `utf8` sends UTF-8, but leaves out names with control characters or commas."""
 
 
 class IdentityHeadersSettings(BaseModel):
-    """How much of the caller's groups the upstream of one service is told.
+    """The identity headers for the upstreams of one service.
 
     Attributes:
-        groups: all of them, or none.
-        groups_max_bytes: what the value of `X-NetBird-Groups` may have: servers refuse heads that are too large.
-        groups_overflow: what happens above it, which must be said with it. `leave_out`: none are told, never half a
-            list, and `X-NetBird-Groups-Omitted` says how many there are. `deny`: the request is refused.
-        non_ascii: how names outside printable ASCII are sent, see `NonAscii`; without it the proxy's own setting holds.
+        groups: send all groups, or none.
+        groups_max_bytes: maximum size of the value of `X-NetBird-Groups`, because servers refuse large heads.
+        groups_overflow: action above the maximum; must be set together with it. `leave_out` sends no groups at all,
+            and their number in `X-NetBird-Groups-Omitted`. `deny` refuses the request.
+        non_ascii: encoding of names outside printable ASCII, see `NonAscii`; by default the proxy's own setting.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -40,7 +40,7 @@ class IdentityHeadersSettings(BaseModel):
     @model_validator(mode="after")
     def _declared(self) -> Self:
         if (self.groups_max_bytes is None) != (self.groups_overflow is None):
-            raise ValueError("groups_max_bytes and groups_overflow go together: say what happens above the limit")
+            raise ValueError("groups_max_bytes and groups_overflow must be set together")
         return self
 
     @property

@@ -1,4 +1,4 @@
-"""Management's half: who may have a private service, which proxies, and how its members find it."""
+"""Management's half: validates private services, chooses their proxies, and gives members access and DNS records."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ if TYPE_CHECKING:
     from fastapi import APIRouter
 
 LISTENER_PORTS = (80, 443)
-"""Where every proxy listens in the tunnel. Reaching the ports is not being let in: the gate is per service."""
+"""The ports on which every proxy listens in the tunnel. The policy opens them; the peer gate admits by service."""
 
 
 class PrivateService:
-    """A private service has members; everything else here follows from who they are."""
+    """Implements private services on management, whose members are the peers in the service's access groups."""
 
     @hookimpl
     def describe(self) -> PluginInfo:
@@ -60,21 +60,21 @@ class PrivateService:
     def validate_service(self, service: Service, account: AccountSnapshot) -> list[Violation]:
         if not service.private:
             return []
-        found: list[Violation] = []
+        violations: list[Violation] = []
         if service.mode not in ("", "http"):
-            found.append(Violation(f"a private service needs mode http, not {service.mode}", "mode"))
+            violations.append(Violation(f"a private service needs mode http, not {service.mode}", "mode"))
         if not service.access_groups:
-            found.append(Violation("private services require at least one access group", "access_groups"))
+            violations.append(Violation("private services require at least one access group", "access_groups"))
         bearer = service.auth.bearer_auth
         if bearer is not None and bearer.enabled:
-            found.append(
+            violations.append(
                 Violation(
                     "private services cannot enable bearer auth (sso): "
                     "netbird-only access and sso are mutually exclusive",
                     "auth.bearer_auth",
                 )
             )
-        return found
+        return violations
 
     @hookimpl
     def build_mapping(self, service: Service, mapping: ProxyMapping) -> None:
@@ -86,13 +86,13 @@ class PrivateService:
 
     @hookimpl
     def peer_gate(self, service: Service) -> PeerGate | None:
-        """Membership by the *peer's* groups; no access group admits nobody."""
+        """Admits members by the *peer's* groups. A service without access groups admits no peer."""
         if not service.private:
             return None
-        wanted = frozenset(service.access_groups)
+        access_groups = frozenset(service.access_groups)
 
         def gate(*, peer: Peer, groups: tuple[Group, ...], account: AccountSnapshot) -> Decision:
-            if any(group.id in wanted for group in groups):
+            if any(group.id in access_groups for group in groups):
                 return ALLOW
             required = tuple(account.groups[id_] for id_ in service.access_groups if id_ in account.groups)
             return Deny("not_in_group", required_groups=required)
@@ -101,15 +101,15 @@ class PrivateService:
 
     @hookimpl
     def session_gate(self, service: Service) -> SessionGate | None:
-        """Where the tunnel alone says who calls, nobody has a session: no credential of another time, and no token that
-        a proxy was given with a tunnel answer, is a second way in."""
+        """Denies sessions on private services: neither an old credential, nor the token that a proxy receives with its
+        answer about a peer, may bypass the tunnel."""
         return _tunnel_only if service.private else None
 
     @hookimpl
     def routes(self, management: Management) -> APIRouter:
         from netbird_private_service.members import (
             members_router,
-        )  # what it imports takes long, and not all commands need it
+        )  # imported here, because FastAPI is slow to import and not all commands need it
 
         return members_router(management)
 
@@ -149,7 +149,7 @@ def _policy(service: Service, proxy: Peer, groups: tuple[GroupId, ...]) -> Polic
 
 
 def _records(service: Service, account: AccountSnapshot, groups: tuple[GroupId, ...]) -> Iterator[DnsRecord]:
-    """One address record for each proxy of the cluster that is there to answer."""
+    """Yield an address record for each connected proxy of the cluster."""
     apex = _apex(service, account)
     if apex is None:
         return
@@ -159,8 +159,9 @@ def _records(service: Service, account: AccountSnapshot, groups: tuple[GroupId, 
 
 
 def _apex(service: Service, account: AccountSnapshot) -> str | None:
-    """The cluster's address where it covers the domain, else the longest custom domain that does, once it is proved to
-    be the account's: members would be led away from its real owner."""
+    """Return the zone of a service's records: the cluster's domain if it covers the service's domain, else the longest
+    custom domain that does. A custom domain must be validated, since records would divert members from its real owner.
+    """
     if service.domain == service.proxy_cluster or service.domain.endswith("." + service.proxy_cluster):
         return service.proxy_cluster
     custom = account.custom_domain_over(service.domain)

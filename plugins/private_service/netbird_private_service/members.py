@@ -1,4 +1,4 @@
-"""Who is a member of a private service: `GET /api/reverse-proxies/services/{id}/members`."""
+"""The members of a private service: `GET /api/reverse-proxies/services/{id}/members`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class MemberGroup(BaseModel):
 
 
 class Member(BaseModel):
-    """A peer, with the access groups that make it a member. `user_id` is "" where it has no user."""
+    """A peer, with the access groups that make it a member. `user_id` is "" for a peer without a user."""
 
     id: str
     name: str
@@ -25,21 +25,21 @@ class Member(BaseModel):
 
 
 def members_router(management: Management) -> APIRouter:
-    """For whoever may read services."""
+    """Return the router; its operation requires the permission to read services."""
     router = APIRouter(prefix="/reverse-proxies/services", tags=["reverse-proxies"])
     reader = management.allowed("services", "read")
 
     @router.get("/{service_id}/members")
     async def members(service_id: str, who: ApiCaller = reader) -> list[Member]:
-        """The peers in the access groups of a private service whose owners take part, by name."""
+        """List the members of a private service, sorted by name: peers in its access groups with an active owner."""
         account = who.account
         service = account.services.get(ServiceId(service_id))
         if service is None:
             raise HTTPException(404, f"service {service_id} not found")
         if not service.private:
             raise HTTPException(409, "the service is not private: it has no members")
-        wanted = frozenset(service.access_groups)
-        peers = (account.peers[id_] for id_ in account.members(wanted) if id_ in account.peers)
+        access_groups = frozenset(service.access_groups)
+        peers = (account.peers[id_] for id_ in account.members(access_groups) if id_ in account.peers)
         return [
             Member(
                 id=peer.id,
@@ -50,7 +50,7 @@ def members_router(management: Management) -> APIRouter:
                 groups=[
                     MemberGroup(id=group.id, name=group.name)
                     for group in account.groups_of(peer.id)
-                    if group.id in wanted
+                    if group.id in access_groups
                 ],
             )
             for peer in sorted(peers, key=lambda peer: (peer.name, peer.id))

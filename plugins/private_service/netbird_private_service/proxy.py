@@ -1,4 +1,4 @@
-"""The proxy's half: a private route is reached through its account's tunnel, by a peer that management lets in."""
+"""The proxy's half: a private route is open only through its account's tunnel, to peers that management admits."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ from netbird_wire.proxy_service_pb2 import ValidateTunnelPeerRequest, ValidateTu
 PLUGIN = "private_service"
 METHOD = "tunnel"
 IDENTITIES = 4096
-"""Identities kept beside the answers that they were read from: a grant lives for minutes, and reading costs as much as
-all the guards together. They say nothing about whether a grant still holds."""
+"""Maximum number of cached identities, by the grant that they were built from: a grant lives for minutes, and building
+an identity costs as much as all guards together. The cache does not extend a grant."""
 
 REASONS = {
     "peer_not_found": "peer_unknown",
@@ -54,7 +54,7 @@ REASONS = {
     "pending_approval": "pending_approval",
     "service_not_found": "service_unknown",
 }
-"""Management's reason → the code a client may see. Anything else is `not_allowed`."""
+"""Codes that a client receives for management's reasons. Any other reason becomes `not_allowed`."""
 
 
 class PrivateServiceOptions(BaseModel):
@@ -63,17 +63,17 @@ class PrivateServiceOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     cache_seconds: float = Field(300.0, gt=0, le=3600)
-    """How long management's grant is believed where no change of the account ends it before. Seconds."""
+    """Lifetime of a grant of management in seconds, unless a change of the account ends it earlier."""
     cache_entries_per_account: int = Field(1024, ge=1)
-    """Grants remembered; beyond that the oldest goes."""
+    """Maximum number of cached grants for each account; beyond it the oldest is dropped."""
     peer_burst: int = Field(20, ge=1)
-    """Questions to management that one peer may cause at once; what the proxy asks again by itself does not count."""
+    """Questions to management that one peer may cause at once; revalidations by the proxy do not count."""
     peer_rate: float = Field(10.0, gt=0)
-    """Questions a second that one peer may cause after that; more are answered 503 with `Retry-After`."""
+    """Questions that one peer may cause per second after the burst; beyond it 503 with `Retry-After`."""
 
 
 class PrivateService:
-    """Refuses whatever did not come through the account's tunnel, and asks management about whatever did."""
+    """Denies requests from outside the account's tunnel, and asks management about the others."""
 
     def __init__(self) -> None:
         self._proxy: Proxy | None = None
@@ -125,10 +125,10 @@ class PrivateService:
             request.peer_key = question.peer
         answer = await self._proxy.management.call("ValidateTunnelPeer", request)
         if not isinstance(answer, ValidateTunnelPeerResponse):
-            raise ManagementError("ValidateTunnelPeer: not an answer")
+            raise ManagementError(f"ValidateTunnelPeer: unexpected answer {type(answer).__name__}")
         return answer
 
-    @hookimpl(tryfirst=True)  # where a request came from is settled before anybody else looks at it
+    @hookimpl(tryfirst=True)  # the origin is checked before other plugins see the request
     def restrict(self, route: RouteSpec, proxy: Proxy) -> Guard | None:
         if not route.settings(PrivateServiceSettings).private:
             return None
@@ -139,75 +139,76 @@ class PrivateService:
         async def through_the_tunnel(exchange: ExchangeView) -> Decision:
             origin = exchange.origin
             if origin is None or origin.account is None:
-                return Deny(403, "tunnel_required", "a private service was asked for outside its account's tunnel")
+                return Deny(403, "tunnel_required", "a private service was requested from outside its account's tunnel")
             if origin.account != route.account:
-                # The table never matches another account's routes on a tunnel; if it did, this is not a hint to give.
-                return Deny(404, "not_found", f"asked for through the tunnel of account {origin.account}")
+                # The routing table never matches another account's routes on a tunnel; 404 would reveal nothing.
+                return Deny(404, "not_found", f"requested through the tunnel of account {origin.account}")
             if origin.peer.host in own_targets:
                 return Deny(421, "loop_detected", f"the caller {origin.peer.host} is this service's own upstream")
             return ALLOW
 
-        # Loops are no matter of access: routes with other targets are guarded alike.
+        # The targets do not affect access, only loops, so the guard does not depend on them.
         return Guard(through_the_tunnel, depends_on=route.account)
 
     @hookimpl(tryfirst=True)
     def authenticate(self, route: RouteSpec, proxy: Proxy) -> Authenticator | None:
         if not route.settings(PrivateServiceSettings).private:
             asks = proxy.private and route.values.get(PublicSchemes, PublicSchemes()).asks
-            return Authenticator("ambient", self._by_the_way(route, proxy), depends_on=_place(route)) if asks else None
+            if not asks:
+                return None
+            return Authenticator("ambient", self._optional(route, proxy), depends_on=_dependencies(route))
 
         identify = partial(self._identify, route=route, proxy=proxy)
-        return Authenticator("exclusive", identify, depends_on=_place(route))
+        return Authenticator("exclusive", identify, depends_on=_dependencies(route))
 
     @hookimpl(tryfirst=True)
     def authorize(self, route: RouteSpec) -> Guard | None:
         if not route.settings(PrivateServiceSettings).private:
             return None
 
-        async def vouched_for(exchange: ExchangeView) -> Decision:
-            origin, who = exchange.origin, exchange.identity
+        async def admitted_peer(exchange: ExchangeView) -> Decision:
+            origin, identity = exchange.origin, exchange.identity
             if origin is None or origin.account != route.account:
-                return Deny(403, "tunnel_required", "a private service was asked for outside its account's tunnel")
-            if who is None or who.by != PLUGIN:
-                return Deny(403, "not_allowed", f"nobody from the tunnel: identified by {who.by if who else 'nobody'}")
+                return Deny(403, "tunnel_required", "a private service was requested from outside its account's tunnel")
+            if identity is None or identity.by != PLUGIN:
+                by = identity.by if identity else "no plugin"
+                return Deny(403, "not_allowed", f"the caller was identified by {by}, not by {PLUGIN}")
             if route.same_origin and is_unsafe(exchange) and is_cross_site(exchange):
                 return _CROSS_SITE
             return ALLOW
 
-        return Guard(vouched_for, depends_on=_place(route))
+        return Guard(admitted_peer, depends_on=_dependencies(route))
 
-    def _by_the_way(
-        self, route: RouteSpec, proxy: Proxy
-    ) -> Callable[[ExchangeView], Awaitable[Identity | Deny | None]]:
-        """A public service that asks who calls takes the account's tunnel for an answer; anybody else may log in."""
+    def _optional(self, route: RouteSpec, proxy: Proxy) -> Callable[[ExchangeView], Awaitable[Identity | Deny | None]]:
+        """Identify peers on a public service with logins; other callers may still log in."""
 
         async def identify(exchange: ExchangeView) -> Identity | Deny | None:
             if exchange.origin is None or exchange.origin.account != route.account:
                 return None
-            found = await self._identify(exchange, route=route, proxy=proxy)
-            if isinstance(found, Deny):
+            identity = await self._identify(exchange, route=route, proxy=proxy)
+            if isinstance(identity, Deny):
                 return None
             if route.same_origin and is_unsafe(exchange) and is_cross_site(exchange):
                 return _CROSS_SITE
-            return found
+            return identity
 
         return identify
 
     async def _identify(self, exchange: ExchangeView, *, route: RouteSpec, proxy: Proxy) -> Identity | Deny:
         origin, validations = exchange.origin, self._validations
         if origin is None or origin.account != route.account:
-            return Deny(403, "tunnel_required", "a private service was asked for outside its account's tunnel")
+            return Deny(403, "tunnel_required", "a private service was requested from outside its account's tunnel")
         tunnel = proxy.tunnel(route.account)
         if tunnel is None or validations is None:
             return _later("tunnel_not_ready", "the account's tunnel is not up", 2)
-        # The socket's own address, never a forwarded one: this is what WireGuard vouches for.
+        # The socket's own address, never a forwarded one: WireGuard authenticates only that.
         address = origin.peer.host
         peer = tunnel.whois(address)
         if peer is None:
             return Deny(403, "peer_unknown", f"no peer of the account holds {address}")
         if peer.public_key != origin.peer_key:
-            # The connection stays the peer's that opened it, also when the map gives its address to another.
-            return Deny(403, "peer_unknown", f"{address} is not the address of the connection's peer any more")
+            # The connection still belongs to the peer that opened it, although the map assigns its address to another.
+            return Deny(403, "peer_unknown", f"{address} no longer belongs to the connection's peer")
         question = Question(route.account, peer.public_key, address, route.host)
         answer = validations.granted(question, proxy.generation(route.account))
         if answer is None:
@@ -217,13 +218,13 @@ class PrivateService:
                 return _later("too_many_validations", f"peer {peer.public_key}: {exc}", exc.retry_after)
             except ManagementError as exc:
                 return _later("management_unavailable", str(exc), exc.retry_after)
-        known = self._identities.get(id(answer))
-        if known is not None and known[0] is answer and known[1] == peer.public_key:
-            return known[2]
+        cached = self._identities.get(id(answer))
+        if cached is not None and cached[0] is answer and cached[1] == peer.public_key:
+            return cached[2]
         if not answer.valid:
             return _denied(answer, address)
         if not answer.session_token or not answer.user_id:
-            return _later("validation_incomplete", "management's grant names nobody or carries no token", 2)
+            return _later("validation_incomplete", "management's grant lacks the user or the token", 2)
         identity = _identity(answer, peer.public_key)
         if len(self._identities) >= IDENTITIES:
             self._identities.clear()
@@ -231,12 +232,12 @@ class PrivateService:
         return identity
 
 
-_CROSS_SITE = Deny(403, "cross_site", "another site's page had a browser send this over its tunnel")
-"""A tunnel vouches for whatever a peer's browser sends, also for what another site's page had it send."""
+# The tunnel identifies every request of a peer's browser, also those that another site's page causes.
+_CROSS_SITE = Deny(403, "cross_site", "another site's page made the peer's browser send this request")
 
 
-def _place(route: RouteSpec) -> tuple[object, ...]:
-    """What the steps of a route depend on besides the exchange."""
+def _dependencies(route: RouteSpec) -> tuple[object, ...]:
+    """Return the properties of a route that its steps depend on."""
     return route.account, route.host, route.domain, route.same_origin
 
 
@@ -245,14 +246,14 @@ def _identity(answer: ValidateTunnelPeerResponse, key: str) -> Identity:
     groups = tuple(Group(id_, names[i] if i < len(names) else "") for i, id_ in enumerate(answer.peer_group_ids))
     attributes = {"peer": answer.principal.peer_id or answer.user_id, "peer_key": key}
     if answer.HasField("principal"):
-        # Told apart only by our management; NetBird's gives a peer's id in place of a user's.
+        # Only our own management distinguishes user and peer; NetBird's sends a peer's id in place of a user's.
         attributes["user"] = answer.principal.user_id
     return Identity(
         user_id=UserId(answer.user_id),
         email=answer.user_email,
         groups=groups,
         method=METHOD,
-        attributes=MappingProxyType(attributes),  # many exchanges share it
+        attributes=MappingProxyType(attributes),  # read-only, because many exchanges share it
     )
 
 
@@ -264,8 +265,8 @@ def _denied(answer: ValidateTunnelPeerResponse, address: str) -> Deny:
     }
     code = REASONS.get(answer.denied_reason, "not_allowed")
     if code == "not_in_group":
-        facts["required_groups"] = ", ".join(answer.required_group_names or answer.required_group_ids) or "not told"
-    return Deny(403, code, f"management says {answer.denied_reason or 'no'}", facts=facts)
+        facts["required_groups"] = ", ".join(answer.required_group_names or answer.required_group_ids) or "unknown"
+    return Deny(403, code, f"management denied the peer: {answer.denied_reason or 'no reason given'}", facts=facts)
 
 
 def _later(code: str, reason: str, seconds: float) -> Deny:

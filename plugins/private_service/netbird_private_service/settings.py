@@ -1,4 +1,4 @@
-"""What `private` means on the wire; the only thing both halves share."""
+"""The settings of private services on the wire, shared by both halves of the plugin."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CAPABILITY = "supports_private_service"
 
 @dataclass(frozen=True, slots=True)
 class PrivateServiceSettings:
-    """Whether a service may be reached through its account's tunnel only."""
+    """`private`: the service is reachable through its account's tunnel only."""
 
     private: bool = False
 
@@ -29,7 +29,7 @@ class PrivateServiceSettings:
 
 @dataclass(frozen=True, slots=True)
 class PublicSchemes:
-    """Whether a public service asks who is calling, so that a peer's own tunnel is an answer to that."""
+    """`asks`: a public service requires a login, so that a peer's own tunnel can identify the caller instead."""
 
     asks: bool = False
 

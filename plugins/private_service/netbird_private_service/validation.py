@@ -1,8 +1,8 @@
-"""Asking management about a peer: answers kept for a while, asked once at a time, and slowly enough.
+"""Validation of peers by management, with a cache, single flight and a rate limit for each peer.
 
-An answer belongs to one peer key at one overlay address asking for one domain, and to the account's generation in
-which it was *asked for*: whatever changes the account's map raises the generation, and what was asked before serves
-nobody. Only grants are kept.
+An answer is valid for one peer key at one overlay address on one host, and for the account's generation at the time of
+the *question*: every change of the account's map raises the generation and invalidates all earlier questions. Only
+grants are cached.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from netbird_proxy import AccountId, ManagementError, PublicKey
 from netbird_wire.proxy_service_pb2 import ValidateTunnelPeerResponse
 
 ATTEMPTS = 3
-"""Questions for one exchange when the account keeps changing under it; then it is refused for now."""
+"""Maximum number of questions for one exchange while the account keeps changing; then it is refused for now."""
 
 ACCOUNTS = 16_384
-"""Accounts with grants; the one that got none for longest goes first, and its peers are asked about again."""
+"""Maximum number of accounts with cached grants; beyond it, those of the least recently granted one go."""
 BUCKETS = 65_536
-"""Peers whose questions are counted."""
+"""Maximum number of peers whose questions are counted."""
 
 
 class Question(NamedTuple):
-    """Who asks for what. Addresses are reused, so the key is part of it. A tuple, as each exchange makes one."""
+    """The caller and the host. It includes the key, as addresses are reused. A tuple, which is fast to make."""
 
     account: AccountId
     peer: PublicKey
@@ -48,19 +48,19 @@ class _Bucket:
 
 
 class TooManyQuestions(Exception):
-    """This peer makes management work too hard; it is to come back in `retry_after` seconds."""
+    """The peer exceeded its rate of questions; it may try again in `retry_after` seconds."""
 
     def __init__(self, retry_after: float) -> None:
-        super().__init__(f"more validations than allowed; again in {retry_after:.0f} s")
+        super().__init__(f"too many validations; try again in {retry_after:.0f} s")
         self.retry_after = retry_after
 
 
 class AccountChanging(ManagementError):
-    """The account changed during each of the attempts, so no answer was current."""
+    """The account changed during each attempt, so that no answer was current."""
 
 
 class Validations:
-    """The cache with its limits. `run` owns the questions under way; without it none can be asked."""
+    """The cache and its limits. `run` owns the questions under way and must be running for new ones."""
 
     def __init__(
         self,
@@ -74,9 +74,11 @@ class Validations:
         rate: float,
     ) -> None:
         """Args:
-        ask: one RPC for a question and the domain as management knows it; has its own deadline.
-        lifetime: seconds a grant is kept.
-        per_account: grants kept an account; the oldest goes first.
+        ask: performs the RPC for a question and the domain in management's spelling; has its own deadline.
+        generation: returns the current generation of an account.
+        clock: returns seconds, monotonic.
+        lifetime: seconds for which a grant is cached.
+        per_account: maximum number of grants for each account; beyond it the oldest is dropped.
         burst, rate: questions that a peer may cause at once, and per second.
         """
         self._ask = ask
@@ -88,13 +90,13 @@ class Validations:
         self._rate = rate
         self._grants: OrderedDict[AccountId, OrderedDict[Question, _Grant]] = OrderedDict()
         self.dropped = 0
-        """Grants that were forgotten before their time because there were too many."""
+        """Number of grants that were dropped before their end because of a limit."""
         self._flights: dict[tuple[Question, int], asyncio.Task[ValidateTunnelPeerResponse | Exception]] = {}
         self._buckets: OrderedDict[tuple[AccountId, PublicKey], _Bucket] = OrderedDict()
         self._group: asyncio.TaskGroup | None = None
 
     async def run(self, ready: asyncio.Event) -> None:
-        """Own the questions until cancelled; then whoever waits for one is cancelled with it."""
+        """Own the questions until cancelled, which also cancels the callers that wait for them."""
         async with asyncio.TaskGroup() as group:
             self._group = group
             ready.set()
@@ -104,28 +106,29 @@ class Validations:
                 self._group = None
 
     async def validate(self, question: Question, domain: str, *, ours: bool = False) -> ValidateTunnelPeerResponse:
-        """A grant or a denial that is true in the account's present generation.
+        """Return a grant or a denial that is valid in the account's current generation.
 
         Args:
-            ours: the proxy wants to know by itself, so the peer does not pay. Nor does it where a grant of its own
-                ended: it has paid for that one, and what ended it is time or somebody else's change.
+            ours: the proxy itself revalidates the peer, so the question does not count against the peer's rate. Nor
+                does one that replaces an expired grant: the peer's earlier question counted, and it did not cause the
+                expiry.
 
         Raises:
-            ManagementError: no answer could be had.
-            TooManyQuestions: this peer asked too often.
+            ManagementError: management gave no answer.
+            TooManyQuestions: the peer exceeded its rate.
         """
         for _ in range(ATTEMPTS):
             generation = self._generation(question.account)
             if (granted := self.granted(question, generation)) is not None:
                 return granted
             answer = await self._asked(question, domain, generation, ours)
-            ours = True  # that the account changed meanwhile is not the peer's doing
+            ours = True  # the peer did not cause the change of the account
             if self._generation(question.account) == generation:
                 return answer
         raise AccountChanging(f"account {question.account} changed during {ATTEMPTS} validations")
 
     def granted(self, question: Question, generation: int) -> ValidateTunnelPeerResponse | None:
-        """A grant that is remembered, and that was asked for in this generation of the account."""
+        """Return the cached grant for a question, if it belongs to this generation and has not expired."""
         grants = self._grants.get(question.account)
         grant = grants.get(question) if grants else None
         if grant is None or grant.generation != generation or self._clock() >= grant.until:
@@ -133,7 +136,7 @@ class Validations:
         return grant.answer
 
     def _forget(self, question: Question) -> bool:
-        """Drop a grant that ended; whether there was one."""
+        """Drop a grant. True if one was cached."""
         grants = self._grants.get(question.account)
         if grants is None or grants.pop(question, None) is None:
             return False
@@ -150,14 +153,14 @@ class Validations:
                 raise ManagementError("the proxy is stopping")
             flight = self._group.create_task(self._fly(question, domain, generation))
             self._flights[(question, generation)] = flight
-        # Shielded: the first caller's leaving must not fail those who wait for the same answer.
+        # Shielded: the cancellation of one caller must not fail the others that wait for the same answer.
         outcome = await asyncio.shield(flight)
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
     async def _fly(self, question: Question, domain: str, generation: int) -> ValidateTunnelPeerResponse | Exception:
-        """The answer, or what went wrong as a value: raised here it would end every other question of the group."""
+        """Return the answer or the exception. Raised, the exception would cancel all other questions of the group."""
         try:
             answer = await self._ask(question, domain)
         except Exception as exc:
@@ -188,7 +191,7 @@ class Validations:
         bucket.at = now
         self._buckets[key] = bucket
         while len(self._buckets) > BUCKETS:
-            # Peers come from the roster, so this many are real; the one that asked longest ago is full again anyway.
+            # Peers come from the roster, so a client cannot invent them. The oldest bucket is most likely full again.
             self._buckets.popitem(last=False)
         if bucket.tokens < 1:
             raise TooManyQuestions(max(1.0, (1 - bucket.tokens) / self._rate))
