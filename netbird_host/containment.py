@@ -49,7 +49,7 @@ def describe_error(error: BaseException) -> str:
     return f"{name}: {message}" if message else name
 
 
-class LeftBehind:
+class HungSteps:
     """Counts the tasks of plugins' code that ignored their cancellation. Such a task occupies memory until it ends.
 
     Attributes:

@@ -16,7 +16,7 @@ from netbird_proxy.pipeline.core_answers import LOOP_DETECTED
 from netbird_proxy.pipeline.downstream import Downstream
 from netbird_proxy.pipeline.ending import FixedAnswer
 from netbird_proxy.pipeline.exchange import Exchange
-from netbird_proxy.pipeline.head_rules import offers, without_session_token
+from netbird_proxy.pipeline.head_rules import upgrade_protocols, without_session_token
 from netbird_proxy.pipeline.open_exchanges import INTERVAL, OpenExchanges
 from netbird_proxy.routing.apply import Routing
 
@@ -75,7 +75,7 @@ class ReverseProxy:
             lambda host, path, account: routing.table.match(host, path, account),
             timeout=routing.compiler.environment.timeout,
             interval=revalidate,
-            left_behind=routing.compiler.environment.left_behind,
+            hung_steps=routing.compiler.environment.hung_steps,
             grace=routing.compiler.environment.grace,
             before_all=before_all,
         )
@@ -137,7 +137,7 @@ class ReverseProxy:
         if connection is None:
             asks = scope["type"] == "websocket"
         else:
-            asks = connection.upgrade and bool(offers(value for name, value in raw if name == b"upgrade"))
+            asks = connection.upgrade and bool(upgrade_protocols(value for name, value in raw if name == b"upgrade"))
         if asks:
             exchange.kind = "websocket"
             runner = route.upgrades

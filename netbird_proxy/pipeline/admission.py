@@ -15,12 +15,12 @@ from netbird_proxy.api.errors import StepFailed
 from netbird_proxy.api.exchange import TrailEntry
 from netbird_proxy.api.model import Challenge, Deny, Identity, Offer
 from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard
-from netbird_proxy.pipeline.deadline import MOST, Asking
+from netbird_proxy.pipeline.deadline import MAX_HUNG_STEPS, AdmissionProgress
 from netbird_proxy.pipeline.downstream import Downstream
 from netbird_proxy.pipeline.ending import Environment, discard
 from netbird_proxy.pipeline.exchange import Exchange
 from netbird_proxy.pipeline.head_rules import can_be_sent, without_others_cookies
-from netbird_proxy.pipeline.offers import are_valid_offers, prompt
+from netbird_proxy.pipeline.login_prompt import are_valid_offers, prompt
 
 
 class Admission:
@@ -36,7 +36,9 @@ class Admission:
         self.steps = tuple(steps)
         self.environment = environment
 
-    async def ask(self, asking: Asking, exchange: Exchange, downstream: Downstream) -> Deny | Challenge | None:
+    async def ask(
+        self, progress: AdmissionProgress, exchange: Exchange, downstream: Downstream
+    ) -> Deny | Challenge | None:
         """Ask the guards in order. None means: go on and dial.
 
         Every guard must say ALLOW; the first authenticator who knows the caller, or knows better, ends the question who
@@ -49,7 +51,7 @@ class Admission:
         offers: list[Offer] = []
         timeout = self.environment.timeout
         try:
-            if self.environment.left_behind.count >= MOST:
+            if self.environment.hung_steps.count >= MAX_HUNG_STEPS:
                 self.environment.count("guards_not_asked")
                 raise step_failed(None, "too many steps hang")
             for step in self.steps:
@@ -61,13 +63,13 @@ class Admission:
                 if exchange.revalidating and not step.again:
                     continue
                 if step.body_bytes:
-                    await self._read_ahead(asking, step, exchange, downstream)
-                asking.step = step
+                    await self._read_ahead(progress, step, exchange, downstream)
+                progress.step = step
                 if exchange.views:
                     exchange.show(step.plugin)
                 said = await step.ask(exchange)
                 exchange.body = None
-                if time.monotonic() - asking.since > timeout:
+                if time.monotonic() - progress.since > timeout:
                     raise step_failed(step, f"answered after more than {timeout:g} s")
                 if said is step.passes:
                     exchange.trail.append(step.passed)
@@ -83,24 +85,24 @@ class Admission:
         except StepFailed:
             raise
         except BaseException as exc:
-            if asking.step is None or must_pass(exc):  # our own reading of the request body
+            if progress.step is None or must_pass(exc):  # our own reading of the request body
                 raise
-            raise step_failed(asking.step, describe_error(exc)) from exc
+            raise step_failed(progress.step, describe_error(exc)) from exc
         finally:
             if exchange.views:
                 exchange.hide()
-        asking.step = None
+        progress.step = None
         return prompt(exchange, offers) if offers and exchange.identity is None else None
 
     @staticmethod
     async def _read_ahead(
-        asking: Asking, step: BoundGuard | BoundAuthenticator, exchange: Exchange, downstream: Downstream
+        progress: AdmissionProgress, step: BoundGuard | BoundAuthenticator, exchange: Exchange, downstream: Downstream
     ) -> None:
         """Read the request body for a step that wants it. Its time is the client's, and so are its failures."""
-        asking.step = None
-        asking.stop()
+        progress.step = None
+        progress.stop()
         exchange.body = await downstream.read_ahead(exchange, step.body_bytes)
-        asking.restart()
+        progress.restart()
 
     def _offers(self, step: BoundAuthenticator, answer: Offer | tuple[object, ...], exchange: Exchange) -> list[Offer]:
         """What it offers. StepFailed for what is no offer, or leads elsewhere than to a plugin of ours."""

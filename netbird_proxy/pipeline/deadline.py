@@ -8,14 +8,14 @@ import types
 from collections.abc import Coroutine, Generator
 from typing import Any, Protocol, TypeVar
 
-from netbird_host.containment import LeftBehind
+from netbird_host.containment import HungSteps
 from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard
 from netbird_proxy.pipeline.downstream import Downstream
 from netbird_proxy.pipeline.exchange import Exchange
 
 T = TypeVar("T")
 
-MOST = 1024
+MAX_HUNG_STEPS = 1024
 """So many may hang; then guards are not asked at all, since each of them may be one more."""
 
 
@@ -27,7 +27,7 @@ class Abandoned(Protocol):
     ) -> Coroutine[Any, Any, None]: ...
 
 
-class Asking:
+class AdmissionProgress:
     """Guards being asked about one exchange.
 
     Attributes:
@@ -85,13 +85,13 @@ class Deadline:
 
     __slots__ = (
         "_answering",
-        "_asking",
         "_downstream",
         "_exchange",
         "_grace",
         "_handle",
-        "_left_behind",
+        "_hung_steps",
         "_loop",
+        "_progress",
         "_seconds",
         "_task",
         "abandoned",
@@ -103,9 +103,9 @@ class Deadline:
         self,
         seconds: float,
         grace: float,
-        left_behind: LeftBehind,
+        hung_steps: HungSteps,
         answering: Abandoned,
-        asking: Asking,
+        progress: AdmissionProgress,
         exchange: Exchange,
         downstream: Downstream,
         task: asyncio.Task[None],
@@ -115,16 +115,16 @@ class Deadline:
         self.abandoned = False
         self._seconds = seconds
         self._grace = grace
-        self._left_behind = left_behind
+        self._hung_steps = hung_steps
         self._answering = answering
-        self._asking = asking
+        self._progress = progress
         self._exchange = exchange
         self._downstream = downstream
         self._task = task
         self._loop = task.get_loop()
         self._handle: asyncio.TimerHandle | None = None
-        asking.deadline = self
-        if asking.step is not None:
+        progress.deadline = self
+        if progress.step is not None:
             self.start()
 
     def start(self) -> None:
@@ -136,10 +136,10 @@ class Deadline:
 
     def _on_expiry(self) -> None:
         self.expired = True
-        self.blamed = self._asking.step
+        self.blamed = self._progress.step
         self._task.cancel()
         self._handle = self._loop.call_later(self._grace, self._on_grace)
 
     def _on_grace(self) -> None:
         self.abandoned = True
-        self._left_behind.left(self._answering.abandoned(self, self._exchange, self._downstream))
+        self._hung_steps.left(self._answering.abandoned(self, self._exchange, self._downstream))

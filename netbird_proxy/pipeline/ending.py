@@ -9,7 +9,7 @@ from typing import Protocol
 
 import structlog
 
-from netbird_host.containment import GRACE, LeftBehind, describe_error
+from netbird_host.containment import GRACE, HungSteps, describe_error
 from netbird_host.http_fields import retry_after
 from netbird_proxy.api.errors import ClientGone, ExchangeError, ManagementError, StepFailed
 from netbird_proxy.api.exchange import TrailEntry
@@ -44,7 +44,7 @@ class Environment:
         timeout: seconds that the guards of one exchange have, together.
         grace: seconds that a cancelled guard has to end before its exchange is answered without it.
         endpoint_timeout: seconds that an endpoint has until its answer begins.
-        left_behind: counts the tasks of steps that ignored their cancellation.
+        hung_steps: counts the tasks of steps that ignored their cancellation.
         count: adds one to a counter of the process.
         cookie_owner: cookie name → the plugin that declared it, "core", or "" for anybody's.
         pages: what makes the pages that browsers get; None leaves them with plain text.
@@ -62,7 +62,7 @@ class Environment:
         self.grace = grace
         self.endpoint_timeout = endpoint_timeout
         self.count = count
-        self.left_behind = LeftBehind()
+        self.hung_steps = HungSteps()
         self.pages: Pages | None = None
         self.cookie_owner: Callable[[bytes], str] = lambda _name: ""
 

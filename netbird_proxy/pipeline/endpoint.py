@@ -83,7 +83,7 @@ class EndpointApplication:
 
         try:
             # In a task of its own: one that hangs in spite of its cancellation must not keep its client waiting.
-            await self._environment.left_behind.bounded(
+            await self._environment.hung_steps.bounded(
                 run(), timeout=timeout, grace=self._environment.grace, goes_on=lambda: downstream.started
             )
         except ExchangeError:

@@ -273,7 +273,7 @@ def without_session_token(query: bytes) -> bytes:
     )
 
 
-def offers(values: Iterable[bytes]) -> tuple[bytes, ...]:
+def upgrade_protocols(values: Iterable[bytes]) -> tuple[bytes, ...]:
     """The protocols of `Upgrade` fields that an upstream may be asked for.
 
     None that carries requests, alone or below TLS: they would pass every guard in the wake of the one that was judged.

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import structlog
 
-from netbird_host.containment import GRACE, LeftBehind, describe_error, must_pass
+from netbird_host.containment import GRACE, HungSteps, describe_error, must_pass
 from netbird_proxy.api.exchange import TrailEntry
 from netbird_proxy.api.model import AccountId, Challenge, Deny, PublicKey, RouteSpec, ServiceId, UserId
 from netbird_proxy.pipeline.downstream import Downstream
@@ -45,7 +45,7 @@ Match = Callable[[str, bytes, AccountId | None], Matched]
 """Folded host, raw path, and the account in whose tunnel the exchange came in."""
 
 
-class UnderWay:
+class OpenExchange:
     """An exchange with its task.
 
     Attributes:
@@ -92,7 +92,7 @@ class OpenExchanges:
         *,
         timeout: float,
         interval: float = INTERVAL,
-        left_behind: LeftBehind | None = None,
+        hung_steps: HungSteps | None = None,
         grace: float = GRACE,
         before_all: Callable[[], None] = lambda: None,
     ) -> None:
@@ -100,35 +100,35 @@ class OpenExchanges:
         match: finds the route that serves an open exchange now.
         timeout: seconds that the guards of one exchange have, together; after an event also the bound for all that
             wait for a place. What the clock asks about waits for an interval at most.
-        left_behind: counts verdicts that ignored their cancellation for `grace` seconds, and still hang.
+        hung_steps: counts verdicts that ignored their cancellation for `grace` seconds, and still hang.
         before_all: called each time that everybody is about to be asked about by the clock.
         """
         self._match = match
         self._timeout = timeout
         self._before_all = before_all
         self._interval = interval
-        self._open: set[UnderWay] = set()
-        self._left_behind = left_behind or LeftBehind()
+        self._open: set[OpenExchange] = set()
+        self._hung_steps = hung_steps or HungSteps()
         self._grace = grace
-        self._wanted: dict[UnderWay, None] = {}
-        self._waiting: deque[UnderWay] = deque()
-        self._asked: set[UnderWay] = set()
+        self._wanted: dict[OpenExchange, None] = {}
+        self._waiting: deque[OpenExchange] = deque()
+        self._asked: set[OpenExchange] = set()
         self._wake = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def enter(self, exchange: Exchange, downstream: Downstream) -> UnderWay:
+    def enter(self, exchange: Exchange, downstream: Downstream) -> OpenExchange:
         """An exchange begins, in the calling task."""
         # Our own listener knows its task; to ask for the current one is a system call on 3.11.
         connection = downstream.connection
         task = asyncio.current_task() if connection is None else connection.task
         assert task is not None, "the application runs in a task"  # noqa: S101 - narrows; asyncio promises it
-        one = UnderWay(exchange, downstream, task)
+        one = OpenExchange(exchange, downstream, task)
         self._open.add(one)
         return one
 
-    def leave(self, one: UnderWay) -> None:
+    def leave(self, one: OpenExchange) -> None:
         self._open.discard(one)
         self._wanted.pop(one, None)
         one.stop_timer()
@@ -158,7 +158,7 @@ class OpenExchanges:
             one for one in self._open if one.exchange.route is not None and one.exchange.route.service in services
         )
 
-    def _want(self, found: Iterable[UnderWay]) -> int:
+    def _want(self, found: Iterable[OpenExchange]) -> int:
         wanted = dict.fromkeys(found)
         self._wanted.update(wanted)
         if wanted:
@@ -194,7 +194,7 @@ class OpenExchanges:
             for entry in tuple(self._asked):
                 self._release(entry)
 
-    def _enqueue(self, entry: UnderWay, bound: float) -> None:
+    def _enqueue(self, entry: OpenExchange, bound: float) -> None:
         """Have it asked about within `bound` seconds, or cut: the time until it gets a place counts."""
         if entry not in self._open or entry.over:
             return
@@ -226,12 +226,12 @@ class OpenExchanges:
             self._asked.add(entry)
             entry.verdict = loop.create_task(self._revalidate(entry))
 
-    def _too_late(self, entry: UnderWay) -> None:
+    def _too_late(self, entry: OpenExchange) -> None:
         """Cut it by the clock, whatever its steps do: one that hangs must not hold the door open, nor its place."""
         self._cut(entry, NOT_REVALIDATED)
         self._release(entry)
 
-    def _release(self, entry: UnderWay) -> None:
+    def _release(self, entry: OpenExchange) -> None:
         """Give its place to the next, and end its verdict, or leave that behind."""
         entry.stop_timer()
         entry.due = None
@@ -239,16 +239,16 @@ class OpenExchanges:
         verdict, entry.verdict = entry.verdict, None
         if verdict is not None and not verdict.done():
             verdict.cancel()
-            self._left_behind.watch(verdict, self._grace)
+            self._hung_steps.watch(verdict, self._grace)
         self._fill()
 
-    def _cut(self, entry: UnderWay, refusal: Deny) -> None:
+    def _cut(self, entry: OpenExchange, refusal: Deny) -> None:
         if entry in self._open and not entry.over:
             entry.exchange.trail.append(TrailEntry("revalidate", "core", f"cut {refusal.code}", refusal.reason))
             log.info("exchange.cut", exchange=entry.exchange.id, code=refusal.code, reason=refusal.reason)
             entry.cut(refusal)
 
-    async def _revalidate(self, entry: UnderWay) -> None:
+    async def _revalidate(self, entry: OpenExchange) -> None:
         """Ask about one, and cut it unless it may go on. Whatever fails, fails closed."""
         refusal: Deny | None
         try:
@@ -266,7 +266,7 @@ class OpenExchanges:
         if again is not None:
             self._enqueue(entry, max(0.0, again - asyncio.get_running_loop().time()))
 
-    async def _verdict(self, one: UnderWay) -> Deny | None:
+    async def _verdict(self, one: OpenExchange) -> Deny | None:
         was = one.exchange
         account = was.origin.account if was.origin is not None else None
         route = self._match(was.host, was.raw_path, account)

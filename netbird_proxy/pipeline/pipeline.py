@@ -17,7 +17,7 @@ from netbird_proxy.api.model import Challenge, Deny
 from netbird_proxy.pipeline import core_answers as answers
 from netbird_proxy.pipeline.admission import Admission, step_failed
 from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard
-from netbird_proxy.pipeline.deadline import Asking, Deadline, resumed
+from netbird_proxy.pipeline.deadline import AdmissionProgress, Deadline, resumed
 from netbird_proxy.pipeline.downstream import Downstream
 from netbird_proxy.pipeline.ending import Ending
 from netbird_proxy.pipeline.exchange import Exchange
@@ -60,15 +60,15 @@ class Pipeline:
         refusal: Deny | Challenge | None = None
         try:
             if self.steps:
-                asking = Asking()
-                admission = self.admission.ask(asking, exchange, downstream)
+                progress = AdmissionProgress()
+                admission = self.admission.ask(progress, exchange, downstream)
                 try:
                     waits_for = admission.send(None)
                 except StopIteration as done:
                     # Mostly nobody has to wait, and what is never waited for needs no timer.
                     refusal = done.value
                 else:
-                    refusal = await self._in_time(admission, waits_for, asking, exchange, downstream)
+                    refusal = await self._in_time(admission, waits_for, progress, exchange, downstream)
             if refusal is None:
                 await self.forward.forward(exchange, downstream)
             elif isinstance(refusal, Deny):
@@ -87,7 +87,7 @@ class Pipeline:
             await self._failed(exchange, downstream, self._unforeseen(exchange, downstream, exc))
         finally:
             if abandoned:
-                ending.environment.left_behind.returned()
+                ending.environment.hung_steps.returned()
             else:
                 ending.observe(exchange)
 
@@ -96,7 +96,7 @@ class Pipeline:
 
         The caller bounds the time. Raises whatever a step raises, and StepFailed: it may not go on then either.
         """
-        return await self.admission.ask(Asking(), exchange, downstream)
+        return await self.admission.ask(AdmissionProgress(), exchange, downstream)
 
     async def _cut(self, exchange: Exchange, downstream: Downstream, refusal: Deny) -> bool:
         """End an exchange that was cancelled because it may not go on. False: its client has left as well."""
@@ -134,7 +134,7 @@ class Pipeline:
         self,
         admission: Coroutine[Any, Any, Deny | Challenge | None],
         waits_for: object,
-        asking: Asking,
+        progress: AdmissionProgress,
         exchange: Exchange,
         downstream: Downstream,
     ) -> Deny | Challenge | None:
@@ -150,7 +150,7 @@ class Pipeline:
         connection = downstream.connection
         task = asyncio.current_task() if connection is None else connection.task
         assert task is not None, "the application runs in a task"  # noqa: S101 - narrows; asyncio promises it
-        deadline = Deadline(shared.timeout, shared.grace, shared.left_behind, self, asking, exchange, downstream, task)
+        deadline = Deadline(shared.timeout, shared.grace, shared.hung_steps, self, progress, exchange, downstream, task)
         refusal: Deny | Challenge | None = None
         try:
             refusal = await resumed(admission, waits_for)

@@ -27,7 +27,7 @@ from netbird_proxy.pipeline.head_rules import (
     LOOK,
     QUIET_CONNECTION,
     HeadRules,
-    offers,
+    upgrade_protocols,
     verdict_table,
     without_session_token,
 )
@@ -136,7 +136,7 @@ class RequestHeads:
             fields = [pair for pair in fields if fold(pair[0]) not in listed]
         upgrade: tuple[bytes, ...] = ()
         if exchange.kind == "websocket" or (asked and carried_body is None and b"upgrade" in listed):
-            upgrade = offers(asked)
+            upgrade = upgrade_protocols(asked)
         if upgrade:
             fields.append((b"connection", b"Upgrade"))
             fields.append((b"upgrade", b", ".join(upgrade)))

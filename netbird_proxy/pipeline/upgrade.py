@@ -1,11 +1,11 @@
-"""Upgrades: websockets, and whatever else an upstream switches to, spliced as bytes after its 101.
+"""Upgrades: websockets and other protocols, relayed as bytes after the upstream's 101.
 
-Frames, subprotocols, extensions and pings are between the two ends. What is checked is the handshake: the client may
-ask for nothing that carries further requests (see `offers`), and the upstream may switch to nothing that it was not
-asked for. Until the 101 has come, what the client sent behind its request goes nowhere.
+The proxy does not read frames, subprotocols, extensions and pings. It checks the handshake: the client may ask for no
+protocol that carries further requests (see `upgrade_protocols`), and the upstream may switch only to a protocol that it
+was asked for. Bytes that the client sends behind its request wait until the upstream has answered 101.
 
-Identity by session cookie or by address is ambient: which sites may open a websocket with it is for the guard that
-judges `Origin` and `Sec-Fetch-Site`, which sees an upgrade like any request.
+Browsers send a session cookie from any site. A guard that judges `Origin` and `Sec-Fetch-Site` decides which sites may
+open a websocket with it; guards see an upgrade like any other request.
 """
 
 from __future__ import annotations

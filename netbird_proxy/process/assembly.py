@@ -184,7 +184,7 @@ def _pool(limits: Limits, environment: Environment, upstream: Upstream, dialer: 
         max_idle=limits.upstream_idle_connections,
         max_in_flight=limits.in_flight,
         share=limits.in_flight_share,
-        left_behind=environment.left_behind,
+        hung_steps=environment.hung_steps,
         grace=environment.grace,
     )
 

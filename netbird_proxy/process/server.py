@@ -73,7 +73,7 @@ class ProxyServer:
             return "stopping" if self._stopping else "no mappings yet" if self._listening else "starting"
         if not self.parts.watchdog.ready:
             return "stalled"
-        if not self.parts.environment.left_behind.ready:
+        if not self.parts.environment.hung_steps.ready:
             return "steps hang"
         return ""
 

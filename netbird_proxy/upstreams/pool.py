@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 
-from netbird_host.containment import GRACE, LeftBehind, describe_error
+from netbird_host.containment import GRACE, HungSteps, describe_error
 from netbird_proxy.api.errors import DialFailed, DialTimeout, TlsFailed, UpstreamError, UpstreamOverloaded
 from netbird_proxy.api.model import Upstream
 from netbird_proxy.api.tunnels import Dialer
@@ -30,7 +30,7 @@ class UpstreamPool:
         max_idle: connections kept; more are closed when they are given back.
         max_in_flight: exchanges at a time, dials included.
         share: of those, what one source alone may take; see `acquire`. Above 0; 1 shares nothing out.
-        left_behind: counts dials that ignored their cancellation for `grace` seconds, and still hang.
+        hung_steps: counts dials that ignored their cancellation for `grace` seconds, and still hang.
         tls: for tests and plugins with roots of their own; by default what the upstream says.
         server_name: what TLS asks for and verifies, where it is not the host that is dialed.
     """
@@ -47,7 +47,7 @@ class UpstreamPool:
         max_in_flight: int = 512,
         share: float = SHARE,
         limits: HeadLimits | None = None,
-        left_behind: LeftBehind | None = None,
+        hung_steps: HungSteps | None = None,
         grace: float = GRACE,
         tls: ssl.SSLContext | None = None,
         server_name: str | None = None,
@@ -62,7 +62,7 @@ class UpstreamPool:
         self._max_in_flight = max_in_flight
         self._weight = (1 - share) / share
         self._limits = limits or HeadLimits()
-        self._left_behind = left_behind or LeftBehind()
+        self._hung_steps = hung_steps or HungSteps()
         self._grace = grace
         self._tls = tls
         self._server_name = server_name or upstream.server_name or upstream.address.host
@@ -241,7 +241,7 @@ class UpstreamPool:
                     context = self._tls or client_context(
                         skip_verify=self.upstream.skip_tls_verify, ca=self.upstream.ca
                     )
-                await self._left_behind.bounded(open_stream(), timeout=timeout, grace=self._grace)
+                await self._hung_steps.bounded(open_stream(), timeout=timeout, grace=self._grace)
                 if handshake is not None:
                     try:
                         await handshake

@@ -297,12 +297,12 @@ async def hanging(_directory: Path) -> None:
         return ALLOW
 
     play = Transcript(route(), hooks=StepHooks(restrict=[("gate", Guard(judge))]))
-    play.environment.left_behind.count = deadline.MOST
+    play.environment.hung_steps.count = deadline.MAX_HUNG_STEPS
     answer = await play.request(origin=host_origin())
     assert (answer.status, asked, play.upstreams.dialed) == (503, [], 0)
     assert isinstance(play.proxy, FakeProxy)
     assert play.proxy.counters["guards_not_asked"] == 1
-    play.environment.left_behind.count -= 1
+    play.environment.hung_steps.count -= 1
     assert (await play.request(origin=host_origin())).status == 200
 
 

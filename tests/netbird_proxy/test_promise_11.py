@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from netbird_host.containment import LeftBehind
+from netbird_host.containment import HungSteps
 from netbird_proxy import (
     ALLOW,
     Authenticator,
@@ -155,7 +155,7 @@ async def asked(hooks: StepHooks, *, accept: bytes = b"*/*", target: str = "/") 
     play.environment.grace = play.environment.endpoint_timeout = TIMEOUT
     async with asyncio.timeout(WAIT):
         answer = await play.request("GET", target, origin=host_origin(), headers=[(b"accept", accept)])
-        await play.environment.left_behind.answered()
+        await play.environment.hung_steps.answered()
         assert (await play.request(host="other.example", origin=host_origin())).status == 404
     return play, answer
 
@@ -233,8 +233,8 @@ def step_with_options(fault: Any) -> Any:
 @pytest.mark.parametrize("fault", OF_ITS_OWN_TASK, ids=names)
 async def test_promise_11_a_dialer_fails_a_dial(fault: Any) -> None:
     """It is an error of the upstream, in time, and its place is free again."""
-    left_behind = LeftBehind()
-    pool = UpstreamPool(upstream(), Faulty(fault), dial_timeout=TIMEOUT, grace=TIMEOUT, left_behind=left_behind)
+    hung_steps = HungSteps()
+    pool = UpstreamPool(upstream(), Faulty(fault), dial_timeout=TIMEOUT, grace=TIMEOUT, hung_steps=hung_steps)
 
     async with asyncio.timeout(WAIT):
         with pytest.raises((DialFailed, DialTimeout)) as raised:
@@ -242,7 +242,7 @@ async def test_promise_11_a_dialer_fails_a_dial(fault: Any) -> None:
 
     assert isinstance(raised.value, UpstreamError)
     assert pool.in_flight == 0
-    assert left_behind.total == (fault is _ignores)
+    assert hung_steps.total == (fault is _ignores)
 
 
 async def test_a_stream_that_comes_when_nobody_waits_any_more_is_closed() -> None:
@@ -262,11 +262,11 @@ async def test_a_stream_that_comes_when_nobody_waits_any_more_is_closed() -> Non
         def abort(self) -> None:
             aborted.set()
 
-    left_behind = LeftBehind()
-    pool = UpstreamPool(upstream(), Late(), dial_timeout=TIMEOUT, grace=TIMEOUT, left_behind=left_behind)
+    hung_steps = HungSteps()
+    pool = UpstreamPool(upstream(), Late(), dial_timeout=TIMEOUT, grace=TIMEOUT, hung_steps=hung_steps)
     with pytest.raises(DialTimeout):
         await pool.acquire()
-    assert left_behind.count == 1
+    assert hung_steps.count == 1
     release.set()
     async with asyncio.timeout(WAIT):
         await aborted.wait()

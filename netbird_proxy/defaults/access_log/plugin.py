@@ -84,7 +84,7 @@ class AccessLog:
                 try:
                     yield
                 finally:
-                    self._put_into_words()
+                    self._format_gathered()
                 return
             sender = Sender(proxy, self._accounts, queue=options.queue)
             async with sender.running():
@@ -92,7 +92,7 @@ class AccessLog:
                 try:
                     yield
                 finally:
-                    self._put_into_words()
+                    self._format_gathered()
                     self._sender = None
         finally:
             self._proxy = self._writer = None
@@ -119,13 +119,13 @@ class AccessLog:
             if self._proxy is None:
                 return
             gathered = self._gathered
-            gathered.append((in_words, exchange))
+            gathered.append((format_and_send, exchange))
             if len(gathered) >= GATHERED or len(raw) > LONG_PATH:
-                self._put_into_words()
+                self._format_gathered()
             elif self._timer is None:
-                self._timer = self._loop.call_later(GATHER, self._put_into_words)
+                self._timer = self._loop.call_later(GATHER, self._format_gathered)
 
-        def in_words(exchange: ExchangeView) -> None:
+        def format_and_send(exchange: ExchangeView) -> None:
             if (writer := self._writer) is not None:
                 writer.write(lines.line(exchange))
             if (sender := self._sender) is not None and not ours_alone:
@@ -142,14 +142,14 @@ class AccessLog:
 
         return record_unless_disabled if any(unwanted) else record
 
-    def _put_into_words(self) -> None:
+    def _format_gathered(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         gathered, self._gathered = self._gathered, []
-        for in_words, exchange in gathered:
+        for format_and_send, exchange in gathered:
             try:
-                in_words(exchange)
+                format_and_send(exchange)
             except Exception as exc:  # it must not take the others with it
                 if self._proxy is not None:
                     self._proxy.count("observer_failed")

@@ -27,8 +27,8 @@ from netbird_proxy import (
 )
 from netbird_proxy.defaults.session.confirmations import Confirmations
 from netbird_proxy.defaults.session.cookies import SESSION, find, line_of
-from netbird_proxy.defaults.session.places import ROOT, bracketed, wanted, with_wanted
-from netbird_proxy.defaults.session.site import Judge, Login, Providers, Site, source_at
+from netbird_proxy.defaults.session.return_paths import ROOT, bracketed, requested_path, with_return_path
+from netbird_proxy.defaults.session.site import CredentialChecker, Login, Providers, Site, source_at
 from netbird_proxy.defaults.session.tokens import SessionToken
 from netbird_wire.proxy_service_pb2 import AuthenticateRequest, HeaderAuthRequest
 
@@ -47,11 +47,16 @@ class ByCookie:
     """A session that was made by a login here. Whatever is wrong with it, nobody is known by it."""
 
     def __init__(
-        self, site: Site, proxy: Proxy, judge: Judge, confirmations: Confirmations, clock: Callable[[], float]
+        self,
+        site: Site,
+        proxy: Proxy,
+        checker: CredentialChecker,
+        confirmations: Confirmations,
+        clock: Callable[[], float],
     ) -> None:
         self._site = site
         self._proxy = proxy
-        self._tokens = judge.tokens
+        self._tokens = checker.tokens
         self._confirmations = confirmations
         self._clock = clock
         self._key, self._host = site.settings.key, site.host
@@ -105,10 +110,10 @@ class ByHeader:
     """A credential that comes with each request. Right ones are remembered for a while, as an HMAC under a key of this
     process: nothing here can be turned back into a credential, nor tried elsewhere."""
 
-    def __init__(self, site: Site, proxy: Proxy, judge: Judge, known: Credentials) -> None:
+    def __init__(self, site: Site, proxy: Proxy, checker: CredentialChecker, known: Credentials) -> None:
         self._site = site
         self._proxy = proxy
-        self._judge = judge
+        self._checker = checker
         self._known = known
         self._mapping = secrets.token_bytes(16)  # this object lives as long as the mapping is what it is
         self._names = [(name.lower().encode(), name) for name in site.settings.headers]
@@ -156,7 +161,7 @@ class ByHeader:
         login: Login | Deny | None = None
         for spelling in dict.fromkeys(spellings):
             request = AuthenticateRequest(header_auth=HeaderAuthRequest(header_name=header, header_value=spelling))
-            login = await self._judge.authenticate(exchange, self._site, self._proxy, request)
+            login = await self._checker.authenticate(exchange, self._site, self._proxy, request)
             if isinstance(login, Login) or login.status != 401:
                 break
         assert login is not None  # noqa: S101 - there is one spelling at least
@@ -221,7 +226,7 @@ class Prompt:
     async def identify(self, exchange: ExchangeView) -> tuple[Offer, ...] | Deny | Challenge:
         if exchange.scheme != "https":
             return over_tls(exchange)
-        to, names = wanted(exchange), self._site.settings.headers
+        to, names = requested_path(exchange), self._site.settings.headers
         try:
             offers = await self.offers(to)
         except ManagementError as error:
@@ -245,7 +250,9 @@ class Prompt:
             field = OfferField("pin", "PIN", numeric=True)
             found.append(Offer("pin", "Log in with PIN", f"{ROOT}/login", (field,), hidden))
         if settings.oidc and await self._has_provider(alone=not found):
-            found.append(Offer("oidc", "Log in with single sign-on", with_wanted(f"{ROOT}/start", to), automatic=True))
+            found.append(
+                Offer("oidc", "Log in with single sign-on", with_return_path(f"{ROOT}/start", to), automatic=True)
+            )
         return tuple(found)
 
     async def _has_provider(self, *, alone: bool) -> bool:

@@ -27,9 +27,9 @@ from netbird_proxy.defaults.session.authenticators import ByCookie, Prompt, over
 from netbird_proxy.defaults.session.confirmations import Confirmations
 from netbird_proxy.defaults.session.cookies import SESSION, drop_cookie, find, set_cookie
 from netbird_proxy.defaults.session.pages import Renderer
-from netbird_proxy.defaults.session.places import ROOT, address, own_place, with_wanted
+from netbird_proxy.defaults.session.return_paths import ROOT, address, own_return_path, with_return_path
 from netbird_proxy.defaults.session.sign_on import SignOns
-from netbird_proxy.defaults.session.site import Judge, Login, Site, end_session
+from netbird_proxy.defaults.session.site import CredentialChecker, Login, Site, end_session
 from netbird_wire.proxy_service_pb2 import AuthenticateRequest, PasswordRequest, PinRequest
 
 Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
@@ -60,14 +60,14 @@ _SAID = {
 _DENIALS = frozenset(("user_unknown", "pending_approval", "user_blocked", "not_in_group", "not_allowed"))
 
 
-class LoginPlace:
+class LoginEndpoint:
     """An ASGI application for one service's host."""
 
     def __init__(
         self,
         site: Site,
         proxy: Proxy,
-        judge: Judge,
+        checker: CredentialChecker,
         confirmations: Confirmations,
         prompt: Prompt,
         pages: Renderer,
@@ -82,7 +82,7 @@ class LoginPlace:
         self._session = session
         self._site = site
         self._proxy = proxy
-        self._judge = judge
+        self._checker = checker
         self._confirmations = confirmations
         self._prompt = prompt
         self._pages = pages
@@ -121,16 +121,16 @@ class LoginPlace:
     async def _show(self, request: Request, exchange: ExchangeView) -> Answer:
         code = request.query_params.get("notice", "")
         notice = NOTICES.get(code, "")
-        to = own_place(request.query_params.get("to", "/"))
+        to = own_return_path(request.query_params.get("to", "/"))
         if code in _DENIALS:
-            return self._page(exchange, 403, code, notice, retry=with_wanted(f"{ROOT}/login", to))
+            return self._page(exchange, 403, code, notice, retry=with_return_path(f"{ROOT}/login", to))
         return await self._offers(exchange, to, 200, code if notice else "login_required", notice)
 
     async def _login(self, request: Request, exchange: ExchangeView) -> Answer:
         form = await _form(request)
         if form is None:
             return self._page(exchange, 415, "not_a_form", "This takes a form.")
-        to = own_place(form.get("to", "/"))
+        to = own_return_path(form.get("to", "/"))
         settings = self._site.settings
         credential = AuthenticateRequest()
         if settings.password and "password" in form and "pin" not in form:
@@ -139,14 +139,16 @@ class LoginPlace:
             credential.pin.CopyFrom(PinRequest(pin=form["pin"]))
         else:
             return await self._offers(exchange, to, 400, "login_failed", NOTICES["login_failed"])
-        login = await self._judge.authenticate(exchange, self._site, self._proxy, credential)
+        login = await self._checker.authenticate(exchange, self._site, self._proxy, credential)
         if isinstance(login, Login):
             return self._redirect(address(exchange, to), self._session_cookie(login.token))
         return await self._refused(exchange, to, login, "pin" if "pin" in form else "password")
 
     async def _refused(self, exchange: ExchangeView, to: str, why: Deny, tried: str) -> Answer:
         if why.code in _DENIALS:
-            return self._page(exchange, why.status, why.code, NOTICES[why.code], retry=with_wanted(f"{ROOT}/login", to))
+            return self._page(
+                exchange, why.status, why.code, NOTICES[why.code], retry=with_return_path(f"{ROOT}/login", to)
+            )
         notice = NOTICES.get(why.code, NOTICES["login_failed"])
         answer = await self._offers(exchange, to, why.status, why.code, notice, tried)
         return answer[0], [*answer[1], *why.headers], answer[2]
@@ -173,7 +175,7 @@ class LoginPlace:
     # Single sign-on
 
     async def _start(self, request: Request, exchange: ExchangeView) -> Answer:
-        to = own_place(request.query_params.get("to", "/"))
+        to = own_return_path(request.query_params.get("to", "/"))
         again = "again" in request.query_params
         try:
             url, cookies = await self._sign_ons.begin(exchange, self._site, self._proxy, to, again=again)
@@ -200,7 +202,7 @@ class LoginPlace:
         if not token:
             said = request.query_params.get("error_description", "")
             return self._redirect(_notice(_SAID.get(said, "login_canceled"), to), done)
-        session = self._judge.tokens.verify(token, self._site.settings.key, self._site.host)
+        session = self._checker.tokens.verify(token, self._site.settings.key, self._site.host)
         if session is None or session.method != "oidc":
             return self._redirect(_notice("login_failed", to), done)
         confirmed = await self._confirmations.groups(self._site, self._proxy, token, session)
@@ -217,7 +219,7 @@ class LoginPlace:
             return self._redirect(address(exchange, link or "/"))
         if link is None or again:  # a browser that keeps no cookies would go round for ever
             return self._redirect(_notice("login_expired", link or "/"))
-        place = with_wanted(f"{ROOT}/start", link)
+        place = with_return_path(f"{ROOT}/start", link)
         return self._redirect(f"{place}{'&' if '?' in place else '?'}again=1")
 
     # Leaving
@@ -228,7 +230,7 @@ class LoginPlace:
 
     async def _logout(self, _request: Request, exchange: ExchangeView) -> Answer:
         found = find(exchange.headers, SESSION)
-        if len(found) == 1 and self._judge.tokens.verify(found[0], self._site.settings.key, self._site.host):
+        if len(found) == 1 and self._checker.tokens.verify(found[0], self._site.settings.key, self._site.host):
             try:
                 await end_session(self._site, self._proxy, found[0])
             except ManagementError:

@@ -30,13 +30,13 @@ from netbird_proxy.defaults.session import sign_on
 from netbird_proxy.defaults.session.authenticators import ByCookie, ByHeader, Credentials, Prompt
 from netbird_proxy.defaults.session.confirmations import Confirmations
 from netbird_proxy.defaults.session.cookies import SESSION
-from netbird_proxy.defaults.session.endpoint import LoginPlace
+from netbird_proxy.defaults.session.endpoint import LoginEndpoint
 from netbird_proxy.defaults.session.pages import Renderer
 from netbird_proxy.defaults.session.preflights import Preflights
 from netbird_proxy.defaults.session.second_factor import Known, SecondFactor
 from netbird_proxy.defaults.session.settings import FIELDS, SessionSettings
 from netbird_proxy.defaults.session.sign_on import SignOns
-from netbird_proxy.defaults.session.site import Judge, Providers, Site
+from netbird_proxy.defaults.session.site import CredentialChecker, Providers, Site
 from netbird_proxy.defaults.session.tokens import Tokens
 
 PLUGIN = "session"
@@ -66,7 +66,7 @@ class Session:
     """Nothing but what the mapping asks for: a route without schemes gets no step at all."""
 
     def __init__(self) -> None:
-        self._judge = Judge(Tokens(), LoginThrottle(time.monotonic))
+        self._checker = CredentialChecker(Tokens(), LoginThrottle(time.monotonic))
         self._credentials = Credentials(time.monotonic, time.time)
         self._providers = Providers(time.monotonic)
         self._sign_ons = SignOns(self._providers)
@@ -107,9 +107,9 @@ class Session:
         """Whom a request may say by itself that it is of."""
         found: list[Known] = []
         if site.settings.methods:
-            found.append(ByCookie(site, proxy, self._judge, self._confirmed(proxy), time.time).identify)
+            found.append(ByCookie(site, proxy, self._checker, self._confirmed(proxy), time.time).identify)
         if site.settings.headers:
-            found.append(ByHeader(site, proxy, self._judge, self._credentials).identify)
+            found.append(ByHeader(site, proxy, self._checker, self._credentials).identify)
         return found
 
     @hookimpl
@@ -137,15 +137,15 @@ class Session:
         site = Site.of(host.routes[0])
         if not site.settings.methods:
             return None
-        place = LoginPlace(
+        place = LoginEndpoint(
             site,
             proxy,
-            self._judge,
+            self._checker,
             self._confirmed(proxy),
             self._prompt(site, proxy),
             self._pages(proxy),
             self._sign_ons,
-            ByCookie(site, proxy, self._judge, self._confirmed(proxy), time.time),
+            ByCookie(site, proxy, self._checker, self._confirmed(proxy), time.time),
         )
         return Endpoint(place, body_bytes=16_384)
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from netbird_proxy import ExchangeView, Proxy
 from netbird_proxy.defaults.session.cookies import drop_cookie, set_cookie
-from netbird_proxy.defaults.session.places import ROOT, own_place
+from netbird_proxy.defaults.session.return_paths import ROOT, own_return_path
 from netbird_proxy.defaults.session.site import Providers, Site
 
 COOKIE = b"__Host-nb_login_"
@@ -87,7 +87,7 @@ class SignOns:
         if not hmac.compare_digest(_hash(secret.decode("latin-1")).encode(), proof.encode()):
             return None
         to = _from_text64(place.decode("latin-1")) if place else self._kept.get(proof, ("/", 0.0))[0]
-        return None if to is None else Begun(own_place(to), drop_cookie(_name(proof)))
+        return None if to is None else Begun(own_return_path(to), drop_cookie(_name(proof)))
 
     def link(self, site: Site, proof: str, link: str, mac: str, *, again: bool) -> str | None:
         """The destination that a return address carries; None where this process did not write it."""
@@ -95,7 +95,7 @@ class SignOns:
         if not proof or not hmac.compare_digest(wanted.encode(), mac.encode("utf-8", "replace")):
             return None
         to = _from_text64(link)
-        return None if to is None else own_place(to)
+        return None if to is None else own_return_path(to)
 
     def _mac(self, site: Site, proof: str, link: str, *, again: bool) -> str:
         text = "\n".join((site.service, site.host, proof, link, str(again)))

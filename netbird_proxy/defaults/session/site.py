@@ -20,7 +20,7 @@ from netbird_proxy import (
     retry_after,
     source_of,
 )
-from netbird_proxy.defaults.session.places import ROOT, bracketed
+from netbird_proxy.defaults.session.return_paths import ROOT, bracketed
 from netbird_proxy.defaults.session.settings import SessionSettings
 from netbird_proxy.defaults.session.tokens import SessionToken, Tokens
 from netbird_wire.extensions import Extension
@@ -77,7 +77,7 @@ class Site:
 _NONE = SessionSettings()
 
 
-class Judge:
+class CredentialChecker:
     """Asks management about credentials, as often as a source may ask."""
 
     def __init__(self, tokens: Tokens, throttle: LoginThrottle) -> None:

@@ -185,17 +185,17 @@ async def test_step_that_ignores_its_cancellation_is_left_behind(stage: str) -> 
     async with asyncio.timeout(20), asyncio.TaskGroup() as group:
         task = group.create_task(client.ask(play.app))
         await answered.wait()
-        await play.environment.left_behind.answered()
+        await play.environment.hung_steps.answered()
 
         assert not task.done()
-        assert play.environment.left_behind.count == 1
+        assert play.environment.hung_steps.count == 1
         assert client.answer.status == 503
         assert len(play.observed) == 1
         release.set()
         await task
 
-    assert play.environment.left_behind.count == 0
-    assert play.environment.left_behind.total == 1
+    assert play.environment.hung_steps.count == 0
+    assert play.environment.hung_steps.total == 1
     assert play.upstreams.dialed == 0
     assert len(play.observed) == 1
     assert sum(message["type"] == "http.response.start" for message in client.answer.messages) == 1
@@ -232,7 +232,7 @@ async def test_common_mistake_has_its_sentence(stage: str, step: Any, sentence: 
 async def test_too_many_steps_left_behind_end_readiness() -> None:
     """Sixteen hanging steps are borne; one more says that this process should get no more traffic."""
     play = Transcript(route())
-    behind = play.environment.left_behind
+    behind = play.environment.hung_steps
 
     async def nothing() -> None:
         return None

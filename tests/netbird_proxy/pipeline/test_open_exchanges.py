@@ -441,7 +441,7 @@ class Crowd:
         self.exchanges = OpenExchanges(
             lambda *request: self.play.routing.table.match(*request),
             timeout=5.0,
-            left_behind=self.play.environment.left_behind,
+            hung_steps=self.play.environment.hung_steps,
         )
         self.number = number
         self.all_open = asyncio.Event()
@@ -528,7 +528,7 @@ def test_promise_8_steps_that_hang_keep_no_place() -> None:
                 await asyncio.sleep(11.0)
                 assert len(crowd.ended) == crowd.number
                 assert max(crowd.ended.values()) - began <= 5.0
-                assert crowd.play.environment.left_behind.count >= AT_ONCE
+                assert crowd.play.environment.hung_steps.count >= AT_ONCE
                 assert crowd.exchanges.revalidate() == 0
                 asking.cancel()
                 await asyncio.wait((asking,), timeout=1.0)

@@ -11,7 +11,7 @@ from netbird_proxy import ALLOW, Authenticator, Deny, Guard, Identity, RequestTr
 from netbird_proxy.api.errors import ProtocolViolation, UpstreamClosed
 from netbird_proxy.api.model import Kind
 from netbird_proxy.pipeline import upgrade
-from netbird_proxy.pipeline.head_rules import offers
+from netbird_proxy.pipeline.head_rules import upgrade_protocols
 from netbird_proxy.testing.asgi import Client
 from netbird_proxy.testing.makers import host_origin, mapping, route, upstream
 from netbird_proxy.testing.transcript import StepHooks, Transcript
@@ -181,7 +181,7 @@ async def test_guard_of_upgrades_alone_runs_for_them_alone() -> None:
 )
 def test_nothing_that_carries_requests_is_offered(values: list[bytes], found: list[bytes]) -> None:
     """Behind an upgrade to HTTP every further request would pass the guards unseen; what is no protocol is dropped."""
-    assert list(offers(values)) == found
+    assert list(upgrade_protocols(values)) == found
 
 
 async def test_h2c_is_an_ordinary_request() -> None:

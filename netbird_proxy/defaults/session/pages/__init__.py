@@ -15,7 +15,7 @@ import jinja2
 from markupsafe import Markup
 
 from netbird_proxy import ExchangeView, Page, Rendered
-from netbird_proxy.defaults.session.places import ROOT
+from netbird_proxy.defaults.session.return_paths import ROOT
 
 Headers = list[tuple[bytes, bytes]]
 TITLES = {

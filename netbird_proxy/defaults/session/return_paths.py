@@ -9,7 +9,7 @@ from netbird_proxy import OWN_PATHS, ExchangeView, own_path
 ROOT = f"{OWN_PATHS}session"
 
 
-def own_place(text: str) -> str:
+def own_return_path(text: str) -> str:
     """A path and query of this host as a client sent it, `//x` too; `/` for anything else. See `address`."""
     path = own_path(text)
     if path == "/" or not text.startswith("//"):
@@ -27,12 +27,12 @@ def address(exchange: ExchangeView, place: str) -> str:
     return f"https://{exchange.authority.decode('ascii')}{place}" if place.startswith("//") else place
 
 
-def wanted(exchange: ExchangeView) -> str:
+def requested_path(exchange: ExchangeView) -> str:
     """Where this exchange wanted to go, in a form that it may be sent back to after a login."""
     path = exchange.raw_path.decode("latin-1")
     query = exchange.query.decode("latin-1")
-    return own_place(f"{path}?{query}" if query else path)
+    return own_return_path(f"{path}?{query}" if query else path)
 
 
-def with_wanted(place: str, to: str) -> str:
+def with_return_path(place: str, to: str) -> str:
     return place if to == "/" else f"{place}?to={quote(to, safe='/')}"
