@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from netbird_host.tables import LatestTable
 
 
 class Buckets:
@@ -21,8 +23,7 @@ class Buckets:
         self._clock = clock
         self._burst = float(burst)
         self._per_second = per_second
-        self._keys = keys
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._buckets: LatestTable[str, tuple[float, float]] = LatestTable(keys)
 
     def __len__(self) -> int:
         return len(self._buckets)
@@ -33,10 +34,7 @@ class Buckets:
     def take(self, key: str) -> bool:
         """Take one try. False if none is left; then nothing is taken."""
         left = self._left(key)
-        self._buckets[key] = (left - 1 if left >= 1 else left, self._clock())
-        self._buckets.move_to_end(key)
-        if len(self._buckets) > self._keys:
-            self._buckets.popitem(last=False)
+        self._buckets.keep(key, (left - 1 if left >= 1 else left, self._clock()))
         return left >= 1
 
     def _left(self, key: str) -> float:

@@ -6,13 +6,14 @@ Both hosts count. A proxy counts to save calls; management counts for all of its
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
 from netbird_host.sources import source_of
+from netbird_host.tables import LatestTable
 
 FREE: Final = 5
 """Wrong tries of one source before it must wait."""
@@ -52,9 +53,8 @@ class LoginThrottle:
             is forgotten.
         """
         self._clock = clock
-        self._limit = sources
-        self._sources: OrderedDict[tuple[str, str], Source] = OrderedDict()
-        self._failures: OrderedDict[str, deque[float]] = OrderedDict()
+        self._sources: LatestTable[tuple[str, str], Source] = LatestTable(sources)
+        self._failures: LatestTable[str, deque[float]] = LatestTable(sources)
         self._judging: Counter[tuple[str, str]] = Counter()
         self._freed: dict[tuple[str, str], asyncio.Event] = {}
 
@@ -64,7 +64,7 @@ class LoginThrottle:
 
     def recall(self, service: str, address: str, source: Source) -> None:
         """Adopt a record from elsewhere, such as a store, where this throttle has none."""
-        self._keep((service, source_of(address)), source)
+        self._sources.keep((service, source_of(address)), source)
 
     @asynccontextmanager
     async def turn(self, service: str, address: str) -> AsyncIterator[None]:
@@ -116,8 +116,8 @@ class LoginThrottle:
         if alone and len(recent) >= SERVICE_FAILURES and not trusted:
             return max(1.0, recent[-SERVICE_FAILURES] + SERVICE_WINDOW - now)
         if source is None:
-            source = self._keep(key, Source())
-        self._sources.move_to_end(key)
+            source = Source()
+        self._sources.keep(key, source)
         source.failures += 1
         if source.failures >= FREE and address:
             source.blocked_until = now + min(LONGEST, 2.0 ** (source.failures - FREE))
@@ -133,7 +133,7 @@ class LoginThrottle:
     def record_success(self, service: str, address: str) -> None:
         """The try was right: the source starts with no failures again."""
         self._give_back(service)
-        self._keep((service, source_of(address)), Source(right_at=self._clock()))
+        self._sources.keep((service, source_of(address)), Source(right_at=self._clock()))
 
     def withdraw(self, service: str, address: str) -> None:
         """Undo the count of a try that was not judged."""
@@ -151,17 +151,9 @@ class LoginThrottle:
         if recent := self._failures.get(service):
             recent.pop()
 
-    def _keep(self, key: tuple[str, str], source: Source) -> Source:
-        self._sources[key] = source
-        if len(self._sources) > self._limit:
-            self._sources.popitem(last=False)
-        return source
-
     def _recent(self, service: str, now: float) -> deque[float]:
-        recent = self._failures.setdefault(service, deque(maxlen=2 * SERVICE_FAILURES))
-        self._failures.move_to_end(service)
-        if len(self._failures) > self._limit:
-            self._failures.popitem(last=False)
+        recent = self._failures.get(service) or deque(maxlen=2 * SERVICE_FAILURES)
+        self._failures.keep(service, recent)
         while recent and now - recent[0] >= SERVICE_WINDOW:
             recent.popleft()
         return recent

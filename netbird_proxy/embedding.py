@@ -8,16 +8,15 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version as distribution_version
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
-import grpc.aio
 import structlog
 from pydantic import BaseModel
 
 from netbird_host.deprecation import older_name
 from netbird_proxy.accounts.revocations import RevokedSessions
 from netbird_proxy.api.addresses import AddressJudge, AddressRules
-from netbird_proxy.api.errors import ManagementUnavailable, RouteRefused, SettingsError, TunnelNotReady
+from netbird_proxy.api.errors import RouteRefused, SettingsError, TunnelNotReady
 from netbird_proxy.api.forwarded import TrustedProxies
 from netbird_proxy.api.host import ManagementChannel, OpenExchanges
 from netbird_proxy.api.kit import ReloadReport
@@ -33,6 +32,7 @@ from netbird_proxy.routing.compile import Compiler
 from netbird_proxy.routing.hooks import load_hooks
 from netbird_proxy.sources.decode.claims import CORE_CLAIMS
 from netbird_proxy.sources.decode.codec import Codec
+from netbird_proxy.sources.management.absent import NoManagement
 from netbird_proxy.upstreams.host_dialer import HostDialer
 from netbird_proxy.upstreams.pool import UpstreamPool
 from netbird_proxy.upstreams.pools import Pools
@@ -137,24 +137,6 @@ class EmbeddedProxy(ReverseProxy):
         return self._codec.decode(one, source=SOURCE).mapping if isinstance(one, ProxyMapping) else one
 
 
-class _NoManagement:
-    """Implements `ManagementChannel` where there is no management: guards that need it close."""
-
-    exists = False
-    connected = False
-    extensions: frozenset[str] = frozenset()
-
-    @property
-    def channel(self) -> grpc.aio.Channel:
-        raise ManagementUnavailable("an embedded proxy has no management")
-
-    def metadata(self) -> tuple[tuple[str, str], ...]:
-        return ()
-
-    async def call(self, method: str, request: Any, *, timeout: float | None = None) -> NoReturn:
-        raise ManagementUnavailable(f"call {method}: an embedded proxy has no management")
-
-
 class _NoTunnel:
     """Implements `Dialer` where there is no tunnel."""
 
@@ -174,7 +156,7 @@ class _Host:
     def __init__(self, options: Iterable[BaseModel], *, client_addresses_trusted: bool) -> None:
         self.client_addresses_trusted = client_addresses_trusted
         self.version = distribution_version("netbird-proxy")
-        self.management: ManagementChannel = _NoManagement()
+        self.management: ManagementChannel = NoManagement("an embedded proxy has no management")
         self.counters: Counter[str] = Counter()
         self._options: dict[type[BaseModel], BaseModel] = {type(one): one for one in options}
         self._dialer = HostDialer()

@@ -1,12 +1,12 @@
 """The private halves of the services' session keys, unsealed once."""
 
-from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from netbird_host.tables import LatestTable
 from netbird_management.model.ids import ServiceId
 from netbird_management.model.services import Service
 from netbird_management.secrets.vault import Vault
@@ -23,7 +23,7 @@ class SessionKeys:
         """`read` opens a session on the store, `vault` opens what is sealed there."""
         self._read = read
         self._vault = vault
-        self._keys: OrderedDict[tuple[ServiceId, str], bytes] = OrderedDict()
+        self._keys: LatestTable[tuple[ServiceId, str], bytes] = LatestTable(KEYS)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -42,7 +42,5 @@ class SessionKeys:
         if row is None:
             raise LookupError(f"service {service.id} not found")
         private_key = self._vault.open(row.session_private_key)
-        self._keys[service.id, row.session_public_key] = private_key
-        if len(self._keys) > KEYS:
-            self._keys.popitem(last=False)
+        self._keys.keep((service.id, row.session_public_key), private_key)
         return private_key

@@ -4,9 +4,9 @@ every snapshot."""
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 
+from netbird_host.tables import LatestTable
 from netbird_proxy.api.model import AccountId
 
 KEPT = 86_400.0 + 600.0
@@ -36,10 +36,9 @@ class RevokedSessions:
         """
         self.count = count
         self._clock = clock
-        self._limit = limit
-        self._entries: OrderedDict[_Key, tuple[float, float]] = OrderedDict()
+        self._entries: LatestTable[_Key, tuple[float, float]] = LatestTable(limit)
         """Subject or token hash → (not before, forgotten at), the oldest first."""
-        self._floors: OrderedDict[AccountId, tuple[float, float]] = OrderedDict()
+        self._floors: LatestTable[AccountId, tuple[float, float]] = LatestTable(limit)
         self._everybody = (0.0, 0.0)
 
     def __len__(self) -> int:
@@ -56,10 +55,10 @@ class RevokedSessions:
             self._floor(account, not_before, until)
             return
         key: _Key = (account, token_hash or subject)
-        earlier = self._entries.pop(key, (not_before, until))
-        self._entries[key] = (max(earlier[0], not_before), until)
-        while len(self._entries) > self._limit:
-            (of, _), (before, _) = self._entries.popitem(last=False)
+        earlier = self._entries.get(key, (not_before, until))
+        dropped = self._entries.keep(key, (max(earlier[0], not_before), until))
+        if dropped is not None:
+            (of, _), (before, _) = dropped
             self.count("revocations_overflowed")
             self._floor(of, before, until)
 
@@ -78,10 +77,10 @@ class RevokedSessions:
         return any(entry is not None and issued_at < entry[0] and now < entry[1] for entry in found)
 
     def _floor(self, account: AccountId, not_before: float, until: float) -> None:
-        earlier = self._floors.pop(account, (not_before, until))
-        self._floors[account] = (max(earlier[0], not_before), until)
-        while len(self._floors) > self._limit:
-            _, (before, forgotten) = self._floors.popitem(last=False)
+        earlier = self._floors.get(account, (not_before, until))
+        dropped = self._floors.keep(account, (max(earlier[0], not_before), until))
+        if dropped is not None:
+            _, (before, forgotten) = dropped
             self._everybody = (max(self._everybody[0], before), max(self._everybody[1], forgotten))
 
     def _forget(self) -> None:

@@ -9,11 +9,15 @@ from netbird_host.login_throttle import LoginThrottle
 from netbird_host.reload import ReloadReport
 from netbird_host.single_flight import SingleFlight
 from netbird_host.sources import source_of, unmapped
+from netbird_host.tables import BoundedTable, IdentityCache, LatestTable
 
 __all__ = [
     "TOKEN_PATTERN",
     "Backoff",
+    "BoundedTable",
     "Claim",
+    "IdentityCache",
+    "LatestTable",
     "LineWriter",
     "LoginThrottle",
     "PluginInfo",

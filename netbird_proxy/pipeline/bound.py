@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Literal
 
 from netbird_host.containment import describe_error, must_pass
+from netbird_host.tables import IdentityCache
 from netbird_proxy.api.exchange import OBSERVED, ExchangeView, TrailEntry
 from netbird_proxy.api.model import ALLOW, Challenge, Deny, Identity
 from netbird_proxy.api.outgoing_head import OutgoingHead
@@ -18,7 +19,7 @@ _STAMPED = 1024
 GuardStage = Literal["restrict", "authenticate", "authorize"]
 
 
-def _awaitable(call: Callable[[ExchangeView], object]) -> Callable[[ExchangeView], Awaitable[object]]:
+def awaitable(call: Callable[[ExchangeView], object]) -> Callable[[ExchangeView], Awaitable[object]]:
     """The step as it is, if it is an `async def`; else one that says so where it returns what cannot be awaited."""
     if inspect.iscoroutinefunction(call):
         return call
@@ -44,7 +45,7 @@ class BoundGuard:
     def __init__(self, plugin: str, stage: GuardStage, guard: Guard) -> None:
         self.plugin = plugin
         self.stage = stage
-        self.ask: Callable[[ExchangeView], Awaitable[object]] = _awaitable(guard.check)
+        self.ask: Callable[[ExchangeView], Awaitable[object]] = awaitable(guard.check)
         self.observe = guard.observe
         self.again = guard.again
         self.body_bytes = guard.body_bytes
@@ -91,26 +92,24 @@ class BoundAuthenticator:
     def __init__(self, plugin: str, authenticator: Authenticator) -> None:
         self.plugin = plugin
         self.stage: GuardStage = "authenticate"
-        self.ask: Callable[[ExchangeView], Awaitable[object]] = _awaitable(authenticator.identify)
+        self.ask: Callable[[ExchangeView], Awaitable[object]] = awaitable(authenticator.identify)
         self.phase = authenticator.phase
         self.again = True  # who it is must hold for as long as it goes on
         self.body_bytes = authenticator.body_bytes
         self.passes: object = None
         self.passed = TrailEntry("authenticate", plugin, "pass")
-        self._stamped: dict[int, tuple[Identity, tuple[Identity, TrailEntry]]] = {}
+        self._stamped: IdentityCache[Identity, tuple[Identity, TrailEntry]] = IdentityCache(_STAMPED)
 
-    def stamped(self, said: Identity) -> tuple[Identity, TrailEntry]:
-        """The identity with this plugin's name on it, and what the trail says of it.
+    def stamped(self, identity: Identity) -> tuple[Identity, TrailEntry]:
+        """The identity with this plugin's name on it, and its entry in the trail.
 
-        A plugin that says the same object again gets the same again.
+        A plugin that returns the same object again gets the same pair again.
         """
-        known = self._stamped.get(id(said))
-        if known is None or known[0] is not said:
-            entry = TrailEntry("authenticate", self.plugin, "identity", said.method)
-            if len(self._stamped) >= _STAMPED:
-                self._stamped.clear()
-            known = self._stamped[id(said)] = (said, (said.stamped(by=self.plugin), entry))
-        return known[1]
+        known = self._stamped.get(identity)
+        if known is None:
+            entry = TrailEntry("authenticate", self.plugin, "identity", identity.method)
+            known = self._stamped.keep(identity, (identity.stamped(by=self.plugin), entry))
+        return known
 
 
 class BoundTransform:

@@ -114,6 +114,29 @@ class Exchange:
 
     asked_again = older_name("exchange.asked_again", "revalidating")
 
+    def again(self, route: RouteSpec) -> Exchange:
+        """A record of the same request that no step has judged yet, on the route that it belongs to now."""
+        again = Exchange(
+            id=self.id,
+            origin=self.origin,
+            method=self.method,
+            scheme=self.scheme,
+            host=self.host,
+            authority=self.authority,
+            raw_path=self.raw_path,
+            query=self.public_query,
+            http_version=self.http_version,
+            headers=self.public,  # not the view of the step that may be running
+            client_address=self.client_address,
+            allowed_notes=self.allowed_notes,
+            kind=self.kind,
+            revalidating=True,
+        )
+        again.route = route
+        again.forwarded = self.forwarded
+        again.views, again.full_query = self.views, self.full_query
+        return again
+
     def arrive(self, public: Headers, views: Mapping[str, Headers]) -> None:
         """Take the head as every step may see it, and by plugin as it looks with the plugin's own secrets."""
         self.headers = self.public = public

@@ -277,25 +277,7 @@ class OpenExchanges:
             return Deny(403, "upgrade_unsupported", "a guard of its route cannot judge upgrades")
         if (route.spec.service, route.spec.account) != (was.route.service, was.route.account):
             return ROUTE_GONE
-        again = Exchange(
-            id=was.id,
-            origin=was.origin,
-            method=was.method,
-            scheme=was.scheme,
-            host=was.host,
-            authority=was.authority,
-            raw_path=was.raw_path,
-            query=was.public_query,
-            http_version=was.http_version,
-            headers=was.public,  # not the view of the step that may be running
-            client_address=was.client_address,
-            allowed_notes=was.allowed_notes,
-            kind=was.kind,
-            revalidating=True,
-        )
-        again.route = route.spec
-        again.forwarded = was.forwarded
-        again.views, again.full_query = was.views, was.full_query
+        again = was.again(route.spec)
         body = Downstream(one.downstream.receive, one.downstream.send, one.downstream.connection)
         body.taken, body.exhausted = one.downstream.taken, True
         refusal = await runner.revalidate(again, body)

@@ -15,6 +15,7 @@ from netbird_proxy.api.outgoing_head import OutgoingHead
 from netbird_proxy.api.steps import Authenticator, Guard, Observer, Pages, RequestTransform
 from netbird_proxy.api.tunnels import Dialer
 from netbird_proxy.app import ReverseProxy
+from netbird_proxy.pipeline.bound import awaitable
 from netbird_proxy.pipeline.ending import GUARD_TIMEOUT, Environment
 from netbird_proxy.routing.apply import Report, Routing
 from netbird_proxy.routing.compile import Compiler, RouteHooks
@@ -116,7 +117,7 @@ class RecordedHooks:
         return replace(guard, check=self._told(stage, plugin, guard.check))
 
     def _told(self, stage: str, plugin: str, ask: Callable[[ExchangeView], Awaitable[Any]]) -> Callable[..., Any]:
-        return _RecordedStep(self._record, stage, plugin, ask)
+        return _RecordedStep(self._record, stage, plugin, awaitable(ask))
 
     def _transform(self, plugin: str, step: RequestTransform) -> RequestTransform:
         return replace(step, apply=_RecordedTransform(self._record, plugin, step.apply))

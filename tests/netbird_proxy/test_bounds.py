@@ -529,7 +529,7 @@ async def grants(_directory: Path) -> None:
         assert (len(made._grants[AccountId("a")]), made.dropped) == (2, 2)
         kept = made._grants[AccountId("a")]
         for number in range(validation.ACCOUNTS):
-            made._grants[AccountId(f"a{number}")] = kept
+            made._grants.keep(AccountId(f"a{number}"), kept)
         await made.validate(question(account="late"), "d")
         assert len(made._grants) == validation.ACCOUNTS
         assert AccountId("a") not in made._grants
@@ -546,7 +546,7 @@ async def questions(_directory: Path) -> None:
         await made.validate(question(peer="another"), "d")
         some = made._buckets[AccountId("a"), PublicKey("p")]
         for number in range(validation.BUCKETS):
-            made._buckets[AccountId("x"), PublicKey(str(number))] = some
+            made._buckets.keep((AccountId("x"), PublicKey(str(number))), some)
         await made.validate(question(peer="late"), "d")
         assert len(made._buckets) == validation.BUCKETS
 

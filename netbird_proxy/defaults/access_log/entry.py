@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from urllib.parse import unquote_to_bytes
 
-from netbird_proxy import OBSERVED, ExchangeView, Identity, RouteSpec
+from netbird_proxy import OBSERVED, BoundedTable, ExchangeView, Identity, IdentityCache, RouteSpec
 from netbird_proxy.defaults.access_log.line import status_of
 from netbird_wire.varint import varint as wire_varint
 
@@ -29,10 +29,10 @@ RESTRICTIONS = frozenset(
 
 _PERCENT, _NUL = 0x25, 0x00
 _REMEMBERED = 4096
-_TEXTS: dict[str, bytes] = {}
-# Hosts, methods, addresses with their lengths. They come from clients, so a full table begins anew.
-_CALLERS: dict[int, tuple[Identity, bytes, bytes, bytes]] = {}
-# Identity → mechanism, user, groups. Who vouches for a caller again mostly says the same object again.
+# Hosts, methods and addresses with their lengths.
+_TEXTS: BoundedTable[str, bytes] = BoundedTable(_REMEMBERED)
+# Identity → mechanism, user, groups. An authenticator mostly returns the same object for the same caller.
+_CALLERS: IdentityCache[Identity, tuple[bytes, bytes, bytes]] = IdentityCache(_REMEMBERED)
 
 
 class EntryFormat:
@@ -59,13 +59,13 @@ class EntryFormat:
         status = status_of(exchange)
         who, denial = exchange.identity, exchange.denial
         known = None
-        if who is not None and ((known := _CALLERS.get(id(who))) is None or known[0] is not who):
-            known = _caller(who)
+        if who is not None:
+            known = _CALLERS.get(who) or _caller(who)
         mechanism = user = b"\0"  # an empty text: its length
         if denial is not None and denial.code in RESTRICTIONS:
             mechanism = _text(denial.code)
         elif known is not None:
-            _, mechanism, user, _ = known
+            mechanism, user, _ = known
         duration = exchange.ended_ns - exchange.started_ns
         seconds, nanos = divmod(int(exchange.started_at * 1e9) + duration, 1_000_000_000)
         if seconds != self._second:
@@ -101,19 +101,16 @@ class EntryFormat:
         if exchange.notes and (observed := exchange.notes.get(OBSERVED)):
             entry += b"\x8a\x01" + _sized(b"\x0a\x08observed\x12" + _sized(str(observed).encode()))
         if groups and known is not None:
-            entry += known[3]
+            entry += known[2]
         return entry
 
 
-def _caller(who: Identity) -> tuple[Identity, bytes, bytes, bytes]:
+def _caller(who: Identity) -> tuple[bytes, bytes, bytes]:
     # NetBird says `oidc` of both, and keeps the user only then.
     method = "oidc" if who.method == "tunnel" else who.method
     user = _text(who.user_id) if method == "oidc" else b"\0"
     groups = b"".join([b"\xc2\x3e" + _sized((group.name or group.id).encode()) for group in who.groups])
-    if len(_CALLERS) >= _REMEMBERED:
-        _CALLERS.clear()
-    known = _CALLERS[id(who)] = (who, _text(method), user, groups)
-    return known
+    return _CALLERS.keep(who, (_text(method), user, groups))
 
 
 def under(account: str, entry: bytes) -> bytes:
@@ -154,13 +151,7 @@ def _sized(data: bytes) -> bytes:
 
 
 def _text(text: str) -> bytes:
-    found = _TEXTS.get(text)
-    if found is None:
-        found = _sized(text.encode())
-        if len(_TEXTS) >= _REMEMBERED:
-            _TEXTS.clear()
-        _TEXTS[text] = found
-    return found
+    return _TEXTS.get(text) or _TEXTS.keep(text, _sized(text.encode()))
 
 
 def _readable(raw: bytes) -> bytes:

@@ -17,14 +17,14 @@ import time
 
 import msgspec
 
-from netbird_proxy import OBSERVED, ExchangeView, Identity, RouteSpec, Upstream
+from netbird_proxy import OBSERVED, BoundedTable, ExchangeView, Identity, IdentityCache, RouteSpec, Upstream
 
 _json = msgspec.json.Encoder().encode
 _REMEMBERED = 4096
-_TEXTS: dict[str, bytes] = {}
-# Hosts, methods, addresses as JSON. They come from clients, so a full table begins anew.
-_CALLERS: dict[int, tuple[Identity, bytes]] = {}
-# Who vouches for a caller again mostly says the same object again.
+# Hosts, methods and addresses as JSON.
+_TEXTS: BoundedTable[str, bytes] = BoundedTable(_REMEMBERED)
+# An authenticator mostly returns the same object for the same caller.
+_CALLERS: IdentityCache[Identity, bytes] = IdentityCache(_REMEMBERED)
 
 
 def status_of(exchange: ExchangeView) -> int:
@@ -88,8 +88,7 @@ class LineFormat:
         if len(tries) > 1:
             line += b',"tries":%d' % len(tries)
         if who is not None:
-            known = _CALLERS.get(id(who))
-            line += known[1] if known is not None and known[0] is who else _caller(who)
+            line += _CALLERS.get(who) or _caller(who)
         why = exchange.denial or exchange.error
         if why is not None:
             line += _said("code", why.code)
@@ -115,17 +114,8 @@ def _caller(who: Identity) -> bytes:
     if who.groups:
         said += b',"groups":' + _json([group.name or group.id for group in who.groups])
     said += _said("auth", who.method) + _said("by", who.by)
-    if len(_CALLERS) >= _REMEMBERED:
-        _CALLERS.clear()
-    _CALLERS[id(who)] = (who, said)
-    return said
+    return _CALLERS.keep(who, said)
 
 
 def _text(text: str) -> bytes:
-    found = _TEXTS.get(text)
-    if found is None:
-        found = _json(text)
-        if len(_TEXTS) >= _REMEMBERED:
-            _TEXTS.clear()
-        _TEXTS[text] = found
-    return found
+    return _TEXTS.get(text) or _TEXTS.keep(text, _json(text))

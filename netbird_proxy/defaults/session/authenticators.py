@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 
 from netbird_proxy import (
+    BoundedTable,
     Challenge,
     Deny,
     ExchangeView,
     Group,
     Headers,
     Identity,
+    LatestTable,
     ManagementError,
     Offer,
     OfferField,
@@ -61,7 +62,7 @@ class ByCookie:
         self._clock = clock
         self._key, self._host = site.settings.key, site.host
         self._methods, self._max_age = site.settings.methods, site.settings.max_age
-        self._confirmed: dict[bytes, tuple[tuple[Group, ...], Identity]] = {}
+        self._confirmed: BoundedTable[bytes, tuple[tuple[Group, ...], Identity]] = BoundedTable(CONFIRMED)
 
     async def identify(self, exchange: ExchangeView) -> Identity | Deny | None:
         if exchange.scheme != "https":
@@ -100,9 +101,7 @@ class ByCookie:
         """Whom a session is about, with the groups that were confirmed last; the same object for the same groups."""
         known = self._confirmed.get(session.hash)
         if known is None or known[0] is not groups:
-            if len(self._confirmed) >= CONFIRMED:
-                self._confirmed.clear()
-            known = self._confirmed[session.hash] = (groups, replace(session.identity, groups=groups))
+            known = self._confirmed.keep(session.hash, (groups, replace(session.identity, groups=groups)))
         return known[1]
 
 
@@ -195,7 +194,7 @@ class Credentials:
         self._clock = clock
         self._wall = wall
         self._secret = secrets.token_bytes(32)
-        self._known: OrderedDict[bytes, tuple[SessionToken, float]] = OrderedDict()
+        self._known: LatestTable[bytes, tuple[SessionToken, float]] = LatestTable(CREDENTIALS)
 
     def key(self, mapping: bytes, generation: int, name: bytes, value: bytes) -> bytes:
         return hmac.digest(self._secret, b"%b%d:%d:%b%b" % (mapping, generation, len(name), name, value), "sha256")
@@ -208,9 +207,7 @@ class Credentials:
 
     def put(self, key: bytes, session: SessionToken) -> None:
         left = min(CREDENTIAL_SECONDS, session.expires_at - self._wall())
-        self._known[key] = (session, self._clock() + left)
-        if len(self._known) > CREDENTIALS:
-            self._known.popitem(last=False)
+        self._known.keep(key, (session, self._clock() + left))
 
 
 class Prompt:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 
-from netbird_proxy import Deny, Group, ManagementError, Proxy, SingleFlight, retry_after
+from netbird_proxy import Deny, Group, LatestTable, ManagementError, Proxy, SingleFlight, retry_after
 from netbird_proxy.defaults.session.site import Site
 from netbird_proxy.defaults.session.tokens import SessionToken
 from netbird_wire.proxy_service_pb2 import ValidateSessionRequest, ValidateSessionResponse
@@ -48,7 +47,7 @@ class Confirmations:
         self._clock = clock
         self._fresh = fresh
         self._stale = stale
-        self._known: OrderedDict[bytes, _Known] = OrderedDict()
+        self._known: LatestTable[bytes, _Known] = LatestTable(REMEMBERED)
         self._flights: SingleFlight[tuple[bytes, int], ValidateSessionResponse | Deny] = SingleFlight()
 
     async def groups(
@@ -60,9 +59,8 @@ class Confirmations:
         """
         known = self._known.get(session.hash)
         if known is None:
-            known = self._known[session.hash] = _Known()
-            if len(self._known) > REMEMBERED:
-                self._known.popitem(last=False)
+            known = _Known()
+            self._known.keep(session.hash, known)
         for _ in range(ATTEMPTS):
             generation = proxy.generation(site.account)
             answer: ValidateSessionResponse | Deny | None = known.answer

@@ -12,11 +12,10 @@ import hashlib
 import hmac
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from netbird_proxy import ExchangeView, Proxy
+from netbird_proxy import ExchangeView, LatestTable, Proxy
 from netbird_proxy.defaults.session.cookies import drop_cookie, set_cookie
 from netbird_proxy.defaults.session.return_paths import ROOT, own_return_path
 from netbird_proxy.defaults.session.site import Providers, Site
@@ -53,7 +52,7 @@ class SignOns:
         self._providers = providers
         self._clock = clock
         self._key = secrets.token_bytes(32)
-        self._kept: OrderedDict[str, tuple[str, float]] = OrderedDict()
+        self._kept: LatestTable[str, tuple[str, float]] = LatestTable(KEPT)
 
     async def begin(
         self, exchange: ExchangeView, site: Site, proxy: Proxy, to: str, *, again: bool = False
@@ -103,9 +102,9 @@ class SignOns:
 
     def _keep(self, proof: str, to: str) -> None:
         now = self._clock()
-        while self._kept and (len(self._kept) >= KEPT or next(iter(self._kept.values()))[1] <= now):
+        while self._kept and next(iter(self._kept.values()))[1] <= now:
             self._kept.popitem(last=False)
-        self._kept[proof] = (to, now + SECONDS)
+        self._kept.keep(proof, (to, now + SECONDS))
 
 
 def _begun(exchange: ExchangeView) -> list[tuple[bytes, bytes]]:

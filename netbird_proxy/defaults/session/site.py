@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from netbird_proxy import (
     AccountId,
+    BoundedTable,
     Deny,
     ExchangeView,
     LoginThrottle,
@@ -143,7 +144,7 @@ class Providers:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._failed: dict[ServiceId, tuple[ManagementError, float]] = {}
+        self._failed: BoundedTable[ServiceId, tuple[ManagementError, float]] = BoundedTable(FAILURES)
         self._flights: SingleFlight[ServiceId, bool] = SingleFlight()
 
     async def url(self, site: Site, proxy: Proxy, redirect_url: str) -> str:
@@ -158,9 +159,7 @@ class Providers:
         try:
             url = await self._ask(site, proxy, redirect_url)
         except ManagementError as error:
-            if len(self._failed) >= FAILURES:
-                self._failed.clear()
-            self._failed[site.service] = (error.with_traceback(None), self._clock() + FAILURE_SECONDS)
+            self._failed.keep(site.service, (error.with_traceback(None), self._clock() + FAILURE_SECONDS))
             raise
         self._failed.pop(site.service, None)
         return url

@@ -11,7 +11,6 @@ import binascii
 import hashlib
 import json
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -20,7 +19,7 @@ from typing import Any
 from nacl.exceptions import BadSignatureError
 from nacl.signing import VerifyKey
 
-from netbird_proxy import Group, Identity, UserId
+from netbird_proxy import Group, Identity, LatestTable, UserId
 
 ISSUER = "netbird-management"
 MAX_BYTES = 8192
@@ -58,9 +57,8 @@ class Tokens:
 
     def __init__(self, *, clock: Callable[[], float] = time.time, remembered: int = REMEMBERED) -> None:
         self._clock = clock
-        self._limit = remembered
-        self._verified: OrderedDict[tuple[bytes, str, bytes], SessionToken] = OrderedDict()
-        self._lines: OrderedDict[tuple[bytes, str, bytes], SessionToken] = OrderedDict()
+        self._verified: LatestTable[tuple[bytes, str, bytes], SessionToken] = LatestTable(remembered)
+        self._lines: LatestTable[tuple[bytes, str, bytes], SessionToken] = LatestTable(min(LINES, remembered))
 
     def verify(self, token: bytes, key: bytes, audience: str) -> SessionToken | None:
         """The session, or None for whatever is wrong with it.
@@ -75,9 +73,7 @@ class Tokens:
             known = _read(token, key, audience)
             if known is None or known.issued_at > self._clock() + EARLY:
                 return None
-            self._verified[place] = known
-            if len(self._verified) > self._limit:
-                self._verified.popitem(last=False)
+            self._verified.keep(place, known)
         return known if self._clock() < known.expires_at else None
 
     def recall(self, line: bytes, key: bytes, audience: str) -> SessionToken | None:
@@ -88,9 +84,7 @@ class Tokens:
     def remember(self, line: bytes, key: bytes, audience: str, session: SessionToken) -> None:
         """This line has this session and no other: a browser sends the same one each time."""
         if len(line) <= LONGEST_LINE:
-            self._lines[key, audience, line] = session
-            if len(self._lines) > min(LINES, self._limit):
-                self._lines.popitem(last=False)
+            self._lines.keep((key, audience, line), session)
 
 
 def _read(token: bytes, key: bytes, audience: str) -> SessionToken | None:

@@ -1,4 +1,4 @@
-"""No management: what stands in its place in a proxy whose mappings come from a file alone."""
+"""A stand-in for management in a proxy that has none: its mappings come from a file, or from the embedding program."""
 
 from __future__ import annotations
 
@@ -9,25 +9,32 @@ import grpc.aio
 from netbird_proxy.api.errors import ManagementUnavailable
 from netbird_proxy.api.model import AccountId, PublicKey
 
-_NONE = "this proxy has no management: there is no [management] section in its settings"
+NO_SECTION = "this proxy has no management: there is no [management] section in its settings"
 
 
 class NoManagement:
-    """Implements `steps.ManagementChannel`. Guards that need management close."""
+    """Implements `ManagementChannel`. Guards that need management close.
+
+    Args:
+        reason: sentence for the operator; every refused call carries it.
+    """
 
     exists = False
     connected = False
     extensions: frozenset[str] = frozenset()
 
+    def __init__(self, reason: str = NO_SECTION) -> None:
+        self._reason = reason
+
     @property
     def channel(self) -> grpc.aio.Channel:
-        raise ManagementUnavailable(_NONE)
+        raise ManagementUnavailable(self._reason)
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         return ()
 
     async def call(self, method: str, request: Any, *, timeout: float | None = None) -> NoReturn:
-        raise ManagementUnavailable(f"call {method}: {_NONE}")
+        raise ManagementUnavailable(f"call {method}: {self._reason}")
 
     async def create_proxy_peer(self, account: AccountId, public_key: PublicKey, endpoint: str) -> NoReturn:
-        raise ManagementUnavailable(_NONE)
+        raise ManagementUnavailable(self._reason)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from netbird_host.tables import LatestTable
 from netbird_proxy.api.model import AccountId, ServiceId
 
 LIFETIME = 300.0
@@ -31,20 +31,17 @@ class OneTimeTokens:
 
     def __init__(self, count: Callable[[str], object] = lambda _name: None) -> None:
         self.count = count
-        self._by_account: OrderedDict[AccountId, OrderedDict[ServiceId, OneTimeToken]] = OrderedDict()
+        self._by_account: LatestTable[AccountId, LatestTable[ServiceId, OneTimeToken]] = LatestTable(ACCOUNTS)
         self._arrival = asyncio.Event()
 
     def put(self, account: AccountId, service: ServiceId, value: str, now: float) -> None:
         """Keep a token that came with a mapping; it replaces the service's older one."""
-        tokens = self._by_account.setdefault(account, OrderedDict())
-        self._by_account.move_to_end(account)
-        tokens.pop(service, None)
-        tokens[service] = OneTimeToken(service, value, now)
-        while len(tokens) > PER_ACCOUNT:
-            tokens.popitem(last=False)
+        tokens = self._by_account.get(account)
+        if tokens is None:
+            tokens = LatestTable(PER_ACCOUNT)
+        if tokens.keep(service, OneTimeToken(service, value, now)) is not None:
             self.count("one_time_tokens_dropped")
-        while len(self._by_account) > ACCOUNTS:
-            self._by_account.popitem(last=False)
+        if self._by_account.keep(account, tokens) is not None:
             self.count("one_time_tokens_dropped")
         self._arrival.set()
         self._arrival = asyncio.Event()

@@ -16,6 +16,7 @@ from netbird_proxy import (
     ExchangeView,
     Guard,
     Identity,
+    IdentityCache,
     OutgoingHead,
     PluginInfo,
     Proxy,
@@ -82,21 +83,17 @@ class IdentityHeaders:
         options, settings = proxy.options(IdentityHeadersOptions), _settings(route)
         users_only, spelling = options.users_only, settings.non_ascii or options.non_ascii
         sends_groups = settings.groups == "all"
-        cache: dict[int, tuple[Identity, list[tuple[bytes, bytes]], TrailEntry | None]] = {}
+        cache: IdentityCache[Identity, tuple[list[tuple[bytes, bytes]], TrailEntry | None]] = IdentityCache(CACHED)
 
         def set_headers(exchange: ExchangeView, outgoing: OutgoingHead) -> None:
             identity = exchange.identity
             if identity is None:
                 outgoing.replace(NAMES, ())
                 return
-            cached = cache.get(id(identity))
-            if cached is None or cached[0] is not identity:
-                if len(cache) >= CACHED:
-                    cache.clear()
-                cached = cache[id(identity)] = (identity, *fields(identity))
-            outgoing.replace(NAMES, cached[1])
-            if cached[2] is not None:
-                exchange.trail.append(cached[2])
+            lines, entry = cache.get(identity) or cache.keep(identity, fields(identity))
+            outgoing.replace(NAMES, lines)
+            if entry is not None:
+                exchange.trail.append(entry)
 
         def fields(identity: Identity) -> tuple[list[tuple[bytes, bytes]], TrailEntry | None]:
             groups, unsent = _groups(identity, spelling) if sends_groups else (None, [])

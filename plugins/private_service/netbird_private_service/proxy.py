@@ -23,6 +23,7 @@ from netbird_proxy import (
     Group,
     Guard,
     Identity,
+    IdentityCache,
     ManagementError,
     PluginInfo,
     Proxy,
@@ -78,7 +79,9 @@ class PrivateService:
     def __init__(self) -> None:
         self._proxy: Proxy | None = None
         self._validations: Validations | None = None
-        self._identities: dict[int, tuple[ValidateTunnelPeerResponse, PublicKey, Identity]] = {}
+        self._identities: IdentityCache[ValidateTunnelPeerResponse, tuple[PublicKey, Identity]] = IdentityCache(
+            IDENTITIES
+        )
 
     @hookimpl
     def describe(self) -> PluginInfo:
@@ -218,17 +221,15 @@ class PrivateService:
                 return _later("too_many_validations", f"peer {peer.public_key}: {exc}", exc.retry_after)
             except ManagementError as exc:
                 return _later("management_unavailable", str(exc), exc.retry_after)
-        cached = self._identities.get(id(answer))
-        if cached is not None and cached[0] is answer and cached[1] == peer.public_key:
-            return cached[2]
+        cached = self._identities.get(answer)
+        if cached is not None and cached[0] == peer.public_key:
+            return cached[1]
         if not answer.valid:
             return _denied(answer, address)
         if not answer.session_token or not answer.user_id:
             return _later("validation_incomplete", "management's grant lacks the user or the token", 2)
         identity = _identity(answer, peer.public_key)
-        if len(self._identities) >= IDENTITIES:
-            self._identities.clear()
-        self._identities[id(answer)] = (answer, peer.public_key, identity)
+        self._identities.keep(answer, (peer.public_key, identity))
         return identity
 
 

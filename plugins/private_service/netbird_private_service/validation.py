@@ -8,12 +8,11 @@ grants are cached.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from netbird_proxy import AccountId, ManagementError, PublicKey
+from netbird_proxy import AccountId, LatestTable, ManagementError, PublicKey
 from netbird_wire.proxy_service_pb2 import ValidateTunnelPeerResponse
 
 ATTEMPTS = 3
@@ -88,11 +87,11 @@ class Validations:
         self._per_account = per_account
         self._burst = burst
         self._rate = rate
-        self._grants: OrderedDict[AccountId, OrderedDict[Question, _Grant]] = OrderedDict()
+        self._grants: LatestTable[AccountId, LatestTable[Question, _Grant]] = LatestTable(ACCOUNTS)
         self.dropped = 0
         """Number of grants that were dropped before their end because of a limit."""
         self._flights: dict[tuple[Question, int], asyncio.Task[ValidateTunnelPeerResponse | Exception]] = {}
-        self._buckets: OrderedDict[tuple[AccountId, PublicKey], _Bucket] = OrderedDict()
+        self._buckets: LatestTable[tuple[AccountId, PublicKey], _Bucket] = LatestTable(BUCKETS)
         self._group: asyncio.TaskGroup | None = None
 
     async def run(self, ready: asyncio.Event) -> None:
@@ -172,27 +171,22 @@ class Validations:
         return answer
 
     def _keep(self, question: Question, grant: _Grant) -> None:
-        grants = self._grants.setdefault(question.account, OrderedDict())
-        self._grants.move_to_end(question.account)
-        grants.pop(question, None)
-        grants[question] = grant
-        while len(grants) > self._per_account:
-            grants.popitem(last=False)
+        grants = self._grants.get(question.account)
+        if grants is None:
+            grants = LatestTable(self._per_account)
+        if grants.keep(question, grant) is not None:
             self.dropped += 1
-        while len(self._grants) > ACCOUNTS:
-            _, grants = self._grants.popitem(last=False)
-            self.dropped += len(grants)
+        if (evicted := self._grants.keep(question.account, grants)) is not None:
+            self.dropped += len(evicted[1])
 
     def _spend(self, question: Question) -> None:
         now = self._clock()
         key = (question.account, question.peer)
-        bucket = self._buckets.pop(key, None) or _Bucket(float(self._burst), now)
+        bucket = self._buckets.get(key) or _Bucket(float(self._burst), now)
         bucket.tokens = min(float(self._burst), bucket.tokens + (now - bucket.at) * self._rate)
         bucket.at = now
-        self._buckets[key] = bucket
-        while len(self._buckets) > BUCKETS:
-            # Peers come from the roster, so a client cannot invent them. The oldest bucket is most likely full again.
-            self._buckets.popitem(last=False)
+        # Peers come from the roster, so a client cannot invent them. The oldest bucket is most likely full again.
+        self._buckets.keep(key, bucket)
         if bucket.tokens < 1:
             raise TooManyQuestions(max(1.0, (1 - bucket.tokens) / self._rate))
         bucket.tokens -= 1
