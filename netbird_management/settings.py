@@ -25,14 +25,14 @@ CONFIG_VARIABLE: Final = "NETBIRD_MANAGEMENT_CONFIG"
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where to listen; port 0 lets the system choose."""
+    """An address to listen on; port 0 lets the system choose the port."""
 
     host: str
     port: int
 
     @classmethod
     def parse(cls, text: str) -> "Address":
-        """From `host:port`, an IPv6 host in brackets. Raises `ValueError`."""
+        """Parse `host:port`, with an IPv6 host in brackets. Raises `ValueError`."""
         host, colon, port = text.rpartition(":")
         if not colon or not host or not port.isascii() or not port.isdecimal() or int(port) > 65535:
             raise ValueError("expected host:port, such as 127.0.0.1:8080")
@@ -51,11 +51,14 @@ def _listen(text: str) -> str:
 
 
 class Listener(Section):
-    """One port: plain, or TLS with a certificate chain and its key in PEM files."""
+    """One port, plain or with TLS."""
 
     listen: Annotated[str, AfterValidator(_listen)]
+    """The address to listen on, `host:port`."""
     certificate: Path | None = None
+    """A PEM file with the certificate chain, leaf first. With it and `key` the port has TLS; without, it is plain."""
     key: Path | None = None
+    """A PEM file with the certificate's private key."""
 
     @model_validator(mode="after")
     def both(self) -> "Listener":
@@ -68,7 +71,7 @@ class Listener(Section):
         return Address.parse(self.listen)
 
     def judge(self, name: str) -> ReloadedCertificate | None:
-        """The certificate as a start reads it; None for a plain port. Raises `SettingsError` about section `name`."""
+        """Load the certificate; None for a plain port. Raises `SettingsError`, which names the section `name`."""
         if self.certificate is None or self.key is None:
             return None
         try:
@@ -77,7 +80,7 @@ class Listener(Section):
             raise SettingsError([f"{name}: {error}"]) from error
 
     def bind(self, name: str) -> socket.socket:
-        """A listening socket: connections wait in it until somebody takes them. Raises `OSError` that says which."""
+        """Open a listening socket; connections wait in it until they are accepted. Raises `OSError`, which names it."""
         address = self.address
         family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
         try:
@@ -100,47 +103,51 @@ class RestListener(Listener):
     """The REST API's port."""
 
     allowed_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = ()
-    """Sites whose pages may call the API from a browser, such as a dashboard's; none by default, `*` is any."""
+    """Origins whose pages may call the API from a browser, such as a dashboard's; `*` allows all."""
 
 
 class Log(Section):
-    """What the host writes to standard error."""
+    """Events on standard error."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
+    """The lowest level of events that are logged."""
     format: Literal["auto", "json", "console"] = "auto"
-    """`auto`: JSON, unless standard error is a terminal."""
+    """The format of events. `auto` is JSON, or `console` where standard error is a terminal."""
 
 
 class ManagementSettings(Section):
-    """Everything but the plugins' own sections.
-
-    `hosts` are management's own names; they and `refused_domains` are no domains for services.
-    """
+    """All settings but the plugins' own sections."""
 
     state_directory: Path = Path("netbird-management-state")
+    """A directory for keys, the admin socket and SQLite files; only this process's user may have access to it."""
     database: Secret = Secret("")
-    """`postgresql://user:password@host/name`; "" keeps everything in SQLite files in the state directory."""
+    """`postgresql://user:password@host/name`; if empty, SQLite files in the state directory are the store."""
     plugins: tuple[str, ...] = ("private_service", "direct_upstream")
+    """The plugins to load, in this order."""
     hosts: tuple[Annotated[str, AfterValidator(fold)], ...] = ()
+    """Management's own host names; a service whose domain is one of them is refused."""
     refused_domains: tuple[Annotated[str, AfterValidator(fold)], ...] = ()
+    """Further domains that services cannot have; such a service is refused."""
     dns_domain: Annotated[str, AfterValidator(fold)] = "netbird.selfhosted"
+    """The domain of peers' DNS names."""
     dns_servers: tuple[str, ...] = ()
-    """`address` or `address:port` of the servers that custom domains are validated by; none are the system's."""
+    """DNS servers that validate custom domains, each an `address` or `address:port`; if empty, the system's."""
     access_log_days: Count = 7
+    """Maximum age of access-log entries in days; older ones are deleted."""
     access_log_entries: Count = 1_000_000
-    """Entries that are kept of one account, at most; the oldest go first."""
+    """Maximum number of access-log entries of one account; above it the oldest are deleted."""
     rest: RestListener = RestListener(listen="127.0.0.1:8080")
     grpc: Listener = Listener(listen="127.0.0.1:8081")
     trusted_proxies: tuple[IPvAnyNetwork, ...] = ()
-    """Proxies in front of REST, whose `X-Forwarded-For` says who calls: without them all logins behind one share a
-    limit, 15 and then 10 a minute."""
+    """Networks of proxies in front of REST and gRPC, whose `X-Forwarded-For` names the client. Without it, clients
+    behind a proxy share one limit on logins, 15 and then 10 a minute."""
     oidc: OidcSettings | None = None
-    """The identity provider; without one nobody is offered single sign-on."""
+    """The identity provider; without one, single sign-on is not available."""
     signal: str = ""
-    """`host:port` of the signal server that NetBird agents are told of; "" for none of one's own."""
+    """The signal server that NetBird agents use, `host:port`; if empty, agents get none."""
     log: Log = Log()
     grace: SecondsOrZero = 10.0
-    """Seconds that open calls get to end when the process stops."""
+    """Maximum time, in seconds, for open calls to end when the process stops; on expiry they are cut."""
 
 
 def read_settings(

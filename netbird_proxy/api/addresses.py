@@ -57,7 +57,7 @@ class AllowedNetworks(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     accounts: tuple[str, ...] = Field(min_length=1)
-    """Account ids, or `"*"` for all."""
+    """Ids of the accounts that the entry holds for, or `"*"` for all."""
     networks: tuple[IPvAnyNetwork, ...] = Field(min_length=1)
     """Networks that these accounts may reach although they are closed by default, such as `127.0.0.1/32`."""
     ports: tuple[int, ...] = ()

@@ -1,4 +1,4 @@
-"""What one proxy consists of: builds everything, and starts nothing."""
+"""Builds all parts of a proxy from its settings, and starts none of them."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from netbird_wire.extensions import Extension
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """The parts of one proxy.
+    """All parts of one proxy.
 
     Attributes:
-        client, stream, gate: None without `[management]`. The stream's mappings pass the gate until it is closed.
+        client, stream, gate: None without `[management]`. The stream's updates pass the gate until it is closed.
         file: None without `mappings_file`.
     """
 
@@ -59,7 +59,7 @@ class Assembly:
 
 
 def assemble(loaded: Loaded, observers: Sequence[tuple[str, Observer]] = ()) -> Assembly:
-    """Build all parts, in an order in which each gets those that it uses.
+    """Build all parts, each after those that it uses.
 
     Args:
         observers: called for each exchange after those of plugins, with the name that reports their failures.
@@ -154,7 +154,7 @@ def assemble(loaded: Loaded, observers: Sequence[tuple[str, Observer]] = ()) -> 
 
 def _client(loaded: Loaded, host: HostApi) -> ManagementClient:
     management, limits = loaded.settings.management, loaded.settings.limits
-    assert management is not None  # noqa: S101 - the caller saw to it
+    assert management is not None  # noqa: S101 - the caller checks it
     connection = Connection(
         url=management.url,
         token=management.read_token(),
@@ -173,8 +173,8 @@ def _client(loaded: Loaded, host: HostApi) -> ManagementClient:
 
 def _pool(limits: Limits, environment: Environment, upstream: Upstream, dialer: Dialer) -> UpstreamPool:
     if limits.max_dial_timeout is not None:
-        wanted = upstream.dial_timeout or limits.dial_timeout
-        upstream = replace(upstream, dial_timeout=min(wanted, limits.max_dial_timeout))
+        timeout = upstream.dial_timeout or limits.dial_timeout
+        upstream = replace(upstream, dial_timeout=min(timeout, limits.max_dial_timeout))
     return UpstreamPool(
         upstream,
         dialer,
@@ -190,9 +190,9 @@ def _pool(limits: Limits, environment: Environment, upstream: Upstream, dialer: 
 
 
 def _distrust_what_is_cached(client: ManagementClient | None, accounts: Accounts) -> None:
-    """Where management tells of no changes, what is cached may not outlive the timer either.
+    """Drop cached answers when the timer fires, if management does not report changes.
 
-    While it is away, the cache's own lifetime holds: nobody could be asked.
+    While management is away, the cache keeps its own lifetime, because a dropped answer could not be fetched again.
     """
     if client is not None and client.connected and Extension.REVALIDATIONS not in client.extensions:
         accounts.raise_generations()

@@ -37,8 +37,8 @@ class HostApi:
 
     Attributes:
         counters: the process's counters, by name.
-        reload: what the operator can have read again.
-        rules: what dialers may reach from this machine.
+        reload: rereads the settings and files that can change while the process runs.
+        rules: the addresses that dialers may reach from this machine.
     """
 
     management: ProxyPeers
@@ -67,9 +67,9 @@ class HostApi:
         self._listeners = listeners
 
     def options(self, model: type[O]) -> O:
-        found = self._options[model]
-        assert isinstance(found, model)  # noqa: S101 - keyed by its own type
-        return found
+        section = self._options[model]
+        assert isinstance(section, model)  # noqa: S101 - keyed by its own type
+        return section
 
     def tunnel(self, account: AccountId) -> Tunnel | None:
         return self._accounts.tunnel(account)

@@ -27,7 +27,7 @@ from netbird_proxy.process.settings import ProxySettings
 log = structlog.get_logger("netbird_proxy.server")
 
 DRAIN_MARGIN = 2.0
-"""Seconds beyond `limits.drain` for those that are cut then to be observed."""
+"""Seconds beyond `limits.drain` in which observers see the exchanges that were cut at its end."""
 
 
 class Listeners:
@@ -36,7 +36,7 @@ class Listeners:
     Attributes:
         host: listeners on this machine's addresses, in the order of the settings.
         inside: listeners in tunnels, by account.
-        beside: addresses on which this process accepts for its operator, such as health.
+        beside: addresses of services for the operator, such as health.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Listeners:
         return [*host, *inside, *self.beside]
 
     async def bind(self) -> None:
-        """Bind every `[[listen]]` address; nothing is accepted before `open`. SettingsError for an address in use."""
+        """Bind every `[[listen]]` address; no connection is accepted before `open`. SettingsError if one is in use."""
         try:
             handed_over = inherited_sockets()
         except ValueError as exc:
@@ -74,14 +74,14 @@ class Listeners:
             tls = self._tls if listen.tls else None
             inherited = inherited_for(listen.address, handed_over)
             listening: list[socket.socket | None] = [*inherited] or [None]
-            for one in listening:
+            for sock in listening:
                 connections = self._connections(f"{scheme} {listen.address}", behind_tls_proxy=listen.behind_tls_proxy)
-                self.host.append(await bind_host(connections, listen.address, tls=tls, inherited=one))
-            handed_over = [one for one in handed_over if one not in inherited]
+                self.host.append(await bind_host(connections, listen.address, tls=tls, inherited=sock))
+            handed_over = [sock for sock in handed_over if sock not in inherited]
         if handed_over:
-            # It would take connections that nobody ever accepts.
-            names = ", ".join(str(one.getsockname()) for one in handed_over)
-            raise SettingsError(f"socket activation: no [[listen]] address is that of the handed-over socket {names}")
+            # The kernel would queue connections on it that this process never accepts.
+            names = ", ".join(str(sock.getsockname()) for sock in handed_over)
+            raise SettingsError(f"socket activation: no [[listen]] address matches the handed-over socket {names}")
 
     def open(self) -> None:
         """Accept on the addresses that `bind` has bound."""
@@ -89,7 +89,7 @@ class Listeners:
             listener.open()
 
     async def drain(self, shutdown: Shutdown) -> None:
-        """Take no more connections, anywhere; then let what is open end within the bound, and cut what is left."""
+        """Close all listeners, give open exchanges `limits.drain` seconds to end, and cut the rest."""
         listeners: list[HostListener | InsideListener] = [*self.host, *self.inside.values()]
         bound = self._settings.limits.drain
         for listener in listeners:
@@ -99,7 +99,7 @@ class Listeners:
 
     @asynccontextmanager
     async def listen_inside(self, account: AccountId, tunnel: Tunnel) -> AsyncIterator[InboundListeners]:
-        """The listeners in an account's tunnel, for as long as it is up."""
+        """Listen in an account's tunnel until the context is left."""
         connections = self._connections(f"tunnel {account}", account=account, tunnel=tunnel)
         listener = await serve_inside(connections, tunnel, tls=self._tls)
         self.inside[account] = listener
@@ -108,7 +108,7 @@ class Listeners:
         finally:
             del self.inside[account]
             listener.close()
-            await listener.drain(0)  # when the process stops, they have had their time
+            await listener.drain(0)  # a stopping process has drained them before
 
     def _connections(
         self,

@@ -1,4 +1,4 @@
-"""What is judged before anything runs: the operator's plugins, the settings whose sections they know, and files."""
+"""Loads and validates plugins, settings and files before any part of the proxy starts."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from netbird_proxy.sources.file.watch import decode_mappings
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Settings and plugins, judged together; nothing is running yet."""
+    """Validated settings and loaded plugins of a proxy that is not started."""
 
     settings: ProxySettings
     given: Settings[ProxySettings]
-    """The same with their sources."""
+    """The same settings, each with its source."""
     read_again: Callable[[], Settings[ProxySettings]]
-    """Reads the settings once more, for the plugins that are loaded. SettingsError where they cannot be used."""
+    """Reads the settings again for the loaded plugins. SettingsError if they cannot be used."""
     options: Mapping[str, BaseModel]
     hooks: Hooks
     codec: Codec
@@ -37,10 +37,10 @@ class Loaded:
 
 
 def load(sources: ProxySources) -> Loaded:
-    """Load the operator's plugins, then judge the settings, whose sections those plugins know.
+    """Load the operator's plugins, then validate the settings, sections of the plugins included.
 
     Raises:
-        SettingsError, PluginFailed: with what to change. Nothing was started.
+        SettingsError, PluginFailed: the message names the change to make. No part is started.
     """
     hooks = load_hooks(sources.plugins, defaults=DEFAULTS, core_claims=CORE_CLAIMS, reserved_ids=RESERVED_SECTIONS)
     settings = sources.settings(hooks.options)
@@ -61,9 +61,9 @@ def load(sources: ProxySources) -> Loaded:
 
 
 def judge_files(loaded: Loaded) -> None:
-    """Read what a start would read, and start nothing. SettingsError naming the file that cannot be used.
+    """Read all files that a start reads. SettingsError names the file that cannot be used.
 
-    Of the mappings file this judges everything but what only a running plugin can: whether it compiles.
+    The mappings file is decoded but not compiled, because only a running plugin can compile its routes.
     """
     settings = loaded.settings
     if settings.management is not None:

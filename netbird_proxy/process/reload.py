@@ -1,4 +1,4 @@
-"""The parts of the process that read their settings and files again."""
+"""The reload of settings and files while the process runs."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ def host_reload(loaded: Loaded) -> Reload[ProxySettings]:
 
 
 def reload_certificates(reload: Reload[ProxySettings], tls: ServerTls) -> None:
-    """Have the reload read the certificates again, those of new pairs too."""
+    """Register the certificates with the reload; new pairs are read too."""
     reload.register("tls.certificates", lambda report: tls.reload(reload.settings.value.tls.certificates, report))

@@ -31,10 +31,10 @@ Attendant = Callable[["ProxyServer"], AbstractAsyncContextManager[Sequence[Addre
 
 
 class ProxyServer:
-    """Starts everything that one proxy consists of, and stops it.
+    """Starts and stops all parts of one proxy.
 
     Attributes:
-        parts: everything that `assemble` built.
+        parts: all parts, as `assemble` built them.
         host: the proxy as plugins see it.
         ready: listeners are open and mappings are in force.
     """
@@ -48,7 +48,7 @@ class ProxyServer:
         attendants: Sequence[Attendant] = (),
     ) -> None:
         """Args:
-        supervisor: gets a sign when this is ready and when it stops.
+        supervisor: notified when the proxy is ready and when it stops.
         observers: called for each exchange after those of plugins, with the name that reports their failures.
         attendants: entered in order after the plugins have started, left in reverse before they stop.
         """
@@ -68,7 +68,7 @@ class ProxyServer:
 
     @property
     def unready(self) -> str:
-        """Why no client should be sent here now, in a word or two; empty when they should."""
+        """Reason why load balancers should not send clients here now; empty if they should."""
         if not self.ready:
             return "stopping" if self._stopping else "no mappings yet" if self._listening else "starting"
         if not self.parts.watchdog.ready:
@@ -78,7 +78,7 @@ class ProxyServer:
         return ""
 
     async def run(self) -> int:
-        """Serve until a signal asks to stop. The exit code: 0 after a stop that was asked for."""
+        """Serve until a signal asks for a stop. Returns the exit code, 0 after such a stop."""
         calm_collector()
         self._take_descriptors()
         with self.host.reload.on_hangup(), on_signals() as shutdown:
@@ -87,21 +87,21 @@ class ProxyServer:
 
     def _take_descriptors(self) -> None:
         limits = self.loaded.settings.limits
-        wanted = limits.connections * len(self.loaded.settings.listen) + limits.in_flight + 256
-        if (granted := raise_limit()) < wanted:
+        required = limits.connections * len(self.loaded.settings.listen) + limits.in_flight + 256
+        if (granted := raise_limit()) < required:
             why = "not all of limits.connections can be open at once"
-            log.warning("descriptors.few", granted=granted, wanted=wanted, reason=why)
+            log.warning("descriptors.few", granted=granted, wanted=required, reason=why)
 
     async def serve(self, shutdown: Shutdown) -> None:
-        """Start, serve until `shutdown` is asked, drain, stop.
+        """Start, serve until `shutdown` is asked for, drain, and stop.
 
         Raises:
-            SettingsError: an address or socket cannot be had.
+            SettingsError: an address or socket is not available.
             PluginFailed: a plugin could not start, or its background work failed.
         """
         self._warn()
         try:
-            # The stream ends last: management takes no word, such as plugins' last log entries, of a proxy without one.
+            # The stream ends last: management refuses calls, such as plugins' last log entries, of a proxy without one.
             async with (
                 self._connected(),
                 self.loaded.hooks.running(
@@ -117,7 +117,7 @@ class ProxyServer:
                 finally:
                     self.parts.pools.close()
         except BaseExceptionGroup as group:
-            # Task groups wrap what passes through them; who started us reads the one thing that went wrong.
+            # Task groups wrap exceptions; the caller gets the single error in them.
             if isinstance(cause := _only(group), ProxyError):
                 raise cause from cause.__cause__
             raise
@@ -125,7 +125,7 @@ class ProxyServer:
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[None]:
-        """The stream of mappings, from when `_serve` lets it begin until this is left."""
+        """Run the mapping stream from when `_serve` permits it until the context is left."""
         client, stream = self.parts.client, self.parts.stream
         if client is None or stream is None:
             yield
@@ -146,7 +146,7 @@ class ProxyServer:
         async with asyncio.TaskGroup() as group:
             background = [
                 group.create_task(self.parts.app.exchanges.run(), name="open exchanges"),
-                group.create_task(self._supervisor.keep_alive(), name="signs of life"),
+                group.create_task(self._supervisor.keep_alive(), name="watchdog messages"),
                 group.create_task(self.host.reload.serve(), name="reload"),
             ]
             starting: asyncio.Task[None] | None = None
@@ -164,7 +164,7 @@ class ProxyServer:
                 log.info("proxy.stopping", reason=reason)
             finally:
                 self.ready, self._stopping = False, True
-                if starting is not None:  # nothing is opened from now on
+                if starting is not None:  # listeners that are not open yet stay closed
                     starting.cancel()
                 self._supervisor.stopping("open exchanges have their time to end")
                 await self.parts.listeners.drain(shutdown)
@@ -175,16 +175,16 @@ class ProxyServer:
                     task.cancel()
 
     async def _begin(self) -> None:
-        """Open the host listeners once every source's first snapshot is in force, and report that this is ready.
+        """Open the host listeners once every source's first snapshot is in force, then report readiness.
 
-        Where a source is longer away than `startup_timeout`, the listeners open without it: unknown hosts get 503. With
-        a mappings file the proxy is ready then, without one it is so when it has something to serve.
+        If a source is away for longer than `startup_timeout`, the listeners open without it, and unknown hosts get 503.
+        The proxy is ready then if it has a mappings file, else once the first snapshot of management is in force.
         """
         try:
             async with asyncio.timeout(self.loaded.settings.limits.startup_timeout):
                 await self.parts.routing.complete()
         except TimeoutError:
-            log.warning("proxy.incomplete", awaited=self.parts.routing.awaited, reason="no mappings came in time")
+            log.warning("proxy.incomplete", awaited=self.parts.routing.awaited, reason="no mappings arrived in time")
         self.parts.listeners.open()
         self._listening = True
         if self.parts.file is None:
@@ -205,12 +205,12 @@ class ProxyServer:
 
     def _warn(self) -> None:
         for name in self.loaded.ignored:
-            log.warning("settings.ignored", name=name, reason="this proxy has no such setting")
+            log.warning("settings.ignored", name=name, reason="this setting is not supported")
         for renamed in self.loaded.given.renamed:
             log.warning("settings.renamed", name=renamed.old, now=renamed.new)
         url = self.loaded.settings.management.url if self.loaded.settings.management is not None else ""
         if url.startswith("http://") and not _is_loopback(url):
-            log.warning("management.insecure", url=url, reason="the proxy's token travels in the clear")
+            log.warning("management.insecure", url=url, reason="the proxy's token is sent unencrypted")
 
 
 def _only(error: BaseException) -> BaseException:

@@ -1,6 +1,7 @@
-"""The proxy's settings: the models, and what NetBird's environment names mean here.
+"""The proxy's settings: the models, and the settings that NetBird's environment variables stand for.
 
-Plugins add sections named after them (`PluginInfo.options`). Parsed at the edge, frozen inside.
+Plugins add sections named after them (`PluginInfo.options`). All settings are validated once, before the start, and
+are immutable after that.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from netbird_wire.go_duration import parse_duration
 
 PREFIX = "NETBIRD_PROXY_"
 NOT_SETTINGS = frozenset({"NETBIRD_PROXY_CONFIG", "NETBIRD_PROXY_ADMIN"})
-"""Names with our prefix that the command line reads itself: which file, and which process to ask."""
+"""Variables with our prefix that the command line reads itself: the settings file, and the process to ask."""
 
 
 def _address(value: object) -> object:
-    """`host:port`. `:443` has an empty host: every address of this machine. Port 0 lets the system choose."""
+    """Parse `host:port`. In `:443` the host is empty, which means every address; port 0 lets the system choose."""
     if not isinstance(value, str):
         return value
     host_part, colon, port = value.rpartition(":")
@@ -62,23 +63,23 @@ ListenAddress = Annotated[Address, BeforeValidator(_address)]
 
 
 class Management(Section):
-    """Where mappings come from."""
+    """The connection to management, the source of mappings."""
 
     url: Annotated[str, AfterValidator(_url)]
-    """`https://host:port`, or `http://…` with allow_insecure."""
+    """Management's address: `https://host:port`, or `http://host:port` with `allow_insecure`."""
     domain: Annotated[str, AfterValidator(_domain)]
-    """The cluster's address: what services' domains end in and clients find us under."""
+    """The cluster's address: services' domains end in it, and clients reach this proxy by it."""
     token: Secret | None = None
-    """For the environment; it beats `token_file`."""
+    """The proxy's access token, meant for the environment; it beats `token_file`."""
     token_file: Path | None = None
-    """A file that holds the access token which management gave for this proxy."""
+    """A file with the access token that management issued for this proxy."""
     roots: Path | None = None
-    """PEM file of certificate authorities to trust instead of the system's."""
+    """A PEM file of certificate authorities; they replace the system's when management's certificate is verified."""
     allow_insecure: bool = False
-    """Send the token over plain HTTP/2 too."""
+    """Allow a `url` with `http://`; the token then travels unencrypted."""
 
     @model_validator(mode="after")
-    def _one_token(self) -> Self:
+    def _needs_token(self) -> Self:
         if self.token is None and self.token_file is None:
             raise ValueError("token_file, or the token itself in NB_PROXY_TOKEN, is required")
         if self.token is not None and not self.token.get_secret_value().strip():
@@ -88,7 +89,7 @@ class Management(Section):
         return self
 
     def read_token(self) -> str:
-        """The token itself. SettingsError where its file cannot be read or is empty."""
+        """The token. SettingsError if its file cannot be read or is empty."""
         if self.token is not None:
             return self.token.get_secret_value().strip()
         file = self.token_file
@@ -110,16 +111,16 @@ class Listen(Section):
     older_names: ClassVar[Mapping[str, str]] = MappingProxyType({"tls_ahead": "behind_tls_proxy"})
 
     address: ListenAddress
-    """`127.0.0.1:8080`, `[::1]:8080`, or `:443` for every address of this machine."""
+    """The address to listen on: `127.0.0.1:8080`, `[::1]:8080`, or `:443` for every address of this machine."""
     tls: bool = False
-    """TLS ends here; needs `tls.certificates`."""
+    """Terminate TLS on this listener; needs `tls.certificates`."""
     behind_tls_proxy: bool = False
-    """A proxy in front of this listener ends TLS: requests that arrive here count as https."""
+    """Treat requests as https, because a proxy in front of this listener terminates TLS."""
 
     @model_validator(mode="after")
-    def _one_end(self) -> Self:
+    def _tls_ends_once(self) -> Self:
         if self.tls and self.behind_tls_proxy:
-            raise ValueError("tls and behind_tls_proxy exclude each other: TLS ends in one place")
+            raise ValueError("tls and behind_tls_proxy must not both be set: TLS ends in one place")
         return self
 
 
@@ -127,9 +128,9 @@ class Certificate(Section):
     """A certificate chain and its key, in PEM files."""
 
     cert: Path
-    """PEM: the chain, leaf first. The first pair answers for names that no other has."""
+    """A PEM file with the certificate chain, leaf first. The first pair serves names that no other pair covers."""
     key: Path
-    """PEM, without a pass phrase."""
+    """A PEM file with the private key, without a pass phrase."""
 
 
 class Tls(Section):
@@ -138,95 +139,109 @@ class Tls(Section):
 
 class Admin(Section):
     socket: Path | None = None
-    """Default: `<proxy id>.sock` under /run/netbird-proxy as root, else under $XDG_RUNTIME_DIR/netbird-proxy."""
+    """The admin socket's path. Default: `<proxy id>.sock` under /run/netbird-proxy as root, else under
+    $XDG_RUNTIME_DIR/netbird-proxy."""
 
 
 class Health(Section):
-    """Answers to those who ask whether we live; nobody is asked who they are."""
+    """Health checks for load balancers and supervisors, without authentication."""
 
     listen: ListenAddress | None = None
-    """Where `/livez` and `/readyz` answer 200 or 503, over plain HTTP; nowhere by default."""
+    """The address that answers `/livez` and `/readyz` with 200 or 503 over plain HTTP; without it, none does."""
     metrics: bool = False
-    """Answer `/metrics` there too, with the counters of `/state`, as Prometheus reads them."""
+    """Serve the counters of `/state` at `/metrics` of the same address, in Prometheus' text format."""
 
 
 class Log(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
-    """Of events; the access log is apart from it."""
+    """The lowest level of events that are logged. The access log does not depend on it."""
     format: Literal["auto", "json", "console"] = "auto"
-    """`auto`: JSON, unless standard error is a terminal."""
+    """The format of events. `auto` is JSON, or `console` where standard error is a terminal."""
 
 
 class Limits(Section):
-    """How long and how much. Seconds, bytes and counts; there is no limit on an exchange as a whole."""
+    """Limits in seconds, bytes and counts. No limit applies to the length of an exchange as a whole."""
 
     head_timeout: Seconds = 10.0
-    """For a request head, from its first byte (then 408); for a TLS handshake; for a connection's first byte."""
+    """Maximum time for a connection's first byte, for a TLS handshake (on expiry the connection closes), and for a
+    request head from its first byte (on expiry 408)."""
     head_bytes: Count = 65_536
-    """Of a request head; more is 431."""
+    """Maximum size of a request head in bytes; a larger head is refused with 431."""
     head_lines: Count = 100
-    """Fields of a request head; more is 431."""
+    """Maximum number of fields in a request head; a head with more is refused with 431."""
     keep_alive: Seconds = 75.0
-    """How long an idle downstream connection stays open."""
+    """Maximum time that a client's idle connection stays open; on expiry it is closed."""
     connections: Count = 10_000
-    """Open at once on one listener; one more is answered 503 and closed."""
+    """Maximum number of open connections on one listener; the next one is answered 503 and closed."""
     connections_share: Annotated[float, Field(gt=0, le=1)] = 0.25
-    """Of these, the part that one client (IPv6: a /64; trusted proxies: none) may have. 1: all of them."""
+    """Maximum fraction of `connections` for one client (an IPv6 client is its /64; trusted proxies are exempt); further
+    ones are answered 503 and closed. 1 sets no such limit."""
     upgrade_idle: Seconds = 300.0
-    """In which something must pass on an upgraded connection, such as a websocket, either way; else it is cut."""
+    """Maximum time without a byte in either direction on an upgraded connection, such as a websocket; on expiry it is
+    cut."""
     body_idle: Seconds = 30.0
-    """Between two pieces of a request body; then 408."""
+    """Maximum time between two pieces of a request body; on expiry 408."""
     min_rate: Annotated[float, Field(ge=0)] = 240.0
-    """Bytes a second that a request body must come at, else 408, and a response be taken at; 0 asks for nothing."""
+    """Minimum rate, in bytes a second, at which a client must send a request body (below it 408) and take a response
+    (below it the connection is cut). 0 sets no such limit."""
     min_rate_grace: SecondsOrZero = 10.0
-    """That a request body may lag behind min_rate, and a client that has taken next to nothing so far."""
+    """Maximum time that a request body may be behind `min_rate`, and that a client which has taken almost nothing may
+    stall; on expiry `min_rate` applies."""
     write_timeout: Seconds = 60.0
-    """In which a client must take something of what waits for it, at min_rate; then its connection is cut."""
+    """Maximum time in which a client must take some of the data that waits for it, at `min_rate`; on expiry its
+    connection is cut."""
     half_close: Seconds = 10.0
-    """For a client that has shut down its sending side and takes nothing; it may have left altogether."""
+    """Maximum time that a request goes on after its client has shut down its sending side and takes nothing; on expiry
+    the connection is cut, because the client may be gone."""
     linger: Seconds = 5.0
-    """For a closing connection to end on the client's side too, once everything is out."""
+    """Maximum time that a closing connection waits, after its last byte is sent, for the client to close too; on expiry
+    it is cut."""
     dial_timeout: Seconds = 10.0
-    """For reaching an upstream, TLS included, where its mapping says nothing; then 504."""
+    """Maximum time to reach an upstream, TLS included, where its mapping sets none; on expiry 504."""
     max_dial_timeout: Seconds | None = None
-    """Cuts what mappings, and `dial_timeout`, ask for."""
+    """Upper bound on the dial timeout, whether a mapping or `dial_timeout` sets it; a longer one is shortened to it."""
     upstream_head: Seconds = 300.0
-    """For an upstream's response head, after the request is sent; then 504."""
+    """Maximum time between the end of the request and an upstream's response head; on expiry 504."""
     services: Count = 100_000
-    """Mappings that are kept, of all sources together; one more is refused."""
+    """Maximum number of mappings that are kept, of all sources together; the next one is refused."""
     in_flight: Count = 512
-    """Exchanges at once with one upstream; more are answered 503."""
+    """Maximum number of exchanges at once with one upstream; the next one is answered 503."""
     in_flight_share: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Of these, the part that one client (IPv6: a /64) may take; less while others take some. 1: all of them."""
+    """Maximum fraction of `in_flight` for one client (an IPv6 client is its /64), less while other clients take some;
+    further exchanges are answered 503. 1 sets no such limit."""
     upstream_idle: Seconds = 90.0
-    """How long an idle upstream connection is kept."""
+    """Maximum time that an idle connection to an upstream is kept; on expiry it is closed."""
     upstream_idle_connections: Count = 100
-    """How many idle connections are kept to one upstream."""
+    """Maximum number of idle connections that are kept to one upstream; further ones are closed."""
     step_deadline: Seconds = 5.0
-    """For all guards of an exchange together; then 503."""
+    """Maximum time for all guards of an exchange together; on expiry the guards are cancelled and the answer is 503."""
     step_grace: SecondsOrZero = 0.5
-    """After it, for a cancelled guard to end before the answer goes out without it."""
+    """Maximum time that a cancelled guard gets to end; on expiry the answer goes out without it."""
     loop_stall: SecondsOrZero = 2.0
-    """Code that blocks the whole process for so long is named in the log, and readiness fails; 0 does not look."""
+    """Maximum time that code may block the event loop; on expiry the log names the code, and readiness fails. 0
+    switches the check off."""
     rpc_timeout: Seconds = 2.0
-    """For one call to management."""
+    """Maximum time for one call to management; on expiry the call fails."""
     management_silence: Seconds = 20.0
-    """Without a word from management, after which it is asked for a sign of life."""
+    """Maximum time without a message from management; on expiry the proxy sends a keep-alive ping."""
     management_patience: Seconds = 10.0
-    """For that sign; without it, management counts as silent and is connected to anew."""
+    """Maximum time for management's reply to that ping; on expiry management counts as silent, and the proxy
+    reconnects."""
     batch_watchdog: Seconds = 120.0
-    """For applying one batch of mappings; then the stream is begun anew."""
+    """Maximum time to apply one batch of mappings; on expiry the proxy starts the mapping stream again."""
     revalidate: Seconds = 60.0
-    """How often open exchanges are asked about again where no event tells of changes."""
+    """Interval at which open exchanges are admitted again where management reports no changes; a refused one is cut."""
     startup_timeout: SecondsOrZero = 10.0
-    """How long host listeners stay closed at the start while mappings are awaited; then unknown hosts get 503."""
+    """Maximum time at the start that host listeners stay closed until the mappings are in force; on expiry they open,
+    and unknown hosts are answered 503."""
     drain: SecondsOrZero = 30.0
-    """For open exchanges, after the process was asked to stop; after a pool lost its last route."""
+    """Maximum time for open exchanges to end after the process is asked to stop, or after a pool has lost its last
+    route; on expiry they are cut."""
 
     @model_validator(mode="after")
     def _rpc_within_step(self) -> Self:
         if self.rpc_timeout > self.step_deadline:
-            raise ValueError("rpc_timeout is longer than step_deadline, so guards that ask management could not finish")
+            raise ValueError("rpc_timeout must not be longer than step_deadline: guards that call management need it")
         return self
 
 
@@ -240,14 +255,14 @@ class ProxySettings(Section):
     """One proxy process."""
 
     plugins: tuple[str, ...] = ()
-    """What is loaded, in this order; what is not named here is not imported."""
+    """The plugins to load, in this order; no other plugin is imported."""
     state_directory: Path = Field(default_factory=default_state_directory)
-    """Keys, ports and the proxy's id: private to this user."""
+    """A directory for keys, ports and the proxy's id; only this process's user may have access to it."""
     private: bool = False
     """Listen inside the accounts' tunnels."""
     management: Management | None = None
     mappings_file: Path | None = None
-    """A TOML file of mappings that this proxy serves besides management's, or without any management."""
+    """A TOML file of mappings that this proxy serves beside management's, or without any management."""
     listen: tuple[Listen, ...] = ()
     tls: Tls = Tls()
     admin: Admin = Admin()
@@ -258,46 +273,46 @@ class ProxySettings(Section):
     @model_validator(mode="after")
     def _reachable(self) -> Self:
         if self.management is None and self.mappings_file is None:
-            raise ValueError("nothing says what to serve: add a [management] section, or set mappings_file")
+            raise ValueError("a source of mappings is required: add a [management] section, or set mappings_file")
         if self.management is None and self.private:
             raise ValueError("private is set, but tunnels need a [management] section")
         if not self.listen and not self.private:
             raise ValueError("nothing to listen on: add a [[listen]] section or set private")
-        if any(one.tls for one in self.listen) and not self.tls.certificates:
+        if any(listen.tls for listen in self.listen) and not self.tls.certificates:
             raise ValueError("a listener has tls, but there is no [[tls.certificates]]")
         return self
 
 
 RESERVED_SECTIONS = frozenset(ProxySettings.model_fields)
-"""No plugin can be called like one of these."""
+"""Names that a plugin's section cannot have."""
 
 
 class ProxySources:
-    """What file, environment and flags say. `plugins` is known first; the rest once they are loaded."""
+    """The settings' sources: file, environment and flags. `plugins` is read first, the rest once plugins are loaded."""
 
     def __init__(self, sources: Sources, ignored: tuple[str, ...], again: Callable[[], ProxySources]) -> None:
         """
         Args:
-            again: gathers all sources once more. SettingsError where one cannot be read.
+            again: gathers all sources once more. SettingsError if any of them cannot be read.
         """
         self._sources = sources
         self.again = again
         self.ignored = ignored
-        """Names in the environment that NetBird's proxy would heed and this one does not have."""
+        """Variables that NetBird's proxy reads and this proxy does not support."""
 
     @property
     def plugins(self) -> tuple[str, ...]:
-        """The operator's list. SettingsError where it is not a list of texts."""
+        """The operator's list. SettingsError if it is not a list of texts."""
         try:
             return self._sources.texts("plugins")
         except host.SettingsError as error:
             raise SettingsError(str(error)) from error
 
     def settings(self, options: Mapping[str, type[BaseModel]] | None = None) -> Settings[ProxySettings]:
-        """Judge all of it. `options` are the sections of the loaded plugins, see `Hooks.options`.
+        """Validate all settings. `options` are the sections of the loaded plugins, see `Hooks.options`.
 
         Raises:
-            SettingsError: with every problem, one a line.
+            SettingsError: with every problem on a line of its own.
         """
         try:
             return self._sources.read(ProxySettings, options, absent=not_loaded(GROUP, self.plugins))
@@ -311,7 +326,7 @@ def read_settings(
     environment: Mapping[str, str] | None = None,
     flags: Sequence[Given] = (),
 ) -> ProxySources:
-    """Gather the sources. SettingsError where one cannot be read."""
+    """Gather the sources. SettingsError if any of them cannot be read."""
     environment = os.environ if environment is None else environment
     try:
         aliases, ignored = netbird_environment(environment)
@@ -324,11 +339,11 @@ def read_settings(
 
 
 def netbird_environment(environment: Mapping[str, str]) -> tuple[list[Given], tuple[str, ...]]:
-    """What NetBird's own names say, and those of them that this proxy does not have.
+    """Values from NetBird's own variables, and the names of those that this proxy does not support.
 
-    A value that NetBird would replace by its default, with a warning, stops our start.
+    A value that NetBird's proxy replaces by its default, with a warning, is an error here.
     """
-    found: list[Given] = []
+    given: list[Given] = []
     problems: list[str] = []
     ignored: list[str] = []
     for name, text in sorted(environment.items()):
@@ -344,14 +359,14 @@ def netbird_environment(environment: Mapping[str, str]) -> tuple[list[Given], tu
             problems.append(f"{'.'.join(path)}: {error} (environment {name})")
             continue
         if value is not None:
-            found.append(Given(path, value, f"environment {name}"))
+            given.append(Given(path, value, f"environment {name}"))
     if directory := environment.get("NB_PROXY_CERTIFICATE_DIRECTORY"):
         cert, key = (environment.get(name) or default for name, default in _CERTIFICATE_FILES.items())
         pair = {"cert": str(Path(directory, cert)), "key": str(Path(directory, key))}
-        found.append(Given(("tls", "certificates"), [pair], "environment NB_PROXY_CERTIFICATE_DIRECTORY"))
+        given.append(Given(("tls", "certificates"), [pair], "environment NB_PROXY_CERTIFICATE_DIRECTORY"))
     if problems:
         raise host.SettingsError(problems)
-    return found, tuple(ignored)
+    return given, tuple(ignored)
 
 
 def _boolean(text: str) -> bool:

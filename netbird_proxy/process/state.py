@@ -1,4 +1,4 @@
-"""What outlives the process: who we are, and each account's keys. A private directory, or no start."""
+"""The state directory: the proxy's id and the accounts' keys. The proxy does not start unless it is private."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,255}")
 
 
 def open_state(directory: Path) -> Path:
-    """The state directory, made if it is not there.
+    """Open the state directory; create it if it does not exist.
 
     Raises:
-        SettingsError: it cannot be used, is another user's, or others can look into it: our keys are in there.
+        SettingsError: the directory cannot be used, belongs to another user, or is open to others, who could read
+            the keys.
     """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = directory.stat()
+        status = directory.stat()
     except FileExistsError as exc:
         raise SettingsError(f"state_directory {directory} is not a directory") from exc
     except OSError as exc:
-        raise SettingsError(f"state_directory {directory} cannot be made: {exc.strerror}") from exc
-    if not stat.S_ISDIR(found.st_mode):
+        raise SettingsError(f"state_directory {directory} cannot be created: {exc.strerror}") from exc
+    if not stat.S_ISDIR(status.st_mode):
         raise SettingsError(f"state_directory {directory} is not a directory")
-    if found.st_uid != os.geteuid():
+    if status.st_uid != os.geteuid():
         raise SettingsError(f"state_directory {directory} belongs to another user: chown it to this one")
-    if found.st_mode & 0o077:
+    if status.st_mode & 0o077:
         raise SettingsError(f"state_directory {directory} is open to others: chmod 700 it")
     if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
         raise SettingsError(f"state_directory {directory} cannot be read and written")
@@ -38,23 +39,23 @@ def open_state(directory: Path) -> Path:
 
 
 def proxy_id(directory: Path) -> str:
-    """This proxy's id, made at its first start. SettingsError where it cannot be read back."""
+    """Read the proxy's id, which the first start creates. SettingsError if it cannot be read or written."""
     path = directory / "proxy_id"
     try:
         if not path.exists():
             fresh = path.with_suffix(".new")
             fresh.write_text(f"netbird-proxy-{uuid.uuid4()}\n")
             fresh.replace(path)
-        found = path.read_text().strip()
+        content = path.read_text().strip()
     except (OSError, UnicodeDecodeError) as exc:
         raise SettingsError(f"{path}: cannot be read: {exc}") from exc
-    if not _ID.fullmatch(found):
-        raise SettingsError(f"{path}: is not a proxy id; remove the file to have a new one made")
-    return found
+    if not _ID.fullmatch(content):
+        raise SettingsError(f"{path}: is not a proxy id; remove the file to get a new one")
+    return content
 
 
 def default_socket(proxy_id: str) -> Path:
-    """Where the socket of a proxy is if nothing else is said."""
+    """The path of a proxy's admin socket where no setting names another."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if os.geteuid() == 0 or not runtime:
         return Path("/run/netbird-proxy") / f"{proxy_id}.sock"

@@ -1,7 +1,7 @@
-"""Who holds up the event loop: code that blocks cannot be stopped, so it is named, counted, and readiness fails.
+"""Detects code that blocks the event loop. It cannot be stopped, so it is logged and counted, and readiness fails.
 
-A thread looks at the loop's pulse. While nothing is wrong that costs a timer four times a second and nothing on a
-request's way: whose step blocks is read off the blocked stack itself, not noted beforehand.
+A thread watches a pulse that the loop gives. A healthy loop pays a timer four times a second, and requests pay nothing,
+because the blocking step is read from the blocked stack instead of being recorded beforehand.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from netbird_proxy.pipeline.endpoint import EndpointApplication
 log = structlog.get_logger("netbird_proxy.watchdog")
 
 PULSE = 0.25
-"""Seconds between two beats of the loop, and between two looks at it, at most."""
+"""Maximum time, in seconds, between two beats of the loop, and between two checks of them."""
 HOLD = 30.0
 """Seconds without a stall after which the process counts as ready again."""
 
 
 class Culprit(NamedTuple):
-    """Whose code held the loop. `plugin` is "core" where no step was being run."""
+    """The code that blocked the loop. `plugin` is "core" where no plugin's step was running."""
 
     plugin: str
     stage: str
@@ -37,14 +37,14 @@ class Culprit(NamedTuple):
 
 
 class Watchdog:
-    """Watches the loop that `watching` is entered in.
+    """Watches the loop that runs when `watching` is entered.
 
     Args:
-        stall: seconds without a beat that count as a stall; 0 watches nothing.
+        stall: seconds without a beat that count as a stall; 0 switches the watchdog off.
         count: called with `loop_stalled`, on the loop once it runs again.
 
     Attributes:
-        last: who held the loop last.
+        last: the code that blocked the loop last.
     """
 
     def __init__(self, stall: float, *, count: Callable[[str], None] = lambda _name: None, hold: float = HOLD) -> None:
@@ -62,7 +62,7 @@ class Watchdog:
 
     @property
     def ready(self) -> bool:
-        """False while the loop stands, and for a while after: what blocks once blocks again."""
+        """False while the loop is blocked, and for a while after, because code that blocks once is likely to again."""
         return not self._stalled and time.monotonic() - self._ended >= self._hold
 
     @contextmanager
@@ -85,20 +85,20 @@ class Watchdog:
             thread.join(1.0)
 
     def _pulse(self) -> None:
-        assert self._loop is not None  # noqa: S101 - watching saw to it
+        assert self._loop is not None  # noqa: S101 - set by `watching`
         self._beat = time.monotonic()
         self._handle = self._loop.call_later(self._pulse_every, self._pulse)
 
     def _watch(self, thread: int) -> None:
-        """What the thread does."""
+        """Watch the beats until `watching` is left; runs in the thread."""
         looked, spent = time.monotonic(), time.process_time()
         while not self._stop.wait(self._pulse_every):
             before, spent_before = looked, spent
             looked, spent = time.monotonic(), time.process_time()
             gap = looked - before
             if gap > self._stall / 2 and spent - spent_before < gap / 10:
-                # This thread was held up as well, and not by code that keeps the interpreter's lock (a regular
-                # expression): the whole process was stopped, or starves.
+                # This thread was late too, and no code kept the interpreter's lock meanwhile (as a regular expression
+                # does): the whole process was stopped, or got no processor time.
                 self._beat = max(self._beat, looked)
             silent = looked - self._beat
             if silent < self._stall:
@@ -121,7 +121,7 @@ class Watchdog:
 
 
 def blame(frame: FrameType | None) -> Culprit:
-    """Whose step a stack is in, by the innermost frame that runs one."""
+    """Find the step that a stack runs, by the innermost frame that runs one."""
     where = f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}" if frame is not None else "unknown"
     while frame is not None:
         if frame.f_globals.get("__name__", "").startswith("netbird_proxy.pipeline."):

@@ -185,7 +185,7 @@ WRONG_PLUGINS = {
     "waits": "plugin waits: restrict is `async def`: hooks are plain `def`; code that awaits belongs in the step",
     "misspells": "plugin misspells: restirct is not a hook of this host (did you mean restrict?)",
     "invents": "plugin invents: restrict takes `rout`, which is not one of its arguments (did you mean route?)",
-    "claims_nothing": "plugin claims_nothing: claims privat, which is no field of a mapping",
+    "claims_nothing": "plugin claims_nothing: claims privat, which is not a field of a mapping",
     "cannot_start": "plugin cannot_start: lifespan could not start: OSError: no cache",
     "says_nothing": "plugin says_nothing: has no describe hooks: define exactly one `describe`",
 }
@@ -215,7 +215,7 @@ def test_the_state_directory_is_private(home: Path) -> None:
     assert refused(home, GOOD) == ["state_directory state is open to others: chmod 700 it"]
     (home / "state").chmod(0o700)
     (home / "state" / "proxy_id").write_text("what is this?")
-    assert refused(home, GOOD) == ["state/proxy_id: is not a proxy id; remove the file to have a new one made"]
+    assert refused(home, GOOD) == ["state/proxy_id: is not a proxy id; remove the file to get a new one"]
 
 
 def test_a_taken_address_stops_the_start(home: Path) -> None:

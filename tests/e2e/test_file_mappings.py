@@ -73,7 +73,8 @@ async def test_bad_file_stops_the_start(tmp_path: Path, command: str) -> None:
         code, out, err = await processes.run([str(BIN / "netbird-proxy"), command, "--config", str(config)])
     assert (code, out) == (2, "")
     assert err.splitlines() == [
-        f"netbird-proxy: mappings_file: {file}:5: mapping[0].privat: there is no such field; did you mean private?",
+        f"netbird-proxy: mappings_file: {file}:5: mapping[0].privat: "
+        "this field is not supported; did you mean private?",
         f"netbird-proxy: mappings_file: {file}:6: mapping[0].pass_host_header: expected true or false, not a number",
     ]
 
@@ -87,7 +88,7 @@ async def test_nothing_to_serve_stops_the_start(tmp_path: Path, extra: str) -> N
         config.write_text(kept if extra else kept.replace(f'mappings_file = "{file}"\n', ""))
         code, _, err = await processes.run([str(BIN / "netbird-proxy"), "run", "--config", str(config)])
     assert code == 2
-    assert ("tunnels need a [management] section" if extra else "nothing says what to serve") in err
+    assert ("tunnels need a [management] section" if extra else "a source of mappings is required") in err
 
 
 async def test_good_file_is_good(tmp_path: Path) -> None:

@@ -428,7 +428,7 @@ async def status_words(_directory: Path) -> None:
     counters: Counter[str] = Counter()
     reports = StatusReports(FakeManagement(), lambda name: counters.update([name]))
     for number in range(status.LIMIT + 3):
-        reports.say(Status(ServiceId(str(number)), AccountId("a"), PROXY_STATUS_ACTIVE))
+        reports.report(Status(ServiceId(str(number)), AccountId("a"), PROXY_STATUS_ACTIVE))
     assert len(reports._waiting) == status.LIMIT
     assert next(iter(reports._waiting)) == "3"
     assert counters == {"statuses_dropped": 3}

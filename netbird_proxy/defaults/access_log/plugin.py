@@ -32,13 +32,13 @@ class AccessLogOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     output: Annotated[str, Field(min_length=1)] = "stdout"
-    """`stdout`, `stderr`, `off`, or a file's path."""
+    """Destination of the lines: `stdout`, `stderr`, `off`, or a file's path."""
     flush_interval: Annotated[float, Field(gt=0, le=10)] = 0.05
-    """Seconds that lines are gathered before they are written together."""
+    """Maximum time, in seconds, that lines are gathered; then they are written together."""
     management: bool = True
-    """Tell management of each exchange."""
+    """Report each exchange to management."""
     queue: Annotated[int, Field(ge=1)] = 4096
-    """Entries that wait for management; more are dropped and counted."""
+    """Maximum number of entries that wait for management; further ones are dropped and counted."""
 
 
 class AccessLog:

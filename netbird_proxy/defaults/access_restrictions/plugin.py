@@ -42,9 +42,10 @@ class AccessRestrictionsOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     geo_database: Path | None = None
-    """A database of countries in MaxMind's format (`.mmdb`). Without one, services with country rules are closed."""
+    """A country database in MaxMind's format (`.mmdb`). Without it, services with country rules are closed."""
     geo_interval: float = Field(30.0, ge=0.01, le=86_400)
-    """Seconds between looks whether its file is another: after two of them it is read anew."""
+    """Interval, in seconds, at which the database file is checked; a file that changed, and is the same at the next
+    check, is loaded."""
 
 
 class AccessRestrictions:

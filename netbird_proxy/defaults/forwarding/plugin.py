@@ -30,11 +30,11 @@ class ForwardingOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     trusted_proxies: tuple[IPvAnyNetwork, ...] = ()
-    """Proxies in front of this one, whose word about the client is taken. Never on a tunnel."""
+    """Networks of proxies in front of this one, whose forwarding field names the client. Never applied in a tunnel."""
     field: Literal["x-forwarded-for", "forwarded"] = "x-forwarded-for"
-    """Where those proxies say it. Whichever they do not write themselves may be a client's own."""
+    """The field that those proxies write. Set it to that one: a client can forge the other."""
     forwarded: bool = False
-    """Tell upstreams in `Forwarded` (RFC 7239) too."""
+    """Send `Forwarded` (RFC 7239) to upstreams too."""
 
 
 class Forwarding:

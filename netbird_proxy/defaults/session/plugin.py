@@ -48,10 +48,12 @@ class SessionOptions(BaseModel):
     """`[session]` in the settings file.
 
     Attributes:
-        templates: a directory whose files stand in for the pages' own, by name.
-        accept: plugins whose identities open routes with schemes, besides this one's and private_service's.
-        confirm_seconds: after which a single sign-on session is asked about again.
-        stale_seconds: for which it goes on where management cannot be asked.
+        templates: a directory with templates that replace the built-in pages of the same file name.
+        accept: plugins whose identities routes with login schemes accept, besides this one's and private_service's.
+        confirm_seconds: maximum time between two confirmations of a single sign-on session by management; on expiry
+            the next request causes one.
+        stale_seconds: maximum time that a session stays valid without a confirmation while management cannot be
+            reached; on expiry its requests are answered 503.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

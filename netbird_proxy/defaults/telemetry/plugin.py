@@ -43,13 +43,14 @@ class TelemetryOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     otlp_endpoint: str = ""
-    """`http://host:4317` or `https://host:4317` (OTLP over gRPC). Empty: no traces; trace headers pass untouched."""
+    """The collector: `http://host:4317` or `https://host:4317` (OTLP over gRPC). If empty, no traces are made,
+    and trace headers pass unchanged."""
     sample: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Which part of the exchanges is traced."""
+    """Fraction of the exchanges that are traced, from 0 to 1."""
     service_name: Annotated[str, Field(min_length=1)] = "netbird-proxy"
-    """`service.name` of every span."""
+    """The attribute `service.name` of every span."""
     interval: Annotated[float, Field(gt=0, le=60)] = 1.0
-    """Seconds that spans are gathered before they are sent together."""
+    """Maximum time, in seconds, that spans are gathered; then they are sent together."""
 
     @model_validator(mode="after")
     def _known_scheme(self) -> Self:

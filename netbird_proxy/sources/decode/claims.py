@@ -1,7 +1,7 @@
-"""Who understands what a mapping says: every field that is set must have somebody who does.
+"""Checks that each field which a mapping sets is claimed by the core or by a loaded plugin.
 
-A field that nobody understands may be the one that keeps people out, so a mapping that sets it is refused; and a
-field that guards is noted under the plugin that has to enforce it, so that compiling can check that it does.
+An unclaimed field may be the one that keeps clients out, so a mapping that sets one is refused. A field that guards is
+recorded under the plugin that must enforce it, so that compiling can check that the plugin does.
 """
 
 from __future__ import annotations
@@ -59,25 +59,25 @@ CORE_CLAIMS: Final = frozenset(
         f"path.plugin_settings.{CORE}",
     }
 )
-"""What the proxy itself understands: nothing in here guards anything."""
+"""Fields that the core understands. None of them guards."""
 
 _SPELLINGS: Final = {"direct_upstream_11": "direct_upstream"}
 _SETTINGS: Final = "plugin_settings"
 _CONTAINERS: Final = frozenset({"path", "path.options", _SETTINGS, f"path.{_SETTINGS}"})
-"""Claiming one of these whole would claim what other plugins guard with."""
+"""Messages that no plugin may claim whole, because other plugins guard with fields in them."""
 
 _STRICT: Final = frozenset(
     kind.DESCRIPTOR.full_name for kind in (ProxyMapping, Authentication, HeaderAuth, AccessRestrictions)
 )
-"""Where an unknown field or enum value may be a guard."""
+"""Messages in which an unknown field or enum value may be a guard."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimedFields:
-    """What one message sets.
+    """The fields that one message sets.
 
     Attributes:
-        unclaimed: dotted names of set fields that nobody understands.
+        unclaimed: dotted names of set fields that neither the core nor a plugin claims.
         guarding: dotted names of set fields that guard, by the plugin that must enforce them.
     """
 
@@ -86,27 +86,27 @@ class ClaimedFields:
 
 
 class Claims:
-    """All claims together: the core's, and those of the loaded plugins."""
+    """The claims of the core and of the loaded plugins."""
 
     def __init__(self, claims: Mapping[str, tuple[PluginId, Claim]]) -> None:
-        """Raises PluginFailed for a claim of a field that is not there: a misspelt one would guard nothing."""
+        """Raises PluginFailed for a claim of a field that does not exist: a misspelt one would guard nothing."""
         self._core = frozenset(_parts(name) for name in CORE_CLAIMS)
         self._claims = {_parts(name): owned for name, owned in claims.items()}
         for name, (plugin, _) in claims.items():
             if name in CORE_CLAIMS:
                 raise PluginFailed(plugin, f"claims {name}, which is the core's")
             if name in _CONTAINERS:
-                raise PluginFailed(plugin, f"claims {name} whole: claim what is in it, field by field")
+                raise PluginFailed(plugin, f"claims {name} whole: claim its fields one by one")
             if not _exists(_parts(name)):
-                raise PluginFailed(plugin, f"claims {name}, which is no field of a mapping")
+                raise PluginFailed(plugin, f"claims {name}, which is not a field of a mapping")
         self.names: tuple[str, ...] = tuple(sorted(claims))
 
     def judge(self, mapping: ProxyMapping) -> ClaimedFields:
-        """Everything but the targets. Raises RouteRefused when a plugin's predicate fails."""
+        """Check all fields but those of targets. Raises RouteRefused if a plugin's predicate fails."""
         return self._judge(mapping, (), skip=frozenset({"path"}))
 
     def judge_path(self, path: PathMapping) -> ClaimedFields:
-        """One target. Raises RouteRefused when a plugin's predicate fails."""
+        """Check the fields of one target. Raises RouteRefused if a plugin's predicate fails."""
         return self._judge(path, ("path",))
 
     def _judge(self, message: Message, prefix: Parts, *, skip: Collection[str] = ()) -> ClaimedFields:
@@ -117,7 +117,7 @@ class Claims:
             if cover is None:
                 unclaimed.append(".".join(parts))
             elif cover in self._claims:
-                # A claim of a whole message is asked about the message, of a field about the field.
+                # The predicate gets the value at the level of the claim: the message, or the field.
                 claimed[cover] = value if cover == parts else owners[cover]
         guarding: dict[PluginId, list[str]] = {}
         for parts, value in claimed.items():
@@ -127,7 +127,7 @@ class Claims:
         return ClaimedFields(tuple(unclaimed), {plugin: tuple(fields) for plugin, fields in guarding.items()})
 
     def _cover(self, parts: Parts) -> Parts | None:
-        """The closest claim: of the field itself, else of a message around it."""
+        """The closest claim: of the field itself, else of the nearest message around it."""
         for length in range(len(parts), 0, -1):
             around = parts[:length]
             if around in self._claims or around in self._core:
@@ -136,10 +136,10 @@ class Claims:
 
 
 def unknown_in(mapping: ProxyMapping, *, tolerate: Collection[int] = ()) -> tuple[list[str], list[str]]:
-    """What stands in a mapping that our declarations do not know: what refuses it, and what is merely ignored.
+    """Find fields and values that our declarations lack. Returns those that refuse the mapping, and those ignored.
 
     Args:
-        tolerate: field numbers of ProxyMapping itself that the operator has judged harmless.
+        tolerate: field numbers of ProxyMapping itself that the operator declared harmless.
     """
     refusing: list[str] = []
     ignored: list[str] = []
@@ -158,25 +158,26 @@ def unknown_in(mapping: ProxyMapping, *, tolerate: Collection[int] = ()) -> tupl
 
 def _judge_middlewares(options: PathTargetOptions, refusing: list[str], ignored: list[str]) -> None:
     try:
-        found = middlewares.middlewares_of(options)
+        present = middlewares.middlewares_of(options)
     except middlewares.BadMiddlewares:
         refusing.append("path.options.middlewares (unreadable)")
         return
-    for one in found:
-        (refusing if middlewares.guards(one) else ignored).append(f"path.options.middlewares ({one.id or 'unnamed'})")
+    for middleware in present:
+        names = refusing if middlewares.guards(middleware) else ignored
+        names.append(f"path.options.middlewares ({middleware.id or 'unnamed'})")
 
 
 def _guards(plugin: PluginId, claim: Claim, value: Any) -> bool:
     try:
         verdict: object = claim.guards(value)
     except Exception as error:
-        # A plugin's code: whatever it raises, nobody has said that the field is harmless.
+        # A plugin's code may raise any exception, and then the field has not been declared harmless.
         raise RouteRefused(f"plugin {plugin} could not judge {claim.field}: {type(error).__name__}") from error
     return verdict is not False
 
 
 def _parts(name: str) -> Parts:
-    """A dotted name, apart. What follows `plugin_settings` is one key, whatever dots stand in it."""
+    """Split a dotted name. The text after `plugin_settings.` is one key, even if it contains dots."""
     head, mark, key = name.partition(f"{_SETTINGS}.")
     return (*filter(None, head.split(".")), *((_SETTINGS, key) if mark else ()))
 
@@ -205,7 +206,7 @@ def _is_ours(field: FieldDescriptor) -> bool:
 def _set_fields(
     message: Message, prefix: Parts, skip: Collection[str] = ()
 ) -> Iterator[tuple[Parts, Any, dict[Parts, Any]]]:
-    """Each field that says something: where, what, and the messages around it by where they stand."""
+    """Yield each field with a value: its path, the value, and the messages around it by their paths."""
     yield from _walk(message, prefix, {prefix: message}, skip)
 
 

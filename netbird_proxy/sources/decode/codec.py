@@ -1,8 +1,8 @@
-"""From the wire to the model: a mapping as management or a file says it, judged, and made into routes.
+"""Decodes mappings of management or of a file from the wire into routes of the model.
 
-Nothing here raises over what a mapping says: a mapping that cannot be served as it is comes back refused, with one
-sentence that says why, so that whoever applies it can close its host. What matters is that nothing is *left out*: a
-field without a plugin that understands it refuses the whole mapping.
+Decoding raises no error about a mapping's content: a mapping that cannot be served is returned as refused, with one
+sentence that names the reason, so that its host can be closed. No field is *left out*: a field that no plugin claims
+refuses the whole mapping.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ _KINDS: Final[dict[Mode, Kind]] = {"http": "http", "tcp": "stream", "tls": "stre
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A mapping, and what was left out of it without harm: names for a log line, no values."""
+    """A mapping, and the names, without values, of fields that were ignored because they are harmless."""
 
     mapping: ServiceMapping
     ignored: tuple[str, ...] = ()
 
 
 class Codec:
-    """Knows the loaded plugins, and reads mappings for them."""
+    """Decodes mappings for the loaded plugins."""
 
     def __init__(self, hooks: Hooks, *, tolerate: Collection[int] = ()) -> None:
         """Args:
-            tolerate: field numbers of ProxyMapping that are ignored instead of refusing the mapping: the operator's
-                word that a newer management's field guards nothing.
+            tolerate: field numbers of ProxyMapping that are ignored instead of refusing the mapping: the operator
+                declares that these fields of a newer management guard nothing.
 
         Raises:
-            PluginFailed: a plugin claims what is not there, or not its to claim.
+            PluginFailed: a plugin claims a field that does not exist, or that it may not claim.
         """
         self._claims = Claims(hooks.claims)
         self._capabilities = frozenset(hooks.capabilities)
@@ -56,14 +56,14 @@ class Codec:
         self._tolerate = frozenset(tolerate)
 
     def decode(self, wire: ProxyMapping, *, source: str) -> Decoded:
-        """The mapping in the model. `wire` is neither kept nor changed.
+        """Decode a mapping. `wire` is neither kept nor changed.
 
-        A removal needs no decoding: its id says everything.
+        A removal needs no decoding, because its id is enough.
         """
         # The one-time token is for the tunnel alone: neither plugins nor the digest see it.
-        said = ProxyMapping()
-        said.CopyFrom(wire)
-        said.ClearField("auth_token")
+        shown = ProxyMapping()
+        shown.CopyFrom(wire)
+        shown.ClearField("auth_token")
         ignored: list[str] = []
         mapping = ServiceMapping(
             id=ServiceId(wire.id),
@@ -73,78 +73,78 @@ class Codec:
             host="",
             domain=wire.domain,
             routes=(),
-            digest=_digest(said),
+            digest=_digest(shown),
             auth_token=wire.auth_token,
             listen_port=wire.listen_port,
         )
         try:
-            # First of all the host: whatever else is wrong, this is what has to be closed.
-            mapping = replace(mapping, host=_host(said, mapping.mode))
-            self._judge_envelope(said, ignored)
-            routes = self._routes(said, mapping, ignored)
+            # The host comes first: a mapping that is refused for another reason has its host closed.
+            mapping = replace(mapping, host=_host(shown, mapping.mode))
+            self._judge_envelope(shown, ignored)
+            routes = self._routes(shown, mapping, ignored)
         except RouteRefused as refusal:
             return Decoded(replace(mapping, refused=str(refusal)), tuple(ignored))
         tunneled = wire.private or any(not is_direct(path.options) for path in wire.path)
         return Decoded(replace(mapping, routes=routes, tunneled=tunneled), tuple(ignored))
 
     def capabilities(self, *, private: bool) -> ProxyCapabilities:
-        """What to tell management: NetBird's five, each set, also when false, and the claims of the plugins.
+        """Capabilities to report to management: NetBird's five, set even if false, and the claims of the plugins.
 
         Args:
             private: whether this proxy listens inside its accounts' tunnels.
         """
-        told = self._capabilities
+        declared = self._capabilities
         return ProxyCapabilities(
-            supports_custom_ports="supports_custom_ports" in told,
-            require_subdomain="require_subdomain" in told,
-            supports_crowdsec="supports_crowdsec" in told,
+            supports_custom_ports="supports_custom_ports" in declared,
+            require_subdomain="require_subdomain" in declared,
+            supports_crowdsec="supports_crowdsec" in declared,
             private=private,
-            supports_private_service="supports_private_service" in told,
+            supports_private_service="supports_private_service" in declared,
             claims=sorted(
-                {ASK_FOR_BOTH, *self._claims.names, *told.difference(ProxyCapabilities.DESCRIPTOR.fields_by_name)}
+                {ASK_FOR_BOTH, *self._claims.names, *declared.difference(ProxyCapabilities.DESCRIPTOR.fields_by_name)}
             ),
         )
 
-    def _judge_envelope(self, said: ProxyMapping, ignored: list[str]) -> None:
-        refusing, harmless = unknown_in(said, tolerate=self._tolerate)
+    def _judge_envelope(self, wire: ProxyMapping, ignored: list[str]) -> None:
+        refusing, harmless = unknown_in(wire, tolerate=self._tolerate)
         ignored += harmless
         if refusing:
-            raise RouteRefused(f"this proxy does not know {', '.join(refusing)}")
-        if said.mode and said.mode not in _KINDS:
-            raise RouteRefused(f"mode {said.mode!r} is none of {', '.join(get_args(Mode))}")
-        if not said.id:
+            raise RouteRefused(f"{', '.join(refusing)} is not supported by this proxy")
+        if wire.mode and wire.mode not in _KINDS:
+            raise RouteRefused(f"mode must be one of {', '.join(get_args(Mode))}, not {wire.mode!r}")
+        if not wire.id:
             raise RouteRefused("the mapping has no id")
-        if said.private and not said.account_id:
+        if wire.private and not wire.account_id:
             raise RouteRefused("a private mapping needs an account")
-        if said.mode in ("tcp", "udp") and not 0 < said.listen_port < 65536:
-            raise RouteRefused(f"listen_port {said.listen_port} is not a port")
-        if said.mode == "tls" and not 0 <= said.listen_port < 65536:
-            raise RouteRefused(f"listen_port {said.listen_port} is not a port")
+        if wire.mode in ("tcp", "udp") and not 0 < wire.listen_port < 65536:
+            raise RouteRefused(f"listen_port {wire.listen_port} is not a port")
+        if wire.mode == "tls" and not 0 <= wire.listen_port < 65536:
+            raise RouteRefused(f"listen_port {wire.listen_port} is not a port")
 
-    def _routes(self, said: ProxyMapping, mapping: ServiceMapping, ignored: list[str]) -> tuple[RouteSpec, ...]:
-        judged = self._claims.judge(said)
-        judged_paths = [self._claims.judge_path(path) for path in said.path]
-        if unclaimed := dict.fromkeys(name for one in (judged, *judged_paths) for name in one.unclaimed):
-            raise RouteRefused(f"no plugin of this proxy understands {', '.join(unclaimed)}")
-        if mapping.mode != "http" and not said.path:
+    def _routes(self, wire: ProxyMapping, mapping: ServiceMapping, ignored: list[str]) -> tuple[RouteSpec, ...]:
+        judged = self._claims.judge(wire)
+        judged_paths = [self._claims.judge_path(path) for path in wire.path]
+        if unclaimed := dict.fromkeys(name for fields in (judged, *judged_paths) for name in fields.unclaimed):
+            raise RouteRefused(f"no plugin of this proxy supports {', '.join(unclaimed)}")
+        if mapping.mode != "http" and not wire.path:
             raise RouteRefused("the mapping has no target")
-        values = self._values(said)
-        core = _core(CoreSettings, said)
-        if core.ask_for_both and (said.private or not _has_schemes(said)):
+        values = self._values(wire)
+        core = _core(CoreSettings, wire)
+        if core.ask_for_both and (wire.private or not _has_schemes(wire)):
             raise RouteRefused(f"settings of {CORE}: ask_for_both is for public services with a way to log in")
         routes: dict[bytes, RouteSpec] = {}
-        for path, judged_path in zip(said.path, judged_paths, strict=True):
+        for path, judged_path in zip(wire.path, judged_paths, strict=True):
             route = RouteSpec(
                 service=mapping.id,
                 account=mapping.account,
                 host=mapping.host,
                 domain=mapping.domain,
                 prefix=raw_prefix(path.path) if mapping.mode == "http" else b"",
-                upstreams=(self._upstream(said, path, mapping.mode, ignored),),
+                upstreams=(self._upstream(wire, path, mapping.mode, ignored),),
                 kind=_KINDS[mapping.mode],
                 strip_prefix=path.options.path_rewrite != PATH_REWRITE_PRESERVE,
-                pass_host_header=said.pass_host_header,
-                rewrite_redirects=said.rewrite_redirects,
+                pass_host_header=wire.pass_host_header,
+                rewrite_redirects=wire.rewrite_redirects,
                 pass_ambiguous=core.ambiguous_path == "pass",
                 same_origin=core.same_origin,
                 preflight_origins=core.preflight_origins,
@@ -156,10 +156,10 @@ class Codec:
             routes[route.prefix] = _merged(present, route) if present else route
         return tuple(routes.values())
 
-    def _values(self, said: ProxyMapping) -> dict[type, Any]:
-        return {model: _read(plugin, model, said) for plugin, model in self._settings}
+    def _values(self, wire: ProxyMapping) -> dict[type, Any]:
+        return {model: _read(plugin, model, wire) for plugin, model in self._settings}
 
-    def _upstream(self, said: ProxyMapping, path: PathMapping, mode: Mode, ignored: list[str]) -> Upstream:
+    def _upstream(self, wire: ProxyMapping, path: PathMapping, mode: Mode, ignored: list[str]) -> Upstream:
         options = path.options
         if options.proxy_protocol:
             if mode != "http":
@@ -171,9 +171,9 @@ class Codec:
             scheme, address, raw_path = mode, stream_target(path.target), b"/"
         core = _core(CoreTargetSettings, path)
         if scheme != "https" and (core.ca or core.server_name):
-            raise RouteRefused(f"the target of path {path.path!r} has settings for TLS and is not https")
+            raise RouteRefused(f"the target of path {path.path!r} has settings for TLS, so it must be https")
         if core.ca and options.skip_tls_verify:
-            raise RouteRefused(f"the target of path {path.path!r} has a ca and skips verification: choose one")
+            raise RouteRefused(f"the target of path {path.path!r} must not have both a ca and skip_tls_verify")
         return Upstream(
             scheme=scheme,  # type: ignore[arg-type]  # one of the five by now
             address=address,
@@ -184,29 +184,29 @@ class Codec:
             disable_access_log=options.disable_access_log,
             ca=core.ca,
             server_name=core.server_name,
-            values={model: _read(plugin, model, said, path) for plugin, model in self._target_settings},
+            values={model: _read(plugin, model, wire, path) for plugin, model in self._target_settings},
         )
 
 
-def _digest(said: ProxyMapping) -> bytes:
-    """Of everything a mapping says but its token, and but whether it is created or modified."""
-    kept = ProxyMapping()
-    kept.CopyFrom(said)
-    kept.ClearField("type")
-    return hashlib.sha256(kept.SerializeToString(deterministic=True)).digest()
+def _digest(wire: ProxyMapping) -> bytes:
+    """Hash a mapping without its type, so that a creation and an identical modification have one digest."""
+    digested = ProxyMapping()
+    digested.CopyFrom(wire)
+    digested.ClearField("type")
+    return hashlib.sha256(digested.SerializeToString(deterministic=True)).digest()
 
 
-def _host(said: ProxyMapping, mode: Mode) -> str:
-    if mode in ("tcp", "udp") and not said.domain:
+def _host(wire: ProxyMapping, mode: Mode) -> str:
+    if mode in ("tcp", "udp") and not wire.domain:
         return ""
     try:
-        return fold_host(said.domain)
+        return fold_host(wire.domain)
     except ValueError:
-        raise RouteRefused(f"domain {said.domain!r} is not a host") from None
+        raise RouteRefused(f"domain {wire.domain!r} is not a host") from None
 
 
-def _has_schemes(said: ProxyMapping) -> bool:
-    auth = said.auth
+def _has_schemes(wire: ProxyMapping) -> bool:
+    auth = wire.auth
     return bool(auth.password or auth.pin or auth.oidc or auth.header_auths)
 
 
@@ -219,12 +219,13 @@ def _core(model: type[C], message: ProxyMapping | PathMapping) -> C:
 
 
 def _wrong(error: ValidationError) -> str:
-    """Where and what; never the values, some of which are secrets."""
-    return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_input=False))
+    """Format the fields and problems of an error, without values, because some are secrets."""
+    problems = error.errors(include_input=False)
+    return "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in problems)
 
 
 def _read(plugin: PluginId, model: type[Any], *arguments: ProxyMapping | PathMapping) -> Any:
-    """What a plugin's model makes of a mapping."""
+    """Read a plugin's settings from a mapping. Raises RouteRefused if the plugin cannot."""
     try:
         value = model.from_wire(*arguments)
     except ValidationError as error:
@@ -232,7 +233,7 @@ def _read(plugin: PluginId, model: type[Any], *arguments: ProxyMapping | PathMap
     except ValueError as error:
         raise RouteRefused(f"plugin {plugin} cannot use its settings: {error}") from error
     except Exception as error:
-        # A plugin's code: whatever else it raises is its failure, and its route stays closed.
+        # A plugin's code may raise any exception; then its route stays closed.
         raise RouteRefused(f"plugin {plugin} failed to read its settings: {type(error).__name__}") from error
     if not isinstance(value, model):
         raise RouteRefused(f"plugin {plugin} read its settings as {type(value).__name__}, not {model.__name__}")
@@ -240,16 +241,17 @@ def _read(plugin: PluginId, model: type[Any], *arguments: ProxyMapping | PathMap
 
 
 def _together(
-    one: Mapping[PluginId, tuple[str, ...]], other: Mapping[PluginId, tuple[str, ...]]
+    first: Mapping[PluginId, tuple[str, ...]], second: Mapping[PluginId, tuple[str, ...]]
 ) -> dict[PluginId, tuple[str, ...]]:
-    found = dict(one)
-    for plugin, fields in other.items():
-        found[plugin] = tuple(dict.fromkeys((*found.get(plugin, ()), *fields)))
-    return found
+    union = dict(first)
+    for plugin, fields in second.items():
+        union[plugin] = tuple(dict.fromkeys((*union.get(plugin, ()), *fields)))
+    return union
 
 
-def _merged(one: RouteSpec, other: RouteSpec) -> RouteSpec:
-    """Two targets on one prefix are two upstreams of one route."""
-    if one.strip_prefix != other.strip_prefix:
-        raise RouteRefused(f"the targets of path {one.prefix.decode()!r} differ in path_rewrite")
-    return replace(one, upstreams=one.upstreams + other.upstreams, guarding=_together(one.guarding, other.guarding))
+def _merged(route: RouteSpec, added: RouteSpec) -> RouteSpec:
+    """Merge two targets on one prefix into one route with two upstreams."""
+    if route.strip_prefix != added.strip_prefix:
+        raise RouteRefused(f"the targets of path {route.prefix.decode()!r} differ in path_rewrite")
+    guarding = _together(route.guarding, added.guarding)
+    return replace(route, upstreams=route.upstreams + added.upstreams, guarding=guarding)

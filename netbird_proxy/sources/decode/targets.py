@@ -1,6 +1,6 @@
-"""Where a mapping leads, read from what operators write: paths, targets, custom headers.
+"""Parses the parts of a mapping that operators write as text: paths, targets and custom headers.
 
-Whatever could be read in two ways is refused here, once, so that nobody behind has to wonder which it was.
+A text with two possible readings is refused here, so that later code never has to choose between them.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from netbird_proxy.api.model import Address
 from netbird_proxy.http.folding import fold_host
 
 _PORTS: Final = {"http": 80, "https": 443}
+# Characters that a raw path contains unescaped, beside letters, digits and `-._`.
 _RAW_PATH: Final = "/%:@!$&'()*+,;=~"
-"""What stands in a raw path as it is, beside letters, digits and `-._`."""
 _BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _BAD_IN_VALUE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _BRACKETED: Final = re.compile(r"\[[0-9A-Fa-f:.]+\](:[0-9]*)?")
 _FRAMING: Final = frozenset(
     b"connection keep-alive proxy-connection te trailer transfer-encoding upgrade content-length host expect".split()
 )
-"""Names that say where a message ends or whom it is for: the core's alone."""
+"""Fields that delimit or address a message. Only the core sets them."""
 
 
 def raw_prefix(path: str) -> bytes:
-    """The raw prefix on a segment's border: `/` for everything."""
+    """The raw prefix, which ends on a segment border; `/` matches every path."""
     path = path or "/"
     if not path.startswith("/"):
         raise RouteRefused(f"path {path!r} does not start with a slash")
     raw = _raw(path, what="path")
     if "//" in raw or any(unquote(segment) in (".", "..") for segment in raw.split("/")):
-        # No request's path would be looked up as that.
+        # No request's path is looked up in this form.
         raise RouteRefused(f"path {path!r} has empty or dot segments")
     return raw.rstrip("/").encode("ascii") or b"/"
 
 
 def _raw(path: str, *, what: str) -> str:
-    """A path as it stands on a request line: escapes stay, what may not stand there is escaped."""
+    """The path as a request line carries it: escapes are kept, and characters not allowed there are escaped."""
     if "?" in path or "#" in path:
         raise RouteRefused(f"{what} {path!r} holds a query or a fragment")
     if _BAD_ESCAPE.search(path):
-        raise RouteRefused(f"{what} {path!r} holds a % that begins no escape")
+        raise RouteRefused(f"{what} {path!r} has a % that begins no escape")
     return quote(path, safe=_RAW_PATH)
 
 
@@ -55,7 +55,7 @@ def http_target(target: str) -> tuple[str, Address, bytes]:
     parts = _split(target)
     if parts.scheme not in _PORTS:
         raise RouteRefused("a target is not an http:// or https:// URL")
-    # The split drops a lone mark: look at the text itself.
+    # urlsplit drops a lone mark, so the text itself is checked.
     if "?" in target or "#" in target:
         raise RouteRefused("a target holds a query or a fragment")
     return parts.scheme, _address(parts, _PORTS[parts.scheme]), _raw(parts.path or "/", what="target path").encode()
@@ -79,11 +79,11 @@ def _split(target: str) -> SplitResult:
 
 
 def _address(parts: SplitResult, default_port: int | None) -> Address:
-    """Where to dial. No message quotes the target: it may hold a password, which is one reason to refuse it."""
+    """The address to dial. No message quotes the target, because it may contain a password."""
     if "@" in parts.netloc:
         raise RouteRefused("a target holds user information")
     if "[" in parts.netloc and not _BRACKETED.fullmatch(parts.netloc):
-        # The split overlooks what stands beside the brackets.
+        # urlsplit overlooks text beside the brackets.
         raise RouteRefused("a target's host or port cannot be read")
     try:
         port = parts.port
@@ -98,15 +98,15 @@ def _address(parts: SplitResult, default_port: int | None) -> Address:
 
 
 def seconds(duration: Duration) -> float | None:
-    """NetBird leaves an unlimited or senseless time out; so do we."""
-    found = duration.seconds + duration.nanos / 1e9
-    return found if found > 0 else None
+    """The duration in seconds; None where it is zero or negative, which NetBird ignores too."""
+    total = duration.seconds + duration.nanos / 1e9
+    return total if total > 0 else None
 
 
-def custom_headers(wanted: Mapping[str, str], ignored: list[str]) -> tuple[tuple[bytes, bytes], ...]:
+def custom_headers(configured: Mapping[str, str], ignored: list[str]) -> tuple[tuple[bytes, bytes], ...]:
     headers: dict[bytes, bytes] = {}
-    for name in sorted(wanted):
-        raw_name, raw_value = name.encode().lower(), wanted[name].encode().strip(b" \t")
+    for name in sorted(configured):
+        raw_name, raw_value = name.encode().lower(), configured[name].encode().strip(b" \t")
         if not TOKEN.fullmatch(raw_name) or _BAD_IN_VALUE.search(raw_value):
             raise RouteRefused(f"custom header {name!r} cannot be sent")
         if is_reserved(raw_name) or fold(raw_name) in _FRAMING:

@@ -1,7 +1,7 @@
-"""Mappings from a TOML file: the fields of the wire's `ProxyMapping`, each complaint with its line, and when to look.
+"""Reads mappings from a TOML file: the fields of the wire's `ProxyMapping`, with the line of each problem.
 
-Reading is all or nothing: a file with one mistake in it is refused as a whole, so that whoever applies it never applies
-half of an edit. What only management can vouch for (people, logins, tunnels) has no place in a file.
+Reading is all or nothing: a file with one mistake is refused as a whole, so that no half of an edit is applied. Fields
+that only management can be trusted with (people, logins, tunnels) are refused in a file.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from netbird_wire.go_duration import parse_nanoseconds
 from netbird_wire.proxy_service_pb2 import ProxyMapping
 
 Where = tuple[str | int, ...]
-"""A way into the document: `("mapping", 0, "path", 1, "target")`."""
+"""A path into the document: `("mapping", 0, "path", 1, "target")`."""
 
 MAX_BYTES: Final = 16 << 20
 SECTION: Final = "mapping"
 _REFUSED: Final = {
-    "type": "is the mapping stream's own",
-    "auth_token": "is the mapping stream's own",
-    "account_id": "belongs to management: a file's services have no account and no tunnel",
+    "type": "belongs to the mapping stream",
+    "auth_token": "belongs to the mapping stream",
+    "account_id": "is management's alone: a file's services have no account and no tunnel",
     "private": "needs peers and groups, which only management knows: a file's services are public",
-    "auth": "needs somebody who judges logins, which is management: a file's services have none",
+    "auth": "needs management, which judges logins: a file's services have none",
 }
 _SPELLINGS: Final = frozenset({"direct_upstream_11"})
 
 
 class MappingsRefused(Exception):
-    """The file cannot be used. One sentence a problem: `FILE:LINE: field: what is wrong`."""
+    """Raised for a file that cannot be used, with one sentence a problem: `FILE:LINE: field: problem`."""
 
     def __init__(self, problems: Iterable[str]) -> None:
         self.problems = tuple(problems)
@@ -47,10 +47,10 @@ class MappingsRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class FileMapping:
-    """One mapping as the file says it.
+    """One mapping of the file.
 
     Attributes:
-        wire: what decoding takes; its account is empty.
+        wire: the mapping as the codec decodes it; its account is empty.
     """
 
     wire: ProxyMapping
@@ -58,15 +58,15 @@ class FileMapping:
     index: int
 
     def problem(self, reason: str, *, path: int | None = None) -> str:
-        """A refusal of this mapping, with the line of what it speaks of, as far as that can be told.
+        """Format a refusal of this mapping, with the line of the field that it names, if that can be found.
 
         Args:
-            path: which of its paths is refused; None where that is not known, or all are.
+            path: index of the refused path; None if it is not known, or all are refused.
         """
         return self.document.problem((SECTION, self.index, *self._about(reason, path)), reason)
 
     def part(self, path: int) -> ProxyMapping:
-        """The mapping with one of its paths alone: whoever refuses that refuses it for this path, or for no path."""
+        """The mapping with only one of its paths; a refusal of it is about this path or about no path."""
         part = ProxyMapping()
         part.CopyFrom(self.wire)
         del part.path[:]
@@ -74,7 +74,7 @@ class FileMapping:
         return part
 
     def _about(self, reason: str, path: int | None) -> Where:
-        """The field that a refusal names, by its own name or dotted."""
+        """Find the field that a refusal names, by its plain or dotted name."""
         inside: Where = () if path is None else ("path", path)
         own = [way[2:] for way in self.document.lines if way[:2] == (SECTION, self.index)]
         ways = sorted(
@@ -90,7 +90,7 @@ class FileMapping:
 
 
 class Document:
-    """One file's text with where things stand in it."""
+    """The text of one file, with the line of each table and key."""
 
     def __init__(self, file: Path, text: str) -> None:
         self.file = file
@@ -106,14 +106,14 @@ class Document:
 
 
 def read_mappings(file: Path, *, edited: bool = False) -> list[FileMapping]:
-    """The mappings of the file.
+    """Read the mappings of the file.
 
     Args:
-        edited: the file replaces one that is in force. One without any mapping is refused then, unless it says so:
-            a file that an editor or a full disk cut to nothing looks the same.
+        edited: the file replaces one that is in force. A file without mappings is then refused unless it has
+            `mapping = []`, because a file that an editor or a full disk truncated looks the same.
 
     Raises:
-        MappingsRefused: with every problem that was found.
+        MappingsRefused: with every problem.
     """
     text = _text(file)
     try:
@@ -121,13 +121,13 @@ def read_mappings(file: Path, *, edited: bool = False) -> list[FileMapping]:
     except tomllib.TOMLDecodeError as error:
         message, _, place = str(error).partition(" (at ")
         line = re.match(r"line (\d+),", place)
-        number = line[1] if line else str(len(text.splitlines()))  # else it says "end of document"
+        number = line[1] if line else str(len(text.splitlines()))  # a problem at the end has no line number
         raise MappingsRefused([f"{file}:{number}: not TOML: {message}"]) from error
     except RecursionError as error:
         raise MappingsRefused([f"{file}: is nested too deeply"]) from error
     document = Document(file, text)
     problems = [
-        document.problem((name,), f"there is no such section; mappings are [[{SECTION}]]")
+        document.problem((name,), f"this section is not supported; mappings are [[{SECTION}]]")
         for name in tree
         if name != SECTION
     ]
@@ -136,7 +136,7 @@ def read_mappings(file: Path, *, edited: bool = False) -> list[FileMapping]:
         raise MappingsRefused([f"{file}: is empty; write `{SECTION} = []` to end all its services"])
     if not isinstance(tables, list):
         raise MappingsRefused([*problems, document.problem((SECTION,), f"write [[{SECTION}]], one for each")])
-    found: list[FileMapping] = []
+    mappings: list[FileMapping] = []
     ids: set[str] = set()
     for index, table in enumerate(tables):
         way: Where = (SECTION, index)
@@ -146,12 +146,12 @@ def read_mappings(file: Path, *, edited: bool = False) -> list[FileMapping]:
             missing = [name for name in ("id", "domain") if not getattr(wire, name)]
             problems.extend(document.problem(way, f"{name} is required") for name in missing)
             if wire.id in ids:
-                problems.append(document.problem((*way, "id"), f"{wire.id!r} is another mapping's id already"))
+                problems.append(document.problem((*way, "id"), f"{wire.id!r} is already the id of another mapping"))
             ids.add(wire.id)
-            found.append(FileMapping(wire, document, index))
+            mappings.append(FileMapping(wire, document, index))
     if problems:
         raise MappingsRefused(problems)
-    return found
+    return mappings
 
 
 def _text(file: Path) -> str:
@@ -176,7 +176,7 @@ def _fill(
     problems: list[str],
     refused: Mapping[str, str] | None = None,
 ) -> bool:
-    """Put a table's values into a message's fields. False, and problems, where it is no table."""
+    """Copy a table's values into a message's fields. Returns False, and adds a problem, if it is not a table."""
     if not isinstance(table, dict):
         problems.append(document.problem(way, f"expected a table, not {_kind(table)}"))
         return False
@@ -188,11 +188,11 @@ def _fill(
             continue
         field = fields.get(name)
         if field is None or name in _SPELLINGS:
-            known = set(fields) - _SPELLINGS
-            near = get_close_matches(name, known, n=1)
-            told = ", ".join(sorted(known - set(refused or ())))
-            hint = f"did you mean {near[0]}?" if near else f"known are: {told}"
-            problems.append(document.problem(at, f"there is no such field; {hint}"))
+            names = set(fields) - _SPELLINGS
+            near = get_close_matches(name, names, n=1)
+            supported = ", ".join(sorted(names - set(refused or ())))
+            hint = f"did you mean {near[0]}?" if near else f"supported are: {supported}"
+            problems.append(document.problem(at, f"this field is not supported; {hint}"))
             continue
         try:
             _set(message, field, value, at, document, problems)
@@ -202,7 +202,7 @@ def _fill(
 
 
 def _set(message: Message, field: Any, value: Any, way: Where, document: Document, problems: list[str]) -> None:
-    """One field. TypeError or ValueError for a value that it cannot have."""
+    """Set one field. Raises TypeError or ValueError for a value that the field cannot have."""
     kind = field.message_type
     if kind is not None and kind.GetOptions().map_entry:
         _set_map(getattr(message, field.name), field, value, way, document, problems)
@@ -235,7 +235,7 @@ def _set_map(target: Any, field: Any, value: Any, way: Where, document: Document
             try:
                 target[name].update(inner)
             except ValueError:
-                problems.append(document.problem((*way, name), "holds what is neither text, number, switch nor list"))
+                problems.append(document.problem((*way, name), "must hold only texts, numbers, switches and lists"))
         else:
             try:
                 target[name] = _scalar(item, inner)
@@ -246,15 +246,15 @@ def _set_map(target: Any, field: Any, value: Any, way: Where, document: Document
 def _scalar(field: FieldDescriptor, value: Any) -> Any:
     if field.enum_type is not None:
         return _enum(field.enum_type, value)
-    wanted: type
+    kind: type
     shown: str
     if field.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
-        wanted, shown = bool, "true or false"
+        kind, shown = bool, "true or false"
     elif field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
-        wanted, shown = str, "a text"
+        kind, shown = str, "a text"
     else:
-        wanted, shown = int, "a whole number"
-    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        kind, shown = int, "a whole number"
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise TypeError(f"expected {shown}, not {_kind(value)}")
     if isinstance(value, int) and not -(2**31) <= value < 2**31:
         raise ValueError(f"{value} is out of range")
@@ -263,7 +263,7 @@ def _scalar(field: FieldDescriptor, value: Any) -> Any:
 
 def _enum(kind: EnumDescriptor, value: Any) -> int:
     prefix = kind.values[0].name.rsplit("_", 1)[0] + "_"
-    names = {one.name.removeprefix(prefix).lower(): one.number for one in kind.values}
+    names = {value.name.removeprefix(prefix).lower(): value.number for value in kind.values}
     if not isinstance(value, str) or value.lower() not in names:
         raise ValueError(f"expected one of {', '.join(names)}")
     return names[value.lower()]
@@ -271,14 +271,14 @@ def _enum(kind: EnumDescriptor, value: Any) -> int:
 
 def _nanoseconds(value: Any) -> int:
     if isinstance(value, str):
-        found = parse_nanoseconds(value)
+        nanoseconds = parse_nanoseconds(value)
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        found = int(value * 1_000_000_000)
+        nanoseconds = int(value * 1_000_000_000)
     else:
         raise TypeError(f"expected seconds, or a duration such as 90s, not {_kind(value)}")
-    if found < 0:
-        raise ValueError("is less than nothing")
-    return found
+    if nanoseconds < 0:
+        raise ValueError("must not be negative")
+    return nanoseconds
 
 
 def _kind(value: object) -> str:
@@ -299,9 +299,9 @@ _NAME = re.compile(r"""[A-Za-z0-9_-]+|"[^"]*"|'[^']*'""")
 
 
 def _positions(text: str) -> dict[Where, int]:
-    """The line of each table header and key of a document that is known to be TOML; the first line of a thing counts.
+    """The line of each table header and key of a valid TOML document; of several lines the first.
 
-    What stands inside inline tables and lists has no line of its own: the one around it is near enough.
+    Entries of inline tables and lists have no line of their own; callers use the line of the entry around them.
     """
     lines: dict[Where, int] = {}
     counts: dict[Where, int] = {}
@@ -326,7 +326,7 @@ def _positions(text: str) -> dict[Where, int]:
 
 
 def _resolved(names: list[str], counts: dict[Where, int], *, begins: bool) -> Where:
-    """The way that a header names: through the latest item of each list of tables on it."""
+    """The path that a header names, through the latest item of each list of tables on it."""
     way: Where = ()
     for position, quoted in enumerate(names):
         way = (*way, quoted.strip("\"'"))

@@ -1,4 +1,4 @@
-"""What the mappings file says, put in force: as a whole or not at all, now and whenever it was edited."""
+"""Applies the mappings file at the start and after each edit, as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -19,48 +19,47 @@ log = structlog.get_logger("netbird_proxy.mappings")
 
 SOURCE = YIELDING
 INTERVAL = 0.5
-"""Seconds between two looks at the file. An edit is taken once it has stood still from one look to the next."""
+"""Seconds between two checks of the file. An edit is applied once the file is the same at two checks."""
 
 Stamp = tuple[int, int, int]
 
 
 def decode_mappings(file: Path, codec: Codec, *, edited: bool = False) -> list[tuple[FileMapping, ServiceMapping]]:
-    """The file's mappings in the model, every one of which this proxy understands.
+    """Read and decode the file's mappings.
 
     Raises:
-        MappingsRefused: with every problem, each with its line.
+        MappingsRefused: with every problem and its line.
     """
     read = read_mappings(file, edited=edited)
     problems: list[str] = []
-    found: list[tuple[FileMapping, ServiceMapping]] = []
+    decoded: list[tuple[FileMapping, ServiceMapping]] = []
     hosts: dict[str, FileMapping] = {}
-    for one in read:
-        mapping = codec.decode(one.wire, source=SOURCE).mapping
+    for item in read:
+        mapping = codec.decode(item.wire, source=SOURCE).mapping
         if mapping.refused:
-            problems.append(_located(one, mapping.refused, codec))
+            problems.append(_located(item, mapping.refused, codec))
             continue
-        if mapping.host and hosts.setdefault(mapping.host, one) is not one:
-            problems.append(
-                one.problem(f"domain {mapping.domain} is mapping {hosts[mapping.host].wire.id!r}'s already")
-            )
-        found.append((one, mapping))
+        if mapping.host and hosts.setdefault(mapping.host, item) is not item:
+            owner = hosts[mapping.host].wire.id
+            problems.append(item.problem(f"domain {mapping.domain} is already the domain of mapping {owner!r}"))
+        decoded.append((item, mapping))
     if problems:
         raise MappingsRefused(problems)
-    return found
+    return decoded
 
 
-def _located(one: FileMapping, reason: str, codec: Codec) -> str:
-    """The refusal with the line of the path that it is about, if it is about one of several."""
-    paths = range(len(one.wire.path))
-    blamed = [path for path in paths if codec.decode(one.part(path), source=SOURCE).mapping.refused == reason]
-    return one.problem(reason, path=blamed[0] if 0 < len(blamed) < len(paths) else None)
+def _located(item: FileMapping, reason: str, codec: Codec) -> str:
+    """Format a refusal with the line of the path that it is about, if that is one of several."""
+    paths = range(len(item.wire.path))
+    blamed = [path for path in paths if codec.decode(item.part(path), source=SOURCE).mapping.refused == reason]
+    return item.problem(reason, path=blamed[0] if 0 < len(blamed) < len(paths) else None)
 
 
 class FileMappings:
-    """Owns the mappings of one file, and no others.
+    """Owns the mappings of one file.
 
     Attributes:
-        refused: why the file as it stands now is not in force; empty when it is.
+        refused: problems for which the current file is not in force; empty if it is in force.
     """
 
     def __init__(self, file: Path, codec: Codec, routing: Routing, *, interval: float = INTERVAL) -> None:
@@ -72,7 +71,7 @@ class FileMappings:
         self.refused: tuple[str, ...] = ()
 
     def start(self) -> None:
-        """Put the file in force for the first time. SettingsError, and nothing is served, where it cannot be."""
+        """Apply the file for the first time. Raises SettingsError, and applies nothing, if the file cannot be used."""
         self._taken = self._stamp()
         try:
             self._apply(decode_mappings(self._file, self._codec))
@@ -81,7 +80,7 @@ class FileMappings:
         self._routing.in_force(SOURCE)
 
     async def run(self) -> None:
-        """Look for edits until cancelled. A bad one changes nothing: the last good set stays in force."""
+        """Apply edits until cancelled. A bad edit changes nothing: the last good mappings stay in force."""
         seen = self._taken
         while True:
             await asyncio.sleep(self._interval)
@@ -98,14 +97,14 @@ class FileMappings:
                 )
 
     def describe(self) -> dict[str, Any]:
-        """For the operator."""
+        """The file's state, as the admin socket shows it."""
         return {"file": str(self._file), "mappings": self._count(), "refused": list(self.refused)}
 
-    def _apply(self, found: list[tuple[FileMapping, ServiceMapping]]) -> None:
-        problems = [one.problem(reason) for one, mapping in found if (reason := self._routing.judge(mapping))]
+    def _apply(self, decoded: list[tuple[FileMapping, ServiceMapping]]) -> None:
+        problems = [item.problem(reason) for item, mapping in decoded if (reason := self._routing.judge(mapping))]
         if problems:
             raise MappingsRefused(problems)
-        reports = self._routing.apply(SOURCE, [mapping for _, mapping in found])
+        reports = self._routing.apply(SOURCE, [mapping for _, mapping in decoded])
         self.refused = ()
         taken = {report.service: report.refused for report in reports if not report.ok}
         log.info(
@@ -121,7 +120,7 @@ class FileMappings:
 
     def _stamp(self) -> Stamp | None:
         try:
-            found = os.stat(self._file)
+            status = os.stat(self._file)
         except OSError:
             return None
-        return found.st_mtime_ns, found.st_size, found.st_ino
+        return status.st_mtime_ns, status.st_size, status.st_ino

@@ -9,7 +9,7 @@ import grpc.aio
 from netbird_proxy.api.errors import ManagementUnavailable
 from netbird_proxy.api.model import AccountId, PublicKey
 
-NO_SECTION = "this proxy has no management: there is no [management] section in its settings"
+NO_SECTION = "this proxy has no management: its settings have no [management] section"
 
 
 class NoManagement:

@@ -1,4 +1,4 @@
-"""The one channel to management, and every unary call on it."""
+"""The gRPC channel to management, and the unary calls on it."""
 
 from __future__ import annotations
 
@@ -24,34 +24,34 @@ from netbird_wire.proxy_service_pb2_grpc import ProxyServiceStub
 MAX_MESSAGE_BYTES = 16 << 20
 """gRPC's own 4 MiB is too small for a batch of 500 large mappings or for a big account's map."""
 AGAIN = 0.05
-"""Seconds before a call is made again that came in between two streams."""
+"""Seconds before a call that came in between two streams is repeated."""
 CREATE_PEER_TIMEOUT = 30.0
 
 
 class Loss(StrEnum):
-    """Why there is no stream. Each has its counter, `management_…`."""
+    """The reason that no stream is open. Each has its counter, `management_…`."""
 
     UNREACHABLE = "unreachable"
-    """Nobody is there, or the connection broke."""
+    """No server answers, or the connection broke."""
     SILENT = "silent"
-    """It is connected, or can be connected to, and does not say a word."""
+    """Management accepts connections, or is connected, and sends nothing."""
     REFUSED = "refused"
-    """It answered, and said no: a token that is not valid, an address that is another's."""
+    """Management refused the proxy, as for an invalid token or another proxy's address."""
     CLOSED = "closed"
-    """It ended the stream itself, as it does when it stops."""
+    """Management ended the stream, as it does when it stops."""
     STALLED = "stalled"
-    """We ended it: a batch of mappings could not be applied in time."""
+    """The proxy ended the stream, because it could not apply a batch of mappings in time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """What it takes to reach management.
+    """The address of management, and the parameters of the connection.
 
     Attributes:
         url: `https://host[:port]` or `http://…` (plaintext; only with allow_insecure).
-        roots: PEM file of roots to trust instead of the system's.
-        silence: seconds without a word after which management is asked for a sign of life.
-        patience: seconds within which it must give one.
+        roots: PEM file of certificate authorities that replace the system's.
+        silence: seconds without a message from management after which a keep-alive ping is sent.
+        patience: maximum time, in seconds, for the reply to it.
     """
 
     url: str
@@ -76,37 +76,37 @@ def open_channel(connection: Connection) -> grpc.aio.Channel:
     target = f"{host}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
     options = [
         ("grpc.keepalive_time_ms", round(connection.silence * 1000)),
-        # The kernel's patience for bytes, and gRPC's own for the answer: with the first alone it would be a minute.
+        # The first bounds unacknowledged bytes, the second the reply: without it, a silent peer would have a minute.
         ("grpc.keepalive_timeout_ms", round(connection.patience * 1000)),
         ("grpc.http2.ping_timeout_ms", round(connection.patience * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-        # The worker has its own back-off; the channel must not add a longer one beneath it.
+        # The mapping stream has its own back-off; the channel must not add a longer one.
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 1_000),
-        # No back-off, this one: how long a connection may take to be made, four round trips of a slow line.
+        # Not a back-off but the time to connect: four round trips on a slow line.
         ("grpc.min_reconnect_backoff_ms", 3_000),
     ]
     if parts.scheme == "https":
         return grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(_roots(connection.roots)), options)
     if not connection.allow_insecure:
         raise SettingsError(
-            f"management.url {connection.url!r} would send the proxy's token in the clear: "
-            "use https://, or set management.allow_insecure = true for a connection nobody else can read"
+            f"management.url {connection.url!r} would send the proxy's token unencrypted: "
+            "use https://, or set management.allow_insecure = true for a connection that is private otherwise"
         )
     return grpc.aio.insecure_channel(target, options)
 
 
 def _roots(path: Path | None) -> bytes | None:
-    """gRPC brings its own roots; an operator expects those of the system."""
-    found = path or ssl.get_default_verify_paths().cafile
-    if not found:
+    """The roots of `path`, or the system's, which operators expect and gRPC does not use by itself."""
+    file = path or ssl.get_default_verify_paths().cafile
+    if not file:
         return None
     try:
-        return Path(found).read_bytes()
+        return Path(file).read_bytes()
     except OSError as exc:
-        raise SettingsError(f"management.roots: {found} cannot be read: {exc.strerror}") from exc
+        raise SettingsError(f"management.roots: {file} cannot be read: {exc.strerror}") from exc
 
 
 class ManagementClient:
@@ -115,10 +115,10 @@ class ManagementClient:
     Attributes:
         connection: the address of management, and this proxy's credentials there.
         stub: the calls of `ProxyService`.
-        tokens: one-time tokens that came with mappings and are not spent.
-        renewal: set when no token is left; the mapping stream then begins anew, as its snapshot brings fresh ones.
-        loss: why the last stream ended or could not be opened; None while there is one, and before the first.
-        initial_sync_complete: a whole snapshot was applied once. It stays true.
+        tokens: unspent one-time tokens that arrived with mappings.
+        renewal: set when no token is left; the mapping stream then starts again, because a snapshot brings new ones.
+        loss: reason that the last stream ended or could not be opened; None while one is open, and before the first.
+        initial_sync_complete: a whole snapshot has been applied once. Never reset.
     """
 
     def __init__(self, connection: Connection, *, count: Callable[[str], object] = lambda _name: None) -> None:
@@ -152,7 +152,7 @@ class ManagementClient:
         return self._up.is_set()
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        # Per-call metadata, not call credentials: gRPC refuses those on plaintext, and we have judged plaintext above.
+        # Per-call metadata, because gRPC refuses call credentials on plaintext, which `open_channel` has judged.
         return (
             ("authorization", f"Bearer {self.connection.token}"),
             ("x-netbird-proxy-id", self.connection.proxy_id),
@@ -160,7 +160,7 @@ class ManagementClient:
 
     @property
     def state(self) -> str:
-        """In one word: `connected`, `connecting`, or why not (`Loss`)."""
+        """`connected`, `connecting`, or the reason that no stream is open (`Loss`)."""
         if self.connected:
             return "connected"
         return "connecting" if self.loss is None else self.loss.value
@@ -183,12 +183,12 @@ class ManagementClient:
             try:
                 return await call(request, timeout=max(0.0, until - loop.time()), metadata=self.metadata())
             except grpc.aio.AioRpcError as exc:
-                # Management is there, and takes no word of a proxy whose stream is just being made anew.
+                # Management answers, but refuses calls of a proxy whose stream is just being opened again.
                 if not (exc.details() or "").startswith(NO_STREAM) or not await self._stream_by(until):
                     raise management_error(method, exc.code().name, exc.details()) from exc
 
     async def _stream_by(self, until: float) -> bool:
-        """Wait for the stream, a moment at least: management may know sooner than we that it is over."""
+        """Wait for the stream, for a moment at least: management may notice its end before this proxy does."""
         try:
             async with asyncio.timeout_at(until):
                 await asyncio.sleep(AGAIN)
@@ -200,14 +200,14 @@ class ManagementClient:
     async def create_proxy_peer(
         self, account: AccountId, public_key: PublicKey, endpoint: str, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Register a tunnel's key with the freshest unspent token; with none left, reconnect for new ones and wait.
+        """Register a tunnel's key with the latest unspent token; if none is left, reconnect for new ones and wait.
 
-        Cancellation while it waits loses nothing. Raises ManagementError; ManagementTimeout after 30 s without a token.
+        Safe to cancel while it waits. Raises ManagementError, and ManagementTimeout after 30 s without a token.
         """
         try:
             async with asyncio.timeout(CREATE_PEER_TIMEOUT):
                 while (token := self.tokens.spend(account, clock())) is None:
-                    # Every snapshot brings a fresh token for each of its mappings.
+                    # Every snapshot brings a new token for each of its mappings.
                     self.renewal.set()
                     await self.tokens.arrival()
         except TimeoutError as exc:

@@ -1,4 +1,4 @@
-"""What stands between the mapping stream and the mappings in force, so that a stop ends both in order."""
+"""The gate between the mapping stream and the mappings in force. A stop closes it before parts that they use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class MappingGate:
         self._limit: asyncio.Timeout | None = None
 
     async def close(self) -> None:
-        """Put nothing in force from now on: what steps are made of is about to go. Ends what is being put."""
+        """Drop further updates and end the one that is being applied, because the parts that steps use will stop."""
         self._closed = True
         if self._limit is not None:
             self._limit.reschedule(asyncio.get_running_loop().time())

@@ -1,4 +1,4 @@
-"""What management says, put in force: decoded, routed, its accounts' tunnels wanted, and its fate reported."""
+"""Applies management's mappings: decodes and routes them, requests tunnels for their accounts, reports statuses."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ log = structlog.get_logger("netbird_proxy.mappings")
 
 SOURCE = "management"
 AT_ONCE = 20
-"""Mappings that are read or compiled before requests get their turn again: half a millisecond each."""
+"""Mappings that are decoded or compiled, half a millisecond each, before requests are served again."""
 
 
 class InboundPorts(Protocol):
-    """Where an account's peers reach this proxy. A port that is not served is None."""
+    """The address and ports on which an account's peers reach this proxy. A port that is not served is None."""
 
     @property
     def address(self) -> str: ...
@@ -48,7 +48,7 @@ class InboundPorts(Protocol):
 
 
 class AccountTunnel(Protocol):
-    """One account's tunnel as it stands: `tunnel` and `inbound` are None while it is not up."""
+    """The state of one account's tunnel. `tunnel` and `inbound` are None while it is not up."""
 
     @property
     def id(self) -> AccountId: ...
@@ -77,13 +77,13 @@ class AccountTunnels(Protocol):
 
 
 class RevocationStore(Protocol):
-    """Takes the sessions that are over before they expire."""
+    """Records sessions that are revoked before they expire."""
 
     def add(self, account: AccountId, *, subject: str, token_hash: bytes, not_before: float) -> None: ...
 
 
 class ManagementMappings:
-    """Implements `client.MappingSink`. Owns the mappings of the stream, and no others."""
+    """Implements `stream.MappingSink`. Owns the mappings of the stream."""
 
     def __init__(
         self,
@@ -100,8 +100,8 @@ class ManagementMappings:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Args:
-        private: whether every account with a mapping has a tunnel, or only those dialed through one.
-        has_certificate: whether HTTPS can be served for a folded host.
+        private: give a tunnel to every account with a mapping, not only to those with upstreams behind one.
+        has_certificate: true if HTTPS can be served for a folded host.
         """
         self._codec = codec
         self._routing = routing
@@ -119,16 +119,16 @@ class ManagementMappings:
         self._seen = set()
 
     def stream_lost(self) -> None:
-        # Without the snapshot's end nothing may be concluded from what did not come.
+        # Without its end, a snapshot does not show which mappings are gone.
         self._seen = None
 
     async def apply(self, update: Update) -> None:
-        # What is in force comes before telling of it: thousands of words would take turns with a snapshot of as many.
-        with self._statuses.held():
+        # Statuses wait until the update is in force; sending thousands of them meanwhile would slow the snapshot down.
+        with self._statuses.paused():
             await self._apply(update)
 
     async def _apply(self, update: Update) -> None:
-        # First of all, so that no answer which was asked for before this can serve anybody after it.
+        # This comes first, so that no answer from before the update is used after it.
         self._distrust(update)
         changed, removed = await self._sorted(update.mapping)
         gone: set[ServiceId] = set()
@@ -152,13 +152,13 @@ class ManagementMappings:
             await asyncio.sleep(0)
         if update.initial_sync_complete:
             self._routing.in_force(SOURCE)
-        self._accounts.want(self._wanted())
+        self._accounts.want(self._accounts_with_tunnels())
         for report in reports:
             self._report(report)
             if self._seen is not None and self._routing.get(SOURCE, report.service) is None:
-                self._seen.discard(report.service)  # one too many: there is nothing of it to reconcile
+                self._seen.discard(report.service)  # refused as one too many, so it is not kept
         for service, account in accounts.items():
-            self._statuses.say(Status(service, account, PROXY_STATUS_TUNNEL_NOT_CREATED))
+            self._statuses.report(Status(service, account, PROXY_STATUS_TUNNEL_NOT_CREATED))
         if update.mapping or gone:
             refused = sum(not report.ok for report in reports)
             log.info(
@@ -171,9 +171,9 @@ class ManagementMappings:
         self._revalidate(update)
 
     def _distrust(self, update: Update) -> None:
-        """Drop what is cached about whoever this is about, and take the revocations."""
+        """Drop cached answers about the callers that an update names, and record its revocations."""
         if update.initial_sync_complete:
-            # What happened while no stream was up was told to nobody.
+            # Changes while no stream was open were not reported to this proxy.
             self._accounts.raise_generations()
         for asked in update.revalidations:
             if asked.account_id:
@@ -189,7 +189,7 @@ class ManagementMappings:
             )
 
     def _revalidate(self, update: Update) -> None:
-        """Ask about the open exchanges that this may have taken the ground from; it is in force by now."""
+        """Revalidate open exchanges that an update, which is in force by now, may affect."""
         if update.initial_sync_complete:
             self._exchanges.revalidate()
             return
@@ -201,31 +201,31 @@ class ManagementMappings:
                 service=ServiceId(asked.service_id) if asked.service_id else None,
             )
         for revoked in update.revocations:
-            # A token's hash says nothing about who is behind it.
+            # A token's hash does not identify a user.
             user = UserId(revoked.subject) if revoked.subject else None
             self._exchanges.revalidate(account=AccountId(revoked.account_id), user=user)
 
     def on_account(self, state: AccountTunnel) -> None:
-        """Tell management about every service of an account whose tunnel came up or was lost."""
+        """Report every service of an account whose tunnel came up or was lost."""
         for served in self._ours():
             if served.mapping.account == state.id:
                 self._report(served.report(changed=False))
 
     def _parted(self, changed: dict[ServiceId, ServiceMapping]) -> tuple[list[ServiceMapping], list[ServiceMapping]]:
-        """Those that must come into force in one step, as hosts change hands among them, and those that need not."""
+        """Split mappings into those that one step must apply, because hosts move between them, and all others."""
         if len(changed) <= AT_ONCE:
             return list(changed.values()), []
-        held = {served.mapping.host: served.mapping.id for served in self._routing}
+        owners = {served.mapping.host: served.mapping.id for served in self._routing}
         together: list[ServiceMapping] = []
         rest: list[ServiceMapping] = []
         for mapping in changed.values():
             old = self._routing.get(SOURCE, mapping.id)
             stays = old is None or old.mapping.host == mapping.host
-            (rest if stays and held.get(mapping.host, mapping.id) == mapping.id else together).append(mapping)
+            (rest if stays and owners.get(mapping.host, mapping.id) == mapping.id else together).append(mapping)
         return together, rest
 
     async def _sorted(self, wires: Iterable[ProxyMapping]) -> tuple[dict[ServiceId, ServiceMapping], set[ServiceId]]:
-        """The last word about each service in a batch."""
+        """The latest mapping of each service in a batch, and the ids of removed services."""
         changed: dict[ServiceId, ServiceMapping] = {}
         removed: set[ServiceId] = set()
         for number, wire in enumerate(wires):
@@ -242,7 +242,7 @@ class ManagementMappings:
             if decoded.ignored:
                 log.info("mapping.ignored_fields", service_id=service, fields=list(decoded.ignored))
             if wire.type not in (UPDATE_TYPE_CREATED, UPDATE_TYPE_MODIFIED):
-                mapping = replace(mapping, refused=f"this proxy does not know the update type {wire.type}")
+                mapping = replace(mapping, refused=f"update type {wire.type} is not supported by this proxy")
             if wire.auth_token:
                 self._tokens.put(mapping.account, service, wire.auth_token, self._clock())
             changed[service] = replace(mapping, auth_token="")
@@ -251,7 +251,7 @@ class ManagementMappings:
     def _ours(self) -> list[AppliedMapping]:
         return [served for served in self._routing if served.mapping.source == SOURCE]
 
-    def _wanted(self) -> frozenset[AccountId]:
+    def _accounts_with_tunnels(self) -> frozenset[AccountId]:
         return frozenset(
             served.mapping.account
             for served in self._routing
@@ -260,7 +260,7 @@ class ManagementMappings:
 
     def _report(self, report: Report) -> None:
         if report.refused:
-            self._statuses.say(Status(report.service, report.account, PROXY_STATUS_ERROR, error=report.refused))
+            self._statuses.report(Status(report.service, report.account, PROXY_STATUS_ERROR, error=report.refused))
             return
         served = self._routing.get(SOURCE, report.service)
         if served is None:
@@ -273,10 +273,10 @@ class ManagementMappings:
             if state.tunnel is None:
                 if state.error:
                     status = PROXY_STATUS_TUNNEL_NOT_CREATED
-                    self._statuses.say(Status(report.service, report.account, status, error=state.error))
+                    self._statuses.report(Status(report.service, report.account, status, error=state.error))
                 return
             if state.inbound is not None:
                 inbound = (state.inbound.address, state.inbound.http_port or 0, state.inbound.https_port or 0)
-        self._statuses.say(
+        self._statuses.report(
             Status(report.service, report.account, PROXY_STATUS_ACTIVE, certificate=certificate, inbound=inbound)
         )

@@ -1,4 +1,4 @@
-"""What management is told about each service: the latest word, delivered until it has been heard."""
+"""Reports the latest status of each service to management, and repeats it until management accepts it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FIRST_DELAY, LONGEST_DELAY = 0.5, 10.0
 TIMEOUT = 5.0
 AT_ONCE = 32
 LIMIT = 131_072
-"""Services that words are waiting about; the oldest word goes first."""
+"""Maximum number of services with a waiting status; above it the oldest is dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +58,10 @@ class Status:
 
 
 class StatusReports:
-    """Sends statuses, some at a time, as each call takes as long as management's store. A newer word about a service
-    replaces an older one that is still waiting, and is not sent beside it."""
+    """Sends statuses, several at a time, because each call takes as long as management's store.
+
+    A newer status of a service replaces an older one that is still waiting.
+    """
 
     def __init__(self, management: ManagementChannel, count: Callable[[str], object] = lambda _name: None) -> None:
         self._management = management
@@ -70,24 +72,24 @@ class StatusReports:
         self._free.set()
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Nothing more is sent meanwhile."""
+    def paused(self) -> Iterator[None]:
+        """Send no further statuses until the context is left."""
         self._free.clear()
         try:
             yield
         finally:
             self._free.set()
 
-    def say(self, status: Status) -> None:
+    def report(self, status: Status) -> None:
         if status.service not in self._waiting and len(self._waiting) >= LIMIT:
-            # Management will ask for all of it when it has lost so much: with the next snapshot.
+            # The next snapshot causes a status of every service again.
             del self._waiting[next(iter(self._waiting))]
             self.count("statuses_dropped")
         self._waiting[status.service] = status
         self._wake.set()
 
     async def run(self) -> None:
-        """Deliver until cancelled. What cannot be delivered now is tried again; what management refuses is dropped."""
+        """Send statuses until cancelled. Failed calls are repeated; a status that management refuses is dropped."""
         backoff = Backoff(FIRST_DELAY, LONGEST_DELAY)
         at_once = AT_ONCE
         while True:
@@ -97,7 +99,7 @@ class StatusReports:
                 self._wake.clear()
                 continue
             async with asyncio.TaskGroup() as group:
-                calls = [group.create_task(self._tell(one)) for one in islice(self._waiting.values(), at_once)]
+                calls = [group.create_task(self._send(status)) for status in islice(self._waiting.values(), at_once)]
             failed = [failure for call in calls if (failure := call.result()) is not None]
             if not failed:
                 backoff.reset()
@@ -109,12 +111,12 @@ class StatusReports:
             await asyncio.sleep(wait)
             at_once = 1
 
-    async def _tell(self, status: Status) -> tuple[Status, ManagementError] | None:
-        """One status, which waits no more once it is heard; what went wrong, if it has to wait."""
+    async def _send(self, status: Status) -> tuple[Status, ManagementError] | None:
+        """Send one status. Returns it with the error if it must be sent again."""
         try:
             await self._management.call("SendStatusUpdate", status.request(), timeout=TIMEOUT)
         except ManagementRefused as exc:
-            # A service that is gone there is the usual case; there is nobody left to tell.
+            # The usual case is a service that management no longer has; its status does not matter.
             log.debug("management.status.refused", service_id=status.service, error=str(exc))
         except ManagementError as exc:
             return status, exc

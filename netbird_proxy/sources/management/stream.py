@@ -1,8 +1,8 @@
 """The stream of mappings from management, connected again whenever it ends.
 
-The stream's life (spec: proxy wire §5): connect, introduce the proxy, take the snapshot batch by batch with an ack for
-each, then changes; whatever ends it, wait and connect again. An attempt counts as connected on the *first message
-received*, not on a successful send, so that a proxy whose token is refused waits longer each time.
+The stream connects, introduces the proxy, receives the snapshot in batches, acknowledges each, and receives changes.
+After any end it waits and connects again. An attempt counts as connected at the *first message received*, not at a
+successful send, so that a proxy whose token is refused waits longer each time.
 """
 
 from __future__ import annotations
@@ -34,30 +34,30 @@ from netbird_wire.proxy_service_pb2 import (
 log = structlog.get_logger("netbird_proxy.control")
 
 REFUSED_FIRST, REFUSED_LONGEST = 0.8, 10.0
-"""Seconds before a management that refused is asked again: the first interval and the longest."""
+"""Seconds before the next attempt after a refusal by management: the first interval and the longest."""
 FAILED_FIRST, FAILED_LONGEST = 0.2, 2.0
-"""The same after anything else. Each wait lies between nothing and twice the interval, so that proxies spread."""
+"""The same after other failures. A wait is between zero and twice the interval, so that proxies spread."""
 FACTOR, SPREAD = 1.7, (0.0, 2.0)
 BACK_SPREAD = 0.5
-"""Seconds over which proxies spread when management is there again, so that they do not all come at once."""
+"""Seconds over which proxies spread their attempts when management is back."""
 
 Update = SyncMappingsResponse | GetMappingUpdateResponse
 
 
 class MappingSink(Protocol):
-    """Where mappings go. One stream at a time; calls never overlap."""
+    """Receives the updates of a stream. One stream is open at a time; calls never overlap."""
 
     def stream_opened(self) -> None:
-        """A new stream begins: what it brings until its snapshot is complete is all there is."""
+        """A new stream begins. Mappings that are not in its snapshot no longer exist."""
 
     async def apply(self, update: Update) -> None:
-        """Apply one message whole, in order, and return when it is in force. Bad mappings are reported, not raised."""
+        """Apply one message, in order, and return when it is in force. Bad mappings raise no error but are reported."""
 
     def stream_lost(self) -> None: ...
 
 
 class MappingStreamStalled(Exception):
-    """A batch took longer than the watchdog allows. It was cancelled, and the stream with it."""
+    """A batch took longer than `batch_watchdog`. The batch and the stream were cancelled."""
 
 
 class MappingStream:
@@ -74,7 +74,7 @@ class MappingStream:
     ) -> None:
         """Args:
         capabilities: called at each connect; all five of NetBird's fields are set, also when false.
-        pick: chooses a wait between two bounds; tests make it steady.
+        pick: chooses a wait between two bounds; tests pass a constant.
         count: adds one to a counter of the process.
         """
         self._client = client
@@ -88,7 +88,7 @@ class MappingStream:
         self._had_message = False
 
     async def run(self) -> None:
-        """Keep the mapping stream up until cancelled."""
+        """Keep the mapping stream open until cancelled."""
         refused = Backoff(REFUSED_FIRST, REFUSED_LONGEST, factor=FACTOR, spread=SPREAD, pick=self._pick)
         failed = Backoff(FAILED_FIRST, FAILED_LONGEST, factor=FACTOR, spread=SPREAD, pick=self._pick)
         while True:
@@ -117,7 +117,7 @@ class MappingStream:
                 await self._pause(failed.next_wait())
 
     async def _pause(self, seconds: float) -> None:
-        """Wait, but no longer than until a management that could not be reached is there again."""
+        """Wait, but only until a management that was unreachable accepts connections again."""
         state = self._client.channel.get_state(try_to_connect=True)
         if state is grpc.ChannelConnectivity.READY:
             await asyncio.sleep(seconds)
@@ -149,7 +149,7 @@ class MappingStream:
                 if exc.code() is not grpc.StatusCode.UNIMPLEMENTED or self._had_message:
                     raise
                 self._sync_supported = False
-                log.info("management.stream.legacy", reason="SyncMappings is not implemented there")
+                log.info("management.stream.legacy", reason="management does not support SyncMappings")
         await self._updates()
 
     async def _sync(self) -> None:
@@ -160,7 +160,7 @@ class MappingStream:
                 await call.write(SyncMappingsRequest(init=self._introduction(SyncMappingsInit)))
                 while (update := await self._next(call)) is not None:
                     await self._take(update)
-                    with suppress(asyncio.InvalidStateError):  # the stream is over already: the next read says how
+                    with suppress(asyncio.InvalidStateError):  # the stream has ended: the next read raises the reason
                         await call.write(SyncMappingsRequest(ack=SyncMappingsAck()))
             except grpc.aio.AioRpcError as exc:
                 if (error := ending.sent(exc)) is not None:
@@ -185,7 +185,7 @@ class MappingStream:
         )
 
     async def _next(self, call: Any) -> Any | None:
-        """The next message, or None at the stream's end or when fresh tokens are wanted."""
+        """The next message; None at the stream's end, or when new tokens are needed."""
         read = asyncio.Task(call.read())
         renew = asyncio.Task(self._client.renewal.wait())
         try:
@@ -212,7 +212,7 @@ class MappingStream:
             async with asyncio.timeout(self._client.connection.batch_watchdog):
                 await self._sink.apply(update)
         except TimeoutError as exc:
-            # Cancelled and awaited before we reconnect, so that it cannot interleave with the next snapshot.
+            # The batch is cancelled and awaited before the next attempt, so that it cannot mix with its snapshot.
             raise MappingStreamStalled(f"a batch of {len(update.mapping)} was not applied in time") from exc
         if update.initial_sync_complete:
             self._client.initial_sync_complete = True
@@ -229,7 +229,7 @@ async def _cancelled_after(call: Any) -> AsyncIterator[None]:
 class _Ending:
     """The status with which the other end ended a call.
 
-    gRPC replaces it by INTERNAL where a write of ours fails afterwards, as an acknowledgment that crosses the end does.
+    gRPC replaces it by INTERNAL if a later write fails, such as an acknowledgment that crosses the end.
     """
 
     def __init__(self, call: Any) -> None:
@@ -241,7 +241,7 @@ class _Ending:
         self._status = _result(self._call.code()), _result(self._call.details())
 
     def sent(self, exc: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError | None:
-        """The error that the other end sent, where it is known, else `exc`; None for an end without one."""
+        """The error that the other end sent, else `exc`; None for an end without an error."""
         if self._status is None or self._status[0] is exc.code():
             return exc
         code, details = self._status
@@ -251,7 +251,7 @@ class _Ending:
 
 
 def _result(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """The result of a coroutine that has nothing left to wait for."""
+    """The result of a coroutine that does not wait."""
     try:
         coroutine.send(None)
     except StopIteration as done:
@@ -260,13 +260,13 @@ def _result(coroutine: Coroutine[Any, Any, Any]) -> Any:
     raise RuntimeError("the coroutine waits")
 
 
+# Texts in gRPC's errors about a connected peer that sends nothing; such errors have no code of their own.
 _SILENCE = ("ping timeout", "keepalive", "settings frame", "timed out", "timeout occurred")
-"""What gRPC says of a peer that is connected and says nothing; it has no code for it."""
 
 
 def _loss(exc: grpc.aio.AioRpcError) -> Loss:
     if exc.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return Loss.REFUSED  # for now: asking again at once would make it worse
+        return Loss.REFUSED  # an immediate retry would add to the load
     error = management_error("SyncMappings", exc.code().name, exc.details())
     if isinstance(error, ManagementRefused):
         return Loss.REFUSED

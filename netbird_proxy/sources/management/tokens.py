@@ -1,4 +1,4 @@
-"""One-time tokens for `CreateProxyPeer`: each mapping brings one, and one is spent per tunnel."""
+"""One-time tokens for `CreateProxyPeer`. Each mapping brings one; each tunnel spends one."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from netbird_host.tables import LatestTable
 from netbird_proxy.api.model import AccountId, ServiceId
 
 LIFETIME = 300.0
-"""Seconds a token is good for after management made it (spec: proxy wire §5.4)."""
+"""Lifetime of a token in seconds, from when management issued it."""
 MARGIN = 20.0
-"""Seconds before its end at which we stop trusting a token: it still has to travel."""
+"""Seconds before its end from which a token is not used, because the call takes time."""
 ACCOUNTS = 16_384
-"""Accounts whose tokens are kept; the one that heard of none for longest goes first. It then asks for new ones."""
+"""Maximum number of accounts with tokens; above it the one with the oldest token loses all. It requests new ones."""
 PER_ACCOUNT = 64
-"""Unspent tokens kept an account; the oldest goes first. A tunnel needs one, so more is only for retries."""
+"""Maximum number of unspent tokens an account; above it the oldest is dropped. Only retries need more than one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class OneTimeToken:
 
 
 class OneTimeTokens:
-    """The unspent tokens by account, freshest last. Times are the caller's monotonic seconds."""
+    """The unspent tokens by account, latest last. Times are the caller's monotonic seconds."""
 
     def __init__(self, count: Callable[[str], object] = lambda _name: None) -> None:
         self.count = count
@@ -35,7 +35,7 @@ class OneTimeTokens:
         self._arrival = asyncio.Event()
 
     def put(self, account: AccountId, service: ServiceId, value: str, now: float) -> None:
-        """Keep a token that came with a mapping; it replaces the service's older one."""
+        """Keep a token that arrived with a mapping; it replaces the service's older one."""
         tokens = self._by_account.get(account)
         if tokens is None:
             tokens = LatestTable(PER_ACCOUNT)
@@ -47,7 +47,7 @@ class OneTimeTokens:
         self._arrival = asyncio.Event()
 
     def spend(self, account: AccountId, now: float) -> OneTimeToken | None:
-        """Take the freshest token that is still good; stale ones are forgotten on the way."""
+        """Remove and return the latest valid token; expired ones are dropped."""
         tokens = self._by_account.get(account)
         while tokens:
             _, token = tokens.popitem(last=True)
@@ -57,7 +57,7 @@ class OneTimeTokens:
         return None
 
     async def arrival(self) -> None:
-        """Wait until some token arrives, of whatever account."""
+        """Wait until a token of any account arrives."""
         await self._arrival.wait()
 
     def __repr__(self) -> str:

@@ -21,11 +21,11 @@ class TunnelOptions(BaseModel):
     section: ClassVar[str] = "tunnel"
 
     ports: tuple[int, ...] = Field(default=DEFAULT_PORTS, validate_default=True)
-    """UDP ports to choose from, one an account: `"51820-51999"`, a number, or a list of both; 0: the system picks."""
+    """UDP ports, one for each account: `"51820-51999"`, a number, or a list of both; 0 lets the system choose."""
     endpoint_host: str = ""
-    """Name or address that stock WireGuard clients are told; empty: they are told nothing, and cannot reach us."""
+    """Host name or address in the configurations of stock WireGuard clients; if empty, they cannot connect."""
     bind: str = ""
-    """Local address of the UDP sockets; empty: all, both families."""
+    """Local address of the UDP sockets; if empty, all addresses of both families."""
 
     @field_validator("ports", mode="before")
     @classmethod

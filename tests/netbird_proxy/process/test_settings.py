@@ -162,9 +162,9 @@ def test_the_token_is_never_shown() -> None:
         ({"NB_PROXY_ADDRESS": ":65536"}, "listen[0].address: expected an address such as"),
         (
             {"NETBIRD_PROXY_LISTEN": '[{address=":1", tls=true, behind_tls_proxy=true}]'},
-            "tls and behind_tls_proxy exclude each other",
+            "tls and behind_tls_proxy must not both be set",
         ),
-        ({"NETBIRD_PROXY_LIMITS__RPC_TIMEOUT": "6s"}, "rpc_timeout is longer than step_deadline"),
+        ({"NETBIRD_PROXY_LIMITS__RPC_TIMEOUT": "6s"}, "rpc_timeout must not be longer than step_deadline"),
         ({"NETBIRD_PROXY_LIMITS__STEP_DEADLIN": "6s"}, "did you mean limits.step_deadline?"),
         (
             {"NETBIRD_PROXY_PRIVATE_SERVICE__X": "1"},

@@ -116,7 +116,7 @@ def test_a_field_that_nobody_claims_refuses_the_mapping(sets: Callable[[ProxyMap
     wire = mapping()
     sets(wire)
     found = decode(bare_codec(), wire).mapping
-    assert found.refused == f"no plugin of this proxy understands {field}"
+    assert found.refused == f"no plugin of this proxy supports {field}"
     assert found.routes == ()
     assert (found.host, found.id) == ("app.example.com", "svc-1")
 
@@ -173,7 +173,7 @@ def test_all_unclaimed_fields_are_named_once() -> None:
     direct(wire)
     wire.path.add(path="/b", target="http://10.0.0.2/").options.direct_upstream = True
     assert decode(bare_codec(), wire).mapping.refused == (
-        "no plugin of this proxy understands auth.oidc, private, path.options.direct_upstream"
+        "no plugin of this proxy supports auth.oidc, private, path.options.direct_upstream"
     )
 
 
@@ -296,7 +296,7 @@ def test_unknown_fields_that_may_guard_refuse(where: str) -> None:
         wire.access_restrictions.MergeFromString(unknown)
     else:
         wire.auth.header_auths.add(header="X").MergeFromString(unknown)
-    assert decode(whole_codec(), wire).mapping.refused == f"this proxy does not know {where}#31"
+    assert decode(whole_codec(), wire).mapping.refused == f"{where}#31 is not supported by this proxy"
 
 
 def test_an_operator_may_tolerate_a_number_of_the_mapping_itself() -> None:
@@ -307,7 +307,7 @@ def test_an_operator_may_tolerate_a_number_of_the_mapping_itself() -> None:
     assert decode(codec, wire) == Decoded(decode(codec, wire).mapping, ("#31",))
     assert decode(codec, wire).mapping.refused == ""
     wire.auth.MergeFromString(b"\xf8\x01\x01")
-    assert decode(codec, wire).mapping.refused == "this proxy does not know auth#31"
+    assert decode(codec, wire).mapping.refused == "auth#31 is not supported by this proxy"
 
 
 def test_unknown_fields_elsewhere_are_reported_and_ignored() -> None:
@@ -325,7 +325,7 @@ def test_an_unknown_type_refuses() -> None:
     """Neither created nor modified nor removed: nobody can say what to do with it."""
     wire = mapping()
     wire.type = 9  # type: ignore[assignment]
-    assert decode(bare_codec(), wire).mapping.refused == "this proxy does not know type=9"
+    assert decode(bare_codec(), wire).mapping.refused == "type=9 is not supported by this proxy"
 
 
 def middlewares(*those: MiddlewareConfig) -> ProxyMapping:
@@ -341,7 +341,7 @@ def test_a_middleware_that_guards_refuses() -> None:
     log = MiddlewareConfig(id="log", enabled=True, slot=MIDDLEWARE_SLOT_ON_RESPONSE)
     waf = MiddlewareConfig(id="waf", enabled=True, slot=MIDDLEWARE_SLOT_ON_REQUEST)
     assert decode(whole_codec(), middlewares(log, waf)).mapping.refused == (
-        "this proxy does not know path.options.middlewares (waf)"
+        "path.options.middlewares (waf) is not supported by this proxy"
     )
     harmless = decode(whole_codec(), middlewares(log))
     assert (harmless.mapping.refused, harmless.ignored) == ("", ("path.options.middlewares (log)",))

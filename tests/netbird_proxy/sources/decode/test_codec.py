@@ -282,7 +282,7 @@ def test_proxy_protocol_is_refused_where_it_would_count() -> None:
 def test_an_unknown_mode_is_refused_and_its_host_closed() -> None:
     """It is not served as HTTP, and what the host served before is closed."""
     message = wire(target(), mode="quic")
-    assert refused(message) == "mode 'quic' is none of http, tcp, udp, tls"
+    assert refused(message) == "mode must be one of http, tcp, udp, tls, not 'quic'"
     assert (decoded(message).mapping.host, decoded(message).mapping.mode) == ("app.example.com", "http")
 
 
@@ -492,8 +492,8 @@ def test_core_reads_its_settings() -> None:
     [
         ({"ambigous": 1}, {}, "https://a/", "this proxy cannot use the settings of core: ambigous: "),
         ({}, {"ca": "hunter2"}, "https://a/", "this proxy cannot use the settings of core: ca: "),
-        ({}, {"ca": CA}, "http://a/", "the target of path '/' has settings for TLS and is not https"),
-        ({}, {"server_name": "x"}, "http://a/", "the target of path '/' has settings for TLS and is not https"),
+        ({}, {"ca": CA}, "http://a/", "the target of path '/' has settings for TLS, so it must be https"),
+        ({}, {"server_name": "x"}, "http://a/", "the target of path '/' has settings for TLS, so it must be https"),
     ],
 )
 def test_settings_of_the_core_that_cannot_be_used_refuse(
@@ -518,4 +518,4 @@ def test_own_roots_and_no_verification_exclude_each_other() -> None:
     write_settings(message.path[0], CORE, {"ca": CA})
     message.path[0].options.skip_tls_verify = True
 
-    assert "choose one" in refused(message)
+    assert "must not have both a ca and skip_tls_verify" in refused(message)

@@ -63,7 +63,7 @@ async def test_many_words_are_on_their_way_together() -> None:
     heard = Heard()
     async with running(heard) as reports:
         for number in range(AT_ONCE + 5):
-            reports.say(word(f"s{number}"))
+            reports.report(word(f"s{number}"))
         assert len(await heard.has(AT_ONCE)) == AT_ONCE
         heard.open.set()
         assert await heard.has(AT_ONCE + 5) == [f"s{number}" for number in range(AT_ONCE + 5)]
@@ -74,8 +74,8 @@ async def test_nothing_is_told_while_mappings_are_put_in_force() -> None:
     heard = Heard()
     heard.open.set()
     async with running(heard) as reports:
-        with suppress(LookupError), reports.held():
-            reports.say(word("app"))
+        with suppress(LookupError), reports.paused():
+            reports.report(word("app"))
             for _ in range(20):
                 await asyncio.sleep(0)
             assert heard.requests == []
@@ -87,10 +87,10 @@ async def test_a_newer_word_goes_after_the_older_one_was_heard() -> None:
     """Two words about one service could overtake each other: the second waits, and the last one is management's."""
     heard = Heard()
     async with running(heard) as reports:
-        reports.say(word("app"))
+        reports.report(word("app"))
         await heard.has(1)
-        reports.say(word("app", error="first"))
-        reports.say(word("app", error="second"))
+        reports.report(word("app", error="first"))
+        reports.report(word("app", error="second"))
         heard.open.set()
         assert await heard.has(2) == ["app", "app"]
         assert heard.requests[1].error_message == "second"
@@ -102,8 +102,8 @@ async def test_what_could_not_be_told_is_told_again_and_what_is_refused_is_not()
     heard.failures = [ManagementRefused("no such service"), ManagementUnavailable("away")]
     heard.open.set()
     async with running(heard) as reports:
-        reports.say(word("again"))
-        reports.say(word("gone"))
+        reports.report(word("again"))
+        reports.report(word("gone"))
         assert await heard.has(3) == ["again", "gone", "again"]
-        reports.say(word("later"))
+        reports.report(word("later"))
         assert await heard.has(4) == ["again", "gone", "again", "later"]

@@ -1,4 +1,4 @@
-"""The comparison with NetBird's proxy: every line of it has a test, or says that it is different and why."""
+"""The comparison with NetBird's proxy: every row names a test, or says that the behavior differs and why."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ SECTIONS = {
 
 def test_every_line_is_tested_or_deliberately_different() -> None:
     """There is no third kind, and no section is empty."""
-    page = (DOCS / "request-path.md").read_text().partition("## Beside NetBird's proxy")[2].partition("\n## ")[0]
-    sections = {name: body for name, _, body in (one.partition("\n") for one in page.split("\n### ")[1:])}
+    page = (DOCS / "netbird-parity.md").read_text().partition("\n## Proxy\n")[2].partition("\n## ")[0]
+    sections = {name: body for name, _, body in (section.partition("\n") for section in page.split("\n### ")[1:])}
     assert set(sections) >= SECTIONS
     for name, body in sections.items():
         rows = [row.strip("| ").split(" | ") for row in body.splitlines() if row.startswith("| ")][1:]
