@@ -138,7 +138,7 @@ def transform_request(route: RouteSpec, proxy: Proxy) -> RequestTransform | None
     Returns: a transform with the names that it owns on this route. If two plugins own a name, the route is refused.
     Order: plugin order, after the core has removed hop-by-hop, reserved and owned names.
     Failure: at apply, refuses the route; per exchange, 503 `step_failed`, nothing dialed.
-    Used by: identity_headers (`trylast`), telemetry (trace context), forwarding, session (keeps credentials).
+    Used by: identity_headers (`trylast`), telemetry (trace context), forwarding.
     """
 
 
