@@ -27,9 +27,9 @@ demo: engine ## Play the story on real processes; ARGS=--once ends after it
 
 test: engine system unit pythons-part stores live mutants ## Everything that continuous integration runs after `make check`
 
-check: setup ## Formatting, lint, types, import rules
+check: setup ## Formatting, lint, types, import rules, and that each mutant finds its guard
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
-	@PYTHONPATH=netbird_overlay $(BIN)/lint-imports
+	@PYTHONPATH=netbird_overlay $(BIN)/lint-imports && $(BIN)/python -m tests.mutants --check
 	@! git grep -q --cached '^source = ' -- '*Cargo.lock' || { echo "Cargo.lock names a registry: build_backend.py says how to call cargo" >&2; exit 1; }
 
 unit: engine ## Tests that need nothing but loopback
