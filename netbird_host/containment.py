@@ -7,6 +7,8 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from netbird_host.tasks import start_owned
+
 T = TypeVar("T")
 
 GRACE = 0.5
@@ -70,7 +72,8 @@ class HungSteps:
         """Count the calling task as hung, and give the client its answer from a new task."""
         self.count += 1
         self.total += 1
-        task = asyncio.get_running_loop().create_task(answer)
+        # No group: the answer outlives the task that is counted as hung.
+        task = start_owned(answer)
         self._answers.add(task)
         task.add_done_callback(self._answers.discard)
 
@@ -115,7 +118,8 @@ class HungSteps:
             PluginCrashed: the code raised a BaseException that is not an Exception, or cancelled itself.
             Exception: as raised by the code.
         """
-        task = asyncio.get_running_loop().create_task(_contained(work))
+        # No group: a group would wait for code that ignores its cancellation.
+        task = start_owned(_contained(work))
         try:
             await asyncio.wait((task,), timeout=timeout)
             if not task.done() and goes_on():

@@ -28,6 +28,7 @@ def run_process(
     """
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         loop = runner.get_loop()
+        # Not `start_owned`: no loop runs yet.
         task = loop.create_task(main, name="main")
         while True:
             try:

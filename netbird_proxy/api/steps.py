@@ -5,6 +5,7 @@ Hooks build, steps run. Settings are validated when a step is built, so a step n
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol, Self
@@ -126,6 +127,16 @@ class Page:
     offers: tuple[Offer, ...] = ()
     retry: bool = False
     by: str = ""
+
+    def for_program(self, accept: bytes) -> Rendered:
+        """The page for a client that wants no HTML: JSON if its `Accept` field names it, else plain text."""
+        if b"json" in accept.lower():
+            answer: dict[str, object] = {"code": self.code, "message": self.sentence, "exchange": self.exchange}
+            if self.offers:
+                answer["methods"] = {offer.method: offer.action for offer in self.offers}
+            return Rendered(json.dumps(answer).encode() + b"\n", content_type=b"application/json")
+        text = f"{self.sentence}\n\ncode: {self.code}\nexchange: {self.exchange}\n"
+        return Rendered(text.encode(), content_type=b"text/plain; charset=utf-8")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import contextlib
 import socket
 from typing import Any
 
+from netbird_host.tasks import start_owned
 from netbird_proxy.listening.connections import Capacity, Connections
 from netbird_proxy.listening.http1 import Http1Protocol
 from netbird_proxy.listening.tls import SHUTDOWN_TIMEOUT, ServerTls
@@ -108,7 +109,8 @@ class Acceptor:
             sock.close()
             return
         sock.setblocking(False)
-        task = self._loop.create_task(self._open(sock, place))
+        # No group: an accepted connection that fails must not end the listener.
+        task = start_owned(self._open(sock, place))
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
 

@@ -21,6 +21,7 @@ from urllib.parse import unquote
 import httptools
 
 from netbird_host.http_fields import retry_after
+from netbird_host.tasks import start_owned
 from netbird_proxy.api.errors import DownstreamError
 from netbird_proxy.asgi import CONNECTION_EXTENSION, ORIGIN_STATE, Scope
 from netbird_proxy.http.framing import STATUS_LINES
@@ -538,7 +539,8 @@ class Http1Protocol(asyncio.Protocol):
         self.current = request
         self._deadline = 0.0
         self._idle = False
-        task = self.loop.create_task(self._run(request, scope))
+        # No group: a request that fails ends its connection only. `connections.tasks` owns the task.
+        task = start_owned(self._run(request, scope))
         request.task = task
         self.connections.tasks.add(task)
 

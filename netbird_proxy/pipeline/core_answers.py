@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -165,10 +164,5 @@ def _worded(exchange: Exchange, page: Page, environment: PageSource) -> tuple[by
             return made.content_type, made.body, [pair for pair in own if pair[0] not in _NOT_A_STEPS]
         except BaseException as exc:  # it is plain code: nobody can have cancelled it
             environment.page_failed(exc)
-    if b"json" in accept:
-        said: dict[str, object] = {"code": page.code, "message": page.sentence, "exchange": page.exchange}
-        if page.offers:
-            said["methods"] = {offer.method: offer.action for offer in page.offers}
-        return b"application/json", json.dumps(said).encode() + b"\n", []
-    body = f"{page.sentence}\n\ncode: {page.code}\nexchange: {page.exchange}\n".encode()
-    return b"text/plain; charset=utf-8", body, []
+    plain = page.for_program(accept)
+    return plain.content_type, plain.body, []

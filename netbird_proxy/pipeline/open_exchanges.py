@@ -10,6 +10,7 @@ from typing import Protocol
 import structlog
 
 from netbird_host.containment import GRACE, HungSteps, describe_error, must_pass
+from netbird_host.tasks import start_owned
 from netbird_proxy.api.exchange import TrailEntry
 from netbird_proxy.api.model import AccountId, Challenge, Deny, PublicKey, RouteSpec, ServiceId, UserId
 from netbird_proxy.pipeline.downstream import Downstream
@@ -224,7 +225,8 @@ class OpenExchanges:
             entry.stop_timer()
             entry.late = loop.call_later(remaining, self._too_late, entry)
             self._asked.add(entry)
-            entry.verdict = loop.create_task(self._revalidate(entry))
+            # No group: it would wait for a verdict that hangs.
+            entry.verdict = start_owned(self._revalidate(entry))
 
     def _too_late(self, entry: OpenExchange) -> None:
         """Cut it by the clock, whatever its steps do: one that hangs must not hold the door open, nor its place."""

@@ -190,8 +190,10 @@ class RequestHeads:
         if length is not None:
             return int(length) > 0, False
         if carried_body is None:
-            # HTTP/2 frames bodies outside the head; under such a server any request but these may have one.
-            return (exchange.http_version >= "2" and exchange.method not in ("GET", "HEAD", "OPTIONS", "TRACE"),) * 2
+            # From HTTP/2 on, bodies are framed outside the head; under such a server any other request may have one.
+            framed_outside = not exchange.http_version.startswith("1.")
+            may_carry = framed_outside and exchange.method not in ("GET", "HEAD", "OPTIONS", "TRACE")
+            return may_carry, may_carry
         return carried_body, carried_body
 
     def _transformed(

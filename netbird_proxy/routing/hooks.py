@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from netbird_host.containment import describe_error, must_pass
 from netbird_host.info import Claim, PluginId
 from netbird_host.plugins import LoadedPlugin, PluginError, Plugins, load
+from netbird_host.tasks import start_owned
 from netbird_proxy.api import hookspecs
 from netbird_proxy.api.endpoints import Endpoint
 from netbird_proxy.api.errors import PluginFailed, RouteRefused
@@ -293,8 +294,9 @@ class _Lifespan:
 
     async def enter(self) -> None:
         """Raises PluginFailed: it could not start."""
-        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"lifespan of {self._plugin}")
-        entering = asyncio.get_running_loop().create_task(self._entered.wait())
+        # No group: a plugin's lifespan may fail, or hang, without ending the process.
+        self._task = start_owned(self._run(), name=f"lifespan of {self._plugin}")
+        entering = start_owned(self._entered.wait())
         try:
             await asyncio.wait((self._task, entering), return_when=asyncio.FIRST_COMPLETED)
         finally:

@@ -168,6 +168,8 @@ def _text(file: Path) -> str:
         raise MappingsRefused([f"{file}: is not UTF-8"]) from error
 
 
+# Hand-made, because `json_format.ParseDict` stops at the first mistake and names no line, takes "80" or 80.0 where a
+# whole number belongs, and knows neither the short names of enums nor Go's durations.
 def _fill(
     message: Message,
     table: object,

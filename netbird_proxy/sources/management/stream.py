@@ -19,6 +19,7 @@ import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from netbird_host.backoff import Backoff
+from netbird_host.tasks import start_owned
 from netbird_proxy.api.errors import ManagementRefused, ManagementTimeout, management_error
 from netbird_proxy.sources.management.channel import Loss, ManagementClient
 from netbird_wire.proxy_service_pb2 import (
@@ -186,8 +187,9 @@ class MappingStream:
 
     async def _next(self, call: Any) -> Any | None:
         """The next message; None at the stream's end, or when new tokens are needed."""
-        read = asyncio.Task(call.read())
-        renew = asyncio.Task(self._client.renewal.wait())
+        # No group: a failed read is the stream's end, and must not arrive as an exception group.
+        read = start_owned(call.read())
+        renew = start_owned(self._client.renewal.wait())
         try:
             await asyncio.wait((read, renew), return_when=asyncio.FIRST_COMPLETED)
             if not read.done():

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -102,13 +100,8 @@ class Renderer:
         if b"text/html" in accept:
             made = self.page(page, notice=notice, tried=tried)
             return _sized(made.body, b"text/html; charset=utf-8", self._headers)
-        if b"json" in accept:
-            said: dict[str, Any] = {"code": page.code, "message": page.sentence, "exchange": page.exchange}
-            if page.offers:
-                said["methods"] = {offer.method: offer.action for offer in page.offers}
-            return _sized(json.dumps(said).encode() + b"\n", b"application/json", [])
-        text = f"{page.sentence}\n\ncode: {page.code}\nexchange: {page.exchange}\n"
-        return _sized(text.encode(), b"text/plain; charset=utf-8", [])
+        plain = page.for_program(accept)
+        return _sized(plain.body, plain.content_type, [])
 
     def logout(self, exchange: ExchangeView, action: str) -> tuple[Headers, bytes]:
         body = self._render("logout.html", title="Log out", action=action, host=exchange.host, exchange=exchange.id)
