@@ -1,1 +1,1 @@
-"""The story on real processes: management, proxy, upstreams and people's peers, on loopback and without root."""
+"""The demo: management, proxy, upstreams and peers as real processes, on loopback and without root."""

@@ -1,4 +1,4 @@
-"""`make demo`: play the story, then stay up with addresses printed. `--once` ends after it."""
+"""`make demo`: play the story, then print the addresses and keep running. `--once` exits after the story."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ out = Console(highlight=False, soft_wrap=True)
 
 
 async def play(stack_: Stack) -> bool:
-    """Every step in order; whether all went as they must."""
+    """Play every step in order. True if all succeeded."""
     for number, step in enumerate(STORY, 1):
         try:
             async with asyncio.timeout(90):

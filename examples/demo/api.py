@@ -8,11 +8,11 @@ import httpx
 
 
 class ApiError(Exception):
-    """Management said no; the message has its status and its words."""
+    """Management refused a call; the message has the status and the reason."""
 
 
 class Api:
-    """One person's view of `/api`, by their token."""
+    """A client of `/api` with one user's token."""
 
     def __init__(self, url: str, token: str) -> None:
         self._client = httpx.AsyncClient(

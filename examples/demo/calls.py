@@ -1,4 +1,4 @@
-"""What the story's steps are made of: who asks whom for what, over the overlay and from outside."""
+"""Building blocks of the story's steps: requests over the overlay and from outside."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ FORGED = (
 
 
 class StoryFailed(Exception):
-    """A step did not go as it must; the message says what came instead."""
+    """A step failed; the message has the actual result."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One line of the story, and what it takes. `play` returns what is worth showing."""
+    """One step of the story. `play` returns the result to print."""
 
     line: str
     play: Callable[[Stack], Awaitable[str]]
@@ -115,7 +115,7 @@ async def overlay(stack: Stack, who: str, url: str, *options: str) -> Answer:
 
 
 def identity_seen(answer: Answer) -> list[list[str]]:
-    """What the upstream saw of names that anybody might take for ours, under any spelling, trailers included."""
+    """Return the identity headers that the upstream received, in any spelling, trailers included."""
     expect("status", answer.status, 200)
     seen = [*answer.json["headers"], *answer.json["trailers"]]
     reserved = [pair for pair in seen if re.sub(r"[_.]", "-", pair[0].lower()).startswith("x-netbird-")]
@@ -126,7 +126,7 @@ ALICE_SEEN = [["x-netbird-groups", "All,engineering"], ["x-netbird-user", ALICE]
 
 
 async def outside(stack: Stack, host: str, *, tls: bool = False, proxy: str = "proxy") -> httpx.Response:
-    """A request through the host listener, with every forged header there is."""
+    """Send a request through the host listener, with all kinds of forged headers."""
     known = stack.proxies[proxy]
     context = ssl.create_default_context(cafile=str(stack.certificates.authority))
     forged = [(name, value) for name, _, value in (line.partition(": ") for line in FORGED[:-1])]
@@ -137,11 +137,11 @@ async def outside(stack: Stack, host: str, *, tls: bool = False, proxy: str = "p
         return await client.get(url, headers=forged, extensions={"sni_hostname": host} if tls else {})
 
 
-# Callers that stay ----------------------------------------------------------------------------------------------------
+# Long-lived callers ---------------------------------------------------------------------------------------------------
 
 
 class Stream:
-    """An exchange whose answer has begun, or an upgrade that was switched."""
+    """An exchange whose answer has begun, or an established upgrade."""
 
     def __init__(self, reader: asyncio.StreamReader, transport: asyncio.WriteTransport) -> None:
         self.reader = reader
@@ -149,7 +149,7 @@ class Stream:
         self.status = 0
         self.head = ""
         self.kept: object = None
-        """What closes the transport when it is forgotten."""
+        """A reference that keeps the transport open."""
 
     async def begin(self, host: str, target: str, *lines: str) -> Stream:
         head = f"GET {target} HTTP/1.1\r\nHost: {host}\r\n" + "".join(f"{line}\r\n" for line in lines) + "\r\n"
@@ -163,7 +163,7 @@ class Stream:
         return await self.reader.readexactly(len(text))
 
     async def until_cut(self) -> float:
-        """Read until it ends, however; the loop's time of that."""
+        """Read until the stream ends in any way, and return the loop's time of the end."""
         with suppress(OSError, asyncio.IncompleteReadError):
             while await self.reader.read(65536):
                 pass
@@ -182,7 +182,7 @@ UPGRADE = (
 
 
 class Caller:
-    """A person's peer that stays connected: one WireGuard session for all that it asks."""
+    """A user's peer that stays connected, with one WireGuard session for all its requests."""
 
     def __init__(self, node: Driver, proxy: str) -> None:
         self._node = node
@@ -213,14 +213,14 @@ class Caller:
 
 @asynccontextmanager
 async def caller(stack: Stack, who: str) -> AsyncIterator[Caller]:
-    """Somebody's peer, by the file that management gave out. While it is up, nobody else may use that file."""
+    """Run a user's peer from management's file. No other process may use that file meanwhile."""
     config = parse_config(stack.configs[who].read_text())
     proxy = str(config.peers[0].allowed_ips[0].network_address)
     try:
         async with peer_node(config) as node:
             yield Caller(node, proxy)
     except BaseExceptionGroup as group:
-        # A node's tasks wrap what happens inside; what went wrong in the story comes out as it was.
+        # The node's task group wraps exceptions; the story's own failure is raised unwrapped.
         cause: BaseException = group
         while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
             cause = cause.exceptions[0]
@@ -228,7 +228,7 @@ async def caller(stack: Stack, who: str) -> AsyncIterator[Caller]:
 
 
 async def open_outside(stack: Stack, host: str, target: str, *lines: str, proxy: str = "proxy") -> Stream:
-    """An exchange through the host listener, begun."""
+    """Start an exchange through the host listener."""
     async with asyncio.timeout(20):
         reader, writer = await asyncio.open_connection("127.0.0.1", stack.proxies[proxy].http)
         stream = Stream(reader, writer.transport)
@@ -237,7 +237,7 @@ async def open_outside(stack: Stack, host: str, target: str, *lines: str, proxy:
 
 
 async def until(what: str, probe: Callable[[], Awaitable[bool]], *, timeout: float) -> float:
-    """Seconds until something is so. StoryFailed if it takes longer."""
+    """Wait until the probe returns True, and return the seconds that it took. Raises StoryFailed on timeout."""
     loop = asyncio.get_running_loop()
     start = loop.time()
     try:

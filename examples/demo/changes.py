@@ -1,4 +1,4 @@
-"""The story, continued: the house changes, and parts of it fail, while people are in it."""
+"""The second part of the story: settings change and processes fail while users are connected."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ from examples.demo.stack import CLUSTER, Stack
 BUSY, BOARD, GONE, MEMO, DIARY = (f"{name}.{CLUSTER}" for name in ("busy", "board", "gone", "memo", "diary"))
 CHANGES_OF_BUSY = 100
 CACHE = "[private_service]\ncache_seconds = 6\n"
-"""What a proxy believes of a caller while management is away; minutes by default, seconds here."""
+"""A short lifetime of grants, so that the story need not wait for minutes while management is away."""
 
 RESTART = 3.0
-"""Seconds from a proxy's start to its being served by, as far as they are its own: on a machine that is busy with
-other things, those in which it or management could have run and got no core are not counted."""
+"""Maximum time in seconds from a proxy's start to its first answer. Time in which the proxy or management waited for a
+core of a busy machine does not count."""
 
 
 async def serving_inside(stack: Stack) -> None:
-    """Until the proxy that was started last has its tunnel up. Its status at management may be the last one's yet."""
+    """Wait until the last started proxy has its tunnel open. Its status at management may still be an old one."""
     await stack.proxies["proxy"].process.said(r"tunnel\.up")
 
 
@@ -90,7 +90,7 @@ async def bob_joins_and_leaves(stack: Stack) -> str:
 
 @dataclass(slots=True)
 class Load:
-    """People who ask one thing after another, and note what came."""
+    """Clients that send one request after another and record the answers."""
 
     stack: Stack
     host: str
@@ -98,7 +98,7 @@ class Load:
     wrong: list[str] = field(default_factory=list)
 
     async def one(self) -> None:
-        """On one connection, opened again whenever it is closed between two answers."""
+        """Send requests on one connection, which is opened again if it closes between two answers."""
         version = 0
         while True:
             stream: Stream | None = None
@@ -134,7 +134,7 @@ async def busy_changes_its_upstream(stack: Stack) -> str:
 
     def target(version: int) -> dict[str, Any]:
         found = direct("127.0.0.1", stack.upstreams[("busy-a", "busy-b")[version % 2]])
-        # Which half of the change a request met can be told by the two together.
+        # The two values together show whether a request was served before or after the change.
         return found | {"options": found["options"] | {"custom_headers": {"X-Version": str(version)}}}
 
     await add_service(stack, "busy", BUSY, target(0))
@@ -160,7 +160,7 @@ async def busy_changes_its_upstream(stack: Stack) -> str:
 
 
 async def board_turns_private(stack: Stack) -> str:
-    """Websockets of an outsider and of alice; she may stay."""
+    """A public service becomes private: an outsider's websocket is cut, alice's stays open."""
     target = direct("127.0.0.1", stack.upstreams["status"])
     await add_service(stack, "board", BOARD, target)
     await stack.until_service("board", "active", proxy="proxy")
@@ -187,9 +187,9 @@ async def board_turns_private(stack: Stack) -> str:
 
 
 async def without_management(stack: Stack, how: str, unasked: str) -> str:
-    """Cached callers and public routes go on; whoever has to be asked about gets a 503 that says when to come back.
+    """Cached callers and public routes are still served; a caller without a grant gets 503 with `Retry-After`.
 
-    `unasked` is a host that bob may use and has not asked for yet.
+    `unasked` is a host that bob may use and has not requested yet.
     """
     loop = asyncio.get_running_loop()
     async with caller(stack, "alice-laptop") as alice, caller(stack, "bob-laptop") as bob:
@@ -231,7 +231,7 @@ async def without_management(stack: Stack, how: str, unasked: str) -> str:
 
 
 async def management_is_frozen(stack: Stack) -> str:
-    # A proxy that forgets callers after seconds, so that the story need not wait for minutes.
+    # Grants of this proxy expire after seconds, so that the story need not wait for minutes.
     expect("exit code", await stack.proxies["proxy"].process.stop(), 0)
     await stack.start_proxy("proxy", extra=CACHE)
     await serving_inside(stack)
@@ -247,7 +247,7 @@ async def management_is_killed(stack: Stack) -> str:
 
 
 async def deleted_meanwhile(stack: Stack) -> str:
-    """The proxy misses the deletion: it is held while management is killed, comes back, and deletes."""
+    """A paused proxy misses a deletion while management is killed and restarted, and applies it afterwards."""
 
     async def online() -> bool:
         return bool(await stack.online_clusters())
@@ -279,7 +279,7 @@ async def deleted_meanwhile(stack: Stack) -> str:
 
 
 async def proxy_is_killed(stack: Stack) -> str:
-    """Both callers begin to ask when it is started; alice in the session that she had, a moment after her last page."""
+    """Both callers send requests when the killed proxy restarts, alice in her old session right after her last page."""
     loop = asyncio.get_running_loop()
     async with caller(stack, "alice-laptop") as alice:
         expect("before", (await alice.get(WIKI)).status, 200)
@@ -290,7 +290,7 @@ async def proxy_is_killed(stack: Stack) -> str:
         process = stack.proxies["proxy"].process
 
         def waited() -> float:
-            """One of the two at a time has something to do."""
+            """Return the time without a core of the proxy and management, of which one runs at a time."""
             return process.kept_waiting() + stack.management.kept_waiting() - before
 
         async def public() -> bool:
@@ -309,8 +309,8 @@ async def proxy_is_killed(stack: Stack) -> str:
             return loop.time() - start, waited()
 
         async def wiki_again() -> tuple[float, float]:
-            # One attempt after the other, and none is given up: what counts is when the session works, and not what
-            # the timers of one connection do.
+            # Sequential attempts without a time limit: the measurement is when the session works, and not how the
+            # timers of one connection behave.
             async with asyncio.timeout(60), asyncio.TaskGroup() as attempts:
                 asking: set[asyncio.Task[bool]] = set()
                 while True:

@@ -1,4 +1,4 @@
-"""Real processes with a beginning and an end: each says when it is ready, writes its log to a file, and is stopped."""
+"""Child processes: each reports when it is ready, writes its log to a file, and is stopped at the end."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 
 
 class ProcessFailed(Exception):
-    """A process ended, or never became ready; the message has the end of its log."""
+    """A process exited or did not become ready; the message has the end of its log."""
 
 
 @dataclass(slots=True)
 class Process:
-    """One child process. Its output goes to `log`, line by line; `lines` keeps what was printed."""
+    """One child process. Its output goes to the file `log`, line by line, and to `lines`."""
 
     name: str
     handle: asyncio.subprocess.Process
@@ -37,7 +37,7 @@ class Process:
         return self.handle.returncode is None
 
     async def said(self, pattern: str, *, timeout: float = 30.0, start: int = 0) -> re.Match[str]:
-        """The first line from `start` on that matches. ProcessFailed if it ends or takes longer."""
+        """Wait for the first line from `start` on that matches. Raises ProcessFailed on exit or timeout."""
         wanted = re.compile(pattern)
         position = start
         try:
@@ -54,9 +54,9 @@ class Process:
             raise ProcessFailed(f"{self.name} did not say {pattern!r} in {timeout:g} s:\n{self.tail()}") from exc
 
     def kept_waiting(self) -> float:
-        """Seconds in which its main thread could have run and the machine had no core for it; 0 where nobody counts.
+        """Seconds for which its main thread was ready to run but had no core; 0 if the system does not count them.
 
-        What is left of the clock's time after these is its own doing, however busy the machine is.
+        Without these, a measured time does not depend on how busy the machine is.
         """
         try:
             waited = Path(f"/proc/{self.pid}/schedstat").read_text().split()[1]
@@ -71,9 +71,9 @@ class Process:
         return "\n".join(f"    {line}" for line in self.lines[-count:])
 
     async def stop(self, *, sign: signal.Signals = signal.SIGTERM, timeout: float = 20.0) -> int:
-        """Ask it to stop, wait, and kill it if it does not. Returns its exit code."""
+        """Send a signal, wait, and kill the process on timeout. Returns its exit code."""
         if self.running:
-            self.handle.send_signal(signal.SIGCONT)  # one that is held would not hear of it
+            self.handle.send_signal(signal.SIGCONT)  # a paused process would not handle the signal
             self.handle.send_signal(sign)
             try:
                 await asyncio.wait_for(self.handle.wait(), timeout)
@@ -100,7 +100,7 @@ class Process:
 
 
 class Processes:
-    """Children of one run, ended in reverse order of their start."""
+    """The child processes of one run, stopped in reverse order of their start."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -115,7 +115,7 @@ class Processes:
             await process.stop()
 
     async def start(self, name: str, argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> Process:
-        """Start a program; it has begun, and is not necessarily ready, when this returns."""
+        """Start a program, without waiting until it is ready."""
         handle = await asyncio.create_subprocess_exec(
             *argv,
             stdin=asyncio.subprocess.DEVNULL,
@@ -123,7 +123,7 @@ class Processes:
             stderr=asyncio.subprocess.STDOUT,
             env=_environment({"PYTHONUNBUFFERED": "1", **(env or {})}),
             limit=1 << 20,
-            # A Ctrl-C at the terminal is ours to handle: children end in order, not all at once.
+            # A new session, so that Ctrl-C reaches this process only, which stops its children in order.
             start_new_session=True,
         )
         process = Process(name, handle, self.directory / f"{name}.log")
@@ -134,7 +134,7 @@ class Processes:
     async def run(
         self, argv: Sequence[str], *, timeout: float = 60.0, env: Mapping[str, str] | None = None
     ) -> tuple[int, str, str]:
-        """Run a program to its end; exit code, output and error output."""
+        """Run a program to its end, and return exit code, output and error output."""
         handle = await asyncio.create_subprocess_exec(
             *argv,
             stdin=asyncio.subprocess.DEVNULL,
@@ -152,9 +152,9 @@ class Processes:
 
 
 def _environment(more: Mapping[str, str]) -> dict[str, str]:
-    # Where bytecode is switched off, each of these short-lived processes would compile all that it imports.
+    # Without bytecode files, each of these short-lived processes would compile all its imports.
     return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | dict(more)
 
 
 BIN = Path(sys.executable).parent
-"""Where our own commands are installed."""
+"""The folder of the installed commands."""

@@ -26,7 +26,7 @@ PLUGINS = ("private_service", "identity_headers", "direct_upstream", "tunnel_net
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """A throw-away authority and the certificate of everything under the cluster's address."""
+    """A temporary certificate authority, and a certificate for all names under the cluster's domain."""
 
     authority: Path
     chain: Path
@@ -46,7 +46,7 @@ class Certificates:
 
 @dataclass(slots=True)
 class Proxy:
-    """One proxy process and how to reach it."""
+    """One proxy process and its addresses."""
 
     process: Process
     config: Path
@@ -57,7 +57,7 @@ class Proxy:
 
 @dataclass(slots=True)
 class Stack:
-    """What runs, by name. Everything lives under `directory`; `host` is the address that people's peers dial."""
+    """The running processes by name. All files are under `directory`; `host` is the address that peers dial."""
 
     directory: Path
     processes: Processes
@@ -76,7 +76,7 @@ class Stack:
     _udp_ranges: dict[str, int] = field(default_factory=dict)
 
     async def start_management(self, plugins: Sequence[str] = ("private_service", "direct_upstream")) -> Process:
-        """`init`, then `run`; the owner's and the proxy's tokens come from `init`."""
+        """Run `init`, which creates the owner's and the proxy's tokens, then `run`."""
         config = self.directory / "management.toml"
         config.write_text(
             f'state_directory = "{self.directory / "management"}"\n'
@@ -99,7 +99,7 @@ class Stack:
         return process
 
     async def restart_management(self) -> Process:
-        """The same again, after it ended: its state, its addresses."""
+        """Start management again after it ended, with the same state and addresses."""
         config = self.directory / "management.toml"
         self.management = await self.processes.start(
             "management", [str(BIN / "netbird-management"), "run", "--config", str(config)]
@@ -118,11 +118,11 @@ class Stack:
         extra: str = "",
         wait: bool = True,
     ) -> Proxy:
-        """One proxy, ready; a second start under the same name uses the same settings file and state.
+        """Start a proxy. A second start under the same name uses the same settings file and state.
 
         Args:
             extra: more tables for its settings file.
-            wait: until it says that it is ready.
+            wait: wait until it is ready.
         """
         home = self.directory / name
         home.mkdir(mode=0o700, exist_ok=True)
@@ -157,25 +157,25 @@ class Stack:
         return self.proxies[name]
 
     def _udp_ports(self, name: str) -> str:
-        # Each proxy has a range of its own, and keeps it, so that several can run side by side.
+        # Each proxy keeps a port range of its own, so that several can run side by side.
         first = self._udp_ranges.setdefault(name, 20_000 + (os.getpid() % 120) * 100 + 20 * len(self._udp_ranges))
         return f"{first}-{first + 19}"
 
     async def start_upstream(self, name: str, address: str = "127.0.0.1") -> int:
-        """An upstream that shows what it received; its port."""
+        """Start an upstream that echoes requests, and return its port."""
         argv = [sys.executable, "-m", "examples.demo.upstream", name, address]
         process = await self.processes.start(f"upstream-{name}", argv)
         self.upstreams[name] = int((await process.said(r"^ready (\d+)"))[1])
         return self.upstreams[name]
 
     async def seen_by(self, name: str) -> int:
-        """How many requests an upstream has had."""
+        """Return the number of requests that an upstream received."""
         async with httpx.AsyncClient(trust_env=False, timeout=10) as client:
             answer = await client.get(f"http://127.0.0.1:{self.upstreams[name]}/__seen__")
             return int(answer.json()["seen"])
 
     async def add_peer(self, name: str, *, user: str = "", groups: Sequence[str] = ()) -> str:
-        """A WireGuard peer of a user, in groups; its key pair is made by management. Its overlay address."""
+        """Create a WireGuard peer of a user, in groups, with a key from management, and return its overlay address."""
         body = {"name": name, "group_ids": [self.ids[group] for group in groups]}
         if user:
             body["user_id"] = self.ids[user]
@@ -185,7 +185,7 @@ class Stack:
         return str(peer["ip"])
 
     async def write_peer_file(self, name: str) -> Path:
-        """The file that management hands out, with the private key filled in: what a person would import."""
+        """Write management's WireGuard file with the private key filled in, as a user would import it."""
         text = await self.api.text(f"/peers/{self.ids[f'peer {name}']}/wireguard")
         lines = [
             f"PrivateKey = {self.ids[f'key {name}']}" if "PrivateKey" in line else line for line in text.splitlines()
@@ -200,7 +200,7 @@ class Stack:
         return [one for one in await self.api.get("/reverse-proxies/clusters") if one["online"]]
 
     async def service_state(self, service: str, proxy: str = "") -> dict[str, Any]:
-        """One proxy's state of a service (the first one's if none is named); empty while it is not known."""
+        """Return a service's state at a proxy, by default the first one; empty while it is unknown."""
         found = await self.api.get(f"/reverse-proxies/services/{self.ids[service]}/proxies")
         ids = await self._proxy_id(proxy) if proxy else None
         return next((state for state in found if ids is None or state["proxy_id"] == ids), {})
@@ -208,7 +208,7 @@ class Stack:
     async def until_service(
         self, service: str, status: str, *, proxy: str = "", timeout: float = 30.0
     ) -> dict[str, Any]:
-        """Wait until a service has a status at a proxy; that state."""
+        """Wait until a service has a status at a proxy, and return its state."""
         state: dict[str, Any] = {}
         async with asyncio.timeout(timeout):
             while True:
@@ -221,12 +221,12 @@ class Stack:
         return (self.directory / name / "state" / "proxy_id").read_text().strip()
 
     async def peer_get(self, who: str, url: str, *options: str) -> tuple[int, str, str]:
-        """`netbird-proxy peer get` with somebody's file: exit code, head and body, error output."""
+        """Run `netbird-proxy peer get` with a user's file; returns exit code, head and body, error output."""
         argv = [str(BIN / "netbird-proxy"), "peer", "get", "--config", str(self.configs[who]), "-i", url, *options]
         return await self.processes.run(argv)
 
     async def start_wiki_server(self, config: str, forward: str) -> Process:
-        """The peer that is an upstream: accepts streams on an overlay port and hands them to a local one."""
+        """Start a peer as upstream: it accepts streams on an overlay port and forwards them to a local one."""
         argv = [str(BIN / "netbird-proxy"), "peer", "serve", "--config", config, forward]
         process = await self.processes.start("peer-wiki-server", argv)
         await process.said("ready")
@@ -241,13 +241,13 @@ class Stack:
 
 
 FIRST_PORT, PORTS = 10_000, 10_000
-"""Below what systems choose from when a program asks for any port, which other programs' connections take at any time:
-one of ours is still there when a process binds it a moment later, or again after its restart."""
+"""A range below the system's ephemeral ports, so that no other program takes a port before a process binds it, or while
+the process restarts."""
 _tried = itertools.count(20 * (os.getpid() % (PORTS // 20)))
 
 
 def free_port() -> int:
-    """A TCP port that nobody has right now, each time another one."""
+    """Return a free TCP port, a different one each time."""
     for _ in range(PORTS):
         port = FIRST_PORT + next(_tried) % PORTS
         with socket.socket() as probe, suppress(OSError):
@@ -258,7 +258,7 @@ def free_port() -> int:
 
 @asynccontextmanager
 async def stack(directory: Path, *, host: str = "127.0.0.1") -> AsyncIterator[Stack]:
-    """An empty stack: nothing runs yet; what is started ends with it."""
+    """An empty stack. All processes started in it end with the context."""
     async with AsyncExitStack() as exits:
         processes = await exits.enter_async_context(Processes(directory / "logs"))
         made = Stack(directory, processes, Certificates.made_in(directory), host)

@@ -1,4 +1,4 @@
-"""The story: who may open what, who is told what, and what is refused. Each step is one promise kept, or it raises."""
+"""The story: the access of each user, the identity headers, and the denials. A step raises if a promise is broken."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from examples.demo.stack import CLUSTER, PLUGINS, Stack
 from netbird_overlay.wgconf import parse_config
 from netbird_peer.node import peer_node
 
-# The house is built ---------------------------------------------------------------------------------------------------
+# Setup ----------------------------------------------------------------------------------------------------------------
 
 
 async def management_starts(stack: Stack) -> str:
@@ -131,7 +131,7 @@ async def alice_forges_trailers(stack: Stack) -> str:
         reader = asyncio.StreamReader()
         transport, _ = await node.connect(lambda: asyncio.StreamReaderProtocol(reader), proxy, 80, timeout=10)
         transport.write(head.encode())
-        # The upstream has the head and the body before the trailers are on their way: they are a segment of their own.
+        # The trailers are sent in a segment of their own, after the upstream has the head and the body.
         seen = await stack.seen_by("wiki")
         while await stack.seen_by("wiki") == seen and not reader.at_eof():
             transport.write(trailers.encode())
@@ -172,7 +172,7 @@ async def operator_explains(stack: Stack) -> str:
 
 
 async def stranger_gets_no_answer(stack: Stack) -> str:
-    """A key that the account's map does not name: the WireGuard handshake itself is not answered."""
+    """The WireGuard handshake of a key that is not in the account's map is not answered."""
     key = base64.b64encode(os.urandom(32)).decode()
     text = re.sub(r"(?m)^PrivateKey = .*$", f"PrivateKey = {key}", stack.configs["alice-laptop"].read_text())
     path = stack.directory / "stranger.conf"
@@ -226,7 +226,7 @@ async def files_outlive_restarts(stack: Stack) -> str:
     return "same key, same port"
 
 
-# Proxies that cannot serve it -----------------------------------------------------------------------------------------
+# Proxies without the plugin -------------------------------------------------------------------------------------------
 
 
 async def without_the_plugin(stack: Stack) -> str:

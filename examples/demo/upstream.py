@@ -1,7 +1,7 @@
-"""An upstream that shows what it received: every header line and trailer as it came, in JSON.
+"""An upstream that answers with the request that it received: every header line and trailer unchanged, in JSON.
 
-Run as `python -m examples.demo.upstream NAME [ADDRESS]`; prints `ready PORT` when it accepts connections. `GET
-/__seen__` answers how many other requests it has had, so that "was not dialed" can be checked.
+Run it as `python -m examples.demo.upstream NAME [ADDRESS]`; it prints `ready PORT` when it accepts connections. `GET
+/__seen__` returns the number of other requests, so that a test can check that the upstream was not dialed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ SLOW_CHUNKS = 40
 
 
 class Upstream:
-    """Answers one request after another on each connection."""
+    """Answers sequential requests on each connection."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -64,7 +64,7 @@ class Upstream:
         return True
 
     async def _at_length(self, target: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """A page without end, one that takes two seconds, or an upgrade that echoes."""
+        """Answer with an endless page, a page that takes two seconds, or an upgrade that echoes."""
         if target == "/__echo__":
             writer.write(b"HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n")
             while data := await reader.read(65536):

@@ -1,1 +1,1 @@
-"""One small plugin a hook. Each is a whole plugin: an entry point that names its class is all that is missing."""
+"""A small example plugin for each hook. To install one, only an entry point that names its class is missing."""

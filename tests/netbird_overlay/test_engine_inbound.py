@@ -1,4 +1,4 @@
-"""What peers may open towards us: nothing, until a rule says so; and no longer than it says so."""
+"""Inbound rules: without a rule nothing is admitted, and a withdrawn rule ends its connections."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def strict() -> tuple[Simulation, Node, Node]:
 
 
 def answered(simulation: Simulation, a: Node, b: Node, port: int, *, address: str = "100.64.0.2") -> str | None:
-    """How a dial ends within three seconds; None while it has no answer, `open` if it was let in."""
+    """Return the result of a dial within three seconds: `open`, the reason of its end, or None without an answer."""
     before = len(b.of(Accepted))
     conn = a.connect(address, port)
     simulation.run(3)
@@ -30,7 +30,7 @@ def answered(simulation: Simulation, a: Node, b: Node, port: int, *, address: st
 
 
 def test_without_rules_nothing_comes_in() -> None:
-    """Listening alone opens no door, and the caller hears nothing at all."""
+    """A listener without rules admits no peer, and the caller gets no answer at all."""
     simulation, a, b = strict()
     assert answered(simulation, a, b, 80) is None
     assert answered(simulation, a, b, 9999) is None
@@ -93,7 +93,7 @@ def test_withdrawn_rule_ends_what_it_let_in() -> None:
 
 
 def test_half_open_connection_is_not_let_through_by_an_old_rule() -> None:
-    """A rule that goes while a connection is being opened lets it in no more."""
+    """A rule that is withdrawn during a TCP handshake does not admit the connection."""
     simulation, a, b = strict()
     b.engine.set_inbound([HTTP])
     a.engine.handshake(b.engine.public_key)

@@ -1,4 +1,4 @@
-"""Management's map becomes what the engine is told, and whatever is unclear in it keeps people out."""
+"""Reading the network map: anything unclear in it denies access."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_routes_are_nobodys_address() -> None:
 
 
 def test_an_address_of_two_is_nobodys() -> None:
-    """Which of the two sent a packet could not be said, so neither may."""
+    """An address of two peers identifies neither, so both lose it."""
     found = roster(
         RemotePeerConfig(wgPubKey=key(2), allowedIps=["100.64.0.2/32", "100.64.0.3/32"]),
         RemotePeerConfig(wgPubKey=key(3), allowedIps=["100.64.0.3/32"]),
@@ -110,7 +110,7 @@ def test_an_address_of_two_is_nobodys() -> None:
 
 
 def test_our_own_key_and_addresses_are_ours() -> None:
-    """A map that gives them to somebody else does not make us believe it."""
+    """Our own key and addresses are ignored if a map assigns them to another peer."""
     found = roster(
         RemotePeerConfig(wgPubKey=format_key(OURS), allowedIps=["100.64.0.7/32"]),
         RemotePeerConfig(wgPubKey=key(2), allowedIps=["100.64.0.1/32"]),
@@ -122,24 +122,24 @@ def test_our_own_key_and_addresses_are_ours() -> None:
 
 
 def test_no_ipv6_of_ours_no_ipv6_of_theirs() -> None:
-    """Without an address of the family there is nobody they could talk to."""
+    """If our node has no IPv6 address, the peers' IPv6 addresses are left out."""
     peer = RemotePeerConfig(wgPubKey=key(2), allowedIps=["100.64.0.2/32", "fd00::2/128"])
     assert addresses(roster(peer, own=OwnNode(("100.64.0.1",), 1280))) == {key(2): ("100.64.0.2",)}
 
 
 def test_saying_nothing_is_not_saying_nobody() -> None:
-    """An empty list empties the roster only if the map says that it means it."""
+    """An empty list empties the roster only if the map declares it as empty."""
     assert read_roster(NetworkMap(), OURS, US).members is None
     assert read_roster(NetworkMap(remotePeersIsEmpty=True), OURS, US).members == ()
 
 
 def test_nothing_comes_in_without_a_rule() -> None:
-    """Also from a server that means "everything" by saying nothing."""
+    """Without rules nothing is admitted, also from a server that omits them to allow everything."""
     assert rules() == (set(), set())
 
 
 def test_only_tcp_into_us_is_read() -> None:
-    """Other protocols, and what goes out, open nothing."""
+    """Rules for other protocols or for outbound traffic open nothing."""
     assert rules(
         tcp(),
         tcp(Protocol=ALL, PortInfo=PortInfo(range=PortInfo.Range(start=80, end=81))),
@@ -184,7 +184,7 @@ BAD_PARTS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("bad", BAD_PARTS)
 def test_an_unreadable_source_admits_nobody_and_stops_everybody(bad: dict[str, Any]) -> None:
-    """An admission of nobody knows whom is none; a prohibition of nobody knows whom is one of all."""
+    """An ACCEPT rule with an invalid source is left out; a DROP rule with one applies to all sources."""
     assert rules(tcp(**bad)) == (set(), set())
     assert rules(tcp(**bad, Action=DROP, PortInfo=PortInfo())) == (set(), EVERYTHING)
 
@@ -200,14 +200,14 @@ def test_an_unreadable_source_admits_nobody_and_stops_everybody(bad: dict[str, A
     ],
 )
 def test_unreadable_ports_open_none_and_close_all(bad: dict[str, Any]) -> None:
-    """The same for ports."""
+    """An ACCEPT rule with invalid ports is left out; a DROP rule with them applies to all ports."""
     assert rules(tcp(**bad)) == (set(), set())
     assert rules(tcp(**bad, Action=DROP)) == (set(), {("100.64.0.9/32", 6, 0, 65535)})
 
 
 @pytest.mark.parametrize("protocol", [TCP, ALL, UNKNOWN, 99])
 def test_a_prohibition_counts_unless_it_is_surely_of_something_else(protocol: int) -> None:
-    """What may mean TCP is taken to mean TCP where it forbids."""
+    """A DROP rule applies to TCP unless its protocol is certainly another one."""
     assert rules(tcp(Protocol=protocol, Action=DROP))[1] == {("100.64.0.9/32", 6, 443, 443)}
     assert rules(tcp(Protocol=UDP, Action=DROP))[1] == set()
 
@@ -227,7 +227,7 @@ def test_our_own_node() -> None:
     [PeerConfig(), PeerConfig(address="here"), PeerConfig(address="100.64.0.1/16", address_v6=b"\x01" * 16)],
 )
 def test_a_map_without_ourselves_is_none(config: PeerConfig) -> None:
-    """There is no node without an address."""
+    """A map without a valid address of our node is an error."""
     with pytest.raises(MapError):
         read_own(config)
 

@@ -1,4 +1,4 @@
-"""Where peers were last seen outlives a process that is killed, stays small, and is a hint and nothing more."""
+"""Stored endpoints survive a killed process, are bounded, and are never required."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def directory(tmp_path: Path) -> Path:
 
 
 def found(directory: Path) -> dict[bytes, Endpoint]:
-    """What a process that starts now knows. Nobody closed anything for it."""
+    """Return the endpoints that a new process would read now, without an orderly end of the old one."""
     state = TunnelState.load(directory)
     PeerEndpoints(state).close()
     return state.endpoints
 
 
 async def test_a_move_is_on_disk_at_once(directory: Path) -> None:
-    """A process that is killed the moment after a peer spoke has told the next one where; the last place counts."""
+    """A move survives a kill right after it, and the last move of a peer counts."""
     kept = PeerEndpoints(TunnelState.load(directory))
     kept.moved(ALICE, HOME)
     kept.moved(BOB, HOME)
@@ -49,7 +49,7 @@ async def test_a_move_is_on_disk_at_once(directory: Path) -> None:
 
 
 async def test_a_place_that_is_known_costs_no_write(directory: Path) -> None:
-    """Peers that shake hands from where they were do not make the journal grow."""
+    """A handshake from an unchanged endpoint does not write to the journal."""
     kept = PeerEndpoints(TunnelState.load(directory))
     for _ in range(3):
         kept.moved(ALICE, HOME)
@@ -70,7 +70,7 @@ async def test_a_place_that_is_known_costs_no_write(directory: Path) -> None:
     ],
 )
 async def test_a_damaged_line_is_no_hint(directory: Path, damage: bytes) -> None:
-    """What cannot be read is left out, the rest counts, and the tunnel starts."""
+    """A line that cannot be read is skipped, the others count, and the tunnel starts."""
     kept = PeerEndpoints(TunnelState.load(directory))
     kept.moved(BOB, HOME)
     with (directory / JOURNAL_FILE).open("ab") as file:
@@ -79,7 +79,7 @@ async def test_a_damaged_line_is_no_hint(directory: Path, damage: bytes) -> None
 
 
 async def test_the_journal_ends_in_the_state_file(directory: Path) -> None:
-    """It is emptied once the state file has it all."""
+    """The journal is emptied once the state file contains its moves."""
     kept = PeerEndpoints(TunnelState.load(directory))
     kept.moved(ALICE, HOME)
     async with asyncio.timeout(20), asyncio.TaskGroup() as group:
@@ -91,7 +91,7 @@ async def test_the_journal_ends_in_the_state_file(directory: Path) -> None:
 
 
 async def test_the_journal_is_bounded(directory: Path) -> None:
-    """A peer that never stays fills it to its limit, and then waits for the state file like everybody."""
+    """A peer that moves all the time fills the journal to its limit only; later moves wait for the state file."""
     kept = PeerEndpoints(TunnelState.load(directory))
     for number in range(3000):
         kept.moved(ALICE, ("192.0.2.7", 1 + number))
@@ -102,7 +102,7 @@ async def test_the_journal_is_bounded(directory: Path) -> None:
 
 
 async def test_who_left_the_map_is_remembered_for_a_while(directory: Path) -> None:
-    """Whoever comes back within minutes is found again; the file has the map's size, not its history."""
+    """The endpoint of a peer that left is kept for some minutes and then removed from the file."""
     state = TunnelState.load(directory)
     kept = PeerEndpoints(state)
     kept.moved(ALICE, HOME)
@@ -120,7 +120,7 @@ async def test_who_left_the_map_is_remembered_for_a_while(directory: Path) -> No
 
 
 async def test_only_so_many_are_remembered(directory: Path) -> None:
-    """A map that loses everybody at once keeps a bounded number, and those who are in it whatever their number."""
+    """The number of stored endpoints of absent peers is bounded; members of the map are always kept."""
     state = TunnelState.load(directory)
     kept = PeerEndpoints(state)
     keys = [number.to_bytes(32, "big") for number in range(GONE_MOST + 50)]
@@ -133,7 +133,7 @@ async def test_only_so_many_are_remembered(directory: Path) -> None:
 
 
 async def test_a_disk_that_fails_ends_nothing(directory: Path) -> None:
-    """A journal that cannot be opened leaves it to the state file."""
+    """If the journal cannot be opened, endpoints are saved in the state file only."""
     (directory / JOURNAL_FILE).mkdir()
     kept = PeerEndpoints(TunnelState.load(directory))
     kept.moved(ALICE, HOME)

@@ -1,4 +1,4 @@
-"""WireGuard files are read as they are, or refused with the line that is not understood."""
+"""WireGuard files are read completely, or refused with the line that is wrong."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_reads_what_stock_clients_write() -> None:
 
 
 def test_secrets_do_not_show() -> None:
-    """Neither key stands in what a log or a traceback would print."""
+    """`repr` shows neither key."""
     shown = repr(parse_config(GOOD))
     assert PRIVATE not in shown
     assert repr(b"\x01" * 32) not in shown
@@ -77,7 +77,7 @@ def test_secrets_do_not_show() -> None:
     ],
 )
 def test_names_the_line_that_is_wrong(before: str, after: str, line: int, says: str) -> None:
-    """Nothing is skipped: what is not understood stops the reading, with its place and never with a key."""
+    """An invalid line is an error that names its place and never shows a key."""
     assert before in GOOD
     with pytest.raises(ConfigError) as caught:
         parse_config(GOOD.replace(before, after), name="alice.conf")
@@ -87,13 +87,13 @@ def test_names_the_line_that_is_wrong(before: str, after: str, line: int, says: 
 
 
 def test_needs_one_interface() -> None:
-    """Two [Interface] sections are two nodes, and none is nobody."""
+    """A file must have exactly one [Interface] section."""
     for text in ("", GOOD + f"[Interface]\nPrivateKey = {PRIVATE}\nAddress = 10.0.0.1\n"):
         with pytest.raises(ConfigError, match="exactly one"):
             parse_config(text)
 
 
 def test_one_peer_once() -> None:
-    """The same key in two sections would be one peer with half its addresses."""
+    """Two sections with the same public key are refused."""
     with pytest.raises(ConfigError, match="same PublicKey"):
         parse_config(GOOD + f"[Peer]\nPublicKey = {PUBLIC}\nAllowedIPs = 10.0.0.1\n")

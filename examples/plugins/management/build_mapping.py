@@ -1,4 +1,4 @@
-"""Settings of one's own in what proxies get; `examples/plugins/proxy/restrict.py` reads them there."""
+"""Adds a plugin's own settings to mappings; `examples/plugins/proxy/restrict.py` reads them on the proxy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ FIRST, LAST = 8, 18
 
 
 class OfficeHours:
-    """Services whose name begins with `office` are open in office hours."""
+    """Limits services whose name begins with `office` to office hours."""
 
     @hookimpl
     def describe(self) -> PluginInfo:

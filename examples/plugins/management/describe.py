@@ -1,4 +1,4 @@
-"""A plugin that says what it is."""
+"""The smallest plugin: it only describes itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Let the members of a private service ping its proxies."""
+"""Allows the members of a private service to ping its proxies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from netbird_management import (
 
 
 class Pings:
-    """Adds a policy a proxy. Nothing is stored: the patch lives as long as the service says so."""
+    """Adds a policy for each proxy. The policy is computed from the service and not stored."""
 
     @hookimpl
     def describe(self) -> PluginInfo:

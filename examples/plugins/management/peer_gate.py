@@ -1,4 +1,4 @@
-"""Only machines that a person answers for: a peer without an owner is let into nothing private."""
+"""Denies peers without an owner access to private services."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from netbird_management import (
 
 
 class OwnedPeers:
-    """One gate among others: all of them must allow."""
+    """One of several gates, all of which must allow the peer."""
 
     @hookimpl
     def describe(self) -> PluginInfo:

@@ -1,4 +1,4 @@
-"""Hear of what the proxies report, and tell the log when a service fails often."""
+"""Reads the access logs that proxies report, and logs a warning when a service fails often."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ log = logging.getLogger(__name__)
 
 
 class Threshold(BaseModel):
-    """The section of the settings file that has the plugin's name."""
+    """The plugin's section of the settings file, which has the plugin's name."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     failures: int = 10
-    """In one batch."""
+    """Number of failures in one batch that causes a warning."""
 
 
 class Failures:
-    """Counts, and does nothing that takes time: the next batch waits for it."""
+    """Counts failures. It must be fast, because the next batch waits for it."""
 
     def __init__(self) -> None:
         self.threshold = Threshold()

@@ -1,4 +1,4 @@
-"""An operation of the API of one's own, for those whose role lets them read services."""
+"""Adds an operation to the REST API, for users who may read services."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from netbird_management import ApiCaller, Management, PluginInfo, hookimpl
 
 
 class Summary:
-    """`GET /api/summary`: how many services there are, and how many of them are private."""
+    """`GET /api/summary` returns the number of services, and of private ones."""
 
     @hookimpl
     def describe(self) -> PluginInfo:

@@ -12,7 +12,7 @@ from netbird_management import Management, PluginInfo, RpcService, hookimpl
 
 
 class WhoAmI:
-    """Tells a proxy which account its token is for; `*` for all of them."""
+    """Returns the account of the calling proxy's token; `*` for all accounts."""
 
     @hookimpl
     def describe(self) -> PluginInfo:
@@ -32,7 +32,7 @@ class _Answers:
 
 
 def add_to_server(servicer: _Answers, server: Any) -> None:
-    """As the generated code would, which a service with a .proto file has."""
+    """Register the service. A service with a .proto file has a generated function for this."""
     methods = {
         "Account": grpc.unary_unary_rpc_method_handler(
             servicer.account, request_deserializer=Empty.FromString, response_serializer=StringValue.SerializeToString

@@ -1,4 +1,4 @@
-"""Shared passwords count in the office only, and administrators have no sessions on services."""
+"""Allows shared passwords from the office only, and denies administrators sessions on services."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OFFICE = ip_network("192.0.2.0/24")
 
 
 class OfficeRules:
-    """One gate among others: all of them must allow, after what management itself asks."""
+    """One of several gates, all of which must allow the login, after management's own checks."""
 
     @hookimpl
     def describe(self) -> PluginInfo:
@@ -37,6 +37,6 @@ async def _office(*, login: Login, account: AccountSnapshot) -> Decision:
         return Deny("no_administrators") if login.user.role in (Role.OWNER, Role.ADMIN) else ALLOW
     try:
         inside = ip_address(login.client_address) in OFFICE
-    except ValueError:  # a proxy that tells no addresses
+    except ValueError:  # the proxy does not report addresses
         inside = False
     return ALLOW if inside else Deny("not_in_the_office")

@@ -1,4 +1,4 @@
-"""A rule of the house: a service keeps its domain."""
+"""Refuses changes of a service's domain."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from netbird_management import PluginInfo, Service, Violation, hookimpl
 
 
 class StableDomains:
-    """Bookmarks, certificates and people's memories hang on a domain: it stays with its service."""
+    """Keeps a service's domain, because bookmarks and certificates depend on it."""
 
     @hookimpl
     def describe(self) -> PluginInfo:

@@ -1,4 +1,4 @@
-"""Keep a mapping from proxies that would not honor what it says."""
+"""Withholds a mapping from proxies that would ignore its settings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CLAIM = "plugin_settings.office_hours"
 
 
 class OfficeHoursOnly:
-    """Only proxies that claim the office hours get services that have some."""
+    """Sends services with office hours only to proxies that claim that setting."""
 
     @hookimpl
     def describe(self) -> PluginInfo:

@@ -1,4 +1,4 @@
-"""Programs that show a key in a header, on every route."""
+"""Authenticates programs by a key in a header, on every route."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RobotsOptions(BaseModel):
 
 
 class Robots:
-    """A right key is a robot, a wrong one is refused, none leaves the question to others."""
+    """A right key identifies a robot, a wrong key is denied; without a key, other authenticators decide."""
 
     @hookimpl
     def describe(self) -> PluginInfo:

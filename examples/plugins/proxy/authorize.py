@@ -1,4 +1,4 @@
-"""Everybody may look, members of one group may change things."""
+"""Allows all callers to read, and only members of one group to change anything."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class EditorsOptions(BaseModel):
 
 
 class Editors:
-    """Asks for a group where a method is not safe."""
+    """Requires membership of the group for unsafe methods."""
 
     @hookimpl
     def describe(self) -> PluginInfo:

@@ -1,4 +1,4 @@
-"""Commands of the plugin's own: installed as `headers`, it is `netbird-proxy headers fold X_NetBird_User`."""
+"""Adds commands: installed as `headers`, the plugin provides `netbird-proxy headers fold X_NetBird_User`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from netbird_proxy import PluginInfo, fold, hookimpl
 
 
 class HeaderCommands:
-    """Shows under which name a header is guarded."""
+    """Shows the name under which a header is guarded."""
 
     @hookimpl
     def describe(self) -> PluginInfo:
@@ -27,6 +27,6 @@ def _fold(name: str) -> None:
     typer.echo(fold(name.encode()).decode())
 
 
-def _same(one: str, other: str) -> None:
-    """Exit with 0 if two names are one to an upstream, else with 1."""
-    raise typer.Exit(fold(one.encode()) != fold(other.encode()))
+def _same(name: str, other: str) -> None:
+    """Exit with 0 if an upstream may take the two names for the same, else with 1."""
+    raise typer.Exit(fold(name.encode()) != fold(other.encode()))

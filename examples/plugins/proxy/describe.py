@@ -1,4 +1,4 @@
-"""A plugin with a section of its own in the settings file."""
+"""A plugin with its own section in the settings file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from netbird_proxy import PluginInfo, hookimpl
 
 
 class GreetingOptions(BaseModel):
-    """`[greeting]` in the settings file; the section is called as the plugin is."""
+    """`[greeting]` in the settings file; the section has the plugin's name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -16,7 +16,7 @@ class GreetingOptions(BaseModel):
 
 
 class Greeting:
-    """Says what it is, and does nothing yet."""
+    """Describes itself, and does nothing else."""
 
     @hookimpl
     def describe(self) -> PluginInfo:

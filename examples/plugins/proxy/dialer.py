@@ -46,13 +46,13 @@ class UnixDialer:
             async with asyncio.timeout(timeout):
                 return await loop.create_unix_connection(protocol_factory, str(self._path))
         except TimeoutError as error:
-            raise DialTimeout(f"dial {self._path}: nothing within {timeout:g} s") from error
+            raise DialTimeout(f"dial {self._path}: no connection within {timeout:g} s") from error
         except OSError as error:
             raise DialFailed(f"dial {self._path}: {error.strerror}") from error
 
 
 class UnixSockets:
-    """Takes the upstreams with that ending, and no others."""
+    """Provides the dialer for upstreams with that suffix, and for no others."""
 
     @hookimpl
     def describe(self) -> PluginInfo:

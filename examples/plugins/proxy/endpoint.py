@@ -1,4 +1,4 @@
-"""A page under `/__netbird__/whose/` of every service's host, which says whose host it is."""
+"""A page under `/__netbird__/whose/` of every service's host, which returns the host's name."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from netbird_proxy import EXCHANGE_STATE, Endpoint, ExchangeView, PluginInfo, Se
 
 
 class Whose:
-    """Also on private services: it says nothing that a caller has not said before."""
+    """Also answers on private services, because it reveals nothing that the caller does not know."""
 
     @hookimpl
     def describe(self) -> PluginInfo:
-        return PluginInfo(summary="says whose host it is", notes=("whose",))
+        return PluginInfo(summary="a page that names its host", notes=("whose",))
 
     @hookimpl
     def endpoint(self, host: ServiceMapping) -> Endpoint:

@@ -1,4 +1,4 @@
-"""Background work: something that happens again and again for as long as the proxy runs."""
+"""Periodic background work while the proxy runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from netbird_proxy import PluginInfo, Proxy, hookimpl
 
 
 class Heartbeat:
-    """Touches a file in the state directory, for whoever watches over the process."""
+    """Touches a file in the state directory, for an external monitor."""
 
     interval = 10.0
 
@@ -25,7 +25,7 @@ class Heartbeat:
     @asynccontextmanager
     async def _running(self, proxy: Proxy) -> AsyncIterator[None]:
         file = proxy.state_directory / "alive"
-        file.touch()  # what fails here stops the start
+        file.touch()  # an exception here stops the start
         async with asyncio.TaskGroup() as group:
             beating = group.create_task(self._beat(proxy), name="heartbeat")
             try:

@@ -1,4 +1,4 @@
-"""Count answers by the first digit of their status."""
+"""Counts answers by the first digit of their status."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from netbird_proxy import ExchangeView, Observer, PluginInfo, Proxy, RouteSpec, 
 
 
 class Answers:
-    """Counts also what found no route (`route` is None then) and whom nobody let in."""
+    """Counts all answers, also to requests without a route (`route` is None) and to denied ones."""
 
     @hookimpl
     def describe(self) -> PluginInfo:

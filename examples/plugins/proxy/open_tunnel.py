@@ -1,4 +1,4 @@
-"""A tunnel that somebody else keeps up: an interface of this machine, such as a kernel WireGuard's `wg0`."""
+"""A tunnel through an existing interface of this machine, such as the kernel WireGuard's `wg0`."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class InterfaceOptions(BaseModel):
     address: str = "127.0.0.1"
     key: str = ""
     peers: dict[str, str] = {}
-    """Public key of each peer, by its address."""
+    """The public key of each peer, by address."""
 
 
 class InterfaceTunnel:
-    """Implements `Tunnel`. The kernel guards the addresses, so `whois` may believe them."""
+    """Implements `Tunnel`. The kernel enforces source addresses, so `whois` may rely on them."""
 
     def __init__(self, options: InterfaceOptions) -> None:
         self._options = options
@@ -48,12 +48,12 @@ class InterfaceTunnel:
         self, protocol_factory: ProtocolFactory, address: Address, *, timeout: float
     ) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
         loop = asyncio.get_running_loop()
-        own = (self._options.address, 0)  # leaves by this interface, whatever the routes say
+        own = (self._options.address, 0)  # binds to this interface, whatever the routing table
         try:
             async with asyncio.timeout(timeout):
                 return await loop.create_connection(protocol_factory, *address, local_addr=own)
         except TimeoutError as error:
-            raise DialTimeout(f"dial {address} by the interface: nothing within {timeout:g} s") from error
+            raise DialTimeout(f"dial {address} by the interface: no connection within {timeout:g} s") from error
         except OSError as error:
             raise DialFailed(f"dial {address} by the interface: {error}") from error
 
@@ -65,12 +65,12 @@ class InterfaceTunnel:
         return Peer(PublicKey(key), (address,)) if key else None
 
     async def changes(self) -> AsyncIterator[None]:
-        await asyncio.Event().wait()  # the list of peers is fixed; returning would say that the tunnel is gone
+        await asyncio.Event().wait()  # the peers are fixed; returning would report the tunnel's end
         yield
 
 
 class Interface:
-    """Opens the one account that the settings name."""
+    """Opens the tunnel of the account in the settings."""
 
     @hookimpl
     def describe(self) -> PluginInfo:

@@ -1,4 +1,4 @@
-"""The answers of the proxy's own, for browsers, with an operator's name on them."""
+"""Pages for the proxy's own answers to browsers, with the operator's name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class BrandOptions(BaseModel):
 
 
 class Brand:
-    """A heading, a sentence, the ways to log in, and the id that an operator can look for."""
+    """A page with a heading, a sentence, the offered logins, and the exchange's id for the operator."""
 
     @hookimpl
     def describe(self) -> PluginInfo:

@@ -1,4 +1,4 @@
-"""Services that are open in office hours. Management says which: `examples/plugins/management/build_mapping.py`."""
+"""Closes services outside office hours, which `examples/plugins/management/build_mapping.py` sets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from netbird_wire.proxy_service_pb2 import ProxyMapping
 
 @dataclass(frozen=True, slots=True)
 class OfficeHoursSettings:
-    """Hours of the day, `first` included and `last` not; equal hours restrict nothing."""
+    """Hours of the day, from `first` up to but not including `last`; equal values restrict nothing."""
 
     first: int = 0
     last: int = 0
@@ -34,7 +34,7 @@ def hour_now() -> int:
 
 
 class OfficeHours:
-    """Claims the settings as guarding: without this plugin a proxy refuses such a service instead of opening it."""
+    """Claims the settings as guarding, so that a proxy without this plugin refuses such a service."""
 
     def __init__(self, hour: Callable[[], int] = hour_now) -> None:
         self._hour = hour

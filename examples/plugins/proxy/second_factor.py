@@ -1,4 +1,4 @@
-"""Whoever is known is asked once more: to accept the terms of use. A guard may ask where it could only refuse."""
+"""Asks identified callers to accept the terms of use: a guard may challenge a caller instead of denying it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ACCEPT = "/__netbird__/example/accept"
 
 
 class Terms:
-    """Asks in `authorize`, and remembers in a cookie. Being allowed is still for all guards together to say."""
+    """Challenges in `authorize`, and stores the consent in a cookie. All other guards must still allow the request."""
 
     @hookimpl
     def describe(self) -> PluginInfo:

@@ -1,4 +1,4 @@
-"""Tell the upstream the exchange's id, so that its log and ours meet."""
+"""Sends the exchange's id to the upstream, so that its log can be matched with the proxy's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ HEADER = b"x-request-id"
 
 
 class RequestIds:
-    """Owns the header: what clients put there never arrives."""
+    """Owns the header, so that the core removes it from clients' requests."""
 
     @hookimpl
     def describe(self) -> PluginInfo:

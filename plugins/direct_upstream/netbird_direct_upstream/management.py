@@ -1,4 +1,4 @@
-"""Management's half: which targets may be flagged, and the flag in what proxies get."""
+"""Management's half: validates flagged targets, and sends the flag to proxies."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from netbird_wire.proxy_service_pb2 import ProxyMapping
 
 
 class DirectUpstream:
-    """A flagged target is dialed from the proxy's network, so it names an address there."""
+    """Requires a host for a flagged target, which the proxy dials from its own network."""
 
     @hookimpl
     def describe(self) -> PluginInfo:
@@ -22,22 +22,22 @@ class DirectUpstream:
 
     @hookimpl
     def validate_service(self, service: Service) -> list[Violation]:
-        found: list[Violation] = []
+        violations: list[Violation] = []
         for i, target in enumerate(service.targets):
             if target.options.direct_upstream:
                 if service.mode not in ("", "http"):
-                    found.append(
+                    violations.append(
                         Violation(
                             f"target {i}: direct_upstream needs mode http", f"targets.{i}.options.direct_upstream"
                         )
                     )
                 if target.target_type in (TargetType.CLUSTER, TargetType.SUBNET) and not target.host:
-                    found.append(Violation(f"target {i}: a direct upstream needs a host", f"targets.{i}.host"))
+                    violations.append(Violation(f"target {i}: a direct upstream needs a host", f"targets.{i}.host"))
             elif target.target_type is TargetType.CLUSTER:
-                found.append(
+                violations.append(
                     Violation(f"target {i}: {target.host} has direct upstream disabled", f"targets.{i}.target_type")
                 )
-        return found
+        return violations
 
     @hookimpl
     def build_mapping(self, service: Service, mapping: ProxyMapping) -> None:

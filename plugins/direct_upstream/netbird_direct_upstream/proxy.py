@@ -1,6 +1,6 @@
-"""The proxy's half: dial flagged targets from this machine, where its operator allows the address.
+"""The proxy's half: dials flagged targets from the proxy's machine, if the operator allows the address.
 
-Literals are judged when the mapping is applied, names each time they are dialed.
+IP literals are checked when the mapping is applied, names at every dial.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class DirectUpstreamOptions(NetworkOptions):
 
 
 class DirectUpstream:
-    """Takes the targets that are flagged `direct_upstream`, and no others."""
+    """Provides the dialer for targets that are flagged `direct_upstream`, and for no others."""
 
     @hookimpl
     def describe(self) -> PluginInfo:

@@ -1,4 +1,4 @@
-"""What `direct_upstream` means on the wire; the only thing both halves share."""
+"""The flag `direct_upstream` on the wire, shared by both halves of the plugin."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from netbird_wire.direct_upstream import is_direct, set_direct
 from netbird_wire.proxy_service_pb2 import PathMapping, ProxyMapping
 
 FIELD = "path.options.direct_upstream"
-"""The claimed field. It does not guard: without the plugin the target would be dialed through the tunnel, so a proxy
-that does not understand it must not serve the mapping either, but nothing would be opened."""
+"""The claimed field. A proxy without the plugin refuses such a mapping, since it would dial the target through the
+tunnel. The field does not guard: that mistake would not grant access."""
 
 
 @dataclass(frozen=True, slots=True)
 class DirectUpstreamSettings:
-    """Whether one target is dialed from the proxy's own network."""
+    """`direct`: the proxy dials this target from its own network."""
 
     direct: bool = False
 

@@ -1,4 +1,4 @@
-"""Dialing what was judged: literals when the mapping is applied, names each time, and never another address."""
+"""Checks of addresses: literals when the mapping is applied, names at every dial, and only checked ones are dialed."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def dialer(proxy: FakeProxy, url: str, *, direct: bool = True) -> Dialer | None:
 
 @pytest.fixture
 async def port() -> AsyncIterator[int]:
-    """A server on 127.0.0.1 that says nothing."""
+    """The port of a silent server on 127.0.0.1."""
     server = await asyncio.get_running_loop().create_server(asyncio.Protocol, "127.0.0.1", 0)
     async with server:
         yield server.sockets[0].getsockname()[1]
 
 
 def test_promise_6_closed_literal_refuses_the_route() -> None:
-    """A literal is known when the mapping is applied, so its owner hears of it then."""
+    """A mapping with a closed literal is refused when it is applied."""
     with pytest.raises(RouteRefused, match="loopback"):
         dialer(FakeProxy(options=[CLOSED]), "http://127.0.0.1:8080")
     with pytest.raises(RouteRefused, match="own listeners"):
@@ -48,7 +48,7 @@ def test_other_targets_are_left_to_others() -> None:
 
 
 async def test_promise_6_name_is_judged_by_what_it_resolves_to(port: int) -> None:
-    """A name for a closed address passes apply, and is refused at the dial: nothing is sent."""
+    """A name for a closed address passes apply, and is refused at the dial, before any packet is sent."""
     proxy = FakeProxy(options=[CLOSED])
     found = dialer(proxy, f"http://localhost:{port}")
     assert found is not None
@@ -58,7 +58,7 @@ async def test_promise_6_name_is_judged_by_what_it_resolves_to(port: int) -> Non
 
 
 async def test_an_open_name_is_dialed(port: int) -> None:
-    """A name for an allowed address leads there."""
+    """A name for an open address is dialed."""
     found = dialer(FakeProxy(options=[OPEN]), f"http://localhost:{port}")
     assert found is not None
 
@@ -80,7 +80,7 @@ def test_dialers_of_one_account_are_equal() -> None:
 
 
 async def test_promise_6_a_listener_opened_later_is_closed_too(port: int) -> None:
-    """Our own addresses are asked for at each dial, not remembered from apply."""
+    """The proxy's own listeners are checked at every dial, not only when the mapping is applied."""
     listening: list[Address] = []
 
     class Later(FakeProxy):
@@ -97,7 +97,7 @@ async def test_promise_6_a_listener_opened_later_is_closed_too(port: int) -> Non
 
 
 async def test_a_dial_that_fails_says_how(port: int) -> None:
-    """The failures of the host's dialer pass; a name that is none is told as such."""
+    """Errors of the host's dialer pass through, and a name that does not resolve is reported as such."""
     found = dialer(FakeProxy(options=[OPEN]), "http://127.0.0.1:1")
     assert found is not None
 

@@ -1,4 +1,4 @@
-"""The plugin beside others on the real line: compiled routes, pools and sockets."""
+"""The plugin beside other plugins, with real routes, pools and sockets."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OPEN = DirectUpstreamOptions.model_validate({"allow": [{"accounts": ["*"], "netw
 
 
 class First:
-    """Another plugin that takes every target, from this machine's network, without a thought of addresses."""
+    """Another plugin that dials every target from this machine, without a check of addresses."""
 
     @hookimpl
     def describe(self) -> PluginInfo:
@@ -69,7 +69,7 @@ async def behind() -> AsyncIterator[Behind]:
 
 
 class Line:
-    """Everything from a mapping to an upstream's socket."""
+    """The parts of a proxy from the mapping to the upstream's socket."""
 
     def __init__(self, options: NetworkOptions, *plugins: tuple[str, object]) -> None:
         self.proxy = FakeProxy(options=[options])
@@ -104,7 +104,7 @@ def mapping(service: str, port: int, *, path: str = "/") -> ProxyMapping:
 
 
 async def test_promise_6_a_first_dialer_does_not_lead_around_the_rules(behind: Behind) -> None:
-    """A plugin that comes first and dials by itself reaches what the operator opened, and nothing else."""
+    """A plugin with its own dialer that runs first reaches only addresses that the operator opened."""
     plugins = [("direct_upstream", DirectUpstream()), ("first", First())]
     async with line(CLOSED, *plugins) as closed:
         closed.apply(mapping("svc-1", behind.port))
@@ -119,7 +119,7 @@ async def test_promise_6_a_first_dialer_does_not_lead_around_the_rules(behind: B
 
 @pytest.mark.parametrize("plugins", [("direct",), ("direct", "first")])
 async def test_equal_dialers_share_a_pool_that_outlives_a_change(behind: Behind, plugins: tuple[str, ...]) -> None:
-    """Two services to one target have one pool, and a service that is applied anew keeps its warm connection."""
+    """Two services with one target share a pool, and a service that is applied again keeps its idle connection."""
     loaded: dict[str, tuple[str, object]] = {
         "direct": ("direct_upstream", DirectUpstream()),
         "first": ("first", First()),

@@ -1,4 +1,4 @@
-"""What the upstream is told: exactly the identity's words, or nothing."""
+"""The headers for the upstream carry exactly the identity's values, or are absent."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ NAMES = (b"x-netbird-user", b"x-netbird-groups", b"x-netbird-groups-omitted")
 
 
 class Knows:
-    """Somebody who dials, and knows who calls."""
+    """A plugin that dials and identifies every caller."""
 
     @hookimpl
     def describe(self) -> PluginInfo:
@@ -118,7 +118,7 @@ def applied(**said: Any) -> ServiceMapping:
     ],
 )
 async def test_groups_within_their_budget(said: dict[str, Any], groups: list[bytes], omitted: list[bytes]) -> None:
-    """All or none, never half a list; and a client can say neither header."""
+    """Either all groups are sent or none, and a client can set neither header."""
     play = Transcript(applied(**said), hooks=hooks())
 
     answer = await play.request(origin=host_origin(), headers=[(name, b"eve") for name in NAMES])
@@ -129,7 +129,7 @@ async def test_groups_within_their_budget(said: dict[str, Any], groups: list[byt
 
 
 async def test_too_many_groups_can_be_refused() -> None:
-    """Before anything is dialed, and without a word of them to the client."""
+    """The request is denied before a dial, and the client does not see the groups."""
     play = Transcript(applied(groups_max_bytes=14, groups_overflow="deny"), hooks=hooks())
 
     answer = await play.request(origin=host_origin())
@@ -157,7 +157,7 @@ async def test_too_many_groups_can_be_refused() -> None:
     ],
 )
 def test_budget_that_is_none_refuses_the_mapping(said: dict[str, Any]) -> None:
-    """At apply, as at save: the one model judges both times."""
+    """An invalid limit refuses the mapping when it is applied, by the same model as when it is saved."""
     with pytest.raises(ValidationError):
         IdentityHeadersSettings.model_validate(said)
     assert "plugin identity_headers cannot use its settings" in applied(**said).refused
@@ -168,7 +168,7 @@ BUDGET = st.tuples(st.integers(1, 65_536), st.sampled_from(["leave_out", "deny"]
 
 @given(st.sampled_from(["all", "none"]), BUDGET)
 def test_settings_survive_the_wire(groups: Any, budget: Any) -> None:
-    """What one half writes the other half reads."""
+    """The proxy's half reads the settings that management's half writes."""
     settings = IdentityHeadersSettings(groups=groups, groups_max_bytes=budget[0], groups_overflow=budget[1])
     wire = ProxyMapping()
     settings.to_wire(wire)
@@ -191,7 +191,7 @@ CAFE = (Group("g1", "café"), Group("g2", "a,b"), Group("g3", "100%"), Group("g4
 async def test_names_outside_ascii_are_sent_as_the_setting_says(
     by: str, spelling: Any, groups: list[bytes], omitted: list[bytes]
 ) -> None:
-    """What is left out is counted for the upstream and named in the trail."""
+    """Omitted groups are counted for the upstream and named in the trail."""
 
     class Cafe(Knows):
         @hookimpl

@@ -1,4 +1,8 @@
-"""One HTTP/1.1 request through a tunnel: `netbird-proxy peer get`."""
+"""Sends one HTTP/1.1 request through a tunnel, for `netbird-proxy peer get`.
+
+hand-made because HTTP libraries open their own sockets, and this request needs the overlay's transport on both event
+loops.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +22,17 @@ HANDSHAKE_TIMEOUT = 10
 
 
 class FetchError(Exception):
-    """There was no complete answer."""
+    """The answer is missing, incomplete or malformed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is to be sent, head fields beyond Host in the order they go out.
+    """The request to send.
 
     Attributes:
-        host: as in the URL, without brackets; also what the certificate has to name.
-        target: path and query as they stand in the URL.
+        host: the URL's host without brackets; the certificate must name it.
+        target: the URL's path and query, unchanged.
+        headers: the fields after Host, in order.
     """
 
     secure: bool
@@ -40,12 +45,12 @@ class Request:
 
     @classmethod
     def of(cls, url: str, *, method: str = "", headers: Sequence[str] = (), body: bytes | None = None) -> Request:
-        """From what the command line says. Raises ValueError."""
+        """Build a request from the command line's arguments. Raises ValueError."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
             raise ValueError(f"{url!r} is not an http:// or https:// address")
         if any(ord(character) <= 32 or ord(character) == 127 for character in url):
-            raise ValueError("the URL has spaces or control characters in it")
+            raise ValueError("the URL must not contain spaces or control characters")
         secure = parts.scheme == "https"
         fields = []
         for header in headers:
@@ -83,7 +88,7 @@ class Request:
 
 @dataclass(slots=True)
 class Response:
-    """The answer's head; its body went to whoever asked."""
+    """The answer's head; the body was passed to `on_body`."""
 
     status: int = 0
     reason: str = ""
@@ -107,7 +112,7 @@ class _Parser:
             raise FetchError(f"not an HTTP answer: {exc}") from exc
 
     def ends_with_connection(self) -> bool:
-        """Whether the end of the connection ends this body, because nothing else does."""
+        """True if the body has no length of its own and ends with the connection."""
         names = {name.lower() for name, _ in self._response.headers}
         return self.head and not names & {"content-length", "transfer-encoding"}
 
@@ -115,7 +120,7 @@ class _Parser:
         self._response.reason = reason.decode("latin-1")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self.head:  # what comes later are trailers
+        if not self.head:  # later fields are trailers
             self._response.headers.append((name.decode("latin-1"), value.decode("latin-1")))
 
     def on_headers_complete(self) -> None:
@@ -141,11 +146,11 @@ async def fetch(
     on_head: Callable[[Response], None],
     on_body: Callable[[bytes], None],
 ) -> Response:
-    """Send a request to an overlay address and hand on its answer as it comes.
+    """Send a request to an overlay address, and pass on the answer as it arrives.
 
     Raises:
-        UpstreamError: it could not be dialed.
-        ssl.SSLError, OSError, FetchError, TimeoutError: as named.
+        ConnectError: the address could not be dialed.
+        ssl.SSLError, OSError, FetchError, TimeoutError: the exchange failed.
     """
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(loop=loop)
@@ -154,7 +159,7 @@ async def fetch(
         if tls is None:
             transport, _ = await driver.connect(lambda: streams, address, request.port, timeout=timeout)
         else:
-            # Not loop.start_tls: uvloop's takes only transports of its own.
+            # Not loop.start_tls, because uvloop's version accepts only uvloop's own transports.
             secured = loop.create_future()
             protocol = SSLProtocol(
                 loop,
@@ -177,7 +182,7 @@ async def fetch(
 
 
 def _application_transport(streams: asyncio.StreamReaderProtocol, plain: asyncio.Transport) -> asyncio.WriteTransport:
-    """TLS's own transport once its handshake is done, else the tunnel's."""
+    """Return the transport of the TLS layer after its handshake, else the tunnel's."""
     return getattr(streams, "_transport", None) or plain
 
 

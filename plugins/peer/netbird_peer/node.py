@@ -1,4 +1,4 @@
-"""A peer made of a WireGuard file: what `netbird-proxy peer` runs, and what tests use as a client."""
+"""A peer from a WireGuard file, for `netbird-proxy peer` and as a client in tests."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from netbird_overlay.engine import Engine
 from netbird_overlay.wgconf import ConfigError, PeerSection, WireGuardConfig
 
 RETRY_INTERVAL = 10.0
-"""Seconds between handshakes with a peer that is to be kept connected and does not answer: WireGuard itself gives up
-after 90, and the other end may start later than we do."""
+"""Seconds between handshakes to a peer with a keepalive that does not answer: WireGuard itself gives up after 90 s, but
+the peer may start later."""
 
 
 @asynccontextmanager
 async def peer_node(config: WireGuardConfig, *, bind: str = "") -> AsyncIterator[Driver]:
-    """The file's node, up for as long as it is entered. It has begun to shake hands with every endpoint in the file.
+    """Run the file's node until the context is left. It starts a handshake with every endpoint in the file.
 
     Raises:
-        ConfigError: an endpoint's name does not resolve, or the engine refuses what the file says.
-        OSError: ListenPort is taken.
-        TunnelBroken: in a group, for whoever is inside.
+        ConfigError: an endpoint's name cannot be resolved, or the engine refuses the file's settings.
+        OSError: ListenPort is in use.
+        TunnelBroken: later, inside the context, as an exception group.
     """
     endpoints = [await _resolve(peer) for peer in config.peers]
     driver = Driver(Engine(config.private_key, mtu=config.mtu), open_socket(bind, config.listen_port))
@@ -55,10 +55,10 @@ async def _resolve(peer: PeerSection) -> tuple[str, int] | None:
     if peer.endpoint is None:
         return None
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(*peer.endpoint, type=socket.SOCK_DGRAM)
+        addresses = await asyncio.get_running_loop().getaddrinfo(*peer.endpoint, type=socket.SOCK_DGRAM)
     except OSError as exc:
         raise ConfigError(f"Endpoint {peer.endpoint[0]} cannot be resolved: {exc.strerror}") from exc
-    host, port = found[0][4][:2]
+    host, port = addresses[0][4][:2]
     return str(host), int(port)
 
 

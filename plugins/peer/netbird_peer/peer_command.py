@@ -25,11 +25,11 @@ from netbird_peer.pipe import Forwarder
 T = TypeVar("T")
 
 HTTP_ERROR = 22
-"""Exit code for an answer from 400 up, which is curl's with `--fail`."""
+"""Exit code for a status of 400 or above, like curl's with `--fail`."""
 
 app = typer.Typer(
     name="peer",
-    help="Be an overlay peer, in userspace, from a WireGuard file.",
+    help="Run an overlay peer in userspace, from a WireGuard file.",
     no_args_is_help=True,
     add_completion=False,
 )
@@ -44,21 +44,21 @@ def get(
     resolve: Annotated[list[str] | None, typer.Option(help="HOST=ADDR: the overlay address of a name.")] = None,
     cacert: Annotated[Path | None, typer.Option(help="PEM file of certificate authorities to trust.")] = None,
     header: Annotated[list[str] | None, typer.Option("--header", "-H", help="A request header.")] = None,
-    include: Annotated[bool, typer.Option("--include", "-i", help="Show the answer's head.")] = False,
+    include: Annotated[bool, typer.Option("--include", "-i", help="Print the answer's head too.")] = False,
     request: Annotated[str, typer.Option("--request", "-X", help="The method.")] = "",
     data: Annotated[str | None, typer.Option("--data", "-d", help="Body, or @FILE; makes it a POST.")] = None,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds for everything.")] = 30.0,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Maximum time in seconds.")] = 30.0,
 ) -> None:
-    """Fetch a page through the tunnel. Exit code 22 from status 400 up.
+    """Fetch a page through the tunnel. Exit code 22 for a status of 400 or above.
 
-    Without --resolve, a file with exactly one [Peer] and one /32 sends every name to that peer.
+    If the file has exactly one [Peer] with one /32, every name without --resolve leads to that peer.
     """
     settings = _read(config)
     try:
         body = None if data is None else Path(data[1:]).read_bytes() if data.startswith("@") else data.encode()
-        wanted = Request.of(url, method=request, headers=header or (), body=body)
-        address = _overlay_address(wanted.host, settings, resolve or [])
-        tls = ssl.create_default_context(cafile=cacert) if wanted.secure else None
+        outgoing = Request.of(url, method=request, headers=header or (), body=body)
+        address = _overlay_address(outgoing.host, settings, resolve or [])
+        tls = ssl.create_default_context(cafile=cacert) if outgoing.secure else None
     except (ValueError, OSError) as exc:
         _fail(str(exc))
 
@@ -75,7 +75,7 @@ def get(
     async def run() -> int:
         async with peer_node(settings) as driver:
             response = await fetch(
-                driver, wanted, address, tls=tls, timeout=timeout, on_head=show_head, on_body=show_body
+                driver, outgoing, address, tls=tls, timeout=timeout, on_head=show_head, on_body=show_body
             )
             return response.status
 
@@ -88,7 +88,7 @@ def serve(
     forward: Annotated[list[str], typer.Argument(help="PORT=HOST:PORT: overlay port, and where its streams go.")],
     config: ConfigFile,
 ) -> None:
-    """Offer what runs here to the file's peers. Prints `ready` when it listens, and ends on a signal."""
+    """Offer local servers to the file's peers. Prints `ready` when it listens, and runs until a signal."""
     settings = _read(config)
     try:
         forwards = [_forward(text) for text in forward]
@@ -117,7 +117,7 @@ def _read(path: Path) -> WireGuardConfig:
 
 
 def _overlay_address(host: str, config: WireGuardConfig, resolve: list[str]) -> str:
-    """Where a URL's host is dialed. Raises ValueError."""
+    """Return the overlay address of a URL's host. Raises ValueError."""
     for entry in resolve:
         name, equals, address = entry.partition("=")
         if not equals:
@@ -129,7 +129,7 @@ def _overlay_address(host: str, config: WireGuardConfig, resolve: list[str]) -> 
     single = [network for peer in config.peers for network in peer.allowed_ips if network.version == 4]
     if len(config.peers) == 1 and len(single) == 1 and single[0].prefixlen == 32:
         return str(single[0].network_address)
-    raise ValueError(f"the file does not say where {host} is: give --resolve {host}=ADDR")
+    raise ValueError(f"the file has no address for {host}: add --resolve {host}=ADDR")
 
 
 def _forward(text: str) -> tuple[int, str, int]:
@@ -145,29 +145,29 @@ def _forward(text: str) -> tuple[int, str, int]:
 
 
 def _rules(config: WireGuardConfig, ports: list[int]) -> list[Rule]:
-    """Whoever the file names may open connections to these ports, and to no other."""
+    """Return rules that allow the file's peers to open connections to these ports only."""
     sources = [str(network) for peer in config.peers for network in peer.allowed_ips]
     return [(source, TCP_NUMBER, port, port) for source in sources for port in ports]
 
 
 async def _until_signal() -> None:
     loop = asyncio.get_running_loop()
-    told = asyncio.Event()
+    signalled = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, told.set)
-    await told.wait()
+        loop.add_signal_handler(number, signalled.set)
+    await signalled.wait()
     raise _Signalled
 
 
 class _Signalled(Exception):
-    """Leaves every group in between."""
+    """Ends the command after a signal, through all task groups."""
 
 
 EXPECTED = (OverlayError, ConfigError, FetchError, OSError, _Signalled)  # a TimeoutError is an OSError
 
 
 def _run(main: Coroutine[Any, Any, T]) -> T | None:
-    """Run to the end, or fail with a sentence for what can go wrong outside of us."""
+    """Run the command; exit with a message for failures of files, peers and the network."""
     try:
         return asyncio.run(main)
     except (*EXPECTED, BaseExceptionGroup) as exc:
@@ -181,7 +181,7 @@ def _run(main: Coroutine[Any, Any, T]) -> T | None:
 
 def _leaves(exc: BaseException) -> list[BaseException]:
     if isinstance(exc, BaseExceptionGroup):
-        return [leaf for one in exc.exceptions for leaf in _leaves(one)]
+        return [leaf for inner in exc.exceptions for leaf in _leaves(inner)]
     return [exc]
 
 

@@ -1,4 +1,4 @@
-"""Carries accepted streams on to an ordinary address: `netbird-proxy peer serve`."""
+"""Forwards accepted streams to a TCP address, for `netbird-proxy peer serve`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import cast
 
 
 class Pipe(asyncio.Protocol):
-    """One side of a pair; what arrives here is written there, at the pace of the slower side."""
+    """One side of a pair: received data is written to the other side, with back-pressure."""
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
@@ -18,7 +18,7 @@ class Pipe(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         if self.other is None:
-            self.transport.pause_reading()  # until there is somewhere to write to
+            self.transport.pause_reading()  # until `join` sets the other side
 
     def join(self, other: Pipe) -> None:
         self.other, other.other = other, self
@@ -37,7 +37,7 @@ class Pipe(asyncio.Protocol):
         other = self.other
         if other is None or other.transport is None:
             return False
-        if other.finished:  # both directions are done
+        if other.finished:  # both directions are finished
             other.transport.close()
             return False
         other.transport.write_eof()
@@ -64,7 +64,7 @@ class Pipe(asyncio.Protocol):
 
 
 class Forwarder:
-    """Makes the protocols of a listener whose streams all go to one address."""
+    """A protocol factory for a listener: forwards each stream to one address."""
 
     def __init__(self, group: asyncio.TaskGroup, host: str, port: int) -> None:
         self._group = group

@@ -1,4 +1,4 @@
-"""`netbird-proxy peer`: the command beside the proxy's own."""
+"""The plugin that adds the command `netbird-proxy peer`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Peer:
-    """Adds a command, and nothing to a running proxy."""
+    """Adds the command; it changes nothing in a running proxy."""
 
     @hookimpl
     def describe(self) -> PluginInfo:
@@ -23,7 +23,7 @@ class Peer:
 
     @hookimpl
     def commands(self) -> typer.Typer:
-        # Imported here: a running proxy has no use for it.
+        # Imported here, because a running proxy does not need it.
         from netbird_peer.peer_command import app
 
         return app

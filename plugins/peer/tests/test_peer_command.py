@@ -1,4 +1,4 @@
-"""`netbird-proxy peer` as a process of its own, on loopback: it fetches pages, and it serves what runs beside it."""
+"""`netbird-proxy peer` as a process of its own on loopback: `get` fetches pages, `serve` offers local servers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ COMMAND = "from netbird_peer.peer_command import app; app(prog_name='netbird-pee
 
 
 class Setting:
-    """Our tunnel, and a WireGuard file that makes somebody its one peer."""
+    """Our tunnel, and a WireGuard file for its only peer."""
 
     def __init__(self, node: Node, directory: Path) -> None:
         self.node = node
@@ -70,7 +70,7 @@ async def setting(tmp_path: Path) -> AsyncIterator[Setting]:
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Answers with what it was asked; `/status/N` with that status."""
+    """An application that echoes the request; `/status/N` answers with that status."""
     body = b""
     while True:
         message = await receive()
@@ -96,14 +96,14 @@ def server() -> Callable[[], HttpToolsProtocol]:
 
 
 async def test_get_sends_every_name_to_the_one_peer(setting: Setting) -> None:
-    """The demo's command: a name that no resolver knows, and the caller's file."""
+    """A name that no resolver knows leads to the file's only peer."""
     setting.node.driver.listen(80, server())
     code, out, err = await setting.run("get", "http://wiki.example.com/a%2Fb?c=d", "--config", str(setting.file))
     assert (code, out, err) == (0, b"GET wiki.example.com /a%2Fb?c=d - - \n", "")
 
 
 async def test_get_speaks_as_it_is_told(setting: Setting) -> None:
-    """Method, headers, body, and the answer's head; and a name resolved by hand."""
+    """Method, headers, body, `--include` and `--resolve` take effect."""
     setting.node.driver.listen(8080, server())
     code, out, _ = await setting.run(
         "get", "http://wiki.example.com:8080/form", "-c", str(setting.file), "--resolve", f"WIKI.example.com={US}",
@@ -117,7 +117,7 @@ async def test_get_speaks_as_it_is_told(setting: Setting) -> None:
 
 @pytest.mark.parametrize("status", [400, 403, 503])
 async def test_get_tells_an_error_by_its_exit_code(setting: Setting, status: int) -> None:
-    """22 from 400 up, with the page still shown."""
+    """The exit code is 22 for a status of 400 or above, and the page is still printed."""
     setting.node.driver.listen(80, server())
     code, out, _ = await setting.run("get", f"http://wiki.example.com/status/{status}", "-c", str(setting.file))
     assert code == 22
@@ -146,7 +146,7 @@ async def test_get_over_tls(setting: Setting, tmp_path: Path) -> None:
 
 
 async def test_get_says_what_failed(setting: Setting) -> None:
-    """One sentence and exit code 1: refused, silent, not there, no such thing."""
+    """Each failure prints one sentence and exits with 1."""
     config = ("-c", str(setting.file))
     code, _, err = await setting.run("get", "http://wiki.example.com/", *config)
     assert (code, err) == (1, f"error: dial {US}:80 through the tunnel: refused\n")
@@ -172,7 +172,7 @@ async def test_get_says_what_failed(setting: Setting) -> None:
 
 
 async def test_get_needs_to_know_where_a_name_is(setting: Setting) -> None:
-    """A file with more than one address leaves names open, and says how to close them."""
+    """If the file has more than one address, a name needs --resolve, and the message says so."""
     setting.file.write_text(setting.file.read_text().replace(f"{US}/32", f"{US}/32, 100.64.0.2/32"))
     code, _, err = await setting.run("get", "http://wiki.example.com/", "-c", str(setting.file))
     assert code == 1
@@ -195,7 +195,7 @@ async def serving(setting: Setting, port: int) -> AsyncIterator[Process]:
 
 
 async def test_serve_offers_what_runs_beside_it(setting: Setting) -> None:
-    """A peer as upstream: it makes itself known, carries streams both ways with half-close, and ends on a signal."""
+    """`serve` connects to its peer, carries streams both ways with half-close, and ends on a signal."""
 
     async def upper(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         data = await reader.read()
@@ -223,7 +223,7 @@ async def test_serve_offers_what_runs_beside_it(setting: Setting) -> None:
 
 
 async def test_serve_resets_what_it_cannot_carry(setting: Setting) -> None:
-    """Nobody runs beside it: the stream ends at once instead of hanging, and the command goes on."""
+    """Without a local server the stream is reset at once, and the command continues."""
     async with serving(setting, 1) as process:
         await setting.node.handshaken(public_key(setting.key))
         for _ in range(2):
@@ -234,7 +234,7 @@ async def test_serve_resets_what_it_cannot_carry(setting: Setting) -> None:
 
 
 async def test_serve_says_what_it_cannot_read(setting: Setting) -> None:
-    """A forward that is none ends the command with the form it should have."""
+    """An invalid forward ends the command with a message that shows the expected form."""
     code, _, err = await setting.run("serve", "8080", "-c", str(setting.file))
     assert code == 1
     assert "PORT=HOST:PORT" in err

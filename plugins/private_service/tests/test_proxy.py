@@ -1,4 +1,4 @@
-"""A private route is reached through its account's tunnel, by a peer that management lets in, and in no other way."""
+"""A private route is open only through its account's tunnel, to peers that management admits."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ NOT_IN_GROUP = ValidateTunnelPeerResponse(
 
 
 class Direct:
-    """Something that dials, so that routes compile."""
+    """A plugin with a dialer, so that routes compile."""
 
     @hookimpl
     def describe(self) -> PluginInfo:
@@ -60,7 +60,7 @@ class Direct:
 
 
 class Impostor:
-    """A plugin that knows everybody, and says so before anyone else is asked."""
+    """A plugin that identifies every caller, and runs before all others."""
 
     @hookimpl
     def describe(self) -> PluginInfo:
@@ -94,7 +94,7 @@ async def playing(
 
 
 async def test_member_comes_in_and_is_known() -> None:
-    """A peer that management grants is let through, as management knows it."""
+    """A peer with a grant is admitted, with the identity that management sent."""
     async with playing() as (play, management):
         answer = await play.request(origin=tunnel_origin("100.64.0.9"))
 
@@ -120,7 +120,7 @@ async def test_member_comes_in_and_is_known() -> None:
     "origin", [host_origin(), host_origin("100.64.0.9"), None], ids=["host", "looks inside", "embedded"]
 )
 async def test_promise_1_outside_the_tunnel_nobody_is_asked_and_nothing_dialed(origin: Origin | None) -> None:
-    """The origin alone decides: no header, no address that looks like an overlay one, opens a private route."""
+    """Only the origin decides: neither a header nor an address that looks like an overlay's opens a private route."""
     async with playing() as (play, management):
         headers = [(b"x-forwarded-for", b"100.64.0.9"), (b"x-netbird-user", b"alice"), (b"x-real-ip", b"100.64.0.9")]
 
@@ -165,7 +165,7 @@ async def test_promise_1_each_step_alone_refuses_a_foreign_origin(origin: Origin
 
 
 async def test_promise_1_identity_of_another_plugin_is_not_enough() -> None:
-    """Whoever else knows the caller: on a private route only this plugin's word counts."""
+    """A private route accepts identities from this plugin only."""
     async with playing(others=(("impostor", Impostor),)) as (play, management):
         answer = await play.request(origin=tunnel_origin("100.64.0.9"))
 
@@ -181,7 +181,7 @@ async def test_promise_1_identity_of_another_plugin_is_not_enough() -> None:
 
 
 async def test_stranger_is_denied_without_a_call() -> None:
-    """The tunnel's roster says whom to ask about; who is not on it is nobody."""
+    """An address outside the tunnel's roster is denied without a question to management."""
     async with playing() as (play, management):
         await play.request(origin=tunnel_origin("100.64.0.77"))
 
@@ -195,7 +195,7 @@ async def test_stranger_is_denied_without_a_call() -> None:
 
 
 async def test_non_member_is_denied_and_the_operator_can_see_why() -> None:
-    """Both sides' groups stand in the trail, and none of them in the answer."""
+    """The trail has the caller's and the required groups; the answer has neither."""
     async with playing(NOT_IN_GROUP) as (play, _):
         answer = await play.request(origin=tunnel_origin("100.64.0.9"))
 
@@ -224,7 +224,7 @@ async def test_non_member_is_denied_and_the_operator_can_see_why() -> None:
     ids=["unavailable", "late", "no token", "nobody", "nonsense"],
 )
 async def test_promise_3_no_answer_is_no_admission(answer: object, code: str) -> None:
-    """Whatever keeps management from a whole answer closes the route for now: 503, come again."""
+    """Without a complete answer from management the client gets 503 with `Retry-After`."""
     async with playing(answer) as (play, _):
         said = await play.request(origin=tunnel_origin("100.64.0.9"))
 
@@ -238,7 +238,7 @@ async def test_promise_3_no_answer_is_no_admission(answer: object, code: str) ->
 
 
 async def test_promise_3_step_that_breaks_closes_the_route() -> None:
-    """An error of any other kind is this step's failure."""
+    """An unexpected exception counts as a failure of the step and denies the request."""
     async with playing(RuntimeError("broken")) as (play, _):
         said = await play.request(origin=tunnel_origin("100.64.0.9"))
 
@@ -257,7 +257,7 @@ async def test_promise_3_step_that_breaks_closes_the_route() -> None:
 async def test_promise_1_management_is_asked_about_the_peer_of_the_connection(
     extensions: tuple[str, ...], key: str
 ) -> None:
-    """The question names the key where management reads it: the answer is about no later holder of the address."""
+    """The question includes the peer's key if management supports it, so that the answer applies to this peer only."""
     management = FakeManagement({"ValidateTunnelPeer": GRANT}, extensions=extensions)
     proxy = FakeProxy(management=management, tunnels={ACCOUNT: FakeTunnel({"100.64.0.9": ALICE})})
     plugin = PrivateService()
@@ -270,7 +270,7 @@ async def test_promise_1_management_is_asked_about_the_peer_of_the_connection(
 
 
 async def test_promise_1_an_address_that_changes_hands_takes_no_connection_along() -> None:
-    """An open connection never speaks for the peer that was given its address: it is refused, and nobody is asked."""
+    """A connection whose address now belongs to another peer is denied without a question to management."""
     management = FakeManagement({"ValidateTunnelPeer": GRANT})
     tunnel = FakeTunnel({"100.64.0.9": ALICE})
     proxy = FakeProxy(management=management, tunnels={ACCOUNT: tunnel})
@@ -295,7 +295,7 @@ async def test_promise_1_an_address_that_changes_hands_takes_no_connection_along
 
 
 async def test_a_peer_pays_for_its_questions_and_not_for_ours() -> None:
-    """Past its rate a peer is told to come back later; whether its open pages may stay is asked all the same."""
+    """A peer above its rate gets 503 with `Retry-After`; revalidations of its open exchanges still reach management."""
     management = FakeManagement({"ValidateTunnelPeer": NOT_IN_GROUP})
     proxy = FakeProxy(management=management, tunnels={ACCOUNT: FakeTunnel({"100.64.0.9": ALICE})})
     plugin = PrivateService()
@@ -319,7 +319,7 @@ async def test_a_peer_pays_for_its_questions_and_not_for_ours() -> None:
 
 
 async def test_upstream_that_calls_its_own_service_is_a_loop() -> None:
-    """A service's own target over the overlay would be sent back to itself."""
+    """A request from the service's own upstream is a loop and gets 421."""
     spec = private_route(to=upstream("http://100.64.0.9:8080"))
     async with playing(spec=spec) as (play, _):
         await play.request(origin=tunnel_origin("100.64.0.9"))
@@ -328,7 +328,7 @@ async def test_upstream_that_calls_its_own_service_is_a_loop() -> None:
 
 
 async def test_proxy_without_tunnel_listeners_refuses_the_mapping() -> None:
-    """Serving nobody is a misconfiguration that management can show, not a silent 403."""
+    """The mapping is refused, so that management can show the reason, instead of a 403 for every request."""
     async with playing(private=False) as (play, _):
         assert "without `private`" in play.reports[0].refused
 
@@ -347,7 +347,7 @@ async def test_public_routes_are_left_alone() -> None:
 
 
 def test_settings_survive_the_wire(transcript: Callable[..., Transcript]) -> None:
-    """What one half writes the other half reads."""
+    """The proxy's half reads the settings that management's half writes."""
     for private in (True, False):
         wire = ProxyMapping()
         PrivateServiceSettings(private=private).to_wire(wire)
@@ -362,7 +362,7 @@ def public_route(**fields: Any) -> RouteSpec:
 
 
 async def test_a_public_service_that_asks_takes_the_tunnel_for_an_answer() -> None:
-    """A peer that management grants is known without a login; management is asked as for a private service."""
+    """A peer with a grant is identified without a login; the question is the same as for a private service."""
     async with playing(spec=public_route()) as (play, management):
         answer = await play.request(origin=tunnel_origin("100.64.0.9"))
 
@@ -385,7 +385,7 @@ async def test_a_public_service_that_asks_takes_the_tunnel_for_an_answer() -> No
     ids=["not in group", "management away", "unknown peer", "host", "embedded"],
 )
 async def test_who_is_not_granted_there_is_left_to_the_logins(answer: object, origin: Origin | None) -> None:
-    """Nobody is known by an address outside the tunnel, nor by a no; what else the service asks for decides."""
+    """An address outside the tunnel, or a denial by management, does not identify the caller; the logins then apply."""
     async with playing(answer, spec=public_route()) as (play, _):
         await play.request(origin=origin)
 
@@ -409,7 +409,7 @@ async def test_who_is_not_granted_there_is_left_to_the_logins(answer: object, or
 async def test_other_sites_change_nothing_over_the_tunnel(
     make: Callable[..., RouteSpec], method: str, headers: list[tuple[bytes, bytes]], status: int
 ) -> None:
-    """What another site's page has a peer's browser send is refused where it may change something."""
+    """An unsafe request that another site's page makes a peer's browser send is denied."""
     async with playing(spec=make()) as (play, _):
         assert (await play.request(method, headers=headers, origin=tunnel_origin("100.64.0.9"))).status == status
         assert play.upstreams.dialed == (status == 200)

@@ -1,4 +1,4 @@
-"""Asking management about a peer: what is kept, what is shared, and what an old answer is worth."""
+"""Validation of peers: the cache, single flight, the rate limit and outdated answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DENIAL = ValidateTunnelPeerResponse(valid=False, denied_reason="not_in_group")
 
 
 class Management:
-    """Answers from a list; what is asked while `open` is clear waits."""
+    """A fake that answers from a list; questions wait while `open` is clear."""
 
     def __init__(self, *answers: ValidateTunnelPeerResponse | Exception) -> None:
         self.answers = list(answers)
@@ -95,7 +95,7 @@ async def test_another_key_at_the_same_address_is_asked_about() -> None:
 
 
 async def test_change_of_the_account_drops_its_grants() -> None:
-    """Whatever raises the generation makes every kept answer worthless at once."""
+    """A new generation invalidates all cached grants of the account at once."""
     management = Management(GRANT, DENIAL)
     async with running(management) as validations:
         await validations.validate(ALICE, "wiki.example")
@@ -105,7 +105,7 @@ async def test_change_of_the_account_drops_its_grants() -> None:
 
 
 async def test_answer_asked_for_before_a_change_serves_nobody() -> None:
-    """A grant on its way while its holder is thrown out must not be used when it arrives."""
+    """A grant that is under way while the account changes is not used."""
     management = Management(GRANT, DENIAL)
     management.open.clear()
     async with running(management) as validations, asyncio.TaskGroup() as group:
@@ -119,7 +119,7 @@ async def test_answer_asked_for_before_a_change_serves_nobody() -> None:
 
 
 async def test_account_that_never_stops_changing_is_refused_for_now() -> None:
-    """Three answers that were old when they came are enough."""
+    """After three outdated answers the request is refused for now."""
     management = Management(GRANT)
 
     async def restless(question: Question, domain: str) -> ValidateTunnelPeerResponse:
@@ -133,7 +133,7 @@ async def test_account_that_never_stops_changing_is_refused_for_now() -> None:
 
 
 async def test_waiters_share_one_question_and_the_first_ones_leaving_fails_nobody() -> None:
-    """One RPC for one question; a caller who gives up takes only itself away."""
+    """Concurrent callers share one RPC, and the cancellation of one does not fail the others."""
     management = Management(GRANT)
     management.open.clear()
     async with running(management) as validations, asyncio.TaskGroup() as group:
@@ -149,7 +149,7 @@ async def test_waiters_share_one_question_and_the_first_ones_leaving_fails_nobod
 
 
 async def test_failure_reaches_who_asked_and_ends_nothing_else() -> None:
-    """A call that failed is an error for its waiters, and the next question is asked as ever."""
+    """A failed call fails its waiters; the next question makes a new call."""
     management = Management(ManagementTimeout("late"), GRANT)
     async with running(management) as validations:
         with pytest.raises(ManagementTimeout):
@@ -159,7 +159,7 @@ async def test_failure_reaches_who_asked_and_ends_nothing_else() -> None:
 
 
 async def test_peer_that_asks_too_often_must_wait() -> None:
-    """A burst, then a rate; another peer is not held up by it."""
+    """A peer has a burst and a rate of its own, which do not affect other peers."""
     management = Management(DENIAL)
     async with running(management, burst=2) as validations:
         await validations.validate(ALICE, "wiki.example")
@@ -197,7 +197,7 @@ def about(*hosts: int) -> list[Question]:
 
 @pytest.mark.parametrize("ended", ["the account changed", "its time was over"])
 async def test_a_grant_that_ended_is_asked_for_again_on_us(ended: str) -> None:
-    """A peer that was let in to many services does not pay when all its grants end at once: it asked nothing more."""
+    """The renewal of an expired grant does not count against the peer's rate, however many expire at once."""
     management = Management(GRANT)
     async with running(management, per_account=10, burst=3) as validations:
         for number, question in enumerate(about(*range(9))):
@@ -217,7 +217,7 @@ async def test_a_grant_that_ended_is_asked_for_again_on_us(ended: str) -> None:
 
 
 async def test_a_grant_that_ended_pays_for_one_question() -> None:
-    """Where the answer to that one is no grant, the peer pays for the next: failing costs management no more."""
+    """If the renewal gives no grant, the next question counts against the peer's rate."""
     management = Management(GRANT, ManagementTimeout("late"))
     async with running(management, burst=3) as validations:
         await validations.validate(ALICE, "wiki.example")
@@ -230,7 +230,7 @@ async def test_a_grant_that_ended_pays_for_one_question() -> None:
 
 
 async def test_asking_again_for_an_open_exchange_is_on_us() -> None:
-    """It is the proxy that wants to know, also where it has forgotten the grant; the peer's own stay what they were."""
+    """A revalidation by the proxy does not count against the peer's rate, also without a cached grant."""
     management = Management(GRANT)
     async with running(management, per_account=1, burst=2) as validations:
         for question in about(1, 2):
@@ -242,7 +242,7 @@ async def test_asking_again_for_an_open_exchange_is_on_us() -> None:
 
 
 async def test_a_change_under_a_question_costs_the_peer_one() -> None:
-    """That the answer was old when it came is not the peer's doing."""
+    """A repeated question after a change of the account counts once against the peer's rate."""
     management = Management(DENIAL)
 
     async def restless(question: Question, domain: str) -> ValidateTunnelPeerResponse:

@@ -1,4 +1,4 @@
-"""One account's tunnel, from its state directory to its end."""
+"""The life of one account's tunnel, from reading its state directory to its end."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from netbird_tunnel_netstack.tunnel import NetstackTunnel
 
 ENROLL_TIMEOUT, FIRST_MAP_TIMEOUT = 60.0, 30.0
 BUFFER_BYTES = 128 << 10
-"""Of one connection, each way: the window that the other end is offered."""
+"""Size of a connection's buffer in each direction, which is also its receive window."""
 DIALS = 4
-"""A quarter as many connections as peers may open is room for our own dials alone."""
+"""Ratio of the connections that peers may open to those reserved for our own dials."""
 COUNT_INTERVAL = 10.0
 """Seconds between readings of the engine's counters."""
 NOT_TOTALS = frozenset(("connections", "buffer_bytes", "half_open"))
@@ -29,12 +29,12 @@ NOT_TOTALS = frozenset(("connections", "buffer_bytes", "half_open"))
 
 @asynccontextmanager
 async def account_tunnel(account: AccountHandle, proxy: Proxy) -> AsyncIterator[NetstackTunnel]:
-    """Registered, logged in, first map applied, and kept at the map until it is left.
+    """Open a tunnel: register, log in, apply the first map, and follow the maps until the context is left.
 
     Raises:
-        StateUnusable: the account's directory or its port; nothing was told to management.
-        ManagementError: registration was refused, or management stayed away too long.
-        TunnelBroken, AddressesChanged: later, in a group, for whoever is inside.
+        StateUnusable: the account's directory or port cannot be used; management was not called.
+        ManagementError: management refused the registration, or was away for too long.
+        TunnelBroken, AddressesChanged: later, inside the context, as an exception group.
     """
     options = proxy.options(TunnelOptions)
     state = TunnelState.load(account.directory)
@@ -103,19 +103,19 @@ async def account_tunnel(account: AccountHandle, proxy: Proxy) -> AsyncIterator[
 
 
 async def _keep_counted(engine: Engine, proxy: Proxy) -> None:
-    """Add what the engine counted to the process's counters, all accounts together."""
-    told: dict[str, int] = {}
+    """Add the engine's counters to the process's counters, which sum up all accounts."""
+    added: dict[str, int] = {}
     try:
         while True:
             await asyncio.sleep(COUNT_INTERVAL)
-            told = _count(engine, proxy, told)
+            added = _count(engine, proxy, added)
     finally:
-        _count(engine, proxy, told)
+        _count(engine, proxy, added)
 
 
-def _count(engine: Engine, proxy: Proxy, told: dict[str, int]) -> dict[str, int]:
+def _count(engine: Engine, proxy: Proxy, added: dict[str, int]) -> dict[str, int]:
     counters = {name: value for name, value in engine.counters().items() if name not in NOT_TOTALS}
     for name, value in counters.items():
-        if value > told.get(name, 0):
-            proxy.count(f"tunnel_{name}", value - told.get(name, 0))
+        if value > added.get(name, 0):
+            proxy.count(f"tunnel_{name}", value - added.get(name, 0))
     return counters

@@ -1,4 +1,4 @@
-"""The plugin's hooks."""
+"""The hooks of the plugin tunnel_netstack."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from netbird_tunnel_netstack.settings import TunnelOptions
 
 
 class TunnelNetstack:
-    """WireGuard and TCP/IP in userspace: a node of ours in each account's overlay."""
+    """Opens each account's tunnel: a WireGuard node in the account's overlay, in userspace."""
 
     @hookimpl
     def describe(self) -> PluginInfo:

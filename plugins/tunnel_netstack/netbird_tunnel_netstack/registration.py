@@ -1,7 +1,7 @@
-"""What our node says to management about itself: registration, login, and the stream of network maps.
+"""Our node's calls to management: registration, login and the stream of network maps.
 
-Every body is sealed between our WireGuard key and management's, whose key may be new at every start of its process, so
-it is asked for before each login and each stream.
+Every message is encrypted between our WireGuard key and management's key, which can change with every restart of
+management; so it is requested before each login and each stream.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ from netbird_wire.management_pb2_grpc import ManagementServiceStub
 
 KEY_TIMEOUT, LOGIN_TIMEOUT = 5.0, 10.0
 FAILURES = (grpc.aio.AioRpcError, grpc.aio.UsageError, EnvelopeError)
+# The version that we report. It is pinned and has the form of a release: a version that management cannot compare, or
+# one below 0.59.0, makes it fall back to old behavior for the whole account.
 AGENT_VERSION = "0.77.1"
-"""What we say our version is. Pinned and release-like: a version that management cannot compare, or one below 0.59.0,
-makes it fall back to old behavior for the whole account."""
 
 
 class NotRegistered(ManagementRefused):
-    """Management does not know our key, or no longer: registering again helps, asking again does not."""
+    """Management does not know our key (any more): a new registration helps, a retry does not."""
 
 
 def system_meta(proxy_id: str, *, inbound: bool) -> PeerSystemMeta:
-    """What we are. The same at every call of one process: management may ban a peer whose answers keep changing.
+    """Describe our system. The result is constant in a process: management may ban peers whose description changes.
 
-    The version of the map is left at 0, which asks for the finished map instead of its components.
+    The map version is left at 0, which requests the complete map instead of its components.
     """
     try:
         release = platform.freedesktop_os_release()
@@ -74,10 +74,10 @@ def system_meta(proxy_id: str, *, inbound: bool) -> PeerSystemMeta:
 
 
 class Enrollment:
-    """One account's node, as management knows it.
+    """The registration of one account's node at management.
 
     Args:
-        endpoint: `host:port` where stock WireGuard clients reach us, or empty.
+        endpoint: `host:port` at which stock WireGuard clients reach us, or empty.
     """
 
     def __init__(self, account: AccountHandle, private_key: bytes, *, endpoint: str, meta: PeerSystemMeta) -> None:
@@ -93,11 +93,11 @@ class Enrollment:
         return self._account.management.connected
 
     async def register(self) -> None:
-        """Spend a one-time token on making our key known. Raises ManagementError."""
+        """Register our key with a one-time token. Raises ManagementError."""
         await self._account.register(PublicKey(self._public_key), endpoint=self._endpoint)
 
     async def login(self) -> LoginResponse:
-        """Who management says we are. Raises ManagementError, NotRegistered among them."""
+        """Log in; the answer has our node's configuration. Raises ManagementError, NotRegistered among others."""
         request = LoginRequest(meta=self._meta, peerKeys=PeerKeys(wgPubKey=self._public_key.encode("ascii")))
         try:
             envelope = await self._envelope()
@@ -106,16 +106,16 @@ class Enrollment:
             )
             return envelope.open(answer.body, LoginResponse)
         except asyncio.CancelledError as exc:
-            if _we_are_canceled():
+            if _task_is_cancelled():
                 raise
-            raise ManagementUnavailable("Login: the call was closed beneath us") from exc
+            raise ManagementUnavailable("Login: the channel was closed during the call") from exc
         except FAILURES as exc:
             raise _failure("Login", exc) from exc
 
     async def sync(self) -> AsyncIterator[SyncResponse]:
-        """Network maps as management sends them, the first at once. Ends when management ends the stream.
+        """Yield network maps as management sends them, the first at once. Ends when management ends the stream.
 
-        Raises ManagementError, NotRegistered among them. Close the generator to leave the stream.
+        Raises ManagementError, NotRegistered among others. Close the generator to leave the stream.
         """
         try:
             envelope = await self._envelope()
@@ -128,9 +128,9 @@ class Enrollment:
             finally:
                 call.cancel()
         except asyncio.CancelledError as exc:
-            if _we_are_canceled():
+            if _task_is_cancelled():
                 raise
-            raise ManagementUnavailable("Sync: the call was closed beneath us") from exc
+            raise ManagementUnavailable("Sync: the channel was closed during the call") from exc
         except FAILURES as exc:
             raise _failure("Sync", exc) from exc
 
@@ -144,17 +144,17 @@ class Enrollment:
         return EncryptedMessage(wgPubKey=self._public_key, body=envelope.seal(request))
 
 
-def _we_are_canceled() -> bool:
-    """Whether a CancelledError is our own. gRPC raises one too when a call or its channel is closed beneath the caller;
-    taken for ours, it would end the task in silence."""
+def _task_is_cancelled() -> bool:
+    """True if the current task was cancelled. gRPC also raises CancelledError when a call or its channel is closed;
+    without the distinction it would end the task silently."""
     task = asyncio.current_task()
     return task is None or task.cancelling() > 0
 
 
-def _failure(what: str, exc: Exception) -> ManagementError:
+def _failure(call: str, exc: Exception) -> ManagementError:
     if not isinstance(exc, grpc.aio.AioRpcError):
-        return ManagementRefused(f"{what}: {exc}")
+        return ManagementRefused(f"{call}: {exc}")
     code = exc.code()
     if code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.NOT_FOUND):
-        return NotRegistered(f"{what}: {code.name}: {exc.details()}")
-    return management_error(what, code.name, exc.details())
+        return NotRegistered(f"{call}: {code.name}: {exc.details()}")
+    return management_error(call, code.name, exc.details())

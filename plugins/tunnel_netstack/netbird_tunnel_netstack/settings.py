@@ -1,4 +1,4 @@
-"""The operator's section about the tunnel, and the UDP socket that comes of it."""
+"""The operator's settings of tunnels, and the UDP socket of each account."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TunnelOptions(BaseModel):
             for port in _range(entry):
                 ports[port] = None
         if not ports:
-            raise ValueError("at least one port")
+            raise ValueError("must contain at least one port")
         return tuple(ports)
 
     @field_validator("endpoint_host")
@@ -44,11 +44,11 @@ class TunnelOptions(BaseModel):
     def _only_host(cls, value: str) -> str:
         host = value.strip("[]")
         if any(character.isspace() or character in "/@" for character in host) or host.count(":") == 1:
-            raise ValueError("a host name or address alone: the port is the account's own")
+            raise ValueError("must be a host name or address without a port: each account has its own port")
         return host
 
     def endpoint(self, port: int) -> str:
-        """What management tells stock clients, empty if it shall tell nothing."""
+        """Return the endpoint for stock clients' files; empty without an `endpoint_host`."""
         if not self.endpoint_host:
             return ""
         return f"[{self.endpoint_host}]:{port}" if ":" in self.endpoint_host else f"{self.endpoint_host}:{port}"
@@ -66,15 +66,15 @@ def _range(entry: object) -> range:
     else:
         raise ValueError(f"{entry!r} is neither a port nor a range such as {DEFAULT_PORTS!r}")
     if not 0 <= first <= last <= 65535 or (first == 0 and last != 0):
-        raise ValueError(f"{entry!r}: ports are 1..65535 in ascending order, or 0")
+        raise ValueError(f"{entry!r}: ports must be 1..65535 in ascending order, or 0")
     return range(first, last + 1)
 
 
 def bind_account(options: TunnelOptions, state: TunnelState) -> socket.socket:
-    """The account's UDP socket, on the port that its peers know; on the first start, on the first free one.
+    """Open the account's UDP socket on its stored port; on the first start, on the first free port.
 
-    A new port is stored before it is used. Raises StateUnusable if the known port is taken: moving silently would cut
-    off every client that has it in a file.
+    A new port is stored before it is used. Raises StateUnusable if the stored port is in use: another port would
+    silently cut off every client whose file contains the stored one.
     """
     if state.udp_port is not None and (0 in options.ports or state.udp_port in options.ports):
         try:

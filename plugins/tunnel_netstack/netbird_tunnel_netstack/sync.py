@@ -1,4 +1,4 @@
-"""Keeps one account's tunnel at the map that management last sent."""
+"""Applies management's network maps to one account's tunnel."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ log = structlog.get_logger("netbird_tunnel_netstack.sync")
 FIRST_DELAY, FACTOR, LONGEST_DELAY = 0.8, 1.7, 10.0
 """Back-off in seconds; each wait is uniform in [0, 2 × interval]."""
 LOOK_INTERVAL = 0.2
-"""How often a pause looks whether management is there again."""
+"""Interval in seconds at which a pause checks whether management is connected again."""
 
 
 class AddressesChanged(Exception):
-    """Management gave us another overlay address: the tunnel has to be opened anew."""
+    """Management assigned us another overlay address: the tunnel must be opened again."""
 
 
 def _backoff() -> Backoff:
@@ -31,23 +31,23 @@ def _backoff() -> Backoff:
 
 
 async def _pause(seconds: float, connected: Callable[[], bool]) -> None:
-    """Wait; over at once when management, which was away, is connected."""
+    """Wait; return early when management reconnects."""
     loop = asyncio.get_running_loop()
     until = loop.time() + seconds
-    was = connected()
+    now = connected()
     while (left := until - loop.time()) > 0:
         await asyncio.sleep(min(left, LOOK_INTERVAL))
-        was, before = connected(), was
-        if was and not before:
+        now, before = connected(), now
+        if now and not before:
             return
 
 
 async def enroll(enrollment: Enrollment) -> OwnNode:
-    """Register and log in, trying again while management is away. Bounded by the caller.
+    """Register and log in, and retry while management is away. The caller must set a time limit.
 
     Raises:
-        ManagementError: management refused to register us.
-        MapError: it said nothing usable about us.
+        ManagementError: management refused the registration.
+        MapError: management's answer has no usable configuration of our node.
     """
     backoff = _backoff()
     registered = False
@@ -67,12 +67,12 @@ async def enroll(enrollment: Enrollment) -> OwnNode:
 
 
 class MapSync:
-    """Runs the stream of maps, and applies each one whole.
+    """Runs the stream of network maps and applies each map as a whole.
 
     Args:
-        inbound: whether peers may open connections to us at all.
-        endpoints: where peers that are new to the engine were last seen.
-        applied: told after each map.
+        inbound: False admits no connections of peers, whatever the map allows.
+        endpoints: last endpoints of peers, for peers that are new to the engine.
+        applied: called after each map.
     """
 
     def __init__(
@@ -95,9 +95,9 @@ class MapSync:
         self.last_error = ""
 
     async def run(self) -> None:
-        """Never returns. Raises AddressesChanged; whatever management does otherwise is waited out.
+        """Run the stream until cancelled. Raises AddressesChanged; all other failures of management are retried.
 
-        While management is away the last map stays: who may come in is still asked per request.
+        While management is away the last map stays in force: private services still validate peers for each request.
         """
         backoff = _backoff()
         while True:
@@ -106,7 +106,7 @@ class MapSync:
                     await self._enrollment.register()
                     self._registered = True
                     self._check_addresses(read_own((await self._enrollment.login()).peerConfig))
-                self._serial = 0  # the first message of a stream is complete, whatever came before
+                self._serial = 0  # the first message of a stream is a complete map
                 async with aclosing(self._enrollment.sync()) as responses:  # type: ignore[type-var]
                     async for response in responses:
                         self._take(response)
@@ -122,7 +122,7 @@ class MapSync:
 
     def _take(self, response: SyncResponse) -> None:
         if response.Version or response.HasField("NetworkMapEnvelope"):
-            raise MapError(f"management sent version {response.Version} of the map, which we did not ask for")
+            raise MapError(f"management sent version {response.Version} of the map, which is not supported")
         if not response.HasField("NetworkMap"):
             return
         network_map = response.NetworkMap

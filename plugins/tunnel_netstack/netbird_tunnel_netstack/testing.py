@@ -1,6 +1,6 @@
-"""What tests of tunnels need: peers in one process over loopback, and a management server for the overlay's side of it.
+"""Test support for tunnels: peers in one process over loopback, and a fake management server for the overlay.
 
-All real but for management, which is a `ManagementService` that says what it is told to.
+All parts are real except management, a `ManagementService` whose answers the test sets.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ async def loopback_tunnel(*addresses: str, private_key: bytes | None = None) -> 
 
 @asynccontextmanager
 async def tunnel_pair() -> AsyncIterator[tuple[NetstackTunnel, NetstackTunnel]]:
-    """A client that knows where the server is, and a server that lets it in."""
+    """A client that has the server's endpoint, and a server that admits the client."""
     async with (
         loopback_tunnel("100.64.0.1", "fd00::1") as client,
         loopback_tunnel("100.64.0.2", "fd00::2") as server,
@@ -72,7 +72,7 @@ async def tunnel_pair() -> AsyncIterator[tuple[NetstackTunnel, NetstackTunnel]]:
 
 @dataclass(slots=True)
 class OverlayMember:
-    """A registered peer as the fake keeps it."""
+    """A registered peer in the fake management."""
 
     endpoint: str
     address: str = "100.64.0.1/16"
@@ -82,10 +82,10 @@ class OverlayMember:
 
 
 class FakeManagement(ManagementServiceServicer):
-    """Answers Login and Sync for registered keys, with the map it was last told.
+    """Answers Login and Sync for registered keys, with the map that was last set.
 
     Attributes:
-        members: by public key, as text; `forget` one to make it register again.
+        members: the registered peers by public key, as text; `forget` makes a peer register again.
         fault: awaited before each call with its name; may raise or wait.
     """
 
@@ -107,7 +107,7 @@ class FakeManagement(ManagementServiceServicer):
             queue.put_nowait(None)
 
     def renew_key(self) -> None:
-        """As after a restart: what was sealed for the old key cannot be opened any more."""
+        """Replace the server's key, as after a restart: messages encrypted for the old key cannot be opened."""
         self._private_key = secrets.token_bytes(32)
 
     def set_map(self, *, peers: list[RemotePeerConfig] = (), rules: list[FirewallRule] = (), serial: int = 0) -> None:  # type: ignore[assignment]
@@ -185,7 +185,7 @@ class FakeManagement(ManagementServiceServicer):
 
 @dataclass(frozen=True, slots=True)
 class FakeChannel:
-    """As much of `netbird_proxy.ManagementChannel` as a tunnel uses."""
+    """The part of `netbird_proxy.ManagementChannel` that a tunnel uses."""
 
     channel: grpc.aio.Channel
     extensions: frozenset[str] = frozenset()
@@ -195,7 +195,7 @@ class FakeChannel:
         return (("x-netbird-proxy-id", "proxy-1"),)
 
     async def call(self, method: str, request: Any, *, timeout: float | None = None) -> Any:
-        raise NotImplementedError("a tunnel makes no calls of the proxy's")
+        raise NotImplementedError("a tunnel does not make the proxy's calls")
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +215,7 @@ class FakeAccount:
 
 @asynccontextmanager
 async def management_server(directory: Path) -> AsyncIterator[tuple[FakeManagement, FakeAccount]]:
-    """A fake management on a loopback port, and an account that talks to it."""
+    """A fake management on a loopback port, and an account connected to it."""
     fake = FakeManagement()
     server = grpc.aio.server()
     add_ManagementServiceServicer_to_server(fake, server)
@@ -230,7 +230,7 @@ async def management_server(directory: Path) -> AsyncIterator[tuple[FakeManageme
 
 @dataclass(frozen=True, slots=True)
 class FakeProxy:
-    """As much of `netbird_proxy.Proxy` as a tunnel uses."""
+    """The part of `netbird_proxy.Proxy` that a tunnel uses."""
 
     tunnel_options: TunnelOptions
     id: str = "proxy-1"

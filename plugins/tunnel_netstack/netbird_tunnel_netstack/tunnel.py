@@ -1,4 +1,4 @@
-"""Our node in one account's overlay, as the proxy uses it: the library's node behind the proxy's names and errors."""
+"""The tunnel of one account: adapts the library's node to the proxy's interfaces and errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DIAL_ERRORS: dict[type[ConnectError], type[UpstreamError]] = {
     Unreachable: DialUnreachable,
     TimedOut: DialTimeout,
 }
-"""The proxy's name of each failure of a dial; any other is `DialFailed`."""
+"""The proxy's error for each failure of a dial; any other becomes `DialFailed`."""
 
 
 @lru_cache(maxsize=4096)
@@ -37,7 +37,7 @@ def peer_of(member: Member) -> Peer:
 
 
 class Changes(AsyncIterator[None]):
-    """Tells one consumer that the map changed; what happens before it asks again is one change."""
+    """Notifies one consumer of changes of the map. Changes before its next call count as one."""
 
     def __init__(self) -> None:
         self._changed = asyncio.Event()

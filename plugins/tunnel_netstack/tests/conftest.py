@@ -1,4 +1,4 @@
-"""Which event loops the tests run on."""
+"""The event loops of the tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import uvloop
 
 BOTH_LOOPS = ("test_transport", "test_driver")
-"""What promises to work on a loop is tried on both; the rest runs on asyncio's."""
+"""Modules that run on asyncio's loop and on uvloop; all others run on asyncio's."""
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -1,4 +1,4 @@
-"""An account's tunnel against a management that speaks the real wire: it comes up, follows the map, and survives."""
+"""An account's tunnel against a management server with the real wire protocol."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def opened(account: FakeAccount, *, private: bool = True) -> AbstractAsyncContex
 
 @asynccontextmanager
 async def alice_of(tunnel: NetstackTunnel) -> AsyncIterator[NetstackTunnel]:
-    """A stock client: it knows where we are, and we know only its key."""
+    """A stock client that has our endpoint, while we have only its key."""
     async with loopback_tunnel(ALICE) as alice:
         introduce(alice.node, tunnel.node)
         yield alice
@@ -79,7 +79,7 @@ async def dial(peer: NetstackTunnel, *, port: int = 443, timeout: float = 10) ->
 
 
 async def test_comes_up(setting: Setting) -> None:
-    """Registered with where clients reach it, logged in as what it is, and at the first map when it is handed out."""
+    """The tunnel is registered with its endpoint, logged in with its description, and opens with the first map."""
     management, account = setting
     async with loopback_tunnel(ALICE) as alice:
         management.set_map(peers=[entry(alice)])
@@ -98,7 +98,7 @@ async def test_comes_up(setting: Setting) -> None:
 
 
 async def test_lets_in_whom_the_map_lets_in(setting: Setting) -> None:
-    """A member with a rule gets in, on that port; without one not; and when the rule goes, so does he."""
+    """A member is admitted on the ports of its rules only, and loses its connections with the rule."""
     management, account = setting
     async with opened(account) as tunnel, alice_of(tunnel) as alice:
         changes = tunnel.changes()
@@ -123,7 +123,7 @@ async def test_lets_in_whom_the_map_lets_in(setting: Setting) -> None:
 
 
 async def test_who_leaves_the_map_is_gone(setting: Setting) -> None:
-    """Removal is a change, whois forgets, and the open connection ends."""
+    """Removing a peer notifies the tunnel's consumer, removes it from `whois` and ends its connections."""
     management, account = setting
     async with opened(account) as tunnel, alice_of(tunnel) as alice:
         changes = tunnel.changes()
@@ -140,7 +140,7 @@ async def test_who_leaves_the_map_is_gone(setting: Setting) -> None:
 
 
 async def test_a_proxy_that_is_not_private_lets_nobody_in(setting: Setting) -> None:
-    """Whatever the map says; and management is told so."""
+    """A proxy without `private` admits no peer, whatever the map allows, and reports that to management."""
     management, account = setting
     async with opened(account, private=False) as tunnel, alice_of(tunnel) as alice:
         changes = tunnel.changes()
@@ -153,7 +153,7 @@ async def test_a_proxy_that_is_not_private_lets_nobody_in(setting: Setting) -> N
 
 
 async def test_a_restart_is_the_same_node_and_finds_its_peers(setting: Setting) -> None:
-    """The key and port of the clients' files stay; and we greet the peers we knew, who would not come by themselves."""
+    """Key and port stay the same after a restart, and stored peers get a handshake at once."""
     management, account = setting
     async with loopback_tunnel(ALICE) as alice:
         async with opened(account) as tunnel:
@@ -175,7 +175,7 @@ async def test_a_restart_is_the_same_node_and_finds_its_peers(setting: Setting) 
 
 
 async def test_a_killed_process_leaves_its_peers_to_the_next(setting: Setting, tmp_path: Path) -> None:
-    """Whoever had an answer is greeted by the next process, also when this one is killed in the moment after."""
+    """The process after a hard kill sends a handshake to every peer that had an answer from the killed one."""
     management, account = setting
     killed = tmp_path / "as the kill left it"
     async with loopback_tunnel(ALICE) as alice:
@@ -196,7 +196,7 @@ async def test_a_killed_process_leaves_its_peers_to_the_next(setting: Setting, t
 
 
 async def test_who_comes_back_into_the_map_is_found_at_once(setting: Setting) -> None:
-    """A peer that left keeps a session that we have ended, so the first thing it hears of us is a new one."""
+    """A peer that returns to the map gets a handshake at once, because it may still use the session that we ended."""
     management, account = setting
     async with opened(account) as tunnel, alice_of(tunnel) as alice:
         changes = tunnel.changes()
@@ -214,7 +214,7 @@ async def test_who_comes_back_into_the_map_is_found_at_once(setting: Setting) ->
 
 
 async def test_a_greeting_that_is_lost_is_repeated(setting: Setting) -> None:
-    """A lost datagram does not leave a peer to its old session: more follow than WireGuard alone would send."""
+    """A lost handshake is repeated sooner than WireGuard alone would."""
     management, account = setting
     key = secrets.token_bytes(32)
     with open_socket(LOOPBACK, 0) as hole:
@@ -228,7 +228,7 @@ async def test_a_greeting_that_is_lost_is_repeated(setting: Setting) -> None:
 
 
 async def test_a_forgotten_peer_registers_again(setting: Setting) -> None:
-    """Management swept our node: its refusal makes us spend another token, with the same key, and the tunnel stays."""
+    """A node that management deleted registers again with a new token and the same key, and the tunnel stays open."""
     management, account = setting
     async with opened(account) as tunnel:
         changes = tunnel.changes()
@@ -239,7 +239,7 @@ async def test_a_forgotten_peer_registers_again(setting: Setting) -> None:
 
 
 async def test_a_lost_stream_is_taken_up_again(setting: Setting) -> None:
-    """Without another token or login, sealed for the key that management has now; the new stream's map counts."""
+    """The stream is reconnected without a new token or login, with management's current key, and its map applies."""
     management, account = setting
     async with opened(account) as tunnel, loopback_tunnel(ALICE) as alice:
         changes = tunnel.changes()
@@ -255,7 +255,7 @@ async def test_a_lost_stream_is_taken_up_again(setting: Setting) -> None:
 
 
 async def test_old_maps_and_other_news_change_nothing(setting: Setting) -> None:
-    """A map older than the applied one is dropped, and a message without a map is no change."""
+    """A map older than the applied one is dropped, and a message without a map changes nothing."""
     management, account = setting
     async with opened(account) as tunnel, loopback_tunnel(ALICE) as alice:
         changes = tunnel.changes()
@@ -269,7 +269,7 @@ async def test_old_maps_and_other_news_change_nothing(setting: Setting) -> None:
 
 
 async def test_a_map_of_another_kind_is_not_half_read(setting: Setting) -> None:
-    """The components that we did not ask for end the stream; the next one starts over."""
+    """A map in an unsupported form ends the stream, and the node reconnects."""
     management, account = setting
     async with opened(account) as tunnel:
         changes = tunnel.changes()
@@ -279,7 +279,7 @@ async def test_a_map_of_another_kind_is_not_half_read(setting: Setting) -> None:
 
 
 async def test_another_address_ends_the_tunnel(setting: Setting) -> None:
-    """Listeners stand on the old address: whoever holds the tunnel is told, and opens it anew."""
+    """A new overlay address ends the tunnel with an error, because its listeners use the old address."""
     management, account = setting
     with pytest.raises(ExceptionGroup) as caught:
         await _wait_inside(management, account)
@@ -296,7 +296,7 @@ async def _wait_inside(management: FakeManagement, account: FakeAccount) -> None
 
 
 async def test_waits_for_a_management_that_is_away(setting: Setting) -> None:
-    """Login is tried again; one registration is enough for it."""
+    """The node retries the login while management is away, without another registration."""
     management, account = setting
     failures = iter([RuntimeError("not yet"), RuntimeError("not yet")])
 
@@ -310,7 +310,7 @@ async def test_waits_for_a_management_that_is_away(setting: Setting) -> None:
 
 
 async def test_a_refused_registration_is_told(setting: Setting) -> None:
-    """It goes to whoever opens the tunnel, who reports it; the port is free again and the key stays."""
+    """A refused registration raises at the opening of the tunnel; the port is released and the key stays."""
 
     class Refusing(FakeAccount):
         async def register(self, public_key: PublicKey, *, endpoint: str = "") -> None:
@@ -326,7 +326,7 @@ async def test_a_refused_registration_is_told(setting: Setting) -> None:
 
 
 async def test_unusable_state_tells_management_nothing(setting: Setting) -> None:
-    """The operator has to look first; no new key is made meanwhile."""
+    """Unusable state raises before any call to management, and no new key is made."""
     management, account = setting
     async with opened(account):
         pass
@@ -338,7 +338,7 @@ async def test_unusable_state_tells_management_nothing(setting: Setting) -> None
 
 
 async def test_leaving_releases_everything(setting: Setting) -> None:
-    """No task, no stream and no port is left, also when the one inside is canceled."""
+    """Closing the tunnel, also by cancellation, leaves no task, no stream and no port."""
     _, account = setting
     before = asyncio.all_tasks()
     inside = asyncio.Event()
@@ -361,7 +361,7 @@ async def test_leaving_releases_everything(setting: Setting) -> None:
 
 
 async def test_the_plugin_opens_it(setting: Setting) -> None:
-    """The hook gives this very tunnel, and describes the section that it reads."""
+    """The hook `open_tunnel` opens this tunnel, and `describe` names its settings."""
     _, account = setting
     plugin = TunnelNetstack()
     assert plugin.describe().options is TunnelOptions
@@ -371,7 +371,7 @@ async def test_the_plugin_opens_it(setting: Setting) -> None:
 
 
 async def test_drops_are_counted(setting: Setting) -> None:
-    """What the engine dropped is in the proxy's counters, at the latest when the tunnel ends."""
+    """Packets that the engine dropped are in the proxy's counters, at the latest when the tunnel ends."""
     management, account = setting
     options = TunnelOptions.model_validate({"ports": 0, "bind": LOOPBACK})
     proxy = FakeProxy(options)
@@ -387,7 +387,7 @@ async def test_drops_are_counted(setting: Setting) -> None:
 
 
 async def test_a_channel_closed_beneath_it_is_not_the_end_of_hearing(setting: Setting) -> None:
-    """gRPC tells a closed channel as a cancellation; it is not taken for ours, and the stream is asked for again."""
+    """A closed channel, which gRPC reports as a cancellation, does not end the task: the stream is reconnected."""
     _, account = setting
     async with opened(account):
         with structlog.testing.capture_logs() as logs:
@@ -399,7 +399,7 @@ async def test_a_channel_closed_beneath_it_is_not_the_end_of_hearing(setting: Se
 
 
 async def test_promise_10_members_fill_no_tunnel(setting: Setting) -> None:
-    """Two members that open all they can leave room for a third, and for the proxy's own dial to a peer."""
+    """Two greedy members leave room for a third, and for the proxy's own dial to a peer."""
     management, account = setting
     members = ("100.64.0.5", "100.64.0.6", "100.64.0.7")
     async with AsyncExitStack() as stack:
@@ -414,7 +414,7 @@ async def test_promise_10_members_fill_no_tunnel(setting: Setting) -> None:
         counters = tunnel.node.driver.engine.counters
 
         async def take_all(peer: NetstackTunnel) -> int:
-            """Dial until the tunnel drops one of it; how many came through."""
+            """Dial until the tunnel drops a connection, and return the number of successful dials."""
             taken, dropped = 0, counters()["share_reached"]
             while True:
                 async with asyncio.TaskGroup() as group:

@@ -1,4 +1,4 @@
-"""The driver and the tunnel on it: who gets in, who is who, what a failed dial is called, and how everything ends."""
+"""The driver and the tunnel on it: admission, `whois`, failed dials and the end."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def dial(tunnel: NetstackTunnel, host: str = SERVER, port: int = 80, *, ti
     return protocol
 
 
-# Who gets in --------------------------------------------------------------------------------------------------------
+# Admission ----------------------------------------------------------------------------------------------------------
 
 
 async def test_nothing_comes_in_by_default() -> None:
@@ -84,7 +84,7 @@ async def test_prohibitions_go_first(tunnels: Tunnels) -> None:
 
 
 async def test_a_stranger_gets_no_answer() -> None:
-    """Who is not in the roster gets no WireGuard answer at all, whatever he asks for."""
+    """A peer outside the roster gets no WireGuard answer at all."""
     async with loopback_tunnel(CLIENT) as client, loopback_tunnel(SERVER) as server:
         allow_everything_in(server.node)
         await server.listen(80, Recorder)
@@ -96,11 +96,11 @@ async def test_a_stranger_gets_no_answer() -> None:
         assert counters["unknown_key"] > 0
 
 
-# Who is who ---------------------------------------------------------------------------------------------------------
+# Roster -------------------------------------------------------------------------------------------------------------
 
 
 async def test_whois_is_the_roster(tunnels: Tunnels) -> None:
-    """An address is its peer's in every spelling; any other is nobody's."""
+    """`whois` returns the peer for every spelling of its address, and None for any other address."""
     _, server = tunnels
     key = format_key(tunnels[0].node.driver.engine.public_key)
     for spelling in (CLIENT, "::ffff:100.64.0.1", "fd00::1", "fd00:0:0:0:0:0:0:1", "FD00::1"):
@@ -112,7 +112,7 @@ async def test_whois_is_the_roster(tunnels: Tunnels) -> None:
 
 
 async def test_routes_never_answer_whois() -> None:
-    """A peer that carries a network is not everybody in it."""
+    """A peer that routes a network does not own the addresses in it."""
     async with loopback_tunnel(SERVER) as server:
         key = secrets.token_bytes(32)
         server.node.set_members([Member(key, ("100.64.0.7",))], {})
@@ -122,7 +122,7 @@ async def test_routes_never_answer_whois() -> None:
 
 
 async def test_leaving_the_roster_ends_connections(tunnels: Tunnels) -> None:
-    """Who is removed is unknown at once, and his open connections end."""
+    """A removed peer leaves `whois` at once, and its connections end."""
     client, server = tunnels
     accepting = Accepting()
     await server.listen(80, accepting)
@@ -134,7 +134,7 @@ async def test_leaving_the_roster_ends_connections(tunnels: Tunnels) -> None:
 
 
 async def test_an_address_can_change_hands(tunnels: Tunnels) -> None:
-    """In one map the address of one is another's: whois follows, and the old owner's connection ends."""
+    """If a map moves an address to another peer, `whois` follows, and the old peer's connection ends."""
     client, server = tunnels
     accepting = Accepting()
     await server.listen(80, accepting)
@@ -149,7 +149,7 @@ async def test_an_address_can_change_hands(tunnels: Tunnels) -> None:
 
 
 async def test_an_unchanged_roster_changes_nothing(tunnels: Tunnels) -> None:
-    """The same map again leaves sessions and connections alone; a new name is only a name."""
+    """Applying an equal map, also with new names, keeps sessions and connections."""
     client, server = tunnels
     accepting = Accepting()
     await server.listen(80, accepting)
@@ -167,7 +167,7 @@ async def test_an_unchanged_roster_changes_nothing(tunnels: Tunnels) -> None:
 
 
 async def test_dials_back_to_who_dialed_in(tunnels: Tunnels) -> None:
-    """A peer as upstream: unreachable at once until it has spoken, then dialed where it spoke from."""
+    """A peer is unreachable until its first packet, and is then dialed at the endpoint of that packet."""
     client, server = tunnels
     await client.listen(8080, Recorder)
     allow_everything_in(client.node)
@@ -182,7 +182,7 @@ async def test_dials_back_to_who_dialed_in(tunnels: Tunnels) -> None:
 
 
 async def test_what_a_failed_dial_is_called(tunnels: Tunnels) -> None:
-    """Nobody there, nobody listening, a name, and a closed tunnel are four different things."""
+    """An unknown address, a closed port, a name and a closed tunnel raise different errors."""
     client, _ = tunnels
     with pytest.raises(DialUnreachable, match="no peer"):
         await dial(client, "100.64.0.9")
@@ -207,7 +207,7 @@ async def test_a_last_known_place_is_tried() -> None:
 
 
 async def test_dials_share_a_handshake() -> None:
-    """Many dials to a peer that has to shake hands first all come through."""
+    """Concurrent dials to a peer without a session share one handshake, and all succeed."""
     async with loopback_tunnel(CLIENT) as client, loopback_tunnel(SERVER) as server:
         introduce(server.node, client.node, where=False)
         introduce(client.node, server.node)
@@ -218,7 +218,7 @@ async def test_dials_share_a_handshake() -> None:
 
 
 async def test_a_canceled_dial_leaves_nothing() -> None:
-    """Before and after the connection is made: no connection stays, and its protocol is told if it saw one."""
+    """A dial that is cancelled, before or after it connected, leaves no connection, and its protocol is notified."""
     async with loopback_tunnel(CLIENT) as client, loopback_tunnel(SERVER) as server:
         introduce(server.node, client.node, where=False)
         introduce(client.node, server.node)
@@ -247,7 +247,7 @@ async def test_a_canceled_dial_leaves_nothing() -> None:
 
 
 async def test_a_factory_that_fails_fails_its_dial(tunnels: Tunnels) -> None:
-    """The dialer hears what its own factory raised; accepting ones are reported, and the next connection works."""
+    """A failing factory raises in its dial; a listener's is reported to the loop. The next connection works."""
     client, server = tunnels
     reports: list[str] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: reports.append(str(context["exception"])))
@@ -284,12 +284,12 @@ async def test_closing_a_listener_keeps_what_it_accepted(tunnels: Tunnels) -> No
     recorder.transport.write(b"alive")
     assert await recorder.has(5) == b"alive"
     await server.listen(80, Recorder)
-    listener.close()  # an old handle closes nobody else's
+    listener.close()  # closing an old handle does not affect a new listener
     await dial(client)
 
 
 async def test_closing_the_tunnel_ends_everything(tunnels: Tunnels) -> None:
-    """Every protocol is told before close returns, the other end hears a reset, and changes() ends."""
+    """Before `close` returns every protocol is notified; the other end gets a reset, and `changes()` ends."""
     client, server = tunnels
     accepting = Accepting()
     await server.listen(80, accepting)
@@ -304,7 +304,7 @@ async def test_closing_the_tunnel_ends_everything(tunnels: Tunnels) -> None:
 
 
 async def test_a_socket_that_breaks_ends_everything() -> None:
-    """A defect below is said once, to the one who supervises, and to every connection; nobody is left waiting."""
+    """A broken socket raises in `supervise` and ends every connection and every pending dial."""
     async with loopback_tunnel(CLIENT) as client:
         server = await _broken_server(client)
         with pytest.raises(TunnelBroken):
@@ -326,7 +326,7 @@ async def _broken_server(client: NetstackTunnel) -> NetstackTunnel:
     accepted = await accepting.next()
     waiting = asyncio.gather(dial(server, CLIENT), return_exceptions=True)
     with open(os.devnull) as nothing:  # noqa: ASYNC230
-        os.dup2(nothing.fileno(), server.node.driver._socket.fileno())  # no socket any more
+        os.dup2(nothing.fileno(), server.node.driver._socket.fileno())  # replaces the socket
     accepted.transport.write(b"x")
     assert isinstance(await accepted.lost, OSError)
     accepted.transport.write(b"x")
@@ -340,7 +340,7 @@ async def _broken_server(client: NetstackTunnel) -> NetstackTunnel:
 
 
 async def test_changes_come_together_to_one(tunnels: Tunnels) -> None:
-    """Any number of changes while nobody looked are one; a second consumer is refused."""
+    """Changes between two calls of the consumer count as one, and a second consumer is refused."""
     tunnel = tunnels[0]
     changes = tunnel.changes()
     with pytest.raises(RuntimeError, match="consumer"):
@@ -371,7 +371,7 @@ async def test_many_connections_at_once(tunnels: Tunnels) -> None:
 
 
 class Choking:
-    """An engine whose socket is full for a while: as much of it as a driver calls."""
+    """A fake engine whose socket is full for a while."""
 
     def __init__(self) -> None:
         self.turns: list[int] = []
@@ -396,7 +396,7 @@ class Choking:
 
 
 async def test_a_full_socket_is_waited_for() -> None:
-    """While it takes nothing it is asked when it is writable, not in a loop; then what waited goes out."""
+    """The driver waits until a full socket is writable, without a busy loop, and then sends the queue."""
     engine = Choking()
     left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     left.setblocking(False)

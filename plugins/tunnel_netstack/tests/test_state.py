@@ -1,4 +1,4 @@
-"""What an account keeps on disk stays private and stable, and is refused, never replaced, where it cannot be read."""
+"""An account's state on disk is private and stable; unreadable files are refused and never replaced."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_survives_a_restart(directory: Path) -> None:
 
 
 def test_files_are_for_us_alone(directory: Path) -> None:
-    """Both files are 0600 whatever the umask says, and the key does not show."""
+    """Both files have mode 0600 whatever the umask, and `repr` does not show the key."""
     before = os.umask(0)
     try:
         state = TunnelState.load(directory)
@@ -77,7 +77,7 @@ def test_damage_is_not_repaired_silently(directory: Path, file: str, content: by
 
 
 def test_an_emptied_state_file_is_damage(directory: Path) -> None:
-    """An empty file is not the same as none: it had a port in it that clients know."""
+    """An empty state file is an error and not a first start: it contained a port that clients use."""
     TunnelState.load(directory).save()
     (directory / STATE_FILE).write_text("")
     with pytest.raises(StateUnusable, match=STATE_FILE):
@@ -85,7 +85,7 @@ def test_an_emptied_state_file_is_damage(directory: Path) -> None:
 
 
 def test_a_lost_key_is_not_made_anew(directory: Path) -> None:
-    """Where there was a key before, a new one would cut off every client that has the old one in a file."""
+    """A missing key beside a state file is an error: a new key would cut off every client."""
     TunnelState.load(directory).save()
     (directory / KEY_FILE).unlink()
     with pytest.raises(StateUnusable, match="missing"):
@@ -95,7 +95,7 @@ def test_a_lost_key_is_not_made_anew(directory: Path) -> None:
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604])
 def test_an_open_key_is_refused(directory: Path, mode: int) -> None:
-    """A key that others could read is no secret any more."""
+    """A key file that others can read is refused."""
     TunnelState.load(directory)
     (directory / KEY_FILE).chmod(mode)
     with pytest.raises(StateUnusable, match="chmod 0600"):
@@ -136,13 +136,13 @@ def test_first_free_port_is_taken(directory: Path) -> None:
 
 
 def test_no_free_port_is_an_error(directory: Path) -> None:
-    """All taken is said, not waited out."""
+    """If all ports are in use, the start fails at once."""
     with open_socket("127.0.0.1", 0) as taken, pytest.raises(StateUnusable, match=r"tunnel\.ports"):
         bind_account(options(taken.getsockname()[1]), TunnelState.load(directory))
 
 
 def test_a_port_outside_the_setting_is_given_up(directory: Path) -> None:
-    """The operator's setting is newer than the stored port."""
+    """A stored port outside the setting is replaced, as the operator changed the setting."""
     state = TunnelState.load(directory)
     state.udp_port = 9
     with open_socket("127.0.0.1", 0) as found:
@@ -177,7 +177,7 @@ def test_ports_are_a_range_a_number_or_a_list(value: object, ports: tuple[int, .
 
 @pytest.mark.parametrize("value", ["x", "5-3", "0-9", 70000, True, [], None, "1-2-3", 1.5])
 def test_ports_that_are_none(value: object) -> None:
-    """Nonsense is refused at the edge."""
+    """Invalid ports are refused when the settings are read."""
     with pytest.raises(ValidationError):
         TunnelOptions.model_validate({"ports": value})
 
@@ -187,12 +187,12 @@ def test_ports_that_are_none(value: object) -> None:
     [("vpn.example.com", "vpn.example.com:7"), ("2001:db8::1", "[2001:db8::1]:7"), ("[::1]", "[::1]:7"), ("", "")],
 )
 def test_endpoint_is_host_and_port(host: str, endpoint: str) -> None:
-    """What clients are told can be pasted into a WireGuard file; without a host they are told nothing."""
+    """The endpoint has the form of WireGuard files, and is empty without a host."""
     assert TunnelOptions(endpoint_host=host).endpoint(7) == endpoint
 
 
 @pytest.mark.parametrize("host", ["vpn.example.com:51820", "https://vpn.example.com", "a b"])
 def test_endpoint_host_is_only_a_host(host: str) -> None:
-    """A port or a URL there would end in configurations that no client reads."""
+    """A port or a URL is refused, as clients could not read the resulting files."""
     with pytest.raises(ValidationError):
         TunnelOptions(endpoint_host=host)

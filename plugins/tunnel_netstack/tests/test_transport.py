@@ -1,4 +1,4 @@
-"""A tunnel's connection is an asyncio transport like any other: what runs on a socket's runs on it, on both loops."""
+"""A tunnel's connection is a full asyncio transport: protocols, streams, TLS and servers run on it, on both loops."""
 # Over 500 lines: one transport's contract, tried with one pair of peers.
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def noise(size: int) -> bytes:
 
 
 async def test_eight_megabytes_each_way(tunnels: Tunnels) -> None:
-    """What is written on one end is what is read on the other, in both directions at once, and ends orderly."""
+    """Data arrives unchanged in both directions at once, and the connection ends in order."""
     client, server = await connected(
         tunnels, server=lambda: Recorder(keep_open=True), client=lambda: Recorder(keep_open=True)
     )
@@ -65,7 +65,7 @@ async def test_eight_megabytes_each_way(tunnels: Tunnels) -> None:
 
 
 async def test_half_close(tunnels: Tunnels) -> None:
-    """After its end of stream one side still hears the other out."""
+    """After sending its end of stream, a side still receives data."""
     client, server = await connected(tunnels, server=lambda: Recorder(keep_open=True))
     client.transport.write(b"question")
     client.transport.write_eof()
@@ -83,7 +83,7 @@ async def test_half_close(tunnels: Tunnels) -> None:
 
 
 async def test_an_end_of_stream_closes_unless_kept_open(tunnels: Tunnels) -> None:
-    """The default of protocols: the other end's last word is ours too."""
+    """By default, the end of the other side's stream closes the connection."""
     client, server = await connected(tunnels)
     client.transport.write_eof()
     assert await server.lost is None
@@ -124,7 +124,7 @@ async def test_reset_by_the_other_end(tunnels: Tunnels) -> None:
 
 
 async def test_a_paused_reader_stalls_the_sender(tunnels: Tunnels) -> None:
-    """What a reader does not take stays with the sender, whose protocol is told to pause; nothing is lost."""
+    """While a reader pauses, the sender's protocol is paused too, and no data is lost."""
     client, server = await connected(tunnels)
     server.transport.pause_reading()
     server.transport.pause_reading()
@@ -170,7 +170,7 @@ async def test_reading_pauses_inside_a_callback(tunnels: Tunnels) -> None:
 
 
 async def test_the_end_waits_for_a_paused_reader(tunnels: Tunnels) -> None:
-    """A sender may be long gone when its last words are read."""
+    """A paused reader receives the remaining data and the end after it resumes, also if the sender is gone."""
     client, server = await connected(tunnels, server=lambda: Recorder(keep_open=True))
     server.transport.pause_reading()
     server.transport.write_eof()
@@ -218,7 +218,7 @@ async def test_watermarks(tunnels: Tunnels) -> None:
 
 
 async def test_what_can_be_written(tunnels: Tunnels) -> None:
-    """Every bytes-like thing, lists of them, nothing, and no text."""
+    """Bytes-like objects, lists of them and empty data can be written; strings are refused."""
     client, server = await connected(tunnels)
     client.transport.write(bytearray(b"a"))
     client.transport.write(memoryview(b"xbx")[1:2])
@@ -253,7 +253,7 @@ async def test_says_where_it_is(tunnels: Tunnels) -> None:
 
 
 async def test_ipv6(tunnels: Tunnels) -> None:
-    """The other family is the same."""
+    """Connections over IPv6 work like those over IPv4."""
     accepting = Accepting(lambda: Recorder(echo=True))
     await tunnels[1].listen(80, accepting)
     _, client = await tunnels[0].dial(Recorder, Address("fd00::2", 80), timeout=10)
@@ -334,7 +334,7 @@ class Failing(Recorder):
 
 @pytest.mark.parametrize("where", ["data", "eof", "lost"])
 async def test_a_protocol_that_fails_costs_its_own_connection(tunnels: Tunnels, where: str) -> None:
-    """It is reported and reset; the other connections of the tunnel go on."""
+    """A failing protocol is reported and its connection reset; other connections continue."""
     reports: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: reports.append(context))
 
@@ -427,7 +427,7 @@ async def test_tls_back_pressure(tunnels: Tunnels, authority: trustme.CA) -> Non
 
 
 async def test_tls_that_fails_ends_on_both_sides(tunnels: Tunnels, authority: trustme.CA) -> None:
-    """A name that the certificate does not have fails the handshake, and nobody waits for anything any more."""
+    """A name that the certificate lacks fails the handshake, and both ends finish."""
     asyncio.get_running_loop().set_exception_handler(lambda *_: None)
     for_client, for_server = contexts(authority)
     servers: list[Any] = []
@@ -465,7 +465,7 @@ async def test_tls_with_a_silent_client_ends(tunnels: Tunnels, authority: trustm
         await servers[0]
 
 
-# What others run on it ----------------------------------------------------------------------------------------------
+# Streams and servers ------------------------------------------------------------------------------------------------
 
 
 async def test_streams(tunnels: Tunnels) -> None:
