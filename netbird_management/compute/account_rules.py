@@ -1,7 +1,7 @@
-"""What an account's policies and services come to: who may talk to whom, what is behind whom, and under which names.
+"""Resolved rules of an account: policies and service patches as rules between peers, routed rules and DNS records.
 
-It is kept from one snapshot of the account to the next, and a change of services costs what these services add. Many
-services share the same rule (the same groups may reach the same proxies); it is stored and resolved once.
+The rules are kept from one snapshot of the account to the next; a change of services recomputes only these services.
+Many services share the same rule (the same groups may reach the same proxies); it is stored and resolved once.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,13 +17,13 @@ from netbird_management.model.services import Service
 from netbird_management.model.snapshot import AccountSnapshot
 from netbird_management.plugins.steps import DnsRecord, NetworkPatch
 
-_NOBODY: Final = ServiceId("")
-"""Stands for the account's own policies, where a service would be named."""
+# Owner of the rules from the account's own policies, in place of a service.
+_NO_SERVICE: Final = ServiceId("")
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A rule with the peers on its two sides."""
+    """A rule with the admitted peers on both sides."""
 
     rule: PolicyRule
     sources: Mapping[PeerId, Peer]
@@ -31,7 +31,7 @@ class Resolved:
 
 
 class AccountRules:
-    """Of one snapshot at a time, which `follow` changes."""
+    """Resolved rules of one snapshot; `follow` moves them to a later snapshot."""
 
     def __init__(
         self,
@@ -39,21 +39,23 @@ class AccountRules:
         patch: Callable[[Service, AccountSnapshot], NetworkPatch],
         before: "AccountRules | None" = None,
     ) -> None:
-        """`patch` says what a service adds; what it added before is taken from `before` where nothing else differs."""
+        """`patch` computes the patch of a service. Patches of unchanged services are reused from `before` if nothing
+        but services differs."""
         self.snapshot = snapshot
         self._patch = patch
         self._patches: dict[ServiceId, tuple[Service, NetworkPatch]] = {}
         self._alike: dict[tuple[object, ...], dict[tuple[ServiceId, str], Resolved]] = {}
         self._routed: dict[ServiceId, list[Routed]] = {}
-        self._add(_NOBODY, _resolved(_ordered(snapshot.policies.values()), snapshot))
+        self._add(_NO_SERVICE, _resolved(_ordered(snapshot.policies.values()), snapshot))
         kept = before._patches if before is not None and not network_differs(before.snapshot, snapshot) else {}
         for service in sorted(snapshot.services.values(), key=lambda service: service.id):
-            self._put(service, snapshot, kept.get(service.id))
+            self._replace(service, snapshot, kept.get(service.id))
 
     def follow(self, snapshot: AccountSnapshot) -> bool:
-        """Becomes those of a later snapshot. False if it cannot, as too much is different: make new ones then.
+        """Moves the rules to a later snapshot. Returns False if more than services differs; the caller then makes new
+        rules.
 
-        Raises what `patch` raises, and is still those of the one before.
+        Raises the exceptions of `patch`; the rules then still belong to the previous snapshot.
         """
         before = self.snapshot
         if snapshot is before:
@@ -64,49 +66,51 @@ class AccountRules:
         for service_id in sorted(touched):
             service = snapshot.services.get(service_id)
             if service is not None:
-                self._put(service, snapshot, self._patches.get(service_id))
+                self._replace(service, snapshot, self._patches.get(service_id))
             elif service_id in self._patches:
                 self._remove(service_id)
         self.snapshot = snapshot
         return True
 
     def rules(self) -> Iterator[Resolved]:
-        """Between peers; of those that say the same, one."""
+        """Rules between peers; equal rules appear once."""
         return (next(iter(alike.values())) for alike in self._alike.values())
 
     def routed(self) -> Iterator[Routed]:
-        """Towards resources."""
-        return (one for found in self._routed.values() for one in found)
+        """Rules towards network resources."""
+        return (rule for rules in self._routed.values() for rule in rules)
 
     def records(self) -> Iterator[DnsRecord]:
-        """The names of services."""
+        """DNS records of services."""
         return (record for _, patch in self._patches.values() for record in patch.records)
 
-    def _put(self, service: Service, snapshot: AccountSnapshot, known: tuple[Service, NetworkPatch] | None) -> None:
-        same = known is not None and known[0] == service
-        patch = known[1] if known is not None and same else self._patch(service, snapshot)
-        if (mine := self._patches.get(service.id)) is not None and mine[1] == patch:
+    def _replace(
+        self, service: Service, snapshot: AccountSnapshot, computed: tuple[Service, NetworkPatch] | None
+    ) -> None:
+        same = computed is not None and computed[0] == service
+        patch = computed[1] if computed is not None and same else self._patch(service, snapshot)
+        if (current := self._patches.get(service.id)) is not None and current[1] == patch:
             self._patches[service.id] = service, patch
             return
-        found = _resolved(patch.policies, snapshot)
-        if mine is not None:
+        rules = _resolved(patch.policies, snapshot)
+        if current is not None:
             self._remove(service.id)
         self._patches[service.id] = service, patch
-        self._add(service.id, found)
+        self._add(service.id, rules)
 
-    def _add(self, owner: ServiceId, found: list[tuple[Resolved, list[Routed]]]) -> None:
-        for resolved, behind in found:
-            self._alike.setdefault(_says(resolved.rule), {})[owner, resolved.rule.id] = resolved
-            if behind:
-                self._routed.setdefault(owner, []).extend(behind)
+    def _add(self, owner: ServiceId, rules: list[tuple[Resolved, list[Routed]]]) -> None:
+        for resolved, towards_resources in rules:
+            self._alike.setdefault(_content(resolved.rule), {})[owner, resolved.rule.id] = resolved
+            if towards_resources:
+                self._routed.setdefault(owner, []).extend(towards_resources)
 
     def _remove(self, owner: ServiceId) -> None:
         for policy in self._patches.pop(owner)[1].policies:
             for rule in policy.rules:
-                alike = self._alike.get(_says(rule), {})
+                alike = self._alike.get(_content(rule), {})
                 alike.pop((owner, rule.id), None)
                 if not alike:
-                    self._alike.pop(_says(rule), None)
+                    self._alike.pop(_content(rule), None)
         self._routed.pop(owner, None)
 
 
@@ -116,12 +120,12 @@ def _ordered(policies: Iterable[Policy]) -> list[Policy]:
 
 def _resolved(policies: Iterable[Policy], snapshot: AccountSnapshot) -> list[tuple[Resolved, list[Routed]]]:
     rules = (rule for policy in policies if policy.enabled for rule in policy.rules if rule.enabled)
-    found = [_resolve(rule, snapshot) for rule in rules]
-    return [(one, list(routed(one.rule, one.sources, snapshot))) for one in found]
+    resolved = (_resolve(rule, snapshot) for rule in rules)
+    return [(rule, list(routed(rule.rule, rule.sources, snapshot))) for rule in resolved]
 
 
-def _says(rule: PolicyRule) -> tuple[object, ...]:
-    """All of a rule that a map is made of."""
+def _content(rule: PolicyRule) -> tuple[object, ...]:
+    """Every part of a rule that network maps depend on."""
     return (
         rule.sources,
         rule.source_resource,
@@ -144,8 +148,8 @@ def _resolve(rule: PolicyRule, account: AccountSnapshot) -> Resolved:
 
 
 def _side(groups: tuple[GroupId, ...], resource: Resource | None, account: AccountSnapshot) -> Mapping[PeerId, Peer]:
-    """The peers on one side of a rule. A resource stands instead of groups; a peer that is gone, and one whose owner
-    takes no part, is left out."""
+    """The peers on one side of a rule. A resource takes the place of groups. Deleted peers, and peers whose owner is
+    not admitted, are left out."""
     if resource is None:
         members = account.members(groups)
     else:

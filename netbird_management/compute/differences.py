@@ -1,7 +1,7 @@
-"""Whether two snapshots of an account differ in what maps are made of.
+"""Comparison of two snapshots of an account in the parts that network maps depend on.
 
-Presence, log-ins and sightings of ordinary peers change rows all the time and no map at all; the presence of a proxy's
-peer does, as names point only to proxies that are there.
+Presence and logins of ordinary peers change rows often but no map. The presence of a proxy's peer does change maps, as
+names resolve only to connected proxies.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ _V = TypeVar("_V", Peer, User)
 
 
 def network_differs(before: AccountSnapshot | None, after: AccountSnapshot | None) -> bool:
-    """Whether anything but services differs in a way that a map or a plugin's patch could show."""
+    """True if anything except services differs in a way that a map or a plugin's patch could show."""
     if before is None or after is None:
         return before is not after
     if before is after:
@@ -41,7 +41,7 @@ def services_differ(change: Change) -> bool:
 
 
 def _other(before: object, after: object) -> bool:
-    """Mappings that nothing was written in are the same ones, which comparing them would not see at once."""
+    """True if the values differ. An unchanged part is the same object, and comparing objects first is cheap."""
     return before is not after and before != after
 
 
@@ -54,7 +54,7 @@ def _differ(before: Mapping[_K, _V], after: Mapping[_K, _V]) -> bool:
 
 
 def lasting(value: Peer | User) -> Peer | User:
-    """The value without what comes and goes, and without what a peer reports of itself that no map shows."""
+    """The value without presence and times, and without the facts about a peer that no map shows."""
     if isinstance(value, User):
         return replace(value, last_login=None)
     return replace(

@@ -1,7 +1,7 @@
-"""What services and targets say to plugins, and to the core, beyond NetBird's own fields: `extensions`.
+"""Extensions: settings of services and targets for plugins and the core, beyond NetBird's own fields.
 
-Judged when a service is saved, by the models that the proxy judges by again when it applies the mapping. An id that no
-loaded plugin claims is refused here, and refuses the mapping there.
+Management validates them when a service is saved; the proxy validates them by the same models when it applies the
+mapping. Management refuses a plugin id that no loaded plugin claims; a proxy refuses a mapping with such an id.
 """
 
 import json
@@ -18,30 +18,32 @@ from netbird_wire.core_settings import ASK_FOR_BOTH, CoreSettings, CoreTargetSet
 from netbird_wire.plugin_settings import CORE, read_settings, write_settings
 from netbird_wire.proxy_service_pb2 import PathMapping, ProxyMapping
 
+# Maximum size of all extensions of a service together, as JSON.
 MAX_BYTES: Final = 256 << 10
-"""Of all of a service's extensions, as JSON."""
 
 Extensions = Mapping[str, Mapping[str, Any]]
 
 
 def kept(given: Service, old: Service, sent: frozenset[str]) -> Service:
-    """With the stored extensions where the caller left them out: an older client must not take off what guards.
+    """The service with its stored extensions where the client sent none, so that an older client does not remove a
+    protection that it does not support.
 
-    A target is the one that it was while its id and path are.
+    A target keeps its extensions as long as its id and path stay equal.
     """
     stored = {(target.target_id, target.path or "/"): target.extensions for target in old.targets}
 
-    def target(i: int, one: Target) -> Target:
+    def merged(i: int, target: Target) -> Target:
         if f"targets.{i}.extensions" in sent:
-            return one
-        return replace(one, extensions=stored.get((one.target_id, one.path or "/"), {}))
+            return target
+        return replace(target, extensions=stored.get((target.target_id, target.path or "/"), {}))
 
-    targets = tuple(target(i, one) for i, one in enumerate(given.targets))
+    targets = tuple(merged(i, target) for i, target in enumerate(given.targets))
     return replace(given, targets=targets, extensions=given.extensions if "extensions" in sent else old.extensions)
 
 
 def write(service: Service, mapping: ProxyMapping) -> None:
-    """Into a mapping with a path for each enabled target. Raises `InvalidArgument` for what the wire cannot carry."""
+    """Writes the extensions into a mapping with one path per enabled target. Raises `InvalidArgument` for a value that
+    the wire format cannot represent."""
     _write(mapping, service.extensions, "extensions")
     enabled = [target for target in service.targets if target.enabled]
     for i, (target, path) in enumerate(zip(enabled, mapping.path, strict=True)):
@@ -49,21 +51,21 @@ def write(service: Service, mapping: ProxyMapping) -> None:
 
 
 def check(service: Service, mapping: ProxyMapping, hooks: Hooks) -> None:
-    """Judges all of them.
+    """Validates all extensions of a service.
 
     Args:
-        mapping: what proxies would get of the service with every target enabled.
+        mapping: the mapping that proxies would get if every target were enabled.
 
     Raises:
-        InvalidArgument: one of them is nobody's, too large, or not as its plugin wants it. No message quotes a value.
-        HookError: a plugin could not judge.
+        InvalidArgument: no plugin claims an extension, or it is too large or invalid. No message quotes a value.
+        HookError: a plugin's model failed.
     """
-    said = [service.extensions, *(target.extensions for target in service.targets)]
-    if sum(len(json.dumps(one)) for one in said) > MAX_BYTES:
-        raise InvalidArgument(f"extensions must be at most {MAX_BYTES} bytes together")
+    extensions = [service.extensions, *(target.extensions for target in service.targets)]
+    if sum(len(json.dumps(settings)) for settings in extensions) > MAX_BYTES:
+        raise InvalidArgument(f"extensions must be at most {MAX_BYTES} bytes in total")
     whole = replace(service, targets=tuple(replace(target, enabled=True) for target in service.targets))
     if missing := unclaimed(whole, hooks):
-        raise InvalidArgument(f"no plugin of this management understands {', '.join(missing)}: add it to plugins")
+        raise InvalidArgument(f"no plugin of this management supports {', '.join(missing)}: add it to plugins")
     write(whole, mapping)
     _check_core(service, mapping)
     for plugin, model in hooks.settings:
@@ -74,15 +76,15 @@ def check(service: Service, mapping: ProxyMapping, hooks: Hooks) -> None:
 
 
 def unclaimed(service: Service, hooks: Hooks) -> tuple[str, ...]:
-    """The fields of the mapping that no plugin gives meaning to."""
+    """The extension fields of the mapping that no loaded plugin claims."""
     return tuple(field for field, _ in _fields(service) if field not in hooks.claims and not field.endswith(f".{CORE}"))
 
 
 def guarding(mapping: ProxyMapping, hooks: Hooks) -> frozenset[str]:
-    """The fields that a proxy must enforce or not have the mapping. A predicate that fails has not said otherwise."""
-    found: set[str] = set()
+    """The fields that a proxy must enforce to get the mapping. A field whose `guards` predicate fails is included."""
+    fields: set[str] = set()
     if read_settings(mapping, CORE).get("ask_for_both"):
-        found.add(ASK_FOR_BOTH)
+        fields.add(ASK_FOR_BOTH)
     messages: list[tuple[ProxyMapping | PathMapping, str]] = [(mapping, "")]
     messages += [(path, "path.") for path in mapping.path]
     for message, prefix in messages:
@@ -96,44 +98,45 @@ def guarding(mapping: ProxyMapping, hooks: Hooks) -> frozenset[str]:
             except Exception:
                 harmless = False
             if not harmless:
-                found.add(field)
-    return frozenset(found)
+                fields.add(field)
+    return frozenset(fields)
 
 
 def _fields(service: Service) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for plugin, said in service.extensions.items():
-        yield f"plugin_settings.{plugin}", said
+    for plugin, settings in service.extensions.items():
+        yield f"plugin_settings.{plugin}", settings
     for target in service.targets:
         if target.enabled:
-            for plugin, said in target.extensions.items():
-                yield f"path.plugin_settings.{plugin}", said
+            for plugin, settings in target.extensions.items():
+                yield f"path.plugin_settings.{plugin}", settings
 
 
 def _write(message: ProxyMapping | PathMapping, extensions: Extensions, where: str) -> None:
-    for plugin, said in extensions.items():
+    for plugin, settings in extensions.items():
         try:
-            write_settings(message, plugin, said)
+            write_settings(message, plugin, settings)
         except (ValueError, TypeError, RecursionError) as error:
             raise InvalidArgument(f"{where}.{plugin}: a value cannot be sent to proxies") from error
 
 
 def _check_core(service: Service, mapping: ProxyMapping) -> None:
     try:
-        said = CoreSettings.model_validate(read_settings(mapping, CORE))
+        settings = CoreSettings.model_validate(read_settings(mapping, CORE))
     except ValidationError as error:
         raise InvalidArgument(f"extensions.{CORE}: {_wrong(error)}") from None
     auth = mapping.auth
-    if said.ask_for_both and (service.private or not (auth.password or auth.pin or auth.oidc or auth.header_auths)):
-        raise InvalidArgument(f"extensions.{CORE}: ask_for_both is for public services with a way to log in")
+    can_log_in = auth.password or auth.pin or auth.oidc or auth.header_auths
+    if settings.ask_for_both and (service.private or not can_log_in):
+        raise InvalidArgument(f"extensions.{CORE}: ask_for_both is only supported for public services with a login")
     for i, (target, path) in enumerate(zip(service.targets, mapping.path, strict=True)):
         try:
             core = CoreTargetSettings.model_validate(read_settings(path, CORE))
         except ValidationError as error:
             raise InvalidArgument(f"target {i}: extensions.{CORE}: {_wrong(error)}") from None
         if (core.ca or core.server_name) and target.protocol != "https":
-            raise InvalidArgument(f"target {i}: extensions.{CORE}: ca and server_name are for https targets")
+            raise InvalidArgument(f"target {i}: extensions.{CORE}: ca and server_name need an https target")
         if core.ca and target.options.skip_tls_verify:
-            raise InvalidArgument(f"target {i}: extensions.{CORE}: choose between ca and skip_tls_verify")
+            raise InvalidArgument(f"target {i}: extensions.{CORE}: ca cannot be combined with skip_tls_verify")
 
 
 def _read(where: str, plugin: str, model: type[Any], *arguments: ProxyMapping | PathMapping) -> None:
@@ -148,4 +151,5 @@ def _read(where: str, plugin: str, model: type[Any], *arguments: ProxyMapping | 
 
 
 def _wrong(error: ValidationError) -> str:
-    return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_input=False))
+    errors = error.errors(include_input=False)
+    return "; ".join(f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in errors)

@@ -1,4 +1,4 @@
-"""Service to `ProxyMapping`: what core knows, then what plugins fill in, then who may not have it."""
+"""Conversion of a service to its `ProxyMapping`: the core's fields, the plugins' fields, and reasons to withhold it."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,19 +23,20 @@ from netbird_wire.proxy_service_pb2 import (
 )
 
 SESSION_SECONDS: Final = 86400
+# Host of a target that was deleted, or whose owner is not admitted; the name resolves nowhere.
 UNKNOWN_HOST: Final = "unknown"
-"""The address of a target that is gone, or whose owner takes no part; it resolves nowhere."""
 
+# Claim of a proxy whose tunnel follows routes to network resources.
 ROUTES: Final = "routes"
-"""What a proxy that tells its claims would claim if its tunnel followed routes."""
 
+# Maximum size of a mapping, as proxies of all accounts share the messages that carry mappings. A larger mapping is
+# refused when the service is saved, and withheld if the service is already stored.
 MAPPING_BYTES: Final = 256 << 10
-"""A larger mapping is refused when a service is saved, and withheld where it was stored before: proxies of all accounts
-share the messages that mappings travel in."""
 TOO_LARGE: Final = f"its mapping is larger than {MAPPING_BYTES >> 10} KiB: use fewer targets, headers or settings"
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
+# Fields that the core leaves to plugins: a test that a service sets the field, and a test that the mapping carries it.
 CLAIMABLE: Final[dict[str, tuple[Callable[[Service], bool], Callable[[Service, ProxyMapping], bool]]]] = {
     "private": (lambda service: service.private, lambda service, mapping: mapping.private),
     "path.options.direct_upstream": (
@@ -43,7 +44,6 @@ CLAIMABLE: Final[dict[str, tuple[Callable[[Service], bool], Callable[[Service, P
         lambda service, mapping: _direct(service) == tuple(path.options.direct_upstream for path in mapping.path),
     ),
 }
-"""The fields that core leaves to plugins: whether a service sets one, and whether it arrived in the mapping."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,10 +56,10 @@ class BuiltMapping:
     mapping: ProxyMapping
     withheld: str = ""
     needed: frozenset[str] = frozenset()
-    """Settings of plugins that a proxy must enforce, by dotted name."""
+    """Plugin settings that a proxy must enforce, by dotted name."""
     predicates: tuple[tuple[str, WithholdPredicate], ...] = ()
     wire: bytes = b""
-    """`mapping`, serialized; empty if it is withheld from everybody."""
+    """`mapping`, serialized; empty if it is withheld from every proxy."""
     _answers: dict[Capabilities, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -71,7 +71,8 @@ class BuiltMapping:
         return ServiceId(self.mapping.id)
 
     def withheld_from(self, capabilities: Capabilities) -> str:
-        """Why a proxy with these capabilities must not have it, "" if it may. Asked once for each distinct set."""
+        """The reason why a proxy with these capabilities must not get the mapping, "" if it may. The answer is computed
+        once per distinct set of capabilities."""
         if self.withheld:
             return self.withheld
         if capabilities not in self._answers:
@@ -81,7 +82,7 @@ class BuiltMapping:
     def _ask(self, capabilities: Capabilities) -> str:
         custom_port = self.mapping.listen_port != 0 and self.mapping.mode != "tls"
         if custom_port and capabilities.supports_custom_ports is None:
-            return "the proxy does not know about custom ports"
+            return "the proxy does not support custom ports"
         if missing := self.needed - (capabilities.claims or frozenset()):
             return f"the proxy does not enforce {', '.join(sorted(missing))}"
         for plugin, predicate in self.predicates:
@@ -101,15 +102,15 @@ def _direct(service: Service) -> tuple[bool, ...]:
 
 
 def unclaimed(service: Service, hooks: Hooks) -> tuple[str, ...]:
-    """The fields that the service sets and that no loaded plugin gives meaning to."""
+    """The claimable fields that the service sets and no loaded plugin claims."""
     return tuple(name for name, (is_set, _) in CLAIMABLE.items() if is_set(service) and name not in hooks.claims)
 
 
 def resolve(target: Target, account: AccountSnapshot) -> str:
-    """The host of a target: a peer's overlay address, a resource's own, else what the operator wrote."""
+    """The host of a target: a peer's overlay address, a resource's address, else the operator's text."""
     if target.target_type in (TargetType.HOST, TargetType.DOMAIN):
-        found = account.resource(target.target_id)
-        return found[1].address.partition("/")[0] if found is not None else UNKNOWN_HOST
+        match = account.resource(target.target_id)
+        return match[1].address.partition("/")[0] if match is not None else UNKNOWN_HOST
     if target.target_type is TargetType.PEER:
         peer = account.peers.get(PeerId(target.target_id))
         return str(peer.ip) if peer is not None and admitted(peer, account) else UNKNOWN_HOST
@@ -117,8 +118,10 @@ def resolve(target: Target, account: AccountSnapshot) -> str:
 
 
 def judged(service: Service, account: AccountSnapshot, hooks: Hooks) -> None:
-    """Raises `InvalidArgument` for extensions that a plugin cannot use and for a mapping that is too large; disabled
-    targets count like enabled ones."""
+    """Validates the service's extensions and the size of its mapping; disabled targets count like enabled ones.
+
+    Raises `InvalidArgument`, and `HookError` if a plugin's model fails.
+    """
     whole = replace(service, targets=tuple(replace(target, enabled=True) for target in service.targets))
     mapping = _core(whole, account)
     extensions.check(service, mapping, hooks)
@@ -129,7 +132,7 @@ def judged(service: Service, account: AccountSnapshot, hooks: Hooks) -> None:
 
 
 def build(service: Service, account: AccountSnapshot, hooks: Hooks) -> BuiltMapping:
-    """What proxies get of a service, if they may. Never raises: what fails is withheld, with the reason."""
+    """The mapping of a service, with the reason to withhold it if any. A failure withholds it and never raises."""
     mapping = _core(service, account)
     if not account.is_proved(service):
         return BuiltMapping(mapping, withheld="its custom domain is not validated yet")
@@ -143,12 +146,13 @@ def build(service: Service, account: AccountSnapshot, hooks: Hooks) -> BuiltMapp
         predicates = hooks.withhold_mapping(service)
     except (HookError, InvalidArgument) as error:
         return BuiltMapping(mapping, withheld=str(error))
-    if any(one.enabled and one.target_type in RESOURCES and not one.options.direct_upstream for one in service.targets):
+    routed = (target for target in service.targets if target.enabled and target.target_type in RESOURCES)
+    if not all(target.options.direct_upstream for target in routed):
         predicates = (*predicates, ("core", _follows_routes))
     for name, (is_set, arrived) in CLAIMABLE.items():
         if is_set(service) and not arrived(service, mapping):
-            # A plugin that claims a guarding field and forgets to send it would make the service public.
-            return BuiltMapping(mapping, withheld=f"{name} is set and did not arrive in the mapping")
+            # If a plugin claims a protecting field and does not write it, the service would become public.
+            return BuiltMapping(mapping, withheld=f"{name} is set but its plugin did not write it to the mapping")
     if mapping.ByteSize() > MAPPING_BYTES:
         return BuiltMapping(mapping, withheld=TOO_LARGE)
     wire = mapping.SerializeToString(deterministic=True)
@@ -169,14 +173,15 @@ def _lost(service: Service, account: AccountSnapshot) -> str:
 
 
 def _follows_routes(capabilities: Capabilities) -> Decision:
-    """NetBird's proxies do; the tunnel of ours reaches peers alone, and would answer every request with an error."""
+    """NetBird's proxies follow routes. Our proxy's tunnel reaches peers only, so it would answer every request with an
+    error."""
     if capabilities.claims is None or ROUTES in capabilities.claims:
         return ALLOW
-    return Deny("the proxy's tunnel reaches peers alone: set direct_upstream on targets behind a network")
+    return Deny("the proxy's tunnel reaches peers only: set direct_upstream on targets behind a network")
 
 
 def host_port(host: str, port: int | None) -> str:
-    """`host[:port]` with an IPv6 literal in brackets, exactly once."""
+    """`host[:port]`, with an IPv6 literal in exactly one pair of brackets."""
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     with suppress(AddressValueError):
         bare = f"[{address_text(IPv6Address(bare))}]" if ":" in bare else bare

@@ -1,7 +1,7 @@
-"""The map of one peer: who it may talk to, how, and under which names; computed from the account's snapshot.
+"""Network maps: the peers, firewall rules, routes and DNS names of one peer, computed from the account's snapshot.
 
-What policies and services come to is kept for the latest snapshot of each account (`account_rules`), so that a change
-costs what it touches and many peers share one computation.
+The resolved rules of each account's latest snapshot are kept (`account_rules`), so a change recomputes only the touched
+services, and all peers share one computation.
 """
 
 from collections.abc import Iterable, Iterator
@@ -36,34 +36,34 @@ from netbird_wire.management_pb2 import (
     SSHConfig,
 )
 
+# Port on which routing peers answer DNS queries. Only agents older than the supported ones use another port.
 FORWARDER_PORT: Final = 22054
-"""Where routing peers answer names; nobody here is old enough for the other port."""
 _PORT_RANGES_SINCE: Final = (0, 48, 0)
 
 
 class NetworkMaps:
-    """Maps on request. Pure but for what it keeps; belongs to one event loop."""
+    """Computes network maps and caches the resolved rules of each account. Belongs to one event loop."""
 
     def __init__(self, hooks: Hooks) -> None:
         self._hooks = hooks
         self._accounts: dict[AccountId, AccountRules] = {}
 
     def forget(self, account_id: AccountId) -> None:
-        """The account is gone: forget its rules."""
+        """Drops the cached rules of a deleted account."""
         self._accounts.pop(account_id, None)
 
     def of(self, account: AccountSnapshot, peer: Peer) -> NetworkMap:
-        """The whole map of a peer of this account, with all flags that say "empty" where something is."""
-        known = self._account(account)
+        """The complete map of a peer of this account; each empty list has its "is empty" flag set."""
+        account_rules = self._rules_of(account)
         remote: dict[PeerId, Peer] = {}
         rules: dict[tuple[object, ...], FirewallRule] = {}
-        for resolved in known.rules():
-            for other, direction in _seen(peer, resolved):
+        for resolved in account_rules.rules():
+            for other, direction in _connections(peer, resolved):
                 if resolved.rule.action != "drop":
                     remote[other.id] = other
                 for key, rule in _firewall_rules(peer, other, resolved.rule, direction):
                     rules.setdefault(key, rule)
-        routes = routes_of(peer, known.routed())
+        routes = routes_of(peer, account_rules.routed())
         remote |= routes.others
         others = sorted(remote.values(), key=lambda other: (other.dns_label, other.id))
         return NetworkMap(
@@ -71,24 +71,24 @@ class NetworkMaps:
             peerConfig=peer_config(account, peer),
             remotePeers=[_remote(peer, other, account) for other in others],
             remotePeersIsEmpty=not others,
-            DNSConfig=_dns(peer, others, account, known.records()),
+            DNSConfig=_dns(peer, others, account, account_rules.records()),
             FirewallRules=rules.values(),
             firewallRulesIsEmpty=not rules,
             Routes=routes.routes.values(),
             routesFirewallRules=routes.rules,
-            # Without the flag agents would take us for an old server and let routed packets pass.
+            # Without the flag, agents assume an old server and let routed packets pass.
             routesFirewallRulesIsEmpty=not routes.rules,
             sshAuth=SSHAuth(UserIDClaim="sub"),
         )
 
-    def _account(self, account: AccountSnapshot) -> AccountRules:
-        known = self._accounts.get(account.account.id)
-        if known is None or not known.follow(account):
-            known = self._accounts[account.account.id] = AccountRules(account, self._patch, known)
-        return known
+    def _rules_of(self, account: AccountSnapshot) -> AccountRules:
+        cached = self._accounts.get(account.account.id)
+        if cached is None or not cached.follow(account):
+            cached = self._accounts[account.account.id] = AccountRules(account, self._patch, cached)
+        return cached
 
     def _patch(self, service: Service, account: AccountSnapshot) -> NetworkPatch:
-        """What a service needs and what plugins add for it."""
+        """The policies that a service needs, with the policies and records that plugins add for it."""
         added = self._hooks.network_patches(service, account)
         return NetworkPatch(
             policies=(*target_policies(service, account), *(policy for patch in added for policy in patch.policies)),
@@ -113,7 +113,7 @@ def _dns(peer: Peer, others: list[Peer], account: AccountSnapshot, records: Iter
 
 
 def peer_config(account: AccountSnapshot, peer: Peer) -> PeerConfig:
-    """Who the peer is."""
+    """The peer's own configuration: its addresses, its name and the account's settings for it."""
     settings = account.account.settings
     config = PeerConfig(
         address=f"{peer.ip}/{account.account.network.prefixlen}",
@@ -130,8 +130,8 @@ def peer_config(account: AccountSnapshot, peer: Peer) -> PeerConfig:
     return config
 
 
-def _seen(peer: Peer, resolved: Resolved) -> Iterator[tuple[Peer, "RuleDirection.ValueType"]]:
-    """Whom the rule lets the peer talk to, and which of the two begins."""
+def _connections(peer: Peer, resolved: Resolved) -> Iterator[tuple[Peer, "RuleDirection.ValueType"]]:
+    """The other peers that the rule concerns, with the direction in which connections are opened, seen from `peer`."""
     both = resolved.rule.bidirectional
     if peer.id in resolved.sources:
         for other in resolved.destinations.values():
@@ -150,8 +150,8 @@ def _seen(peer: Peer, resolved: Resolved) -> Iterator[tuple[Peer, "RuleDirection
 def _firewall_rules(
     peer: Peer, other: Peer, rule: PolicyRule, direction: "RuleDirection.ValueType"
 ) -> Iterator[tuple[tuple[object, ...], FirewallRule]]:
-    """The rule as packets are matched, each with the key that tells it from others: what several policies allow alike
-    is told once."""
+    """Firewall rules for packets between two peers, each with a key. Equal rules of several policies have equal keys,
+    so that a map contains them once."""
     action = DROP if rule.action == "drop" else ACCEPT
     protocol = PROTOCOLS[rule.protocol]
     for address in _addresses(peer, other):
@@ -178,7 +178,7 @@ def _ports(peer: Peer, rule: PolicyRule) -> Iterator[tuple[str, PortInfo | None]
         yield from ((str(port), None) for port in rule.ports)
     elif rule.port_ranges:
         for ports in rule.port_ranges:
-            if _knows_ranges(peer):
+            if _supports_ranges(peer):
                 yield "", PortInfo(range=PortInfo.Range(start=ports.start, end=ports.end))
             elif ports.start == ports.end:
                 yield str(ports.start), None
@@ -186,8 +186,8 @@ def _ports(peer: Peer, rule: PolicyRule) -> Iterator[tuple[str, PortInfo | None]
         yield "", PortInfo(range=PortInfo.Range())
 
 
-def _knows_ranges(peer: Peer) -> bool:
-    """Whether the peer's software reads port ranges. What has no comparable version is a development build."""
+def _supports_ranges(peer: Peer) -> bool:
+    """True if the peer's agent supports port ranges. A version that is not numeric is a development build."""
     parts = peer.meta.netbird_version.split("-")[0].split(".")
     return not all(part.isdecimal() for part in parts) or tuple(map(int, parts)) >= _PORT_RANGES_SINCE
 
@@ -203,7 +203,7 @@ def _remote(peer: Peer, other: Peer, account: AccountSnapshot) -> RemotePeerConf
 
 
 def _addresses(peer: Peer, other: Peer) -> tuple[IPv4Address | IPv6Address, ...]:
-    """The other's addresses between these two: IPv6 only where both take part in it."""
+    """The addresses of `other` between these two peers: IPv6 only if both use it."""
     if other.ipv6 is not None and has_ipv6(peer) and has_ipv6(other):
         return (other.ip, other.ipv6)
     return (other.ip,)

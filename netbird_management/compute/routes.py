@@ -1,7 +1,7 @@
-"""What is behind routing peers, in the maps of those who may reach it and of those who carry the packets.
+"""Routes to network resources, in the maps of the peers that may reach them and of their carriers, the routing peers.
 
-A rule towards a resource makes no rule between peers: those on its side of sources get a route by each carrier, and
-carriers get a rule for what they pass on.
+A rule towards a resource creates no rule between peers. Instead, its source peers get a route by each carrier, and each
+carrier gets a firewall rule for the packets it forwards.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,14 +25,14 @@ from netbird_management.model.services import TargetType
 from netbird_management.model.snapshot import AccountSnapshot
 from netbird_wire.management_pb2 import ACCEPT, DROP, PortInfo, Route, RouteFirewallRule
 
+# Network of routes by name. Agents require a network in every route, and no host has an address in this one (RFC 5737).
 PLACEHOLDER: Final = "192.0.2.0/32"
-"""Where only names count: agents want a network in every route, and nobody has an address in this one."""
 _IPV4, _IPV6, _NAMES = 1, 2, 3
 
 
 @dataclass(frozen=True, slots=True)
 class Routed:
-    """A rule towards one resource, with those who may begin and those who carry, in the order of their metric."""
+    """A rule towards one resource, with the peers that may open connections, and its carriers ordered by metric."""
 
     rule: PolicyRule
     sources: Mapping[PeerId, Peer]
@@ -42,7 +42,7 @@ class Routed:
 
 @dataclass(slots=True)
 class PeerRoutes:
-    """A peer's part of them. `others` are the peers that it must know for it."""
+    """The routes and route firewall rules of one peer. `others` are the peers that its map must therefore contain."""
 
     routes: dict[str, Route] = field(default_factory=dict)
     rules: list[RouteFirewallRule] = field(default_factory=list)
@@ -50,7 +50,7 @@ class PeerRoutes:
 
 
 def routed(rule: PolicyRule, sources: Mapping[PeerId, Peer], account: AccountSnapshot) -> Iterator[Routed]:
-    """What of the rule leads to resources. A disabled resource, and one that nobody carries to, is not there."""
+    """The rule, once for each enabled resource that it names and that has a carrier."""
     for network in account.networks:
         carriers = _carriers(network, account)
         for resource in network.resources:
@@ -59,27 +59,28 @@ def routed(rule: PolicyRule, sources: Mapping[PeerId, Peer], account: AccountSna
 
 
 def routes_of(peer: Peer, all_routed: Iterable[Routed]) -> PeerRoutes:
-    """The routes that the peer uses or offers, and the rules for what it passes on."""
-    found = PeerRoutes()
-    for one in all_routed:
-        accepted = one.rule.action != "drop"
-        own = [router for router, carrier in one.carriers if carrier.id == peer.id]
+    """The routes that the peer uses or offers, and the firewall rules for packets that it forwards."""
+    result = PeerRoutes()
+    for routed_rule in all_routed:
+        resource, sources = routed_rule.resource, routed_rule.sources
+        accepted = routed_rule.rule.action != "drop"
+        own = [router for router, carrier in routed_rule.carriers if carrier.id == peer.id]
         if own:
-            # Who carries to a resource has a way there already: no route by the other carriers.
-            if accepted and one.sources:
-                found.routes.setdefault(_route_id(one.resource, peer), _route(one.resource, own[0], peer))
-                found.others |= {id_: source for id_, source in one.sources.items() if id_ != peer.id}
-            found.rules.extend(_rules(one, peer))
-        elif accepted and peer.id in one.sources:
-            for router, carrier in one.carriers:
-                found.routes.setdefault(_route_id(one.resource, carrier), _route(one.resource, router, carrier))
-                found.others[carrier.id] = carrier
-    return found
+            # A carrier reaches the resource directly and needs no route by the other carriers.
+            if accepted and sources:
+                result.routes.setdefault(_route_id(resource, peer), _route(resource, own[0], peer))
+                result.others |= {id_: source for id_, source in sources.items() if id_ != peer.id}
+            result.rules.extend(_rules(routed_rule, peer))
+        elif accepted and peer.id in sources:
+            for router, carrier in routed_rule.carriers:
+                result.routes.setdefault(_route_id(resource, carrier), _route(resource, router, carrier))
+                result.others[carrier.id] = carrier
+    return result
 
 
 def answers_names(peer: Peer, account: AccountSnapshot) -> bool:
-    """Whether the peer carries to names that a service's target is: whoever dials them asks there, whatever the
-    account's setting says."""
+    """True if the peer is a carrier to a domain resource that a served service has as a target. A proxy resolves the
+    name at the carrier, so the carrier must answer DNS queries even if the account's setting is off."""
     return any(
         any(carrier.id == peer.id for _, carrier in _carriers(network, account))
         for network in account.networks
@@ -107,16 +108,16 @@ def _names(rule: PolicyRule, resource: NetworkResource) -> bool:
 
 
 def _carriers(network: RoutedNetwork, account: AccountSnapshot) -> tuple[tuple[NetworkRouter, Peer], ...]:
-    """Each admitted peer once, by its best router."""
-    found: dict[PeerId, tuple[NetworkRouter, Peer]] = {}
+    """The admitted routing peers of a network, each once, with its router of the lowest metric."""
+    carriers: dict[PeerId, tuple[NetworkRouter, Peer]] = {}
     for router in sorted(network.routers, key=lambda router: (router.metric, router.id)):
         if router.enabled:
             ids = sorted(account.members(router.peer_groups)) if router.peer is None else [router.peer]
             for id_ in ids:
                 peer = account.peers.get(id_)
                 if peer is not None and admitted(peer, account):
-                    found.setdefault(id_, (router, peer))
-    return tuple(found.values())
+                    carriers.setdefault(id_, (router, peer))
+    return tuple(carriers.values())
 
 
 def _route_id(resource: NetworkResource, carrier: Peer) -> str:
@@ -138,13 +139,13 @@ def _route(resource: NetworkResource, router: NetworkRouter, carrier: Peer) -> R
     )
 
 
-def _rules(one: Routed, carrier: Peer) -> Iterator[RouteFirewallRule]:
-    """One a port: what comes from these addresses may go there."""
-    resource, rule = one.resource, one.rule
+def _rules(routed_rule: Routed, carrier: Peer) -> Iterator[RouteFirewallRule]:
+    """Firewall rules for packets from the rule's sources to its resource, one rule per port or port range."""
+    resource, rule = routed_rule.resource, routed_rule.rule
     names = resource.type is ResourceType.DOMAIN
     both = has_ipv6(carrier)
     ranges: list[str] = []
-    for source in one.sources.values():
+    for source in routed_rule.sources.values():
         if source.id == carrier.id:
             continue
         if names or not _is_ipv6(resource):

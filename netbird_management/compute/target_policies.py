@@ -1,7 +1,7 @@
-"""The policies that services need: a cluster's proxies may reach the peers they forward to.
+"""Policies that services need: a cluster's proxies may reach the peers to which they forward.
 
-Made in memory whenever a map is computed; never stored, never shown. What plugins add (who may reach a private
-service) comes by `network_patches`.
+They are computed in memory for network maps; they are not stored, and the API does not show them. Plugins add further
+policies (access to a private service) by the hook `network_patches`.
 """
 
 from collections.abc import Iterator
@@ -22,10 +22,10 @@ _RESOURCES: Final = {
 
 
 def target_policies(service: Service, account: AccountSnapshot) -> Iterator[Policy]:
-    """One for each enabled target and each proxy peer of the service's cluster. A disabled service needs none.
+    """One policy for each enabled target and each proxy peer of the service's cluster. A disabled service needs none.
 
-    A target without a port gets its protocol's; a target whose protocol has no default port gets no policy, so it is
-    not reachable. A `cluster` target is dialed from the proxy's own network and needs none either.
+    A target without a port gets its protocol's default port; a target whose protocol has no default port gets no
+    policy, so it is not reachable. A `cluster` target is dialed from the proxy's own network and needs none either.
     """
     if not service.enabled:
         return

@@ -1,4 +1,4 @@
-"""Core's own rules for a service; the first broken one is told. Plugins add theirs (`validate_service`)."""
+"""The core's rules for a service; the first broken rule is reported. Plugins add rules by `validate_service`."""
 
 import re
 from collections.abc import Iterable
@@ -39,20 +39,20 @@ RESERVED: Final = frozenset(
         "x-real-ip",
     }
 )
+# Prefix of headers that send a user's identity to upstreams. Only the proxy may set such a header, in any spelling.
 OURS: Final = "x-netbird-"
-"""Names that tell upstreams who is asking; nobody but the proxy may set one, under any spelling."""
-
+# Maximum number of header credentials of a service, enabled or not: each costs a slow hash when it is stored, and at
+# each login by header.
 HEADER_AUTHS: Final = 16
-"""Entries of a service, enabled or not: each is a slow hash when it is stored, and at each login by a header."""
 PROTOCOLS: Final = frozenset({"http", "https"})
 STREAM_MODES: Final = frozenset({"tcp", "udp", "tls"})
+# Maximum number of targets of a service.
 TARGETS: Final = 100
-"""Targets of one service."""
 _PORTS: Final = range(65536)
 
 
 def validated(service: Service, account: AccountSnapshot) -> Service:
-    """The service with its empty mode filled and country codes in upper case. Raises `InvalidArgument`."""
+    """The service with an empty mode set to `http` and country codes in upper case. Raises `InvalidArgument`."""
     if not service.name:
         raise InvalidArgument("service name is required")
     if len(service.name.encode()) > 255 or not service.name.isprintable():
@@ -70,7 +70,7 @@ def validated(service: Service, account: AccountSnapshot) -> Service:
     if service.mode in STREAM_MODES:
         return _validated_stream(service, account)
     if service.mode != "http":
-        raise InvalidArgument(f'unsupported mode "{service.mode}"')
+        raise InvalidArgument(f'mode "{service.mode}" is not supported')
     if service.listen_port:
         raise InvalidArgument("listen_port is not allowed for http services")
     for i, target in enumerate(service.targets):
@@ -79,7 +79,7 @@ def validated(service: Service, account: AccountSnapshot) -> Service:
 
 
 def folded_name(name: str) -> str:
-    """A header name as upstreams may come to see it: case, `_` and `.` are lost on the way to many applications."""
+    """A header name as upstreams may see it: many applications do not distinguish case, `_`, `.` and `-`."""
     return name.lower().replace("_", "-").replace(".", "-")
 
 
@@ -126,7 +126,7 @@ def _checked_countries(name: str, codes: tuple[str, ...]) -> tuple[str, ...]:
 def _check_cidr(where: str, cidr: str) -> None:
     address, slash, length = cidr.rpartition("/")
     if not slash or not length.isdecimal():
-        raise InvalidArgument(f'{where}: "{cidr}" is not a network: write its prefix length too')
+        raise InvalidArgument(f'{where}: "{cidr}" is not a network: a prefix length is required')
     try:
         network = ip_network(cidr, strict=False)
     except ValueError as error:
@@ -136,7 +136,7 @@ def _check_cidr(where: str, cidr: str) -> None:
 
 
 def _validated_stream(service: Service, account: AccountSnapshot) -> Service:
-    """A service of bytes or datagrams: one target, which is always on, and nobody to ask for a credential."""
+    """Validates a service of bytes or datagrams: it has exactly one target, always enabled, and no login."""
     if service.auth.any_enabled:
         raise InvalidArgument(f"auth is not supported for {service.mode} services")
     if service.listen_port not in _PORTS:
@@ -147,11 +147,11 @@ def _validated_stream(service: Service, account: AccountSnapshot) -> Service:
         raise InvalidArgument(f"{service.mode} services must have exactly one target")
     target = service.targets[0]
     if not target.enabled:
-        raise InvalidArgument(f"target 0: enabled can only be true for {service.mode} services: disable the service")
+        raise InvalidArgument(f"target 0: enabled must be true for {service.mode} services: disable the service")
     options = target.options
     _check_reference(0, target, account)
     if target.protocol != ("udp" if service.mode == "udp" else "tcp"):
-        raise InvalidArgument(f'target 0: protocol "{target.protocol}" does not go with mode {service.mode}')
+        raise InvalidArgument(f'target 0: protocol "{target.protocol}" is not supported for {service.mode} services')
     if not 0 < target.port < 65536:
         raise InvalidArgument(f"target 0: port is required for {service.mode} services")
     if target.path not in (None, "", "/"):
@@ -161,7 +161,7 @@ def _validated_stream(service: Service, account: AccountSnapshot) -> Service:
     if options.request_timeout < 0 or options.session_idle_timeout < 0:
         raise InvalidArgument("target 0: timeouts must not be negative")
     if options.skip_tls_verify or options.path_rewrite or options.custom_headers:
-        raise InvalidArgument(f"target 0: options of http targets do not go with mode {service.mode}")
+        raise InvalidArgument(f"target 0: options of http targets are not supported for {service.mode} services")
     return service
 
 
@@ -184,10 +184,10 @@ def _check_reference(i: int, target: Target, account: AccountSnapshot) -> None:
 
 
 def _check_resource(i: int, target: Target, account: AccountSnapshot) -> None:
-    found = account.resource(target.target_id)
-    if found is None:
+    match = account.resource(target.target_id)
+    if match is None:
         raise InvalidArgument(f'resource target "{target.target_id}" not found in account')
-    resource = found[1]
+    resource = match[1]
     if resource.type != target.target_type.value:
         raise InvalidArgument(
             f"target {i}: resource {resource.id} is of type {resource.type}, not {target.target_type}"
@@ -202,7 +202,7 @@ def _check_resource(i: int, target: Target, account: AccountSnapshot) -> None:
     try:
         address = ip_address(target.host.strip().strip("[]"))
     except ValueError:
-        return  # a name, which leads where the resolver says
+        return  # a name, which is resolved only when the proxy dials it
     if address not in ip_network(resource.address):
         raise InvalidArgument(f"target {i}: {address} is not in {resource.address}")
 
@@ -211,7 +211,7 @@ def _check_target(i: int, target: Target, account: AccountSnapshot) -> None:
     options = target.options
     _check_reference(i, target, account)
     if target.protocol not in PROTOCOLS:
-        raise InvalidArgument(f'target {i}: protocol "{target.protocol}" does not go with mode http')
+        raise InvalidArgument(f'target {i}: protocol "{target.protocol}" is not supported for http services')
     if target.port not in _PORTS:
         raise InvalidArgument(f"target {i}: port must be between 0 and 65535")
     if target.path is not None and not _is_path(target.path):
@@ -219,7 +219,7 @@ def _check_target(i: int, target: Target, account: AccountSnapshot) -> None:
     if options.proxy_protocol:
         raise InvalidArgument(f"target {i}: proxy_protocol is not supported for http services")
     if options.path_rewrite not in ("", "preserve"):
-        raise InvalidArgument(f'target {i}: unknown path_rewrite "{options.path_rewrite}"')
+        raise InvalidArgument(f'target {i}: path_rewrite "{options.path_rewrite}" is not supported')
     if options.request_timeout < 0 or options.session_idle_timeout < 0:
         raise InvalidArgument(f"target {i}: timeouts must not be negative")
     if options.session_idle_timeout:
@@ -232,7 +232,7 @@ def _check_host(i: int, host: str) -> None:
     if any(char.isspace() or char in "/\\@?#" for char in bare) or not bare.isprintable():
         raise InvalidArgument(f"target {i}: host must be a name or an address, without scheme, port or path")
     if bare.count(":") == 1 or (bare.startswith("[") and not bare.endswith("]")):
-        raise InvalidArgument(f"target {i}: host must not carry a port: write it as port")
+        raise InvalidArgument(f"target {i}: host must not contain a port: set port instead")
 
 
 def _is_path(path: str) -> bool:
@@ -251,11 +251,11 @@ def _check_headers(i: int, headers: Iterable[tuple[str, str]]) -> None:
         if len(value) > 4096 or any(char in value for char in "\r\n\0"):
             raise InvalidArgument(f'target {i}: custom header "{name}" has a value that cannot be sent')
         if folded in HOP_BY_HOP:
-            raise InvalidArgument(f'target {i}: custom header "{name}" is hop-by-hop')
+            raise InvalidArgument(f'target {i}: custom header "{name}" is hop-by-hop and cannot be set')
         if folded in RESERVED or folded.startswith(OURS):
-            raise InvalidArgument(f'target {i}: custom header "{name}" is managed by the proxy')
+            raise InvalidArgument(f'target {i}: custom header "{name}" is managed by the proxy and cannot be set')
         if folded == "host":
             raise InvalidArgument(f"target {i}: use pass_host_header instead of a custom host header")
         if folded in seen:
-            raise InvalidArgument(f'target {i}: custom header "{name}" is there twice')
+            raise InvalidArgument(f'target {i}: custom header "{name}" must not occur twice')
         seen.add(folded)

@@ -1,4 +1,4 @@
-"""A stock WireGuard client's configuration: what it needs to reach the account's proxies, and nothing else."""
+"""Configuration of a stock WireGuard client: only the entries it needs to reach the account's proxies."""
 
 from netbird_management.model.accounts import Peer
 from netbird_management.model.errors import Conflict
@@ -9,9 +9,10 @@ KEEPALIVE_SECONDS = 25
 
 
 def wireguard_config(peer: Peer, account: AccountSnapshot) -> str:
-    """The file for `wg-quick` and the apps, with a place for the private key, which is not known here.
+    """The configuration file for `wg-quick` and the WireGuard apps. The client adds its private key, which management
+    never receives.
 
-    Raises `Conflict` while no proxy of the account has told an endpoint.
+    Raises `Conflict` if no proxy of the account has reported an endpoint.
     """
     proxies = sorted(
         (other for other in account.peers.values() if other.proxy is not None and other.proxy.wireguard_endpoint),

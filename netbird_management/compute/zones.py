@@ -1,4 +1,4 @@
-"""The zones a peer's resolver gets: the names of the peers it may reach, and what services add for its groups."""
+"""DNS zones for a peer's resolver: names of the peers that it may reach, and names of services for its groups."""
 
 from collections.abc import Iterable
 
@@ -24,12 +24,12 @@ def fqdn(peer: Peer, account: AccountSnapshot) -> str:
 
 
 def has_ipv6(peer: Peer) -> bool:
-    """Whether the peer takes part in the overlay by IPv6 too: its software says so, and stock peers' cannot."""
+    """True if the peer also uses IPv6 in the overlay: its agent reports support. Stock WireGuard peers never do."""
     return peer.ipv6 is not None and PeerCapabilityIPv6Overlay in peer.meta.capabilities
 
 
 def peers_zone(viewer: Peer, others: Iterable[Peer], account: AccountSnapshot) -> CustomZone:
-    """The account's own zone as one peer sees it: itself and the peers it may reach."""
+    """The account's zone for one peer: its own name and the names of the peers that it may reach."""
     zone = CustomZone(Domain=account.account.dns_domain + ".")
     for peer in (viewer, *others):
         name = fqdn(peer, account)
@@ -41,7 +41,7 @@ def peers_zone(viewer: Peer, others: Iterable[Peer], account: AccountSnapshot) -
 
 
 def user_zones(groups: frozenset[GroupId], account: AccountSnapshot) -> list[CustomZone]:
-    """The operator's own zones that the viewer's groups get to see; other names under them resolve as ever."""
+    """The operator's zones for the viewer's groups; other names under their domains still resolve normally."""
     return [
         CustomZone(
             Domain=zone.domain + ".",
@@ -76,13 +76,14 @@ def nameserver_groups(groups: frozenset[GroupId], account: AccountSnapshot) -> l
 
 
 def service_zones(viewer: Peer, records: Iterable[DnsRecord], account: AccountSnapshot) -> list[CustomZone]:
-    """The zones of the records that the viewer's groups get to see, by name.
+    """The zones of the services' records for the viewer's groups, ordered by name.
 
-    Non-authoritative, so that other names under the apex resolve as ever; no search domains, as nobody asked for them.
+    They are non-authoritative, so that other names under the apex still resolve normally, and no search domains, as no
+    operator requested one.
     """
     groups = frozenset(group.id for group in account.groups_of(viewer.id))
     if not groups:
-        return []  # a proxy's peer, in whose maps there would be nothing for each of thousands of services
+        return []  # a proxy's peer is in no group; the loop over thousands of services would find nothing
     zones: dict[str, set[tuple[str, str, int]]] = {}
     for record in records:
         if record.groups & groups:

@@ -23,7 +23,7 @@ class AccountSettings:
     groups_propagation_enabled: bool = True
     user_approval_required: bool = True
     disabled_management_groups: tuple[GroupId, ...] = ()
-    """The groups whose peers are told nothing about names."""
+    """Groups whose peers get no DNS configuration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,8 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class PeerMeta:
-    """What a peer says about its own machine; nothing here is trusted for anything but display and map formats."""
+    """Facts that a peer reports about its own machine. They are used for display and for map formats only, as any peer
+    may report anything."""
 
     hostname: str = ""
     go_os: str = ""
@@ -96,10 +97,10 @@ class PeerMeta:
 
 @dataclass(frozen=True, slots=True)
 class ProxyPeer:
-    """What makes a peer a proxy's node in the overlay.
+    """The part of a peer that only a proxy's node in the overlay has.
 
-    `wireguard_endpoint` ("host:port", "" for NetBird's proxies) is where stock WireGuard clients reach it; a proxy peer
-    that has one is not swept away when it disconnects.
+    `wireguard_endpoint` ("host:port", "" for NetBird's proxies) is the address at which stock WireGuard clients reach
+    the proxy. A proxy peer with an endpoint is not deleted when it disconnects.
     """
 
     cluster: str
@@ -110,8 +111,8 @@ class ProxyPeer:
 class Peer:
     """A node of the overlay. `key` is base64 of its WireGuard public key. `dns_label` is one label, not the full name.
 
-    `stock` peers run plain WireGuard and never log in. `stream_started_ns` fences presence: it is the start of the
-    sync stream that `connected` speaks of.
+    `stock` peers run plain WireGuard and never log in. `stream_started_ns` is the start of the sync stream that
+    `connected` refers to; a report about an earlier stream is ignored.
     """
 
     id: PeerId
@@ -144,10 +145,10 @@ class ResourceType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NetworkResource:
-    """Something behind routing peers: one address, a network, or the names of a domain.
+    """A destination behind routing peers: one address, a subnet, or the names of a domain.
 
-    `address` is `10.0.0.5/32` of a `host`, `10.0.0.0/16` of a `subnet`, and of a `domain` a folded name, or `*.` and
-    one for all names below it. Policies reach it by itself or by its groups.
+    `address` is like `10.0.0.5/32` for a `host` and like `10.0.0.0/16` for a `subnet`. For a `domain` it is a folded
+    name, or `*.` and a folded name for every name below it. Policies name the resource itself or one of its groups.
     """
 
     id: str
@@ -161,7 +162,8 @@ class NetworkResource:
 
 @dataclass(frozen=True, slots=True)
 class NetworkRouter:
-    """Who carries packets to a network: one peer, or each peer of some groups. The lowest metric is tried first."""
+    """The peers that route packets to a network: `peer`, or each peer in `peer_groups`. Agents prefer the lowest
+    metric."""
 
     id: str
     metric: int
@@ -173,7 +175,7 @@ class NetworkRouter:
 
 @dataclass(frozen=True, slots=True)
 class RoutedNetwork:
-    """Resources that are not in the overlay, and the peers that lead to them."""
+    """Resources outside the overlay, and the peers that route to them."""
 
     id: str
     name: str
@@ -184,7 +186,7 @@ class RoutedNetwork:
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """One thing named by a policy instead of a group."""
+    """A single peer or network resource that a policy names instead of groups."""
 
     id: str
     type: ResourceType
@@ -192,7 +194,7 @@ class Resource:
 
 @dataclass(frozen=True, slots=True)
 class PortRange:
-    """Both ends included."""
+    """A range of ports, both ends included."""
 
     start: int
     end: int
@@ -200,7 +202,7 @@ class PortRange:
 
 @dataclass(frozen=True, slots=True)
 class PolicyRule:
-    """Who may talk to whom. Of groups and a resource on each side exactly one is set."""
+    """A rule about connections from sources to destinations. Each side sets either groups or a resource."""
 
     id: str
     name: str
@@ -230,7 +232,8 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Revoked:
-    """Sessions that are over: one by the SHA-256 of its token, or all that a subject was given before a moment."""
+    """Sessions that ended before they expired: one session by the SHA-256 of its token, or every session issued to a
+    subject before `not_before`."""
 
     id: str
     subject: str
@@ -240,7 +243,7 @@ class Revoked:
 
 @dataclass(frozen=True, slots=True)
 class CustomDomain:
-    """A domain that an account brought along; services under it go to `target_cluster` once it is `validated`."""
+    """A domain of an account's own; services under it are served by `target_cluster` once it is `validated`."""
 
     id: str
     account_id: AccountId
@@ -257,7 +260,7 @@ class Nameserver:
 
 @dataclass(frozen=True, slots=True)
 class NameserverGroup:
-    """Servers that the members of some groups ask: for everything (`primary`), or for names under `domains`."""
+    """DNS servers for the members of some groups: for every name (`primary`), or for names under `domains`."""
 
     id: str
     name: str
@@ -272,7 +275,7 @@ class NameserverGroup:
 
 @dataclass(frozen=True, slots=True)
 class ZoneRecord:
-    """`name` is the full name without trailing dot; `type` is A, AAAA or CNAME."""
+    """A DNS record. `name` is the full name without trailing dot; `type` is A, AAAA or CNAME; `ttl` is in seconds."""
 
     id: str
     name: str
@@ -283,7 +286,7 @@ class ZoneRecord:
 
 @dataclass(frozen=True, slots=True)
 class Zone:
-    """Names of the operator's own, for the members of some groups."""
+    """A DNS zone that the operator defines for the members of some groups."""
 
     id: str
     name: str
@@ -296,7 +299,7 @@ class Zone:
 
 @dataclass(frozen=True, slots=True)
 class Dns:
-    """What an account adds to its peers' resolvers by itself, each part by id."""
+    """The name servers and zones that an account sends to its peers' resolvers, each ordered by id."""
 
     nameservers: tuple[NameserverGroup, ...] = ()
     zones: tuple[Zone, ...] = ()

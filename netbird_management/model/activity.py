@@ -1,11 +1,11 @@
-"""What is written down of changes: a stable code for each kind, and the sentence that people read."""
+"""Kinds of recorded changes: a stable code for programs and a sentence for people."""
 
 from enum import StrEnum
 from typing import Final
 
 
 class Activity(StrEnum):
-    """Codes as clients of the events API know them."""
+    """Codes that clients of the events API read."""
 
     ACCOUNT_CREATE = "account.create"
     ACCOUNT_SETTINGS = "account.setting.update"

@@ -1,7 +1,7 @@
-"""Admission: the one place that decides whether a person, and each of their peers, takes part in the account.
+"""Admission: decides whether a user, and each of the user's peers, may take part in the account.
 
-Maps, rules, services, sessions, gates and the API read the answer here, so that a person who is blocked, waits for
-approval, or was rejected or deleted leaves all of them at once.
+Maps, rules, services, sessions, gates and the API all ask this module. A user who is blocked, waits for approval, or
+was rejected or deleted therefore leaves all of them at the same time.
 """
 
 from enum import StrEnum
@@ -11,7 +11,7 @@ from netbird_management.model.snapshot import AccountSnapshot
 
 
 class Refusal(StrEnum):
-    """The reason why a person takes no part, as denials on the wire name it."""
+    """The reason why a user is not admitted, in the words of denials on the wire."""
 
     USER_NOT_FOUND = "user_not_found"
     PENDING_APPROVAL = "pending_approval"
@@ -19,7 +19,7 @@ class Refusal(StrEnum):
 
 
 def refusal(user: User | None) -> Refusal | None:
-    """The reason why this person takes no part; `None` if they do. `None` as the person is one who was deleted."""
+    """The reason why this user is not admitted; `None` if the user is admitted. Pass `None` for a deleted user."""
     if user is None:
         return Refusal.USER_NOT_FOUND
     if user.pending_approval:
@@ -28,10 +28,10 @@ def refusal(user: User | None) -> Refusal | None:
 
 
 def peer_refusal(peer: Peer, account: AccountSnapshot) -> Refusal | None:
-    """The reason why the peer's owner takes no part. A peer without an owner stands for itself."""
+    """The reason why the peer's owner is not admitted. A peer without an owner is always admitted."""
     return None if peer.user_id is None else refusal(account.users.get(peer.user_id))
 
 
 def admitted(peer: Peer, account: AccountSnapshot) -> bool:
-    """Whether the peer is in maps and rules, and may use services."""
+    """True if the peer appears in maps and rules and may use services."""
     return peer_refusal(peer, account) is None

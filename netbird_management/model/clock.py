@@ -1,4 +1,4 @@
-"""The wall clock, in UTC. Durations elsewhere are measured on the loop's own clock."""
+"""The wall clock, in UTC. Other modules measure durations on the event loop's clock."""
 
 from datetime import UTC, datetime
 

@@ -1,4 +1,4 @@
-"""Domains: their one spelling, how they lie to one another, and which of them belong to the public."""
+"""Domain names: canonical spelling, parents and subdomains, and public suffixes."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -11,9 +11,9 @@ from netbird_management.model.errors import InvalidArgument
 
 
 def fold(domain: str) -> str:
-    """The spelling that domains are stored and compared in: ASCII (IDNA), lower case, no trailing dot.
+    """The canonical spelling in which domains are stored and compared: ASCII (IDNA), lower case, no trailing dot.
 
-    Raises `ValueError` for what is no domain name.
+    Raises `ValueError` for text that is not a domain name.
     """
     text = domain.strip().rstrip(".").lower()
     if not text or len(text) > 253:
@@ -31,7 +31,7 @@ def fold(domain: str) -> str:
 
 
 def folded(domain: str) -> str:
-    """As `fold`, of a domain that a caller sent. Raises `InvalidArgument`."""
+    """Like `fold`, for a domain that a client sent. Raises `InvalidArgument`."""
     try:
         return fold(domain)
     except ValueError as error:
@@ -39,12 +39,12 @@ def folded(domain: str) -> str:
 
 
 def is_under(domain: str, parent: str) -> bool:
-    """Whether a folded domain is another one or lies below it."""
+    """True if a folded domain equals `parent` or is a subdomain of it."""
     return domain == parent or domain.endswith("." + parent)
 
 
 def upwards(domain: str) -> Iterator[str]:
-    """A folded domain and each one that it lies below, from the longest to the shortest."""
+    """A folded domain and each of its parent domains, from the longest to the shortest."""
     yield domain
     while "." in domain:
         domain = domain.partition(".")[2]
@@ -52,7 +52,7 @@ def upwards(domain: str) -> Iterator[str]:
 
 
 def fold_address(address: str) -> str:
-    """The one spelling of a cluster's address: an IP address in its canonical form, else as `fold`.
+    """The canonical spelling of a cluster's address: an IP address in its canonical form, else as `fold`.
 
     Raises `ValueError` for text that is neither.
     """
@@ -63,23 +63,24 @@ def fold_address(address: str) -> str:
 
 
 def covers(cluster: str, domain: str) -> bool:
-    """Whether a folded domain lies at or below the address of a cluster. No name lies below an IP address."""
+    """True if a folded domain equals the address of a cluster or is a subdomain of it. An IP address covers no
+    domain."""
     return is_under(domain, cluster) and not is_ip(cluster)
 
 
 def is_public_suffix(domain: str) -> bool:
-    """Whether anybody may register names directly below a folded domain: `com`, `co.uk`, `github.io`, any single
+    """True if the public may register names directly below a folded domain: `com`, `co.uk`, `github.io`, any single
     label."""
     return bool(_public_suffixes().is_public(domain))
 
 
 @cache
 def _public_suffixes() -> PublicSuffixList:
-    return PublicSuffixList()  # the list is shipped in the package; nothing is looked up
+    return PublicSuffixList()  # the package includes the list and reads nothing from the network
 
 
 def is_ip(text: str) -> bool:
-    """Whether a cluster's address is an IP address, in any spelling."""
+    """True if a cluster's address is an IP address, in any spelling."""
     try:
         ip_address(text)
     except ValueError:

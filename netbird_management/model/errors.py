@@ -1,21 +1,21 @@
-"""What goes wrong towards a caller.
+"""Errors that management reports to a client, with the HTTP status of each.
 
 ManagementError
 ├── InvalidArgument      422   a value breaks a rule
 ├── BadRequest           400   the request cannot be read
 ├── Unauthorized         401   no credential, or a bad one
-├── PermissionDenied     403   known, but may not
+├── PermissionDenied     403   the client is authenticated but not permitted
 ├── NotFound             404
-├── Conflict             409   taken by another, or not ready for this
-├── PreconditionFailed   412   something else must be done first
-└── Internal             500   ours; the caller gets a fixed sentence
+├── Conflict             409   the name is in use, or the object is in the wrong state
+├── PreconditionFailed   412   the client must change something else first
+└── Internal             500   a fault of management; the client gets a fixed sentence
 """
 
 from typing import ClassVar
 
 
 class ManagementError(Exception):
-    """A refusal with a sentence for the caller. The sentence never holds a secret."""
+    """A refusal with a sentence for the client. The sentence never contains a secret."""
 
     status: ClassVar[int] = 500
 
@@ -53,6 +53,6 @@ class PreconditionFailed(ManagementError):
 
 
 class Internal(ManagementError):
-    """Raised for what the caller can do nothing about; its message is for the log alone."""
+    """A failure that the client cannot mend. Its message is logged and never sent."""
 
     status = 500

@@ -1,4 +1,4 @@
-"""Ids: what they are the id of, and how a new one is made."""
+"""Types of ids, and the generation of new ids."""
 
 import os
 import threading
@@ -22,7 +22,7 @@ _counter = int.from_bytes(os.urandom(3), "big")
 
 
 def new_id() -> str:
-    """Twenty lower-case characters, unique, sorting by the second they were made in."""
+    """A unique id of twenty lower-case characters; ids sort by the second of their creation."""
     global _counter
     with _lock:
         _counter = (_counter + 1) & 0xFFFFFF
@@ -31,6 +31,6 @@ def new_id() -> str:
 
 
 def id_from(raw: bytes) -> str:
-    """Twenty characters that follow from the first 96 bits."""
-    number = int.from_bytes(raw[:12], "big") << 4  # filled up to the 100 bits that twenty characters hold
+    """An id of twenty characters, derived from the first 96 bits of `raw`."""
+    number = int.from_bytes(raw[:12], "big") << 4  # padded to the 100 bits of twenty characters
     return "".join(_ALPHABET[(number >> shift) & 31] for shift in range(95, -5, -5))

@@ -1,7 +1,7 @@
-"""What is asked about an account's services without looking at each of them, and which names belong to which account.
+"""Indexes of an account's services, and of the domains that accounts own.
 
-A change of one service must cost the same with ten of them and with ten thousand, so nothing here is made anew: indexes
-of a snapshot share all that did not change with the ones before.
+A change of one service must cost the same among ten services and among ten thousand. The index of a new snapshot
+therefore shares every unchanged part with the index of the snapshot before it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,55 +18,55 @@ _NONE: Final[Map[ServiceId, Service]] = Map()
 
 
 class ServiceIndex:
-    """An account's services by what they name. Immutable."""
+    """An account's services by domain, cluster, port, target and group. Immutable."""
 
-    __slots__ = ("_found",)
+    __slots__ = ("_services",)
 
-    def __init__(self, found: Map[_Key, Map[ServiceId, Service]]) -> None:
-        self._found = found
+    def __init__(self, services: Map[_Key, Map[ServiceId, Service]]) -> None:
+        self._services = services
 
     @classmethod
     def of(cls, services: Iterable[Service]) -> "ServiceIndex":
-        found: dict[_Key, dict[ServiceId, Service]] = {}
+        by_key: dict[_Key, dict[ServiceId, Service]] = {}
         for service in services:
             for key in _keys(service):
-                found.setdefault(key, {})[service.id] = service
-        return cls(Map({key: Map(held) for key, held in found.items()}))
+                by_key.setdefault(key, {})[service.id] = service
+        return cls(Map({key: Map(of_key) for key, of_key in by_key.items()}))
 
     def replaced(self, old: Iterable[Service], new: Iterable[Service]) -> "ServiceIndex":
-        """Without the old ones, which are here, and with the new ones."""
-        found = self._found
+        """A new index without the services in `old`, all of which this index contains, and with those in `new`."""
+        by_key = self._services
         for service in old:
             for key in _keys(service):
-                left = found[key].delete(service.id)
-                found = found.set(key, left) if left else found.delete(key)
+                left = by_key[key].delete(service.id)
+                by_key = by_key.set(key, left) if left else by_key.delete(key)
         for service in new:
             for key in _keys(service):
-                found = found.set(key, found.get(key, _NONE).set(service.id, service))
-        return ServiceIndex(found)
+                by_key = by_key.set(key, by_key.get(key, _NONE).set(service.id, service))
+        return ServiceIndex(by_key)
 
     def by_domain(self, domain: str) -> Service | None:
         """The service of a folded domain."""
-        return next(iter(self._found.get(("domain", domain), _NONE).values()), None)
+        return next(iter(self._services.get(("domain", domain), _NONE).values()), None)
 
     def of_cluster(self, cluster: str) -> Mapping[ServiceId, Service]:
-        return self._found.get(("cluster", cluster), _NONE)
+        return self._services.get(("cluster", cluster), _NONE)
 
     def on_port(self, cluster: str, port: int) -> Mapping[ServiceId, Service]:
-        """Those that listen on a port of their own; `http` services do not."""
-        return self._found.get(("port", cluster, str(port)), _NONE)
+        """The services that listen on this port of a cluster; `http` services have no port of their own."""
+        return self._services.get(("port", cluster, str(port)), _NONE)
 
     def targeting(self, peer_id: PeerId) -> Mapping[ServiceId, Service]:
-        """Those with a target, enabled or not, that is this peer."""
-        return self._found.get(("peer", peer_id), _NONE)
+        """The services with this peer as a target, enabled or not."""
+        return self._services.get(("peer", peer_id), _NONE)
 
     def targeting_resource(self, resource_id: str) -> Mapping[ServiceId, Service]:
-        """Those with a target, enabled or not, that is this resource of a network."""
-        return self._found.get(("resource", resource_id), _NONE)
+        """The services with this network resource as a target, enabled or not."""
+        return self._services.get(("resource", resource_id), _NONE)
 
     def naming(self, group_id: GroupId) -> Mapping[ServiceId, Service]:
-        """Those whose members, or whose sign-in's, the group is named for."""
-        return self._found.get(("group", group_id), _NONE)
+        """The services that list the group in `access_groups` or in the groups of single sign-on."""
+        return self._services.get(("group", group_id), _NONE)
 
 
 def _keys(service: Service) -> Iterator[_Key]:
@@ -87,31 +87,32 @@ def _keys(service: Service) -> Iterator[_Key]:
 
 
 class Names:
-    """Which accounts hold a proved domain, or one below it, and how many each. Belongs to one event loop."""
+    """Proved domains with the accounts that own them. Belongs to one event loop."""
 
     def __init__(self) -> None:
-        self._held: dict[str, dict[AccountId, int]] = {}
+        # The number of an account's proved domains: exactly this one, and this one or below it.
+        self._exact: dict[str, dict[AccountId, int]] = {}
         self._below: dict[str, dict[AccountId, int]] = {}
 
     def add(self, account_id: AccountId, domain: str) -> None:
-        self._count(self._held, domain, account_id, 1)
+        self._count(self._exact, domain, account_id, 1)
         for name in upwards(domain):
             self._count(self._below, name, account_id, 1)
 
     def remove(self, account_id: AccountId, domain: str) -> None:
-        self._count(self._held, domain, account_id, -1)
+        self._count(self._exact, domain, account_id, -1)
         for name in upwards(domain):
             self._count(self._below, name, account_id, -1)
 
     def others_have(self, domain: str, account_id: AccountId) -> bool:
-        """Whether another account has this very domain."""
-        return any(other != account_id for other in self._held.get(domain, ()))
+        """True if another account owns exactly this domain."""
+        return any(other != account_id for other in self._exact.get(domain, ()))
 
     def others_hold(self, domain: str, account_id: AccountId) -> bool:
-        """Whether another account has this very domain, one above it, or one below it."""
+        """True if another account owns this domain, one of its parents, or one of its subdomains."""
         if any(other != account_id for other in self._below.get(domain, ())):
             return True
-        return any(other != account_id for name in upwards(domain) for other in self._held.get(name, ()))
+        return any(other != account_id for name in upwards(domain) for other in self._exact.get(name, ()))
 
     @staticmethod
     def _count(where: dict[str, dict[AccountId, int]], name: str, account_id: AccountId, by: int) -> None:

@@ -1,4 +1,4 @@
-"""A service as an operator edits it, decoded: frozen, complete, without wire or database types."""
+"""Services as operators edit them: frozen, complete, without wire or database types."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from netbird_management.model.ids import AccountId, GroupId, ProxyId, ServiceId
 
 
 class Status(StrEnum):
-    """How a service fares on a proxy; `SEVERITY` orders them for the one status that a service shows."""
+    """The state of a service on a proxy; `SEVERITY` orders states to choose the single status that a service shows."""
 
     PENDING = "pending"
     ACTIVE = "active"
@@ -39,20 +39,20 @@ class TargetType(StrEnum):
 
 
 RESOURCES: Final = frozenset({TargetType.HOST, TargetType.DOMAIN, TargetType.SUBNET})
-"""Targets that are resources of a network, behind routing peers."""
+"""Types of targets that are network resources, behind routing peers."""
 
 
 @dataclass(frozen=True, slots=True)
 class TargetOptions:
-    """Options of one target. Timeouts are seconds, 0 is unset."""
+    """Options of one target. Timeouts are in seconds; 0 means unset."""
 
     skip_tls_verify: bool = False
     request_timeout: float = 0.0
     session_idle_timeout: float = 0.0
     path_rewrite: str = ""
-    """`""` cuts the matched prefix, `preserve` keeps it."""
+    """`""` removes the matched prefix, `preserve` keeps it."""
     custom_headers: tuple[tuple[str, str], ...] = ()
-    """Name and value, ordered by name, as they were written."""
+    """Pairs of name and value as the client wrote them, ordered by name."""
     proxy_protocol: bool = False
     direct_upstream: bool = False
 
@@ -61,8 +61,8 @@ class TargetOptions:
 class Target:
     """One upstream of a service, under a path.
 
-    `target_id` names a peer, a network resource or the cluster, as `target_type` says. `host` is what the operator
-    wrote; for a peer it is looked up (`compute.mapping.resolve`) when the target is shown or sent.
+    `target_id` is the id of a peer, of a network resource or of the cluster, depending on `target_type`. `host` is the
+    operator's text; for a peer, `compute.mapping.resolve` looks the host up whenever the target is shown or sent.
     """
 
     target_id: str
@@ -74,12 +74,12 @@ class Target:
     path: str | None = None
     options: TargetOptions = TargetOptions()
     extensions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """As `Service.extensions`, for this target."""
+    """Settings of this target, in the form of `Service.extensions`."""
 
 
 @dataclass(frozen=True, slots=True)
 class SecretAuth:
-    """A password or a PIN. `secret` is an Argon2id hash once stored; "" keeps the stored one on update."""
+    """A password or a PIN. `secret` is an Argon2id hash once stored; on update "" keeps the stored hash."""
 
     enabled: bool = False
     secret: str = field(default="", repr=False)
@@ -87,7 +87,7 @@ class SecretAuth:
 
 @dataclass(frozen=True, slots=True)
 class BearerAuth:
-    """Single sign-on, optionally only for members of some groups."""
+    """Single sign-on, optionally restricted to members of some groups."""
 
     enabled: bool = False
     distribution_groups: tuple[GroupId, ...] = ()
@@ -95,7 +95,7 @@ class BearerAuth:
 
 @dataclass(frozen=True, slots=True)
 class HeaderAuth:
-    """A request header whose whole value is the credential. `value` as `SecretAuth.secret`."""
+    """A request header whose whole value is the credential. `value` is stored like `SecretAuth.secret`."""
 
     header: str
     enabled: bool = False
@@ -117,7 +117,7 @@ class AuthConfig:
 
 @dataclass(frozen=True, slots=True)
 class AccessRestrictions:
-    """Who may come in by address. An instance without lists and with mode `""` restricts nothing."""
+    """Restrictions by client address. An instance without lists and with mode `""` restricts nothing."""
 
     allowed_cidrs: tuple[str, ...] = ()
     blocked_cidrs: tuple[str, ...] = ()
@@ -131,7 +131,7 @@ class AccessRestrictions:
 
 @dataclass(frozen=True, slots=True)
 class ServiceMeta:
-    """Facts about a service that no caller sent."""
+    """Facts about a service that management records itself."""
 
     created_at: datetime
 
@@ -140,8 +140,8 @@ class ServiceMeta:
 class Service:
     """One exposed application.
 
-    `domain` is folded (`domains.fold`). `private` and `access_groups` are kept by core and given meaning by
-    whichever plugin claims `private`; likewise `TargetOptions.direct_upstream`.
+    `domain` is folded (`domains.fold`). The core stores `private` and `access_groups`; the plugin that claims `private`
+    gives them their meaning. The same holds for `TargetOptions.direct_upstream`.
     `session_public_key` is base64 of 32 bytes; the private half stays in the store (`SessionKeys`).
     """
 
@@ -168,22 +168,24 @@ class Service:
     source: str = "permanent"
     source_peer: str = ""
     own_cluster: bool = False
-    """Whether the cluster is of the account's own proxies, whose address proves no name to be the account's."""
+    """True if the cluster consists of the account's own proxies. The address of such a cluster does not prove that a
+    domain belongs to the account."""
     extensions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """What it says to plugins, by plugin, and to the core under `core`. Shown as it was sent: no place for secrets."""
+    """Settings for plugins by plugin id, and for the core under `core`. The API returns them as sent, so they must not
+    contain secrets."""
 
     @property
     def served(self) -> bool:
-        """Whether proxies get it at all (a snapshot leaves the others out, a change removes them)."""
+        """True if management sends the service to proxies; otherwise proxies must not serve it."""
         return self.enabled and not self.terminated
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a connected proxy says it can do; hashable, so that one answer serves all proxies that say the same.
+    """Capabilities that a connected proxy reports; hashable, so that proxies with equal capabilities share one answer.
 
-    `None` is "not reported". `claims` are the wire fields its plugins understand; `None` from a proxy that does not
-    know the extension (NetBird's).
+    `None` means "not reported". `claims` are the wire fields that the proxy's plugins support; `None` from a proxy that
+    does not support the extension (NetBird's).
     """
 
     supports_custom_ports: bool | None = None
@@ -196,7 +198,7 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class InboundListener:
-    """Where a proxy serves inside the tunnel; a port of 0 is not served."""
+    """Address and ports on which a proxy serves inside the tunnel; port 0 means not served."""
 
     tunnel_ip: str
     https_port: int = 0
@@ -205,9 +207,9 @@ class InboundListener:
 
 @dataclass(frozen=True, slots=True)
 class ProxyStatus:
-    """How one service fares on one proxy. `withheld` says why management does not send it there, else "".
+    """The state of one service on one proxy. `withheld` is the reason why management does not send it there, else "".
 
-    What a proxy said before it went, or before it connected anew, is over: `connected` is false, or the status pending.
+    Reports from before a proxy disconnected or reconnected are void: `connected` is false, or the status is pending.
     """
 
     proxy_id: ProxyId
@@ -221,7 +223,7 @@ class ProxyStatus:
 
 @dataclass(frozen=True, slots=True)
 class AccessLogEntry:
-    """One exchange, or one connection of a stream. `user_groups` are the caller's group ids at that moment."""
+    """One exchange, or one connection of a stream. `user_groups` are the ids of the user's groups at that moment."""
 
     id: str
     account_id: AccountId

@@ -1,7 +1,7 @@
-"""What is true of an account right now, in memory: gates and maps are answered from here, never from the database.
+"""Snapshots: the current state of each account in memory. Gates and maps read snapshots, never the database.
 
-A snapshot is immutable. Whoever changes an account does it through `State.change`: one transaction, and after its
-commit the snapshot is replaced in one assignment and the subscribers are told what changed.
+A snapshot is immutable. Every change of an account goes through `State.change`: one transaction; after its commit, one
+assignment replaces the snapshot, and the subscribers are notified of what changed.
 """
 
 import asyncio
@@ -35,8 +35,8 @@ from netbird_management.model.ids import AccountId, GroupId, PeerId, PolicyId, S
 from netbird_management.model.indexes import Names, ServiceIndex
 from netbird_management.model.services import Service
 
+# Number of previous changes that a snapshot remembers.
 RECENT: Final = 64
-"""Changes that a snapshot remembers of those before it."""
 _NO_INDEX: Final = ServiceIndex.of(())
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -44,8 +44,11 @@ _V = TypeVar("_V")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AccountSnapshot:
-    """One account with all that belongs to it. Build it with `of`, which makes the indexes, or shares those of the one
-    before it as far as nothing changed: what a change costs does not grow with the services that it leaves alone."""
+    """One account with everything that belongs to it.
+
+    `of` builds a snapshot with its indexes, and shares unchanged indexes with the snapshot before it, so the cost of a
+    change does not grow with the number of unchanged services.
+    """
 
     account: Account
     users: Mapping[UserId, User]
@@ -56,15 +59,15 @@ class AccountSnapshot:
     custom_domains: tuple[CustomDomain, ...] = ()
     dns: Dns = NO_DNS
     networks: tuple[RoutedNetwork, ...] = ()
-    """What is behind routing peers, ordered by id."""
+    """Networks behind routing peers, ordered by id."""
     revocations: tuple[Revoked, ...] = ()
-    """Of the last day, when it was read; the oldest first."""
+    """Revocations of the last day, counted from the moment of reading; oldest first."""
     generation: int = 0
-    """Rises with each replacement in this process."""
+    """Number that rises with each replacement in this process."""
     index: ServiceIndex = field(default=_NO_INDEX, repr=False)
-    """The services by what they name."""
+    """Services by domain, cluster, port, target and group."""
+    # Previous generations, each with the services touched after it; oldest first.
     _recent: tuple[tuple[int, frozenset[ServiceId]], ...] = field(default=(), repr=False)
-    """The generations before this one, and the services that were touched after each of them; the oldest first."""
     _by_key: Mapping[str, Peer] = field(default_factory=dict, repr=False)
     _by_address: Mapping[IPv4Address | IPv6Address, Peer] = field(default_factory=dict, repr=False)
     _groups_of: Mapping[PeerId, tuple[Group, ...]] = field(default_factory=dict, repr=False)
@@ -90,10 +93,10 @@ class AccountSnapshot:
         before: "AccountSnapshot | None" = None,
         touched: "Touched | None" = None,
     ) -> "AccountSnapshot":
-        """A snapshot with its indexes. The mappings are taken as they are: do not change them afterwards.
+        """A snapshot with its indexes. It keeps the mappings without copying: the caller must not change them later.
 
-        With `before`, it is the one after it: all that differs is `touched`, and what was not is the very mapping of
-        `before`.
+        `before` is the previous snapshot, if any. The caller then passes the very mappings of `before` for every
+        part that `touched` does not name.
         """
         users, groups, peers, policies = users or {}, groups or {}, peers or {}, policies or {}
         services = services if isinstance(services, Map) else Map(services or {})
@@ -136,19 +139,22 @@ class AccountSnapshot:
         )
 
     def custom_domain_over(self, domain: str) -> CustomDomain | None:
-        """The longest custom domain that a folded domain is or lies below."""
+        """The longest custom domain that equals a folded domain or is a parent of it."""
         return next((custom for name in upwards(domain) if (custom := self._customs.get(name)) is not None), None)
 
     def is_proved(self, service: Service) -> bool:
-        """Whether the service's domain is known to be the account's: below the address of a shared cluster, or at or
-        below a custom domain that is validated. Others are served nowhere and block nobody."""
+        """True if the service's domain is proved to be the account's.
+
+        A domain is proved below the address of a shared cluster, and at or below a validated custom domain. A service
+        with an unproved domain is not served, and its domain stays available to other accounts.
+        """
         if not service.own_cluster and covers(service.proxy_cluster, service.domain):
             return True
         custom = self.custom_domain_over(service.domain)
         return custom is not None and custom.validated
 
     def touched_since(self, generation: int) -> frozenset[ServiceId] | None:
-        """The services that were written since a generation of this account; `None` where nobody knows any more."""
+        """The services written since a generation of this account; `None` if that one is too old to be remembered."""
         if generation == self.generation:
             return frozenset()
         for number, (before, _) in enumerate(self._recent):
@@ -157,7 +163,7 @@ class AccountSnapshot:
         return None
 
     def service_by_domain(self, domain: str) -> Service | None:
-        """The service of a domain in any spelling; `None` too for what is no domain."""
+        """The service of a domain in any spelling; `None` also for text that is not a domain."""
         try:
             return self.index.by_domain(fold(domain))
         except ValueError:
@@ -167,15 +173,15 @@ class AccountSnapshot:
         return self._by_key.get(key)
 
     def peer_by_address(self, address: str | IPv4Address | IPv6Address) -> Peer | None:
-        """The peer that holds an overlay address; a v4-mapped IPv6 address is its IPv4 address.
+        """The peer with an overlay address; a v4-mapped IPv6 address counts as its IPv4 address.
 
-        Raises `ValueError` for text that is no address.
+        Raises `ValueError` for text that is not an address.
         """
         parsed = ip_address(address) if isinstance(address, str) else address
         return self._by_address.get(unmapped(parsed))
 
     def groups_of(self, peer_id: PeerId) -> tuple[Group, ...]:
-        """Every group that holds the peer, `All` included, ordered by name. A proxy's peer is in none."""
+        """Every group of the peer, `All` included, ordered by name. A proxy's peer is in no group."""
         return self._groups_of.get(peer_id, ())
 
     def proxy_peers(self, cluster: str) -> tuple[Peer, ...]:
@@ -183,28 +189,29 @@ class AccountSnapshot:
         return self._proxy_peers.get(cluster, ())
 
     def resource(self, resource_id: str) -> tuple[RoutedNetwork, NetworkResource] | None:
-        """What is behind routing peers, with the network it is in."""
+        """The network resource with this id, and its network."""
         return self._resources.get(resource_id)
 
     def require_groups(self, group_ids: Iterable[GroupId], *, auto: bool = False) -> None:
-        """Raises `InvalidArgument` for a group that the account has not; with `auto`, for `All` too."""
+        """Raises `InvalidArgument` for a group that is not in the account; with `auto`, for `All` too."""
         for id_ in group_ids:
             group = self.groups.get(id_)
             if group is None:
                 raise InvalidArgument(f"group {id_} not found")
             if auto and group.name == ALL_GROUP:
-                raise InvalidArgument("the group All cannot be an auto group: every peer is in it anyway")
+                raise InvalidArgument("the group All cannot be an auto group: every peer is already a member")
 
     def resources_in(self, group_id: GroupId) -> tuple[NetworkResource, ...]:
-        """Those that policies reach by this group."""
-        return tuple(one for network in self.networks for one in network.resources if group_id in one.groups)
+        """The network resources in this group."""
+        resources = (resource for network in self.networks for resource in network.resources)
+        return tuple(resource for resource in resources if group_id in resource.groups)
 
     @property
     def group_all(self) -> Group:
         return next(group for group in self.groups.values() if group.name == ALL_GROUP)
 
     def members(self, group_ids: tuple[GroupId, ...] | frozenset[GroupId]) -> frozenset[PeerId]:
-        """The peers in any of these groups; groups that do not exist hold nobody."""
+        """The peers in any of these groups; a group that does not exist counts as empty."""
         return frozenset().union(*(group.peers for id_ in group_ids if (group := self.groups.get(id_)) is not None))
 
 
@@ -217,7 +224,7 @@ def _some(values: Mapping[_K, _V], ids: Iterable[_K]) -> Iterator[_V]:
 
 
 def _peer_indexes(peers: Iterable[Peer]) -> tuple[Any, ...]:
-    """By key, by address, and proxies' by cluster."""
+    """Peers by key, peers by address, and proxies' peers by cluster."""
     by_key: dict[str, Peer] = {}
     by_address: dict[IPv4Address | IPv6Address, Peer] = {}
     proxies: dict[str, list[Peer]] = {}
@@ -228,16 +235,16 @@ def _peer_indexes(peers: Iterable[Peer]) -> tuple[Any, ...]:
             by_address[peer.ipv6] = peer
         if peer.proxy is not None:
             proxies.setdefault(peer.proxy.cluster, []).append(peer)
-    ordered = {cluster: tuple(sorted(held, key=lambda peer: peer.id)) for cluster, held in proxies.items()}
+    ordered = {cluster: tuple(sorted(peers, key=lambda peer: peer.id)) for cluster, peers in proxies.items()}
     return by_key, by_address, ordered
 
 
 def _memberships(groups: Iterable[Group]) -> dict[PeerId, tuple[Group, ...]]:
-    held: dict[PeerId, list[Group]] = {}
+    by_peer: dict[PeerId, list[Group]] = {}
     for group in sorted(groups, key=lambda group: (group.name, group.id)):
         for peer_id in group.peers:
-            held.setdefault(peer_id, []).append(group)
-    return {peer_id: tuple(found) for peer_id, found in held.items()}
+            by_peer.setdefault(peer_id, []).append(group)
+    return {peer_id: tuple(of_peer) for peer_id, of_peer in by_peer.items()}
 
 
 def _resources(networks: Iterable[RoutedNetwork]) -> dict[str, tuple[RoutedNetwork, NetworkResource]]:
@@ -246,7 +253,7 @@ def _resources(networks: Iterable[RoutedNetwork]) -> dict[str, tuple[RoutedNetwo
 
 @dataclass(frozen=True, slots=True)
 class Touched:
-    """Which rows a change wrote, so that only these are read again; a deleted row counts as written."""
+    """Rows that a change wrote, so that only these are read again; a deleted row counts as written."""
 
     services: frozenset[ServiceId] = frozenset()
     peers: frozenset[PeerId] = frozenset()
@@ -276,9 +283,9 @@ class Touched:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Change:
-    """A commit, as subscribers see it: the account before and after, and what was touched.
+    """Notice of a commit: the account before and after, and the touched rows.
 
-    Changes of one account that wait for a slow subscriber are merged: the oldest `before`, the newest `after`.
+    Changes of one account that wait for a slow subscriber are merged into the oldest `before` and the newest `after`.
     """
 
     account_id: AccountId
@@ -291,7 +298,7 @@ class Change:
 
 
 class Changes:
-    """One subscriber's notices, at most one waiting for each account, oldest first."""
+    """Queue of one subscriber's notices: at most one per account, oldest first."""
 
     def __init__(self) -> None:
         self._waiting: dict[AccountId, Change] = {}
@@ -313,15 +320,15 @@ class Changes:
 
 
 class Snapshots:
-    """The current snapshot of each account, and who wants to know of the next. Belongs to one event loop.
+    """The current snapshot of each account, and the subscribers to changes. Belongs to one event loop.
 
-    Reading never waits. Replacing is done by `State` after a commit, in the order of commits.
+    Reading never waits. `State` replaces snapshots after each commit, in the order of commits.
     """
 
     def __init__(self) -> None:
         self._accounts: dict[AccountId, AccountSnapshot] = {}
         self.names = Names()
-        """Which accounts hold which domains, as services or as custom domains, once they are proved."""
+        """Proved domains of services and validated custom domains, with the accounts that own them."""
         self._domains: dict[str, AccountId] = {}
         self._keys: dict[str, AccountId] = {}
         self._subscribers: set[Changes] = set()
@@ -333,7 +340,7 @@ class Snapshots:
         return tuple(self._accounts.values())
 
     def by_domain(self, domain: str) -> tuple[AccountSnapshot, Service] | None:
-        """The service of a domain in any spelling, whichever account it is in, if the domain is proved."""
+        """The service of a proved domain in any spelling, among all accounts."""
         try:
             account_id = self._domains.get(fold(domain))
         except ValueError:
@@ -343,7 +350,7 @@ class Snapshots:
         return (snapshot, service) if snapshot is not None and service is not None else None
 
     def by_peer_key(self, key: str) -> tuple[AccountSnapshot, Peer] | None:
-        """The peer with this WireGuard public key, whichever account it is in."""
+        """The peer with this WireGuard public key, among all accounts."""
         account_id = self._keys.get(key)
         snapshot = self._accounts.get(account_id) if account_id is not None else None
         peer = snapshot.peer_by_key(key) if snapshot is not None else None
@@ -360,7 +367,7 @@ class Snapshots:
             self._subscribers.discard(changes)
 
     def replace(self, account_id: AccountId, after: AccountSnapshot | None, touched: Touched) -> None:
-        """Put a new snapshot in place and tell everybody. Called by `State` alone."""
+        """Replaces the snapshot of an account and notifies every subscriber. Only `State` calls this."""
         before = self._accounts.get(account_id)
         # Custom domains decide which services' names are proved.
         whole = before is None or after is None or before.custom_domains is not after.custom_domains

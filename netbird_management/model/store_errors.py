@@ -1,20 +1,20 @@
-"""Why a store cannot be used: each says, in a sentence, what its operator can do."""
+"""Reasons why a store cannot be used. Each message states what the operator can do."""
 
 
 class StoreError(Exception):
-    """The store cannot be opened, written out or filled."""
+    """The store cannot be opened, backed up or restored."""
 
 
 class VaultError(StoreError):
-    """The key is missing, unreadable, open to others, or not the one that sealed this."""
+    """The key is missing, unreadable, readable by other users, or not the key that sealed the data."""
 
 
 class InUseError(StoreError):
-    """Another process answers from this store; it would not hear of what this one changes."""
+    """Another process serves from this store and would not notice changes by this one."""
 
 
 class UnreachableError(StoreError):
-    """The database does not answer, or not to us."""
+    """The database does not answer, or refuses the connection."""
 
 
 class NewerStoreError(StoreError):
@@ -22,4 +22,4 @@ class NewerStoreError(StoreError):
 
 
 class ArchiveError(StoreError):
-    """A file that is no backup, or a place where none can go."""
+    """The file is not a backup, or the destination cannot take one."""

@@ -184,7 +184,7 @@ def _checked(
     if violations := hooks.validate_service(service, previous, sent, account):
         raise InvalidArgument("; ".join(violation.message for violation in violations))
     if missing := unclaimed(service, hooks):
-        raise InvalidArgument(f"no plugin of this management understands {', '.join(missing)}: add it to plugins")
+        raise InvalidArgument(f"no plugin of this management supports {', '.join(missing)}: add it to plugins")
     judged(service, account, hooks)
     return service
 

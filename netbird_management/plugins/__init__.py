@@ -1,1 +1,1 @@
-"""What plugins implement, receive and return: the hookspecs, the types of their steps, and the typed calls."""
+"""The interface of plugins: hookspecs, the types that hooks take and return, and the typed calls."""

@@ -1,4 +1,4 @@
-"""The hooks with types: nobody else calls pluggy. What a plugin gets wrong closes doors here, and never opens them."""
+"""Typed calls of the hooks; no other module calls pluggy. A plugin's mistake denies access and never grants it."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from fastapi import APIRouter
 
 GROUP = "netbird_management"
-"""The entry-point group of this host's plugins."""
+"""Entry-point group of this host's plugins."""
 
 _log = logging.getLogger(__name__)
 
 
 class HookError(Exception):
-    """A plugin raised, or returned what its hook may not return. `plugin` and `hook` say which."""
+    """A plugin raised, or returned a value of a type that its hook does not allow. `plugin` and `hook` name them."""
 
     def __init__(self, plugin: str, hook: str, why: str) -> None:
         super().__init__(f"plugin {plugin}: {hook}: {why}")
@@ -51,9 +51,9 @@ def load_hooks(
 ) -> Hooks:
     """Loads the operator's plugins: entry-point names, or `(id, object)` pairs from a program or a test.
 
-    `defaults` are the host's own, which come after them.
+    `defaults` are the host's own plugins, which come after the operator's.
 
-    Raises `netbird_host.plugins.PluginError`: a plugin is missing or wrong, and the message says what to change.
+    Raises `netbird_host.plugins.PluginError`: a plugin is missing or wrong, and the message states what to change.
     """
     return Hooks(
         load(
@@ -68,7 +68,7 @@ def load_hooks(
 
 
 class Hooks:
-    """One method a hook, and which fields the plugins claim together."""
+    """One method per hook, and the fields that all plugins together claim."""
 
     def __init__(self, plugins: Plugins) -> None:
         self.plugins = plugins
@@ -84,7 +84,7 @@ class Hooks:
     def _each(
         self, hook: str, kind: type[Any] | tuple[type[Any], ...], arguments: Mapping[str, object]
     ) -> Iterable[tuple[PluginId, Any]]:
-        """Each plugin's answer, with its name; `None`s left out. The one place where a hook is called."""
+        """Each plugin's name and answer, without answers that are `None`. Raises `HookError`."""
         for name, call in self.plugins.calls(hook):
             try:
                 answer = call(**arguments)
@@ -98,7 +98,7 @@ class Hooks:
 
     @asynccontextmanager
     async def lifespan(self, management: Management) -> AsyncIterator[None]:
-        """Enters what plugins keep open, in order, and leaves it in reverse."""
+        """Enters the plugins' lifespans in order, and leaves them in reverse order."""
         async with AsyncExitStack() as stack:
             for name, context in self._each("lifespan", object, {"management": management}):
                 if not hasattr(context, "__aenter__"):
@@ -111,33 +111,33 @@ class Hooks:
     ) -> list[Violation]:
         """Every broken rule of every plugin. Raises `HookError`."""
         arguments = {"service": service, "previous": previous, "sent": sent, "account": account}
-        found: list[Violation] = []
-        for name, violations in self._each("validate_service", Sequence, arguments):
-            for violation in violations:
+        violations: list[Violation] = []
+        for name, answer in self._each("validate_service", Sequence, arguments):
+            for violation in answer:
                 if not isinstance(violation, Violation):
                     raise HookError(name, "validate_service", f"returned {type(violation).__name__}")
-                found.append(violation)
-        return found
+                violations.append(violation)
+        return violations
 
     def build_mapping(self, service: Service, mapping: ProxyMapping) -> None:
-        """Lets every plugin fill its fields. Raises `HookError`: the mapping must then not be sent."""
+        """Lets every plugin fill its fields. Raises `HookError`; the caller must then not send the mapping."""
         for name, answer in self._each("build_mapping", object, {"service": service, "mapping": mapping}):
             raise HookError(name, "build_mapping", f"returned {type(answer).__name__}")
 
     def withhold_mapping(self, service: Service) -> tuple[tuple[str, WithholdPredicate], ...]:
-        """The predicates, by plugin, any of which may keep the mapping from a proxy. Raises `HookError`."""
+        """Predicates by plugin, each of which may withhold the mapping from a proxy. Raises `HookError`."""
         return tuple(self._callables("withhold_mapping", {"service": service}))
 
     def peer_gates(self, service: Service, management: Management) -> tuple[tuple[str, PeerGate], ...]:
-        """The gates, by plugin, all of which must allow. Raises `HookError`: nobody is then admitted."""
+        """Gates by plugin, all of which must allow. Raises `HookError`; the caller must then admit no peer."""
         return tuple(self._callables("peer_gate", {"service": service, "management": management}))
 
     def session_gates(self, service: Service, management: Management) -> tuple[tuple[str, SessionGate], ...]:
-        """The gates, by plugin, all of which must allow. Raises `HookError`: nobody then has a session."""
+        """Gates by plugin, all of which must allow. Raises `HookError`; the caller must then issue no session."""
         return tuple(self._callables("session_gate", {"service": service, "management": management}))
 
     def network_patches(self, service: Service, account: AccountSnapshot) -> tuple[NetworkPatch, ...]:
-        """What a service adds to its account's network. A plugin that fails adds nothing, which is logged."""
+        """The patches that plugins add to the account's network for a service. A failure is logged and adds nothing."""
         try:
             arguments = {"service": service, "account": account}
             return tuple(patch for _, patch in self._each("network_patches", NetworkPatch, arguments))
@@ -146,23 +146,23 @@ class Hooks:
             return ()
 
     def rpc(self, management: Management) -> tuple[tuple[str, RpcService], ...]:
-        """The services, by plugin. Raises `HookError`."""
-        found: list[tuple[str, RpcService]] = []
+        """Services by plugin. Raises `HookError`."""
+        of_plugins: list[tuple[str, RpcService]] = []
         for name, services in self._each("rpc", Sequence, {"management": management}):
             for service in services:
                 if not isinstance(service, RpcService):
                     raise HookError(name, "rpc", f"returned {type(service).__name__}")
-                found.append((name, service))
-        return tuple(found)
+                of_plugins.append((name, service))
+        return tuple(of_plugins)
 
     def routes(self, management: Management) -> tuple[tuple[str, APIRouter], ...]:
-        """The routers, by plugin. Raises `HookError`."""
-        from fastapi import APIRouter  # only who serves needs it, and it takes long to import
+        """Routers by plugin. Raises `HookError`."""
+        from fastapi import APIRouter  # slow to import, and only the server needs it
 
         return tuple(self._each("routes", APIRouter, {"management": management}))
 
     def record_access(self, entries: Sequence[AccessLogEntry]) -> None:
-        """Tells every plugin of a batch. One that fails is logged, and costs the others nothing."""
+        """Passes a batch to every plugin. A plugin that fails is logged; the others still get the batch."""
         for name, call in self.plugins.calls("record_access"):
             try:
                 call(entries=entries)

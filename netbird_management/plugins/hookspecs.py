@@ -1,13 +1,13 @@
-"""The hooks of the management host: signature and docstring, nothing else.
+"""The hooks of the management host, as signatures with docstrings.
 
-Implementations are plain functions that take any of the arguments by name. They are called at load, at start, when a
-service is saved or changes, (`peer_gate`, `session_gate`) when a caller is judged, and (`record_access`) when proxies
-report; they do no I/O.
+An implementation is a plain function that takes any of the arguments by name and does no I/O. Management calls hooks at
+load, at start, when a service is saved or changes, when a peer or login asks for access (`peer_gate`, `session_gate`),
+and when proxies report exchanges (`record_access`).
 
-A plugin *claims*, in `describe()`, the fields it gives meaning to, by their dotted name in `ProxyMapping`. Claimable
-are `private` (with the service's `access_groups`) and `path.options.direct_upstream`; core claims the rest. A service
-that sets a field which nobody claims is refused when it is saved (422) and, where it is stored already, withheld from
-every proxy with the reason.
+In `describe()` a plugin *claims* the fields to which it gives meaning, by their dotted name in `ProxyMapping`. A plugin
+may claim `private` (with the service's `access_groups`) and `path.options.direct_upstream`; the core claims the rest.
+Management refuses to save a service that sets an unclaimed field (422), and withholds such a service from every proxy,
+with the reason, if it is already stored.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from netbird_management.plugins.steps import (
 from netbird_wire.proxy_service_pb2 import ProxyMapping
 
 if TYPE_CHECKING:
-    from fastapi import APIRouter  # a fifth of a second, which the commands that do not serve save
+    from fastapi import APIRouter  # takes a fifth of a second to import; only the server needs it
 
 PROJECT = "netbird_management"
 
@@ -43,7 +43,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def describe() -> PluginInfo:
-    """Say what the plugin is.
+    """Describe the plugin.
 
     Called: once, at load, before any other hook.
     Returns: version, claims and the model of the plugin's own section of the settings.
@@ -56,10 +56,10 @@ def describe() -> PluginInfo:
 
 @hookspec
 def lifespan(management: Management) -> AbstractAsyncContextManager[None] | None:
-    """Do something for as long as the host runs.
+    """Run code for as long as the host runs.
 
     Called: at start, before it listens.
-    Returns: an async context manager; background work belongs into a TaskGroup inside it.
+    Returns: an async context manager; background work belongs in a TaskGroup inside it.
     Order: entered in plugin order, left in reverse.
     Failure: on entering, the host does not start.
     Used by: access_export.
@@ -71,13 +71,13 @@ def lifespan(management: Management) -> AbstractAsyncContextManager[None] | None
 def validate_service(
     service: Service, previous: Service | None, sent: frozenset[str], account: AccountSnapshot
 ) -> list[Violation] | None:
-    """Judge a service by the rules of the plugin's own fields.
+    """Validate a service by the rules of the plugin's own fields.
 
-    Called: before a service is created (`previous` is None) or updated. `service` is what would be stored, `sent` the
-        dotted names of the members that the caller wrote (`private`, `access_groups`, `auth`, `auth.bearer_auth`,
+    Called: before a service is created (`previous` is None) or updated. `service` is the value to be stored, `sent` the
+        dotted names of the members in the client's request (`private`, `access_groups`, `auth`, `auth.bearer_auth`,
         `targets.0.options.direct_upstream`).
     Returns: the broken rules; empty or None for none.
-    Order: all, joined; core's rules come before.
+    Order: all, joined; the core's rules come first.
     Failure: the save is refused (500).
     Used by: private_service, direct_upstream.
     """
@@ -86,14 +86,14 @@ def validate_service(
 
 @hookspec
 def build_mapping(service: Service, mapping: ProxyMapping) -> None:
-    """Fill the plugin's claimed fields into what proxies get.
+    """Write the plugin's claimed fields into the mapping that proxies get.
 
-    Called: when a service changes, or a snapshot is made. `mapping` has core's fields already, `mapping.path[i]`
-        belongs to the i-th *enabled* target.
+    Called: when a service changes, or a snapshot is made. `mapping` already contains the core's fields;
+        `mapping.path[i]` belongs to the i-th *enabled* target.
     Returns: nothing; changes only its own fields.
     Order: all.
-    Failure: the mapping is withheld from every proxy; so it is when a claimed field that the service sets did not
-        arrive in it.
+    Failure: the mapping is withheld from every proxy. It is also withheld if the service sets a claimed field that the
+        mapping then lacks.
     Used by: private_service, direct_upstream.
     """
     raise NotImplementedError
@@ -101,11 +101,11 @@ def build_mapping(service: Service, mapping: ProxyMapping) -> None:
 
 @hookspec
 def withhold_mapping(service: Service) -> WithholdPredicate | None:
-    """Say which proxies may not have a mapping.
+    """Name the proxies that must not get a mapping.
 
-    Called: once a change of the service.
-    Returns: a predicate on a proxy's capabilities, asked once for each distinct set of them; None if the plugin does
-        not mind.
+    Called: once per change of the service.
+    Returns: a predicate on a proxy's capabilities, called once for each distinct set of them; None if the plugin
+        has no objection.
     Order: all; any may withhold.
     Failure: withheld.
     Used by: private_service.
@@ -115,11 +115,11 @@ def withhold_mapping(service: Service) -> WithholdPredicate | None:
 
 @hookspec
 def peer_gate(service: Service, management: Management) -> PeerGate | None:
-    """Say who may use a service over the tunnel.
+    """Decide which peers may use a service over the tunnel.
 
     Called: when a tunnel peer is validated for the service.
-    Returns: a gate, or None if the plugin does not mind. A private service that no plugin gates admits nobody.
-    Order: all must say ALLOW; the first denial is told.
+    Returns: a gate, or None if the plugin has no objection. A private service without a gate admits no peer.
+    Order: all must return ALLOW; the first denial is reported.
     Failure: denied.
     Used by: private_service.
     """
@@ -128,14 +128,14 @@ def peer_gate(service: Service, management: Management) -> PeerGate | None:
 
 @hookspec
 def session_gate(service: Service, management: Management) -> SessionGate | None:
-    """Say who may have a session on a service.
+    """Decide which logins get a session on a service.
 
-    Called: when somebody has shown a right credential or comes back from the identity provider, and when a proxy asks
-        whether a single sign-on session is still good (`ValidateSession`). Tunnel peers have `peer_gate`.
-    Returns: a gate, which may wait for an answer from elsewhere; or None if the plugin does not mind.
-    Order: all must say ALLOW, after core's own rules (blocked, waiting for approval and, where a session is asked
-        about, the groups of single sign-on); the first denial is told.
-    Failure: denied; so is a gate that raises, is late or answers anything else.
+    Called: when a user or client has sent a correct credential or returns from the identity provider, and when a proxy
+        asks whether a single sign-on session is still valid (`ValidateSession`). For tunnel peers see `peer_gate`.
+    Returns: a gate, which may wait for another system's answer; or None if the plugin has no objection.
+    Order: all must return ALLOW, after the core's own rules (the user is not blocked and not waiting for approval; for
+        an existing session, the groups of single sign-on); the first denial is reported.
+    Failure: denied, also if a gate raises, is late or returns another type.
     Used by: private_service.
     """
     raise NotImplementedError
@@ -143,12 +143,12 @@ def session_gate(service: Service, management: Management) -> SessionGate | None
 
 @hookspec
 def network_patches(service: Service, account: AccountSnapshot) -> NetworkPatch | None:
-    """Add what a service needs to the network of its account: policies and address records.
+    """Add policies and address records that a service needs to the network of its account.
 
     Called: when the service or its account changes.
     Returns: a patch, or None.
     Order: all, joined.
-    Failure: the service adds nothing, which is logged.
+    Failure: logged; the service adds nothing.
     Used by: private_service.
     """
     raise NotImplementedError
@@ -158,11 +158,11 @@ def network_patches(service: Service, account: AccountSnapshot) -> NetworkPatch 
 def rpc(management: Management) -> list[RpcService] | None:
     """Add gRPC services to the port that proxies and peers use.
 
-    Called: at start, when the lifespans are entered and nothing listens yet.
+    Called: at start, after the lifespans are entered and before the host listens.
     Returns: services with the generated function that adds each; empty or None for none.
-    Order: all. A name that the host or another plugin has is nobody else's.
-    Failure: the host does not start. A call that fails says `INTERNAL` and is logged; one without a proxy's token does
-        not get there, unless the service is open.
+    Order: all. Each service name must be unique among the host's and all plugins'.
+    Failure: the host does not start. A call that fails is logged and answered with `INTERNAL`; a call without a proxy's
+        token is refused before it reaches the service, unless the service is open.
     Used by: health.
     """
     raise NotImplementedError
@@ -172,11 +172,11 @@ def rpc(management: Management) -> list[RpcService] | None:
 def routes(management: Management) -> APIRouter | None:
     """Add routes to the API, under `/api`.
 
-    Called: at start, when the lifespans are entered and nothing listens yet.
-    Returns: a router of plain operations. Each asks for a good token by itself; `management.allowed` asks for a role.
+    Called: at start, after the lifespans are entered and before the host listens.
+    Returns: a router of plain operations. Each requires a valid token; `management.allowed` also requires a role.
     Order: all, after the host's own.
-    Failure: the host does not start; so it does when an operation could answer for a path that the host or another
-        plugin has. A call that fails says 500 and is logged.
+    Failure: the host does not start, also if an operation matches a path of the host or of another plugin. A request
+        that fails is logged and answered with 500.
     Used by: private_service.
     """
     raise NotImplementedError
@@ -184,13 +184,13 @@ def routes(management: Management) -> APIRouter | None:
 
 @hookspec
 def record_access(entries: Sequence[AccessLogEntry]) -> None:
-    """Hear of exchanges that the proxies report, of every account.
+    """Receive the exchanges that proxies report, for every account.
 
-    Called: with each batch of access-log entries once it is stored: up to 500, a quarter of a second after the first. A
-        proxy that got no answer sends entries again: an id may come twice.
-    Returns: nothing, at once: what takes time belongs into a task of the plugin's lifespan.
+    Called: with each batch of access-log entries after it is stored: up to 500, a quarter of a second after the first.
+        A proxy that got no answer sends its entries again, so an id may occur twice.
+    Returns: nothing, without delay; longer work belongs in a task of the plugin's lifespan.
     Order: all.
-    Failure: logged; the entries are stored, and other plugins hear of them, all the same.
+    Failure: logged; the entries stay stored, and the other plugins still receive them.
     Used by: access_export.
     """
     raise NotImplementedError

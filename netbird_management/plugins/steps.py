@@ -1,4 +1,4 @@
-"""What hooks take and return: decisions, gates, patches of the network, and what a plugin sees of the host."""
+"""Types that hooks take and return: decisions, gates, network patches, and the plugin's view of the host."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ OptionsT = TypeVar("OptionsT", bound=BaseModel)
 
 
 class Allow(Enum):
-    """The one value that opens a door; an enum with one member, so that `is not ALLOW` narrows to the denial."""
+    """The only value that grants access; an enum with one member, so that `is not ALLOW` narrows to `Deny`."""
 
     ALLOW = "allow"
 
@@ -26,7 +26,8 @@ ALLOW: Final = Allow.ALLOW
 
 @dataclass(frozen=True, slots=True)
 class Deny:
-    """Not let in. `reason` is stable, for machines (`not_in_group`); `required_groups` would have been enough."""
+    """A denial. `reason` is a stable code for programs (`not_in_group`); membership in any of `required_groups` would
+    have been enough."""
 
     reason: str
     required_groups: tuple[Group, ...] = ()
@@ -37,30 +38,30 @@ Decision = Literal[Allow.ALLOW] | Deny
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A rule that a service breaks. `message` is what the caller reads, `field` the dotted REST name it is about."""
+    """A rule that a service breaks. The client reads `message`; `field` is the dotted REST name of the wrong field."""
 
     message: str
     field: str = ""
 
 
 class PeerGate(Protocol):
-    """Says whether a peer may use the service it was made for."""
+    """Decides whether a peer may use the service for which the gate was made."""
 
     def __call__(self, *, peer: Peer, groups: tuple[Group, ...], account: AccountSnapshot) -> Decision:
-        """`groups` are the *peer's* groups by name, `All` included. In memory, no I/O. Raising denies."""
+        """Decides without I/O. `groups` are the *peer's* groups by name, `All` included. An exception denies."""
 
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """Somebody who has proved something, and is about to have a session on a service, or has one.
+    """An authenticated login that asks for a session on a service, or already has the session.
 
     Attributes:
         method: `password`, `pin`, `header`, `oidc`.
-        subject: what the session's token names: a user's id, or `password-user` and the like.
-        user: the person; None where a shared secret says only that somebody knows it.
-        groups: the person's, as they are now.
-        client_address: where they are, as the proxy sees it; "" where nobody tells.
-        again: the session is there already, and is asked about.
+        subject: the subject of the session's token: a user's id, or a fixed name such as `password-user`.
+        user: the user; None after a login with a shared secret, which identifies no user.
+        groups: the user's current groups.
+        client_address: the client's address as the proxy sees it; "" if the proxy does not report it.
+        again: True if the session exists and the proxy asks whether it is still valid.
     """
 
     method: str
@@ -72,23 +73,24 @@ class Login:
 
 
 class SessionGate(Protocol):
-    """Says whether somebody may have a session on the service it was made for."""
+    """Decides whether a login gets a session on the service for which the gate was made."""
 
     async def __call__(self, *, login: Login, account: AccountSnapshot) -> Decision:
-        """All gates of a login have a second together. Raising, and being late, denies. Cancelled where the proxy, or
-        the browser behind it, has gone."""
+        """Decides within one second, which all gates of a login share. An exception or a late answer denies. The call
+        is cancelled when the proxy, or the browser behind it, disconnects."""
 
 
 WithholdPredicate = Callable[[Capabilities], Decision]
-"""Whether a proxy with these capabilities may have a mapping. A denial's reason is shown to the operator; raising, or
-returning anything but `ALLOW`, withholds."""
+"""Decides whether a proxy with these capabilities may get a mapping. Anything but `ALLOW`, an exception included,
+withholds it; the operator sees the reason of a denial."""
 
 
 @dataclass(frozen=True, slots=True)
 class DnsRecord:
-    """An address record that the members of some groups get to see.
+    """An address record for the members of some groups.
 
-    `zone` is the apex it is listed under and `name` the full name, both without trailing dot; `address` is IPv4 text.
+    `zone` is the apex of its zone and `name` the full name, both without trailing dot; `address` is IPv4 text; `ttl` is
+    in seconds.
     """
 
     groups: frozenset[GroupId]
@@ -100,9 +102,10 @@ class DnsRecord:
 
 @dataclass(frozen=True, slots=True)
 class NetworkPatch:
-    """What one service adds to its account's network. Never stored, never shown as a policy or a zone.
+    """Policies and records that one service adds to its account's network. The API does not show or store them.
 
-    Zones made of `records` are non-authoritative (other names under the apex resolve as ever) and no search domains.
+    Zones made of `records` are non-authoritative (other names under the apex still resolve normally) and are no search
+    domains.
     """
 
     policies: tuple[Policy, ...] = ()
@@ -110,24 +113,24 @@ class NetworkPatch:
 
 
 class ApiCaller(Protocol):
-    """Who calls the API: somebody with a good token, neither blocked nor waiting for approval."""
+    """The user of an API request: has a valid token, is not blocked and does not wait for approval."""
 
     @property
     def user(self) -> User: ...
 
     @property
     def account(self) -> AccountSnapshot:
-        """Theirs, as it was when the call came. What belongs to another account is not found."""
+        """The user's account at the time of the request. Objects of other accounts are never in it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProxyCaller:
-    """The proxy that a call comes from.
+    """The proxy that makes a gRPC call.
 
     Attributes:
-        account_id: the account that its token is good for; None where it is good for all of them.
-        address: where the call comes from; "" where gRPC does not say.
-        proxy_id: which of the proxies with this token; "" where the call does not say.
+        account_id: the account for which its token is valid; None if the token is valid for all accounts.
+        address: the address from which the call comes; "" if gRPC does not report it.
+        proxy_id: the proxy's id, which distinguishes proxies with the same token; "" if the call does not send it.
     """
 
     account_id: AccountId | None
@@ -137,12 +140,13 @@ class ProxyCaller:
 
 @dataclass(frozen=True, slots=True)
 class RpcService:
-    """One gRPC service beside the host's own.
+    """One gRPC service in addition to the host's own.
 
     Attributes:
-        servicer: what answers, all of its methods `async`.
-        add: the generated function that belongs to it, such as `add_GreeterServicer_to_server`.
-        open: whether anybody may call it. Else a call needs a proxy's token, as those of the proxies' own service do.
+        servicer: the implementation; all of its methods are `async`.
+        add: the generated function that registers it, such as `add_GreeterServicer_to_server`.
+        open: True to accept calls without a token. Otherwise a call needs a proxy's token, like calls of the proxies'
+            own service.
     """
 
     servicer: object
@@ -151,21 +155,21 @@ class RpcService:
 
 
 class Management(Protocol):
-    """What a plugin sees of the running host."""
+    """A plugin's view of the running host."""
 
     def snapshot(self, account_id: AccountId) -> AccountSnapshot | None:
-        """What is true of an account right now."""
+        """The current snapshot of an account; None if the account does not exist."""
 
     def options(self, model: type[OptionsT]) -> OptionsT:
         """The operator's section for the plugin whose `PluginInfo.options` this model is."""
 
     def allowed(self, module: str, operation: Literal["create", "read", "update", "delete"]) -> Any:
-        """The default value of a parameter `who: ApiCaller` of a route: the caller, if their role lets them do this.
+        """The default value for a route's parameter of type `ApiCaller`: the user, if the user's role permits this.
 
-        Everybody else reads 403, and who has no good token 401, before the route is run. `module` is one that roles
-        know, such as `services`, `peers`, `policies` or `events`; nobody but the owner may do anything to one unheard
-        of.
+        Otherwise the client gets 403, and without a valid token 401, before the route runs. `module` is a module of
+        the roles, such as `services`, `peers`, `policies` or `events`; only the owner has permissions in an unknown
+        module.
         """
 
     def proxy_caller(self) -> ProxyCaller:
-        """Who makes the gRPC call under way. Raises `LookupError` outside of one, and in a service that is open."""
+        """The proxy that makes the current gRPC call. Raises `LookupError` outside of a call and in an open service."""

@@ -1,1 +1,1 @@
-"""Cryptography only: hashed credentials, signed session tokens, one-time tokens, sealing at rest."""
+"""Cryptography: hashed credentials, signed session tokens, one-time tokens, sealing at rest."""

@@ -1,7 +1,7 @@
-"""One-time tokens: what lets a proxy make its peer in an account, once, for a few minutes.
+"""One-time tokens, each of which permits a proxy to create its peer in an account once, within a few minutes.
 
-A token is a MAC over account, service, the proxy's access token, expiry and nonce, so nothing is stored until it is
-spent; then its nonce is, in the transaction that makes the peer.
+A token is a MAC over account, service, the proxy's access token, expiry and nonce, so management stores nothing when it
+issues one. The transaction that creates the peer stores the nonce and thereby spends the token.
 """
 
 import base64
@@ -26,14 +26,14 @@ _NONCE_BYTES: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class OneTimeToken:
-    """A token that was verified and may still have been spent."""
+    """A verified token; it may already be spent."""
 
     nonce: str
     expires_at: datetime
 
 
 def mint(vault: Vault, account_id: AccountId, service_id: ServiceId, proxy_token_id: str) -> str:
-    """A fresh token. `proxy_token_id` is the access token of the proxy that gets it."""
+    """A new token. `proxy_token_id` is the id of the access token of the proxy that receives it."""
     nonce = os.urandom(_NONCE_BYTES)
     expires = int(now().timestamp()) + LIFETIME_SECONDS
     head = struct.pack(">Q", expires) + nonce
@@ -41,7 +41,10 @@ def mint(vault: Vault, account_id: AccountId, service_id: ServiceId, proxy_token
 
 
 def verify(vault: Vault, text: str, account_id: AccountId, service_id: ServiceId, proxy_token_id: str) -> OneTimeToken:
-    """Raises `PermissionDenied` for what is not a token of ours for exactly these, or has expired. Spends nothing."""
+    """The token, if management issued it for exactly this account, service and proxy. Does not spend it.
+
+    Raises `PermissionDenied` for any other text and for an expired token.
+    """
     try:
         raw = base64.b64decode(text, altchars=b"-_", validate=True)
     except (binascii.Error, ValueError) as error:
@@ -61,6 +64,6 @@ def _mac(vault: Vault, account_id: str, service_id: str, proxy_token_id: str, he
     return hmac.digest(_key(vault), message, "sha256")
 
 
-@lru_cache(maxsize=4)  # a snapshot of ten thousand services mints as many
+@lru_cache(maxsize=4)  # a snapshot of ten thousand services mints ten thousand tokens
 def _key(vault: Vault) -> bytes:
     return vault.derive(_PURPOSE)

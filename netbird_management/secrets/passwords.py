@@ -14,30 +14,31 @@ from netbird_management.model.ids import AccountId
 
 _MEMORY_BYTES: Final = 19456 * 1024
 _PASSES: Final = 2
+# Hashes computed at the same time. Each takes a core and 19 MiB for about 20 ms.
 HASHED_AT_ONCE: Final = 3
-"""Each takes a core and 19 MiB for some 20 ms."""
+# Threads that one account may use at the same time; the rest stay free for other accounts.
 SHARE: Final = 2
-"""Threads that one account may take: the others stay free for the rest."""
+# A pool apart from the event loop's default executor: there, a cancelled caller frees its thread's slot while the hash
+# still runs.
 _THREADS: Final = ThreadPoolExecutor(HASHED_AT_ONCE, "argon2")
-# Not the loop's own threads, which others need: a caller that leaves frees its place there while its hash goes on.
 _SHARES: Final[WeakValueDictionary[str, asyncio.Semaphore]] = WeakValueDictionary()
 T = TypeVar("T")
 
 
 async def hash_secret(account_id: AccountId, secret: str) -> str:
-    """The hash of a service's secret; some 20 ms of work, in a thread of the account's share."""
+    """The hash of a service's secret; takes about 20 ms in a thread of the account's share."""
     return await in_turn(account_id, _hash, secret)
 
 
 async def verify_secret(account_id: AccountId, secret: str, stored: str) -> bool:
-    """Whether this is the secret that was hashed; a text that is not such a hash matches nothing."""
+    """True if `stored` is the hash of this secret; text that is not an Argon2id hash matches no secret."""
     return await in_turn(account_id, _verify, secret, stored)
 
 
 async def in_turn(account_id: AccountId, work: Callable[..., T], *arguments: object) -> T:
-    """Runs `work` in a thread. An account that takes its whole share waits for itself, and nobody else does.
+    """Runs `work` in a thread. When an account has used its whole share, its further calls wait; others do not.
 
-    The place is free again once the work is over, also where the caller has left before.
+    The thread is free again when the work ends, even if the caller was cancelled earlier.
     """
     share = _SHARES.get(account_id)
     if share is None:

@@ -1,4 +1,4 @@
-"""Session key pairs, one a service, and the tokens signed with them: EdDSA JWTs that proxies verify by themselves."""
+"""Session key pairs, one per service, and session tokens: EdDSA JWTs that proxies verify without management."""
 
 import base64
 import json
@@ -23,7 +23,7 @@ Method = Literal["password", "pin", "oidc", "header"]
 
 
 def new_key_pair() -> tuple[bytes, str]:
-    """The private half (64 bytes, seed then public key; seal it) and base64 of the 32 public bytes."""
+    """The private half (64 bytes, seed then public key; the caller must seal it) and base64 of the public 32 bytes."""
     key = SigningKey.generate()
     public = bytes(key.verify_key)
     return bytes(key) + public, base64.b64encode(public).decode()
@@ -32,9 +32,9 @@ def new_key_pair() -> tuple[bytes, str]:
 def sign(
     private_key: bytes, domain: str, subject: str, method: Method, *, email: str = "", groups: Sequence[Group] = ()
 ) -> str:
-    """The token itself; `private_key` as `new_key_pair` made it."""
+    """A signed session token; `private_key` comes from `new_key_pair`. Raises `ValueError` without a subject."""
     if not subject:
-        raise ValueError("a session without a subject")
+        raise ValueError("a session needs a subject")
     issued = int(now().timestamp())
     claims: dict[str, object] = {
         "iss": ISSUER,
@@ -65,16 +65,16 @@ class Session:
 
 
 def read_session_token(text: str, public_key: str, domain: str) -> Session | None:
-    """The session, if its signature, issuer, audience (a folded domain) and time are right; else `None`.
+    """The session, if its signature, issuer, audience (a folded domain) and time are valid; else `None`.
 
-    Raises `ValueError` where `public_key` is not base64 of 32 bytes.
+    Raises `ValueError` if `public_key` is not base64 of 32 bytes.
     """
     raw_key = base64.b64decode(public_key, validate=True)
     if len(raw_key) != 32:
-        raise ValueError("a session key has 32 bytes")
+        raise ValueError("a session key must be 32 bytes long")
     key = OKPKey.import_key({"kty": "OKP", "crv": "Ed25519", "x": _url(raw_key)})
     try:
-        # A token is revoked by the hash of its text, so each token must have one spelling only.
+        # Revocation compares the hash of a token's text, so only the canonical spelling of a token is valid.
         if any(_url(_bytes(part)) != part for part in text.split(".")):
             return None
         token = jwt.decode(text, key, registry=_REGISTRY)
@@ -92,11 +92,12 @@ def read_session_token(text: str, public_key: str, domain: str) -> Session | Non
 
 
 class _Registry(JWSRegistry):
-    """The one algorithm that tokens are signed with, by the name that the wire fixes; no header may choose another."""
+    """Accepts only the algorithm of session tokens, by the name that the wire protocol fixes; a token's header cannot
+    choose another."""
 
     def get_alg(self, name: str) -> Any:
         if name != "EdDSA":
-            raise UnsupportedAlgorithmError(f"{name} signs no session")
+            raise UnsupportedAlgorithmError(f"{name} is not supported for session tokens")
         return self.algorithms[name]
 
 

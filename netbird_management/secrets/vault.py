@@ -1,4 +1,4 @@
-"""Secrets at rest: sealed with a key that lies beside the database, never in it."""
+"""Secrets at rest, sealed with a key that is stored beside the database, never in it."""
 
 import hashlib
 import hmac
@@ -29,26 +29,26 @@ class Vault:
         return bytes(self._box.encrypt(secret))
 
     def open(self, sealed: bytes) -> bytes:
-        """Raises `VaultError` if it was sealed with another key, or changed."""
+        """Raises `VaultError` if the secret was sealed with another key or was changed."""
         try:
             return self._box.decrypt(sealed)
         except CryptoError as error:
-            raise VaultError("a stored secret does not open with this key") from error
+            raise VaultError("the key does not open a stored secret") from error
 
     def derive(self, purpose: str) -> bytes:
-        """32 bytes that are always the same for this installation and purpose, and say nothing of the key."""
+        """A key of 32 bytes, always equal for the same installation and purpose; it does not reveal the vault's key."""
         return hmac.digest(self._key, b"netbird-management/" + purpose.encode(), hashlib.sha256)
 
     @property
     def fingerprint(self) -> str:
-        """Says which key this is, and nothing of it."""
+        """Identifies the key without revealing it; hexadecimal."""
         return self.derive("fingerprint").hex()
 
     @classmethod
     def create(cls, directory: Path, key: bytes = b"", *, name: str = KEY_FILE) -> "Vault":
-        """Makes the key file, readable by nobody else, by default of a new key.
+        """Creates the key file, readable by this user only; without `key`, generates one.
 
-        Raises `FileExistsError` rather than replace one.
+        Raises `FileExistsError` if the file exists.
         """
         key = key or os.urandom(SecretBox.KEY_SIZE)
         descriptor = os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -68,7 +68,7 @@ class Vault:
         except OSError as error:
             raise VaultError(f"cannot read {path}: {error.strerror}") from error
         if mode & 0o077:
-            raise VaultError(f"{path} can be read by others: chmod 600 it")
+            raise VaultError(f"{path} is readable by other users: run chmod 600 on it")
         if len(key) != SecretBox.KEY_SIZE:
-            raise VaultError(f"{path} is not a key")
+            raise VaultError(f"{path} is not a key file: it must be {SecretBox.KEY_SIZE} bytes long")
         return cls(key)

@@ -135,7 +135,7 @@ async def test_a_target_that_is_switched_off_is_judged_and_not_sent(shop: Api, h
 @pytest.mark.parametrize(
     ("change", "status", "sentence"),
     [
-        ({"extensions": {"nobody": {}}}, 422, "no plugin of this management understands plugin_settings.nobody"),
+        ({"extensions": {"nobody": {}}}, 422, "no plugin of this management supports plugin_settings.nobody"),
         ({"targets": [target(extensions={"nobody": {}})]}, 422, "understands path.plugin_settings.nobody"),
         ({"extensions": {"shop": {"price": "hunter2"}}}, 422, "extensions.shop: price is not a whole number"),
         ({"extensions": {"shop": {"price": "boom"}}}, 500, ""),
@@ -144,7 +144,7 @@ async def test_a_target_that_is_switched_off_is_judged_and_not_sent(shop: Api, h
         ({"extensions": {"core": {"same_origin": "no"}}}, 422, "extensions.core: same_origin: "),
         ({"extensions": {"core": {"ask_for_both": 1}}}, 422, "extensions.core: ask_for_both: "),
         ({"extensions": {"identity_headers": {"groups": "few"}}}, 422, "extensions.identity_headers: groups: "),
-        ({"targets": [target(extensions={"core": {"ca": CA}})]}, 422, "ca and server_name are for https targets"),
+        ({"targets": [target(extensions={"core": {"ca": CA}})]}, 422, "ca and server_name need an https target"),
         (
             {"targets": [target(protocol="https", extensions={"core": {"ca": "hunter2"}})]},
             422,
@@ -161,7 +161,7 @@ async def test_a_target_that_is_switched_off_is_judged_and_not_sent(shop: Api, h
                 ]
             },
             422,
-            "choose between ca and skip_tls_verify",
+            "ca cannot be combined with skip_tls_verify",
         ),
         ({"extensions": {"shop": {"price": 1, "much": "x" * 300_000}}}, 422, "at most 262144 bytes"),
         ({"extensions": {"shop": 3}}, 400, "extensions.shop"),
@@ -227,7 +227,7 @@ async def test_a_service_that_asks_for_both_goes_only_to_proxies_that_do(shop: A
     assert one.withheld_from(bare) == "the proxy does not enforce plugin_settings.core.ask_for_both"
     assert one.withheld_from(replace(bare, claims=frozenset({ASK_FOR_BOTH}))) == ""
     status, why = await shop.refused("POST", SERVICES, body(name="no login", domain="b.px.test", **both))
-    assert (status, why) == (422, "extensions.core: ask_for_both is for public services with a way to log in")
+    assert (status, why) == (422, "extensions.core: ask_for_both is only supported for public services with a login")
 
 
 async def test_a_plugin_that_cannot_say_whether_it_guards_guards(shop: Api, hooks: Hooks) -> None:
