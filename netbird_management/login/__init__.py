@@ -1,1 +1,1 @@
-"""Who may sign in, and the tokens that say who did."""
+"""Logins: the identity provider, single sign-on, and the gates that admit a login."""

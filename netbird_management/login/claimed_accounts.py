@@ -1,7 +1,7 @@
-"""Which account a person belongs to, where the provider says it: by the value of a claim.
+"""Accounts by a claim of the identity provider: the claim's value is the name of a user's account.
 
-An account that is named for the first time gets an id that follows from its name, so that two who come first at once
-found one account, and nothing has to be looked up. An account that was there before is named in the settings.
+The id of such an account is derived from its name, so two first users who log in at the same time create one account,
+and no lookup is needed. The settings map names to accounts that already existed.
 """
 
 import hashlib
@@ -12,23 +12,23 @@ from netbird_management.model.ids import AccountId, id_from
 
 
 class ClaimedAccounts:
-    """The claim that the settings name. Without one nobody belongs anywhere by it, and `asked` is False."""
+    """Accounts by the claim in the settings. Without `account_claim`, `asked` is False and no person has an account."""
 
     def __init__(self, settings: OidcSettings) -> None:
         self._settings = settings
 
     @property
     def asked(self) -> bool:
-        """Whether people are of the account that the provider says, and of no other."""
+        """True if the provider's claim determines a person's account."""
         return bool(self._settings.account_claim)
 
     def of(self, person: Person) -> AccountId | None:
-        """The account, which may not be there yet; `None` where the provider names none."""
+        """The person's account, which may not exist yet; `None` if the provider names no account."""
         return self.named(person.account) if self.asked and person.account else None
 
     def named(self, name: str) -> AccountId:
-        """The account that this value of the claim names."""
-        known = self._settings.accounts.get(name)
-        if known is not None:
-            return AccountId(known)
+        """The account for this value of the claim."""
+        configured = self._settings.accounts.get(name)
+        if configured is not None:
+            return AccountId(configured)
         return AccountId(id_from(hashlib.sha256(f"{self._settings.issuer}\0{name}".encode()).digest()))

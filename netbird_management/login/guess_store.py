@@ -1,4 +1,4 @@
-"""What is known of those who guess, across restarts."""
+"""Failed login attempts by source, stored across restarts."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -16,7 +16,7 @@ KEPT: Final = timedelta(seconds=TRUSTED)
 
 
 async def recalled(state: State, service_id: ServiceId, address: str) -> Source:
-    """What the store knows of a source; nothing is known of a new one."""
+    """The stored attempts of a source at a service; empty for a new source."""
     async with state.read() as session:
         row = await session.get(GuessRow, (service_id, source_of(address)))
     if row is None or row.updated_at < now() - KEPT:
@@ -25,7 +25,7 @@ async def recalled(state: State, service_id: ServiceId, address: str) -> Source:
 
 
 async def remember(state: State, service_id: ServiceId, address: str, source: Source) -> None:
-    """Write it down, and forget what is a day old."""
+    """Stores the attempts of a source, and deletes rows that are older than `KEPT`."""
     async with state.write() as session:
         row = GuessRow(
             service_id=service_id,

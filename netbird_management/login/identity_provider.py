@@ -1,4 +1,4 @@
-"""The identity provider, as OpenID Connect describes it: found, asked for a login, and its answer judged."""
+"""Client of the OpenID Connect identity provider: discovery, login requests, and validation of tokens."""
 
 import asyncio
 import time
@@ -19,35 +19,36 @@ from joserfc.jwk import KeySet
 from netbird_management.login.settings import OidcSettings
 
 with warnings.catch_warnings():
-    # It warns that it would rather have httpx's successor, which nothing here uses yet.
+    # Authlib warns that it prefers the successor of httpx, which this project does not use.
     warnings.simplefilter("ignore", AuthlibDeprecationWarning)
     from authlib.integrations.httpx_client import AsyncOAuth2Client
 
+# Time for which the provider's metadata and keys are cached. An unknown key causes an earlier read.
 KNOWN_SECONDS: Final = 3600.0
-"""How long the provider's own description and keys are believed; keys are read anew for one that is not among them."""
+# Minimum time between reads of the keys that are caused by unverified bearer tokens, which any client can forge.
 STRANGER_SECONDS: Final = 60.0
-"""How often keys are read anew because of a token that anybody may have made up."""
+# Maximum time of a request to the provider; on expiry `ProviderFailed`.
 ASK_SECONDS: Final = 10.0
+# Time after a failure of the provider during which callers get the same failure without a new request.
 FAILED_SECONDS: Final = 5.0
-"""For how long callers are answered by a failure of the provider before it is asked again."""
 LEEWAY_SECONDS: Final = 30
+# No symmetric algorithm: its key would be the client secret, which could then sign tokens for any user.
 _ALGORITHMS: Final = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
-"""Never a symmetric one: our own secret would then vouch for anybody."""
 
 
 class ProviderFailed(Exception):
-    """The provider cannot be reached, or says what it may not. The message holds no secret."""
+    """The provider cannot be reached, or its answer is invalid. The message contains no secret."""
 
 
 class LoginRefused(Exception):
-    """The provider's answer identifies no person."""
+    """The provider's answer does not identify a person."""
 
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """Who logged in. `email` is "" unless the provider says that it is verified.
+    """A person as the provider identifies them. `email` is "" unless the provider reports it as verified.
 
-    `account` is what the settings' claim says, "" where it says nothing of use.
+    `account` is the value of the configured claim, "" if the claim is missing or not usable.
     """
 
     issuer: str
@@ -58,7 +59,7 @@ class Person:
 
 
 class IdentityProvider:
-    """One issuer, and us as its client."""
+    """The OpenID Connect client of one issuer. Belongs to one event loop."""
 
     def __init__(
         self,
@@ -72,12 +73,12 @@ class IdentityProvider:
         self._clock = clock
         self._described: tuple[dict[str, Any], float] | None = None
         self._keys: tuple[KeySet, float] | None = None
+        # The last failure, and the time until which callers get it without a new request.
         self._failed: tuple[str, float] | None = None
-        """The last failure, and until when it counts."""
         self._asking = asyncio.Lock()
 
     async def login_url(self, *, state: str, verifier: str, nonce: str) -> str:
-        """Where a browser is sent to log in. Raises `ProviderFailed`."""
+        """The URL to which a browser is sent to log in. Raises `ProviderFailed`."""
         described = await self._description()
         async with self._client() as client:
             url, _ = client.create_authorization_url(
@@ -86,7 +87,8 @@ class IdentityProvider:
         return str(url)
 
     async def person(self, *, code: str, verifier: str, nonce: str) -> Person:
-        """Who came back with a code. Raises `ProviderFailed`, `LoginRefused`."""
+        """The person who logged in, by the code that their browser brought back. Raises `ProviderFailed`,
+        `LoginRefused`."""
         described = await self._description()
         try:
             async with self._client() as client:
@@ -94,7 +96,7 @@ class IdentityProvider:
                     described["token_endpoint"], grant_type="authorization_code", code=code, code_verifier=verifier
                 )
         except AuthlibBaseError as error:
-            raise ProviderFailed(f"the code was not taken: {error.error}") from error
+            raise ProviderFailed(f"the provider refused the code: {error.error}") from error
         except (httpx.HTTPError, ValueError) as error:
             raise ProviderFailed(f"the token endpoint: {type(error).__name__}") from error
         token = answer.get("id_token")
@@ -103,14 +105,15 @@ class IdentityProvider:
         return _person(await self._claims(token, nonce), self.settings)
 
     async def bearer(self, token: str) -> Person:
-        """Whose token this is, which the provider made for us and no login of ours asked for. Raises as `person`.
+        """The person of a bearer token that the provider issued for us outside of a login. Raises like `person`.
 
-        Anybody may show one, so keys are not read anew for each that does not verify.
+        Any client can send a forged token, so a token that does not verify rarely causes a new read of the keys.
         """
         return _person(await self._claims(token, None), self.settings)
 
     async def _claims(self, token: str, nonce: str | None) -> dict[str, Any]:
-        """What a token says, once it is known to be the provider's, for us, and of now. `nonce` of `None` is any."""
+        """The claims of a token, after checks of its signature, issuer, audience and time. A `nonce` of `None` is not
+        checked. Raises `ProviderFailed`, `LoginRefused`."""
         claims: dict[str, Any] | None = None
         header: Mapping[str, Any] = {}
         for fresh in (False, True):
@@ -122,9 +125,9 @@ class IdentityProvider:
                 claims, header = decoded.claims, decoded.header
                 break
             except (JoseError, ValueError) as error:
-                if fresh:  # a key that came since was looked for
+                if fresh:  # the keys were read again, so the key is not a new one
                     raise LoginRefused(f"the ID token: {type(error).__name__}") from error
-        wanted: dict[str, Any] = {} if nonce is None else {"nonce": {"essential": True, "value": nonce}}
+        required: dict[str, Any] = {} if nonce is None else {"nonce": {"essential": True, "value": nonce}}
         registry = jwt.JWTClaimsRegistry(
             leeway=LEEWAY_SECONDS,
             iss={"essential": True, "value": self.settings.issuer},
@@ -132,7 +135,7 @@ class IdentityProvider:
             exp={"essential": True},
             iat={"essential": True},
             sub={"essential": True},
-            **wanted,
+            **required,
         )
         try:
             registry.validate(claims or {})
@@ -141,14 +144,14 @@ class IdentityProvider:
         assert claims is not None  # noqa: S101 - decoded above, or raised
         several = isinstance(claims["aud"], list) and len(claims["aud"]) > 1
         if (several or "azp" in claims) and claims.get("azp") != self.settings.client_id:
-            raise LoginRefused("the ID token is another client's")
+            raise LoginRefused("the ID token is for another client")
         if not _is_of_a_person(header, claims, login=nonce is not None):
-            raise LoginRefused("the token is no ID token")
+            raise LoginRefused("the token is not an ID token")
         return claims
 
     @asynccontextmanager
     async def _asked(self) -> AsyncIterator[None]:
-        """One caller at a time asks the provider; the others wait for this attempt, and share its failure."""
+        """Lets one caller at a time send a request to the provider; the others wait for it and share its failure."""
         async with self._asking:
             if self._failed is not None and self._clock() < self._failed[1]:
                 raise ProviderFailed(self._failed[0])
@@ -165,13 +168,13 @@ class IdentityProvider:
         async with self._asked():
             if self._described is None or self._clock() >= self._described[1]:
                 issuer = self.settings.issuer
-                found = await self._json(f"{issuer.rstrip('/')}/.well-known/openid-configuration")
-                if found.get("issuer") != issuer:
-                    raise ProviderFailed(f"{issuer} calls itself {str(found.get('issuer'))[:200]!r}")
+                metadata = await self._json(f"{issuer.rstrip('/')}/.well-known/openid-configuration")
+                if (reported := metadata.get("issuer")) != issuer:
+                    raise ProviderFailed(f"{issuer} reports the issuer {str(reported)[:200]!r}")
                 for name in ("authorization_endpoint", "token_endpoint", "jwks_uri"):
-                    if not _is_url(found.get(name)):
-                        raise ProviderFailed(f"{issuer} names no {name}")
-                self._described = (found, self._clock() + KNOWN_SECONDS)
+                    if not _is_url(metadata.get(name)):
+                        raise ProviderFailed(f"{issuer} reports no {name}")
+                self._described = (metadata, self._clock() + KNOWN_SECONDS)
             return self._described[0]
 
     async def _key_set(self, *, fresh: bool) -> KeySet:
@@ -180,7 +183,7 @@ class IdentityProvider:
         if not fresh and before is not None and self._clock() < before[1]:
             return before[0]
         async with self._asked():
-            if self._keys is None or self._keys is before:  # nobody read them meanwhile
+            if self._keys is None or self._keys is before:  # no other caller read them meanwhile
                 try:
                     keys = KeySet.import_key_set(await self._json(described["jwks_uri"]))  # type: ignore[arg-type]
                 except (JoseError, ValueError, KeyError, TypeError) as error:
@@ -189,7 +192,8 @@ class IdentityProvider:
             return self._keys[0]
 
     def _keys_may_have_changed(self) -> bool:
-        """Whether the keys were read long enough ago to read them again for a stranger's sake."""
+        """True if the last read of the keys is at least `STRANGER_SECONDS` ago, so an unverified token may cause
+        another."""
         if self._keys is None:
             return True
         return self._clock() > self._keys[1] - KNOWN_SECONDS + STRANGER_SECONDS
@@ -199,12 +203,12 @@ class IdentityProvider:
             async with httpx.AsyncClient(transport=self._transport, timeout=ASK_SECONDS) as client:
                 answer = await client.get(url)
                 answer.raise_for_status()
-                found = answer.json()
+                body = answer.json()
         except (httpx.HTTPError, ValueError) as error:
             raise ProviderFailed(f"{url}: {type(error).__name__}") from error
-        if not isinstance(found, dict):
-            raise ProviderFailed(f"{url}: not an object")
-        return found
+        if not isinstance(body, dict):
+            raise ProviderFailed(f"{url}: the answer is not a JSON object")
+        return body
 
     def _client(self) -> AsyncOAuth2Client:
         settings = self.settings
@@ -221,8 +225,8 @@ class IdentityProvider:
 
 
 def _is_of_a_person(header: Mapping[str, Any], claims: Mapping[str, Any], *, login: bool) -> bool:
-    """Whether the token is of a kind that names who is here: a provider signs others with the same keys, such as
-    logout tokens (`events`), which somebody else may hold. An access token for us counts but for a login."""
+    """True if the token is of a kind that identifies its bearer. A provider signs other tokens with the same keys, such
+    as logout tokens (`events`), which other parties may possess. An access token counts unless this is a login."""
     kind = str(header.get("typ", "JWT")).lower().removeprefix("application/")
     kinds, claimed = ({"jwt"}, {"id"}) if login else ({"jwt", "at+jwt"}, {"id", "bearer"})
     return kind in kinds and "events" not in claims and str(claims.get("typ", "id")).lower() in claimed
@@ -231,7 +235,7 @@ def _is_of_a_person(header: Mapping[str, Any], claims: Mapping[str, Any], *, log
 def _person(claims: dict[str, Any], settings: OidcSettings) -> Person:
     subject = claims.get("sub")
     if not isinstance(subject, str) or not 0 < len(subject) <= 255 or not subject.isprintable():
-        raise LoginRefused("the ID token names nobody")
+        raise LoginRefused("the ID token has no valid subject")
     email, name = claims.get("email"), claims.get("name")
     verified = claims.get("email_verified") is True and isinstance(email, str)
     account = claims.get(settings.account_claim) if settings.account_claim else None

@@ -1,7 +1,7 @@
-"""Who somebody is, by what the identity provider calls them.
+"""Users by their identity at the identity provider.
 
-A person is identified by issuer and subject, and by nothing else. An e-mail address leads to a user once: where setup
-or an administrator has made that user, nobody has come for it yet, and the provider confirms the address.
+Only issuer and subject identify a person. An e-mail address identifies a user once, at the first login: if setup or an
+administrator created the user, no person is linked to the user yet, and the provider has verified the address.
 """
 
 from datetime import timedelta
@@ -23,25 +23,25 @@ from netbird_management.operations.users import checked_email
 from netbird_management.store.models import UserIdentityRow, UserRow
 from netbird_management.store.state import State
 
+# Maximum number of new users of an account who wait for approval.
 WAITING: Final = 100
-"""Strangers of one account who wait for approval."""
+# Logins of a user within this time are recorded as one event.
 LOGIN_NOTED: Final = timedelta(hours=1)
-"""Logins of one person within this time are one event."""
 
 
 async def user_of(state: State, account_id: AccountId, person: Person) -> User | None:
-    """The user, whichever account they are in. A stranger becomes one, who waits for approval where the account's
-    setting asks for it.
+    """The person's user, in any account. A new person becomes a user, who waits for approval if the account's settings
+    require it. `None` if the account was deleted.
 
     Args:
-        account_id: where a stranger becomes a user. `None` if that account is gone.
+        account_id: the account in which a new person becomes a user.
 
     Raises:
-        PreconditionFailed: `WAITING` strangers wait there already.
+        PreconditionFailed: `WAITING` new users already wait for approval there.
     """
-    known = await _known(state, person)
-    if known is not None:
-        account_id = AccountId(known.account_id)
+    existing = await _row_of(state, person)
+    if existing is not None:
+        account_id = AccountId(existing.account_id)
     if state.snapshots.get(account_id) is None:
         return None
     async with state.change(account_id) as transaction:
@@ -67,10 +67,10 @@ async def user_of(state: State, account_id: AccountId, person: Person) -> User |
 
 
 async def founder(state: State, account_id: AccountId, person: Person, *, dns_domain: str) -> User | None:
-    """The owner of a new account: the first person of it. The others wait for them. `None` without an address.
+    """Creates an account with its first person as the owner, and returns the owner. `None` without a verified address.
 
-    The id follows from the account's name, so an account that was deleted and is founded again has its old id, and
-    must not have its old log.
+    The account's id is derived from its name, so an account that was deleted and is created again has its old id; its
+    old access log is deleted first.
     """
     try:
         email = checked_email(person.email)
@@ -86,25 +86,26 @@ async def founder(state: State, account_id: AccountId, person: Person, *, dns_do
         )
     except InvalidArgument:
         return None
-    except PreconditionFailed:  # somebody else came first
+    except PreconditionFailed:  # another person created the account at the same time
         return await user_of(state, account_id, person)
     return user
 
 
 async def known_user(state: State, person: Person) -> UserId | None:
-    """The user, if the person has come before. Nobody becomes one this way."""
-    row = await _known(state, person)
+    """The user of a person who has logged in before, else `None`. Never creates a user."""
+    row = await _row_of(state, person)
     return None if row is None else UserId(row.id)
 
 
-async def _known(state: State, person: Person) -> UserRow | None:
+async def _row_of(state: State, person: Person) -> UserRow | None:
     async with state.read() as session:
         identity = await session.get(UserIdentityRow, (person.issuer, person.subject))
         return await session.get(UserRow, identity.user_id) if identity is not None else None
 
 
 async def _invited(session: AsyncSession, account_id: AccountId, person: Person) -> UserRow | None:
-    """The user of this address whom nobody has come for yet: setup's owner, or one that an administrator made."""
+    """The user with this address to whom no person is linked yet: the owner from setup, or a user whom an administrator
+    created. `None` if several match."""
     if not person.email:
         return None
     claimed = select(UserIdentityRow.user_id).where(UserIdentityRow.user_id == UserRow.id)
@@ -114,15 +115,15 @@ async def _invited(session: AsyncSession, account_id: AccountId, person: Person)
         UserRow.is_service_user.is_(False),
         ~claimed.exists(),
     )
-    found = (await session.scalars(query)).all()
-    return found[0] if len(found) == 1 else None
+    invited = (await session.scalars(query)).all()
+    return invited[0] if len(invited) == 1 else None
 
 
 def _stranger(state: State, account: AccountSnapshot, person: Person) -> UserRow:
     waits = account.account.settings.user_approval_required
     if waits and sum(user.pending_approval for user in account.users.values()) >= WAITING:
         state.count("strangers_refused")
-        raise PreconditionFailed("too many people wait for approval")
+        raise PreconditionFailed("too many users wait for approval")
     try:
         email = checked_email(person.email)
     except InvalidArgument:

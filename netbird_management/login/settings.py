@@ -1,4 +1,4 @@
-"""`[oidc]` in management's settings."""
+"""The section `[oidc]` of management's settings."""
 
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -13,26 +13,26 @@ CALLBACK_PATH = "/api/reverse-proxy/callback"
 def _url(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ValueError("expected an address, such as https://login.example.com")
+        raise ValueError("must be a URL, such as https://login.example.com")
     return text
 
 
 def _callback(text: str) -> str:
     if urlsplit(_url(text)).path != CALLBACK_PATH:
-        raise ValueError(f"it ends in {CALLBACK_PATH}, which is where this management takes logins back")
+        raise ValueError(f"must end in {CALLBACK_PATH}, the path to which browsers return after a login")
     return text
 
 
 class OidcSettings(Section):
-    """The identity provider that people log in with. `issuer` is exactly what it calls itself."""
+    """The identity provider for logins. `issuer` must equal the issuer that the provider reports."""
 
     issuer: Annotated[str, AfterValidator(_url)]
     client_id: str
     client_secret: Secret = Secret("")
     callback_url: Annotated[str, AfterValidator(_callback)]
-    """How browsers reach our callback; the provider must know it."""
+    """URL to which browsers return after a login; it must be registered at the provider."""
     account_claim: str = ""
-    """The claim that names a person's account. Without it people are of the account that they come to."""
+    """Claim with the name of a user's account. If empty, a new user joins the account of the service they log in to."""
     accounts: dict[str, str] = Field(default_factory=dict)
-    """Accounts that were there before the claim named them: its value, and the account's id."""
+    """Ids of existing accounts by the value of the claim. Other values belong to accounts that logins create."""
     scopes: tuple[str, ...] = ("openid", "profile", "email")

@@ -1,8 +1,8 @@
-"""Single sign-on for services: from a proxy's question where to send a browser, to the token that it comes back with.
+"""Single sign-on for services, from a proxy's request for the login URL to the session token.
 
-Nothing is kept while a person is away: the state that travels through the browser says where it came from, until when
-it is good and that we wrote it; the secrets of this one login follow from it and our key. What is stored is only that
-a state has been used.
+Management stores nothing while a user logs in at the provider. The login's state, which the browser carries, contains
+the destination, the expiry and a MAC; the secrets of the login are derived from the state and management's key. Only
+used states are stored.
 """
 
 import base64
@@ -50,16 +50,16 @@ class _State:
     nonce: str
     expires_at: datetime
     account: bytes = b""
-    """A digest of the account whose service began the login."""
+    """Digest of the account whose service began the login."""
 
 
 class SignOn:
-    """The way to the provider and back, for all services."""
+    """Logins at the identity provider, for all services."""
 
     def __init__(
         self, state: State, provider: IdentityProvider, gates: SessionGates, *, dns_domain: str = DNS_DOMAIN
     ) -> None:
-        """`dns_domain` is what peers' names end in, in accounts that begin with a login."""
+        """`dns_domain` is the DNS domain of peers in accounts that a login creates."""
         self._state = state
         self._provider = provider
         self._gates = gates
@@ -67,30 +67,33 @@ class SignOn:
         self._dns_domain = dns_domain
 
     async def begin(self, redirect_url: str, account_id: AccountId) -> str:
-        """Where to send the browser. Raises `BadRequest` for a place that is no service's; `ProviderFailed`."""
+        """The provider's login URL. Raises `BadRequest` if `redirect_url` is not on a service with single sign-on;
+        `ProviderFailed`."""
         if self._service(redirect_url, account_id) is None:
             raise BadRequest("redirect_url is not on the host of a service with single sign-on")
         state = _written(self._state.vault, redirect_url, account_id)
         return await self._provider.login_url(state=state, verifier=self._verifier(state), nonce=self._nonce(state))
 
     async def bearer(self, token: str) -> UserId | None:
-        """Whose token of the provider this is, if they have logged in before. Raises `ProviderFailed`.
+        """The user of a token from the provider; `None` for an invalid token and for a person who has not logged in
+        before. Raises `ProviderFailed`.
 
-        Where the provider says which account people are of, the first of an account founds it, and others wait there.
+        If the provider's claim determines accounts, the first person of an account creates it, and other new persons
+        become users who may have to wait for approval.
         """
         try:
             person = await self._provider.bearer(token)
         except LoginRefused:
             return None
-        known = await known_user(self._state, person)
+        user_id = await known_user(self._state, person)
         if not self._accounts.asked:
-            return known
+            return user_id
         account_id = self._accounts.of(person)
         if account_id is None:
             return None
         account = self._state.snapshots.get(account_id)
-        if known is not None:
-            return known if account is not None and known in account.users else None
+        if user_id is not None:
+            return user_id if account is not None and user_id in account.users else None
         try:
             if account is not None:
                 user = await user_of(self._state, account_id, person)
@@ -102,9 +105,9 @@ class SignOn:
         return None if user is None else user.id
 
     async def finish(self, text: str, *, code: str, error: str) -> str:
-        """Where the browser goes back to, with a session's token or the reason why there is none.
+        """The URL to which the browser returns, with a session token or the reason for a denial in its query.
 
-        Raises `BadRequest` for a state that is not ours, is too old or was used; `ProviderFailed`, `LoginRefused`.
+        Raises `BadRequest` for a state that is forged, expired or used; `ProviderFailed`, `LoginRefused`.
         """
         state = _read(self._state.vault, text)
         await self._spend(state)
@@ -113,7 +116,7 @@ class SignOn:
         person = await self._provider.person(code=code, verifier=self._verifier(text), nonce=self._nonce(text))
         service = self._service(state.redirect, None)
         if service is not None and state.account != _digest(service.account_id):
-            service = None  # the domain is another account's meanwhile, which must not get who logged in
+            service = None  # the domain now belongs to another account, which must not learn the user
         if service is not None and self._accounts.asked and self._accounts.of(person) != service.account_id:
             _log.info("login.denied", extra={"service_id": service.id, "method": "oidc", "reason": "other_account"})
             return _back(state.redirect, error="access_denied", error_description=NOT_ALLOWED)
@@ -121,9 +124,7 @@ class SignOn:
             user = None if service is None else await user_of(self._state, service.account_id, person)
         except PreconditionFailed as full:
             _log_full(None if service is None else service.account_id, full)
-            return _back(
-                state.redirect, error="access_denied", error_description="Nobody new can wait for approval now"
-            )
+            return _back(state.redirect, error="access_denied", error_description="Too many users wait for approval")
         if service is None or user is None or user.account_id != service.account_id:
             return _back(state.redirect, error="access_denied", error_description="Service configuration error")
         if (reason := refusal(user)) is not None:
@@ -146,16 +147,16 @@ class SignOn:
             return None
         if len(redirect_url) > LONGEST_REDIRECT or not redirect_url.isascii() or not redirect_url.isprintable():
             return None
-        found = self._state.snapshots.by_domain(parts.hostname)
-        if found is None or account_id not in (None, found[1].account_id):
+        match = self._state.snapshots.by_domain(parts.hostname)
+        if match is None or account_id not in (None, match[1].account_id):
             return None
-        bearer = found[1].auth.bearer_auth
-        return found[1] if bearer is not None and bearer.enabled else None
+        bearer = match[1].auth.bearer_auth
+        return match[1] if bearer is not None and bearer.enabled else None
 
     async def _spend(self, state: _State) -> None:
         async with self._state.write() as session:
             if not await spend(session, state.nonce, state.expires_at):
-                raise BadRequest("this login was finished already")
+                raise BadRequest("this login was already finished")
 
     def _verifier(self, state: str) -> str:
         return _url(hmac.digest(self._state.vault.derive("oidc verifier"), state.encode(), hashlib.sha256))
@@ -169,7 +170,7 @@ def _digest(account_id: AccountId) -> bytes:
 
 
 def _written(vault: Vault, redirect: str, account_id: AccountId) -> str:
-    """`place|nonce|mac`; the nonce has the moment at which it is over, random bytes, and the account's digest."""
+    """A login's state: `place|nonce|mac`. The nonce consists of the expiry, random bytes and the account's digest."""
     expires = int((now() + timedelta(seconds=LIFETIME_SECONDS)).timestamp())
     nonce = struct.pack(">Q", expires) + os.urandom(16) + _digest(account_id)
     signed = f"{base64.urlsafe_b64encode(redirect.encode()).decode()}|{_url(nonce)}"
@@ -177,11 +178,11 @@ def _written(vault: Vault, redirect: str, account_id: AccountId) -> str:
 
 
 def _read(vault: Vault, text: str) -> _State:
-    """Raises `BadRequest` for what is not ours or too old: before anything of it is used."""
+    """The login's state, after checks of its MAC and expiry. Raises `BadRequest` for a forged or expired state."""
     signed, _, mac = text.rpartition("|")
     place, _, nonce = signed.partition("|")
     if not hmac.compare_digest(mac.encode(), _mac(vault, signed).encode()):
-        raise BadRequest("the login's state is not ours")
+        raise BadRequest("the login's state was not issued by this management")
     try:
         redirect = base64.urlsafe_b64decode(place).decode()
         raw = base64.urlsafe_b64decode(nonce + "=" * (-len(nonce) % 4))
@@ -199,7 +200,7 @@ def _mac(vault: Vault, signed: str) -> str:
 
 
 def _back(redirect: str, **query: str) -> str:
-    """The place that was asked for, over TLS, with more in its query."""
+    """The requested URL over TLS, with `query` appended to its query."""
     parts = urlsplit(redirect)
     more = urlencode(query)
     return urlunsplit(("https", parts.netloc, parts.path, f"{parts.query}&{more}" if parts.query else more, ""))

@@ -1,1 +1,1 @@
-"""Everything that changes or queries the store: one module a resource, one transaction a call."""
+"""Operations on the store: one module per resource, one transaction per call."""

@@ -1,4 +1,4 @@
-"""The access log: what proxies report of exchanges, kept for some days."""
+"""The access log: exchanges that proxies report, kept for a number of days."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,14 +15,14 @@ from netbird_management.store.engine import insert
 from netbird_management.store.models import AccessLogRow
 from netbird_management.store.state import State
 
+# An entry as stored: the fields of `AccessLogEntry` in the order of `_COLUMNS`, the moment in UTC, texts cut to the
+# length of their columns. A tuple, as proxies report thousands of exchanges per second and an object for each would
+# double the cost.
 Row = tuple[Any, ...]
-"""An entry as it is stored: the fields of `AccessLogEntry` in the order of `_COLUMNS`, the moment in UTC, texts cut to
-what their columns hold. Thousands of exchanges a second are written down, and an object for each would cost as much as
-all else."""
 
 
 async def add_access_log_rows(state: State, rows: Sequence[Row]) -> None:
-    """Stores a batch in one transaction; an entry that is known already is left out, so a batch may be sent again."""
+    """Stores a batch in one transaction. Entries that exist are skipped, so a batch may be sent again."""
     if not rows:
         return
     async with state.write_log() as session:
@@ -30,7 +30,7 @@ async def add_access_log_rows(state: State, rows: Sequence[Row]) -> None:
             named = [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
             await session.execute(insert(session, AccessLogRow).on_conflict_do_nothing(), named)
             return
-        # Half of what an entry costs would be turning its values into these very texts, one type at a time.
+        # Conversion by SQLAlchemy's column types, to the same text, would take half of the time per entry.
         plain = [
             (
                 *row[:_MOMENT],
@@ -45,7 +45,7 @@ async def add_access_log_rows(state: State, rows: Sequence[Row]) -> None:
 
 
 class Rows(Sequence[AccessLogEntry]):
-    """Rows as entries, made for whoever looks."""
+    """A sequence of entries over stored rows; each entry is created when it is read."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self._rows = rows
@@ -83,8 +83,8 @@ _COLUMNS: Final = (
     "details",
     "user_groups",
 )
+# Index of the account's id in a `Row`.
 ACCOUNT: Final = _COLUMNS.index("account_id")
-"""Where a `Row` has its account."""
 _MOMENT: Final = _COLUMNS.index("timestamp")
 _INSERT: Final = (
     f"INSERT INTO access_log ({', '.join(_COLUMNS)}) "  # noqa: S608 - names of ours
@@ -99,10 +99,10 @@ def _entry_of(row: Row) -> AccessLogEntry:
 
 @dataclass(frozen=True, slots=True)
 class LogQuery:
-    """Which entries, and in which order. `exact` are values by column, `contains` parts of them in any case.
+    """Filter and order of entries. `exact` are values by column; `contains` are substrings by column, in any case.
 
-    `search` is a part of id, address, host, path or both together; entries of `search_users` are found by it, too.
-    Moments are included at both ends.
+    `search` is a substring of id, address, host, path, or host and path together; it also matches every entry of
+    `search_users`. `since` and `until` are inclusive.
     """
 
     exact: Mapping[str, Any] = field(default_factory=dict)
@@ -140,7 +140,7 @@ async def access_log_page(
     page_size: int,
     query: LogQuery | None = None,
 ) -> tuple[list[AccessLogEntry], int]:
-    """One page, newest first unless the query says otherwise, and how many entries there are in all."""
+    """One page of entries, by default newest first, and the total number of matching entries. Pages count from 1."""
     query = query or LogQuery()
     where = [AccessLogRow.account_id == account_id, *_conditions(query)]
     order = [*_SORTS[query.sort_by], AccessLogRow.id]
@@ -158,22 +158,22 @@ def _conditions(query: LogQuery) -> list[Any]:
     def holds(column: Any, part: str) -> Any:
         return func.lower(column).contains(part.lower(), autoescape=True)
 
-    found = [getattr(AccessLogRow, column) == value for column, value in query.exact.items()]
-    found += [holds(getattr(AccessLogRow, column), part) for column, part in query.contains.items()]
+    conditions = [getattr(AccessLogRow, column) == value for column, value in query.exact.items()]
+    conditions += [holds(getattr(AccessLogRow, column), part) for column, part in query.contains.items()]
     if query.search:
         columns = (AccessLogRow.id, AccessLogRow.source_ip, AccessLogRow.host, AccessLogRow.path)
         either = [holds(column, query.search) for column in (*columns, AccessLogRow.host + AccessLogRow.path)]
         if query.search_users:
             either.append(AccessLogRow.user_id.in_(list(query.search_users)))
-        found.append(or_(*either))
+        conditions.append(or_(*either))
     if query.succeeded is not None:
         good = AccessLogRow.status_code.between(200, 399)
-        found.append(good if query.succeeded else not_(good))
+        conditions.append(good if query.succeeded else not_(good))
     if query.since is not None:
-        found.append(AccessLogRow.timestamp >= query.since)
+        conditions.append(AccessLogRow.timestamp >= query.since)
     if query.until is not None:
-        found.append(AccessLogRow.timestamp <= query.until)
-    return found
+        conditions.append(AccessLogRow.timestamp <= query.until)
+    return conditions
 
 
 FORGET_ENTRIES: Final = 2_000
@@ -184,7 +184,7 @@ async def forget_old_entries(state: State, days: float) -> None:
 
 
 async def forget_entries_over_quota(state: State, account_id: str, quota: int) -> None:
-    """The oldest entries of an account that has more than `quota`; those of one moment go together."""
+    """Deletes an account's entries except the newest `quota`. Entries of equal time are deleted together."""
     mine = AccessLogRow.account_id == account_id
     newest = select(AccessLogRow.timestamp).where(mine).order_by(AccessLogRow.timestamp.desc())
     async with state.read_log() as session:
@@ -194,8 +194,9 @@ async def forget_entries_over_quota(state: State, account_id: str, quota: int) -
 
 
 async def forget_entries_of_nobody(state: State) -> None:
-    """Those of accounts that are gone. The log is apart from the accounts, so they do not go in one transaction."""
-    # Walks the index from one account to the next, and reads no entry.
+    """Deletes the entries of deleted accounts. The log is in a separate database, so the transaction that deletes an
+    account does not delete them."""
+    # The query steps through the index from one account to the next, without reading entries.
     walk = text(
         "WITH RECURSIVE found(id) AS (SELECT min(account_id) FROM access_log UNION ALL "
         "SELECT (SELECT min(account_id) FROM access_log WHERE account_id > found.id) FROM found WHERE id IS NOT NULL) "
@@ -209,12 +210,13 @@ async def forget_entries_of_nobody(state: State) -> None:
 
 
 async def forget_entries_of(state: State, account_id: AccountId) -> None:
-    """All entries of an account."""
+    """Deletes all entries of an account."""
     await _forget(state, AccessLogRow.account_id == account_id)
 
 
 async def _forget(state: State, condition: ColumnElement[bool]) -> None:
-    """In parts, between which entries are written: many at once would keep the log for themselves for minutes."""
+    """Deletes entries in batches, so that new entries are written in between. A single statement could lock the log for
+    minutes."""
     some = select(AccessLogRow.id).where(condition).limit(FORGET_ENTRIES)
     forgotten = FORGET_ENTRIES
     while forgotten == FORGET_ENTRIES:

@@ -1,4 +1,4 @@
-"""An account's settings as its owner edits them."""
+"""Changes of an account's settings, and deletion of accounts."""
 
 from dataclasses import asdict, dataclass
 
@@ -13,16 +13,16 @@ from netbird_management.store.state import State
 
 @dataclass(frozen=True, slots=True)
 class SettingsChange:
-    """`dns_domain` "" keeps the stored one."""
+    """New settings of an account; an empty `dns_domain` keeps the stored one."""
 
     settings: AccountSettings
     dns_domain: str = ""
 
 
 async def update_account(state: State, account_id: AccountId, given: SettingsChange) -> Account:
-    """Raises `InvalidArgument`.
+    """Stores new settings, except the groups without DNS management, which `set_disabled_groups` changes.
 
-    The groups that are left alone by DNS have an update of their own, and stay.
+    Raises `InvalidArgument`, `NotFound`.
     """
     settings = given.settings
     if settings.peer_login_expiration < 0 or settings.peer_inactivity_expiration < 0:
@@ -32,7 +32,7 @@ async def update_account(state: State, account_id: AccountId, given: SettingsCha
         account = transaction.account
         account.require_groups(settings.peer_expose_groups)
         if dns_domain and any(zone.domain == dns_domain for zone in account.dns.zones):
-            raise InvalidArgument(f"{dns_domain} is a zone of the account already")
+            raise InvalidArgument(f"dns_domain {dns_domain} is already a zone of the account")
         row = await transaction.session.get_one(AccountRow, account_id)
         kept = row.settings.get("disabled_management_groups", [])
         row.settings = {**asdict(settings), "disabled_management_groups": kept}
@@ -48,7 +48,8 @@ async def update_account(state: State, account_id: AccountId, given: SettingsCha
 
 
 async def delete_account(state: State, account_id: AccountId) -> None:
-    """With all that belongs to it; its log goes within a minute, or after the next start. Raises `NotFound`."""
+    """Deletes an account with everything in it. Its access log is deleted within a minute, or after the next start.
+    Raises `NotFound`."""
     async with state.change(account_id) as transaction:
         row = await transaction.session.get(AccountRow, account_id)
         if row is None:

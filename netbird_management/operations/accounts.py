@@ -1,4 +1,4 @@
-"""Accounts: how one begins."""
+"""Creation of accounts."""
 
 import os
 import secrets
@@ -32,15 +32,15 @@ async def create_account(
     account_id: AccountId | None = None,
     identity: tuple[str, str] | None = None,
 ) -> tuple[AccountId, User]:
-    """A fresh account with its owner, a network of its own, the group `All` and a policy that lets `All` talk to `All`.
+    """Creates an account with an owner, an overlay network, the group `All` and a policy that connects `All` to `All`.
 
     Args:
-        account_id: of an account whose name its id follows from; a new one otherwise.
-        identity: issuer and subject, by which the identity provider knows the owner.
+        account_id: an id derived from the account's name in the provider's claim; None generates an id.
+        identity: issuer and subject of the owner at the identity provider.
 
     Raises:
-        InvalidArgument: an e-mail address that is none.
-        PreconditionFailed: there is that account already; with `only_first`, there is any.
+        InvalidArgument: `email` is not an e-mail address.
+        PreconditionFailed: the account exists; with `only_first`, any account exists.
     """
     account_id, user_id, group_id = account_id or AccountId(new_id()), UserId(new_id()), GroupId(new_id())
     address = checked_email(email)
@@ -59,7 +59,7 @@ async def create_account(
         if only_first and await session.scalar(select(AccountRow.id).limit(1)) is not None:
             raise PreconditionFailed("setup already completed")
         if transaction.before is not None:
-            raise PreconditionFailed("there is such an account already")
+            raise PreconditionFailed("the account already exists")
         session.add(
             AccountRow(
                 id=account_id,
@@ -94,12 +94,12 @@ async def create_account(
         transaction.record(Activity.ACCOUNT_CREATE, account_id, initiator=created_by or user_id)
     snapshot = state.snapshots.get(account_id)
     if snapshot is None:
-        raise LookupError("the account is gone already")
+        raise LookupError("the account was deleted at the same time")
     return account_id, snapshot.users[user_id]
 
 
 def _free_network(state: State) -> IPv4Network:
-    """One of the 64 networks of 65,536 addresses in 100.64.0.0/10, preferring one that no account here has."""
+    """One of the 64 networks of 65,536 addresses in 100.64.0.0/10, if possible one that no other account uses."""
     used = {snapshot.account.network for snapshot in state.snapshots.all()}
     networks = list(IPv4Network("100.64.0.0/10").subnets(new_prefix=16))
     return secrets.choice([network for network in networks if network not in used] or networks)

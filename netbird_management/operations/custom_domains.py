@@ -1,7 +1,7 @@
-"""Domains that accounts bring along. One is an account's once DNS shows that account's proof, and as long as it does.
+"""Custom domains of accounts. A domain is validated as long as DNS shows the account's proof.
 
-The proof is a TXT record with a value that follows from account and domain: another account cannot use it, and a name
-whose CNAME or wildcard leads to a cluster proves nothing by that.
+The proof is a TXT record with a value derived from account and domain, so another account cannot use it. A CNAME or
+wildcard that leads to a cluster is no proof.
 """
 
 import asyncio
@@ -27,35 +27,36 @@ from netbird_management.operations.proxies import clusters_of, shared_addresses
 from netbird_management.store.models import DomainRow
 from netbird_management.store.state import State, Transaction
 
+# Label of the TXT record, below the domain.
 LABEL: Final = "_netbird-challenge"
-"""The label below the domain with the TXT record."""
 PREFIX: Final = "netbird-account="
+# Label of the CNAME to the cluster, below the domain, for domains that an earlier version validated by it.
 OLD_LABEL: Final = "validation"
-"""The label below the domain whose CNAME led to the cluster, for domains that an earlier version validated by it."""
+# Time between DNS queries for the proof of a domain.
 PROVED_EVERY: Final = timedelta(hours=6)
-"""How often DNS is asked again for the proof of a domain."""
+# Time without its proof after which a domain is no longer validated. A query that no name server answers does not
+# count.
 LOST_AFTER: Final = timedelta(days=3)
-"""A validated domain is not any more after so long without its proof; a name server that does not answer proves
-nothing, neither way."""
+# Time without a proof after which a domain is deleted, unless services are at or below it.
 FORGOTTEN_AFTER: Final = timedelta(days=14)
-"""A domain without proof is forgotten after so long, unless services are at or below it."""
+# Maximum number of domains queried in one round, of all accounts and of one account.
 ASKED_AT_ONCE: Final = 20
 ASKED_OF_AN_ACCOUNT: Final = 5
-"""Domains that DNS is asked about in one round, in all and of one account."""
 HOPS: Final = 8
 SECONDS: Final = 5.0
 
 
 class Resolver(Protocol):
     async def aliases(self, name: str) -> list[str]:
-        """The names that a name leads to by CNAME, in order, folded. A name that cannot be looked up leads nowhere."""
+        """The targets of a name's chain of CNAME records, in order, folded; empty if the lookup fails."""
 
     async def texts(self, name: str) -> list[str] | None:
-        """The TXT records of a name; `None` where no name server answers for it."""
+        """The TXT records of a name; `None` if no name server answers."""
 
 
 class DnsResolver:
-    """Asks the given servers (`address` or `address:port`), or those of the system, and waits so many seconds."""
+    """Queries the given servers (`address` or `address:port`), or the system's. `seconds` limits each query; on expiry
+    it counts as unanswered."""
 
     def __init__(self, servers: Sequence[str] = (), *, seconds: float = SECONDS) -> None:
         self._resolver = dns.asyncresolver.Resolver(configure=not servers)
@@ -70,15 +71,15 @@ class DnsResolver:
                 self._resolver.nameservers = [*self._resolver.nameservers, server]
 
     async def aliases(self, name: str) -> list[str]:
-        found: list[str] = []
+        names: list[str] = []
         for _ in range(HOPS):
             try:
                 answer = await self._resolver.resolve(name, "CNAME")
                 name = fold(answer[0].target.to_text())
             except (dns.exception.DNSException, OSError, ValueError):
                 break
-            found.append(name)
-        return found
+            names.append(name)
+        return names
 
     async def texts(self, name: str) -> list[str] | None:
         try:
@@ -92,14 +93,14 @@ class DnsResolver:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """The TXT record that proves a domain to be an account's."""
+    """The TXT record that proves that a domain belongs to an account."""
 
     name: str
     value: str
 
 
 def proof_of(account_id: AccountId, domain: str) -> Proof:
-    """The proof of a folded domain. It stays the same for as long as the account lives."""
+    """The proof of a folded domain. It depends only on the account's id and the domain."""
     digest = hashlib.sha256(f"{account_id}\0{domain}".encode()).hexdigest()
     return Proof(f"{LABEL}.{domain}", f"{PREFIX}{digest[:40]}")
 
@@ -113,11 +114,12 @@ async def create_domain(
     target_cluster: str,
     refused_domains: Sequence[str] = (),
 ) -> CustomDomain:
-    """Stored whatever DNS answers; it blocks nobody, and services under it are mapped, once it is validated.
+    """Stores a domain, validated or not. Until it is validated, other accounts may still claim the name, and services
+    under it are withheld.
 
-    `target_cluster` is a connected cluster, or an address at or below the domain: there the account's own proxies will
-    connect. Raises `InvalidArgument` for a name that is none or that no account may have, and for a cluster that the
-    account cannot use; `Conflict` for a domain that is taken.
+    `target_cluster` is a connected cluster, or an address at or below the domain that the account's own proxies will
+    declare. Raises `InvalidArgument` for text that is not a domain, a domain that is not permitted, and a cluster that
+    the account cannot use; `Conflict` for a domain that is taken.
     """
     try:
         folded, target = fold(domain), fold_address(target_cluster)
@@ -129,7 +131,7 @@ async def create_domain(
         raise InvalidArgument(f"domain {folded} is not available here")
     connected = {cluster.address for cluster in await clusters_of(state, account_id) if cluster.online}
     if target not in connected and not is_under(target, folded):
-        raise InvalidArgument(f"target cluster {target} is not available: no proxy of it is connected")
+        raise InvalidArgument(f"target cluster {target} is not available: none of its proxies is connected")
     await _check_clusters(state, folded)
     is_proved = await _is_proved(resolver, account_id, folded, target)
     row_id, moment = new_id(), now()
@@ -154,8 +156,8 @@ async def create_domain(
 
 
 async def validate_domain(state: State, resolver: Resolver, account_id: AccountId, domain_id: str) -> bool:
-    """Asks DNS once more; a domain that is validated stays so. False where there is no proof, or another account has
-    proved the name, one above it or one below it meanwhile. Raises `NotFound`."""
+    """Queries DNS for the proof; a validated domain stays validated. Returns False without a proof, and if another
+    account has meanwhile proved the domain, a parent or a subdomain. Raises `NotFound`."""
     custom = get_domain(state, account_id, domain_id)
     if custom.validated:
         return True
@@ -177,7 +179,7 @@ async def validate_domain(state: State, resolver: Resolver, account_id: AccountI
 
 
 async def delete_domain(state: State, account_id: AccountId, domain_id: str) -> None:
-    """Services under it stay, and are withheld. Raises `NotFound`."""
+    """Deletes a domain. Services under it stay stored and are withheld. Raises `NotFound`."""
     async with state.change(account_id) as transaction:
         row = await transaction.session.get(DomainRow, domain_id)
         if row is None or row.account_id != account_id:
@@ -186,8 +188,8 @@ async def delete_domain(state: State, account_id: AccountId, domain_id: str) -> 
 
 
 async def prove_domains_again(state: State, resolver: Resolver) -> None:
-    """One round of questions to DNS about domains that were not asked about for `PROVED_EVERY`, the longest waiting
-    first: domains that lost their proof are withheld, and those that never get one are forgotten."""
+    """Queries DNS for domains that were last queried more than `PROVED_EVERY` ago, longest first. Services under
+    domains that lost their proof are withheld, and domains that never get a proof are deleted."""
     due = or_(DomainRow.asked_at.is_(None), DomainRow.asked_at < now() - PROVED_EVERY)
     async with state.read() as session:
         rows = (await session.scalars(select(DomainRow).where(due).order_by(DomainRow.asked_at, DomainRow.id))).all()
@@ -254,7 +256,7 @@ async def _delete(transaction: Transaction, row: DomainRow) -> None:
 
 
 def get_domain(state: State, account_id: AccountId, domain_id: str) -> CustomDomain:
-    """Raises `NotFound`, also for another account's."""
+    """A domain by id. Raises `NotFound`, also for another account's domain."""
     account = state.snapshots.get(account_id)
     for custom in account.custom_domains if account is not None else ():
         if custom.id == domain_id:
@@ -265,8 +267,8 @@ def get_domain(state: State, account_id: AccountId, domain_id: str) -> CustomDom
 async def _is_proved(
     resolver: Resolver, account_id: AccountId, domain: str, target_cluster: str, *, by_alias: bool = False
 ) -> bool | None:
-    """Whether DNS shows the account's proof; `None` where no name server answers. With `by_alias` the proof of earlier
-    versions is as good: a CNAME that leads to the cluster, at once or by way of others."""
+    """True if DNS shows the account's proof, `None` if no name server answers. With `by_alias` the proof of earlier
+    versions also counts: a chain of CNAME records that leads to the cluster."""
     proof = proof_of(account_id, domain)
     texts = await resolver.texts(proof.name)
     if texts is not None and proof.value in (text.strip() for text in texts):

@@ -1,4 +1,4 @@
-"""What an account adds to its peers' resolvers: name servers, zones of its own, and who is left alone."""
+"""DNS settings for an account's peers: name servers, zones, and groups without DNS management."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -19,7 +19,7 @@ RECORD_TYPES: Final = ("A", "AAAA", "CNAME")
 
 
 async def set_disabled_groups(state: State, account_id: AccountId, group_ids: Sequence[GroupId]) -> None:
-    """The peers in these groups are told nothing about names. Raises `InvalidArgument`."""
+    """Sets the groups whose peers get no DNS configuration. Raises `InvalidArgument`."""
     async with state.change(account_id) as transaction:
         transaction.account.require_groups(group_ids)
         row = await transaction.session.get_one(AccountRow, account_id)
@@ -30,7 +30,7 @@ async def set_disabled_groups(state: State, account_id: AccountId, group_ids: Se
 
 
 async def save_nameservers(state: State, account_id: AccountId, given: NameserverGroup) -> NameserverGroup:
-    """Makes a group of name servers, or with an id replaces it. Raises `InvalidArgument`, `NotFound`."""
+    """Creates a group of name servers or, with an id, replaces it. Raises `InvalidArgument`, `NotFound`."""
     async with state.change(account_id) as transaction:
         checked = _checked_nameservers(given, transaction.account)
         columns = {
@@ -55,7 +55,7 @@ async def save_nameservers(state: State, account_id: AccountId, given: Nameserve
         transaction.record(
             Activity.NAMESERVERS_UPDATE if checked.id else Activity.NAMESERVERS_ADD, id_, name=checked.name
         )
-        await _told(transaction)
+        await _record_change(transaction)
     return get_nameservers(state, account_id, id_)
 
 
@@ -67,7 +67,7 @@ async def delete_nameservers(state: State, account_id: AccountId, id_: str) -> N
             raise NotFound(f"nameserver group {id_} not found")
         transaction.record(Activity.NAMESERVERS_DELETE, id_, name=row.name)
         await transaction.session.delete(row)
-        await _told(transaction)
+        await _record_change(transaction)
 
 
 def get_nameservers(state: State, account_id: AccountId, id_: str) -> NameserverGroup:
@@ -79,8 +79,8 @@ def get_nameservers(state: State, account_id: AccountId, id_: str) -> Nameserver
 
 
 async def save_zone(state: State, account_id: AccountId, given: Zone) -> Zone:
-    """Makes a zone, or with an id changes everything of it but domain and records. Raises as `save_nameservers`, and
-    `Conflict`."""
+    """Creates a zone or, with an id, replaces everything except its domain and records. Raises like
+    `save_nameservers`, and `Conflict`."""
     async with state.change(account_id) as transaction:
         account = transaction.account
         if not 1 <= len(given.name) <= 255:
@@ -114,7 +114,7 @@ async def save_zone(state: State, account_id: AccountId, given: Zone) -> Zone:
                 )
             )
         transaction.record(Activity.ZONE_UPDATE if given.id else Activity.ZONE_ADD, id_, name=given.name, domain=domain)
-        await _told(transaction)
+        await _record_change(transaction)
     return get_zone(state, account_id, id_)
 
 
@@ -124,7 +124,7 @@ async def delete_zone(state: State, account_id: AccountId, id_: str) -> None:
         row = await _zone_row(transaction, id_)
         transaction.record(Activity.ZONE_DELETE, id_, name=row.name, domain=row.domain)
         await transaction.session.delete(row)
-        await _told(transaction)
+        await _record_change(transaction)
 
 
 def get_zone(state: State, account_id: AccountId, id_: str) -> Zone:
@@ -136,7 +136,7 @@ def get_zone(state: State, account_id: AccountId, id_: str) -> Zone:
 
 
 async def save_record(state: State, account_id: AccountId, zone_id: str, given: ZoneRecord) -> ZoneRecord:
-    """Adds a record to a zone, or with an id replaces it. Raises as `save_zone`."""
+    """Adds a record to a zone or, with an id, replaces it. Raises like `save_zone`."""
     async with state.change(account_id) as transaction:
         row = await _zone_row(transaction, zone_id)
         checked = _checked_record(given, row.domain)
@@ -152,7 +152,7 @@ async def save_record(state: State, account_id: AccountId, zone_id: str, given: 
         kept = [saved if record.id == saved.id else record for record in records]
         row.records = [asdict(record) for record in (kept if checked.id else [*kept, saved])]
         transaction.record(Activity.ZONE_UPDATE, zone_id, name=row.name, domain=row.domain, record=saved.name)
-        await _told(transaction)
+        await _record_change(transaction)
     return saved
 
 
@@ -165,10 +165,10 @@ async def delete_record(state: State, account_id: AccountId, zone_id: str, recor
             raise NotFound(f"record {record_id} not found")
         row.records = left
         transaction.record(Activity.ZONE_UPDATE, zone_id, name=row.name, domain=row.domain)
-        await _told(transaction)
+        await _record_change(transaction)
 
 
-async def _told(transaction: Transaction) -> None:
+async def _record_change(transaction: Transaction) -> None:
     transaction.touch(dns=True)
     await transaction.raise_serial()
 
@@ -193,7 +193,7 @@ def _checked_nameservers(given: NameserverGroup, account: AccountSnapshot) -> Na
     if any(other.name == given.name and other.id != given.id for other in account.dns.nameservers):
         raise InvalidArgument(f"a nameserver group with name {given.name} already exists")
     if not 1 <= len(given.nameservers) <= 3:
-        raise InvalidArgument("a nameserver group has 1 to 3 nameservers")
+        raise InvalidArgument("a nameserver group must have 1 to 3 nameservers")
     for server in given.nameservers:
         try:
             ip_address(server.ip)
@@ -202,9 +202,9 @@ def _checked_nameservers(given: NameserverGroup, account: AccountSnapshot) -> Na
         if not 0 < server.port < 65536:
             raise InvalidArgument("nameserver port must be between 1 and 65535")
     if given.primary == bool(given.domains):
-        raise InvalidArgument("a nameserver group is either primary or for some domains")
+        raise InvalidArgument("a nameserver group must either be primary or have domains")
     if given.primary and given.search_domains_enabled:
-        raise InvalidArgument("a primary nameserver group has no search domains")
+        raise InvalidArgument("search domains are not supported for a primary nameserver group")
     if not given.groups:
         raise InvalidArgument("a nameserver group needs at least one group")
     account.require_groups(given.groups)
@@ -214,7 +214,7 @@ def _checked_nameservers(given: NameserverGroup, account: AccountSnapshot) -> Na
 def _checked_record(given: ZoneRecord, zone: str) -> ZoneRecord:
     name = folded(given.name)
     if not is_under(name, zone):
-        raise InvalidArgument(f"record name {given.name} does not lie in the zone {zone}")
+        raise InvalidArgument(f"record name {given.name} must be in the zone {zone}")
     if not 0 <= given.ttl < 1 << 31:
         raise InvalidArgument("ttl must not be negative")
     content = given.content
@@ -227,5 +227,5 @@ def _checked_record(given: ZoneRecord, zone: str) -> ZoneRecord:
         try:
             content = str(family(content))
         except ValueError as error:
-            raise InvalidArgument(f"{content} is no content for a record of type {given.type}") from error
+            raise InvalidArgument(f"content {content} is not valid for a record of type {given.type}") from error
     return replace(given, name=name, content=content)

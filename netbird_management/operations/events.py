@@ -1,4 +1,4 @@
-"""What happened in an account, as it was written down with each change."""
+"""Events of an account, recorded with each change."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,13 +12,13 @@ from netbird_management.store.models import AccountRow, EventRow
 from netbird_management.store.state import State
 
 NEWEST: Final = 10_000
+# Number of the latest changes of an account whose events are kept.
 KEPT: Final = 100_000
-"""Changes of an account whose events are kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """`number` counts the account's changes; events of one change share it."""
+    """A recorded change. `number` counts the account's changes; events of the same change share a number."""
 
     id: str
     number: int
@@ -34,7 +34,7 @@ class Event:
 
 
 async def events_of(state: State, account_id: AccountId) -> list[Event]:
-    """The newest of an account, the latest first."""
+    """The newest events of an account, latest first."""
     query = select(EventRow).where(EventRow.account_id == account_id)
     query = query.order_by(EventRow.number.desc(), EventRow.id.desc()).limit(NEWEST)
     async with state.read() as session:
@@ -46,7 +46,7 @@ async def events_of(state: State, account_id: AccountId) -> list[Event]:
 
 
 async def forget_old_events(state: State, kept: int = KEPT) -> None:
-    """Those of changes that so many others came after, in each account."""
+    """Deletes, in each account, the events of all but the latest `kept` changes."""
     async with state.read() as session:
         counted = (await session.execute(select(AccountRow.id, AccountRow.changes))).all()
     for account_id, changes in counted:

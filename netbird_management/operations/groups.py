@@ -1,4 +1,4 @@
-"""Groups: sets of peers that access is given to."""
+"""Groups: sets of peers to which policies grant access."""
 
 from collections.abc import Iterable
 
@@ -15,7 +15,7 @@ from netbird_management.store.state import State
 
 
 async def create_group(state: State, account_id: AccountId, *, name: str, peers: Iterable[PeerId] = ()) -> Group:
-    """Raises `InvalidArgument` for a bad name or an unknown peer, `Conflict` for a name that is taken."""
+    """Creates a group. Raises `InvalidArgument` for a bad name or an unknown peer, `Conflict` for a taken name."""
     group_id, members = GroupId(new_id()), frozenset(peers)
     async with state.change(account_id) as transaction:
         _check(transaction.account, name, members, None)
@@ -71,7 +71,7 @@ async def delete_group(state: State, account_id: AccountId, group_id: GroupId) -
 
 
 def _user_of(account: AccountSnapshot, group_id: GroupId) -> str:
-    """What names the group, in words; "" if nothing does."""
+    """A description of an object that refers to the group; "" if none does."""
     for service in account.index.naming(group_id).values():
         return f"reverse proxy service: {service.domain}"
     for policy in account.policies.values():
@@ -100,7 +100,7 @@ def _user_of(account: AccountSnapshot, group_id: GroupId) -> str:
 
 
 def _check(account: AccountSnapshot, name: str, peers: frozenset[PeerId], group: Group | None) -> None:
-    # Names travel in a header, joined by commas.
+    # Proxies send names in a header, separated by commas.
     if not name or len(name) > 255 or "," in name or not name.isprintable():
         raise InvalidArgument("group name must be 1 to 255 printable characters without a comma")
     if any(other.name == name for other in account.groups.values() if group is None or other.id != group.id):

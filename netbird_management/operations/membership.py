@@ -1,4 +1,4 @@
-"""Which peers are in which groups: the one place that writes it."""
+"""Membership of peers in groups; only this module writes it."""
 
 from collections.abc import Iterable
 
@@ -13,7 +13,7 @@ from netbird_management.store.state import Transaction
 async def move(
     transaction: Transaction, peers: Iterable[PeerId], *, leave: Iterable[GroupId] = (), join: Iterable[GroupId] = ()
 ) -> None:
-    """Takes peers out of groups and puts them into others, which must exist. A proxy's peer joins nothing."""
+    """Moves peers from groups to other groups, which must exist. A proxy's peer joins no group."""
     ids, left, joined = list(peers), list(leave), list(join)
     if not ids or not (left or joined):
         return

@@ -1,4 +1,4 @@
-"""Networks behind routing peers, as their operators edit them: resources, and who carries packets to them."""
+"""Changes of networks behind routing peers: their resources and their routers."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -15,13 +15,13 @@ from netbird_management.store.models import NetworkRow
 from netbird_management.store.state import State, Transaction
 
 MAX_METRIC: Final = 9999
-_One = TypeVar("_One", NetworkResource, NetworkRouter)
+_Part = TypeVar("_Part", NetworkResource, NetworkRouter)
 
 
 async def save_network(
     state: State, account_id: AccountId, network_id: str, *, name: str, description: str
 ) -> RoutedNetwork:
-    """Makes a network, or with an id renames it. Raises `InvalidArgument`, `NotFound`."""
+    """Creates a network or, with an id, renames it. Raises `InvalidArgument`, `NotFound`."""
     _check_name("network", name, description)
     async with state.change(account_id) as transaction:
         id_ = network_id or new_id()
@@ -32,61 +32,63 @@ async def save_network(
             transaction.session.add(
                 NetworkRow(id=id_, account_id=account_id, name=name, description=description, resources=[], routers=[])
             )
-        await _told(transaction, Activity.NETWORK_UPDATE if network_id else Activity.NETWORK_ADD, id_, name)
+        await _record_change(transaction, Activity.NETWORK_UPDATE if network_id else Activity.NETWORK_ADD, id_, name)
     return get_network(state, account_id, id_)
 
 
 async def delete_network(state: State, account_id: AccountId, network_id: str) -> None:
-    """With all that is in it. Raises `NotFound`, and `PreconditionFailed` while something uses one of its resources."""
+    """Deletes a network with its resources and routers. Raises `NotFound`, and `PreconditionFailed` while a service or
+    policy uses one of its resources."""
     async with state.change(account_id) as transaction:
-        network = _found(transaction.account, network_id)
+        network = _network(transaction.account, network_id)
         for resource in network.resources:
             _check_unused(transaction.account, resource.id)
         await transaction.session.delete(await _row(transaction, network_id))
-        await _told(transaction, Activity.NETWORK_DELETE, network_id, network.name)
+        await _record_change(transaction, Activity.NETWORK_DELETE, network_id, network.name)
 
 
 async def save_resource(
     state: State, account_id: AccountId, network_id: str, given: NetworkResource
 ) -> NetworkResource:
-    """Makes a resource, or with an id replaces it; its type comes from its address.
+    """Creates a resource or, with an id, replaces it; its address determines its type.
 
-    Raises `InvalidArgument`, `NotFound`, `Conflict` for a name that another has, and `PreconditionFailed` where it
-    would become of another type while something uses it as it is.
+    Raises `InvalidArgument`, `NotFound`, `Conflict` for another resource's name, and `PreconditionFailed` for a change
+    of type while a service or policy uses it.
     """
     async with state.change(account_id) as transaction:
         account = transaction.account
-        network = _found(account, network_id)
+        network = _network(account, network_id)
         resource = _checked_resource(given, account)
         if given.id:
             old = _in(network.resources, given.id, "resource")
             if old.type is not resource.type:
                 _check_unused(account, given.id)
-        if any(one.name == resource.name and one.id != given.id for each in account.networks for one in each.resources):
+        others = (other for each in account.networks for other in each.resources if other.id != given.id)
+        if any(other.name == resource.name for other in others):
             raise Conflict(f"resource with name {resource.name} already exists")
         resource = replace(resource, id=given.id or new_id())
         row = await _row(transaction, network_id)
         row.resources = _replaced(network.resources, resource)
         activity = Activity.RESOURCE_UPDATE if given.id else Activity.RESOURCE_ADD
-        await _told(transaction, activity, resource.id, resource.name, network_id=network_id)
+        await _record_change(transaction, activity, resource.id, resource.name, network_id=network_id)
     return get_resource(state, account_id, network_id, resource.id)
 
 
 async def delete_resource(state: State, account_id: AccountId, network_id: str, resource_id: str) -> None:
-    """Raises `NotFound`, and `PreconditionFailed` while something uses it."""
+    """Deletes a resource. Raises `NotFound`, and `PreconditionFailed` while a service or policy uses it."""
     async with state.change(account_id) as transaction:
-        network = _found(transaction.account, network_id)
+        network = _network(transaction.account, network_id)
         resource = _in(network.resources, resource_id, "resource")
         _check_unused(transaction.account, resource_id)
         row = await _row(transaction, network_id)
-        row.resources = [asdict(one) for one in network.resources if one.id != resource_id]
-        await _told(transaction, Activity.RESOURCE_DELETE, resource_id, resource.name, network_id=network_id)
+        row.resources = [asdict(other) for other in network.resources if other.id != resource_id]
+        await _record_change(transaction, Activity.RESOURCE_DELETE, resource_id, resource.name, network_id=network_id)
 
 
 async def save_router(state: State, account_id: AccountId, network_id: str, given: NetworkRouter) -> NetworkRouter:
-    """Makes a router, or with an id replaces it. Raises `InvalidArgument`, `NotFound`."""
+    """Creates a router or, with an id, replaces it. Raises `InvalidArgument`, `NotFound`."""
     async with state.change(account_id) as transaction:
-        network = _found(transaction.account, network_id)
+        network = _network(transaction.account, network_id)
         _check_router(given, transaction.account)
         if given.id:
             _in(network.routers, given.id, "router")
@@ -94,26 +96,26 @@ async def save_router(state: State, account_id: AccountId, network_id: str, give
         row = await _row(transaction, network_id)
         row.routers = _replaced(network.routers, router)
         activity = Activity.ROUTER_UPDATE if given.id else Activity.ROUTER_ADD
-        await _told(transaction, activity, router.id, network.name, network_id=network_id)
+        await _record_change(transaction, activity, router.id, network.name, network_id=network_id)
     return _in(get_network(state, account_id, network_id).routers, router.id, "router")
 
 
 async def delete_router(state: State, account_id: AccountId, network_id: str, router_id: str) -> None:
     """Raises `NotFound`."""
     async with state.change(account_id) as transaction:
-        network = _found(transaction.account, network_id)
+        network = _network(transaction.account, network_id)
         _in(network.routers, router_id, "router")
         row = await _row(transaction, network_id)
-        row.routers = [asdict(one) for one in network.routers if one.id != router_id]
-        await _told(transaction, Activity.ROUTER_DELETE, router_id, network.name, network_id=network_id)
+        row.routers = [asdict(other) for other in network.routers if other.id != router_id]
+        await _record_change(transaction, Activity.ROUTER_DELETE, router_id, network.name, network_id=network_id)
 
 
 def get_network(state: State, account_id: AccountId, network_id: str) -> RoutedNetwork:
-    """Raises `NotFound`, also for another account's; so do the others."""
+    """A network by id. Raises `NotFound`, also for another account's network."""
     account = state.snapshots.get(account_id)
     if account is None:
         raise NotFound(f"network: {network_id} not found")
-    return _found(account, network_id)
+    return _network(account, network_id)
 
 
 def get_resource(state: State, account_id: AccountId, network_id: str, resource_id: str) -> NetworkResource:
@@ -125,7 +127,7 @@ def get_router(state: State, account_id: AccountId, network_id: str, router_id: 
 
 
 def typed_address(text: str) -> tuple[ResourceType, str]:
-    """What an address is, and how it is kept: `10.0.0.5` is a host, `10.0.0.0/16` a subnet, the rest a domain.
+    """The type of an address, and its canonical text: `10.0.0.5` is a host, `10.0.0.0/16` a subnet, others are domains.
 
     Raises `InvalidArgument`.
     """
@@ -143,7 +145,7 @@ def typed_address(text: str) -> tuple[ResourceType, str]:
     try:
         folded = fold(name)
     except ValueError as error:
-        raise InvalidArgument(f'"{text}" is no address, network or domain') from error
+        raise InvalidArgument(f'"{text}" is not an address, network or domain') from error
     return ResourceType.DOMAIN, "*." + folded if pattern else folded
 
 
@@ -164,7 +166,7 @@ def _checked_resource(given: NetworkResource, account: AccountSnapshot) -> Netwo
 
 def _check_router(router: NetworkRouter, account: AccountSnapshot) -> None:
     if (router.peer is None) == (not router.peer_groups):
-        raise InvalidArgument("of peer and peer_groups exactly one must be there")
+        raise InvalidArgument("exactly one of peer and peer_groups must be set")
     if not 1 <= router.metric <= MAX_METRIC:
         raise InvalidArgument(f"metric must be between 1 and {MAX_METRIC}")
     account.require_groups(router.peer_groups)
@@ -190,27 +192,26 @@ def _check_unused(account: AccountSnapshot, resource_id: str) -> None:
                 raise PreconditionFailed(f"resource {resource_id} is the destination of policy {policy.name}")
 
 
-def _found(account: AccountSnapshot, network_id: str) -> RoutedNetwork:
+def _network(account: AccountSnapshot, network_id: str) -> RoutedNetwork:
     for network in account.networks:
         if network.id == network_id:
             return network
     raise NotFound(f"network: {network_id} not found")
 
 
-def _in(held: Sequence[_One], id_: str, what: str) -> _One:
-    for one in held:
-        if one.id == id_:
-            return one
+def _in(parts: Sequence[_Part], id_: str, what: str) -> _Part:
+    for part in parts:
+        if part.id == id_:
+            return part
     raise NotFound(f"network {what}: {id_} not found")
 
 
-def _replaced(held: Sequence[_One], new: _One) -> list[dict[str, Any]]:
-    """In place of the one with its id, else at the end."""
-    ids = [one.id for one in held]
-    kept: list[_One] = [new if one.id == new.id else one for one in held]
-    if new.id not in ids:
-        kept.append(new)
-    return [asdict(one) for one in kept]
+def _replaced(parts: Sequence[_Part], new: _Part) -> list[dict[str, Any]]:
+    """The parts as JSON, with `new` in place of the part with its id, else at the end."""
+    replaced: list[_Part] = [new if part.id == new.id else part for part in parts]
+    if all(part.id != new.id for part in parts):
+        replaced.append(new)
+    return [asdict(part) for part in replaced]
 
 
 async def _row(transaction: Transaction, network_id: str) -> NetworkRow:
@@ -220,7 +221,7 @@ async def _row(transaction: Transaction, network_id: str) -> NetworkRow:
     return row
 
 
-async def _told(
+async def _record_change(
     transaction: Transaction, activity: Activity, target_id: str, name: str, *, network_id: str | None = None
 ) -> None:
     transaction.record(activity, target_id, name=name, network_id=network_id)

@@ -1,4 +1,4 @@
-"""Nonces that count once: of one-time tokens and of logins by the identity provider."""
+"""Nonces of one-time tokens and of logins by the identity provider, each valid once."""
 
 from datetime import datetime
 
@@ -10,9 +10,9 @@ from netbird_management.store.models import SpentNonceRow
 
 
 async def spend(session: AsyncSession, nonce: str, expires_at: datetime) -> bool:
-    """Mark a nonce as used, and forget those that have expired since.
+    """Marks a nonce as used, and deletes expired nonces.
 
-    False if it was used before: the caller's transaction must then end without a commit.
+    Returns False if it was used before; the caller must then roll back its transaction.
     """
     if await session.get(SpentNonceRow, nonce) is not None:
         return False

@@ -1,4 +1,4 @@
-"""Peers: how they come, what is noted of them, how they go."""
+"""Creation, presence, updates and deletion of peers."""
 
 import base64
 import binascii
@@ -24,10 +24,10 @@ from netbird_management.secrets.one_time import OneTimeToken
 from netbird_management.store.models import PeerRow
 from netbird_management.store.state import State, Transaction, acting
 
+# Precision of `last_seen` for a peer that is seen only through its requests.
 SEEN_SECONDS: Final = 3600
-"""How exact `last_seen` is for a peer that is only seen through its requests."""
+# Time without a connection after which a proxy's peer without a WireGuard endpoint is deleted.
 PROXY_ABSENT_SECONDS: Final = 600
-"""How long a proxy's peer without a WireGuard endpoint may be away before it is swept."""
 
 
 async def create_stock_peer(
@@ -39,10 +39,10 @@ async def create_stock_peer(
     group_ids: Sequence[GroupId] = (),
     public_key: str | None = None,
 ) -> tuple[Peer, str | None]:
-    """A peer that runs plain WireGuard. It is in `All`, its user's auto groups and those asked for.
+    """Creates a peer that runs plain WireGuard, in `All`, in its user's auto groups and in the requested groups.
 
-    Without a public key a key pair is made, whose private half is returned this once and never stored.
-    Raises `InvalidArgument`, and `Conflict` for a key that is known already.
+    Without a public key, management generates a key pair and returns its private half, which it never stores.
+    Raises `InvalidArgument`, and `Conflict` for the key of an existing peer.
     """
     private_key: str | None = None
     if public_key is None:
@@ -77,18 +77,18 @@ async def create_proxy_peer(
     token: OneTimeToken,
     wireguard_endpoint: str = "",
 ) -> Peer:
-    """The overlay node of a proxy, in no group. Spends the one-time token in the same transaction.
+    """Creates the overlay node of a proxy, in no group. Spends the one-time token in the same transaction.
 
-    A key that is this account's proxy already keeps its peer and address, and gets the cluster and endpoint told now.
-    Raises `PermissionDenied` for a spent token and for a key that belongs to anybody else.
+    If the key already belongs to a proxy of this account, its peer and address stay, and cluster and endpoint are
+    updated. Raises `PermissionDenied` for a spent token and for the key of any other peer.
     """
     checked_key(key)
     async with state.change(account_id) as transaction:
         if token.expires_at < now() or not await spend(transaction.session, token.nonce, token.expires_at):
             raise PermissionDenied("token validation: invalid token")
-        known = state.snapshots.by_peer_key(key)
-        if known is not None:
-            account, peer = known
+        match = state.snapshots.by_peer_key(key)
+        if match is not None:
+            account, peer = match
             if account.account.id != account_id or peer.proxy is None:
                 raise PermissionDenied("this WireGuard key belongs to another peer")
             row = await transaction.session.get_one(PeerRow, peer.id)
@@ -113,7 +113,7 @@ async def create_proxy_peer(
 
 
 async def update_peer_meta(state: State, peer: Peer, meta: PeerMeta, *, ssh_key: str | None = None) -> Peer:
-    """What a peer says of itself at Sync; `None` keeps the SSH key. Name, label and address stay."""
+    """Stores a peer's report at Sync; an `ssh_key` of `None` keeps the key. Name, label and address stay."""
     if peer.meta == meta and ssh_key in (None, peer.ssh_key):
         return peer
     async with state.change(peer.account_id) as transaction:
@@ -126,7 +126,7 @@ async def update_peer_meta(state: State, peer: Peer, meta: PeerMeta, *, ssh_key:
 
 
 async def note_login(state: State, peer: Peer) -> Peer:
-    """A peer logged in just now."""
+    """Records that a peer logged in now."""
     async with state.change(peer.account_id) as transaction:
         (await _row(transaction, peer)).last_login = now()
         transaction.touch(peers=[peer.id])
@@ -134,7 +134,8 @@ async def note_login(state: State, peer: Peer) -> Peer:
 
 
 async def set_connected(state: State, peer: Peer, *, started_ns: int, connection_ip: str = "") -> bool:
-    """A sync stream that began at `started_ns` is up. False, and nothing written, if a newer one is known."""
+    """Records that the sync stream started at `started_ns` is open. Returns False, without a change, if a newer stream
+    is recorded."""
     async with state.change(peer.account_id) as transaction:
         row = await _row(transaction, peer)
         if row.stream_started_ns >= started_ns:
@@ -146,8 +147,8 @@ async def set_connected(state: State, peer: Peer, *, started_ns: int, connection
 
 
 async def set_disconnected(state: State, peer: Peer, *, started_ns: int) -> bool:
-    """The stream that began at `started_ns` ended. False if it is not the one the peer is connected by, or the peer is
-    gone: a late end of an old stream never marks a peer offline that came back."""
+    """Records that the stream started at `started_ns` ended. Returns False if another stream is recorded or the peer
+    was deleted, so the late end of an old stream never marks a reconnected peer offline."""
     async with state.change(peer.account_id) as transaction:
         row = await transaction.session.get(PeerRow, peer.id)
         if row is None or row.stream_started_ns != started_ns or not row.connected:
@@ -158,7 +159,7 @@ async def set_disconnected(state: State, peer: Peer, *, started_ns: int) -> bool
 
 
 async def disconnect_all_peers(state: State) -> None:
-    """At start: no stream of this process is up yet, whatever the last one left behind."""
+    """Marks all peers as disconnected; called at start, when this process has no stream yet."""
     for snapshot in state.snapshots.all():
         ids = [peer.id for peer in snapshot.peers.values() if peer.connected]
         if ids:
@@ -169,7 +170,7 @@ async def disconnect_all_peers(state: State) -> None:
 
 
 async def note_seen(state: State, peer: Peer) -> None:
-    """A peer was let in through a proxy; written at most once an hour. A stock peer has no other sign of life."""
+    """Records that a proxy admitted a peer, at most once an hour. A stock peer gives no other sign of presence."""
     cutoff = now() - timedelta(seconds=SEEN_SECONDS)
     if peer.proxy is not None or (peer.last_seen is not None and peer.last_seen > cutoff):
         return
@@ -182,7 +183,7 @@ async def note_seen(state: State, peer: Peer) -> None:
 
 
 async def rename_peer(state: State, account_id: AccountId, peer_id: PeerId, *, name: str) -> Peer:
-    """Gives a peer another name; its label in DNS stays. Raises `NotFound`, `InvalidArgument`."""
+    """Renames a peer; its DNS label stays. Raises `NotFound`, `InvalidArgument`."""
     peer = get_peer(state, account_id, peer_id)
     checked_name(name)
     async with state.change(account_id) as transaction:
@@ -193,7 +194,7 @@ async def rename_peer(state: State, account_id: AccountId, peer_id: PeerId, *, n
 
 
 async def delete_peer(state: State, account_id: AccountId, peer_id: PeerId) -> None:
-    """Raises `NotFound`, and `PreconditionFailed` while a service targets the peer."""
+    """Deletes a peer. Raises `NotFound`, and `PreconditionFailed` while a service targets the peer."""
     async with state.change(account_id) as transaction:
         peer = transaction.account.peers.get(peer_id)
         if peer is None:
@@ -203,8 +204,8 @@ async def delete_peer(state: State, account_id: AccountId, peer_id: PeerId) -> N
 
 
 async def sweep_ephemeral_peers(state: State) -> None:
-    """Removes peers that were made to go when they are away for long: those of ephemeral keys, and proxies' peers that
-    no stock client relies on. A peer that a service targets stays until the service lets go of it."""
+    """Deletes absent peers of ephemeral setup keys, and absent proxies' peers on which no stock client relies. A peer
+    that a service targets stays as long as it is a target."""
     cutoff = now() - timedelta(seconds=PROXY_ABSENT_SECONDS)
     for snapshot in state.snapshots.all():
         if not _absent(snapshot, cutoff):
@@ -214,7 +215,7 @@ async def sweep_ephemeral_peers(state: State) -> None:
 
 
 def get_peer(state: State, account_id: AccountId, peer_id: PeerId) -> Peer:
-    """Raises `NotFound`, also for another account's peer."""
+    """A peer by id. Raises `NotFound`, also for another account's peer."""
     snapshot = state.snapshots.get(account_id)
     if snapshot is None or peer_id not in snapshot.peers:
         raise NotFound(f"peer: {peer_id} not found")
@@ -222,16 +223,17 @@ def get_peer(state: State, account_id: AccountId, peer_id: PeerId) -> Peer:
 
 
 def checked_name(name: str) -> str:
-    """Raises `InvalidArgument`. A peer's name stands for its user where it has none, so it must not look like one."""
+    """The name, if it is valid. Raises `InvalidArgument`. A proxy reports the name of a peer without a user in place of
+    a user, so the name must not look like a user's address."""
     if not name.strip() or len(name) > 255 or not name.isprintable():
         raise InvalidArgument("peer name must be 1 to 255 printable characters")
     if "@" in name:
-        raise InvalidArgument("peer name must not contain @: it could be taken for a user's address")
+        raise InvalidArgument("peer name must not contain @, as it could be mistaken for a user's address")
     return name
 
 
 def checked_key(key: str) -> str:
-    """Raises `InvalidArgument` for what is not base64 of 32 bytes."""
+    """The key, if it is base64 of 32 bytes. Raises `InvalidArgument` otherwise."""
     try:
         raw = base64.b64decode(key, validate=True)
     except (binascii.Error, ValueError) as error:
@@ -256,7 +258,7 @@ async def insert_peer(
     wireguard_endpoint: str = "",
     ssh_key: str = "",
 ) -> PeerId:
-    """A new row, with an address and a label of its own, in no group yet. Raises `Conflict` for a known key."""
+    """Inserts a peer with a free address and label, in no group. Raises `Conflict` for the key of an existing peer."""
     if state.snapshots.by_peer_key(key) is not None:
         raise Conflict("a peer with this WireGuard key already exists")
     account, peer_id = transaction.account, PeerId(new_id())
@@ -306,7 +308,7 @@ def _free_ipv6(account: AccountSnapshot) -> IPv6Address:
 
 
 def _free_label(account: AccountSnapshot, hostname: str, ip: IPv4Address) -> str:
-    """One DNS label from the host name, with the address's last two octets where the plain one is taken."""
+    """A DNS label from the host name; if that is taken, followed by the last two octets of the address."""
     label = "".join(char if char.isascii() and char.isalnum() else "-" for char in hostname.split(".")[0].lower())
     label = label.strip("-")[:59].strip("-") or "peer"
     taken = {peer.dns_label for peer in account.peers.values()}

@@ -1,4 +1,4 @@
-"""Policies as their operators edit them."""
+"""Creation, changes and deletion of policies."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from netbird_management.store.state import State
 
 
 async def create_policy(state: State, account_id: AccountId, given: Policy) -> Policy:
-    """Stores a policy under an id of its own. Raises `InvalidArgument`."""
+    """Stores a policy under a new id. Raises `InvalidArgument`."""
     policy_id = PolicyId(new_id())
     async with state.change(account_id) as transaction:
         policy = _checked(replace(given, id=policy_id), transaction.account)
@@ -52,7 +52,7 @@ async def delete_policy(state: State, account_id: AccountId, policy_id: PolicyId
 
 
 def get_policy(state: State, account_id: AccountId, policy_id: PolicyId) -> Policy:
-    """Raises `NotFound`, also for another account's."""
+    """A policy by id. Raises `NotFound`, also for another account's policy."""
     account = state.snapshots.get(account_id)
     if account is None or policy_id not in account.policies:
         raise NotFound(f"policy: {policy_id} not found")
@@ -66,14 +66,14 @@ def _checked(policy: Policy, account: AccountSnapshot) -> Policy:
         raise InvalidArgument("policy description must be at most 1024 characters")
     if not policy.rules:
         raise InvalidArgument("policy rules are required")
-    known = {rule.id for stored in account.policies.values() for rule in stored.rules if stored.id == policy.id}
+    stored_ids = {rule.id for stored in account.policies.values() for rule in stored.rules if stored.id == policy.id}
     checked: list[PolicyRule] = []
     for i, rule in enumerate(policy.rules):
         _check_rule(i, rule, account)
-        if rule.id and rule.id not in known:
-            raise InvalidArgument(f"rules[{i}]: id {rule.id} is no rule of this policy: leave it out for a new one")
-        # The id travels in maps and names the rule to agents: it is ours, and stays while the rule does.
-        kept = rule.id if rule.id in known else "" if i else str(policy.id)
+        if rule.id and rule.id not in stored_ids:
+            raise InvalidArgument(f"rules[{i}]: id {rule.id} is not a rule of this policy: omit it for a new rule")
+        # Agents identify a rule by its id in maps, so management assigns the id and keeps it as long as the rule.
+        kept = rule.id if rule.id in stored_ids else "" if i else str(policy.id)
         used = {other.id for other in checked}
         checked.append(replace(rule, id=kept if kept and kept not in used else new_id()))
     return replace(policy, rules=tuple(checked))
@@ -84,11 +84,11 @@ def _check_resource(where: str, side: str, resource: Resource, account: AccountS
         peer = account.peers.get(PeerId(resource.id))
         there = peer is not None and peer.proxy is None
     else:
-        found = account.resource(resource.id)
-        there = found is not None and found[1].type is resource.type
+        match = account.resource(resource.id)
+        there = match is not None and match[1].type is resource.type
         if there and side == "sources":
             raise InvalidArgument(
-                f"{where}: {resource.type} {resource.id} is behind a network: it cannot be a policy source"
+                f"{where}: {resource.type} {resource.id} is a network resource: it cannot be a policy source"
             )
     if not there:
         raise InvalidArgument(f"{where}: {resource.type} {resource.id} not found")
@@ -97,28 +97,28 @@ def _check_resource(where: str, side: str, resource: Resource, account: AccountS
 def _check_rule(i: int, rule: PolicyRule, account: AccountSnapshot) -> None:
     where = f"rules[{i}]"
     if not rule.name or len(rule.name) > 255 or not rule.name.isprintable():
-        raise InvalidArgument(f"{where}: a rule needs a name of at most 255 printable characters")
+        raise InvalidArgument(f"{where}: name must be 1 to 255 printable characters")
     if len(rule.description) > 1024:
         raise InvalidArgument(f"{where}: description must be at most 1024 characters")
     if rule.action not in ("accept", "drop"):
-        raise InvalidArgument(f'{where}: unknown action "{rule.action}"')
+        raise InvalidArgument(f'{where}: action "{rule.action}" is not supported')
     if rule.protocol not in PROTOCOLS:
-        raise InvalidArgument(f'{where}: unknown protocol "{rule.protocol}": it is one of {", ".join(PROTOCOLS)}')
+        raise InvalidArgument(f'{where}: protocol "{rule.protocol}" is not one of {", ".join(PROTOCOLS)}')
     for side, groups, resource in (
         ("sources", rule.sources, rule.source_resource),
         ("destinations", rule.destinations, rule.destination_resource),
     ):
         if bool(groups) == (resource is not None):
-            raise InvalidArgument(f"{where}: of {side} and its resource exactly one must be there")
+            raise InvalidArgument(f"{where}: exactly one of {side} and its resource must be set")
         for id_ in groups:
             if id_ not in account.groups:
                 raise InvalidArgument(f"{where}: group {id_} not found")
         if resource is not None:
             _check_resource(where, side, resource, account)
     if rule.ports and rule.port_ranges:
-        raise InvalidArgument(f"{where}: ports and port_ranges exclude each other")
+        raise InvalidArgument(f"{where}: ports cannot be combined with port_ranges")
     if (rule.ports or rule.port_ranges) and rule.protocol not in PORTED:
-        raise InvalidArgument(f"{where}: protocol {rule.protocol} has no ports")
+        raise InvalidArgument(f"{where}: ports are not supported for protocol {rule.protocol}")
     edges = [*rule.ports, *(port for ports in rule.port_ranges for port in (ports.start, ports.end))]
     if any(not 0 < port < 65536 for port in edges) or any(ports.start > ports.end for ports in rule.port_ranges):
         raise InvalidArgument(f"{where}: ports must be between 1 and 65535, ranges in order")

@@ -1,4 +1,4 @@
-"""Listen ports of services that are no HTTP: which are free on a cluster, and who may ask for one by number."""
+"""Listen ports of tcp, udp and tls services: free ports of a cluster, and checks of requested ports."""
 
 import secrets
 from collections.abc import Callable, Iterator
@@ -15,11 +15,11 @@ _TRIES: Final = 100
 
 
 def with_port(state: State, service: Service, previous: Service | None, *, custom_ports: bool | None) -> Service:
-    """The service with its listen port: kept, checked, or picked where it is 0.
+    """The service with its listen port: the stored one, the requested one after a check, or a free one if it is 0.
 
-    `custom_ports` is what the cluster's proxies report; TLS needs no such word, as it is told apart by name. Call it
-    inside the account's transaction: nobody else can take the port meanwhile. Raises `InvalidArgument`, `Conflict`,
-    and `PreconditionFailed` where the cluster has no port left.
+    `custom_ports` is the capability that the cluster's proxies report; TLS does not need it, as proxies distinguish TLS
+    services by server name. Call this inside the account's transaction, so that no other service can take the port
+    meanwhile. Raises `InvalidArgument`, `Conflict`, and `PreconditionFailed` if the cluster has no free port.
     """
     if service.mode == "http":
         return replace(service, port_auto_assigned=False)
@@ -28,12 +28,12 @@ def with_port(state: State, service: Service, previous: Service | None, *, custo
         service = replace(service, listen_port=previous.listen_port, port_auto_assigned=previous.port_auto_assigned)
     kept = previous is not None and same_cluster and service.listen_port == previous.listen_port
     if service.listen_port and not kept and service.mode != "tls" and not custom_ports:
-        raise InvalidArgument(f"custom ports not supported on cluster {service.proxy_cluster}")
+        raise InvalidArgument(f"custom ports are not supported on cluster {service.proxy_cluster}")
 
     def others(port: int) -> Iterator[Service]:
         for snapshot in state.snapshots.all():
-            found = snapshot.index.on_port(service.proxy_cluster, port).values()
-            yield from (other for other in found if other.id != service.id)
+            services = snapshot.index.on_port(service.proxy_cluster, port).values()
+            yield from (other for other in services if other.id != service.id)
 
     if not service.listen_port:
         port = _free_port(lambda port: next(others(port), None) is None)

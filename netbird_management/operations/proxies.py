@@ -1,4 +1,4 @@
-"""The registry of proxies: who is connected where, and what a cluster of them can do."""
+"""The registry of proxies: connections, clusters and their capabilities."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,18 +17,18 @@ from netbird_management.store.engine import insert
 from netbird_management.store.models import ProxyRow
 from netbird_management.store.state import State
 
+# Maximum age of the last heartbeat of a connected proxy; an older proxy counts as disconnected.
 ACTIVE_SECONDS: Final = 120
-"""A proxy whose last heartbeat is older is not counted."""
 FORGET_SECONDS: Final = 3600
+# Maximum number of proxies of a token. Disconnected proxies count until they are forgotten.
 PROXIES_OF_A_TOKEN: Final = 1_000
-"""Those that are gone count until they are forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """One connection of a proxy. `session_id` is new with each and fences what is written about it.
+    """One connection of a proxy. Each connection has a new `session_id`; writes for an older connection are ignored.
 
-    `account_id` is the account of its token, `None` for a proxy that serves all.
+    `account_id` is the account of its token, `None` for a proxy that serves all accounts.
     """
 
     proxy_id: ProxyId
@@ -42,7 +42,8 @@ class Registration:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """The proxies that declare one address, as an account sees them. `None` is "nobody reported"."""
+    """The proxies that declare an address, as an account sees them. A capability of `None` means that no proxy reported
+    it."""
 
     id: str
     address: str
@@ -56,7 +57,7 @@ class Cluster:
 
 
 async def register_proxy(state: State, registration: Registration) -> None:
-    """A proxy connected: its whole row is written, over any earlier connection's."""
+    """Records a connection of a proxy, in place of any earlier connection of the proxy."""
     moment = now()
     capabilities = registration.capabilities
     values = {
@@ -80,14 +81,15 @@ async def register_proxy(state: State, registration: Registration) -> None:
 
 
 async def room_for_proxy(state: State, proxy_id: ProxyId, token_id: TokenId | None) -> bool:
-    """Whether one more may register with this token: known proxies have their place, until they are forgotten."""
+    """True if the proxy may register with this token. A registered proxy counts until it is forgotten."""
     others = select(func.count()).select_from(ProxyRow).where(ProxyRow.token_id == token_id, ProxyRow.id != proxy_id)
     async with state.read() as session:
         return (await session.scalar(others) or 0) < PROXIES_OF_A_TOKEN
 
 
 async def heartbeat_proxy(state: State, registration: Registration) -> bool:
-    """The connection is alive. False if the row is gone or belongs to a newer connection: register again, or end."""
+    """Records that the connection is alive. Returns False if the row was deleted or belongs to a newer connection; the
+    caller then registers again or ends."""
     alive = (
         update(ProxyRow)
         .where(ProxyRow.id == registration.proxy_id, ProxyRow.session_id == registration.session_id)
@@ -99,7 +101,7 @@ async def heartbeat_proxy(state: State, registration: Registration) -> bool:
 
 
 async def disconnect_proxy(state: State, registration: Registration) -> bool:
-    """The connection ended. False, and nothing written, if a newer one took its place."""
+    """Records that the connection ended. Returns False, without a change, if a newer connection replaced it."""
     moment = now()
     gone = (
         update(ProxyRow)
@@ -112,23 +114,21 @@ async def disconnect_proxy(state: State, registration: Registration) -> bool:
 
 
 async def disconnect_all_proxies(state: State) -> None:
-    """At start: whoever is in the table is not connected to this process yet."""
+    """Marks all proxies as disconnected; called at start, when none is connected to this process yet."""
     left = update(ProxyRow).where(ProxyRow.status == "connected")
     async with state.write() as session:
         await session.execute(left.values(status="disconnected", disconnected_at=now()))
 
 
 async def forget_stale_proxies(state: State) -> None:
-    """Deletes proxies not heard of for an hour, with what they reported."""
+    """Deletes proxies without a heartbeat for an hour, with their reports."""
     async with state.write() as session:
         await session.execute(delete(ProxyRow).where(ProxyRow.last_seen < now() - timedelta(seconds=FORGET_SECONDS)))
 
 
 def is_proved_address(state: State, address: str, account_id: AccountId) -> bool:
-    """Whether an account's own proxies may declare this folded address.
-
-    They may declare an IP address, and a name at or below a validated custom domain of the account.
-    """
+    """True if an account's own proxies may declare this folded address: an IP address, or a name at or below a
+    validated custom domain of the account."""
     if is_ip(address):
         return True
     account = state.snapshots.get(account_id)
@@ -137,18 +137,16 @@ def is_proved_address(state: State, address: str, account_id: AccountId) -> bool
 
 
 async def proxy_id_is_free(state: State, proxy_id: ProxyId, account_id: AccountId | None) -> bool:
-    """Whether a proxy of this account (`None`: of all) may have this id: no other proxy has it.
-
-    An account's own token must not be enough to take a shared proxy's place.
-    """
+    """True if no proxy of another account (`None`: of all accounts) uses this id, so that an account's token is not
+    enough to replace a shared proxy."""
     async with state.read() as session:
         row = await session.get(ProxyRow, proxy_id)
     return row is None or row.account_id == account_id
 
 
 async def address_is_free(state: State, address: str, account_id: AccountId) -> bool:
-    """Whether no other account and no shared cluster has this folded address, one above it or one below it, connected
-    or not."""
+    """True if no other account and no shared cluster, connected or not, uses this folded address, a parent or a
+    subdomain."""
     others = select(ProxyRow.cluster_address).distinct()
     others = others.where(or_(ProxyRow.account_id.is_(None), ProxyRow.account_id != account_id))
     async with state.read() as session:
@@ -157,14 +155,14 @@ async def address_is_free(state: State, address: str, account_id: AccountId) -> 
 
 
 async def shared_addresses(state: State) -> list[str]:
-    """The addresses of the clusters that serve all accounts, connected or not, until they are forgotten."""
+    """Addresses of the clusters that serve all accounts, connected or not, until their proxies are forgotten."""
     shared = select(ProxyRow.cluster_address).where(ProxyRow.account_id.is_(None)).distinct()
     async with state.read() as session:
         return list((await session.scalars(shared)).all())
 
 
 async def clusters_of(state: State, account_id: AccountId) -> list[Cluster]:
-    """The clusters an account may use, its own first, then by address; offline ones until they are forgotten."""
+    """Clusters that an account may use: its own first, then by address; disconnected ones until they are forgotten."""
     mine = or_(ProxyRow.account_id.is_(None), ProxyRow.account_id == account_id)
     async with state.read() as session:
         rows = (await session.scalars(select(ProxyRow).where(mine))).all()
@@ -172,12 +170,12 @@ async def clusters_of(state: State, account_id: AccountId) -> list[Cluster]:
     for row in rows:
         by_address.setdefault(row.cluster_address, []).append(row)
     cutoff = now() - timedelta(seconds=ACTIVE_SECONDS)
-    found = [_cluster(address, rows, cutoff) for address, rows in by_address.items()]
-    return sorted(found, key=lambda cluster: (cluster.type, cluster.address))
+    clusters = [_cluster(address, rows, cutoff) for address, rows in by_address.items()]
+    return sorted(clusters, key=lambda cluster: (cluster.type, cluster.address))
 
 
 async def delete_cluster(state: State, account_id: AccountId, address: str) -> None:
-    """Forgets an account's own proxies at an address. Raises `NotFound` if it has none there."""
+    """Deletes an account's own proxies at an address. Raises `NotFound` if it has none there."""
     gone = delete(ProxyRow).where(ProxyRow.cluster_address == address, ProxyRow.account_id == account_id)
     async with state.write() as session:
         if (await session.execute(gone.returning(ProxyRow.id))).first() is None:
@@ -185,7 +183,7 @@ async def delete_cluster(state: State, account_id: AccountId, address: str) -> N
 
 
 async def cluster_of_domain(state: State, account: AccountSnapshot, domain: str) -> Cluster:
-    """Which cluster serves a folded domain: the one it lies under, else that of the longest custom domain above it.
+    """The cluster for a folded domain: the cluster whose address covers it, else that of its longest custom domain.
 
     Raises `PreconditionFailed` if none does.
     """

@@ -18,7 +18,7 @@ LAST_USED_SECONDS = 60
 
 @dataclass(frozen=True, slots=True)
 class ProxyToken:
-    """`account_id` is `None` for a management-wide token, which serves every account."""
+    """An access token of proxies. `account_id` is `None` for a management-wide token, valid for every account."""
 
     id: TokenId
     name: str
@@ -37,7 +37,8 @@ class ProxyToken:
 async def create_proxy_token(
     state: State, *, name: str, account_id: AccountId | None, created_by: str, expires_in: float = 0
 ) -> tuple[ProxyToken, str]:
-    """A token and its text, which is shown this once. `expires_in` is seconds, 0 is never. Raises `BadRequest`."""
+    """Creates a token and returns it with its text, which is not stored. `expires_in` is in seconds, 0 means never.
+    Raises `BadRequest`, and `PreconditionFailed` at the limit of tokens."""
     if not 1 <= len(name) <= 255:
         raise BadRequest("name is required and must be at most 255 characters")
     if expires_in < 0:
@@ -66,21 +67,21 @@ async def create_proxy_token(
 
 
 async def find_proxy_token(state: State, hashed: str) -> ProxyToken | None:
-    """The token with this stored hash, valid or not."""
+    """The token with this hash, valid or not."""
     async with state.read() as session:
         row = (await session.scalars(select(ProxyTokenRow).where(ProxyTokenRow.hashed_token == hashed))).one_or_none()
     return None if row is None else _token(row)
 
 
 async def get_proxy_token(state: State, token_id: TokenId) -> ProxyToken | None:
-    """The token as it is now: asked again at each heartbeat of a connection."""
+    """The token as stored now; each heartbeat of a connection reads it again."""
     async with state.read() as session:
         row = await session.get(ProxyTokenRow, token_id)
     return None if row is None else _token(row)
 
 
 async def note_token_used(state: State, token: ProxyToken) -> None:
-    """Writes down that it was used, at most once a minute."""
+    """Records that the token was used, at most once a minute."""
     if token.last_used is not None and (now() - token.last_used).total_seconds() < LAST_USED_SECONDS:
         return
     async with state.write() as session:
@@ -88,7 +89,7 @@ async def note_token_used(state: State, token: ProxyToken) -> None:
 
 
 async def proxy_tokens_of(state: State, account_id: AccountId | None) -> list[ProxyToken]:
-    """An account's tokens, or the management-wide ones; revoked and expired ones too."""
+    """Tokens of an account, or with `None` the management-wide tokens, revoked and expired ones included."""
     same = ProxyTokenRow.account_id == account_id if account_id is not None else ProxyTokenRow.account_id.is_(None)
     async with state.read() as session:
         rows = (await session.scalars(select(ProxyTokenRow).where(same).order_by(ProxyTokenRow.id))).all()
@@ -96,7 +97,7 @@ async def proxy_tokens_of(state: State, account_id: AccountId | None) -> list[Pr
 
 
 async def revoke_proxy_token(state: State, account_id: AccountId | None, token_id: TokenId) -> None:
-    """Raises `NotFound`, also for another account's token. Live connections end at their next heartbeat."""
+    """Revokes a token; its connections end at their next heartbeat. Raises `NotFound`, also for another account's."""
     async with state.write() as session:
         row = await session.get(ProxyTokenRow, token_id)
         if row is None or row.account_id != account_id:

@@ -1,4 +1,4 @@
-"""Sessions that are over before they expire: proxies refuse them, and are told again for as long as any may live."""
+"""Revoked sessions: proxies refuse them. Management sends revocations to proxies until the sessions have expired."""
 
 from datetime import timedelta
 from typing import Final
@@ -12,21 +12,21 @@ from netbird_management.secrets.vault import Vault
 from netbird_management.store.models import RevocationRow, ServiceRow
 from netbird_management.store.state import Transaction
 
+# Maximum number of sessions of an account that are revoked by token; proxies store 65,536 of all accounts.
 TOKENS_REVOKED: Final = 10_000
-"""Sessions of an account that are revoked one by one; proxies keep 65,536 of all accounts."""
+# Time for which a revocation is kept: the lifetime of a session.
 KEPT: Final = timedelta(hours=24)
-"""As long as a session lives."""
 
 
 async def revoke(transaction: Transaction, *, subject: str = "", token_hash: bytes = b"", service_id: str = "") -> None:
-    """End every session that a subject has until now, or the one with this SHA-256, on every service of the account.
+    """Ends every session issued to a subject so far, on every service of the account, or the session with this SHA-256.
 
-    It holds with the commit, and proxies hear of it at once. `subject` is what stands in the token: a user's or a
-    peer's id; `service_id` is the service whose session the token is.
+    It takes effect with the commit, and proxies are notified at once. `subject` is the token's subject: a user's or a
+    peer's id. `service_id` is the service of the token's session.
     """
     if bool(subject) == bool(token_hash):
-        raise ValueError("a revocation names a subject or a token")
-    if subject:  # the later one says all that earlier ones did
+        raise ValueError("a revocation needs a subject or a token")
+    if subject:  # the new revocation includes the subject's earlier ones
         earlier = RevocationRow.subject == subject, RevocationRow.account_id == transaction.account_id
         await transaction.session.execute(delete(RevocationRow).where(*earlier))
     await transaction.session.execute(
@@ -48,14 +48,14 @@ async def revoke(transaction: Transaction, *, subject: str = "", token_hash: byt
 
 
 async def revoked_tokens(transaction: Transaction) -> int:
-    """How many sessions of the account are revoked one by one."""
+    """Number of sessions of the account that are revoked by token."""
     held = select(func.count()).select_from(RevocationRow).where(RevocationRow.account_id == transaction.account_id)
     return await transaction.session.scalar(held.where(RevocationRow.subject == "")) or 0
 
 
 async def end_sessions_of_busiest(transaction: Transaction, vault: Vault) -> None:
-    """Ends all sessions of the service with most sessions that are revoked one by one: a new key pair fits none of
-    them. The others' stay as they are."""
+    """Ends all sessions of the service with the most revoked tokens by giving it a new key pair, and deletes its
+    revocations. Sessions of other services stay valid."""
     of_service = select(RevocationRow.service_id).where(
         RevocationRow.account_id == transaction.account_id, RevocationRow.subject == ""
     )

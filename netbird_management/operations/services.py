@@ -1,4 +1,4 @@
-"""Services are created, changed and deleted here; the rules come from `services.validate` and the plugins."""
+"""Creation, changes and deletion of services; the rules come from `compute.validate` and the plugins."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,13 +28,13 @@ from netbird_wire.go_duration import format_duration
 async def create_service(
     state: State, hooks: Hooks, given: Service, sent: frozenset[str], *, refused_domains: Sequence[str] = ()
 ) -> Service:
-    """Stores what the caller asked for; `given` has the caller's fields, its secrets in clear, and its account.
+    """Creates a service. `given` contains the client's fields, its secrets in plain text, and its account.
 
-    Id, cluster, keys and meta are made here. Raises `InvalidArgument`, `PreconditionFailed` where no cluster serves the
-    domain, `Conflict` for a domain that is taken, `HookError`.
+    Id, cluster, keys and meta are assigned here. Raises `InvalidArgument`, `PreconditionFailed` if no cluster serves
+    the domain, `Conflict` for a domain that is taken, `HookError`.
     """
     account = _account(state, given.account_id)
-    validated(given, account)  # before hashing, which is slow on purpose
+    validated(given, account)  # before hashing, which is slow by design
     domain, cluster = await _place(state, account, given.domain, refused_domains)
     private_key, public_key = new_key_pair()
     service = replace(
@@ -88,10 +88,11 @@ async def update_service(
     validated(given, account)
     domain, cluster, own_cluster = previous.domain, previous.proxy_cluster, previous.own_cluster
     if folded(given.domain) != domain:
-        domain, found = await _place(state, account, given.domain, refused_domains)
-        cluster, own_cluster = found.address, found.type == "account"
+        domain, placed_on = await _place(state, account, given.domain, refused_domains)
+        cluster, own_cluster = placed_on.address, placed_on.type == "account"
     hashed = await _hashed(given.account_id, given.auth)
-    reported = {one.address: one.supports_custom_ports for one in await clusters_of(state, given.account_id)}
+    clusters = await clusters_of(state, given.account_id)
+    reported = {cluster.address: cluster.supports_custom_ports for cluster in clusters}
     async with state.change(given.account_id) as transaction:
         old = transaction.account.services.get(given.id)
         if old is None:
@@ -118,12 +119,12 @@ async def update_service(
         service = with_port(state, service, old, custom_ports=reported.get(service.proxy_cluster))
         if _protected(old) and not _protected(service) and not confirm_public:
             raise PreconditionFailed(
-                "after this update anybody could use the service without being asked who they are: "
-                'send "confirm_public": true if you mean it'
+                "after this update the service would be public, without any login: "
+                'send "confirm_public": true to confirm'
             )
         row = await transaction.session.get_one(ServiceRow, service.id)
         if lost_credentials(old.auth, service.auth):
-            # Whoever came in by what is gone now must not stay in: their tokens are nobody's from here on.
+            # Sessions that began with a removed credential must end: a new key pair makes all tokens invalid.
             private_key, row.session_public_key = new_key_pair()
             row.session_private_key = state.vault.seal(private_key)
         for column, value in rows.columns(service).items():
@@ -146,7 +147,7 @@ async def delete_service(state: State, account_id: AccountId, service_id: Servic
 
 
 def get_service(state: State, account_id: AccountId, service_id: ServiceId) -> Service:
-    """Raises `NotFound`, also for another account's service."""
+    """A service by id. Raises `NotFound`, also for another account's service."""
     service = _account(state, account_id).services.get(service_id)
     if service is None:
         raise NotFound(f"failed to get service: service {service_id} not found")
@@ -154,7 +155,7 @@ def get_service(state: State, account_id: AccountId, service_id: ServiceId) -> S
 
 
 def _described(service: Service) -> dict[str, Any]:
-    """What an event says of a service."""
+    """Details of a service for events."""
     options = service.targets[0].options
     return {
         "name": service.name,
@@ -196,18 +197,18 @@ def _protected(service: Service) -> bool:
 async def _place(
     state: State, account: AccountSnapshot, domain: str, refused_domains: Sequence[str]
 ) -> tuple[str, Cluster]:
-    """The folded domain and the cluster that serves it."""
+    """The folded domain and the cluster that serves it. Raises `InvalidArgument`, `PreconditionFailed`."""
     if not domain.strip():
         raise InvalidArgument("service domain is required")
     name = folded(domain)
     cluster = await cluster_of_domain(state, account, name)
     for refused in refused_domains:
-        # A name below a refused one could set its cookies, unless the operator put a whole cluster there.
+        # A subdomain of a refused domain could set its cookies, unless the operator placed a cluster there.
         placed = cluster.type == "shared" and is_under(cluster.address, refused)
         if is_under(refused, name) or (is_under(name, refused) and not placed):
-            raise InvalidArgument(f"domain {name} is not available for services here")
+            raise InvalidArgument(f"domain {name} is not available for services")
     if name == cluster.address:
-        raise InvalidArgument(f"domain {name} is the address of the proxies themselves: use a name below it")
+        raise InvalidArgument(f"domain {name} is the address of a cluster: use a subdomain of it")
     return name, cluster
 
 
@@ -223,7 +224,7 @@ def _check_domain(state: State, service: Service) -> None:
 
 
 async def _hashed(account_id: AccountId, auth: AuthConfig) -> AuthConfig:
-    """With every secret that was sent hashed, enabled or not: no secret is stored as it came."""
+    """The credentials with every sent secret hashed, enabled or not, so that no secret is stored in plain text."""
 
     async def hashed(secret: str) -> str:
         return await hash_secret(account_id, secret) if secret else ""
@@ -241,7 +242,7 @@ async def _hashed(account_id: AccountId, auth: AuthConfig) -> AuthConfig:
 
 
 def _with_kept_secrets(auth: AuthConfig, old: AuthConfig) -> AuthConfig:
-    """Fills empty secrets from what is stored. Several entries for one header take the stored ones in order."""
+    """Fills empty secrets with the stored ones. Several entries for the same header take the stored ones in order."""
 
     def scheme(new: SecretAuth | None, stored: SecretAuth | None) -> SecretAuth | None:
         return new if new is None or new.secret or stored is None else replace(new, secret=stored.secret)
@@ -263,13 +264,13 @@ def _with_kept_secrets(auth: AuthConfig, old: AuthConfig) -> AuthConfig:
 
 
 def lost_credentials(old: AuthConfig, new: AuthConfig) -> bool:
-    """Whether something that let people in does not any more: a scheme went, or a secret is another."""
+    """True if a credential no longer works: a scheme was removed or disabled, or a secret was changed."""
 
     def secret(scheme: SecretAuth | None) -> str:
         return scheme.secret if scheme is not None and scheme.enabled else ""
 
     def headers(auth: AuthConfig) -> set[tuple[str, str]]:
-        return {(folded_name(one.header), one.value) for one in auth.header_auths if one.enabled}
+        return {(folded_name(entry.header), entry.value) for entry in auth.header_auths if entry.enabled}
 
     bearer_before = old.bearer_auth is not None and old.bearer_auth.enabled
     bearer_after = new.bearer_auth is not None and new.bearer_auth.enabled

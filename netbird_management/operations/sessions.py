@@ -1,4 +1,4 @@
-"""Sessions on services, signed with the key of the service."""
+"""Session tokens for services, signed with the key of the service."""
 
 import asyncio
 from collections.abc import Sequence
@@ -16,24 +16,24 @@ MAX_BYTES: Final = 3800
 async def mint_session_token(
     state: State, service: Service, subject: str, method: Method, *, email: str = "", groups: Sequence[Group] = ()
 ) -> str:
-    """A session on one service, for its domain alone, valid for a day.
+    """A token for a session on one service, valid for a day on the service's domain only.
 
-    `subject` is a user id, or a peer id where the peer has no user, or `password-user` and the like. Raises
-    `LookupError` if the service is gone, `VaultError` if its key does not open.
+    `subject` is a user's id, the id of a peer without a user, or a fixed name such as `password-user`. Raises
+    `LookupError` if the service was deleted, `VaultError` if its key does not open.
     """
     private_key = await state.session_keys.of(service)
     await _after_revocations(state, service, subject)
     token = sign(private_key, service.domain, subject, method, email=email, groups=groups)
     if len(token) > MAX_BYTES:
-        # Browsers keep no cookie of more than 4096 bytes. Proxies learn the groups when they ask about the session.
+        # Browsers drop cookies of more than 4096 bytes. Proxies receive the groups when they validate the session.
         token = sign(private_key, service.domain, subject, method, email=email)
     return token
 
 
 async def _after_revocations(state: State, service: Service, subject: str) -> None:
-    """Let the second of a subject's revocation pass.
+    """Waits until the second of a subject's latest revocation is over.
 
-    Tokens contain whole seconds: a token made later in that second would count as one from before, and let nobody in.
+    Tokens contain whole seconds, so a token issued later in that second would count as revoked.
     """
     account = state.snapshots.get(service.account_id)
     revocations = account.revocations if account is not None else ()

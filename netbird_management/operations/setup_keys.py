@@ -1,4 +1,4 @@
-"""Setup keys: how machines join without a person."""
+"""Setup keys, by which machines join an account without a user."""
 
 import base64
 import hashlib
@@ -34,7 +34,8 @@ class SetupKeyState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SetupKey:
-    """`hint` is how the key begins. `kind` is `reusable` or `one-off`; a `usage_limit` of 0 is none."""
+    """A setup key. `hint` is the beginning of its text. `kind` is `reusable` or `one-off`; a `usage_limit` of 0 means
+    unlimited."""
 
     id: str
     name: str
@@ -72,11 +73,12 @@ async def create_setup_key(
     usage_limit: int = 0,
     ephemeral: bool = False,
 ) -> tuple[SetupKey, str]:
-    """A key and its text, which is shown this once. `expires_in` is seconds, 0 is never. Raises `InvalidArgument`."""
+    """Creates a key and returns it with its text, which is not stored. `expires_in` is in seconds, 0 means never.
+    Raises `InvalidArgument`, and `PreconditionFailed` at the limit of keys."""
     if not name or len(name) > 255 or not name.isprintable():
         raise InvalidArgument("setup key name must be 1 to 255 printable characters")
     if kind not in ("reusable", "one-off"):
-        raise InvalidArgument(f'unknown setup key type "{kind}": it is reusable or one-off')
+        raise InvalidArgument(f'setup key type "{kind}" is not one of reusable, one-off')
     if expires_in < 0 or usage_limit < 0:
         raise InvalidArgument("expires_in and usage_limit must not be negative")
     if usage_limit > MOST_USES or (kind == "one-off" and usage_limit > 1):
@@ -122,7 +124,7 @@ async def setup_keys_of(state: State, account_id: AccountId) -> list[SetupKey]:
 
 
 async def get_setup_key(state: State, account_id: AccountId, key_id: str) -> SetupKey:
-    """Raises `NotFound`, also for another account's."""
+    """A setup key by id. Raises `NotFound`, also for another account's key."""
     async with state.read() as session:
         row = await session.get(SetupKeyRow, key_id)
     if row is None or row.account_id != account_id:
@@ -133,14 +135,14 @@ async def get_setup_key(state: State, account_id: AccountId, key_id: str) -> Set
 async def update_setup_key(
     state: State, account_id: AccountId, key_id: str, *, revoked: bool, auto_groups: Sequence[GroupId]
 ) -> SetupKey:
-    """A revoked key stays revoked. Raises `NotFound`, `InvalidArgument`."""
+    """Changes a key's groups or revokes it; a revoked key stays revoked. Raises `NotFound`, `InvalidArgument`."""
     async with state.change(account_id) as transaction:
         row = await transaction.session.get(SetupKeyRow, key_id)
         if row is None or row.account_id != account_id:
             raise NotFound(f"setup key: {key_id} not found")
         transaction.account.require_groups(auto_groups, auto=True)
         if row.revoked and not revoked:
-            raise InvalidArgument("a revoked setup key cannot be used again: make a new one")
+            raise InvalidArgument("a revoked setup key cannot be reactivated: create a new one")
         transaction.record(
             Activity.SETUP_KEY_REVOKE if revoked and not row.revoked else Activity.SETUP_KEY_UPDATE,
             key_id,
@@ -151,7 +153,7 @@ async def update_setup_key(
 
 
 async def delete_setup_key(state: State, account_id: AccountId, key_id: str) -> None:
-    """Peers that joined by it stay. Raises `NotFound`."""
+    """Deletes a key; peers that joined by it stay. Raises `NotFound`."""
     async with state.change(account_id) as transaction:
         row = await transaction.session.get(SetupKeyRow, key_id)
         if row is None or row.account_id != account_id:
@@ -161,19 +163,19 @@ async def delete_setup_key(state: State, account_id: AccountId, key_id: str) -> 
 
 
 async def enroll(state: State, plain: str, *, key: str, hostname: str, meta: PeerMeta, ssh_key: str = "") -> Peer:
-    """A new peer for a setup key, in `All` and in the key's groups. Raises `NotFound` for a key that is not valid.
+    """Creates a peer by a setup key, in `All` and in the key's groups. Raises `NotFound` for a key that is not valid.
 
-    Uses are counted in the transaction that makes the peer, so a key never lets in more than it may.
+    The transaction that creates the peer also counts the use, so a key never exceeds its limit.
     """
     checked_key(key)
     query = select(SetupKeyRow).where(SetupKeyRow.hashed_key == _hashed(plain.upper()))
     async with state.read() as session:
-        found = (await session.scalars(query)).one_or_none()
-    if found is None:
+        valid = (await session.scalars(query)).one_or_none()
+    if valid is None:
         raise NotFound("setup key is invalid")
-    account_id = AccountId(found.account_id)
+    account_id = AccountId(valid.account_id)
     async with state.change(account_id) as transaction:
-        row = await transaction.session.get(SetupKeyRow, found.id)
+        row = await transaction.session.get(SetupKeyRow, valid.id)
         if row is None or _key(row).state is not SetupKeyState.VALID:
             raise NotFound("setup key is invalid")
         name = hostname or "peer"

@@ -1,4 +1,4 @@
-"""How services fare on proxies: kept for each pair, shown as the worst of the live ones."""
+"""States of services on proxies: stored for each pair; a service shows the worst state among connected proxies."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from netbird_management.store.state import State
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a proxy says of a service, and beside it why management keeps it from that proxy, if it does."""
+    """A proxy's report about a service, and the reason why management withholds the service from that proxy, if any."""
 
     service_id: ServiceId
     proxy_id: ProxyId
@@ -28,8 +28,8 @@ class Report:
 
 
 async def set_service_statuses(state: State, reports: Sequence[Report]) -> set[Report]:
-    """Stores all of them in one transaction, of several about the same pair the last; returns those whose service or
-    proxy is not there."""
+    """Stores reports in one transaction; of several about the same pair, the last one counts. Returns the reports whose
+    service or proxy does not exist."""
     latest = {(report.service_id, report.proxy_id): report for report in reports}
     services = select(ServiceRow.id).where(ServiceRow.id.in_({service_id for service_id, _ in latest}))
     proxies = select(ProxyRow.id).where(ProxyRow.id.in_({proxy_id for _, proxy_id in latest}))
@@ -56,18 +56,18 @@ async def set_service_statuses(state: State, reports: Sequence[Report]) -> set[R
             key = [ServiceStatusRow.service_id, ServiceStatusRow.proxy_id]
             changed = {name: statement.excluded[name] for name in rows[0] if name not in ("service_id", "proxy_id")}
             await session.execute(statement.on_conflict_do_update(index_elements=key, set_=changed), rows)
-    return {one for one in reports if one.service_id not in here[0] or one.proxy_id not in here[1]}
+    return {report for report in reports if report.service_id not in here[0] or report.proxy_id not in here[1]}
 
 
 async def set_certificate_issued(state: State, account_id: AccountId, service_id: ServiceId) -> None:
-    """A proxy got a certificate for the service's domain just now. Nobody else is told."""
+    """Records that a proxy got a certificate for the service's domain now. Subscribers are not notified."""
     issued = update(ServiceRow).where(ServiceRow.id == service_id, ServiceRow.account_id == account_id)
     async with state.write() as session:
         await session.execute(issued.values(certificate_issued_at=now()))
 
 
 async def proxy_statuses(state: State, service_id: ServiceId) -> list[ProxyStatus]:
-    """Every proxy's word on a service, of those that are gone too, ordered by proxy."""
+    """The state of a service on every proxy, disconnected proxies included, ordered by proxy."""
     query = (
         select(ServiceStatusRow, ProxyRow)
         .join(ProxyRow, ProxyRow.id == ServiceStatusRow.proxy_id)
@@ -99,8 +99,8 @@ def _proxy_status(row: ServiceStatusRow, proxy: ProxyRow) -> ProxyStatus:
 async def worst_statuses(
     state: State, account_id: AccountId, service_id: ServiceId | None = None
 ) -> dict[ServiceId, Status]:
-    """The one status to show for each service of an account, or for this one: the worst of its live proxies; none is
-    left out."""
+    """The status to show for each service of an account, or for one service: the worst among its connected proxies.
+    Every service has an entry."""
     query = (
         select(ServiceStatusRow.service_id, ServiceStatusRow.status)
         .join(ServiceRow, ServiceRow.id == ServiceStatusRow.service_id)
@@ -125,7 +125,8 @@ async def worst_statuses(
 async def certificates_issued(
     state: State, account_id: AccountId, service_id: ServiceId | None = None
 ) -> dict[ServiceId, datetime]:
-    """When each service that has one, or this one, last got a certificate. Not in snapshots: no proxy is told of it."""
+    """Time of the latest certificate of each service of an account, or of one service; services without a certificate
+    are left out. Snapshots do not contain it, as management does not send it to proxies."""
     query = select(ServiceRow.id, ServiceRow.certificate_issued_at).where(
         ServiceRow.account_id == account_id, ServiceRow.certificate_issued_at.is_not(None)
     )
@@ -136,7 +137,7 @@ async def certificates_issued(
 
 
 async def inbound_listeners(state: State, account_id: AccountId) -> dict[str, list[InboundListener]]:
-    """Where live proxies serve inside the account's tunnel, by the address of their cluster; each once."""
+    """Listeners of connected proxies inside the account's tunnel, by the address of their cluster; each once."""
     query = (
         select(
             ProxyRow.cluster_address,
@@ -154,8 +155,8 @@ async def inbound_listeners(state: State, account_id: AccountId) -> dict[str, li
         )
         .distinct()
     )
-    found: dict[str, list[InboundListener]] = {}
+    listeners: dict[str, list[InboundListener]] = {}
     async with state.read() as session:
         for address, tunnel_ip, https_port, http_port in sorted((await session.execute(query)).all()):
-            found.setdefault(address, []).append(InboundListener(tunnel_ip or "", https_port, http_port))
-    return found
+            listeners.setdefault(address, []).append(InboundListener(tunnel_ip or "", https_port, http_port))
+    return listeners

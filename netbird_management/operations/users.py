@@ -22,8 +22,8 @@ from netbird_management.store.state import State, Transaction
 from netbird_wire.tokens import TokenKind, mint, stored_hash, well_formed
 
 WAITING_KEPT: Final = timedelta(days=30)
+# Precision of `last_used`, so that a busy token is not written at every call.
 LAST_USED_SECONDS: Final = 60
-"""How exact `last_used` is: a busy token is not written down at every call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,8 @@ class PersonalToken:
 
 
 def checked_email(email: str) -> str:
-    """The address. Raises `InvalidArgument`. It ends up in request headers: no controls."""
+    """The address, if it is valid. Raises `InvalidArgument`, also for control characters, as proxies send the address
+    in request headers."""
     local, at, host = email.rpartition("@")
     if not (local and at and host) or len(email) > 254 or not email.isprintable() or " " in email:
         raise InvalidArgument("a valid email is required")
@@ -46,7 +47,7 @@ def checked_email(email: str) -> str:
 
 
 def checked_name(name: str, what: str) -> str:
-    """A name of a user or of something of theirs. Raises `InvalidArgument`; it may be empty."""
+    """The name of a user or of a user's token, if it is valid; it may be empty. Raises `InvalidArgument`."""
     if len(name) > 255 or not name.isprintable():
         raise InvalidArgument(f"{what} must be at most 255 printable characters")
     return name
@@ -62,13 +63,13 @@ async def create_user(
     auto_groups: Sequence[GroupId] = (),
     is_service_user: bool = False,
 ) -> User:
-    """A new user. A person needs an e-mail address, a service user a name. Nobody is made an owner this way."""
+    """Creates a user. A person needs an e-mail address, a service user a name. The role must not be owner."""
     if role is Role.OWNER:
         raise InvalidArgument("a user cannot be created as owner")
     if is_service_user and not name:
         raise InvalidArgument("a service user needs a name")
     if is_service_user and email:
-        raise InvalidArgument("email is for people: a service user has none")
+        raise InvalidArgument("email is not supported for a service user")
     checked_name(name, "name")
     address = "" if is_service_user else checked_email(email)
     user_id = UserId(new_id())
@@ -101,12 +102,12 @@ async def update_user(
     auto_groups: Sequence[GroupId],
     blocked: bool | None = None,
 ) -> User:
-    """Changes role, groups and whether the user is blocked; their peers move with the groups.
+    """Changes a user's role and groups, and blocks or unblocks the user; the user's peers move with the groups.
 
-    `blocked` of `None` keeps it. A user who waits stays blocked until `approve_user`: `blocked` of False is refused.
+    `blocked` of `None` keeps it. A user who waits for approval stays blocked until `approve_user`.
 
-    Raises `NotFound`, `InvalidArgument`, `PreconditionFailed` for letting in a user who waits, and `PermissionDenied`
-    for what would leave the account without its owner.
+    Raises `NotFound`, `InvalidArgument`, `PreconditionFailed` for unblocking a user who waits for approval, and
+    `PermissionDenied` for a change of the owner.
     """
     async with state.change(account_id) as transaction:
         user = transaction.account.users.get(user_id)
@@ -118,7 +119,7 @@ async def update_user(
         if user.role is Role.OWNER and blocked:
             raise PermissionDenied("the owner of an account cannot be blocked")
         if user.pending_approval and blocked is False:
-            raise PreconditionFailed(f"user {user_id} waits for approval: approve or reject them")
+            raise PreconditionFailed(f"user {user_id} waits for approval: approve or reject the user")
         blocked = user.blocked if blocked is None else blocked
         row = await transaction.session.get_one(UserRow, user_id)
         row.role, row.auto_groups, row.blocked = role, list(auto_groups), blocked
@@ -139,7 +140,7 @@ async def update_user(
 
 
 async def approve_user(state: State, account_id: AccountId, user_id: UserId) -> User:
-    """Lets in a user who waits for it. Raises `NotFound`, `PreconditionFailed` for one who does not wait."""
+    """Approves a user who waits for approval. Raises `NotFound`, `PreconditionFailed` for a user who does not wait."""
     async with state.change(account_id) as transaction:
         user = transaction.account.users.get(user_id)
         if user is None:
@@ -155,7 +156,7 @@ async def approve_user(state: State, account_id: AccountId, user_id: UserId) -> 
 
 
 async def reject_user(state: State, account_id: AccountId, user_id: UserId) -> None:
-    """Deletes a user who waits to be let in, as `delete_user` does. Raises as `approve_user`."""
+    """Deletes a user who waits for approval, like `delete_user`. Raises like `approve_user`."""
     async with state.change(account_id) as transaction:
         user = transaction.account.users.get(user_id)
         if user is None:
@@ -174,12 +175,12 @@ async def forget_waiting(state: State, *, kept: timedelta = WAITING_KEPT) -> Non
             if user.pending_approval and (user.last_login or user.created_at) < cutoff:
                 with suppress(
                     NotFound, PreconditionFailed
-                ):  # somebody judged them meanwhile, or a service needs a peer
+                ):  # meanwhile an operator approved or rejected the user, or a service targets one of the peers
                     await reject_user(state, account.account.id, user.id)
 
 
 async def delete_user(state: State, account_id: AccountId, user_id: UserId) -> None:
-    """Deletes a user with tokens and peers, whose keys are free again.
+    """Deletes a user with tokens and peers; the peers' keys become available again.
 
     Raises `NotFound`, `PermissionDenied` for the owner, and `PreconditionFailed` while a service targets one of the
     peers.
@@ -197,12 +198,12 @@ async def delete_user(state: State, account_id: AccountId, user_id: UserId) -> N
 async def create_token(
     state: State, user: User, *, name: str, days: int, created_by: UserId
 ) -> tuple[PersonalToken, str]:
-    """A personal access token and its text, which is shown this once."""
+    """Creates a personal access token and returns it with its text, which is not stored."""
     if not name:
-        raise InvalidArgument("token name can't be empty")
+        raise InvalidArgument("token name must not be empty")
     checked_name(name, "token name")
     if not 1 <= days <= 365:
-        raise InvalidArgument("expires_in has to be between 1 and 365 days")
+        raise InvalidArgument("expires_in must be between 1 and 365 days")
     plain = mint(TokenKind.PERSONAL)
     row = PersonalTokenRow(
         id=new_id(),
@@ -215,7 +216,9 @@ async def create_token(
     )
     async with state.change(user.account_id) as transaction:
         session, mine = transaction.session, PersonalTokenRow.user_id == user.id
-        await limits.check_rows(session, PersonalTokenRow, mine, limit=limits.TOKENS_OF_A_USER, name="tokens of yours")
+        await limits.check_rows(
+            session, PersonalTokenRow, mine, limit=limits.TOKENS_OF_A_USER, name="tokens of this user"
+        )
         session.add(row)
         await session.flush()
         token = _token(row)
@@ -230,7 +233,7 @@ async def tokens_of(state: State, user_id: UserId) -> list[PersonalToken]:
 
 
 async def delete_token(state: State, user: User, token_id: TokenId) -> None:
-    """Raises `NotFound`, also for somebody else's token."""
+    """Deletes a token. Raises `NotFound`, also for another user's token."""
     async with state.change(user.account_id) as transaction:
         row = await transaction.session.get(PersonalTokenRow, token_id)
         if row is None or row.user_id != user.id:
@@ -240,7 +243,7 @@ async def delete_token(state: State, user: User, token_id: TokenId) -> None:
 
 
 async def user_of_token(state: State, text: str) -> UserId | None:
-    """Whose token this is, if it is one and has not expired; notes that it was used."""
+    """The user of a valid personal access token, else `None`; records that the token was used."""
     if not well_formed(text, TokenKind.PERSONAL):
         return None
     async with state.read() as session:
@@ -256,7 +259,7 @@ async def user_of_token(state: State, text: str) -> UserId | None:
 
 
 async def _remove(transaction: Transaction, user: User) -> None:
-    """Deletes the user with all that is theirs, and ends their sessions. Raises `PreconditionFailed`."""
+    """Deletes the user with tokens, identities and peers, and ends the user's sessions. Raises `PreconditionFailed`."""
     await remove_peers(transaction, [peer for peer in transaction.account.peers.values() if peer.user_id == user.id])
     await transaction.session.execute(delete(UserRow).where(UserRow.id == user.id))
     transaction.touch(users=[user.id])

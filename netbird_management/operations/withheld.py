@@ -1,4 +1,4 @@
-"""Why management keeps services from a proxy: written beside what the proxy itself reports."""
+"""Reasons why management withholds services from a proxy, stored with the proxy's own reports."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ from netbird_management.store.state import State
 
 
 async def replace_withheld(state: State, proxy_id: ProxyId, reasons: Mapping[ServiceId, str]) -> None:
-    """At a proxy's snapshot: these services are withheld from it, and no others."""
+    """Replaces all reasons of a proxy, when management sends it a snapshot: only these services are withheld."""
     rows = ServiceStatusRow
     over = delete(rows).where(rows.proxy_id == proxy_id, rows.withheld != "", rows.service_id.not_in(list(reasons)))
     async with state.write() as session:
@@ -23,8 +23,8 @@ async def replace_withheld(state: State, proxy_id: ProxyId, reasons: Mapping[Ser
 
 
 async def note_withheld(state: State, proxy_id: ProxyId, changes: Mapping[ServiceId, str | None]) -> None:
-    """After changes: a reason why a service is withheld, "" for one that is sent now, `None` for one that is no longer
-    this proxy's."""
+    """Records the outcome of changes for a proxy: the reason why a service is withheld, "" if it is sent, `None` if it
+    no longer belongs to this proxy."""
     rows = ServiceStatusRow
     sent = [service_id for service_id, reason in changes.items() if reason == ""]
     gone = [service_id for service_id, reason in changes.items() if reason is None]
@@ -38,8 +38,8 @@ async def note_withheld(state: State, proxy_id: ProxyId, changes: Mapping[Servic
 async def _insert(session: AsyncSession, proxy_id: ProxyId, reasons: Mapping[ServiceId, str]) -> None:
     if not reasons or await session.get(ProxyRow, proxy_id) is None:
         return
-    known = (await session.scalars(select(ServiceRow.id).where(ServiceRow.id.in_(list(reasons))))).all()
-    for service_id in known:
+    existing = (await session.scalars(select(ServiceRow.id).where(ServiceRow.id.in_(list(reasons))))).all()
+    for service_id in existing:
         values = {
             "status": Status.PENDING.value,
             "error_message": "",

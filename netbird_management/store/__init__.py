@@ -1,1 +1,1 @@
-"""Where state is kept: tables, migrations, transactions, secrets at rest."""
+"""The store: tables, migrations, transactions, secrets at rest."""

@@ -1,7 +1,8 @@
-"""Backup and restore: everything of a store, with its key, in one compressed file of JSON lines.
+"""Backup and restore of a whole store, with its key, in one compressed file of JSON lines.
 
-The file says nothing of the database it came from, so it may be restored into the other kind. It was read in one
-transaction for each part, while management may go on; it opens every secret, so guard it like the store itself.
+The file does not depend on the kind of database, so a backup of SQLite can be restored into PostgreSQL and vice versa.
+A backup reads each part in one transaction, while management may keep running. The file contains the key to every
+secret, so it needs the same protection as the store.
 """
 
 import base64
@@ -27,16 +28,17 @@ from netbird_management.store.schema import Part, migrate, tables, versions
 
 FORMAT: Final = 1
 _ROWS: Final = 1_000
+# Called with the table, the number of processed rows, and the total number of rows (0 if unknown).
 Progress = Callable[[str, int, int], None]
-"""Told the table, how many rows are done, and how many there are (0: not known)."""
 
 
 def quiet(_table: str, _done: int, _total: int) -> None:
-    """Progress for nobody."""
+    """Reports no progress."""
 
 
 async def write_archive(directory: Path, url: str, target: Path, progress: Progress = quiet) -> int:
-    """How many rows were written to `target`, which must not exist yet. The store stays at the version that it has.
+    """Writes a backup to `target`, which must not exist, and returns the number of rows. The store's version does not
+    change.
 
     Raises `StoreError`.
     """
@@ -45,7 +47,7 @@ async def write_archive(directory: Path, url: str, target: Path, progress: Progr
     try:
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError as error:
-        raise ArchiveError(f"{target} is there already") from error
+        raise ArchiveError(f"{target} already exists") from error
     try:
         with ExitStack() as files:
             raw = files.enter_context(os.fdopen(descriptor, "wb"))
@@ -72,10 +74,10 @@ async def write_archive(directory: Path, url: str, target: Path, progress: Progr
 
 
 async def read_archive(source: Path, directory: Path, url: str, progress: Progress = quiet) -> int:
-    """Fills an empty store from a backup, and brings it to this version; how many rows it has. Raises `StoreError`.
+    """Fills an empty store from a backup, migrates it to this version, and returns the number of rows.
 
-    A store that has an account already is left alone. The key is written last, so that nothing starts on half of a
-    backup, whatever ended this.
+    The key is written last, so management cannot start on a partly restored store. Raises `StoreError`, also for a
+    store that already contains an account; such a store is not changed.
     """
     with gzip.open(source, "rt", encoding="utf-8") as file:
         lines = _lines(file)
@@ -83,7 +85,7 @@ async def read_archive(source: Path, directory: Path, url: str, progress: Progre
         if head.get("format") != FORMAT:
             raise ArchiveError(f"{source} is not a backup of this format")
         if (directory / KEY_FILE).exists() or (directory / DATABASE_FILE).exists():
-            raise ArchiveError(f"{directory} has a store already: restore into an empty directory")
+            raise ArchiveError(f"{directory} already contains a store: restore into an empty directory")
         make_directory(directory)
         async with held_store(directory, url):
             try:
@@ -128,8 +130,8 @@ def _write_part(connection: Connection, part: Part, file: IO[str], progress: Pro
     for table in tables(connection, part):
         total = connection.scalar(select(func.count()).select_from(table)) or 0
         file.write(json.dumps({"part": part, "table": table.name, "rows": total}) + "\n")
-        found = connection.execution_options(yield_per=_ROWS).execute(select(table))
-        for done, row in enumerate(found.mappings(), 1):
+        result = connection.execution_options(yield_per=_ROWS).execute(select(table))
+        for done, row in enumerate(result.mappings(), 1):
             values = {column.name: _packed(column.type, row[column.name]) for column in table.columns}
             file.write(json.dumps(values) + "\n")
             if done % _ROWS == 0:
@@ -142,15 +144,15 @@ def _write_part(connection: Connection, part: Part, file: IO[str], progress: Pro
 def _read_part(
     connection: Connection, part: Part, lines: Iterator[dict[str, Any]], line: dict[str, Any], progress: Progress
 ) -> tuple[int, dict[str, Any]]:
-    """Reads from `line` until the other part begins; the line that said so is given back."""
-    known = {table.name: table for table in tables(connection, part)}
-    if "accounts" in known and connection.scalar(select(func.count()).select_from(known["accounts"])):
-        raise ArchiveError("the database has an account already: restore into an empty one")
+    """Reads one part, starting at `line`. Returns the number of rows, and the first line of the next part."""
+    by_name = {table.name: table for table in tables(connection, part)}
+    if "accounts" in by_name and connection.scalar(select(func.count()).select_from(by_name["accounts"])):
+        raise ArchiveError("the database already contains an account: restore into an empty database")
     rows = 0
     while line.get("part") == part:
-        if line["table"] not in known:
-            raise ArchiveError(f"the backup has a table {line['table']} that its version does not know")
-        table = known[line["table"]]
+        if line["table"] not in by_name:
+            raise ArchiveError(f"the backup contains a table {line['table']} that its version does not define")
+        table = by_name[line["table"]]
         total, done = line["rows"], 0
         while done < total:
             batch = [_unpacked(table, next(lines, {})) for _ in range(min(_ROWS, total - done))]
@@ -173,7 +175,7 @@ def _packed(kind: object, value: Any) -> Any:
 
 
 def _unpacked(table: Table, values: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    row: dict[str, Any] = {}
     if values.keys() != {column.name for column in table.columns}:
         raise ArchiveError("the backup is cut short or damaged")
     for column in table.columns:
@@ -185,17 +187,17 @@ def _unpacked(table: Table, values: dict[str, Any]) -> dict[str, Any]:
             value = base64.b64decode(value)
         elif kind is bool:
             value = bool(value)
-        found[column.name] = value
-    return found
+        row[column.name] = value
+    return row
 
 
 def _lines(file: IO[str]) -> Iterator[dict[str, Any]]:
-    """Raises `ArchiveError`."""
+    """The lines of a backup as objects. Raises `ArchiveError`."""
     try:
         for text in file:
-            found = json.loads(text)
-            if not isinstance(found, dict):
+            line = json.loads(text)
+            if not isinstance(line, dict):
                 raise ArchiveError("the backup is damaged")
-            yield found
+            yield line
     except (ValueError, EOFError, OSError, zlib.error) as error:
         raise ArchiveError("the backup is cut short or damaged") from error

@@ -1,7 +1,7 @@
-"""The database engines: how SQLite and PostgreSQL must be spoken to.
+"""The database engines for SQLite and PostgreSQL.
 
-On SQLite there are two files, as there is one writer a file: accounts, and the log that nobody waits for. On PostgreSQL
-both are in one database.
+SQLite permits one writer per file, so accounts and the access log are in two files, and no change waits for the log. On
+PostgreSQL both are in one database.
 """
 
 import sqlite3
@@ -23,16 +23,18 @@ from netbird_management.store.schema import Part, migrate, versions
 
 DATABASE_FILE: Final = "management.db"
 LOG_FILE: Final = "access_log.db"
+# Maximum time to connect; on expiry `UnreachableError`.
 CONNECT_SECONDS: Final = 10.0
+# Maximum time of a statement; on expiry it fails. Writes run one at a time, so all of them would wait for it.
 STATEMENT_SECONDS: Final = 60.0
-"""A database that is silent for so long fails the statement: writes are one at a time, and all would wait with it."""
 
 
 class SqliteConnection(sqlite3.Connection):
-    """Ends its transaction when it is closed.
+    """A SQLite connection that ends its transaction when it is closed.
 
-    SQLite does so by itself only once every statement is gone. That of a call that was cancelled goes with the garbage,
-    seconds or minutes after its connection was closed, and until then nobody else could write.
+    SQLite itself ends the transaction only after every statement is finalized. The statement of a cancelled call is
+    finalized by garbage collection, seconds or minutes after its connection was closed; until then no other connection
+    could write.
     """
 
     def close(self) -> None:
@@ -49,7 +51,8 @@ class Engines:
 
 @asynccontextmanager
 async def open_engines(directory: Path, url: str = "") -> AsyncIterator[Engines]:
-    """Both engines, migrated. `url` is PostgreSQL's (`postgresql://user@host/name`), "" for files in `directory`.
+    """Both engines, after migration. `url` is PostgreSQL's (`postgresql://user@host/name`), "" for files in
+    `directory`.
 
     Raises `StoreError`.
     """
@@ -63,7 +66,7 @@ async def open_engines(directory: Path, url: str = "") -> AsyncIterator[Engines]
 
 @asynccontextmanager
 async def open_unmigrated(directory: Path, url: str = "") -> AsyncIterator[Engines]:
-    """Both engines as they are, for work that takes as long as it takes. Raises `UnreachableError`."""
+    """Both engines, without migration and without a time limit for statements. Raises `UnreachableError`."""
     async with _opened(directory, url, patient=True) as engines:
         if url:
             await (await connect(url)).close()
@@ -97,19 +100,20 @@ async def _opened(directory: Path, url: str, *, patient: bool = False) -> AsyncI
 
 
 def open_engine(database: Path | str, *, lasting: bool = True, patient: bool = False) -> AsyncEngine:
-    """An engine on a SQLite file, or on PostgreSQL by its URL, which may say all that libpq's may.
+    """An engine on a SQLite file, or on PostgreSQL by its URL, which supports the options of libpq's URLs.
 
-    On PostgreSQL a statement fails after `STATEMENT_SECONDS`, but for the `patient`.
-    On SQLite, connections made with the option `writes=True` take the write lock when they begin; `lasting` commits
-    survive a loss of power, others the end of the process. The driver's own transaction handling is off: it begins
-    late and commits before DDL, which would break both `BEGIN IMMEDIATE` and transactional migrations.
+    On PostgreSQL a statement fails after `STATEMENT_SECONDS`, unless `patient` is set.
+    On SQLite, connections made with the option `writes=True` take the write lock when their transaction begins.
+    `lasting` commits survive a loss of power; others survive only the end of the process. The driver's own transaction
+    handling is disabled: it begins late and commits before DDL, which would break both `BEGIN IMMEDIATE` and
+    transactional migrations.
     """
     if isinstance(database, str):
 
         async def creator() -> Any:
             return await connect(database, patient=patient)
 
-        # A server that was restarted costs nobody their call: connections are tried before they are used.
+        # The pool tests each connection before use, so a restart of the server does not fail a call.
         engine = create_async_engine(
             "postgresql+asyncpg://", async_creator=creator, pool_pre_ping=True, hide_parameters=True
         )
@@ -133,8 +137,8 @@ def open_engine(database: Path | str, *, lasting: bool = True, patient: bool = F
     def begin(connection: Connection) -> None:
         options = connection.get_execution_options()
         if options.get("migrates", False):
-            # Changing a table makes it anew and drops the old one, which would delete all that refers to it. Inside a
-            # transaction this could not be switched any more.
+            # Changing a table copies it and drops the original, which would delete all rows that refer to it. The
+            # pragma has no effect inside a transaction, so it must come first.
             connection.exec_driver_sql("PRAGMA foreign_keys = OFF")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("writes", False) else "BEGIN")
 
@@ -142,8 +146,8 @@ def open_engine(database: Path | str, *, lasting: bool = True, patient: bool = F
 
 
 def _without_values(context: ExceptionContext) -> None:
-    """Takes the values of a failed statement out of its error: details quote whole rows, and errors about data the
-    value itself. Statements carry hashes, credentials and addresses, and errors end up in logs."""
+    """Removes the values of a failed statement from its error, as errors are logged. Error details quote whole rows or
+    single values, which may be hashes, credentials and addresses."""
     original = context.original_exception
     cause = original.__cause__ or original
     if isinstance(cause, asyncpg.PostgresError | asyncpg.InterfaceError):
@@ -155,13 +159,13 @@ def _without_values(context: ExceptionContext) -> None:
 
 
 def insert(session: AsyncSession, table: Any) -> Any:
-    """An `INSERT` that knows `on_conflict_…`, in the dialect that the session speaks."""
+    """An `INSERT` that supports `on_conflict_…`, in the session's dialect."""
     dialect = session.get_bind().dialect.name
     return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
 
 
 def is_away(error: BaseException) -> bool:
-    """Whether the database failed, rather than what was asked of it: the same may go well later."""
+    """True if the database failed and not the statement, so the same statement may succeed later."""
     if isinstance(error, UnreachableError | OSError):
         return True
     return isinstance(error, DBAPIError) and (error.connection_invalidated or isinstance(error, OperationalError))
@@ -181,7 +185,7 @@ async def connect(url: str, *, patient: bool = False) -> Any:
 
 
 async def _move_log(engines: Engines) -> None:
-    """Earlier versions kept the access log among the accounts; it moves once, before that table is dropped."""
+    """Copies the access log, which earlier versions kept in the accounts' database, before that table is dropped."""
     columns = (
         "id, account_id, service_id, timestamp, source_ip, method, host, path, duration_ms, status_code, reason, "
         "user_id, auth_method, bytes_upload, bytes_download, protocol, details, user_groups"

@@ -1,4 +1,4 @@
-"""One process a store: it answers from memory, and would not hear of what another one changes."""
+"""Exclusive use of a store by one process, as it answers from memory and would not notice another process's changes."""
 
 import asyncio
 import fcntl
@@ -16,15 +16,16 @@ from netbird_management.store.engine import connect
 
 LOCK_FILE: Final = "management.lock"
 WATCH_SECONDS: Final = 5.0
+# Attempts to take the lock, 0.1 s apart, as the server needs time to notice that a process was killed.
 _TRIES: Final = 30
-"""Tenths of a second: the server takes a moment to see that a process was killed."""
 _ADVISORY_LOCK: Final = 0x6E62_6D67
 _log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
 async def held_store(directory: Path, url: str = "") -> AsyncIterator["Hold"]:
-    """Keeps a store for this process, however that ends: its directory, and the database of `url` where there is one.
+    """Locks a store for this process: its directory, and the database at `url` unless that is "". The lock ends with
+    the process at the latest.
 
     Raises `InUseError`, `UnreachableError`.
     """
@@ -40,10 +41,11 @@ async def held_store(directory: Path, url: str = "") -> AsyncIterator["Hold"]:
 
 
 class Hold:
-    """What keeps a store: here the lock of a file, which the kernel lets go of when the process ends."""
+    """A lock on a store. This base class is the lock on a file, which the kernel releases when the process ends."""
 
     async def watch(self, seconds: float = WATCH_SECONDS) -> None:
-        """Until cancelled, or until there is nothing to watch. Raises `InUseError` if the store became another's."""
+        """Watches the lock every `seconds` until cancelled; returns at once if the lock cannot be lost. Raises
+        `InUseError` if another process took the store."""
 
 
 @contextmanager
@@ -60,10 +62,11 @@ def _held_directory(directory: Path) -> Iterator[None]:
 
 
 class DatabaseHold(Hold):
-    """An advisory lock on a PostgreSQL database, as long as a connection lives.
+    """An advisory lock on a PostgreSQL database, which lasts as long as its connection.
 
-    When the server goes, so does the lock; it is taken again as soon as the server is back. Holders are counted: if
-    another one was there in between, what this process has in memory may be old, and `InUseError` ends it.
+    When the server stops, the lock is lost; `watch` takes it again as soon as the server is back. The database counts
+    the holders. If another process took the lock in between, this process's memory may be out of date, and
+    `InUseError` ends it.
     """
 
     def __init__(self, url: str, connection: Any, number: int) -> None:
@@ -73,7 +76,7 @@ class DatabaseHold(Hold):
 
     @classmethod
     async def take(cls, url: str) -> "DatabaseHold":
-        """Raises `InUseError`, `UnreachableError`."""
+        """Takes the lock. Raises `InUseError`, `UnreachableError`."""
         connection = await connect(url)
         try:
             for _ in range(_TRIES):
@@ -87,10 +90,10 @@ class DatabaseHold(Hold):
             raise
 
     async def release(self) -> None:
-        """At once: the server takes a moment to see that a connection has gone."""
+        """Releases the lock explicitly, as the server would notice only later that the connection ended."""
         try:
             await self._connection.execute("SELECT pg_advisory_unlock($1)", _ADVISORY_LOCK)
-        except Exception as error:  # the connection has gone, and the lock with it
+        except Exception as error:  # the connection ended, and the lock with it
             _log.debug("store.released", extra={"error": str(error)})
         finally:
             self._connection.terminate()
@@ -100,7 +103,7 @@ class DatabaseHold(Hold):
             await asyncio.sleep(seconds)
             try:
                 await self._connection.execute("SELECT 1")
-            except Exception as error:  # the driver has many, and each says that it is not as it was
+            except Exception as error:  # any of the driver's many errors means that the lock may be lost
                 _log.warning("store.lost", extra={"error": str(error)})
                 self._connection.terminate()
                 await self._take_again(seconds)
@@ -115,5 +118,5 @@ class DatabaseHold(Hold):
                 continue
             before, self._number, self._connection = self._number, again._number, again._connection
             if self._number != before + 1:
-                raise InUseError("another management had the database while it was out of reach: start again")
+                raise InUseError("another management used the database while it was unreachable: start again")
             return

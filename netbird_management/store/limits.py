@@ -1,4 +1,4 @@
-"""How much there may be of what an account's people and machines add. One more is refused, and nothing is lost."""
+"""Maximum numbers of objects in an account. An addition beyond a limit is refused; existing objects stay."""
 
 from collections.abc import Mapping, Sized
 from typing import Any, Final
@@ -9,7 +9,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from netbird_management.model.errors import PreconditionFailed
 from netbird_management.model.snapshot import AccountSnapshot
 
-HELD: Final[Mapping[str, int]] = {
+# Maximum number of each kind of object in an account's snapshot.
+IN_SNAPSHOT: Final[Mapping[str, int]] = {
     "users": 10_000,
     "groups": 10_000,
     "peers": 30_000,
@@ -23,27 +24,24 @@ HELD: Final[Mapping[str, int]] = {
     "zones": 1_000,
     "records of zones": 5_000,
 }
-"""What the snapshot of an account holds."""
 SETUP_KEYS: Final = 1_000
 TOKENS_OF_A_USER: Final = 100
+# Maximum number of an account's proxy tokens; revoked tokens do not count.
 PROXY_TOKENS: Final = 1_000
-"""Of one account; those that are revoked are no longer counted."""
 
 
 def check_room(before: AccountSnapshot | None, after: AccountSnapshot | None, limits: Mapping[str, int]) -> None:
-    """Whether a change may be kept. One that adds nothing may, also where there is too much already.
-
-    Raises `PreconditionFailed`.
-    """
+    """Raises `PreconditionFailed` if a change adds objects beyond a limit. A change that adds none is always allowed,
+    even above the limit."""
     if after is None:
         return
-    held, were = _held(after), _held(before) if before is not None else {}
+    now, earlier = _objects(after), _objects(before) if before is not None else {}
     for name, limit in limits.items():
-        if len(held[name]) > limit and len(held[name]) > len(were.get(name, ())):
-            raise PreconditionFailed(f"this account is full: it keeps {limit} {name}")
+        if len(now[name]) > limit and len(now[name]) > len(earlier.get(name, ())):
+            raise PreconditionFailed(f"this account is full: it can contain at most {limit} {name}")
 
 
-def _held(account: AccountSnapshot) -> dict[str, Sized]:
+def _objects(account: AccountSnapshot) -> dict[str, Sized]:
     return {
         "users": account.users,
         "groups": account.groups,
@@ -52,16 +50,16 @@ def _held(account: AccountSnapshot) -> dict[str, Sized]:
         "policies": account.policies,
         "custom domains": account.custom_domains,
         "networks": account.networks,
-        "resources of networks": [one for network in account.networks for one in network.resources],
-        "routers of networks": [one for network in account.networks for one in network.routers],
+        "resources of networks": [resource for network in account.networks for resource in network.resources],
+        "routers of networks": [router for network in account.networks for router in network.routers],
         "name servers": account.dns.nameservers,
         "zones": account.dns.zones,
-        "records of zones": [one for zone in account.dns.zones for one in zone.records],
+        "records of zones": [record for zone in account.dns.zones for record in zone.records],
     }
 
 
 async def check_rows(session: AsyncSession, model: Any, *where: Any, limit: int, name: str) -> None:
-    """The same for what is in the store alone, before one more is added. Raises `PreconditionFailed`."""
-    held = await session.scalar(select(func.count()).select_from(model).where(*where)) or 0
-    if held >= limit:
-        raise PreconditionFailed(f"there are {limit} {name} already: delete some")
+    """Raises `PreconditionFailed` if `limit` matching rows exist, before a row is added that no snapshot contains."""
+    count = await session.scalar(select(func.count()).select_from(model).where(*where)) or 0
+    if count >= limit:
+        raise PreconditionFailed(f"the limit of {limit} {name} is reached: delete some")

@@ -1,7 +1,7 @@
-"""The tables. Rows are read and written in `network_rows` and `service_rows`, and nowhere else turned into anything.
+"""The tables. Only `network_rows` and `service_rows` convert rows of an account's snapshot to models.
 
-Lists whose order matters and that nobody searches (targets, access groups, rules) are JSON in their owner's row: they
-are always written whole. Secrets are sealed by `store.vault` before they come here.
+Ordered lists that no query searches (targets, access groups, rules) are JSON columns of their owner's row, always
+written whole. `secrets.vault` seals secrets before they are stored.
 """
 
 from datetime import UTC, datetime
@@ -14,7 +14,7 @@ from sqlalchemy.types import TypeDecorator
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A moment, aware and in UTC on this side; databases without zones keep it naive."""
+    """A moment: a time-zone-aware `datetime` in UTC for Python, a naive one in UTC for the database."""
 
     impl = DateTime
     cache_ok = True
@@ -23,7 +23,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         if value.tzinfo is None:
-            raise ValueError("a moment without a time zone")
+            raise ValueError("a moment must have a time zone")
         return value.astimezone(UTC).replace(tzinfo=None)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
@@ -43,13 +43,13 @@ _TYPES: Final[dict[Any, Any]] = {
 
 
 class Row(DeclarativeBase):
-    """What accounts are made of."""
+    """Base of the tables of accounts."""
 
     type_annotation_map = _TYPES
 
 
 class LogRow(DeclarativeBase):
-    """What nobody waits for: on SQLite in a file of its own, so that it is never in front of a change."""
+    """Base of the tables of the log. On SQLite they are in a separate file, so that no change waits for the log."""
 
     type_annotation_map = _TYPES
 
@@ -65,7 +65,7 @@ class AccountRow(Row):
     dns_domain: Mapped[str]
     serial: Mapped[int] = mapped_column(default=0)
     changes: Mapped[int] = mapped_column(default=0, server_default="0")
-    """How many changes there were; each event carries the number of its change."""
+    """Number of changes so far; each event contains the number of its change."""
     settings: Mapped[dict[str, Any]]
 
 
@@ -86,7 +86,7 @@ class UserRow(Row):
 
 
 class UserIdentityRow(Row):
-    """The user that an identity provider names by a subject."""
+    """The user whom an identity provider identifies by a subject."""
 
     __tablename__ = "user_identities"
 
@@ -177,16 +177,16 @@ class DomainRow(Row):
     target_cluster: Mapped[str]
     validated: Mapped[bool] = mapped_column(default=False)
     by_alias: Mapped[bool] = mapped_column(default=False, server_default="0")
-    """Whether an earlier version validated it by a CNAME that leads to the cluster."""
+    """True if an earlier version validated the domain by a CNAME to the cluster."""
     created_at: Mapped[datetime]
     proved_at: Mapped[datetime | None]
-    """When DNS last showed the proof."""
+    """Time at which DNS last showed the proof."""
     asked_at: Mapped[datetime | None]
-    """When DNS was last asked for it."""
+    """Time at which DNS was last queried for the proof."""
 
 
 class SetupKeyRow(Row):
-    """Lets machines join without a person. The key itself is shown once and kept as a hash."""
+    """A key by which machines join without a user. The key is shown once and stored as a hash."""
 
     __tablename__ = "setup_keys"
 
@@ -239,7 +239,7 @@ class ZoneRow(Row):
 
 
 class NetworkRow(Row):
-    """What is behind routing peers, with its resources and its routers."""
+    """A network behind routing peers, with its resources and its routers."""
 
     __tablename__ = "networks"
 
@@ -252,7 +252,7 @@ class NetworkRow(Row):
 
 
 class EventRow(Row):
-    """What somebody changed, written in the transaction that changed it."""
+    """The record of a change, written in the transaction of the change."""
 
     __tablename__ = "events"
     __table_args__ = (Index("events_of_account", "account_id", "number"),)
@@ -318,7 +318,7 @@ class ProxyRow(Row):
 
 
 class ServiceStatusRow(Row):
-    """How one service fares on one proxy."""
+    """The state of one service on one proxy."""
 
     __tablename__ = "service_statuses"
 
@@ -348,7 +348,8 @@ class ProxyTokenRow(Row):
 
 
 class RevocationRow(Row):
-    """A session that is over before it expires: one token, or all of a subject until then. One of the two is empty."""
+    """Revoked sessions: one token, or all sessions of a subject issued before `not_before`. Either `subject` or
+    `token_hash` is empty."""
 
     __tablename__ = "revocations"
 
@@ -362,7 +363,7 @@ class RevocationRow(Row):
 
 
 class SealRow(Row):
-    """Which key sealed the secrets here: one row."""
+    """The fingerprint of the key that sealed the store's secrets; a single row."""
 
     __tablename__ = "seal"
 
@@ -370,7 +371,7 @@ class SealRow(Row):
 
 
 class SpentNonceRow(Row):
-    """A one-time token that made its peer; kept until it would have expired anyway."""
+    """The nonce of a spent one-time token or login, kept until it expires."""
 
     __tablename__ = "spent_nonces"
 
@@ -379,7 +380,7 @@ class SpentNonceRow(Row):
 
 
 class GuessRow(Row):
-    """How often one source has been wrong about a service's passwords, PINs and headers of late."""
+    """Recent failed attempts of one source at a service's passwords, PINs and headers."""
 
     __tablename__ = "guesses"
 

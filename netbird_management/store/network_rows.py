@@ -1,4 +1,4 @@
-"""Rows of the overlay's tables to models and back."""
+"""Conversion between rows of the overlay's tables and models."""
 
 from collections.abc import Iterable
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""Accounts out of the store: whole at a start, and after a change as far as it touched them."""
+"""Reading accounts from the store: completely at start, and after a change only the touched rows."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar, cast
@@ -34,7 +34,7 @@ V = TypeVar("V")
 async def read_account(
     session: AsyncSession, account_id: AccountId, before: AccountSnapshot | None, touched: Touched, *, generation: int
 ) -> AccountSnapshot | None:
-    """The account as the session sees it, `None` if it is gone; with `before`, only what was touched is read."""
+    """The account as the session sees it, `None` if it does not exist. With `before`, only touched rows are read."""
     row = await session.get(AccountRow, account_id)
     if row is None:
         return None
@@ -75,7 +75,7 @@ async def _part(
     ids: frozenset[K],
     model: Callable[[R], V],
 ) -> Mapping[K, V]:
-    """The account's rows as models by id: all of them, or `kept` with those of `ids` read anew."""
+    """The account's rows as models by id: all rows, or `kept` with the rows of `ids` read again."""
     if kept is not None and not ids:
         return kept
     query = select(kind).where(kind.account_id == account_id)
@@ -95,7 +95,7 @@ async def _part(
 async def _memberships(
     session: AsyncSession, account_id: AccountId, groups: Iterable[GroupId] | None
 ) -> dict[GroupId, list[str]]:
-    """The ids of peers by group, of these groups or of all."""
+    """The ids of peers by group, for these groups or, with `None`, for all groups."""
     if groups is not None and not groups:
         return {}
     query = select(GroupPeerRow.group_id, GroupPeerRow.peer_id).join(GroupRow, GroupRow.id == GroupPeerRow.group_id)

@@ -1,4 +1,4 @@
-"""The schema of a store: which version it has, and how it gets to another."""
+"""The schema of a store: its version, and migrations to other versions."""
 
 import logging
 from functools import cache
@@ -19,53 +19,53 @@ NEWEST: Final = "head"
 _SCRIPTS: Final[dict[Part, str]] = {"accounts": "migrations", "log": "log_migrations"}
 _VERSIONS: Final[dict[Part, str]] = {"accounts": "alembic_version", "log": "log_version"}
 _FORMER_TABLES: Final = {"access_log_entries"}
+# Tables of this version and of every earlier one, for `tables` on a store of any version.
 _OWN_TABLES: Final[dict[Part, set[str]]] = {
     "accounts": set(Row.metadata.tables) | _FORMER_TABLES,
     "log": set(LogRow.metadata.tables),
 }
-"""The tables of every version, in the store of any of which `tables` is asked."""
 
 
 async def migrate(engine: AsyncEngine, part: Part = "accounts", *, revision: str = NEWEST) -> None:
-    """Brings the schema to a version, in one transaction. Raises what Alembic raises, changing nothing.
+    """Migrates the schema to a version in one transaction; on an exception of Alembic nothing changes.
 
-    Raises `NewerStoreError` for a store that only a later version of this program knows.
+    Raises `NewerStoreError` for a store that a later version of this program has migrated.
     """
     current, newest = await versions(engine, part)
     if current == (newest if revision == NEWEST else revision):
         return
-    if current not in ("", *_known(part)):
-        raise NewerStoreError(f"the store ({part}) has version {current}; this program knows it up to {newest}")
+    if current not in ("", *_revisions(part)):
+        raise NewerStoreError(f"the store ({part}) has version {current}; this program supports up to {newest}")
     try:
         async with engine.execution_options(writes=True, migrates=True).begin() as connection:
             await connection.run_sync(_migrate, part, current, revision)
             if engine.dialect.name == "sqlite":
                 broken = (await connection.execute(text("PRAGMA foreign_key_check"))).first()
                 if broken is not None:
-                    raise LookupError(f"a migration left {broken[0]} referring to what is not there")
+                    raise LookupError(f"a migration left rows of {broken[0]} that refer to missing rows")
     finally:
         await engine.dispose()  # foreign keys are off in the connection that migrated
 
 
 async def versions(engine: AsyncEngine, part: Part = "accounts") -> tuple[str, str]:
-    """The version of the schema as it is ("" for none), and the newest one."""
+    """The current version of the schema ("" for none), and the newest version."""
     async with engine.connect() as connection:
         return await connection.run_sync(_version, part), _scripts(part).get_current_head() or ""
 
 
 def tables(connection: Connection, part: Part) -> list[Table]:
-    """Our own tables of a part as they are in the database, those that others refer to first.
+    """Management's tables of a part as they exist in the database; tables that others refer to come first.
 
-    A PostgreSQL database may hold other programs' tables, too.
+    A PostgreSQL database may also contain other programs' tables.
     """
     own = _OWN_TABLES[part] & set(inspect(connection).get_table_names())
-    found = MetaData()
-    found.reflect(connection, only=sorted(own), resolve_fks=False)
-    return list(found.sorted_tables)
+    metadata = MetaData()
+    metadata.reflect(connection, only=sorted(own), resolve_fks=False)
+    return list(metadata.sorted_tables)
 
 
 def _migrate(connection: Connection, part: Part, current: str, revision: str) -> None:
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of its dialect at each start
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # otherwise it logs its dialect at each start
     config = _config(part)
     config.attributes["connection"] = connection
     config.attributes["version_table"] = _VERSIONS[part]
@@ -82,7 +82,7 @@ def _version(connection: Connection, part: Part) -> str:
     return connection.scalar(text(f"SELECT version_num FROM {_VERSIONS[part]}")) or ""  # noqa: S608 - a name of ours
 
 
-def _known(part: Part) -> set[str]:
+def _revisions(part: Part) -> set[str]:
     return {step.revision for step in _scripts(part).walk_revisions()}
 
 

@@ -1,4 +1,4 @@
-"""What is sealed in a store, and by which key: the wrong one is told at the start, and another one can take over."""
+"""Sealed secrets of a store, and the key that seals them: a wrong key is detected at start, and keys can be changed."""
 
 import contextlib
 import os
@@ -13,14 +13,14 @@ from netbird_management.secrets.vault import KEY_FILE, Vault
 from netbird_management.store.engine import open_engines
 from netbird_management.store.models import SealRow, ServiceRow
 
+# File with the new key during a change of keys. It replaces the key file after all secrets are sealed with it.
 NEXT_KEY_FILE: Final = "store.key.next"
-"""Of a change of keys that is under way: it becomes the key when the secrets were sealed with it."""
 
 
 async def opening_vault(engine: AsyncEngine, directory: Path, vault: Vault) -> Vault:
-    """The vault that opens this store: the one given, or the next one if a change of keys was cut off at its end.
+    """The vault that opens this store: `vault`, or that of the new key if a change of keys was interrupted at its end.
 
-    Raises `VaultError` if it is neither. A store that knows no key yet takes the one given.
+    A store without a recorded key records that of `vault`. Raises `VaultError` if neither key is the store's.
     """
     async with engine.connect() as connection:
         sealed_by = await connection.scalar(select(SealRow.fingerprint))
@@ -40,10 +40,11 @@ async def opening_vault(engine: AsyncEngine, directory: Path, vault: Vault) -> V
 
 
 async def change_key(directory: Path, url: str) -> int:
-    """Seals every secret with a new key; how many there are. Whatever cuts this off, either key file opens all.
+    """Seals every secret with a new key, and returns their number. After an interruption, one of the two key files
+    opens all secrets.
 
-    What was derived from the old key is void: one-time tokens and logins under way. The caller holds the store. Raises
-    `StoreError`.
+    Values derived from the old key become void: one-time tokens and unfinished logins. The caller must hold the store's
+    lock. Raises `StoreError`.
     """
     async with open_engines(directory, url) as engines:
         old = await opening_vault(engines.accounts, directory, Vault.load(directory))
@@ -56,10 +57,10 @@ async def change_key(directory: Path, url: str) -> int:
 
 
 def _first_seal(connection: Connection, vault: Vault) -> str:
-    """Writes down by which key this store is sealed, if that is so. Raises `VaultError`."""
-    known: str | None = connection.scalar(select(SealRow.fingerprint))
-    if known is not None:
-        return known
+    """Records the key of `vault` as the store's key. Raises `VaultError` if it does not open a stored secret."""
+    recorded: str | None = connection.scalar(select(SealRow.fingerprint))
+    if recorded is not None:
+        return recorded
     sealed = connection.scalar(select(ServiceRow.session_private_key).limit(1))
     if sealed is not None:
         vault.open(sealed)
@@ -78,7 +79,7 @@ def _seal_anew(connection: Connection, old: Vault, new: Vault) -> int:
 
 
 def _take_over(directory: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):  # somebody else was as quick
+    with contextlib.suppress(FileNotFoundError):  # another process has already replaced it
         os.replace(directory / NEXT_KEY_FILE, directory / KEY_FILE)
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -1,4 +1,4 @@
-"""Rows of the services' table to models and back."""
+"""Conversion between rows of the services' table and models."""
 
 from dataclasses import asdict
 from typing import Any
@@ -45,7 +45,7 @@ def service_of(row: ServiceRow) -> Service:
 
 
 def columns(service: Service) -> dict[str, Any]:
-    """What a save writes: everything but the ids, the session's key pair and what proxies reported."""
+    """The columns that a save writes: all except the ids, the session key pair and the proxies' reports."""
     return {
         "name": service.name,
         "domain": service.domain,

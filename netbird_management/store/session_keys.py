@@ -1,4 +1,4 @@
-"""The private halves of the services' session keys, unsealed once."""
+"""Cache of the private halves of the services' session keys, unsealed."""
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -12,15 +12,15 @@ from netbird_management.model.services import Service
 from netbird_management.secrets.vault import Vault
 from netbird_management.store.models import ServiceRow
 
+# Maximum number of cached private halves. A service gets a new key pair when a change of it removes a credential.
 KEYS: Final = 16_384
-"""Private halves that are kept in memory; a service gets a new one when a change of it takes a credential away."""
 
 
 class SessionKeys:
-    """A bounded cache, by service and public half. Every session that is signed needs a private half."""
+    """A bounded cache of private halves by service and public half. Signing a session needs the private half."""
 
     def __init__(self, read: Callable[[], AbstractAsyncContextManager[AsyncSession]], vault: Vault) -> None:
-        """`read` opens a session on the store, `vault` opens what is sealed there."""
+        """`read` opens a session on the store, `vault` opens the secrets sealed there."""
         self._read = read
         self._vault = vault
         self._keys: LatestTable[tuple[ServiceId, str], bytes] = LatestTable(KEYS)
@@ -29,14 +29,14 @@ class SessionKeys:
         return len(self._keys)
 
     async def of(self, service: Service) -> bytes:
-        """The private half (64 bytes), in the version that the store has now.
+        """The private half (64 bytes): the cached half of the service's public half, else the half in the store.
 
-        Raises `LookupError` if the service is gone, `VaultError` if its key does not open.
+        Raises `LookupError` if the service was deleted, `VaultError` if its key does not open.
         """
-        known = (service.id, service.session_public_key)
-        if known in self._keys:
-            self._keys.move_to_end(known)
-            return self._keys[known]
+        key = (service.id, service.session_public_key)
+        if key in self._keys:
+            self._keys.move_to_end(key)
+            return self._keys[key]
         async with self._read() as session:
             row = await session.get(ServiceRow, service.id)
         if row is None:

@@ -1,8 +1,8 @@
-"""What this process holds: the database, the key to its secrets, and the snapshots answered from.
+"""The state of this process: the database, the key to its secrets, and the snapshots.
 
-Three ways in, no other: `read`, `write` (what no snapshot holds: tokens, proxies, statuses, logs) and `change` (an
-account: one transaction, then a new snapshot and a notice). Writes are one at a time: SQLite has one writer, and so
-snapshots are replaced in the order of commits.
+All access goes through `read`, `write` (rows that no snapshot contains: tokens, proxies, statuses), their counterparts
+for the log, and `change` (one transaction on an account, then a new snapshot and a notice). Writes run one at a time,
+as SQLite has one writer; snapshots are therefore replaced in the order of commits.
 """
 
 import asyncio
@@ -34,29 +34,31 @@ from netbird_management.store.reading import read_account
 from netbird_management.store.sealing import opening_vault
 from netbird_management.store.session_keys import SessionKeys
 
+# Pause between attempts to read an account after a failed commit.
 READ_AGAIN_SECONDS: Final = 1.0
+# Maximum time that a write waits for its turn; on expiry `UnreachableError`. A commit with an unknown outcome keeps the
+# turn until the store answers.
 WRITER_SECONDS: Final = 10.0
-"""How long a write may wait for its turn: a commit whose outcome is unknown keeps the turn until the store answers."""
 _log = logging.getLogger(__name__)
+# Id of the user for whom this task works, recorded in events; "" if it works for no particular user.
 acting: ContextVar[str] = ContextVar("acting", default="")
-"""The id of the user this task works for, "" for nobody in particular: who is named in events."""
 
 
 class Transaction:
-    """One change of an account under way: its session, and what it touched so far."""
+    """A change of an account in progress: its database session, and the rows touched so far."""
 
     def __init__(self, session: AsyncSession, account_id: AccountId, before: AccountSnapshot | None) -> None:
         self.session = session
         self.account_id = account_id
         self.before = before
-        """The account as it is; nobody else can change it until this is over."""
+        """The account before the change; no other change of it can run until this one ends."""
         self.touched = Touched()
         self.events: list[EventRow] = []
 
     def record(self, activity: Activity, target_id: str, *, initiator: str | None = None, **details: Any) -> None:
-        """Note what is changed, for people to read. It is written with the change, or not at all.
+        """Records an event about the change. It is stored together with the change, or not at all.
 
-        `initiator` is who did it, if it is not whoever this process acts for (`acting`).
+        `initiator` is the id of the user who made the change; by default the user for whom this task works (`acting`).
         """
         self.events.append(
             EventRow(
@@ -74,7 +76,7 @@ class Transaction:
     def account(self) -> AccountSnapshot:
         """`before` of an account that must exist. Raises `LookupError`."""
         if self.before is None:
-            raise LookupError(f"account {self.account_id} is not here")
+            raise LookupError(f"account {self.account_id} does not exist")
         return self.before
 
     def touch(
@@ -91,7 +93,7 @@ class Transaction:
         networks: bool = False,
         revocations: bool = False,
     ) -> None:
-        """Name the rows written, made or deleted. What is not named is not read again."""
+        """Names rows that were created, written or deleted. Only named rows are read again for the new snapshot."""
         self.touched |= Touched(
             services=frozenset(services),
             peers=frozenset(peers),
@@ -106,19 +108,19 @@ class Transaction:
         )
 
     async def raise_serial(self) -> None:
-        """Count one more change of the account's network."""
+        """Increments the serial of the account's network."""
         row = await self.session.get_one(AccountRow, self.account_id)
         row.serial += 1
         self.touch(account=True)
 
 
 async def _number(session: AsyncSession, transaction: Transaction) -> None:
-    """Counts one more change of the account, and writes down what was recorded of it."""
+    """Increments the account's number of changes, and stores the recorded events with that number."""
     counted = update(AccountRow).where(AccountRow.id == transaction.account_id)
     counted = counted.values(changes=AccountRow.changes + 1).returning(AccountRow.changes)
     number = await session.scalar(counted.execution_options(synchronize_session=False))
     if number is None:
-        return  # the account went, and its events with it
+        return  # the change deleted the account, and its events with it
     for event in transaction.events:
         event.number = number
         session.add(event)
@@ -126,15 +128,15 @@ async def _number(session: AsyncSession, transaction: Transaction) -> None:
 
 
 class State:
-    """Made by `State.open`; belongs to one event loop."""
+    """The database and snapshots of this process, opened by `State.open`. Belongs to one event loop."""
 
     def __init__(self, engines: Engines, vault: Vault, tasks: asyncio.TaskGroup) -> None:
         self.vault = vault
         self.snapshots = Snapshots()
         self.session_keys = SessionKeys(self.read, vault)
-        self.room: Mapping[str, int] = limits.HELD
+        self.room: Mapping[str, int] = limits.IN_SNAPSHOT
         self.counters: Counter[str] = Counter()
-        """How often what is bounded was full, since the process began."""
+        """Number of refusals by each limit since the process started."""
         self._engine = engines.accounts
         self._writing = engines.accounts.execution_options(writes=True)
         self._log = engines.log
@@ -143,7 +145,7 @@ class State:
         self._tasks = tasks
         self._writer = asyncio.Lock()
         self.patience = WRITER_SECONDS
-        """How long a write waits for its turn, in seconds."""
+        """Maximum time in seconds that a write waits for its turn; on expiry `UnreachableError`."""
         self._generation = 0
 
     def count(self, name: str) -> None:
@@ -152,10 +154,10 @@ class State:
     @classmethod
     @asynccontextmanager
     async def open(cls, directory: Path, vault: Vault, database: str = "") -> AsyncIterator["State"]:
-        """Migrates the database, reads every account, and closes it all at the end.
+        """Migrates the database and reads every account; closes the database on exit.
 
-        `database` is the URL of a PostgreSQL database, "" for files in `directory`. Raises `StoreError`, as for a vault
-        that does not open what is sealed there.
+        `database` is the URL of a PostgreSQL database, "" for files in `directory`. Raises `StoreError`, also for a
+        vault that does not open the store's secrets.
         """
         async with open_engines(directory, database) as engines:
             vault = await opening_vault(engines.accounts, directory, vault)
@@ -169,15 +171,15 @@ class State:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:
-        """A session for questions; what it writes is thrown away."""
+        """A session for queries; its writes are discarded."""
         async with AsyncSession(self._engine, expire_on_commit=False) as session:
             yield session
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncSession]:
-        """One transaction on rows that no snapshot has: committed at the end, rolled back by any exception.
+        """One transaction on rows that no snapshot contains: committed at the end, rolled back by any exception.
 
-        Raises `UnreachableError` where its turn does not come in time.
+        Raises `UnreachableError` if its turn does not come in time.
         """
         await self._turn()
         try:
@@ -193,15 +195,15 @@ class State:
                 await self._writer.acquire()
         except TimeoutError as error:
             self.count("writes_refused")
-            raise UnreachableError("the store does not take writes: an earlier one has no answer yet") from error
+            raise UnreachableError("the store accepts no writes: it has not answered an earlier one yet") from error
 
     async def to_the_end(self, work: Coroutine[Any, Any, object]) -> None:
-        """Do what may not be left half done. A caller that is cancelled leaves, and the work goes on without it.
+        """Runs work that must not stop halfway. If the caller is cancelled, the work continues without it.
 
-        Raises what the work raises, and logs it, as nobody may be waiting any more.
+        Raises the work's exceptions, and logs them, as the caller may have been cancelled.
         """
 
-        async def done() -> Exception | None:  # raising here would end everybody's work
+        async def done() -> Exception | None:  # an exception here would cancel every task of the group
             try:
                 await work
             except Exception as error:
@@ -215,13 +217,13 @@ class State:
 
     @asynccontextmanager
     async def read_log(self) -> AsyncIterator[AsyncSession]:
-        """As `read`, on the log."""
+        """Like `read`, on the log."""
         async with AsyncSession(self._log, expire_on_commit=False) as session:
             yield session
 
     @asynccontextmanager
     async def write_log(self) -> AsyncIterator[AsyncSession]:
-        """As `write`, on the log, which no change waits for."""
+        """Like `write`, on the log; no change waits for it."""
         async with self._log_writer, AsyncSession(self._log_writing, expire_on_commit=False) as session:
             yield session
             await session.commit()
@@ -230,9 +232,9 @@ class State:
     async def change(self, account_id: AccountId) -> AsyncIterator[Transaction]:
         """One transaction on an account: committed at the end, rolled back by any exception.
 
-        The new snapshot is read inside the transaction and put in place right after the commit, so nothing can fail in
-        between. A caller cancelled during the commit leaves; the commit and the replacement still finish together.
-        Raises `UnreachableError` where its turn does not come in time.
+        The new snapshot is read inside the transaction and replaces the old one right after the commit, so nothing can
+        fail in between. If the caller is cancelled during the commit, the commit and the replacement still finish.
+        Raises `UnreachableError` if its turn does not come in time, `PreconditionFailed` if the account is full.
         """
         await self._turn()
         handed_over = False
@@ -241,7 +243,7 @@ class State:
             transaction = Transaction(session, account_id, self.snapshots.get(account_id))
             yield transaction
             if transaction.before is not None and transaction.touched == Touched() and not transaction.events:
-                return  # nothing was changed, so there is nothing to tell
+                return  # nothing changed, so no subscriber needs a notice
             await session.flush()
             await _number(session, transaction)
             session.expire_all()
@@ -263,7 +265,8 @@ class State:
     async def _finish(
         self, session: AsyncSession, transaction: Transaction, after: AccountSnapshot | None
     ) -> Exception | None:
-        """Commits and replaces; returns what went wrong, as raising here would end everybody's work."""
+        """Commits and replaces the snapshot. Returns an exception instead of raising it, as an exception in this task
+        would cancel every task of the group."""
         try:
             async with session:
                 await session.commit()
@@ -277,25 +280,25 @@ class State:
     async def _abandon(self, session: AsyncSession) -> None:
         try:
             await session.close()
-        except Exception as error:  # the connection is gone, and what was not committed with it
+        except Exception as error:  # the connection ended, and with it the uncommitted transaction
             _log.warning("store.rollback.failed", extra={"error": type(error).__name__})
         finally:
             self._writer.release()
 
     async def _read_again(self, transaction: Transaction) -> None:
-        """A commit that failed may have been done all the same: what is stored is read before anybody writes again."""
+        """Reads the account after a failed commit, before any other write, as the commit may have succeeded."""
         try:
             while True:
                 try:
                     async with self.read() as session:
-                        found = await self._read_account(
+                        stored = await self._read_account(
                             session, transaction.account_id, transaction.before, transaction.touched
                         )
                     break
                 except Exception as error:
                     _log.warning("store.unread", extra={"error": type(error).__name__})
                     await asyncio.sleep(READ_AGAIN_SECONDS)
-            self.snapshots.replace(transaction.account_id, found, transaction.touched)
+            self.snapshots.replace(transaction.account_id, stored, transaction.touched)
         finally:
             self._writer.release()
 

@@ -1,8 +1,8 @@
-"""JSON columns to models: with tolerance, as a store outlives the version that wrote it.
+"""Conversion of JSON columns to models, tolerant of other versions' fields.
 
-A field that the model lacks is ignored, and one that the column lacks gets the model's default. So a field may be added
-to a model or dropped from it without a migration if the default is right for every value stored so far; a field that
-guards something needs a migration, which keeps older versions from opening the store and ignoring it.
+A field that the model lacks is ignored, and a field that the column lacks gets the model's default. Without a migration
+a field may therefore be added to a model or removed from it, if the default is right for every value stored so far. A
+field that protects access needs a migration, which keeps older versions from opening the store and ignoring the field.
 """
 
 from functools import cache
@@ -14,7 +14,7 @@ M = TypeVar("M")
 
 
 def decoded(model: type[M], value: Any) -> M:
-    """The model of what a JSON column holds; lists become tuples. Raises `ValueError` for what fits no field."""
+    """The model for a JSON column's value; lists become tuples. Raises `ValueError` for a value of a wrong type."""
     adapter: TypeAdapter[M] = _adapter(model)  # type: ignore[arg-type]
     return adapter.validate_python(value)
 

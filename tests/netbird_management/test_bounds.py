@@ -552,7 +552,7 @@ async def single_sign_on(scene: Scene) -> None:
 @drive("an account")
 async def an_account(scene: Scene) -> None:
     state, account = scene.home.state, scene.home.account_id
-    assert set(limits._held(scene.home.snapshot)) == set(limits.HELD)
+    assert set(limits._objects(scene.home.snapshot)) == set(limits.IN_SNAPSHOT)
     state.room = {"groups": len(scene.home.snapshot.groups) + 1}
     kept = await create_group(state, account, name="one")
     with pytest.raises(PreconditionFailed, match="account is full"):

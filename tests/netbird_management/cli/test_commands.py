@@ -66,13 +66,13 @@ def test_the_store_is_migrated_backed_up_and_restored(terminal: Terminal, tmp_pa
     """A restored store has the same users; a second restore is refused with a sentence."""
     assert [line.split(":")[0] for line in terminal.says("migrate")] == ["accounts", "log"]
     terminal.run("backup", str(tmp_path / "b.gz"))
-    assert "is there already" in terminal.run("backup", str(tmp_path / "b.gz"), code=1).stderr
+    assert "already exists" in terminal.run("backup", str(tmp_path / "b.gz"), code=1).stderr
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     other = Terminal(elsewhere, other_database)
     other.run("restore", str(tmp_path / "b.gz"))
     assert other.says("user", "list") == terminal.says("user", "list")
-    assert "has a store already" in other.run("restore", str(tmp_path / "b.gz"), code=1).stderr
+    assert "already contains a store" in other.run("restore", str(tmp_path / "b.gz"), code=1).stderr
 
 
 def test_the_key_is_changed(terminal: Terminal) -> None:

@@ -136,7 +136,7 @@ async def test_a_target_that_is_switched_off_is_judged_and_not_sent(shop: Api, h
     ("change", "status", "sentence"),
     [
         ({"extensions": {"nobody": {}}}, 422, "no plugin of this management supports plugin_settings.nobody"),
-        ({"targets": [target(extensions={"nobody": {}})]}, 422, "understands path.plugin_settings.nobody"),
+        ({"targets": [target(extensions={"nobody": {}})]}, 422, "supports path.plugin_settings.nobody"),
         ({"extensions": {"shop": {"price": "hunter2"}}}, 422, "extensions.shop: price is not a whole number"),
         ({"extensions": {"shop": {"price": "boom"}}}, 500, ""),
         ({"extensions": {"core": {"ambiguous_path": "maybe"}}}, 422, "extensions.core: ambiguous_path: "),

@@ -85,7 +85,7 @@ async def test_nothing_is_written_over(home: Home, tmp_path: Path, database: str
     """Neither a file by a backup nor a store by a restore."""
     file = tmp_path / "backup.gz"
     await write_archive(tmp_path, database, file)
-    with pytest.raises(ArchiveError, match="is there already"):
+    with pytest.raises(ArchiveError, match="already exists"):
         await write_archive(tmp_path, database, file)
-    with pytest.raises(ArchiveError, match="has a store already"):
+    with pytest.raises(ArchiveError, match="already contains a store"):
         await read_archive(file, tmp_path, "")

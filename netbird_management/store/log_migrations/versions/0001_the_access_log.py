@@ -1,4 +1,4 @@
-"""The access log, by itself."""
+"""Creates the access log in its own database."""
 
 import sqlalchemy as sa
 from alembic import op

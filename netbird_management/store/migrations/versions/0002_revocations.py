@@ -1,4 +1,4 @@
-"""Sessions that are over before they expire."""
+"""Adds revoked sessions."""
 
 import sqlalchemy as sa
 from alembic import op

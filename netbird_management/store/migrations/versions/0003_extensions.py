@@ -1,4 +1,4 @@
-"""What services say to plugins. Targets keep theirs in the column that they share."""
+"""Adds extensions to services. Extensions of targets are part of the column `targets`."""
 
 import sqlalchemy as sa
 from alembic import op

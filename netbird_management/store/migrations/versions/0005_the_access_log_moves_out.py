@@ -1,4 +1,4 @@
-"""The access log has a place of its own, where it was copied before this ran."""
+"""Drops the access log from the accounts' database; `_move_log` has already copied it to the log's database."""
 
 import sqlalchemy as sa
 from alembic import op

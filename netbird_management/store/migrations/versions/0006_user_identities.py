@@ -1,4 +1,4 @@
-"""Whom the identity provider's people are here."""
+"""Adds the identities of users at the identity provider."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""How often somebody has been wrong."""
+"""Adds the count of failed login attempts by source."""
 
 import sqlalchemy as sa
 from alembic import op

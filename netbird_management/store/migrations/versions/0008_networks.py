@@ -1,4 +1,4 @@
-"""What is behind routing peers."""
+"""Adds networks behind routing peers."""
 
 import sqlalchemy as sa
 from alembic import op

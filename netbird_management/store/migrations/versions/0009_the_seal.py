@@ -1,4 +1,4 @@
-"""Which key the secrets are sealed with."""
+"""Adds the fingerprint of the key that seals the secrets."""
 
 import sqlalchemy as sa
 from alembic import op

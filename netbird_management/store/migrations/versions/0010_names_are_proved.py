@@ -1,4 +1,4 @@
-"""Names that nobody proved block nobody, proofs are repeated, and clusters' addresses have one spelling."""
+"""Drops the uniqueness of unproved domains, adds times of proofs, and folds the addresses of clusters."""
 
 from datetime import UTC, datetime
 

@@ -1,4 +1,4 @@
-"""Sessions that are over, by the service that they were for."""
+"""Adds the service of a revoked session."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Hashes of people's passwords go: nothing verifies them."""
+"""Drops the hashes of users' passwords, as nothing verifies them."""
 
 import sqlalchemy as sa
 from alembic import op
