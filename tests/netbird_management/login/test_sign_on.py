@@ -266,7 +266,7 @@ async def test_who_waits_has_a_bound_and_an_end(
             row.blocked, row.pending_approval, row.created_at = True, True, now()
             transaction.session.add(row)
         transaction.touch(users=[UserId(f"w{number}") for number in range(WAITING - 1)])
-    for subject, refused in (("u-1", "pending approval"), ("u-2", "Nobody new"), ("u-1", "pending approval")):
+    for subject, refused in (("u-1", "pending approval"), ("u-2", "Too many users wait"), ("u-1", "pending approval")):
         provider.claims = {"sub": subject}
         assert refused in query_of(await log_in(sign_on, provider, home))["error_description"]
     assert sum(user.pending_approval for user in home.snapshot.users.values()) == WAITING
