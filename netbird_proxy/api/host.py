@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar, overload
 
 import grpc.aio
 from pydantic import BaseModel
@@ -13,6 +13,20 @@ from netbird_proxy.api.forwarded import TrustedProxies
 from netbird_proxy.api.kit import ReloadReport
 from netbird_proxy.api.model import AccountId, Address, PublicKey, ServiceId, UserId
 from netbird_proxy.api.tunnels import Dialer, Tunnel
+from netbird_wire.proxy_service_pb2 import (
+    AuthenticateRequest,
+    AuthenticateResponse,
+    GetOIDCURLRequest,
+    GetOIDCURLResponse,
+    SendAccessLogRequest,
+    SendAccessLogResponse,
+    SendStatusUpdateRequest,
+    SendStatusUpdateResponse,
+    ValidateSessionRequest,
+    ValidateSessionResponse,
+    ValidateTunnelPeerRequest,
+    ValidateTunnelPeerResponse,
+)
 
 O = TypeVar("O", bound=BaseModel)  # noqa: E741
 
@@ -38,15 +52,43 @@ class ManagementChannel(Protocol):
     def connected(self) -> bool:
         """True once the mapping stream has received a message on its present connection."""
 
-    async def call(self, method: str, request: Any, *, timeout: float | None = None) -> Any:
-        """Make a unary `ProxyService` call, by the method's name, such as `ValidateTunnelPeer`.
+    @overload
+    async def call(
+        self, method: Literal["Authenticate"], request: AuthenticateRequest, *, timeout: float | None = None
+    ) -> AuthenticateResponse:
+        """One unary `ProxyService` call by its name, such as `ValidateTunnelPeer`.
 
         Args:
-            timeout: seconds; None for the setting `limits.rpc_timeout` (2 s by default).
+            timeout: seconds; None takes the proxy's setting (2 s).
 
         Raises:
             ManagementUnavailable, ManagementTimeout, ManagementRefused.
         """
+
+    @overload
+    async def call(
+        self, method: Literal["GetOIDCURL"], request: GetOIDCURLRequest, *, timeout: float | None = None
+    ) -> GetOIDCURLResponse: ...
+
+    @overload
+    async def call(
+        self, method: Literal["SendAccessLog"], request: SendAccessLogRequest, *, timeout: float | None = None
+    ) -> SendAccessLogResponse: ...
+
+    @overload
+    async def call(
+        self, method: Literal["SendStatusUpdate"], request: SendStatusUpdateRequest, *, timeout: float | None = None
+    ) -> SendStatusUpdateResponse: ...
+
+    @overload
+    async def call(
+        self, method: Literal["ValidateSession"], request: ValidateSessionRequest, *, timeout: float | None = None
+    ) -> ValidateSessionResponse: ...
+
+    @overload
+    async def call(
+        self, method: Literal["ValidateTunnelPeer"], request: ValidateTunnelPeerRequest, *, timeout: float | None = None
+    ) -> ValidateTunnelPeerResponse: ...
 
 
 class AccountHandle(Protocol):
