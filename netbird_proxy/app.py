@@ -130,6 +130,9 @@ class ReverseProxy:
             exchange.client_address = exchange.origin.peer.host if exchange.origin is not None else ""
             await self._say(exchange, downstream, BadRequest("what a trusted proxy says of the client cannot be read"))
             return
+        if path == b"*" and exchange.method == "OPTIONS":
+            await self._fixed().server_options(exchange, downstream)
+            return
         route = self.routing.table.match(host, path, None if origin is None else origin.account)
         exchange.route = route.spec
         exchange.arrive(*route.rules.views(raw))

@@ -1,8 +1,8 @@
-"""The accounts that need a tunnel, and the task that keeps each one up.
+"""The accounts that need a tunnel, each with a task that keeps its tunnel up.
 
-A tunnel is opened when the first mapping needs it, opened again with back-off when it fails, and closed when no mapping
-needs it. Until it is up, dials wait within their own deadline. Everything about it that others may know (its node, its
-listeners, its generation) stands here.
+A tunnel is opened when the first mapping needs it, reopened with back-off after a failure, and closed when no mapping
+needs it. Until it is up, dials wait within their own deadline. This module holds the state of all tunnels: nodes,
+listeners and generations.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from netbird_proxy.upstreams.judged import exempt
 log = structlog.get_logger("netbird_proxy.accounts")
 
 FIRST_DELAY, FACTOR, LONGEST_DELAY = 0.8, 1.7, 15.0
-"""Back-off between attempts at a tunnel, in seconds; each wait is uniform in [half, whole]."""
+"""Back-off between attempts to open a tunnel, in seconds; each wait is uniform in [half, whole]."""
 GENERATIONS = 65_536
-"""Accounts that have a generation of their own."""
+"""Maximum number of accounts that have a generation of their own."""
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class ProxyPeers(ManagementChannel, Protocol):
-    """The management channel, with the one call that only the host makes."""
+    """The management channel, with the call that only the host makes."""
 
     async def create_proxy_peer(self, account: AccountId, public_key: PublicKey, endpoint: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class InboundListeners:
-    """Where an account's peers find us, as told to management. A port that is not served is None."""
+    """The overlay address that an account's peers connect to, as reported to management. None: port not served."""
 
     address: str
     http_port: int | None
@@ -53,7 +53,7 @@ class InboundListeners:
 
 @dataclass(slots=True)
 class AccountState:
-    """One account's tunnel as it stands. `tunnel` is None until it is up and after it is lost."""
+    """The state of an account's tunnel. `tunnel` is None until it is up, and after it is lost."""
 
     id: AccountId
     tunnel: Tunnel | None = None
@@ -86,7 +86,7 @@ class Handle:
 
 @dataclass(frozen=True, slots=True)
 class AccountDialer:
-    """Dials through an account's tunnel, whichever one is up when the dial comes. Equal for one account."""
+    """A dialer through an account's tunnel, also after it was reopened. Dialers of an account are equal."""
 
     accounts: Accounts
     account: AccountId
@@ -102,7 +102,7 @@ class AccountDialer:
 
 
 class Accounts:
-    """The tunnels, by account."""
+    """The tunnels of all accounts."""
 
     def __init__(
         self,
@@ -117,11 +117,11 @@ class Accounts:
         count: Callable[[str], object] = lambda _name: None,
     ) -> None:
         """Args:
-        listening: the listeners in a tunnel that came up; None when this proxy serves no private services.
-        on_change: told when a tunnel came up, was lost, or could not be opened.
-        on_map: told after each change of an account's map, generation raised already.
-        connections: how many are taken inside each tunnel at once.
-        count: adds one to a counter of the process.
+        listening: starts the listeners in a tunnel that is up; None if this proxy serves no private services.
+        on_change: called when a tunnel is up, was lost, or could not be opened.
+        on_map: called after each change of an account's network map, after its generation was raised.
+        connections: maximum number of open connections inside each tunnel.
+        count: adds 1 to a counter of the process.
         """
         self._hooks = hooks
         self._management = management
@@ -138,7 +138,7 @@ class Accounts:
         self._proxy: Proxy | None = None
 
     async def run(self, proxy: Proxy, group: asyncio.TaskGroup) -> None:
-        """Start keeping tunnels, as tasks of the given group. Those already wanted start now."""
+        """Start to keep tunnels up, as tasks of the group. Tunnels that are already needed start now."""
         self._proxy = proxy
         self._group = group
         self.want(frozenset(self._states))
@@ -156,7 +156,7 @@ class Accounts:
                 state.task.cancel()
 
     async def stop(self) -> None:
-        """Close all of them, and return when they are closed. Nothing is opened any more."""
+        """Close all tunnels, and wait until they are closed. No tunnel is opened after that."""
         tasks = [state.task for state in self._states.values() if state.task is not None]
         self._group = None
         self.want(frozenset())
@@ -177,23 +177,23 @@ class Accounts:
         return self._epoch + self._generations.get(account, 0)
 
     def raise_generation(self, account: AccountId) -> None:
-        """Make every answer about this account that was asked for until now serve nobody."""
+        """Invalidate all cached and pending answers about this account."""
         self._generations[account] = self._generations.get(account, 0) + 1
         if len(self._generations) > GENERATIONS:
-            # Management names accounts that we may never see again. Everybody's answers go, and nobody's come back.
+            # Management may name any number of accounts. Raising the epoch invalidates the answers of all of them.
             self._epoch += max(self._generations.values()) + 1
             self._generations.clear()
             self.count("generations_forgotten")
 
     def raise_generations(self) -> None:
-        """The same for every account, those never heard of included."""
+        """Invalidate the answers about every account, including unknown ones."""
         self._epoch += 1
 
     def dialer(self, account: AccountId) -> AccountDialer:
         return AccountDialer(self, account)
 
     async def wait_for_tunnel(self, account: AccountId, timeout: float) -> Tunnel:
-        """The account's tunnel, waiting until it is up. TunnelNotReady after `timeout` seconds."""
+        """Wait until the account's tunnel is up, and return it. TunnelNotReady after `timeout` seconds."""
         state = self._states.get(account)
         if state is None:
             raise TunnelNotReady(f"account {account} has no tunnel")
@@ -209,7 +209,7 @@ class Accounts:
         return state.tunnel
 
     def handle(self, account: AccountId) -> Handle:
-        """The account as its tunnel plugin sees it; makes its private directory."""
+        """The account as its tunnel plugin sees it. Creates its private directory."""
         name = account if _SAFE_NAME.fullmatch(account) else "x-" + hashlib.sha256(account.encode()).hexdigest()[:40]
         directory = self._directory / name
         self._directory.mkdir(mode=0o700, exist_ok=True)
@@ -224,8 +224,8 @@ class Accounts:
                 was_up = await self._once(state)
                 state.error = "the tunnel closed"
             except BaseException as failure:
-                # The boundary of a plugin that runs for as long as the process: whatever it raises is reported and
-                # tried again; its services stay closed meanwhile.
+                # The tunnel plugin's code ends here: any exception is reported, and the tunnel is opened again. The
+                # account's services stay closed meanwhile.
                 if must_pass(failure) or _is_cancelled():
                     raise
                 was_up = was_up or state.up.is_set()
@@ -239,7 +239,7 @@ class Accounts:
             await asyncio.sleep(backoff.next_wait())
 
     async def _once(self, state: AccountState) -> bool:
-        """One tunnel, from opening to its end."""
+        """Open a tunnel, and keep it until it ends."""
         assert self._proxy is not None  # noqa: S101 - run() sets it before the first task exists
         opened = self._hooks.open_tunnel(self.handle(state.id), self._proxy)
         if opened is None:
@@ -267,13 +267,13 @@ class Accounts:
 
 
 def _causes(failure: BaseException) -> list[str]:
-    """The leaves' messages; a group's own says nothing."""
+    """The messages of the exceptions in a group, whose own message is not informative."""
     if isinstance(failure, BaseExceptionGroup):
         return [cause for error in failure.exceptions for cause in _causes(error)]
     return [describe_error(failure).removeprefix(f"{type(failure).__name__}: ")]
 
 
 def _is_cancelled() -> bool:
-    """Whether the calling task is to end, whatever came of it."""
+    """True if the calling task was cancelled."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

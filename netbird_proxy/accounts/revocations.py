@@ -1,5 +1,5 @@
-"""Sessions that are over before they expire, as management tells of them: as they happen, and the last day's anew in
-every snapshot."""
+"""Sessions that management ended before they expire. It reports them as events, and those of the last day in every
+snapshot."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from netbird_host.tables import LatestTable
 from netbird_proxy.api.model import AccountId
 
 KEPT = 86_400.0 + 600.0
-"""Seconds a revocation is remembered: as long as any token lives, and the clocks' difference."""
+"""Seconds that a revocation is kept: the longest lifetime of a token, and the difference of clocks."""
 LIMIT = 65_536
 
 _Key = tuple[AccountId, str | bytes]
 
 
 class RevokedSessions:
-    """Implements `steps.Revocations`. Bounded: what does not fit is forgotten towards refusing.
+    """Implements `Revocations`, with a bounded number of entries. When full, it forgets in the safe direction.
 
-    Past the limit the oldest is replaced by a floor of its account: every token issued before it is refused, also of
-    others, who then log in again. Nobody is let in because there was no room.
+    Past the limit, the oldest entry is replaced by a floor for its account: all tokens issued before are refused, also
+    those of other users, who must log in again. No revoked session is ever admitted for lack of space.
     """
 
     def __init__(
@@ -31,13 +31,13 @@ class RevokedSessions:
         count: Callable[[str], object] = lambda _name: None,
     ) -> None:
         """Args:
-        clock: the wall's, as tokens are stamped by it.
-        count: adds one to a counter of the process.
+        clock: wall-clock time, like the times in tokens.
+        count: adds 1 to a counter of the process.
         """
         self.count = count
         self._clock = clock
         self._entries: LatestTable[_Key, tuple[float, float]] = LatestTable(limit)
-        """Subject or token hash → (not before, forgotten at), the oldest first."""
+        """(account, subject or token hash) → (not before, forgotten at), the oldest first."""
         self._floors: LatestTable[AccountId, tuple[float, float]] = LatestTable(limit)
         self._everybody = (0.0, 0.0)
 
@@ -45,9 +45,9 @@ class RevokedSessions:
         return len(self._entries) + len(self._floors)
 
     def add(self, account: AccountId, *, subject: str = "", token_hash: bytes = b"", not_before: float) -> None:
-        """Take one. Told again it changes nothing; of two about one subject the later counts.
+        """Add a revocation. A repeated one changes nothing; of two for a subject, the later time applies.
 
-        One that names neither subject nor token is about everybody in the account.
+        A revocation without subject and token applies to all sessions of the account.
         """
         until = self._clock() + KEPT
         self._forget()
@@ -58,13 +58,13 @@ class RevokedSessions:
         earlier = self._entries.get(key, (not_before, until))
         dropped = self._entries.keep(key, (max(earlier[0], not_before), until))
         if dropped is not None:
-            (of, _), (before, _) = dropped
+            (owner, _), (before, _) = dropped
             self.count("revocations_overflowed")
-            self._floor(of, before, until)
+            self._floor(owner, before, until)
 
     def revoked(self, account: AccountId, *, subject: str, token_hash: bytes, issued_at: float) -> bool:
         if not self._entries and not self._floors and issued_at >= self._everybody[0]:
-            return False  # which is what nearly each exchange with a session asks to hear
+            return False  # the usual case, without look-ups
         entries = self._entries
         by_token, by_subject = entries.get((account, token_hash)), entries.get((account, subject))
         floor, everybody = self._floors.get(account), self._everybody
@@ -73,8 +73,8 @@ class RevokedSessions:
         now = self._clock()
         if by_token is not None and now < by_token[1]:
             return True
-        found = (by_subject, floor, everybody)
-        return any(entry is not None and issued_at < entry[0] and now < entry[1] for entry in found)
+        limits = (by_subject, floor, everybody)
+        return any(entry is not None and issued_at < entry[0] and now < entry[1] for entry in limits)
 
     def _floor(self, account: AccountId, not_before: float, until: float) -> None:
         earlier = self._floors.get(account, (not_before, until))

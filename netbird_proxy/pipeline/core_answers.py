@@ -21,6 +21,8 @@ from netbird_proxy.pipeline.head_rules import can_be_sent, without_others_cookie
 NO_ROUTE = Deny(404, "no_route", "no mapping has this host and path")
 STARTING = Deny(503, "starting", "not every source has sent its first mappings", headers=(retry_after(2),))
 AMBIGUOUS_PATH = Deny(400, "ambiguous_path", "the path can be read in two ways")
+SERVER_OPTIONS_HEADERS: list[RawHeader] = [(b"allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")]
+"""Methods of the proxy as a whole, for `OPTIONS *`. Services may support other methods."""
 LOOP_DETECTED = Deny(508, "loop_detected", "the request has been through this proxy already")
 
 _SENTENCES = {
@@ -78,6 +80,12 @@ class PageSource(Protocol):
     def cookie_owner(self) -> Callable[[bytes], str]: ...
 
     def page_failed(self, error: BaseException) -> None: ...
+
+
+async def server_options(exchange: Exchange, downstream: Downstream) -> None:
+    """Answer `OPTIONS *`, which is addressed to the proxy itself and to no service (RFC 9110 §9.3.7)."""
+    await downstream.start(exchange, 204, list(SERVER_OPTIONS_HEADERS))
+    await downstream.finish(b"")
 
 
 async def refuse(exchange: Exchange, downstream: Downstream, denial: Deny, environment: PageSource) -> None:

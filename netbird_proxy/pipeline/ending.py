@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol
 
 import structlog
 
@@ -141,14 +141,22 @@ class FixedAnswer:
     async def run(self, exchange: Exchange, downstream: Downstream) -> None:
         await self.say(exchange, downstream, self.answer)
 
+    async def server_options(self, exchange: Exchange, downstream: Downstream) -> None:
+        """Answer `OPTIONS *`, then observe."""
+        await self._observed(exchange, downstream, answers.server_options(exchange, downstream))
+
     async def say(self, exchange: Exchange, downstream: Downstream, answer: Deny | ExchangeError) -> None:
         """Answer, then observe; also when the client leaves meanwhile."""
+        if isinstance(answer, Deny):
+            exchange.denial = answer
+            answering = answers.refuse(exchange, downstream, answer, self.ending.environment)
+        else:
+            answering = self.ending.fail(exchange, downstream, answer)
+        await self._observed(exchange, downstream, answering)
+
+    async def _observed(self, exchange: Exchange, downstream: Downstream, answering: Coroutine[Any, Any, None]) -> None:
         try:
-            if isinstance(answer, Deny):
-                exchange.denial = answer
-                await answers.refuse(exchange, downstream, answer, self.ending.environment)
-            else:
-                await self.ending.fail(exchange, downstream, answer)
+            await answering
         except asyncio.CancelledError:
             self.ending.gone(exchange, downstream, ClientGone("it left while it was answered"))
             raise

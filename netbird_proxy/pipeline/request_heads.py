@@ -79,6 +79,7 @@ class RequestHeads:
         path, _, self._query = upstream.path.partition(b"?")
         if not _TARGET_PATH.fullmatch(upstream.path) or b"#" in upstream.path:
             raise RouteRefused(f"the target path {upstream.path.decode('latin-1')!r} cannot be sent")
+        self._path = path
         self._base = path[:-1] if path.endswith(b"/") else path
         self._cut = len(spec.prefix) if spec.strip_prefix and spec.prefix != b"/" else 0
         self._host = None if spec.pass_host_header else host_field(upstream)
@@ -171,9 +172,10 @@ class RequestHeads:
         return WrittenHead(head, method, has_body, chunked, upgrade, self._dropped)
 
     def _target(self, exchange: Exchange) -> bytes:
-        """The bytes after the matched prefix are sent as they came; the prefix is replaced by the target's own path."""
+        """The target's path, and behind it the bytes after the matched prefix, unchanged. A request for exactly the
+        prefix gets exactly the target's path, because `/hook` and `/hook/` may be different resources."""
         rest = exchange.raw_path[self._cut :]
-        target = self._base + (rest or b"/")
+        target = self._base + rest if rest else self._path
         query = without_session_token(exchange.query) if exchange.query else b""
         if self._query:
             query = self._query + b"&" + query if query else self._query

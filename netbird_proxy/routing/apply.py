@@ -1,6 +1,6 @@
-"""Mappings in, a table out: what changed is compiled, then one assignment puts all of it in force.
+"""From mappings to the routing table: changed mappings are compiled, then a single assignment puts them all in force.
 
-Nobody sees half of a change. What is refused is closed, never left as it was, and never opened.
+No request sees half of a change. A refused mapping gets a closed route; its older version is never left in force.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from netbird_proxy.routing.table import HostRoutes, Route, Table
 log = structlog.get_logger("netbird_proxy.routing")
 
 YIELDING = "file"
-"""The source whose mappings give way where another source wants their host."""
+"""The source whose mappings yield a host to those of another source."""
 
 LIMIT = 100_000
+"""Maximum number of mappings; a further one is refused."""
 
 Key = tuple[str, ServiceId]
 """A mapping's source and id: two sources may use the same id."""
@@ -29,11 +30,11 @@ Key = tuple[str, ServiceId]
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What became of one mapping.
+    """The result of an apply for a mapping.
 
     Attributes:
-        refused: why it is not served, in one sentence for management; empty when it is.
-        changed: whether this apply changed it; an equal mapping that came again did not.
+        refused: the reason why it is not served, in a sentence for management; empty if it is served.
+        changed: true if this apply changed it; false for a mapping that is equal to the one in force.
     """
 
     service: ServiceId
@@ -48,7 +49,7 @@ class Report:
 
 @dataclass(slots=True)
 class AppliedMapping:
-    """One mapping as it stands. `compiled` is None while its host is another's, or it has none."""
+    """A mapping in its present state. `compiled` is None while its host belongs to another mapping, or it has none."""
 
     mapping: ServiceMapping
     refused: str = ""
@@ -59,10 +60,10 @@ class AppliedMapping:
 
 
 class Routing:
-    """The mappings of all sources, and the table made of them.
+    """The mappings of all sources, and the table that is compiled from them.
 
     Attributes:
-        table: what is in force. Replaced whole; whoever matches takes it once.
+        table: the table in force. It is replaced as a whole, so an exchange must read it only once.
     """
 
     def __init__(
@@ -75,11 +76,11 @@ class Routing:
         sources: Collection[str] = (),
     ) -> None:
         """Args:
-        sources: those whose first snapshot is awaited. Until each is in force, a host or path without a route is
-            answered 503 with `Retry-After`, and not 404: nobody knows yet that it does not exist.
-        on_change: called after each assignment with the services whose routes are others now, or gone.
-        limit: mappings that are kept, refused ones included; one more is refused and forgotten.
-        count: adds one to a counter of the process.
+        sources: sources whose first snapshot is awaited. Until all are in force, a host or path without a route is
+            answered 503 with `Retry-After` instead of 404, because it may still appear.
+        on_change: called after each assignment, with the services whose routes have changed or are gone.
+        limit: maximum number of mappings, including refused ones; a further one is refused and not kept.
+        count: adds 1 to a counter of the process.
         """
         self.compiler = compiler
         self._limit = limit
@@ -91,7 +92,7 @@ class Routing:
             self._complete.set()
         self.table = Table({}, self._unknown())
         self._applied: dict[Key, AppliedMapping] = {}
-        self._claims: dict[str, list[Key]] = {}  # folded host → who wants it, its owner first
+        self._claims: dict[str, list[Key]] = {}  # folded host → mappings that claim it, the owner first
 
     def __iter__(self) -> Iterator[AppliedMapping]:
         return iter(self._applied.values())
@@ -103,19 +104,19 @@ class Routing:
         return self._applied.get((source, service))
 
     def apply(self, source: str, mappings: Iterable[ServiceMapping]) -> list[Report]:
-        """Make a source's mappings exactly these. Applying the same ones again changes nothing."""
-        wanted = list(mappings)
-        ids = {mapping.id for mapping in wanted}
+        """Replace all mappings of a source. Applying equal mappings again changes nothing."""
+        snapshot = list(mappings)
+        ids = {mapping.id for mapping in snapshot}
         gone = [service for origin, service in self._applied if origin == source and service not in ids]
-        return self.update(source, wanted, gone)
+        return self.update(source, snapshot, gone)
 
     def update(
         self, source: str, changed: Iterable[ServiceMapping] = (), removed: Iterable[ServiceId] = ()
     ) -> list[Report]:
-        """Change some of a source's mappings, all at once.
+        """Change some mappings of a source, all at once.
 
         Returns:
-            one report for each of `changed`, in order, then one for each other mapping whose state this changed.
+            A report for each of `changed`, in order, then one for each other mapping whose state has changed.
         """
         latest = {mapping.id: mapping for mapping in changed}
         dirty: dict[Key, None] = {}
@@ -126,7 +127,7 @@ class Routing:
                 self._unclaim((source, service), applied.mapping, hosts)
                 dropped.append(applied)
         fresh = [mapping for mapping in latest.values() if not self._same(source, mapping)]
-        # All leave their old hosts before any takes a new one, so that two services can change places.
+        # All mappings leave their old hosts before any claims a new one, so that two services can swap hosts.
         for mapping in fresh:
             old = self._applied.get((source, mapping.id))
             if old is not None and old.mapping.host != mapping.host:
@@ -145,7 +146,7 @@ class Routing:
             if mapping.mode == "http" and mapping.host:
                 claims = self._claims.setdefault(mapping.host, [])
                 if key not in claims:
-                    yielding = [one for one in claims if one[0] == YIELDING and source != YIELDING]
+                    yielding = [claim for claim in claims if claim[0] == YIELDING and source != YIELDING]
                     claims.insert(claims.index(yielding[0]) if yielding else len(claims), key)
                 hosts[mapping.host] = None
             elif old is not None:
@@ -180,7 +181,7 @@ class Routing:
         return sorted(self._awaited)
 
     def in_force(self, source: str) -> None:
-        """The whole of a source's first snapshot was applied. Later calls change nothing."""
+        """Record that a source's first snapshot is completely applied. Later calls change nothing."""
         self._awaited.discard(source)
         if not self._awaited and not self._complete.is_set():
             self._complete.set()
@@ -194,7 +195,10 @@ class Routing:
         return self.compiler.no_route if self._complete.is_set() else self.compiler.starting
 
     def judge(self, mapping: ServiceMapping) -> str:
-        """Why a mapping would be refused, whoever else wants its host; empty if it would be served. Changes nothing."""
+        """The reason why a mapping would be refused, whichever mapping owns its host; empty if it would be served.
+
+        Changes nothing.
+        """
         if reason := _unservable(mapping):
             return reason
         try:
@@ -204,7 +208,7 @@ class Routing:
         return ""
 
     def close(self) -> None:
-        """Serve nothing more: every host answers as if it had no route."""
+        """Stop serving: every host is answered as if it had no route."""
         self.table = Table({}, self.compiler.no_route)
 
     def _same(self, source: str, mapping: ServiceMapping) -> bool:
@@ -227,7 +231,7 @@ class Routing:
         return (self._claims[host][0] == key) != (self._applied[key].compiled is not None)
 
     def _decide(self, key: Key) -> None:
-        """Compile one mapping, or say why not. A refused one that owns its host closes it."""
+        """Compile a mapping, or record why it is refused. A refused mapping that owns its host gets a closed route."""
         applied = self._applied[key]
         mapping = applied.mapping
         if reason := _unservable(mapping):
@@ -255,7 +259,7 @@ class Routing:
 
 
 def _unservable(mapping: ServiceMapping) -> str:
-    """Why a mapping has no place in the table at all; empty if it has."""
+    """The reason why a mapping can never be in the table; empty if it can."""
     if mapping.mode != "http":
         return f"mode {mapping.mode} is not served by this proxy yet"
     return "" if mapping.host else "the mapping has no host"

@@ -1,7 +1,7 @@
-"""From a mapping to its routes: hooks are asked once, here, and what they return is what runs.
+"""From a mapping to its routes. Hooks are called here, once, and the steps that they return run on each exchange.
 
-A mapping that cannot be compiled as it stands is refused as a whole. What a guarding field asks for is enforced by the
-plugin that claims it, or the mapping is not served.
+A mapping that cannot be compiled is refused as a whole. If a guarding field is set, the plugin that claims it must
+enforce it, or the mapping is refused.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ log = structlog.get_logger("netbird_proxy.routing")
 
 
 class RouteHooks(Protocol):
-    """What compile asks of `netbird_proxy.routing.hooks.Hooks`. All may raise RouteRefused or PluginFailed."""
+    """The part of `routing.hooks.Hooks` that the compiler uses. All may raise RouteRefused or PluginFailed."""
 
     def restrict(self, route: RouteSpec, proxy: Proxy) -> Sequence[tuple[str, Guard]]: ...
     def endpoint(self, host: ServiceMapping, proxy: Proxy) -> Sequence[tuple[str, Endpoint]]: ...
@@ -55,21 +55,21 @@ class RouteHooks(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Steps:
-    """What the hooks returned for one route."""
+    """The steps that the hooks returned for a route."""
 
     restrict: Sequence[tuple[str, Guard]]
     authenticate: Sequence[tuple[str, Authenticator]]
     authorize: Sequence[tuple[str, Guard]]
 
     def judge_upgrades(self, kind: Kind) -> bool:
-        """Whether everything that can refuse a request can refuse an upgrade as well: nothing may pass beside it."""
+        """True if every step that can refuse a request can also judge an upgrade: none may bypass a guard."""
         needed = [guard.kinds for _, guard in (*self.restrict, *self.authorize) if not guard.observe]
         needed += [step.kinds for _, step in self.authenticate if step.phase == "exclusive"]
         return all("websocket" in kinds for kinds in needed if kind in kinds)
 
 
 class Compiled:
-    """A mapping's routes, and the pools that they count for."""
+    """A mapping's routes, and the pools that they use."""
 
     __slots__ = ("pools", "routes")
 
@@ -82,13 +82,13 @@ class Compiler:
     """Builds routes with one set of hooks.
 
     Args:
-        environment: what all pipelines share: the guards' timeout, counters, steps left behind.
-        pseudonym: our name in `Via`; a request that bears it already has come round. By default one of this process
-            alone, so that a proxy of this kind behind another one is no loop.
-        cookies: name → plugin of the cookies that plugins set; upstreams and other plugins neither see nor set them.
-        observers: of every exchange, besides those of plugins, such as the memory behind `explain`.
-        rules: what dialers may reach from this machine; None leaves it to whoever chose the dialers.
-        upgrade_idle: seconds in which something must pass on an upgraded connection.
+        environment: state that all pipelines share: the guards' timeout, counters, hanging steps.
+        pseudonym: this proxy's name in `Via`; a request that already has it is in a loop. By default it is unique to
+            this process, so that another proxy of this kind in front of it is not taken for a loop.
+        cookies: cookie name → the plugin that sets it; upstreams and other plugins can neither see nor set it.
+        observers: further observers of every exchange, such as the memory behind `explain`.
+        rules: addresses that dialers may reach from this machine; None does not judge them.
+        upgrade_idle: maximum time in seconds without data on an upgraded connection; then it is cut.
     """
 
     def __init__(
@@ -115,17 +115,17 @@ class Compiler:
         self._head_rules = HeadRules(None, self._cookies, self.pseudonym)
         environment.cookie_owner = self._head_rules.ours.__getitem__
         self._observers = tuple(BoundObserver(*pair) for pair in observers)
-        if (found := hooks.pages(proxy)) is not None:
-            environment.pages = found[1]
+        if (pages := hooks.pages(proxy)) is not None:
+            environment.pages = pages[1]
         self._unrouted = self._ending(None)
         self.no_route = Route(None, FixedAnswer(NO_ROUTE, self._unrouted), self._head_rules)
         self.starting = Route(None, FixedAnswer(STARTING, self._unrouted))
 
     def compile(self, mapping: ServiceMapping) -> Compiled:
-        """A mapping's routes.
+        """Compile a mapping's routes.
 
         Raises:
-            RouteRefused: it cannot be served as it is; the message is for management. Nothing is held.
+            RouteRefused: the mapping cannot be served; the message is for management. No pool stays in use.
         """
         if mapping.refused:
             raise RouteRefused(mapping.refused)
@@ -142,13 +142,13 @@ class Compiler:
             raise RouteRefused(f"the proxy could not compile it: {type(exc).__name__}") from exc
 
     def closed(self, mapping: ServiceMapping, reason: str) -> Compiled:
-        """What stands in for a refused mapping: 503 for every path, without steps and without a pool."""
+        """The closed route of a refused mapping: 503 for every path, without steps and without a pool."""
         answer = FixedAnswer(RouteClosed(reason), self._unrouted)
         route = Route(None, answer, self._head_rules)
         return Compiled(HostRoutes(mapping.account, {b"/": route}, route))
 
     def drop(self, compiled: Compiled) -> None:
-        """These routes are out of the table."""
+        """Release the pools of routes that are no longer in the table."""
         self._give_back(compiled.pools)
 
     def _give_back(self, pools: Sequence[RetiringPool]) -> None:
@@ -167,7 +167,7 @@ class Compiler:
             if spec.kind != "http":
                 raise RouteRefused(f"kind {spec.kind} is not served by this proxy yet")
             if not spec.prefix.startswith(b"/") or (spec.prefix != b"/" and spec.prefix.endswith(b"/")):
-                raise RouteRefused(f"the path {_path(spec)!r} is no prefix")
+                raise RouteRefused(f"the path {_path(spec)!r} is not a prefix")
             if spec.prefix in routes:
                 raise RouteRefused(f"two routes have the path {_path(spec)}")
             if not spec.upstreams:
@@ -192,7 +192,7 @@ class Compiler:
     def _endpoints(
         self, mapping: ServiceMapping, pipelines: Sequence[Pipeline], rules: HeadRules
     ) -> dict[bytes, Route]:
-        """The plugins' own applications on this host, each behind what restricts the host."""
+        """The plugins' own applications on this host, each behind the host's restrict steps."""
         exclusive = any(step.phase == "exclusive" for pipeline in pipelines for step in pipeline.authenticate)
         endpoints: dict[bytes, Route] = {}
         for plugin, endpoint in self._hooks.endpoint(mapping, self._proxy):
@@ -216,7 +216,7 @@ class Compiler:
     def _route(
         self, spec: RouteSpec, pools: list[RetiringPool]
     ) -> tuple[Pipeline, Pipeline | None, HeadRules, Protection]:
-        """The pipeline of requests; that of upgrades, if they can be judged; the rules and the protection of both."""
+        """The pipelines for requests and for upgrades (None if they cannot be judged), head rules and protection."""
         hooks, proxy = self._hooks, self._proxy
         steps = _Steps(hooks.restrict(spec, proxy), hooks.authenticate(spec, proxy), hooks.authorize(spec, proxy))
         restrict, authenticate, authorize = self._bound(spec, steps, spec.kind)
@@ -231,11 +231,11 @@ class Compiler:
                 raise RouteRefused(f"the target {upstream} is not HTTP")
             requests = RequestHeads(spec, upstream, rules, transforms)
             responses = ResponseHeads(spec, upstream, rules)
-            found = hooks.dialer(spec, upstream, proxy)
-            if found is None:
+            offered = hooks.dialer(spec, upstream, proxy)
+            if offered is None:
                 raise RouteRefused(f"no plugin of this proxy can reach {upstream}")
-            dialers.append(found)
-            dialer = found[1]
+            dialers.append(offered)
+            dialer = offered[1]
             if self._rules is not None:
                 dialer = JudgedDialer(dialer, AddressJudge(self._rules, spec.account))
             pool = self._pools.take(spec.account, upstream, dialer)
@@ -274,16 +274,16 @@ class Compiler:
 
     @staticmethod
     def _bind_guards(
-        stage: GuardStage, spec: RouteSpec, found: Sequence[tuple[str, Guard]], kind: Kind | None = None
+        stage: GuardStage, spec: RouteSpec, guards: Sequence[tuple[str, Guard]], kind: Kind | None = None
     ) -> list[BoundGuard]:
-        for plugin, guard in found:
+        for plugin, guard in guards:
             if guard.observe and plugin in spec.guarding:
                 raise RouteRefused(f"{plugin} only observes what {', '.join(spec.guarding[plugin])} asks it to guard")
-        return [BoundGuard(plugin, stage, guard) for plugin, guard in found if (kind or spec.kind) in guard.kinds]
+        return [BoundGuard(plugin, stage, guard) for plugin, guard in guards if (kind or spec.kind) in guard.kinds]
 
     def _ending(self, spec: RouteSpec | None) -> Ending:
-        found = [BoundObserver(plugin, step) for plugin, step in self._hooks.observe(spec, self._proxy)]
-        return Ending((*found, *self._observers), self.environment)
+        observers = [BoundObserver(plugin, step) for plugin, step in self._hooks.observe(spec, self._proxy)]
+        return Ending((*observers, *self._observers), self.environment)
 
 
 def _path(spec: RouteSpec) -> str:
@@ -297,10 +297,10 @@ def _must_enforce(
     authorize: Sequence[BoundGuard],
     transforms: Sequence[BoundTransform],
 ) -> None:
-    """Each plugin whose guarding field is set must have bound something that can say no, or own what it guards.
+    """Check that each plugin whose guarding field is set can refuse requests, or owns the headers that it guards.
 
     Raises:
-        RouteRefused: one has not.
+        RouteRefused: a plugin enforces nothing.
     """
     enforcing = {guard.plugin for guard in (*restrict, *authorize) if not guard.observe}
     enforcing |= {step.plugin for step in authenticate if step.phase == "exclusive"}
@@ -313,6 +313,7 @@ def _must_enforce(
             )
 
 
+# Headers that no plugin can own → the reason.
 _WHY_NOT = {
     b"via": "the core finds loops by it",
     b"cookie": "the core takes its own cookies out of it; a transform may set it without owning it",
@@ -324,7 +325,7 @@ def _owners(transforms: Sequence[BoundTransform]) -> dict[bytes, str]:
     """Folded header name → plugin.
 
     Raises:
-        RouteRefused: two plugins own one name, or one wants a name that is the core's.
+        RouteRefused: two plugins own a name, or a plugin claims a name of the core.
     """
     owners: dict[bytes, str] = {}
     for transform in transforms:
@@ -332,7 +333,7 @@ def _owners(transforms: Sequence[BoundTransform]) -> dict[bytes, str]:
             folded = fold(name)
             why = _WHY_NOT.get(folded, "it frames the message" if folded in CORE_NAMES else "")
             if is_forwarding(folded) and transform.plugin != FORWARDING:
-                why = f"it says who the client is, which the core and the plugin {FORWARDING} do"
+                why = f"it names the client, which the core and the plugin {FORWARDING} do"
             if why:
                 raise RouteRefused(f"{transform.plugin} may not own the header {folded.decode('latin-1')}: {why}")
             if owners.setdefault(folded, transform.plugin) != transform.plugin:

@@ -1,7 +1,7 @@
-"""The proxy's hooks with types: what compile, server and command line call. Nobody else calls a plugin's hook.
+"""The typed hooks of the proxy, through which compiler, server and command line call plugins.
 
-A hook may raise RouteRefused, which passes; whatever else it raises, or returns of a wrong type, becomes PluginFailed
-naming the plugin, so that its route is refused and never served without it.
+RouteRefused passes through. Any other exception of a hook, and a result of a wrong type, becomes PluginFailed, which
+names the plugin. The route is then refused, and never served without the plugin.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ def load_hooks(
 
     Args:
         allowed: entry-point names, or `(id, object)` pairs from a program or a test.
-        defaults: see `netbird_proxy.defaults.DEFAULTS`, which is what a running proxy gives.
+        defaults: the proxy's own plugins by id; a running proxy passes `netbird_proxy.defaults.DEFAULTS`.
 
     Raises:
-        PluginFailed: a plugin is missing or wrong; the message says what to change.
+        PluginFailed: a plugin is missing or wrong; the message names the necessary change.
     """
     try:
         plugins = load(
@@ -79,21 +79,21 @@ def load_hooks(
     hooks = Hooks(plugins)
     for section in hooks.options:
         if section in reserved_ids:
-            raise PluginFailed(section, "its options take a section of the proxy's own settings: choose another name")
+            raise PluginFailed(section, "its options use a section of the proxy's own settings: choose another name")
     return hooks
 
 
 class Hooks:
-    """One method a hook, and the facts of all plugins together.
+    """A method for each hook, and the declarations of all plugins.
 
     Attributes:
-        claims: who understands which wire field.
-        capabilities: what to tell management, sorted.
-        notes: all declared names.
-        cookies: declared name → plugin.
-        options: the models of the plugins' sections in the settings file, by section. A section has its plugin's name,
-            or the one that the model gives itself: `section: ClassVar[str] = "tunnel"`.
-        settings, target_settings: models to read from each mapping and each target, with the plugin that wants them.
+        claims: wire field → the plugin that supports it, and its claim.
+        capabilities: capabilities to report to management, sorted.
+        notes: declared keys of notes.
+        cookies: declared cookie name → plugin.
+        options: section of the settings file → the plugin's model. A section is named after its plugin's id, unless the
+            model declares a name: `section: ClassVar[str] = "tunnel"`.
+        settings, target_settings: models to read from each mapping and each target, with their plugins.
     """
 
     def __init__(self, plugins: Plugins) -> None:
@@ -101,15 +101,17 @@ class Hooks:
         self.claims: Mapping[str, tuple[PluginId, Claim]] = {
             claim.field: (plugin.id, claim) for plugin in plugins for claim in plugin.info.claims
         }
-        self.capabilities: tuple[str, ...] = tuple(sorted(name for one in plugins for name in one.info.capabilities))
-        self.notes: frozenset[str] = frozenset(name for one in plugins for name in one.info.notes)
-        self.cookies: Mapping[str, PluginId] = {name: one.id for one in plugins for name in one.info.cookies}
+        self.capabilities: tuple[str, ...] = tuple(
+            sorted(name for plugin in plugins for name in plugin.info.capabilities)
+        )
+        self.notes: frozenset[str] = frozenset(name for plugin in plugins for name in plugin.info.notes)
+        self.cookies: Mapping[str, PluginId] = {name: plugin.id for plugin in plugins for name in plugin.info.cookies}
         self.options: Mapping[str, type[BaseModel]] = _sections(plugins)
         self.settings: tuple[tuple[PluginId, type[MappingSettings]], ...] = tuple(
-            (one.id, _readable(one, model)) for one in plugins for model in one.info.settings
+            (plugin.id, _readable(plugin, model)) for plugin in plugins for model in plugin.info.settings
         )
         self.target_settings: tuple[tuple[PluginId, type[TargetSettings]], ...] = tuple(
-            (one.id, _readable(one, model)) for one in plugins for model in one.info.target_settings
+            (plugin.id, _readable(plugin, model)) for plugin in plugins for model in plugin.info.target_settings
         )
 
     def restrict(self, route: RouteSpec, proxy: Proxy) -> list[tuple[PluginId, Guard]]:
@@ -119,28 +121,28 @@ class Hooks:
         return self._guards_of("authorize", route, proxy)
 
     def authenticate(self, route: RouteSpec, proxy: Proxy) -> list[tuple[PluginId, Authenticator]]:
-        """All authenticators, by phase; inside a phase in plugin order, then in the order a plugin gave them."""
-        found: list[tuple[PluginId, Authenticator]] = []
+        """All authenticators by phase, inside a phase in plugin order, then in the order of a plugin's list."""
+        steps: list[tuple[PluginId, Authenticator]] = []
         for plugin, answer in self._answers("authenticate", route=route, proxy=proxy):
-            for one in answer if isinstance(answer, list | tuple) else [answer]:
-                step = _typed(plugin, "authenticate", one, Authenticator)
+            for item in answer if isinstance(answer, list | tuple) else [answer]:
+                step = _typed(plugin, "authenticate", item, Authenticator)
                 if step.phase not in PHASES:
-                    raise PluginFailed(plugin, f"authenticate: phase {step.phase!r} is none of {', '.join(PHASES)}")
+                    raise PluginFailed(plugin, f"authenticate: phase {step.phase!r} is not one of {', '.join(PHASES)}")
                 _check_step(plugin, "authenticate", step.identify, step.kinds, step.body_bytes)
-                found.append((plugin, step))
-        return sorted(found, key=lambda pair: PHASES.index(pair[1].phase))
+                steps.append((plugin, step))
+        return sorted(steps, key=lambda pair: PHASES.index(pair[1].phase))
 
     def endpoint(self, host: ServiceMapping, proxy: Proxy) -> list[tuple[PluginId, Endpoint]]:
-        found: list[tuple[PluginId, Endpoint]] = []
+        steps: list[tuple[PluginId, Endpoint]] = []
         for plugin, answer in self._answers("endpoint", host=host, proxy=proxy):
             step = _typed(plugin, "endpoint", answer, Endpoint)
             if not callable(step.app):
                 raise PluginFailed(plugin, f"endpoint: the application is {type(step.app).__name__}")
-            found.append((plugin, step))
-        return found
+            steps.append((plugin, step))
+        return steps
 
     def pages(self, proxy: Proxy) -> tuple[PluginId, Pages] | None:
-        """What makes pages; None leaves browsers with plain text."""
+        """The page maker, and its plugin; None leaves browsers with plain text."""
         for plugin, answer in self._answers("pages", proxy=proxy):
             if not callable(answer):
                 raise PluginFailed(plugin, f"pages returned {type(answer).__name__}, which cannot be called")
@@ -149,30 +151,30 @@ class Hooks:
         return None
 
     def transform_request(self, route: RouteSpec, proxy: Proxy) -> list[tuple[PluginId, RequestTransform]]:
-        found: list[tuple[PluginId, RequestTransform]] = []
+        steps: list[tuple[PluginId, RequestTransform]] = []
         for plugin, answer in self._answers("transform_request", route=route, proxy=proxy):
             step = _typed(plugin, "transform_request", answer, RequestTransform)
             _check_sync(plugin, "transform_request", step.apply)
             if not isinstance(step.owns, tuple) or not all(isinstance(name, bytes) and name for name in step.owns):
                 raise PluginFailed(plugin, "transform_request: `owns` is not a tuple of header names in bytes")
-            found.append((plugin, step))
-        return found
+            steps.append((plugin, step))
+        return steps
 
     def observe(self, route: RouteSpec | None, proxy: Proxy) -> list[tuple[PluginId, Observer]]:
-        found: list[tuple[PluginId, Observer]] = []
+        steps: list[tuple[PluginId, Observer]] = []
         for plugin, answer in self._answers("observe", route=route, proxy=proxy):
             if not callable(answer):
                 raise PluginFailed(plugin, f"observe returned {type(answer).__name__}, which cannot be called")
             _check_sync(plugin, "observe", answer)
-            found.append((plugin, answer))
-        return found
+            steps.append((plugin, answer))
+        return steps
 
     def dialer(self, route: RouteSpec, upstream: Upstream, proxy: Proxy) -> tuple[PluginId, Dialer] | None:
-        """The first dialer that is offered. None: nobody reaches this upstream, so the route must be refused."""
+        """The first dialer that a plugin returns. If it is None, no plugin reaches the upstream: refuse the route."""
         for plugin, answer in self._answers("dialer", route=route, upstream=upstream, proxy=proxy):
             if not callable(getattr(answer, "dial", None)):
                 raise PluginFailed(plugin, f"dialer returned {type(answer).__name__}, which has no `dial`")
-            return plugin, answer  # type: ignore[return-value]  # it has what the protocol asks for
+            return plugin, answer  # type: ignore[return-value]  # it has the protocol's method
         return None
 
     def open_tunnel(
@@ -184,11 +186,11 @@ class Hooks:
 
     @property
     def opens_tunnels(self) -> bool:
-        """Whether any plugin can open a tunnel, without which `private` is a wish."""
+        """True if a plugin can open tunnels, which `private` requires."""
         return bool(self.plugins.calls("open_tunnel"))
 
     def lifespans(self, proxy: Proxy) -> list[tuple[PluginId, AbstractAsyncContextManager[None]]]:
-        """What to enter in this order and leave in reverse; `running` does."""
+        """The plugins' lifespans in order; `running` enters and leaves them."""
         return [
             (plugin, _context(plugin, "lifespan", answer)) for plugin, answer in self._answers("lifespan", proxy=proxy)
         ]
@@ -197,16 +199,16 @@ class Hooks:
     async def running(
         self, proxy: Proxy, *, on_failure: Callable[[PluginFailed], None] | None = None
     ) -> AsyncIterator[None]:
-        """All plugins' lifespans, entered in order and left in reverse, each in a task of its own.
+        """Enter all plugins' lifespans in order, and leave them in reverse, each in a task of its own.
 
-        Every lifespan is left, whatever the others do.
+        Every lifespan is left, even if others fail.
 
         Args:
-            on_failure: called when background work of one has failed, so that the rest can end in order. Without it the
-                calling task is cancelled, as by a TaskGroup of its own.
+            on_failure: called when a lifespan's background work has failed, so that the process can end properly.
+                Without it, the calling task is cancelled, as a TaskGroup does.
 
         Raises:
-            PluginFailed: one raised on entering or on leaving, or its background work failed.
+            PluginFailed: a lifespan raised on entering or leaving, or its background work failed.
         """
         entered: list[_Lifespan] = []
         failed: PluginFailed | None = None
@@ -241,15 +243,15 @@ class Hooks:
         ]
 
     def _guards_of(self, hook: str, route: RouteSpec, proxy: Proxy) -> list[tuple[PluginId, Guard]]:
-        found: list[tuple[PluginId, Guard]] = []
+        steps: list[tuple[PluginId, Guard]] = []
         for plugin, answer in self._answers(hook, route=route, proxy=proxy):
             guard = _typed(plugin, hook, answer, Guard)
             _check_step(plugin, hook, guard.check, guard.kinds, guard.body_bytes)
-            found.append((plugin, guard))
-        return found
+            steps.append((plugin, guard))
+        return steps
 
     def _answers(self, hook: str, **arguments: object) -> list[tuple[PluginId, object]]:
-        """What the implementations say, without those that say nothing. A `first` hook's callers take the first."""
+        """The results of a hook's implementations, without None; only the first one for a `first` hook."""
         first = hook in ("dialer", "open_tunnel", "pages")
         answers: list[tuple[PluginId, object]] = []
         for plugin, call in self.plugins.calls(hook):
@@ -273,7 +275,7 @@ class Hooks:
 
 
 class _Lifespan:
-    """A plugin's lifespan in a task of its own: a failure ends that task, and is reported with the plugin's name.
+    """A plugin's lifespan in a task of its own. A failure ends that task, and is reported with the plugin's id.
 
     `leave` may be called whether or not `enter` succeeded.
     """
@@ -293,8 +295,8 @@ class _Lifespan:
         self._task: asyncio.Task[None] | None = None
 
     async def enter(self) -> None:
-        """Raises PluginFailed: it could not start."""
-        # No group: a plugin's lifespan may fail, or hang, without ending the process.
+        """Start the lifespan. PluginFailed if it could not start."""
+        # Not in a group: a failing or hanging lifespan of a plugin must not end the process.
         self._task = start_owned(self._run(), name=f"lifespan of {self._plugin}")
         entering = start_owned(self._entered.wait())
         try:
@@ -306,7 +308,7 @@ class _Lifespan:
             raise failed or PluginFailed(self._plugin, "lifespan could not start: it was cancelled")
 
     async def leave(self) -> PluginFailed | None:
-        """End it, and return how it failed."""
+        """End the lifespan, and return its failure, if any."""
         self._leaving.set()
         if self._task is not None:
             if not self._entered.is_set():
@@ -331,13 +333,13 @@ class _Lifespan:
                 if not self._leaving.is_set():
                     self._on_failure(self._failed)
         else:
-            if not self._leaving.is_set():  # it swallowed what ended it
+            if not self._leaving.is_set():  # the lifespan swallowed an exception or a cancellation
                 self._failed = PluginFailed(self._plugin, "lifespan ended by itself")
                 self._on_failure(self._failed)
 
 
 def _leaves(error: BaseException) -> list[BaseException]:
-    """The exceptions of a group that were raised somewhere; the traceback of a group does not show theirs."""
+    """The raised exceptions in a group, with their own tracebacks, which the traceback of the group does not show."""
     if isinstance(error, BaseExceptionGroup) and all(part.__traceback__ for part in error.exceptions):
         return [leaf for part in error.exceptions for leaf in _leaves(part)]
     return [error]
@@ -350,7 +352,7 @@ def _typed(plugin: PluginId, hook: str, answer: object, kind: type[T]) -> T:
 
 
 def _context(plugin: PluginId, hook: str, answer: object) -> AbstractAsyncContextManager[T]:
-    if not isinstance(answer, AbstractAsyncContextManager):  # structural: it has both methods
+    if not isinstance(answer, AbstractAsyncContextManager):  # structural check: both methods are present
         raise PluginFailed(plugin, f"{hook} returned {type(answer).__name__}: return an async context manager or None")
     return answer
 

@@ -1,4 +1,4 @@
-"""Comparing the routes of one host: a path that can be read in two ways must be guarded alike in both."""
+"""Comparison of the guards of a host's routes: a path that can be read in two ways must be guarded alike in both."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Step = Guard | Authenticator | RequestTransform
 
 @dataclass(frozen=True, slots=True)
 class Protection:
-    """Everything that may refuse a request on one route, or decide by which way it leaves.
+    """All that may refuse a request on a route, or decide how it reaches the upstream.
 
     Attributes:
-        steps: with their plugins, by stage and in order.
-        dialers: of the route's upstreams, with their plugins.
+        steps: for each stage, plugin ids and steps in order.
+        dialers: plugin ids and dialers of the route's upstreams.
     """
 
     spec: RouteSpec
@@ -27,7 +27,7 @@ class Protection:
     dialers: Sequence[tuple[str, Dialer]]
 
     def equals(self, other: Protection) -> bool:
-        """Whether the two routes are certainly guarded alike. What cannot be compared counts as different."""
+        """True if both routes are certainly guarded alike. Values that cannot be compared count as different."""
         try:
             return (
                 _settings(self.spec) == _settings(other.spec)
@@ -38,7 +38,7 @@ class Protection:
                     [upstream.values for upstream in other.spec.upstreams],
                 )
             )
-        except BaseException:  # a plugin's own comparison: plain code, which nobody can have cancelled
+        except BaseException:  # from a plugin's `__eq__`: sync code, which cannot be cancelled
             return False
 
 
@@ -54,7 +54,7 @@ def _are_equal(some: Sequence[tuple[str, Step]], others: Sequence[tuple[str, Ste
 
 
 def is_equal_step(step: Step, other: Step) -> bool:
-    """Whether two steps decide alike: the same callable, or both declare that they depend on the same."""
+    """True if two steps decide alike: they have the same callable, or declare that they depend on equal values."""
     if type(step) is not type(other) or step.depends_on is None:
         return step == other
     compared = [field.name for field in fields(step) if field.name not in _RUNS]
@@ -62,6 +62,6 @@ def is_equal_step(step: Step, other: Step) -> bool:
 
 
 def _same_set(some: Iterable[object], others: Iterable[object]) -> bool:
-    """Whether each of the ones equals one of the others, and the other way round; they may be unhashable."""
+    """True if both collections contain equal values, which may be unhashable."""
     mine, its = list(some), list(others)
     return all(value in its for value in mine) and all(value in mine for value in its)

@@ -1,4 +1,4 @@
-"""The routes that are in force: folded host, then the longest raw prefix on a segment border."""
+"""The routes in force, matched by folded host, then by the longest raw prefix on a segment border."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from netbird_proxy.pipeline.head_rules import HeadRules
 
 _CLIMBING = re.compile(rb"%|\\|/\.\.")
 _ENCODED_SEPARATOR = re.compile(rb"%(?:2[fF]|5[cC])")
-_PERCENT = 0x25  # an int: `b"%" in path` is twenty times slower, see listening/head.py
+_PERCENT = 0x25  # an int: `b"%" in path` is twenty times slower, see http/head.py
 
 
 class Route:
-    """What serves a host and prefix: the compiled pipeline, or a fixed answer.
+    """The handler of a host and prefix: a compiled pipeline, or a fixed answer.
 
     Attributes:
-        spec: None where there is no mapping behind it.
-        upgrades: what runs where the client asks for an upgrade; `runner`, which refuses it, where a guard of the route
-            cannot judge that.
-        bounded: a target path is below `/`, so that dot segments must not lead above it.
+        spec: the route's specification; None for a fixed answer without a mapping.
+        upgrades: runs if the client requests an upgrade. If a guard of the route cannot judge upgrades, it is `runner`,
+            which refuses them.
+        bounded: a target's path is below `/`, so that dot segments must not lead above it.
     """
 
     __slots__ = ("bounded", "rules", "runner", "spec", "upgrades")
@@ -52,13 +52,13 @@ _OWN_PATHS = OWN_PATHS.encode()
 
 
 class HostRoutes:
-    """All routes of one host, which belong to one mapping.
+    """All routes of a host, which belong to a single mapping.
 
     Args:
         routes: raw prefix → route.
         endpoints: plugin → the route of its own application, under `/__netbird__/<plugin>/`.
-        ambiguous: what answers a path that could be read in two ways.
-        differ: the routes are not all guarded alike, so that every reading of a path must lead to one of them.
+        ambiguous: answers a path that can be read in two ways.
+        differ: the routes are guarded differently, so that all readings of a path must lead to the same route.
     """
 
     __slots__ = ("_also", "_ambiguous", "_differ", "_endpoints", "_folded", "_routes", "account")
@@ -77,7 +77,7 @@ class HostRoutes:
         self._differ = differ
         self._endpoints = dict(endpoints or {})
         self._routes = _by_length({_bare(prefix): route for prefix, route in routes.items()})
-        # Prefixes can mostly be read in one way only. Where they cannot, an upstream that folds a path folds them too.
+        # Most prefixes can be read in a single way. Otherwise, an upstream that folds a path folds the prefix too.
         self._also, self._folded = _folded(routes) if differ else (0, {})
 
     @property
@@ -85,7 +85,7 @@ class HostRoutes:
         return [route for _, _, route in self._routes]
 
     def match(self, path: bytes) -> Route | None:
-        """The route for a raw path; the ambiguous one where another reading of it may be guarded otherwise."""
+        """The route for a raw path; `ambiguous` if another reading of the path may be guarded differently."""
         if path.startswith(_OWN_PATHS):
             return self._endpoints.get(path[len(_OWN_PATHS) :].partition(b"/")[0])
         route = _longest(self._routes, path)
@@ -98,9 +98,9 @@ class HostRoutes:
         return route
 
     def _is_plain(self, path: bytes, route: Route | None) -> bool:
-        """Whether every reading of a path leads to this route."""
+        """True if every reading of a path leads to this route."""
         if _PERCENT in path and _ENCODED_SEPARATOR.search(path):
-            return False  # one more segment border to some, a byte of a name to others
+            return False  # a segment border to some upstreams, part of a name to others
         forms = readings(path, self._also)
         return forms is not None and all(
             _longest(self._folded.get(applied & self._also, self._routes), form) is route
@@ -109,7 +109,7 @@ class HostRoutes:
 
 
 class Table:
-    """Everything that is served. Never changed: apply makes another and assigns it."""
+    """All routes in force. Immutable: each apply makes a new table and assigns it."""
 
     __slots__ = ("hosts", "no_route")
 
@@ -121,7 +121,8 @@ class Table:
         """The route of a folded host and a raw path.
 
         Args:
-            account: whose tunnel the exchange came in on; only that account's routes are there.
+            account: the account whose tunnel the exchange came in on, which reaches only that account's routes; None on
+                a host listener.
         """
         entry = self.hosts.get(host)
         if entry is None or (account is not None and account != entry.account):
@@ -130,7 +131,7 @@ class Table:
 
 
 def _bare(prefix: bytes) -> bytes:
-    """The root's prefix is empty: then every prefix ends where a `/` or nothing follows."""
+    """The prefix without its trailing slash (empty for the root): `/` or the end of the path must follow it."""
     return prefix.rstrip(b"/")
 
 
@@ -142,8 +143,7 @@ def _by_length(routes: Mapping[bytes, Route]) -> _Prefixes:
 
 
 def _folded(routes: Mapping[bytes, Route]) -> tuple[int, dict[int, _Prefixes]]:
-    """The folds that change a prefix, as bits of `FOLDS`; and by which of them were applied, the prefixes as they are
-    then read."""
+    """The folds that change a prefix, as bits of `FOLDS`; and set of applied folds → the folded prefixes."""
     also = 0
     for applied in (applied for prefix in routes for applied in readings(prefix) or ()):
         also |= applied

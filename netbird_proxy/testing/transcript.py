@@ -1,4 +1,4 @@
-"""Transcripts: each effect of an exchange in order, and a test that states the whole list."""
+"""Transcripts: a test states the complete, ordered list of an exchange's effects."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ GuardHook = Callable[[RouteSpec, Proxy], Guard | None]
 
 
 class StepHooks:
-    """Hooks without plugins: the steps that a test gives, by stage, each `(plugin id, step)`, on every route."""
+    """Hooks without plugins: the steps of a test by stage, each as `(plugin id, step)`, on every route."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class StepHooks:
 
 
 class RecordedHooks:
-    """Hooks whose steps tell a transcript what they said."""
+    """Hooks whose steps record their answers in a transcript."""
 
     def __init__(self, hooks: RouteHooks, record: Callable[[str], None]) -> None:
         self._hooks = hooks
@@ -91,7 +91,7 @@ class RecordedHooks:
 
     def authenticate(self, route: RouteSpec, proxy: Proxy) -> Sequence[tuple[str, Authenticator]]:
         return [
-            (name, replace(step, identify=self._told("authenticate", name, step.identify)))
+            (name, replace(step, identify=self._step("authenticate", name, step.identify)))
             for name, step in self._hooks.authenticate(route, proxy)
         ]
 
@@ -114,9 +114,9 @@ class RecordedHooks:
         return self._hooks.pages(proxy)
 
     def _guard(self, stage: str, plugin: str, guard: Guard) -> Guard:
-        return replace(guard, check=self._told(stage, plugin, guard.check))
+        return replace(guard, check=self._step(stage, plugin, guard.check))
 
-    def _told(self, stage: str, plugin: str, ask: Callable[[ExchangeView], Awaitable[Any]]) -> Callable[..., Any]:
+    def _step(self, stage: str, plugin: str, ask: Callable[[ExchangeView], Awaitable[Any]]) -> Callable[..., Any]:
         return _RecordedStep(self._record, stage, plugin, awaitable(ask))
 
     def _transform(self, plugin: str, step: RequestTransform) -> RequestTransform:
@@ -125,7 +125,7 @@ class RecordedHooks:
 
 @dataclass(frozen=True)
 class _RecordedStep:
-    """A step that records its answer. It equals another that records the same step, as those two are equal."""
+    """A step that records its answer. Two of them are equal if the steps that they record are."""
 
     record: Callable[[str], None]
     stage: str
@@ -138,7 +138,7 @@ class _RecordedStep:
         except BaseException as exc:
             self.record(f"{self.stage} {self.plugin}: raised {type(exc).__name__}")
             raise
-        # A step that is not `async` returns what cannot be awaited; the pipeline reports that, as it would without us.
+        # A step that is not `async` returns what cannot be awaited; the pipeline reports that, as without a transcript.
         return self._recorded(answer) if isinstance(answer, Awaitable) else answer
 
     async def _recorded(self, awaitable: Awaitable[Any]) -> Any:
@@ -153,7 +153,7 @@ class _RecordedStep:
 
 @dataclass(frozen=True)
 class _RecordedTransform:
-    """The same for a transform."""
+    """A transform that records its call."""
 
     record: Callable[[str], None]
     plugin: str
@@ -164,27 +164,27 @@ class _RecordedTransform:
         return self.step(exchange, outgoing)
 
 
-def _worded(said: object) -> str:
-    if isinstance(said, Deny):
-        return f"deny {said.code}"
-    if isinstance(said, Challenge):
-        return f"challenge {said.code}"
-    if isinstance(said, Offer | tuple):
-        return "offer " + ", ".join(one.method for one in (said if isinstance(said, tuple) else (said,)))
-    if isinstance(said, Identity):
-        return f"identity {said.user_id}"
-    return "pass" if said is None else repr(said).lower()
+def _worded(answer: object) -> str:
+    if isinstance(answer, Deny):
+        return f"deny {answer.code}"
+    if isinstance(answer, Challenge):
+        return f"challenge {answer.code}"
+    if isinstance(answer, Offer | tuple):
+        return "offer " + ", ".join(offer.method for offer in (answer if isinstance(answer, tuple) else (answer,)))
+    if isinstance(answer, Identity):
+        return f"identity {answer.user_id}"
+    return "pass" if answer is None else repr(answer).lower()
 
 
 class Transcript:
-    """The whole proxy but its sockets: mappings, hooks, a scripted upstream, and a list of what happened.
+    """The whole proxy without its sockets: mappings, hooks, a scripted upstream, and a list of effects.
 
     Effects: `restrict PLUGIN: allow`, `authenticate PLUGIN: pass` or `identity USER`, `… : deny CODE`,
     `transform_request PLUGIN`, `dial UPSTREAM`, `abort`, `respond STATUS`, `observe STATUS [CODE]`.
 
     Attributes:
-        reports: what apply said of the mappings.
-        observed: the exchanges as observers saw them.
+        reports: the results of applying the mappings.
+        observed: the exchanges that observers received.
     """
 
     def __init__(
@@ -218,40 +218,42 @@ class Transcript:
         self.app = ReverseProxy(
             self.routing, recognizes=lambda _origin: not foreign_origins, notes=tuple(notes), **proxy_options
         )
-        made = [mapping(one) if isinstance(one, RouteSpec) else one for one in mappings]
+        made = [mapping(item) if isinstance(item, RouteSpec) else item for item in mappings]
         self.reports: list[Report] = self.routing.apply("management", made)
 
     async def request(
         self, method: str = "GET", target: str = "/", *, origin: Origin | None = None, **fields: Any
     ) -> Answer:
-        """One request from its head to its observers."""
+        """Run a request, from its head to its observers."""
         return await self.run(Client(method, target, origin=origin, **fields))
 
     async def run(self, client: Client) -> Answer:
-        """A client that the test made itself."""
+        """Run a client that the test made itself."""
         seen = len(self.observed)
         try:
             return await client.ask(self.app)
         finally:
-            # The answer goes before observers run; what an observer saw last is what was answered.
+            # The answer is sent before observers run, so its effect is inserted before theirs.
             if client.answer.status:
-                at = next((i for i, one in enumerate(self.effects) if one.startswith("observe")), len(self.effects))
+                at = next(
+                    (i for i, effect in enumerate(self.effects) if effect.startswith("observe")), len(self.effects)
+                )
                 self.effects.insert(
                     at if len(self.observed) > seen else len(self.effects), f"respond {client.answer.status}"
                 )
 
     def saw(self, *effects: str) -> None:
-        """State every effect since the last time, in order. One that is not stated fails the test."""
+        """State all effects since the last call, in order. Any other effect fails the test."""
         happened, self.effects[:] = list(self.effects), []
         assert happened == list(effects), _difference(happened, effects)
 
     @property
     def exchange(self) -> ExchangeView:
-        """The last exchange that was observed."""
+        """The last observed exchange."""
         return self.observed[-1]
 
     def finish(self) -> None:
-        """Nothing may have happened that no `saw` has stated."""
+        """Fail the test if there are effects that no `saw` has stated."""
         assert not self.effects, f"effects that the test did not state: {self.effects}"
 
     def _observe(self, exchange: ExchangeView) -> None:

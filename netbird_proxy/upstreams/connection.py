@@ -1,7 +1,7 @@
-"""Our end of an HTTP/1.1 connection to an upstream: one exchange at a time on any asyncio transport.
+"""The client side of an HTTP/1.1 connection to an upstream: one exchange at a time, on any asyncio transport.
 
-Written for few steps an exchange: the head is one write, body pieces pass through as they came, waiting costs one
-future, and the head's timer is armed once and asks again when it fires, instead of being set and cancelled each time.
+The code minimizes the work for each exchange: the head is a single write, body pieces pass through unchanged, a wait
+costs one future, and the head's timer is not reset for each exchange but checks the deadline when it fires.
 """
 
 from __future__ import annotations
@@ -24,22 +24,23 @@ from netbird_proxy.upstreams.kernel import drain, is_readable
 from netbird_proxy.upstreams.protocols import BodyLengthMismatch, Informational
 
 HIGH_WATER = 131072
+"""Buffered body bytes for a slow client above which reading from the upstream pauses."""
 LOW_WATER = 32768
-"""Body bytes held for a slow client: above the one the upstream is no longer read, below the other it is again."""
+"""Buffered body bytes below which reading resumes."""
 
 _SMALL_PIECE = 2048
+# Some servers ignore the body of a request with these methods, and read it as the next request (RFC 9110 §9.3.1).
 _CONTENT_MEANS_NOTHING = frozenset((b"GET", b"HEAD", b"OPTIONS"))
-"""With these, some servers overlook that a body follows, and take it for the next request (RFC 9110 §9.3.1)."""
 _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)[ \t]*\r\n", re.IGNORECASE)
 KEEP_ALIVE_MARGIN = 1.0
-"""Seconds before the end of the time that an upstream stated in which an idle connection is not used again: a request
-would meet its close half-way."""
+"""Seconds before the end of an upstream's keep-alive time in which an idle connection is not used again, since the
+upstream could close it while a request is on its way."""
 _KEEP_ALIVE_TIMEOUT = re.compile(rb"(?:^|[,;\s])timeout[ \t]*=[ \t]*\"?([0-9]{1,9})", re.IGNORECASE)
 _RESET = struct.pack("ii", 1, 0)
 
 
 def stated_timeout(headers: Iterable[RawHeader]) -> int | None:
-    """Seconds for which an upstream keeps an idle connection, by its `Keep-Alive` field; None where it states none."""
+    """Seconds for which an upstream keeps an idle connection, from its `Keep-Alive` field; None without one."""
     for name, value in headers:
         if name == b"keep-alive" and (stated := _KEEP_ALIVE_TIMEOUT.search(value)) is not None:
             return int(stated[1])
@@ -47,25 +48,25 @@ def stated_timeout(headers: Iterable[RawHeader]) -> int | None:
 
 
 class ConnectionOwner(Protocol):
-    """Who hands connections out."""
+    """The owner of connections, usually a pool."""
 
     def gone(self, connection: Http1Connection) -> None:
-        """The connection can carry nothing more. Called as soon as that is known, maybe more than once."""
+        """The connection cannot carry another exchange. Called as soon as that is certain, possibly more than once."""
 
     def given_up(self, connection: Http1Connection) -> None:
-        """Its exchange has aborted it. Maybe more than once."""
+        """The exchange has aborted the connection. Called possibly more than once."""
 
 
 class Http1Connection(asyncio.Protocol):
-    """One connection to an upstream. See `UpstreamConnection` for what an exchange may do with it.
+    """A connection to an upstream. `UpstreamConnection` documents the methods for an exchange.
 
-    Everything that fails ends the whole connection: `failure` then says how, to whoever waits now or asks later.
+    Every failure ends the whole connection. `failure` then holds the error, which present and later calls raise.
 
     Args:
-        name: what it leads to, for messages: `http://10.0.0.7:8080`.
-        head_timeout: seconds without progress, on the request's body or informational heads, until the answer's
-            head must be there.
-        owner: told when the connection can carry nothing more.
+        name: name of the upstream, for messages: `http://10.0.0.7:8080`.
+        head_timeout: maximum time in seconds to the answer's head, without progress of the request's body and without
+            informational heads; then HeadTimeout.
+        owner: notified when the connection cannot carry another exchange.
     """
 
     __slots__ = (
@@ -113,8 +114,8 @@ class Http1Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._answer: Answer | None = None
         self._request_open = False
-        self._doubtful = False  # the upstream may have read two requests where we sent one
-        self._missing = -1  # body bytes that the head's Content-Length still promises; -1 where it promises none
+        self._doubtful = False  # the upstream may have read two requests where one was sent
+        self._missing = -1  # body bytes missing to the head's Content-Length; -1 without one
         self._waiter: asyncio.Future[None] | None = None
         self._drain_waiter: asyncio.Future[None] | None = None
         self._write_paused = False
@@ -131,7 +132,7 @@ class Http1Connection(asyncio.Protocol):
             state = "complete" if self._answer.complete and not self._request_open else "busy"
         return f"<Http1Connection {self.name} {state}, {self.exchanges} exchanges>"
 
-    # What an exchange does -------------------------------------------------------------------------------------------
+    # Called by the exchange ------------------------------------------------------------------------------------------
 
     def send_head(self, head: bytes, *, method: bytes, has_body: bool, upgrade: bool = False) -> None:
         if self._answer is not None or self._transport is None:
@@ -148,12 +149,12 @@ class Http1Connection(asyncio.Protocol):
 
     async def send_body(self, data: bytes, *, chunked: bool) -> None:
         if not data:
-            return  # as a chunk it would say that the body is over
+            return  # an empty chunk would end the body
         transport = self._transport
         if self.failure is not None or transport is None:
             raise self._failed()
         if not self._request_open:
-            raise RuntimeError(f"{self!r} has no request body under way")
+            raise RuntimeError(f"{self!r} has no open request body")
         if self._missing >= 0:
             if chunked or len(data) > self._missing:
                 raise self._mismatch(f"over by {len(data) - self._missing}")
@@ -164,7 +165,7 @@ class Http1Connection(asyncio.Protocol):
             transport.write(data)
         while self._write_paused:
             if self._drain_waiter is not None:
-                raise RuntimeError("two tasks send on one connection")
+                raise RuntimeError("two tasks send on the same connection")
             self._arm()
             self._drain_waiter = self.loop.create_future()
             try:
@@ -196,7 +197,7 @@ class Http1Connection(asyncio.Protocol):
     async def answer(self, informational: Informational | None = None) -> Answer:
         answer = self._answer
         if answer is None:
-            raise RuntimeError(f"{self!r} has no request under way")
+            raise RuntimeError(f"{self!r} has no open request")
         while True:
             while answer.interim:
                 status, headers = answer.interim.pop(0)
@@ -204,7 +205,7 @@ class Http1Connection(asyncio.Protocol):
                     await informational(status, headers)
             if answer.head_complete:
                 if isinstance(self.failure, ProtocolViolation):
-                    raise self._failed()  # known before anybody was told of the head
+                    raise self._failed()  # before any caller sees the head
                 if answer.switched:
                     self._request_open = True  # the raw stream, until `finish_body`
                 return answer
@@ -226,15 +227,15 @@ class Http1Connection(asyncio.Protocol):
         return self._answer is None or not self._answer.fed
 
     def abort(self) -> None:
-        self._fail(UpstreamClosed(f"{self.name}: given up by us"))
+        self._fail(UpstreamClosed(f"{self.name}: aborted by the proxy"))
         if self._owner is not None:
             self._owner.given_up(self)
 
-    # What its owner does ---------------------------------------------------------------------------------------------
+    # Called by the owner ---------------------------------------------------------------------------------------------
 
     @property
     def usable(self) -> bool:
-        """Whether it is idle and may be handed out."""
+        """True if the connection is idle and open."""
         return (
             self._answer is None
             and self.failure is None
@@ -244,8 +245,8 @@ class Http1Connection(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        """Whether it is idle and the upstream is there, as far as one can know without asking: it has not closed or
-        sent anything that the loop has not come to yet, and the time that it stated is not about to end."""
+        """True if the connection is usable, no bytes or end from the upstream wait in the kernel, and the upstream's
+        keep-alive time is not about to end."""
         transport = self._transport
         if not self.usable or transport is None or self.loop.time() >= self.reusable_until:
             return False
@@ -253,9 +254,9 @@ class Http1Connection(asyncio.Protocol):
         return sock is None or not is_readable(sock)
 
     def finish(self) -> bool:
-        """End the exchange. True if the connection may carry another; else it is closed now.
+        """End the exchange. Returns True if the connection may carry another; else it is closed now.
 
-        A clean end that the upstream wants to be the last is closed in order; anything unfinished is reset.
+        After a complete exchange the connection is closed properly; an incomplete one is reset.
         """
         answer, self._answer = self._answer, None
         transport = self._transport
@@ -264,7 +265,7 @@ class Http1Connection(asyncio.Protocol):
             return False
         if answer is not None:
             if not answer.complete or self._request_open or self._write_paused or answer.excess:
-                self._fail(UpstreamClosed(f"{self.name}: given up by us before the exchange was complete"))
+                self._fail(UpstreamClosed(f"{self.name}: aborted by the proxy before the exchange was complete"))
                 return False
             if answer.switched or not answer.keep_alive or self._doubtful:
                 self.close()
@@ -280,24 +281,24 @@ class Http1Connection(asyncio.Protocol):
         return True
 
     def close(self) -> None:
-        """Close in order. Only for a connection without an exchange."""
+        """Close the connection properly. Only for a connection without an exchange."""
         if self.failure is None:
-            self.failure = UpstreamClosed(f"{self.name}: closed by us")
+            self.failure = UpstreamClosed(f"{self.name}: closed by the proxy")
         if self._transport is not None:
             self._transport.close()
         self._ended()
 
-    # What the transport calls ----------------------------------------------------------------------------------------
+    # Called by the transport -----------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        if self.failure is not None:  # given up while it was being opened
+        if self.failure is not None:  # aborted while it was being opened
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         answer = self._answer
         if answer is None:
-            # Bytes that nobody asked for would be taken for the answer to the next request.
+            # Unrequested bytes would be read as the answer to the next request.
             self._fail(ProtocolViolation(f"{self.name}: bytes without a request"))
             return
         try:
@@ -319,7 +320,7 @@ class Http1Connection(asyncio.Protocol):
             return False
         self._wake()
         if answer.switched and self._transport is not None:
-            # TLS has no half-close and warns when it is asked for one.
+            # TLS has no half-close, and warns on an attempt.
             return self._transport.get_extra_info("sslcontext") is None
         if self.failure is None:
             self.failure = self._closed(None)
@@ -328,8 +329,8 @@ class Http1Connection(asyncio.Protocol):
     def connection_lost(self, exc: BaseException | None) -> None:
         answer = self._answer
         if exc is not None and self.failure is None and answer is not None and self._transport is not None:
-            # A write failed. An upstream that answered early and closed is still heard: its answer has arrived.
-            self._read_paused = True  # all that is there is taken
+            # A write failed. If the upstream answered early and closed, its answer has arrived and is still read.
+            self._read_paused = True  # all waiting bytes are read
             drain(self._transport, self.data_received)
         if self.failure is None:
             self.failure = self._closed(exc)
@@ -359,9 +360,9 @@ class Http1Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def _wait(self) -> asyncio.Future[None]:
-        """Something has come or the connection has failed. One waiter at a time, who clears it: one task reads."""
+        """A future that is done once bytes arrive or the connection fails. Only one task waits, and clears it."""
         if self._waiter is not None:
-            raise RuntimeError("two tasks read one answer")
+            raise RuntimeError("two tasks read the same answer")
         waiter = self._waiter = self.loop.create_future()
         return waiter
 
@@ -382,7 +383,7 @@ class Http1Connection(asyncio.Protocol):
         self._timer = None
         answer = self._answer
         if answer is None or answer.head_complete or (self._waiter is None and self._drain_waiter is None):
-            return  # nobody waits; who waits next arms it again
+            return  # no task waits; the next one that waits sets the timer again
         if self.loop.time() < self._deadline:
             self._timer = self.loop.call_at(self._deadline, self._on_timer)
         else:
@@ -393,7 +394,7 @@ class Http1Connection(asyncio.Protocol):
             self.failure = error
         transport = self._transport
         if transport is not None and not transport.is_closing():
-            # An upstream that reads until the close must not take what it got for all there was.
+            # An upstream that reads until the close must not take a truncated request for a complete one.
             sock = transport.get_extra_info("socket")
             if sock is not None:
                 with contextlib.suppress(OSError, AttributeError):
@@ -421,7 +422,7 @@ class Http1Connection(asyncio.Protocol):
             what = "closed after its answer"
         error: UpstreamError
         if isinstance(exc, ssl.SSLError) and self.exchanges <= 1 and self.nothing_received:
-            # TLS 1.3 tells a client that its certificate is missing only after the handshake.
+            # With TLS 1.3 the upstream reports a missing client certificate only after the handshake.
             error = TlsFailed(f"{self.name}: {exc}")
         else:
             error = UpstreamClosed(f"{self.name}: {what}" + (f" ({exc})" if exc is not None else ""))
@@ -436,14 +437,14 @@ class Http1Connection(asyncio.Protocol):
         return failure.with_traceback(None)
 
     def _mismatch(self, how: str) -> BodyLengthMismatch:
-        error = BodyLengthMismatch(f"{self.name}: request body is not as long as Content-Length says: {how} bytes")
+        error = BodyLengthMismatch(f"{self.name}: request body and Content-Length differ: {how} bytes")
         self.abort()
         return error
 
 
 class Answer(AnswerParser):
-    """The answer to one exchange, as `UpstreamAnswer`: it goes on being readable after its connection was given back,
-    but then has only what had come."""
+    """The answer to an exchange. Implements `UpstreamAnswer`. After its connection was released, only bytes that
+    arrived before can be read."""
 
     def __init__(self, connection: Http1Connection, method: bytes, *, limits: HeadLimits, upgrade: bool) -> None:
         super().__init__(method, limits=limits, upgrade=upgrade)
@@ -458,19 +459,19 @@ class Answer(AnswerParser):
             if connection.failure is not None:
                 raise connection._failed()
             if connection._answer is not self:
-                raise RuntimeError("the connection was given back before the answer was complete")
+                raise RuntimeError("the connection was released before the answer was complete")
             waiter = connection._wait()
             try:
                 await waiter
             finally:
                 connection._waiter = None
         if len(pieces) > 1 and self.buffered <= _SMALL_PIECE * len(pieces):
-            # An upstream that writes tiny chunks should not cost a write each.
+            # Tiny chunks of an upstream are joined, so that each does not cost a write.
             piece = b"".join(pieces)
             pieces.clear()
             self.buffered = 0
         else:
-            piece = pieces.pop(0)  # there are few, or the upstream is not read any more
+            piece = pieces.pop(0)  # few pieces, or reading from the upstream is paused
             self.buffered -= len(piece)
         if self._connection._read_paused:
             self._connection._taken(self)

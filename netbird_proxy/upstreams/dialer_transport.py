@@ -1,9 +1,9 @@
-"""httpx over any dialer: how a plugin calls a peer in an account's overlay, with the client that it knows.
+"""An httpx transport over any dialer, with which a plugin calls a peer in an account's overlay.
 
     async with httpx.AsyncClient(transport=DialerTransport(proxy.account_dialer(account))) as client:
         answer = await client.get("http://100.64.0.7:8080/status")
 
-Names are the dialer's to resolve. Redirects, cookies and authentication are httpx's; environment proxies do not apply.
+The dialer resolves names. httpx handles redirects, cookies and authentication. Proxies of the environment are not used.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ _VALUE = re.compile(rb"[^\x00\r\n]*")
 
 
 class DialerTransport(httpx.AsyncBaseTransport):
-    """An httpx transport over a dialer; connections are kept for its life, which `aclose` ends.
+    """An httpx transport over a dialer. It keeps connections until `aclose`.
 
     Args:
         dialer: opens the streams.
-        tls: the context for https; by default the system's roots.
-        connect_timeout: seconds, where the request sets none.
+        tls: the context for https; by default with the system's roots.
+        connect_timeout: seconds, unless the request sets its own.
     """
 
     def __init__(self, dialer: Dialer, *, tls: ssl.SSLContext | None = None, connect_timeout: float = 30.0) -> None:
@@ -82,7 +82,7 @@ class DialerTransport(httpx.AsyncBaseTransport):
             try:
                 connection, answer = await self._exchange(pool, request, method, head, has_body, chunked, timeouts)
             except UpstreamClosed:
-                # An idle connection that the peer was just closing; once, and only what may be sent twice.
+                # The peer was just closing an idle connection. Retry once, if the request may be sent twice.
                 if method not in _REPEATABLE or not isinstance(request.stream, httpx.ByteStream):
                     raise
                 connection, answer = await self._exchange(
@@ -125,7 +125,7 @@ class DialerTransport(httpx.AsyncBaseTransport):
                                 await connection.send_body(piece, chunked=chunked)
                     connection.finish_body([], chunked=chunked)
                 except UpstreamClosed:
-                    pass  # it may have answered early; if not, `answer` raises the same
+                    pass  # the peer may have answered early; if not, `answer` raises the same error
             with _late(httpx.ReadTimeout, request):
                 async with asyncio.timeout(timeouts.get("read")):
                     return connection, await connection.answer()
@@ -141,7 +141,7 @@ class DialerTransport(httpx.AsyncBaseTransport):
     def _pool(self, request: httpx.Request) -> UpstreamPool:
         url = request.url
         if url.scheme not in ("http", "https"):
-            raise httpx.UnsupportedProtocol(f"{url.scheme!r} is not spoken here", request=request)
+            raise httpx.UnsupportedProtocol(f"the scheme {url.scheme!r} is not supported", request=request)
         scheme = cast(Literal["http", "https"], url.scheme)
         port = url.port or (443 if scheme == "https" else 80)
         server_name = cast("str | None", request.extensions.get("sni_hostname"))
@@ -155,7 +155,7 @@ class DialerTransport(httpx.AsyncBaseTransport):
             pool = self._pools[key] = UpstreamPool(
                 Upstream(scheme, Address(key[1], port)),
                 self._dialer,
-                dial_timeout=3600,  # the request's own timeout is the one that counts
+                dial_timeout=3600,  # the request's own timeout applies
                 tls=self._tls,
                 server_name=server_name,
                 max_idle=10,
@@ -164,7 +164,7 @@ class DialerTransport(httpx.AsyncBaseTransport):
 
 
 class _Body(httpx.AsyncByteStream):
-    """The answer's body; closing it early resets the connection."""
+    """The answer's body. Closing it early resets the connection."""
 
     def __init__(
         self,
@@ -196,7 +196,7 @@ class _Body(httpx.AsyncByteStream):
 
 
 def _head(request: httpx.Request) -> tuple[bytes, bool, bool]:
-    """The request head as bytes, whether a body follows, and whether it is chunked."""
+    """The request head, true if a body follows, and true if the body is chunked."""
     method = request.method.encode("latin-1")
     target = request.url.raw_path
     if not TOKEN.fullmatch(method) or not _TARGET.fullmatch(target):
@@ -216,7 +216,7 @@ def _head(request: httpx.Request) -> tuple[bytes, bool, bool]:
             chunked = True
         lines.append(b"%b: %b\r\n" % (name, value))
     if len(lengths) > (0 if chunked else 1) or not all(length.isdigit() for length in lengths):
-        raise httpx.LocalProtocolError("the body's length is given in two ways", request=request)
+        raise httpx.LocalProtocolError("the body's length is given twice", request=request)
     lines.append(b"\r\n")
     return b"".join(lines), chunked or (bool(lengths) and int(lengths[0]) > 0), chunked
 

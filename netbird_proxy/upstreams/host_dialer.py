@@ -27,7 +27,7 @@ from netbird_proxy.api.model import Address
 from netbird_proxy.api.tunnels import ProtocolFactory
 
 STAGGER = 0.25
-"""Seconds that one address may take before the next is tried beside it (RFC 8305 §5)."""
+"""Seconds to wait for an address before the next one is tried in parallel (RFC 8305 §5)."""
 
 KEEPALIVE_SECONDS = 30
 
@@ -37,7 +37,7 @@ _UNREACHABLE = frozenset(
 
 
 def dial_error(address: Address, error: BaseException) -> UpstreamError:
-    """The leaf of the error tree for what an attempt to connect raised."""
+    """The UpstreamError for an exception of an attempt to connect."""
     leaf: type[UpstreamError]
     if isinstance(error, UpstreamError):
         return error
@@ -55,10 +55,10 @@ def dial_error(address: Address, error: BaseException) -> UpstreamError:
 
 
 def literal(host: str) -> str | None:
-    """The host in its one canonical spelling if it is an IP address, else None.
+    """The canonical spelling of an IP address; None for any other host.
 
-    Strict: `127.1` and `2130706433`, which a resolver also takes for addresses, are names here, so that they are
-    resolved before anybody judges them.
+    Strict: `127.1` and `2130706433`, which resolvers also accept as addresses, count as names, so that they are
+    resolved before they are judged.
     """
     try:
         return address_text(ipaddress.ip_address(host))
@@ -67,23 +67,23 @@ def literal(host: str) -> str | None:
 
 
 async def resolve(host: str) -> tuple[str, ...]:
-    """The addresses of a name, families taking turns, in the resolver's order; of a literal, itself.
+    """The addresses of a name in the resolver's order, address families alternating; for a literal, itself.
 
-    Takes as long as the system's resolver: put it under a deadline.
+    It takes as long as the system's resolver, so the caller must set a deadline.
 
     Raises:
-        DialFailed: there is no such name, or the resolver did not answer.
+        DialFailed: the name does not exist, or the resolver did not answer.
     """
     address = literal(host)
     if address is not None:
         return (address,)
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        infos = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         detail = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise DialFailed(f"resolve {host!r}: {detail}") from error
     families: dict[int, list[str]] = {}
-    for family, _, _, _, sockaddr in found:
+    for family, _, _, _, sockaddr in infos:
         if family in (socket.AF_INET, socket.AF_INET6) and isinstance(sockaddr[0], str):
             names = families.setdefault(family, [])
             if sockaddr[0] not in names:
@@ -96,12 +96,12 @@ async def resolve(host: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class HostDialer:
-    """A `Dialer` over the running loop. Equal ones dial alike.
+    """A `Dialer` from this machine's own network. Equal dialers dial alike.
 
     Args:
-        judge: the operator's rules for the account that dials; only addresses that they open are dialed, and the
-            address that was judged is the one that is dialed. None judges nothing.
-        stagger: seconds, see STAGGER.
+        judge: the operator's rules for the account; only addresses that they allow are dialed, and exactly the judged
+            address is dialed. None judges nothing.
+        stagger: seconds; see STAGGER.
     """
 
     judge: AddressJudge | None = None
@@ -110,15 +110,15 @@ class HostDialer:
     async def dial(
         self, protocol_factory: ProtocolFactory, address: Address, *, timeout: float
     ) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
-        """See `Dialer.dial`. A literal is dialed as it is; a name's addresses are tried one after the other, each
-        beside those that have not answered yet.
+        """See `Dialer.dial`. A literal is dialed directly. The addresses of a name are tried in order, each in parallel
+        with earlier ones that have not answered.
 
         Raises:
-            AddressRefused: the rules open none of the addresses; nothing was dialed.
+            AddressRefused: the rules allow none of the addresses; nothing was dialed.
         """
         loop = asyncio.get_running_loop()
         if not 0 < address.port < 65536:
-            # uvloop takes it modulo 65536, which would be a port that nobody has judged.
+            # uvloop takes the port modulo 65536, which would be a port that was not judged.
             raise DialFailed(f"dial {address}: no such port")
         hosts: Sequence[str] = ()
         try:
@@ -131,7 +131,7 @@ class HostDialer:
                     socket_factory=_make_socket,
                 )
                 try:
-                    # The protocol sees its transport only now, so attempts that lost never show.
+                    # The protocol gets its transport only now, so it never sees unsuccessful attempts.
                     return await loop.create_connection(protocol_factory, sock=sock)
                 except BaseException:
                     sock.close()
@@ -147,7 +147,7 @@ class HostDialer:
             raise failure from error
 
     def _open(self, hosts: Sequence[str], address: Address) -> Sequence[str]:
-        """The addresses that may be dialed."""
+        """The addresses that the rules allow; AddressRefused if they allow none."""
         if self.judge is None:
             return hosts
         refusals = {host: self.judge.refusal(host, address.port) for host in hosts}
@@ -158,7 +158,7 @@ class HostDialer:
 
 
 def _address_info(host: str, port: int) -> AddrInfoType:
-    """What `getaddrinfo` would say of a literal, without asking it."""
+    """The result of `getaddrinfo` for a literal, without the call."""
     if ":" in host:
         return socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (host, port, 0, 0)
     return socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (host, port)

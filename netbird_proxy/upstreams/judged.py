@@ -1,9 +1,9 @@
-"""The judgement of addresses, held by the core for every plugin's dialer.
+"""Enforcement of the operator's address rules for the dialers of all plugins.
 
-A dialer may open its own socket, so the peer of each stream is judged when the stream opens, and a refused one is
-closed before a byte is sent on it. Exempt are streams through the route's own account's tunnel: what can be reached
-there is the account's affair. A stream whose peer is no internet address (a Unix socket, a transport in memory) has
-nothing to judge: where it leads is decided by the operator, who loads the plugin.
+A dialer may open its own socket, so the core judges the peer of each stream when the stream opens, and closes a refused
+stream before a byte is sent on it. Streams through the tunnel of the route's own account are exempt: the account itself
+controls what is reachable there. A stream whose peer is not an internet address (a Unix socket, a transport in memory)
+is not judged: the operator, who loads the plugin, decides where it leads.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from netbird_proxy.api.tunnels import Dialer, ProtocolFactory
 
 @dataclass(frozen=True, slots=True)
 class JudgedDialer:
-    """A plugin's dialer with the operator's rules for the route's account. Implements `Dialer`."""
+    """A plugin's dialer, restricted by the operator's rules for the route's account. Implements `Dialer`."""
 
     dialer: Dialer
     judge: AddressJudge
@@ -28,7 +28,7 @@ class JudgedDialer:
     async def dial(
         self, protocol_factory: ProtocolFactory, address: Address, *, timeout: float
     ) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
-        """See `Dialer.dial`. Raises AddressRefused also where the dialer's own stream was refused."""
+        """See `Dialer.dial`. AddressRefused also if the rules refuse the peer of the stream."""
         judged = JudgedProtocols(protocol_factory, self.judge)
         transport, protocol = await self.dialer.dial(judged, address, timeout=timeout)
         if judged.refusal:
@@ -38,10 +38,10 @@ class JudgedDialer:
 
 
 class JudgedProtocols:
-    """Makes protocols that get their transport only if its peer passes. Implements `ProtocolFactory`.
+    """Makes protocols that get their transport only if the rules allow its peer. Implements `ProtocolFactory`.
 
     Attributes:
-        refusal: why a stream was closed; empty until then.
+        refusal: the reason why a stream was closed; else empty.
     """
 
     def __init__(self, protocol_factory: ProtocolFactory, judge: AddressJudge) -> None:
@@ -54,7 +54,7 @@ class JudgedProtocols:
 
 
 class _Gate(asyncio.Protocol):
-    """Stands in for a protocol until the peer of its transport is judged."""
+    """Placeholder for a protocol until the peer of its transport is judged."""
 
     def __init__(self, judged: JudgedProtocols) -> None:
         self._judged = judged
@@ -64,7 +64,7 @@ class _Gate(asyncio.Protocol):
         if isinstance(peer, tuple) and len(peer) >= 2:
             self._judged.refusal = self._judged.judge.refusal(str(peer[0]), peer[1])
         if self._judged.refusal:
-            # Not now: uvloop loses its grip on a socket that is aborted while it is being opened.
+            # Not at once: uvloop leaks a socket that is aborted while it is being opened.
             asyncio.get_running_loop().call_soon(cast(asyncio.Transport, transport).abort)
             return
         protocol = self._judged.protocol_factory()
@@ -73,7 +73,7 @@ class _Gate(asyncio.Protocol):
 
 
 def exempt(protocol_factory: ProtocolFactory, account: AccountId) -> ProtocolFactory:
-    """The factory for a stream through an account's tunnel.
+    """The unjudged factory, for a stream through an account's own tunnel.
 
     Raises:
         AddressRefused: the stream is for another account's route.
@@ -81,5 +81,5 @@ def exempt(protocol_factory: ProtocolFactory, account: AccountId) -> ProtocolFac
     if not isinstance(protocol_factory, JudgedProtocols):
         return protocol_factory
     if protocol_factory.judge.account != account:
-        raise AddressRefused(f"the tunnel of account {account} is not that of the route")
+        raise AddressRefused(f"the tunnel of account {account} does not belong to the route's account")
     return protocol_factory.protocol_factory

@@ -1,4 +1,4 @@
-"""Looks at what the kernel holds of a connection that the event loop has not come to."""
+"""Access to received data in the kernel that the event loop has not read yet."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 DRAIN_BYTES = 1 << 20
-"""Bytes that are read of a connection that is lost already."""
+"""Maximum number of bytes to read from a connection that was already lost."""
 _PIECE = 65536
 
 
@@ -18,20 +18,20 @@ class _HasDescriptor(Protocol):
 
 
 def is_readable(sock: _HasDescriptor) -> bool:
-    """Whether bytes, an end or a failure of the other side wait to be read."""
+    """True if bytes, an end or an error from the other side wait to be read."""
     poll = select.poll()
     try:
         poll.register(sock.fileno(), select.POLLIN)
     except (OSError, ValueError):
-        return True  # it is closed
+        return True  # the socket is closed
     return bool(poll.poll(0))
 
 
 def drain(transport: asyncio.BaseTransport, feed: Callable[[bytes], object]) -> None:
     """Read what arrived before a connection failed.
 
-    Call it from `connection_lost`: event loops close the socket only after that. A write that fails ends a transport
-    without a last read, but what came before the other side's reset is still in the kernel, and nothing comes after it.
+    To be called from `connection_lost`: event loops close the socket only after that. A failed write ends a transport
+    without a last read, but bytes that arrived before the other side's reset are still in the kernel.
     """
     sock = transport.get_extra_info("socket")
     if sock is None:

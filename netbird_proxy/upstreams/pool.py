@@ -1,4 +1,4 @@
-"""Connections to one upstream of one route, kept for the next exchange."""
+"""Connections to an upstream, kept for further exchanges."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from netbird_proxy.upstreams.tls import client_context, client_tls
 
 DIAL_TIMEOUT = 30.0
 SHARE = 0.5
-"""Of the places with one upstream, what one client may take while nobody else wants any."""
+"""Largest fraction of an upstream's slots that a single client may use."""
 
 
 class UpstreamPool:
     """Keeps idle connections, newest first, and counts those in flight. Implements `Pool`.
 
     Args:
-        dialer: opens the streams; whatever it raises besides an UpstreamError becomes DialFailed.
-        dial_timeout: seconds for dial and TLS together where the upstream does not say.
-        head_timeout: seconds, see Http1Connection.
-        idle_timeout: seconds that an unused connection is kept.
-        max_idle: connections kept; more are closed when they are given back.
-        max_in_flight: exchanges at a time, dials included.
-        share: of those, what one source alone may take; see `acquire`. Above 0; 1 shares nothing out.
-        hung_steps: counts dials that ignored their cancellation for `grace` seconds, and still hang.
-        tls: for tests and plugins with roots of their own; by default what the upstream says.
-        server_name: what TLS asks for and verifies, where it is not the host that is dialed.
+        dialer: opens the streams; any exception but an UpstreamError becomes DialFailed.
+        dial_timeout: seconds for dial and TLS together, unless the upstream sets its own.
+        head_timeout: seconds; see `Http1Connection`.
+        idle_timeout: seconds after which an unused connection is closed.
+        max_idle: maximum number of idle connections; further ones are closed when they are released.
+        max_in_flight: maximum number of concurrent exchanges, including dials; further ones raise UpstreamOverloaded.
+        share: largest fraction of these that a single source may use; see `acquire`. Above 0; 1 for no limit.
+        hung_steps: counts dials that ignored their cancellation for `grace` seconds and still hang.
+        tls: a TLS context, for tests and plugins with their own roots; by default made from the upstream's settings.
+        server_name: name that TLS sends and verifies, if it is not the host that is dialed.
     """
 
     def __init__(
@@ -67,8 +67,8 @@ class UpstreamPool:
         self._tls = tls
         self._server_name = server_name or upstream.server_name or upstream.address.host
         self._idle: list[Http1Connection] = []  # oldest first
-        self._busy: dict[Http1Connection, str] = {}  # whom it is for
-        self._held: dict[str, int] = {}  # places, dials included, by source; nobody is in it with none
+        self._busy: dict[Http1Connection, str] = {}  # connection → its source
+        self._held: dict[str, int] = {}  # source → its slots, including dials; no zero entries
         self._dialing = 0
         self._retired = False
         self._closed = False
@@ -88,15 +88,14 @@ class UpstreamPool:
 
     @property
     def in_flight(self) -> int:
-        """Exchanges that have a connection or wait for one."""
+        """Number of exchanges that have a connection or wait for one."""
         return len(self._busy) + self._dialing
 
     async def acquire(self, *, fresh: bool = False, source: str = "") -> Http1Connection:
         """See `Pool.acquire`.
 
-        A source may hold as many places as are left free (times `share / (1 - share)`). By default that is half of
-        them for one that is alone, a third each for two that come together; and whatever those took that came before,
-        a newcomer may have half of the rest.
+        A source may use as many slots as are free (times `share / (1 - share)`). By default a single source gets half
+        of all slots, two sources get a third each, and a new source always gets up to half of the free slots.
         """
         if self._closed:
             raise DialFailed(f"dial {self._name}: its pool is closed")
@@ -124,28 +123,28 @@ class UpstreamPool:
             raise
         finally:
             self._dialing -= 1
-            self._tell_if_empty()
+            self._signal_if_empty()
         self._busy[connection] = source
         return connection
 
     def release(self, connection: UpstreamConnection) -> None:
         if not isinstance(connection, Http1Connection) or connection not in self._busy:
-            return  # it was aborted
+            return  # aborted before
         self._give_back(self._busy.pop(connection))
         if connection.finish():
             if self._retired or len(self._idle) >= self._max_idle:
                 connection.close()
             else:
-                # Not `get_running_loop`: on 3.11 that is a system call.
+                # `get_running_loop` would be a system call on Python 3.11.
                 connection.idle_since = connection.loop.time()
                 self._idle.append(connection)
                 if self._timer is None:
                     self._timer = connection.loop.call_later(self._idle_timeout, self._expire)
         if not self._busy:
-            self._tell_if_empty()
+            self._signal_if_empty()
 
     def retire(self) -> None:
-        """Keep nothing from now on. Exchanges under way finish, and late ones dial; nothing is lost. Idempotent."""
+        """Keep no idle connections from now on. Open exchanges finish, and late ones still dial. Idempotent."""
         self._retired = True
         idle, self._idle = self._idle, []
         for connection in idle:
@@ -155,9 +154,9 @@ class UpstreamPool:
             self._timer = None
 
     async def close(self, *, grace: float = 0.0) -> None:
-        """Retire, let what is in flight finish for `grace` seconds, then reset the rest and refuse what comes later.
+        """Retire, let open exchanges finish for `grace` seconds, then reset the rest and refuse new ones.
 
-        Cancelled, it resets the rest at once.
+        Cancellation resets the rest at once.
         """
         self.retire()
         try:
@@ -173,7 +172,7 @@ class UpstreamPool:
             for connection in list(self._busy):
                 connection.abort()
 
-    # What connections tell -------------------------------------------------------------------------------------------
+    # Called by connections -------------------------------------------------------------------------------------------
 
     def gone(self, connection: Http1Connection) -> None:
         if connection in self._idle:
@@ -181,7 +180,7 @@ class UpstreamPool:
 
     def given_up(self, connection: Http1Connection) -> None:
         self._give_back(self._busy.pop(connection, ""))
-        self._tell_if_empty()
+        self._signal_if_empty()
 
     # -----------------------------------------------------------------------------------------------------------------
 
@@ -193,12 +192,12 @@ class UpstreamPool:
             else:
                 del self._held[source]
 
-    def _tell_if_empty(self) -> None:
+    def _signal_if_empty(self) -> None:
         if self._emptied is not None and not self._busy and not self._dialing:
             self._emptied.set()
 
     def _expire(self) -> None:
-        """One timer for the oldest idle connection; younger ones that were used meanwhile just move it on."""
+        """Close expired idle connections, and set the timer, of which the pool has only one, for the next oldest."""
         self._timer = None
         loop = asyncio.get_running_loop()
         now = loop.time()
@@ -218,7 +217,7 @@ class UpstreamPool:
         gone = False
 
         def make_protocol() -> asyncio.BaseProtocol:
-            # TLS is made for a stream that is open: one that never sees a transport complains when it is forgotten.
+            # TLS is made once a stream is open: an `SSLProtocol` without a transport warns when it is collected.
             nonlocal handshake
             if context is None:
                 return connection
@@ -226,7 +225,7 @@ class UpstreamPool:
             return protocol
 
         async def open_stream() -> None:
-            """Run the dialer, which is a plugin's code: it may come to an end when nobody waits for it any more."""
+            """Run the dialer, which is a plugin's code and may return after the pool stopped waiting for it."""
             nonlocal transport
             opened, _ = await self.dialer.dial(make_protocol, self.upstream.address, timeout=timeout)
             if not callable(getattr(opened, "abort", None)):
@@ -262,5 +261,5 @@ class UpstreamPool:
                 raise DialTimeout(f"dial {self._name}: nothing within {timeout:g} s") from error
             raise DialFailed(f"dial {self._name}: {describe_error(error)}") from error
         if not connection.usable:
-            raise DialFailed(f"dial {self._name}: the dialer gave no open stream")
+            raise DialFailed(f"dial {self._name}: the dialer returned no open stream")
         return connection

@@ -1,4 +1,4 @@
-"""The pools in use: shared by routes that dial the same way, counted, retired a while after the last route is gone."""
+"""The pools in use. Routes that dial alike share a pool, which is retired some time after its last route is gone."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from netbird_proxy.api.tunnels import Dialer
 from netbird_proxy.upstreams.protocols import Pool
 
 GRACE = 30.0
-"""Seconds that a pool without routes is kept warm: a service that is edited twice keeps its connections."""
+"""Seconds that a pool without routes is kept, so that a service that is edited twice keeps its connections."""
 
 
 class RetiringPool(Pool, Protocol):
-    """A pool that can be told to keep nothing more. Exchanges under way finish, and late ones still dial."""
+    """A pool that can be retired: open exchanges finish, and late ones still dial."""
 
     def retire(self) -> None: ...
 
@@ -26,8 +26,11 @@ _Key = tuple[AccountId, str, int]
 
 
 def _key(account: AccountId, upstream: Upstream, dialer: Dialer) -> _Key:
-    """What pools that may be the same agree on. Thousands of services may lead to one address by dialers of their own,
-    so the dialer is a part of it; one that cannot be hashed is compared with all of its type."""
+    """The key of a bucket of pools that may be equal.
+
+    It includes the dialer, because thousands of services may lead to one address through different dialers. A dialer
+    that cannot be hashed is compared with all dialers of its type.
+    """
     try:
         mark = hash(dialer)
     except TypeError:
@@ -46,7 +49,7 @@ class _Kept:
 
 
 class Pools:
-    """Every pool of this process. Accounts never share one, whatever they dial."""
+    """All pools of this process. Accounts never share a pool."""
 
     def __init__(self, pool_for: PoolFor, *, grace: float = GRACE) -> None:
         self._pool_for = pool_for
@@ -55,7 +58,7 @@ class Pools:
         self._by_pool: dict[int, _Kept] = {}
 
     def take(self, account: AccountId, upstream: Upstream, dialer: Dialer) -> RetiringPool:
-        """The pool for one more route."""
+        """The pool for another route."""
         key = _key(account, upstream, dialer)
         bucket = self._kept.setdefault(key, [])
         for kept in bucket:
@@ -72,14 +75,14 @@ class Pools:
         return kept.pool
 
     def drop(self, pool: RetiringPool) -> None:
-        """One route less."""
+        """Release a route's use of its pool."""
         kept = self._by_pool[id(pool)]
         kept.routes -= 1
         if kept.routes == 0:
             kept.retiring = asyncio.get_running_loop().call_later(self._grace, self._retire, kept)
 
     def close(self) -> None:
-        """Retire all of them now."""
+        """Retire all pools now."""
         for kept in list(self._by_pool.values()):
             self._retire(kept)
 

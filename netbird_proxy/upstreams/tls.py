@@ -1,6 +1,6 @@
-"""TLS towards upstreams, over any asyncio transport: a socket's and a tunnel's alike.
+"""TLS towards upstreams, over any asyncio transport: a socket's or a tunnel's.
 
-asyncio's own `SSLProtocol` under both event loops: uvloop's `start_tls` refuses transports that are not its own.
+Both event loops use asyncio's `SSLProtocol`: uvloop's `start_tls` refuses transports that are not its own.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from asyncio.sslproto import SSLProtocol
 from netbird_proxy.upstreams.kernel import drain
 
 CLOSE_TIMEOUT = 2.0
-"""Seconds that a closed connection waits for the upstream's own goodbye."""
+"""Seconds that a closing connection waits for the upstream's close_notify."""
 
 
 @functools.lru_cache(256)
 def client_context(*, skip_verify: bool = False, ca: str = "") -> ssl.SSLContext:
-    """The context for upstreams: the system's roots, `ca` alone where it is given, or none.
+    """The context for upstreams, with the system's roots, with `ca` only, or without verification.
 
-    Loading the system's roots takes some 20 ms, so contexts are kept.
+    Contexts are cached, because loading the system's roots takes about 20 ms.
     """
     context = ssl.create_default_context(cadata=ca or None)
     if skip_verify:
@@ -31,7 +31,7 @@ def client_context(*, skip_verify: bool = False, ca: str = "") -> ssl.SSLContext
 
 
 class _ClientTls(SSLProtocol):
-    """TLS whose last bytes are read although a write failed; see `drain`."""
+    """TLS that reads the last received bytes even if a write failed; see `drain`."""
 
     def connection_lost(self, exc: BaseException | None) -> None:
         transport = self._transport
@@ -51,10 +51,10 @@ class _ClientTls(SSLProtocol):
 def client_tls(
     protocol: asyncio.Protocol, context: ssl.SSLContext, host: str, *, handshake_timeout: float
 ) -> tuple[asyncio.BaseProtocol, asyncio.Future[None]]:
-    """What to give a dialer in place of `protocol`, and a future that is done when the handshake is.
+    """A protocol for the dialer in place of `protocol`, and a future for the end of the handshake.
 
-    `protocol.connection_made` is called with the encrypted transport after the handshake. The future raises what went
-    wrong: `ssl.SSLError`, or an OSError where the stream ended. Whoever gives up must abort the plain transport.
+    `protocol.connection_made` is called with the encrypted transport after the handshake. The future raises
+    `ssl.SSLError`, or OSError if the stream ended. A caller that stops waiting must abort the plain transport.
 
     Args:
         host: the name that is sent and verified: the target's host, or an IP literal.
@@ -62,7 +62,7 @@ def client_tls(
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
-    # Unset where the dial itself failed: nobody need have asked for it.
+    # Marks the exception as retrieved: if the dial itself fails, no caller awaits the future.
     done.add_done_callback(lambda future: future.cancelled() or future.exception())
     outer = _ClientTls(
         loop,
@@ -71,7 +71,7 @@ def client_tls(
         done,
         server_side=False,
         server_hostname=host.rstrip("."),
-        ssl_handshake_timeout=handshake_timeout,  # type: ignore[arg-type]  # any number of seconds will do
+        ssl_handshake_timeout=handshake_timeout,  # type: ignore[arg-type]  # a float works as well
         ssl_shutdown_timeout=CLOSE_TIMEOUT,
     )
     return outer, done

@@ -439,8 +439,8 @@ def paths(corpus: Corpus) -> None:
     trace = rule("trace", "nobody is shown the head that an upstream gets")
     for target in (b"/x", b"*", b"http://app.example/x"):
         trace.refused(b"TRACE %b HTTP/1.1\r\n" % target + HOST + b"Max-Forwards: 0\r\n\r\n")
-    star = rule("star", "OPTIONS * is nobody's service")
-    star.refused(b"OPTIONS * HTTP/1.1\r\n" + HOST + END, status=404)
+    star = rule("star", "OPTIONS * is answered by the core, and reaches no service")
+    star.refused(b"OPTIONS * HTTP/1.1\r\n" + HOST + END, status=204)
     star.refused(b"GET * HTTP/1.1\r\n" + HOST + END, b"OPTIONS ** HTTP/1.1\r\n" + HOST + END)
     star.refused(b"OPTIONS *?x HTTP/1.1\r\n" + HOST + END, b"OPTIONS */x HTTP/1.1\r\n" + HOST + END)
 

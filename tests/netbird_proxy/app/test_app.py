@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from netbird_proxy.api.steps import Guard
 from netbird_proxy.asgi import ORIGIN_STATE
 from netbird_proxy.testing.asgi import Client
 from netbird_proxy.testing.makers import HOST, host_origin, route, tunnel_origin
-from netbird_proxy.testing.transcript import Transcript
+from netbird_proxy.testing.transcript import StepHooks, Transcript
 
 ORIGIN = host_origin()
 
@@ -40,6 +41,25 @@ async def test_scheme_is_the_connections(scheme: str, ahead: bool, seen: str) ->
     headers = [(b"x-forwarded-proto", b"https")]
     await play.request(origin=host_origin(behind_tls_proxy=ahead), scheme=scheme, headers=headers)
     assert play.exchange.scheme == seen
+
+
+@pytest.mark.parametrize("origin", [host_origin(), tunnel_origin(), tunnel_origin(account="acct-2")])
+@pytest.mark.parametrize("host", [HOST, "unknown.example.com"])
+async def test_options_of_the_whole_server_are_the_cores(origin: Any, host: str) -> None:
+    """204 with `Allow` for every host alike: no service is asked, and the answer tells none from another."""
+    play = Transcript(route(), hooks=StepHooks(restrict=[("test", Guard(never_asked))]))
+
+    answer = await play.request("OPTIONS", "*", origin=origin, host=host)
+
+    assert (answer.status, answer.body, play.exchange.route) == (204, b"", None)
+    assert [value for name, value in answer.headers if name == b"allow"] == [
+        b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+    ]
+    play.saw("respond 204", "observe 204")
+
+
+async def never_asked(_exchange: object) -> Any:
+    raise AssertionError("a guard was asked")
 
 
 @pytest.mark.parametrize("forged", [tunnel_origin(), "tunnel acct-1", 1])
@@ -111,11 +131,11 @@ async def test_request_that_came_round_is_stopped(via: bytes, status: int) -> No
     assert play.upstreams.dialed == (status == 200)
 
 
-@pytest.mark.parametrize("path", ["*", "", "x"])
-async def test_what_is_no_path_has_no_route(path: str) -> None:
-    """`OPTIONS *` and the like find nothing."""
+@pytest.mark.parametrize(("method", "path"), [("GET", "*"), ("OPTIONS", ""), ("OPTIONS", "x"), ("OPTIONS", "*x")])
+async def test_what_is_no_path_has_no_route(method: str, path: str) -> None:
+    """A target that is neither a path nor that of `OPTIONS *` matches no route."""
     play = Transcript(route())
-    assert (await play.request("OPTIONS", path, origin=ORIGIN)).status == 404
+    assert (await play.request(method, path, origin=ORIGIN)).status == 404
 
 
 @pytest.mark.parametrize("whole", [True, False])

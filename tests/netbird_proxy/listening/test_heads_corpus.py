@@ -15,7 +15,7 @@ from netbird_proxy.http.head import check_scope
 CORPUS = Path(__file__).parents[2] / "corpus" / "heads" / "heads.toml"
 ALL: list[dict[str, Any]] = tomllib.loads(CORPUS.read_text())["head"]
 HEADS = [head for head in ALL if not head.get("engine")]
-WAITING = 12
+WAITING = 11
 """Cases that the HTTP engine switches on."""
 
 

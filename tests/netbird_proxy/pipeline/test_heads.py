@@ -52,7 +52,12 @@ def target(written: WrittenHead) -> bytes:
     [
         (b"/", b"/", "/", b"/"),
         (b"/", b"/", "/a/b?c=d", b"/a/b?c=d"),
-        (b"/app", b"/app", "/app", b"/app/"),
+        (b"/app", b"/app", "/app", b"/app"),
+        (b"/hook", b"/api/webhook", "/hook", b"/api/webhook"),
+        (b"/hook", b"/api/webhook", "/hook/", b"/api/webhook/"),
+        (b"/hook", b"/api/webhook/", "/hook", b"/api/webhook/"),
+        (b"/hook", b"/api/webhook?k=v", "/hook?x=1", b"/api/webhook?k=v&x=1"),
+        (b"/", b"/base", "/", b"/base/"),
         (b"/app", b"/app", "/app/x", b"/app/x"),
         (b"/h", b"/", "/h", b"/"),
         (b"/h", b"/", "/h/a", b"/a"),
@@ -64,7 +69,8 @@ def target(written: WrittenHead) -> bytes:
     ],
 )
 def test_path_is_sent_as_it_came(prefix: bytes, base: bytes, path: str, sent: bytes) -> None:
-    """The literal prefix is replaced by the target's path with one slash between; every other byte stays."""
+    """The literal prefix is replaced by the target's path, with one slash between and none added behind; every other
+    byte stays."""
     assert target(write(exchange(path), to=upstream(path=base), prefix=prefix)) == sent
 
 

@@ -115,7 +115,7 @@ async def test_unreachable_target_is_refused() -> None:
         *(
             (
                 [("a", owning(name))],
-                f"a may not own the header {name.decode().replace('_', '-').lower()}: it says who the client is, which "
+                f"a may not own the header {name.decode().replace('_', '-').lower()}: it names the client, which "
                 "the core and the plugin forwarding do",
             )
             for name in (b"X-Forwarded-For", b"x_forwarded_user", b"Forwarded", b"X-Real-IP")
@@ -152,8 +152,8 @@ async def test_plugin_may_own_a_name_twice() -> None:
         (mapping(route(service=ServiceId("svc-2"))), "is not the mapping's own"),
         (mapping(route(host="other.example.com")), "is not the mapping's own"),
         (mapping(route(kind="stream")), "kind stream is not served"),
-        (mapping(route(b"app")), "is no prefix"),
-        (mapping(route(b"/app/")), "is no prefix"),
+        (mapping(route(b"app")), "is not a prefix"),
+        (mapping(route(b"/app/")), "is not a prefix"),
         (mapping(route(b"/a"), route(b"/a")), "two routes have the path /a"),
         (mapping(route(to=())), "has no target"),
         (mapping(route(to=upstream("tcp://10.0.0.7:80"))), "is not HTTP"),
