@@ -26,12 +26,12 @@ class Editors:
 
     @hookimpl
     def authorize(self, route: RouteSpec, proxy: Proxy) -> Guard:
-        wanted = proxy.options(EditorsOptions).group
+        required = proxy.options(EditorsOptions).group
 
         async def may(exchange: ExchangeView) -> Decision:
-            who = exchange.identity
-            if exchange.method in SAFE or (who and any(group.name == wanted for group in who.groups)):
+            identity = exchange.identity
+            if exchange.method in SAFE or (identity and any(group.name == required for group in identity.groups)):
                 return ALLOW
-            return Deny(403, "read_only", f"{exchange.method} needs the group {wanted}")
+            return Deny(403, "read_only", f"{exchange.method} needs the group {required}")
 
         return Guard(may)

@@ -29,7 +29,7 @@ class Brand:
         name = proxy.options(BrandOptions).name
 
         def page(what: Page) -> Rendered:
-            links = [f'<p><a href="{escape(one.action)}">{escape(one.label)}</a></p>' for one in what.offers]
+            links = [f'<p><a href="{escape(offer.action)}">{escape(offer.label)}</a></p>' for offer in what.offers]
             lines = [
                 f'<!doctype html><html lang="en"><title>{escape(name)}</title>',
                 f"<h1>{escape(name)}</h1><p>{escape(what.sentence)}</p>",
