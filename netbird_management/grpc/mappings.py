@@ -34,8 +34,8 @@ BATCH: Final = 500
 """Mappings in one message, at most."""
 REVOCATIONS: Final = 20_000
 """Revocations in one message, at most."""
+# Bytes reserved for the parts of an outgoing mapping that are not shared: type, one-time token, lengths.
 _TOKEN_BYTES: Final = 1024
-"""Room for what an outgoing mapping has beside its shared bytes: type, one-time token, lengths."""
 
 
 class Mappings:

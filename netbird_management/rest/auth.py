@@ -51,13 +51,13 @@ class AuthenticatedUser:
         return may(self.user, module, operation)
 
 
+# Only the OpenAPI document reads it.
 _SCHEME = APIKeyHeader(
     name="Authorization",
     scheme_name="token",
     description="`Token nbp_…`, a personal access token",
     auto_error=False,
 )
-"""Read by the API's document alone."""
 
 
 async def authenticate(

@@ -17,8 +17,8 @@ from netbird_proxy.api.errors import ProtocolViolation
 from netbird_proxy.api.headers import NameCache, RawHeader
 
 _FRAMING = frozenset((b"content-length", b"transfer-encoding", b"connection"))
+# Name → the name in lower case, and True if it frames the body.
 _NAMES: NameCache[tuple[bytes, bool]] = NameCache(lambda name: (name.lower(), name.lower() in _FRAMING))
-"""Name → in lower case, and whether it frames."""
 _VERSION_BYTES = 9  # b"HTTP/1.1 "
 
 _PARSED, _COUNTED, _RAW, _ENDED = range(4)

@@ -109,8 +109,8 @@ FOLDS: tuple[_Fold, ...] = (
 applies some of them."""
 
 _SUSPICIOUS = re.compile(rb"[%;\\A-Z\x80-\xff \0]|//|/\.|\.(?:/|\Z)")
+# Maximum size in bytes of all readings of one path together. A path that exceeds it is refused.
 _MOST = 1 << 18
-"""Bytes of all readings of one path together. A path with more of them is one that nobody needs."""
 
 
 def readings(path: bytes, also: int = 0) -> Mapping[int, bytes] | None:

@@ -36,8 +36,8 @@ _SAID = frozenset((b"x-forwarded-for", b"x-real-ip", b"x-forwarded-host", b"x-fo
 
 _TARGET_PATH = re.compile(rb"/[!-~]*")
 
+# Fields that `write` reads before it drops them.
 _READ = frozenset((b"connection", b"content-length", b"te", b"transfer-encoding", b"upgrade"))
-"""What write() reads before it is dropped."""
 
 
 @dataclass(slots=True)

@@ -51,12 +51,12 @@ NOTICES = {
     "not_allowed": "You are not allowed to use this service.",
 }
 """What a page may say, by code: no text from outside is ever shown."""
+# Descriptions that management puts into a return address, by the letter. Any other description is not repeated.
 _SAID = {
     "Your account is pending approval by an administrator": "pending_approval",
     "Your account is blocked": "user_blocked",
     "You are not allowed to use this service": "not_allowed",
 }
-"""What management says when it sends a browser back, by the letter; whatever else it says is not repeated."""
 _DENIALS = frozenset(("user_unknown", "pending_approval", "user_blocked", "not_in_group", "not_allowed"))
 
 

@@ -63,13 +63,13 @@ CORE_CLAIMS: Final = frozenset(
 
 _SPELLINGS: Final = {"direct_upstream_11": "direct_upstream"}
 _SETTINGS: Final = "plugin_settings"
+# Messages that no plugin may claim whole, because other plugins guard with fields in them.
 _CONTAINERS: Final = frozenset({"path", "path.options", _SETTINGS, f"path.{_SETTINGS}"})
-"""Messages that no plugin may claim whole, because other plugins guard with fields in them."""
 
+# Messages in which an unknown field or enum value may be a guard.
 _STRICT: Final = frozenset(
     kind.DESCRIPTOR.full_name for kind in (ProxyMapping, Authentication, HeaderAuth, AccessRestrictions)
 )
-"""Messages in which an unknown field or enum value may be a guard."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,10 +24,10 @@ _RAW_PATH: Final = "/%:@!$&'()*+,;=~"
 _BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _BAD_IN_VALUE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _BRACKETED: Final = re.compile(r"\[[0-9A-Fa-f:.]+\](:[0-9]*)?")
+# Fields that delimit or address a message. Only the core sets them.
 _FRAMING: Final = frozenset(
     b"connection keep-alive proxy-connection te trailer transfer-encoding upgrade content-length host expect".split()
 )
-"""Fields that delimit or address a message. Only the core sets them."""
 
 
 def raw_prefix(path: str) -> bytes:
