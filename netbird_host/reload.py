@@ -12,11 +12,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import structlog
 from pydantic import BaseModel
 
+from netbird_host import logs
 from netbird_host.settings import Settings, differences
 
 M = TypeVar("M", bound=BaseModel)
@@ -47,6 +48,16 @@ Step = Callable[[ReloadReport], None]
 """Reads one part again and reports the outcome. An exception is reported under `kept`."""
 
 
+class LogSettings(Protocol):
+    """The section `log`, which both hosts have."""
+
+    @property
+    def level(self) -> logs.Level: ...
+
+    @property
+    def format(self) -> logs.Format: ...
+
+
 class Reload(Generic[M]):
     """The steps of a reload, and the settings as last read.
 
@@ -74,6 +85,24 @@ class Reload(Generic[M]):
             name: the step's name in the report if it fails.
         """
         self._steps.append((name, step))
+
+    def register_log(self, section: Callable[[M], LogSettings]) -> None:
+        """Add the step that puts a changed level or format of the log into force.
+
+        Args:
+            section: returns the section `log` of the settings.
+        """
+        log = section(self.settings.value)
+
+        def reload_log(report: ReloadReport) -> None:
+            nonlocal log
+            now = section(self.settings.value)
+            if now != log:
+                logs.configure(now.level, now.format)
+                log = now
+                report.done.append(f"log: level {now.level}, format {now.format}")
+
+        self.register("log", reload_log)
 
     async def run(self) -> ReloadReport:
         """Run one reload; concurrent calls wait for each other. Never raises."""

@@ -14,9 +14,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from netbird_host import logs
 from netbird_host.admin_socket import SocketUnavailable, serve_admin_socket
-from netbird_host.reload import Reload, ReloadReport, summary
+from netbird_host.reload import Reload, summary
 from netbird_host.settings import Settings
 from netbird_management.cli.store import Config, read, stop
 from netbird_management.settings import ManagementSettings, read_settings
@@ -47,17 +46,7 @@ def _admin_socket(settings: ManagementSettings) -> Path:
 def host_reload(settings: Settings[ManagementSettings], config: Path | None) -> Reload[ManagementSettings]:
     """What the running host reads again: the settings' file and the log's level and format."""
     reload = Reload(settings, lambda: read_settings(config)[0], reloadable=("log",))
-    log = settings.value.log
-
-    def reload_log(report: ReloadReport) -> None:
-        nonlocal log
-        now = reload.settings.value.log
-        if now != log:
-            logs.configure(now.level, now.format)
-            log = now
-            report.done.append(f"log: level {now.level}, format {now.format}")
-
-    reload.register("log", reload_log)
+    reload.register_log(lambda settings: settings.log)
     return reload
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from netbird_host import logs
-from netbird_host.reload import Reload, ReloadReport
+from netbird_host.reload import Reload
 from netbird_proxy.listening.tls import ServerTls
 from netbird_proxy.process.loading import Loaded
 from netbird_proxy.process.settings import ProxySettings
@@ -12,17 +11,7 @@ from netbird_proxy.process.settings import ProxySettings
 def host_reload(loaded: Loaded) -> Reload[ProxySettings]:
     """The reload of one proxy: its settings, and the level and format of its log."""
     reload = Reload(loaded.given, loaded.read_again, reloadable=("log", "tls.certificates"))
-    log = loaded.settings.log
-
-    def reload_log(report: ReloadReport) -> None:
-        nonlocal log
-        now = reload.settings.value.log
-        if now != log:
-            logs.configure(now.level, now.format)
-            log = now
-            report.done.append(f"log: level {now.level}, format {now.format}")
-
-    reload.register("log", reload_log)
+    reload.register_log(lambda settings: settings.log)
     return reload
 
 
