@@ -142,11 +142,7 @@ async def update_user(
 async def approve_user(state: State, account_id: AccountId, user_id: UserId) -> User:
     """Approves a user who waits for approval. Raises `NotFound`, `PreconditionFailed` for a user who does not wait."""
     async with state.change(account_id) as transaction:
-        user = transaction.account.users.get(user_id)
-        if user is None:
-            raise NotFound(f"user: {user_id} not found")
-        if not user.pending_approval:
-            raise PreconditionFailed(f"user {user_id} is not pending approval")
+        user = _waiting_user(transaction, user_id)
         row = await transaction.session.get_one(UserRow, user_id)
         row.pending_approval, row.blocked = False, False
         transaction.touch(users=[user_id])
@@ -158,13 +154,18 @@ async def approve_user(state: State, account_id: AccountId, user_id: UserId) -> 
 async def reject_user(state: State, account_id: AccountId, user_id: UserId) -> None:
     """Deletes a user who waits for approval, like `delete_user`. Raises like `approve_user`."""
     async with state.change(account_id) as transaction:
-        user = transaction.account.users.get(user_id)
-        if user is None:
-            raise NotFound(f"user: {user_id} not found")
-        if not user.pending_approval:
-            raise PreconditionFailed(f"user {user_id} is not pending approval")
+        user = _waiting_user(transaction, user_id)
         await _remove(transaction, user)
         transaction.record(Activity.USER_REJECT, user_id, email=user.email or None)
+
+
+def _waiting_user(transaction: Transaction, user_id: UserId) -> User:
+    user = transaction.account.users.get(user_id)
+    if user is None:
+        raise NotFound(f"user: {user_id} not found")
+    if not user.pending_approval:
+        raise PreconditionFailed(f"user {user_id} is not pending approval")
+    return user
 
 
 async def forget_waiting(state: State, *, kept: timedelta = WAITING_KEPT) -> None:
