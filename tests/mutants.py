@@ -66,17 +66,17 @@ def load() -> list[Mutant]:
 
 
 def survivors(tests: tuple[str, ...], path: str) -> tuple[bool, str]:
-    """Whether the tests pass with `path` first on the import path, and what they said."""
-    run = subprocess.run(
-        # -P: the tree itself must not come before the changed copy.
-        [sys.executable, "-P", "-m", "pytest", "-q", "-x", "-p", "no:randomly", "-p", "no:schemathesis", *tests],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT + EACH * len(tests),
-        check=False,
-    )
+    """Whether the tests pass in time with `path` first on the import path, and what they printed."""
+    # -P: the tree itself must not come before the changed copy.
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-x", "-p", "no:randomly", "-p", "no:schemathesis", *tests]
+    environment = {**os.environ, "PYTHONPATH": path}
+    timeout = TIMEOUT + EACH * len(tests)
+    try:
+        run = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return False, f"not done in {timeout} s"
     if run.returncode not in (0, 1):
         raise SystemExit(f"pytest could not run {tests}:\n{run.stdout[-3000:]}{run.stderr[-1000:]}")
     return run.returncode == 0, run.stdout

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -195,8 +195,11 @@ async def test_step_that_hangs_does_not_hold_the_door() -> None:
     async with streaming(door, timeout=0.05) as (play, stream, task):
         door.verdict = hangs
         play.app.exchanges.revalidate()
-        await task
-        release.set()
+        try:
+            async with asyncio.timeout(20):
+                await task
+        finally:
+            release.set()
     assert stream.client.answer.aborted
     assert play.exchange.denial is not None
     assert play.exchange.denial.code == "not_readmitted"
@@ -433,10 +436,14 @@ def virtually(story: Callable[[], Coroutine[Any, Any, None]]) -> None:
         runner.run(story())
 
 
+GONE = ServiceId("gone")
+
+
 class Crowd:
     """Many open exchanges behind one guard, with somebody to ask about them."""
 
-    def __init__(self, guard: Callable[[Any], Awaitable[Any]], number: int) -> None:
+    def __init__(self, guard: Callable[[Any], Awaitable[Any]], number: int, gone: Container[int] = ()) -> None:
+        """`gone`: the numbers of those that came in on `GONE`, a service that has no route now."""
         self.play = Transcript(mapping(), hooks=StepHooks(restrict=[("gate", Guard(guard))]), timeout=5.0)
         self.exchanges = OpenExchanges(
             lambda *request: self.play.routing.table.match(*request),
@@ -444,6 +451,7 @@ class Crowd:
             hung_steps=self.play.environment.hung_steps,
         )
         self.number = number
+        self.gone = gone
         self.all_open = asyncio.Event()
         self.ended: dict[int, float] = {}
 
@@ -463,7 +471,8 @@ class Crowd:
     async def _stay(self, number: int) -> None:
         client = Client(origin=host_origin())
         downstream = Downstream(client.receive, client.send, None)
-        entry = self.exchanges.enter(exchange(f"/{number}", spec=route()), downstream)
+        spec = route(service=GONE) if number in self.gone else route()
+        entry = self.exchanges.enter(exchange(f"/{number}", spec=spec), downstream)
         if len(self.exchanges) == self.number:
             self.all_open.set()
         try:
@@ -503,6 +512,27 @@ def test_promise_8_by_the_clock_nobody_is_cut_for_waiting() -> None:
         async with crowd.open():
             await asyncio.sleep(120.0)
             assert set(crowd.ended) == {number for number in range(3 * AT_ONCE) if number % 10 == 7}
+
+    virtually(story)
+
+
+def test_promise_8_an_event_has_its_bound_wherever_in_the_queue_its_exchanges_stand() -> None:
+    """By the clock a long queue may take an interval; a service that goes meanwhile ends its exchanges in time."""
+
+    async def takes_long(_asked: Any) -> Any:
+        await asyncio.sleep(4.0)
+        return ALLOW
+
+    async def story() -> None:
+        gone = range(7, 4 * AT_ONCE, 10)
+        crowd = Crowd(takes_long, 4 * AT_ONCE, gone)
+        async with crowd.open():
+            await asyncio.sleep(61.0)  # the clock has asked about all of them, and three quarters wait
+            began = asyncio.get_running_loop().time()
+            crowd.exchanges.changed(frozenset({GONE}))
+            await asyncio.sleep(30.0)
+            assert set(crowd.ended) == set(gone)
+            assert max(crowd.ended.values()) - began <= 5.0
 
     virtually(story)
 
