@@ -41,7 +41,7 @@ from netbird_management.rest.context import Context
 from netbird_management.rest.permissions import Operation
 from netbird_management.settings import ManagementSettings
 from netbird_management.store.directory import prepare_directory
-from netbird_management.store.holding import Hold, held_store
+from netbird_management.store.holding import Hold, locked_store
 from netbird_management.store.state import State
 
 HOUSEKEEPING_SECONDS: Final = 60.0
@@ -108,7 +108,7 @@ async def serve(
     vault = await asyncio.to_thread(prepare_directory, directory)
     database = settings.database.get_secret_value()
     async with (
-        held_store(directory, database) as hold,
+        locked_store(directory, database) as hold,
         State.open(directory, vault, database) as state,
         _listening(ManagementServer(settings, hooks, state, options), hold, shutdown or Shutdown(), reload) as server,
     ):

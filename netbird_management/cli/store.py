@@ -16,7 +16,7 @@ from netbird_management.plugins.hooks import Hooks
 from netbird_management.settings import CONFIG_VARIABLE, ManagementSettings, read_settings
 from netbird_management.store.directory import prepare_directory
 from netbird_management.store.engine import is_outdated
-from netbird_management.store.holding import held_store
+from netbird_management.store.holding import locked_store
 from netbird_management.store.state import State
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ def with_state(settings: ManagementSettings, work: Callable[[State], Awaitable[T
     async def opened() -> T:
         vault = prepare_directory(directory)
         async with (
-            held_store(directory, database) if alone or await is_outdated(directory, database) else nullcontext(),
+            locked_store(directory, database) if alone or await is_outdated(directory, database) else nullcontext(),
             State.open(directory, vault, database) as state,
         ):
             return await work(state)
@@ -62,7 +62,7 @@ def without_state(settings: ManagementSettings, work: Callable[[], Awaitable[T]]
         if not alone:
             return await work()
         prepare_directory(settings.state_directory)
-        async with held_store(settings.state_directory, settings.database.get_secret_value()):
+        async with locked_store(settings.state_directory, settings.database.get_secret_value()):
             return await work()
 
     return _done(held())

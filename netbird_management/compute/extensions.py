@@ -24,7 +24,7 @@ MAX_BYTES: Final = 256 << 10
 Extensions = Mapping[str, Mapping[str, Any]]
 
 
-def kept(given: Service, old: Service, sent: frozenset[str]) -> Service:
+def keep_unsent(given: Service, old: Service, sent: frozenset[str]) -> Service:
     """The service with its stored extensions where the client sent none, so that an older client does not remove a
     protection that it does not support.
 

@@ -117,7 +117,7 @@ def resolve(target: Target, account: AccountSnapshot) -> str:
     return target.host
 
 
-def judged(service: Service, account: AccountSnapshot, hooks: Hooks) -> None:
+def check_mapping(service: Service, account: AccountSnapshot, hooks: Hooks) -> None:
     """Validates the service's extensions and the size of its mapping; disabled targets count like enabled ones.
 
     Raises `InvalidArgument`, and `HookError` if a plugin's model fails.

@@ -16,7 +16,7 @@ from netbird_management.compute.validate import folded_name
 from netbird_management.grpc.errors import Refused
 from netbird_management.grpc.interceptors import AuthenticatedProxy
 from netbird_management.login.gates import SessionGates
-from netbird_management.login.guess_store import recalled, remember
+from netbird_management.login.guess_store import load_source, store_source
 from netbird_management.login.identity_provider import ProviderFailed
 from netbird_management.login.sign_on import SignOn
 from netbird_management.model.accounts import Group, User
@@ -120,7 +120,7 @@ class Logins:
         Raises `_TooEarly` for an address that was wrong too often, and `Refused` where too many tries are being judged.
         """
         if self._throttle.find(service.id, address) is None:
-            stored = await recalled(self._state, service.id, address)
+            stored = await load_source(self._state, service.id, address)
             if self._throttle.find(service.id, address) is None:  # nobody came in between
                 self._throttle.recall(service.id, address, stored)
         try:
@@ -139,7 +139,7 @@ class Logins:
         except TimeoutError as error:
             raise _TooEarly(1) from error
         if (source := self._throttle.find(service.id, address)) is not None:
-            await remember(self._state, service.id, address, source)
+            await store_source(self._state, service.id, address, source)
         return right
 
     async def oidc_url(self, request: GetOIDCURLRequest, caller: AuthenticatedProxy) -> GetOIDCURLResponse:

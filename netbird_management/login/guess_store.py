@@ -15,7 +15,7 @@ from netbird_management.store.state import State
 KEPT: Final = timedelta(seconds=TRUSTED)
 
 
-async def recalled(state: State, service_id: ServiceId, address: str) -> Source:
+async def load_source(state: State, service_id: ServiceId, address: str) -> Source:
     """The stored attempts of a source at a service; empty for a new source."""
     async with state.read() as session:
         row = await session.get(GuessRow, (service_id, source_of(address)))
@@ -24,7 +24,7 @@ async def recalled(state: State, service_id: ServiceId, address: str) -> Source:
     return Source(row.failures, _seconds(row.blocked_until) or 0.0, _seconds(row.right_at))
 
 
-async def remember(state: State, service_id: ServiceId, address: str, source: Source) -> None:
+async def store_source(state: State, service_id: ServiceId, address: str, source: Source) -> None:
     """Stores the attempts of a source, and deletes rows that are older than `KEPT`."""
     async with state.write() as session:
         row = GuessRow(

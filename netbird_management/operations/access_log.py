@@ -185,12 +185,12 @@ async def forget_old_entries(state: State, days: float) -> None:
 
 async def forget_entries_over_quota(state: State, account_id: str, quota: int) -> None:
     """Deletes an account's entries except the newest `quota`. Entries of equal time are deleted together."""
-    mine = AccessLogRow.account_id == account_id
-    newest = select(AccessLogRow.timestamp).where(mine).order_by(AccessLogRow.timestamp.desc())
+    of_account = AccessLogRow.account_id == account_id
+    newest = select(AccessLogRow.timestamp).where(of_account).order_by(AccessLogRow.timestamp.desc())
     async with state.read_log() as session:
         first_over = await session.scalar(newest.offset(quota).limit(1))
     if first_over is not None:
-        await _forget(state, and_(mine, AccessLogRow.timestamp <= first_over))
+        await _forget(state, and_(of_account, AccessLogRow.timestamp <= first_over))
 
 
 async def forget_entries_of_nobody(state: State) -> None:

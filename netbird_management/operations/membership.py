@@ -18,8 +18,8 @@ async def move(
     if not ids or not (left or joined):
         return
     if left:
-        gone = delete(GroupPeerRow).where(GroupPeerRow.peer_id.in_(ids), GroupPeerRow.group_id.in_(left))
-        await transaction.session.execute(gone)
+        deletion = delete(GroupPeerRow).where(GroupPeerRow.peer_id.in_(ids), GroupPeerRow.group_id.in_(left))
+        await transaction.session.execute(deletion)
     if joined:
         pairs = [{"group_id": group_id, "peer_id": peer_id} for group_id in joined for peer_id in ids]
         rows = insert(transaction.session, GroupPeerRow).on_conflict_do_nothing()

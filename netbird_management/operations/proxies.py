@@ -103,14 +103,14 @@ async def heartbeat_proxy(state: State, registration: Registration) -> bool:
 async def disconnect_proxy(state: State, registration: Registration) -> bool:
     """Records that the connection ended. Returns False, without a change, if a newer connection replaced it."""
     moment = now()
-    gone = (
+    disconnection = (
         update(ProxyRow)
         .where(ProxyRow.id == registration.proxy_id, ProxyRow.session_id == registration.session_id)
         .values(last_seen=moment, status="disconnected", disconnected_at=moment)
         .returning(ProxyRow.id)
     )
     async with state.write() as session:
-        return (await session.execute(gone)).first() is not None
+        return (await session.execute(disconnection)).first() is not None
 
 
 async def disconnect_all_proxies(state: State) -> None:
@@ -163,9 +163,9 @@ async def shared_addresses(state: State) -> list[str]:
 
 async def clusters_of(state: State, account_id: AccountId) -> list[Cluster]:
     """Clusters that an account may use: its own first, then by address; disconnected ones until they are forgotten."""
-    mine = or_(ProxyRow.account_id.is_(None), ProxyRow.account_id == account_id)
+    usable = or_(ProxyRow.account_id.is_(None), ProxyRow.account_id == account_id)
     async with state.read() as session:
-        rows = (await session.scalars(select(ProxyRow).where(mine))).all()
+        rows = (await session.scalars(select(ProxyRow).where(usable))).all()
     by_address: dict[str, list[ProxyRow]] = {}
     for row in rows:
         by_address.setdefault(row.cluster_address, []).append(row)
@@ -176,9 +176,9 @@ async def clusters_of(state: State, account_id: AccountId) -> list[Cluster]:
 
 async def delete_cluster(state: State, account_id: AccountId, address: str) -> None:
     """Deletes an account's own proxies at an address. Raises `NotFound` if it has none there."""
-    gone = delete(ProxyRow).where(ProxyRow.cluster_address == address, ProxyRow.account_id == account_id)
+    deletion = delete(ProxyRow).where(ProxyRow.cluster_address == address, ProxyRow.account_id == account_id)
     async with state.write() as session:
-        if (await session.execute(gone.returning(ProxyRow.id))).first() is None:
+        if (await session.execute(deletion.returning(ProxyRow.id))).first() is None:
             raise NotFound(f"cluster {address} not found")
 
 

@@ -60,8 +60,8 @@ async def create_proxy_token(
         revoked=False,
     )
     async with state.write() as session:
-        mine = ProxyTokenRow.account_id == account_id, ProxyTokenRow.revoked.is_(False)
-        await check_rows(session, ProxyTokenRow, *mine, limit=PROXY_TOKENS, name="proxy tokens")
+        of_account = ProxyTokenRow.account_id == account_id, ProxyTokenRow.revoked.is_(False)
+        await check_rows(session, ProxyTokenRow, *of_account, limit=PROXY_TOKENS, name="proxy tokens")
         session.add(row)
     return _token(row), plain
 

@@ -49,8 +49,8 @@ async def revoke(transaction: Transaction, *, subject: str = "", token_hash: byt
 
 async def revoked_tokens(transaction: Transaction) -> int:
     """Number of sessions of the account that are revoked by token."""
-    held = select(func.count()).select_from(RevocationRow).where(RevocationRow.account_id == transaction.account_id)
-    return await transaction.session.scalar(held.where(RevocationRow.subject == "")) or 0
+    counted = select(func.count()).select_from(RevocationRow).where(RevocationRow.account_id == transaction.account_id)
+    return await transaction.session.scalar(counted.where(RevocationRow.subject == "")) or 0
 
 
 async def end_sessions_of_busiest(transaction: Transaction, vault: Vault) -> None:

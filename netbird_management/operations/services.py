@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from netbird_management.compute import extensions
-from netbird_management.compute.mapping import judged, unclaimed
+from netbird_management.compute.mapping import check_mapping, unclaimed
 from netbird_management.compute.validate import folded_name, validated
 from netbird_management.model.activity import Activity
 from netbird_management.model.clock import now
@@ -112,7 +112,7 @@ async def update_service(
         )
         if not sent & {"private", "access_groups"}:
             service = replace(service, private=old.private, access_groups=old.access_groups)
-        service = extensions.kept(service, old, sent)
+        service = extensions.keep_unsent(service, old, sent)
         service = _checked(service, old, sent, transaction.account, hooks)
         _check_secrets(service.auth)
         _check_domain(state, service)
@@ -186,7 +186,7 @@ def _checked(
         raise InvalidArgument("; ".join(violation.message for violation in violations))
     if missing := unclaimed(service, hooks):
         raise InvalidArgument(f"no plugin of this management supports {', '.join(missing)}: add it to plugins")
-    judged(service, account, hooks)
+    check_mapping(service, account, hooks)
     return service
 
 

@@ -91,8 +91,10 @@ async def create_setup_key(
         raise InvalidArgument("expires_in is too far away") from error
     async with state.change(account_id) as transaction:
         transaction.account.require_groups(auto_groups, auto=True)
-        mine = SetupKeyRow.account_id == account_id
-        await limits.check_rows(transaction.session, SetupKeyRow, mine, limit=limits.SETUP_KEYS, name="setup keys")
+        of_account = SetupKeyRow.account_id == account_id
+        await limits.check_rows(
+            transaction.session, SetupKeyRow, of_account, limit=limits.SETUP_KEYS, name="setup keys"
+        )
         row = SetupKeyRow(
             id=new_id(),
             account_id=account_id,

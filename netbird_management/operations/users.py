@@ -216,9 +216,9 @@ async def create_token(
         created_at=now(),
     )
     async with state.change(user.account_id) as transaction:
-        session, mine = transaction.session, PersonalTokenRow.user_id == user.id
+        session, of_user = transaction.session, PersonalTokenRow.user_id == user.id
         await limits.check_rows(
-            session, PersonalTokenRow, mine, limit=limits.TOKENS_OF_A_USER, name="tokens of this user"
+            session, PersonalTokenRow, of_user, limit=limits.TOKENS_OF_A_USER, name="tokens of this user"
         )
         session.add(row)
         await session.flush()

@@ -27,11 +27,11 @@ async def note_withheld(state: State, proxy_id: ProxyId, changes: Mapping[Servic
     no longer belongs to this proxy."""
     rows = ServiceStatusRow
     sent = [service_id for service_id, reason in changes.items() if reason == ""]
-    gone = [service_id for service_id, reason in changes.items() if reason is None]
+    removed = [service_id for service_id, reason in changes.items() if reason is None]
     async with state.write() as session:
         of_proxy = delete(rows).where(rows.proxy_id == proxy_id)
         await session.execute(of_proxy.where(rows.service_id.in_(sent), rows.withheld != ""))
-        await session.execute(of_proxy.where(rows.service_id.in_(gone)))
+        await session.execute(of_proxy.where(rows.service_id.in_(removed)))
         await _insert(session, proxy_id, {id_: reason for id_, reason in changes.items() if reason})
 
 

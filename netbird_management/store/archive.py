@@ -23,7 +23,7 @@ from netbird_management.model.store_errors import ArchiveError
 from netbird_management.secrets.vault import KEY_FILE, Vault
 from netbird_management.store.directory import make_directory
 from netbird_management.store.engine import DATABASE_FILE, LOG_FILE, Engines, open_engines, open_unmigrated
-from netbird_management.store.holding import held_store
+from netbird_management.store.holding import locked_store
 from netbird_management.store.schema import Part, migrate, tables, versions
 
 FORMAT: Final = 1
@@ -87,7 +87,7 @@ async def read_archive(source: Path, directory: Path, url: str, progress: Progre
         if (directory / KEY_FILE).exists() or (directory / DATABASE_FILE).exists():
             raise ArchiveError(f"{directory} already contains a store: restore into an empty directory")
         make_directory(directory)
-        async with held_store(directory, url):
+        async with locked_store(directory, url):
             try:
                 rows = await _fill(lines, head, directory, url, progress)
                 Vault.create(directory, base64.b64decode(head["key"]))

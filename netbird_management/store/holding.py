@@ -23,13 +23,13 @@ _log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def held_store(directory: Path, url: str = "") -> AsyncIterator["Hold"]:
+async def locked_store(directory: Path, url: str = "") -> AsyncIterator["Hold"]:
     """Locks a store for this process: its directory, and the database at `url` unless that is "". The lock ends with
     the process at the latest.
 
     Raises `InUseError`, `UnreachableError`.
     """
-    with _held_directory(directory):
+    with _locked_directory(directory):
         if not url:
             yield Hold()
             return
@@ -49,7 +49,7 @@ class Hold:
 
 
 @contextmanager
-def _held_directory(directory: Path) -> Iterator[None]:
+def _locked_directory(directory: Path) -> Iterator[None]:
     descriptor = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:

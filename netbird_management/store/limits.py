@@ -30,7 +30,7 @@ TOKENS_OF_A_USER: Final = 100
 PROXY_TOKENS: Final = 1_000
 
 
-def check_room(before: AccountSnapshot | None, after: AccountSnapshot | None, limits: Mapping[str, int]) -> None:
+def check_objects(before: AccountSnapshot | None, after: AccountSnapshot | None, limits: Mapping[str, int]) -> None:
     """Raises `PreconditionFailed` if a change adds objects beyond a limit. A change that adds none is always allowed,
     even above the limit."""
     if after is None:

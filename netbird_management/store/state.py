@@ -134,7 +134,7 @@ class State:
         self.vault = vault
         self.snapshots = Snapshots()
         self.session_keys = SessionKeys(self.read, vault)
-        self.room: Mapping[str, int] = limits.IN_SNAPSHOT
+        self.object_limits: Mapping[str, int] = limits.IN_SNAPSHOT
         self.counters: Counter[str] = Counter()
         """Number of refusals by each limit since the process started."""
         self._engine = engines.accounts
@@ -249,7 +249,7 @@ class State:
             session.expire_all()
             after = await self._read_account(session, account_id, transaction.before, transaction.touched)
             try:
-                limits.check_room(transaction.before, after, self.room)
+                limits.check_objects(transaction.before, after, self.object_limits)
             except PreconditionFailed:
                 self.count("account_full")
                 raise

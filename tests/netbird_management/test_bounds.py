@@ -553,13 +553,13 @@ async def single_sign_on(scene: Scene) -> None:
 async def an_account(scene: Scene) -> None:
     state, account = scene.home.state, scene.home.account_id
     assert set(limits._objects(scene.home.snapshot)) == set(limits.IN_SNAPSHOT)
-    state.room = {"groups": len(scene.home.snapshot.groups) + 1}
+    state.object_limits = {"groups": len(scene.home.snapshot.groups) + 1}
     kept = await create_group(state, account, name="one")
     with pytest.raises(PreconditionFailed, match="account is full"):
         await create_group(state, account, name="two")
     assert scene.counters["account_full"] == 1
     assert kept.id in scene.home.snapshot.groups
-    state.room = {"groups": 0}  # too much already is no reason to refuse what adds nothing
+    state.object_limits = {"groups": 0}  # too much already is no reason to refuse what adds nothing
     async with state.change(account) as transaction:
         transaction.touch(account=True)
 

@@ -17,7 +17,7 @@ from netbird_management import ALLOW, AccountSnapshot, Decision, Deny, Login, Pl
 from netbird_management.grpc.interceptors import AuthenticatedProxy
 from netbird_management.grpc.login_service import HASHES_WAITING, Logins
 from netbird_management.login.gates import SessionGates
-from netbird_management.login.guess_store import recalled
+from netbird_management.login.guess_store import load_source
 from netbird_management.model.accounts import Role, User
 from netbird_management.model.clock import now
 from netbird_management.model.ids import GroupId, ServiceId
@@ -144,11 +144,11 @@ async def test_guesses_outlive_the_process(lab: Lab, proxy: FakeProxy, service: 
     assert (await attempt(proxy, service, "192.0.2.9", pin=PinRequest(pin="1234"))).success
 
     state = lab.home.state
-    assert (await recalled(state, service.id, HERE)).failures == FREE
-    assert (await recalled(state, service.id, "192.0.2.9")).right_at is not None
-    assert await recalled(state, service.id, "192.0.2.10") == Source()
+    assert (await load_source(state, service.id, HERE)).failures == FREE
+    assert (await load_source(state, service.id, "192.0.2.9")).right_at is not None
+    assert await load_source(state, service.id, "192.0.2.10") == Source()
     later = LoginThrottle(lambda: now().timestamp())
-    kept = await recalled(state, service.id, HERE)
+    kept = await load_source(state, service.id, HERE)
     later.recall(service.id, HERE, replace(kept, blocked_until=now().timestamp() + 60))
     assert later.reserve(service.id, HERE) > 0
 

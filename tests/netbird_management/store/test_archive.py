@@ -53,7 +53,7 @@ async def test_a_backup_goes_into_the_other_kind(
     async with State.open(other, Vault.load(other), other_database) as restored:
         (account,) = restored.snapshots.all()
         assert content(account) == content(home.snapshot)
-    with pytest.raises(ArchiveError, match="account already"):
+    with pytest.raises(ArchiveError, match="already contains an account"):
         await read_archive(tmp_path / "two.gz", tmp_path / "third", other_database)
 
 

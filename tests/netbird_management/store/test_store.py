@@ -19,7 +19,7 @@ from netbird_management.operations.groups import create_group
 from netbird_management.operations.proxies import Registration
 from netbird_management.secrets.vault import Vault
 from netbird_management.store.engine import DATABASE_FILE, LOG_FILE, open_engine, open_engines
-from netbird_management.store.holding import held_store
+from netbird_management.store.holding import locked_store
 from netbird_management.store.models import AccountRow, DomainRow, EventRow, ProxyRow, ServiceRow
 from netbird_management.store.schema import migrate, versions
 from netbird_management.store.state import State
@@ -73,10 +73,10 @@ async def test_a_store_is_one_processs(database: str, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     for directory in (tmp_path, *([other] if database else [])):
-        async with held_store(tmp_path, database):
+        async with locked_store(tmp_path, database):
             with pytest.raises(InUseError):
-                await held_store(directory, database).__aenter__()
-    async with held_store(tmp_path, database):
+                await locked_store(directory, database).__aenter__()
+    async with locked_store(tmp_path, database):
         pass
 
 
@@ -86,18 +86,18 @@ async def test_a_hold_outlives_the_server(database: str, tmp_path: Path, postgre
     name = database.partition("?")[0].rpartition("/")[2]
     other = tmp_path / "other"
     other.mkdir()
-    async with held_store(tmp_path, database) as hold, asyncio.TaskGroup() as tasks:
+    async with locked_store(tmp_path, database) as hold, asyncio.TaskGroup() as tasks:
         watching = tasks.create_task(hold.watch(0.01))
         await postgresql.cut(name)
         async with asyncio.timeout(20):
             while await _holders(database) < 2:  # noqa: ASYNC110 - nothing tells of it
                 await asyncio.sleep(0.02)
         with pytest.raises(InUseError):
-            await held_store(other, database).__aenter__()
+            await locked_store(other, database).__aenter__()
         watching.cancel()
-    async with held_store(tmp_path, database) as hold:
+    async with locked_store(tmp_path, database) as hold:
         await postgresql.cut(name)
-        async with asyncio.timeout(20), held_store(other, database):
+        async with asyncio.timeout(20), locked_store(other, database):
             pass
         with pytest.raises(InUseError, match="another management"):
             await asyncio.wait_for(hold.watch(0.01), 20)
