@@ -200,7 +200,7 @@ async def _tell_proxies(mappings: Mappings, logins: Logins, maps: NetworkMaps, c
     async for change in changes:
         mappings.tell(change)
         before = change.before.services if change.before is not None else {}
-        for service_id in before if change.after is None else change.touched.services:
+        for service_id in {*before, *change.touched.services}:
             if change.after is None or service_id not in change.after.services:
                 logins.forget(service_id)
         if change.after is None:
