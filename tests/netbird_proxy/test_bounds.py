@@ -632,7 +632,7 @@ async def access_log_lines(directory: Path) -> None:
     line = b"x" * 65_535 + b"\n"
     for _ in range(writer_module.MAX_PENDING_BYTES // len(line) + 20):
         writer.write(line)
-    assert writer._taken - writer._written <= writer_module.MAX_PENDING_BYTES + len(line)
+    assert writer._queued - writer._written <= writer_module.MAX_PENDING_BYTES + len(line)
 
     def drain() -> None:
         while not told.is_set():
