@@ -21,13 +21,13 @@ from netbird_proxy.pipeline.open_exchanges import INTERVAL, OpenExchanges
 from netbird_proxy.routing.apply import Routing
 
 Recognizes = Callable[[object], bool]
-"""Whether an object is an origin that a live listener of this server issued."""
+"""Returns True for an origin that a live listener of this server issued."""
 
 ClientAddress = Callable[[Scope], str]
-"""The address that a scope's client has, as an IP literal; "" where it is not known."""
+"""Returns the address of a scope's client as an IP literal; "" if it is unknown."""
 
 CheckHead = Callable[[Scope], str | None]
-"""Why a scope from a foreign server must be refused with 400, or None."""
+"""Returns the reason to refuse a scope of a foreign server with 400, or None."""
 
 
 def _nobodys(_origin: object) -> bool:
@@ -35,21 +35,21 @@ def _nobodys(_origin: object) -> bool:
 
 
 class ReverseProxy:
-    """Serves what its routing says, under our own listeners or any ASGI server.
+    """Serves the routes of its routing, under our own listeners or any ASGI server.
 
     Args:
-        recognizes: asked for every origin that a scope carries. By default none is real: embedded, a scope has none,
-            and its client is an untrusted one on a host socket.
-        check_head: asked under foreign servers, which let through what our own parser refuses.
-        client_address: under foreign servers, whose address a scope came from: an embedder's word. Without it the
-            server's own is noted, and nobody is let in by it.
-        notes: keys that steps may leave, see `PluginInfo.notes`.
-        revalidate: seconds after which open exchanges are asked about again where no event told of a change.
-        before_all: called before each such asking.
+        recognizes: called for every origin in a scope. By default no origin is genuine: an embedded application gets
+            none, and its clients count as untrusted ones on a host socket.
+        check_head: called under foreign servers, which accept heads that our own parser refuses.
+        client_address: under foreign servers, returns the address of a scope's client. Without it the server's own
+            report is logged, but no restriction relies on it.
+        notes: keys of notes that steps may store, see `PluginInfo.notes`.
+        revalidate: seconds after which open exchanges are revalidated without an event.
+        before_all: called before each such revalidation.
 
     Attributes:
-        trusted: proxies in front of our host listeners whose word about a client counts.
-        exchanges: those under way; whoever starts the application runs `exchanges.run()` beside it.
+        trusted: proxies in front of our host listeners whose reports about clients are trusted.
+        exchanges: the open exchanges; the program that starts the application also runs `exchanges.run()`.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class ReverseProxy:
                 await _lifespan(receive, send)
                 return
             if kind != "websocket":
-                raise ValueError(f"no ASGI scope of ours: {kind!r}")
+                raise ValueError(f"the ASGI scope {kind!r} is not supported")
             # Foreign servers offer upgrades in this form only. It cannot carry one of ours, so it is answered.
             send = _answer_upgrade(scope, send)
         state = scope.get("state")
@@ -215,7 +215,7 @@ class ReverseProxy:
         return self._ids.pop()
 
     def _fixed(self) -> FixedAnswer:
-        """What answers where no route was looked for."""
+        """The runner for answers before a route is matched."""
         runner = self.routing.table.no_route.runner
         assert isinstance(runner, FixedAnswer)  # noqa: S101 - the compiler makes it so
         return runner
@@ -231,7 +231,7 @@ LONGEST_TARGET = 2048
 
 
 def _answer_upgrade(scope: Scope, send: Send) -> Send:
-    """Speak of an answer in websocket terms: whole where the server can, else by closing before the handshake."""
+    """Send an answer as websocket messages: whole if the server supports it, else as a close before the handshake."""
     whole = "websocket.http.response" in (scope.get("extensions") or {})
 
     async def answer(message: Message) -> None:
@@ -244,7 +244,7 @@ def _answer_upgrade(scope: Scope, send: Send) -> Send:
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:
-    """Whoever embeds the application starts and stops what it is made of; it has nothing of its own to start."""
+    """Complete both lifespan events: the embedding program starts and stops the parts of the application."""
     while True:
         message = await receive()
         await send({"type": message["type"] + ".complete"})

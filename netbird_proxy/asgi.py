@@ -1,4 +1,4 @@
-"""The seam between listeners and the application: ASGI, and the extensions of it that only our own listeners offer."""
+"""The interface between listeners and the application: ASGI, and the extensions of our own listeners."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ class RawDownstream(Protocol):
 
     @property
     def gone(self) -> bool:
-        """It is closed; what had come before may still be read."""
+        """True once the connection is closed; bytes that arrived before can still be read."""
 
     async def read(self) -> bytes:
-        """The next piece as it came, beginning with what stood behind the request; `b""` when there is no more."""
+        """The next piece as it arrived, beginning with the bytes behind the request; `b""` at the end."""
 
     async def write(self, data: bytes) -> None:
-        """Waits while the transport is above its high-water mark. Raises ConnectionResetError for a closed one."""
+        """Send bytes. Waits while the transport is above its high-water mark. ConnectionResetError if it is closed."""
 
     def finish(self) -> bool:
-        """We send no more. Whether the client is told so while it still sends; TLS cannot say it."""
+        """End the sending side. Returns True if the transport supports a half-close (TLS does not)."""
 
     def close(self) -> None:
-        """Close, once everything that was written is out. Idempotent."""
+        """Close the connection once all written data was sent. Idempotent."""
 
 
 class DownstreamConnection(Protocol):
-    """What our own listening protocol can do beyond ASGI; it stands in `scope["extensions"]`.
+    """Abilities of our own listening protocol beyond ASGI, in `scope["extensions"]`.
 
     Under it the task that runs the application is cancelled when the client has gone (`gone` is then True), request
     trailers come as `trailers` in the last `http.request` message, and response trailers go as ASGI's own
@@ -45,27 +45,27 @@ class DownstreamConnection(Protocol):
 
     gone: bool
     task: asyncio.Task[None] | None
-    """What runs the application for this request; None once it has returned."""
+    """The task that runs the application for this request; None once it has returned."""
 
     has_body: bool
-    """Whether a request body follows the head; if not, `receive` need not be called."""
+    """True if a request body follows the head; else `receive` need not be called."""
 
     upgrade: bool
-    """Whether the client asks for another protocol in a form that may be granted: HTTP/1.1, and no body."""
+    """True if the client requests another protocol in a form that may be granted: HTTP/1.1, without a body."""
 
     def switch(self, headers: list[RawHeader]) -> RawDownstream:
         """Answer 101 instead of sending a response. `headers` have the `Upgrade` field; `Connection` is added.
 
-        Raises ConnectionResetError when the client has gone.
+        ConnectionResetError if the client has gone.
         """
 
     async def inform(self, status: int, headers: list[RawHeader]) -> None:
         """Send an informational (1xx) head now."""
 
     def answer_whole(self, status: int, headers: list[RawHeader], body: bytes) -> bool:
-        """Send an answer that is all there, as `send` would; False, with nothing done, where `send` must do it.
+        """Send a complete answer, as `send` would. Returns False, and sends nothing, if `send` is needed.
 
-        For whoever holds this connection's own `send`: a middleware's must see the messages.
+        Only for a caller that has this connection's own `send`: a middleware must see the messages.
         """
 
     def abort(self) -> None:

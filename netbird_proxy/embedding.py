@@ -46,22 +46,22 @@ SOURCE = "program"
 
 
 class EmbeddedProxy(ReverseProxy):
-    """A reverse proxy that a program made: its own mappings and plugins, no management, no tunnels, no listeners.
+    """A reverse proxy inside a program, with mappings and plugins, but without management, tunnels and listeners.
 
-    Clients are on untrusted host sockets: nothing private is served. It must be running (`async with`, or a server that
-    speaks ASGI's lifespan) before it serves, so that plugins have started.
+    Clients count as connected to an untrusted host socket, so no private service is served. The proxy must be running
+    (`async with`, or under a server that supports ASGI's lifespan) before it serves, so that plugins are started.
 
     Args:
-        mappings: what to serve, as the wire says it or decoded.
+        mappings: mappings to serve, in their wire form or decoded.
         plugins: entry-point names, or `(id, object)` pairs.
         options: the plugins' sections, as their models; a missing one is made from its defaults.
         timeout: seconds that the guards of one exchange have, together.
-        client_address: who sent a scope, as an IP literal; "" where that is not known. Without it mappings that
-            restrict by address are refused: the server around us may believe anybody's headers.
+        client_address: returns the address of a scope's client as an IP literal; "" if it is unknown. Without it,
+            mappings that restrict by address are refused, because the server may trust any client's headers.
 
     Raises:
         PluginFailed: a plugin is missing or wrong.
-        RouteRefused: a mapping cannot be served; here nobody else would be told.
+        RouteRefused: a mapping cannot be served; there is no management to report it to.
     """
 
     def __init__(
@@ -82,17 +82,17 @@ class EmbeddedProxy(ReverseProxy):
         super().__init__(routing, check_head=check_scope, client_address=client_address, notes=self._hooks.notes)
         self.proxy.exchanges = self.exchanges
         self._running = False
-        self._wanted = [self._decoded(one) for one in mappings]
+        self._mappings = [self._decoded(record) for record in mappings]
 
     def apply(self, mappings: Iterable[ServiceMapping | ProxyMapping]) -> None:
-        """Serve exactly these from now on. RouteRefused for the first that cannot be; the others are in force."""
-        self._wanted = [self._decoded(one) for one in mappings]
+        """Replace all mappings. RouteRefused for the first one that cannot be served; the others are in force."""
+        self._mappings = [self._decoded(record) for record in mappings]
         if self._running:
             self._put_in_force()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[EmbeddedProxy]:
-        """Plugins are up and mappings served, for as long as the context lasts. Leave it in the task that entered."""
+        """Run the plugins and serve the mappings within this context. The task that enters it must leave it."""
         async with self._hooks.running(self.proxy):
             try:
                 self._put_in_force()
@@ -104,7 +104,7 @@ class EmbeddedProxy(ReverseProxy):
                     finally:
                         asking.cancel()
             except BaseExceptionGroup as failures:
-                # What failed inside the context is the caller's own, and comes out as it was.
+                # An exception inside the context is the caller's own, and is raised unchanged.
                 raise failures.exceptions[0] from None
             finally:
                 self._running = False
@@ -129,12 +129,12 @@ class EmbeddedProxy(ReverseProxy):
             await send({"type": "lifespan.shutdown.complete"})
 
     def _put_in_force(self) -> None:
-        for report in self.routing.apply(SOURCE, self._wanted):
+        for report in self.routing.apply(SOURCE, self._mappings):
             if not report.ok:
                 raise RouteRefused(f"mapping {report.service}: {report.refused}")
 
-    def _decoded(self, one: ServiceMapping | ProxyMapping) -> ServiceMapping:
-        return self._codec.decode(one, source=SOURCE).mapping if isinstance(one, ProxyMapping) else one
+    def _decoded(self, record: ServiceMapping | ProxyMapping) -> ServiceMapping:
+        return self._codec.decode(record, source=SOURCE).mapping if isinstance(record, ProxyMapping) else record
 
 
 class _NoTunnel:
@@ -158,7 +158,7 @@ class _Host:
         self.version = distribution_version("netbird-proxy")
         self.management: ManagementChannel = NoManagement("an embedded proxy has no management")
         self.counters: Counter[str] = Counter()
-        self._options: dict[type[BaseModel], BaseModel] = {type(one): one for one in options}
+        self._options: dict[type[BaseModel], BaseModel] = {type(section): section for section in options}
         self._dialer = HostDialer()
         self._rules = AddressRules(self._options.values(), self.listening_addresses)
         self.revocations = RevokedSessions()
@@ -168,8 +168,8 @@ class _Host:
         raise SettingsError("an embedded proxy keeps no state: run netbird-proxy for plugins that need a directory")
 
     def options(self, model: type[O]) -> O:
-        found = self._options.get(model)
-        return found if isinstance(found, model) else model()
+        section = self._options.get(model)
+        return section if isinstance(section, model) else model()
 
     def tunnel(self, account: AccountId) -> Tunnel | None:
         return None
@@ -193,10 +193,10 @@ class _Host:
         return ()
 
     def trust(self, proxies: TrustedProxies | None) -> None:
-        """There is no connection whose peer could be told apart from a client: the embedder resolves addresses."""
+        """Does nothing: the embedding program resolves client addresses."""
 
     def on_reload(self, name: str, step: Callable[[ReloadReport], None]) -> None:
-        """Nobody asks a program that embeds the proxy for a reload."""
+        """Does nothing: an embedded proxy has no reload."""
 
     def count(self, name: str, amount: int = 1) -> None:
         self.counters[name] += amount

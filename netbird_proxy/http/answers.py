@@ -1,10 +1,10 @@
-"""An upstream's response, read from bytes: where its head ends, where its body ends, and what must not be believed.
+"""Parsing of an upstream's response: the ends of head and body, and checks beyond the grammar. No I/O.
 
-Sans-IO. llhttp (through httptools) does the grammar and is strict; what it leaves open is judged here: it does not
-know the request's method, so it cannot know that an answer to HEAD has no body; it takes `RTSP/1.0`, `HTTP/2.0` and
-status 099; and it lets a transfer coding other than `chunked` run until the close, which would make us drop a coding
-that we did not decode. One parser serves one answer: a fresh one costs half a microsecond, and one that has met a
-HEAD answer or a body that went around it could not be used again.
+llhttp (through httptools) checks the grammar strictly, and this module the rest. llhttp does not know the request's
+method, so it cannot know that an answer to HEAD has no body. It accepts `RTSP/1.0`, `HTTP/2.0` and status 099. And it
+reads a body with a transfer coding other than `chunked` until the close, so that the proxy would drop a coding that it
+did not decode. Each answer gets a new parser, which costs half a microsecond: a parser cannot be reused after an answer
+to HEAD, or after a body that bypassed it.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ _FRAMING = frozenset((b"content-length", b"transfer-encoding", b"connection"))
 _NAMES: NameCache[tuple[bytes, bool]] = NameCache(lambda name: (name.lower(), name.lower() in _FRAMING))
 _VERSION_BYTES = 9  # b"HTTP/1.1 "
 
+# Modes of reading bytes: by the parser (head, chunked body), by counting, until the close, or not at all.
 _PARSED, _COUNTED, _RAW, _ENDED = range(4)
-"""How bytes are taken: by the parser (head, chunked body), by counting, until the close, or not at all."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeadLimits:
-    """What an upstream's heads (informational ones included) and trailers may weigh.
+    """Limits on an upstream's heads (including informational ones) and trailers; beyond them ProtocolViolation.
 
     Attributes:
-        bytes: of one answer's heads together, and of its trailers or of a chunk's extensions.
-        lines: fields in one head or trailer section.
+        bytes: maximum size of all heads of an answer, of its trailers, and of a chunk's extensions.
+        lines: maximum number of fields in a head or in the trailers.
     """
 
     bytes: int = 65536
@@ -39,24 +39,24 @@ class HeadLimits:
 
 
 class _Stop(Exception):
-    """Ends the parser's run where the answer has ended: what follows belongs to nobody."""
+    """Stops the parser at the end of the answer: the bytes after it belong to no request."""
 
 
 class AnswerParser:
-    """One response. `feed` takes bytes as they come; the attributes say what is known so far.
+    """A response. `feed` takes bytes as they arrive; the attributes hold the parsed state.
 
     Attributes:
         status: 0 until the final head is complete.
-        interim: informational heads that nobody has taken yet.
-        pieces: body bytes that nobody has taken yet, as they came; `buffered` is their sum.
-        head_complete, complete: the final head has come; the whole answer has.
-        switched: it is a 101 that was asked for; the body is the raw stream that follows, until the close.
-        keep_alive: whether the upstream will take another request after this answer.
-        excess: bytes came after the end; the connection cannot be trusted with another exchange.
-        fed: bytes taken, heads included.
+        interim: informational heads that were not passed on yet.
+        pieces: pieces of the body that were not read yet, as they arrived; `buffered` is their total size.
+        head_complete, complete: true once the final head, or the whole answer, has arrived.
+        switched: the answer is a requested 101; its body is the raw stream that follows, until the close.
+        keep_alive: the upstream accepts another request after this answer.
+        excess: bytes arrived after the end, so the connection must not carry another exchange.
+        fed: number of bytes taken, including heads.
     """
 
-    # Most answers change few of these, so they stand on the class and cost nothing until then.
+    # Most answers change only a few of these, so class attributes save the time to set them.
     status = 0
     reason = b""
     buffered = 0
@@ -108,7 +108,7 @@ class AnswerParser:
             self.excess = True
 
     def feed_eof(self) -> bool:
-        """The upstream will send no more. Returns whether the answer is complete."""
+        """The upstream has ended its side. Returns True if the answer is complete."""
         if self._mode == _RAW:
             self._end()
         return self.complete
@@ -154,7 +154,7 @@ class AnswerParser:
                 self._mode = _RAW
             else:
                 return
-            self._parser = None  # it refers to us
+            self._parser = None  # it refers to this object: a reference cycle
         elif self.complete:
             self._mode = _ENDED
             self._parser = None
@@ -168,7 +168,7 @@ class AnswerParser:
     def _weigh_head(self) -> None:
         weight = sum(len(name) + len(value) + 4 for _, head in self.interim for name, value in head)
         weight += sum(len(name) + len(value) + 4 for name, value in self.headers)
-        # An unfinished head may hide its weight in a line that the parser still holds, so there every byte counts.
+        # The parser may still buffer a long line of an unfinished head, so for that head every received byte counts.
         if weight > self._limits.bytes or not self.head_complete:
             raise ProtocolViolation(f"head over {self._limits.bytes} bytes")
 
@@ -176,7 +176,7 @@ class AnswerParser:
         self.complete = True
         self._mode = _ENDED
 
-    # What the parser calls; an exception here ends its run.
+    # Callbacks of the parser; an exception in them stops it.
 
     def on_message_begin(self) -> None:
         if self.complete:
@@ -239,7 +239,7 @@ class AnswerParser:
         self._fields = self.trailers
         if status == 204 or status == 304 or self._method == b"HEAD":
             if status == 204 and length >= 0:
-                # It may not stand there, and whoever frames by it would wait for a body.
+                # A 204 must not have this field: a client that frames by it would wait for a body.
                 self.headers = [pair for pair in self.headers if pair[0] != b"content-length"]
             self.complete = True
         elif length >= 0:
@@ -250,7 +250,7 @@ class AnswerParser:
 
     def _switch(self, parser: httptools.HttpResponseParser) -> None:
         if not self._upgrade:
-            raise ProtocolViolation("101 to a request that asked for no upgrade")
+            raise ProtocolViolation("101 to a request without an upgrade")
         if not parser.should_upgrade():
             raise ProtocolViolation("101 without Upgrade and Connection: upgrade")
         self.status = 101
@@ -269,7 +269,7 @@ class AnswerParser:
         if self.head_complete:
             if not self.switched:
                 self.complete = True
-        else:  # an informational head; the next one starts afresh
+        else:  # an informational head; the next head starts from empty
             self.headers = self._fields = []
             self._framing = []
             self.reason = b""

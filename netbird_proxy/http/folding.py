@@ -1,6 +1,6 @@
-"""Where two spellings of one place meet: hosts as the table compares them, paths as an upstream may read them.
+"""Folding of different spellings: hosts as the routing table compares them, paths as upstreams may read them.
 
-Folded hosts are compared; folded paths are only ever compared, never sent.
+Folded hosts are keys of the table. Folded paths are only compared, never sent.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _HOSTS: BoundedTable[bytes, str] = BoundedTable(4096)
 
 
 def fold_host(host: str) -> str:
-    """The name under which a host is compared: lower case, IDNA, without port and trailing dot.
+    """The spelling under which hosts are compared: lower case, IDNA, without port and trailing dot.
 
-    IPv6 literals keep their brackets and are compressed. Folding what is folded changes nothing.
+    IPv6 literals keep their brackets and are compressed. Folding is idempotent.
 
     Raises:
-        ValueError: it is no host: empty, with user information, a bad label, more than 253 characters.
+        ValueError: not a host: empty, with user information, with a bad label, over 253 characters.
     """
     bare = host.strip() if host.isascii() else host
     if bare != host:
@@ -53,7 +53,7 @@ def fold_host(host: str) -> str:
 
 
 def fold_authority(authority: bytes) -> str:
-    """`fold_host` for a Host field as it came, with its port. Fields are ASCII: nobody sends IDNA undone.
+    """`fold_host` for a Host field as received, with its port. Fields are ASCII, since clients encode IDNA.
 
     Raises:
         ValueError: as `fold_host`.
@@ -85,7 +85,7 @@ def _without_dots(path: bytes) -> bytes:
 
 
 def _as_text(path: bytes) -> bytes:
-    """Letters that only look like ASCII, for upstreams that compare text without case or normalize it."""
+    """Normalize letters, as upstreams do that compare text without case or normalize Unicode."""
     if path.isascii():
         return path
     try:
@@ -96,17 +96,16 @@ def _as_text(path: bytes) -> bytes:
 
 FOLDS: tuple[_Fold, ...] = (
     unquote_to_bytes,
-    unquote_to_bytes,  # twice: some decode what another has decoded
+    unquote_to_bytes,  # twice: some upstreams decode a path that a server in front of them has decoded
     _as_text,
     lambda path: path.replace(b"\\", b"/"),
     partial(re.compile(rb";[^/]*").sub, b""),
-    partial(re.compile(rb"(?<![. \0])[. \0]++(?=/|\Z)(?<!/\.)(?<!/\.\.)").sub, b""),  # as Windows names files
+    partial(re.compile(rb"(?<![. \0])[. \0]++(?=/|\Z)(?<!/\.)(?<!/\.\.)").sub, b""),  # as Windows reads file names
     partial(re.compile(rb"//+").sub, b"/"),
     _without_dots,
     bytes.lower,
 )
-"""Ways in which upstreams read a path otherwise than it stands, in the order in which they apply them. Each upstream
-applies some of them."""
+"""Transformations that upstreams apply to a path, in the order in which they apply them. Each upstream applies some."""
 
 _SUSPICIOUS = re.compile(rb"[%;\\A-Z\x80-\xff \0]|//|/\.|\.(?:/|\Z)")
 # Maximum size in bytes of all readings of one path together. A path that exceeds it is refused.
@@ -114,9 +113,9 @@ _MOST = 1 << 18
 
 
 def readings(path: bytes, also: int = 0) -> Mapping[int, bytes] | None:
-    """Every way to read a path: bits of `FOLDS` → what is read by an upstream that applies these.
+    """Every reading of a path: bits of `FOLDS` → the path for an upstream that applies these folds.
 
-    Folds that change nothing are left out, but for those of `also`. None where there are too many to look at.
+    Folds that change nothing are left out, except those in `also`. None if there are too many readings to compare.
     """
     forms = {0: path}
     if not also and not _SUSPICIOUS.search(path):
@@ -132,7 +131,7 @@ def readings(path: bytes, also: int = 0) -> Mapping[int, bytes] | None:
 
 
 def climbs(raw: bytes) -> bool:
-    """Whether dot segments, however they are encoded, lead above where this path starts."""
+    """True if dot segments, in any encoding, lead above the start of this path."""
     depth = 0
     for whole in unquote_to_bytes(raw).replace(b"\\", b"/").split(b"/"):
         segment = whole.partition(b";")[0]

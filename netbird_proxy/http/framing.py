@@ -1,4 +1,4 @@
-"""How a response is put on the wire: its head and the framing of its body. No I/O."""
+"""Serialization of responses: the head, and the framing of the body. No I/O."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _KINDS = {
     b"content-length": _LENGTH,
     b"transfer-encoding": _CODING,
     b"connection": _CONNECTION,
-    b"keep-alive": _CODING,  # the same treatment: ours to say, so the application's is dropped
+    b"keep-alive": _CODING,  # the listener sets it, so the application's is dropped too
 }
 _PREFIXES: dict[bytes, tuple[bytes, int]] = {}
 _PREFIXES_LIMIT = 4096
@@ -36,23 +36,23 @@ UNKNOWN_LENGTH: Final = -1
 
 
 class UnframeableResponse(Exception):
-    """The application's response cannot be put on the wire as it is."""
+    """The application's response cannot be sent as it is."""
 
 
 def status_line(status: int) -> bytes:
     line = STATUS_LINES.get(status)
     if line is None:
         if not 100 <= status <= 999:
-            raise UnframeableResponse(f"{status} is no status")
+            raise UnframeableResponse(f"{status} is not a status")
         line = b"HTTP/1.1 %d " % status
     return line
 
 
 def field_lines(status: int, headers: Iterable[RawHeader]) -> tuple[list[bytes], int, bool]:
-    """The head as pieces to be joined (no blank line yet), the stated length or UNKNOWN_LENGTH, and whether to close.
+    """The pieces of the head (without the blank line), the declared length or UNKNOWN_LENGTH, and true for a close.
 
-    `transfer-encoding`, `connection` and `keep-alive` are ours to say and left out; a length is stated once and where
-    the status may carry it.
+    The application's `transfer-encoding`, `connection` and `keep-alive` are left out, because the listener sets them.
+    The length appears once, and only if the status may carry one.
 
     Raises:
         UnframeableResponse
@@ -65,7 +65,7 @@ def field_lines(status: int, headers: Iterable[RawHeader]) -> tuple[list[bytes],
         if kind:
             if kind == _LENGTH:
                 if not value.isdigit() or len(value) > 18:
-                    raise UnframeableResponse("content-length is no number")
+                    raise UnframeableResponse("content-length is not a number")
                 octets = int(value)
                 if length == UNKNOWN_LENGTH:
                     length = octets
@@ -73,7 +73,7 @@ def field_lines(status: int, headers: Iterable[RawHeader]) -> tuple[list[bytes],
                         pieces.append(prefix)
                         pieces.append(value)
                 elif length != octets:
-                    raise UnframeableResponse("content-length is stated twice and differs")
+                    raise UnframeableResponse("content-length is repeated with another value")
             elif kind == _CONNECTION:
                 close = close or b"close" in value.lower()
             continue
@@ -83,15 +83,15 @@ def field_lines(status: int, headers: Iterable[RawHeader]) -> tuple[list[bytes],
 
 
 def plain_head(status: int, headers: Sequence[RawHeader], length: int) -> bytes | None:
-    """A whole head, blank line included, where every field is passed on as it is and states this one length.
+    """A complete head with its blank line, if all fields are sent unchanged and declare exactly this length.
 
-    None where it must be looked at field by field: `field_lines` then decides.
+    None if the fields must be checked one by one: `field_lines` does that.
     """
     names = [*map(_NAME, headers)]
     if not _PASSED.issuperset(names) or names.count(b"content-length") != 1:
         for name in names:
             if len(_PASSED) < _PREFIXES_LIMIT and name == name.lower() and not _PREFIXES.get(name, _LOOKED_AT)[1]:
-                _PASSED.add(name)  # `field_lines` has found it to be a name, and nothing special
+                _PASSED.add(name)  # `field_lines` has checked that it is an ordinary name
         return None
     if (b"content-length", b"%d" % length) not in headers:
         return None
@@ -100,9 +100,9 @@ def plain_head(status: int, headers: Sequence[RawHeader], length: int) -> bytes 
 
 
 def checked(head: bytes, lines: int) -> bytes:
-    """The joined head, if it has exactly so many lines.
+    """The head, if it has exactly `lines` lines.
 
-    A value with a line break in it would start a field, or a response, of its own.
+    A line break within a value would start another field, or another response.
 
     Raises:
         UnframeableResponse
@@ -121,7 +121,7 @@ def informational_head(status: int, headers: Iterable[RawHeader]) -> bytes:
 
 
 def switching_head(headers: Iterable[RawHeader]) -> bytes:
-    """A complete 101. What follows it on the connection is not HTTP."""
+    """A complete 101 head. The bytes after it on the connection are not HTTP."""
     pieces, _, _ = field_lines(101, headers)
     lines = len(pieces) // 2 + 3
     pieces.append(b"\r\nconnection: Upgrade\r\n\r\n")
@@ -130,7 +130,7 @@ def switching_head(headers: Iterable[RawHeader]) -> bytes:
 
 def _learn(name: bytes) -> tuple[bytes, int]:
     if not TOKEN.fullmatch(name):
-        raise UnframeableResponse(f"{name!r} is no field name")
+        raise UnframeableResponse(f"{name!r} is not a field name")
     lower = name.lower()
     entry = (b"\r\n" + lower + b": ", _KINDS.get(lower, _PLAIN))
     if len(_PREFIXES) < _PREFIXES_LIMIT:

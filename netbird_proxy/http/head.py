@@ -1,23 +1,23 @@
-"""The rules that a request head must meet before anything believes it. No I/O, no parser, no server.
+"""The rules that a request head must meet before it is used. No I/O, no parser, no server.
 
-The parser accepts more than a proxy may: what it lets through and an upstream reads differently is an attack. So every
-head is judged here, by our own protocol on the raw bytes and, as far as an ASGI scope still shows them, by
-`check_scope` for the application under somebody else's server.
+The parser accepts more than a proxy may forward: a head that an upstream reads differently is an attack. Every head is
+therefore checked here, by our own protocol on the raw bytes, and by `check_scope` under a foreign server, as far as an
+ASGI scope still shows them.
 
-What is refused, beyond RFC 9112:
-- a path that means another path to somebody: dot segments (encoded, with `;parameters`, or between encoded
-  separators), NUL, overlong UTF-8, escapes that are none (encoded separators are the routing's to judge: some services
-  need them); and the raw bytes `\\`, `"`, `<`, `>` and backtick, which browsers encode.
-  `|`, `^`, `{`, `}`, `[` and `]` are not in RFC 3986's path either, but common clients send them and nobody reads them
-  as anything else, so they pass. `//` at the start is a path, never an authority.
-- CONNECT, which asks for a tunnel, and TRACE, which has an upstream send back the head that we wrote: custom headers of
-  the operator, which may be credentials, and what identifies the caller.
-- in a query only what cannot stand on a request line, and `#`: it routes nothing, and people send `"` and `%` there.
-- a framing field in any but its one plain form (`Content-Length: 03`, `Transfer-Encoding: CHUNKED`), and names that
+Refused beyond RFC 9112:
+- a path that some reader takes for another path: dot segments (encoded, with `;parameters`, or between encoded
+  separators), NUL, overlong UTF-8, invalid escapes (routing judges encoded separators, because some services need
+  them); and the raw bytes `\\`, `"`, `<`, `>` and backtick, which browsers encode.
+  `|`, `^`, `{`, `}`, `[` and `]` are not allowed in RFC 3986's path either, but common clients send them and no reader
+  misreads them, so they pass. `//` at the start is a path, never an authority.
+- CONNECT, which requests a tunnel, and TRACE, with which an upstream returns the forwarded head: custom headers of the
+  operator, which may be credentials, and the caller's identity.
+- in a query only bytes that a request line cannot carry, and `#`: a query is not routed, and clients send `"` and `%`.
+- a framing field in any but its plain form (`Content-Length: 03`, `Transfer-Encoding: CHUNKED`), and names that
   CGI-style upstreams fold to a framing field (`Transfer_Encoding`).
 
-What passes on purpose: bytes above 0x7f in other fields' values (opaque by RFC 9110), chunk extensions and empty lines
-before a request (the parser drops both), two spaces on the request line (it is written anew).
+Accepted on purpose: bytes above 0x7f in other fields' values (opaque by RFC 9110), chunk extensions and empty lines
+before a request (the parser drops both), two spaces on the request line (the line is rewritten).
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ CODING: Final = 3
 EXPECT: Final = 4
 CONNECTION: Final = 5
 ALIAS: Final = 6
-"""A name that folds to a framing field without being it."""
+"""Kind of a name that folds to a framing field but is spelled differently."""
 
-_MARKS: dict[bytes, int] = {
+_FRAMING_KINDS: dict[bytes, int] = {
     b"host": HOST,
     b"content-length": LENGTH,
     b"transfer-encoding": CODING,
@@ -50,17 +50,17 @@ _MARKS: dict[bytes, int] = {
 }
 
 FramingField = tuple[int, bytes]
-"""A field that decides something, by kind, with its value exactly as it came."""
+"""A field that the proxy interprets: its kind, and its value exactly as received."""
 
 
 class HeadRefused(Exception):
-    """The head breaks a rule.
+    """The head violates a rule.
 
     Attributes:
-        status: what the client is answered.
-        reason: stable and one of a bounded set, for the counter and the log line: `host_missing`.
-        method, target: what is known of the request; empty where the head did not get that far.
-        exchange: the id under which it is remembered; empty until then.
+        status: status of the answer.
+        reason: stable, from a bounded set, for the counter and the log line: `host_missing`.
+        method, target: the request's, as far as they were parsed; else empty.
+        exchange: the id under which the request is remembered; empty until then.
     """
 
     method = ""
@@ -74,10 +74,10 @@ class HeadRefused(Exception):
 
 
 class Framing(NamedTuple):
-    """What the deciding fields say.
+    """The values of the fields that decide host and framing.
 
     Attributes:
-        length: of the body in bytes; -1 when it is chunked.
+        length: length of the body in bytes; -1 for a chunked body.
         expects: the client waits for `100 Continue`.
     """
 
@@ -90,14 +90,14 @@ class Framing(NamedTuple):
 
 _KNOWN_LIMIT = 4096
 KNOWN: BoundedTable[bytes, tuple[bytes, int]] = BoundedTable(_KNOWN_LIMIT)
-# Raw name → (lower case, kind).
+"""Cache: raw field name → (lower case, kind)."""
 
 
 def learn(name: bytes) -> tuple[bytes, int]:
-    """The lower-case form of a field name and its kind; remembered in KNOWN."""
+    """The lower-case form of a field name, and its kind. Cached in KNOWN."""
     lower = name.lower()
-    kind = _MARKS.get(lower, ORDINARY)
-    if kind == ORDINARY and _MARKS.get(fold(lower)) in (LENGTH, CODING):
+    kind = _FRAMING_KINDS.get(lower, ORDINARY)
+    if kind == ORDINARY and _FRAMING_KINDS.get(fold(lower)) in (LENGTH, CODING):
         kind = ALIAS
     return KNOWN.keep(name, (lower, kind))
 
@@ -108,13 +108,13 @@ _AUTHORITY = re.compile(
     rb"(?:([A-Za-z0-9_][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_][A-Za-z0-9_-]*)*\.?)|\[([0-9A-Fa-f:.]{2,45})\])(?::([0-9]{1,5}))?"
 )
 _AUTHORITY_BYTES = 261  # a name of 255 and the longest port
-VALID_HOSTS: BoundedTable[bytes, None] = BoundedTable(_KNOWN_LIMIT)  # those met before
+VALID_HOSTS: BoundedTable[bytes, None] = BoundedTable(_KNOWN_LIMIT)  # cache of valid values
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")
 _BREAK = re.compile(rb"[\r\n\0]")
 
 
 def is_authority(value: bytes) -> bool:
-    """Whether this is `host` or `host:port`: a name, an IPv4 address or a bracketed IPv6 address; no user part."""
+    """True for `host` or `host:port`: a name, an IPv4 address or a bracketed IPv6 address, without a user part."""
     if value in VALID_HOSTS:
         return True
     match = _AUTHORITY.fullmatch(value) if len(value) <= _AUTHORITY_BYTES else None
@@ -133,7 +133,7 @@ def is_authority(value: bytes) -> bool:
 
 
 def check_framing_fields(version: str, framing_fields: Iterable[FramingField]) -> Framing:
-    """Read the deciding fields: one Host, one length, nothing that another reader could understand differently.
+    """Read the framing fields: a single Host, a single length, and nothing that another reader could read differently.
 
     Raises:
         HeadRefused
@@ -163,7 +163,7 @@ def check_framing_fields(version: str, framing_fields: Iterable[FramingField]) -
             raise HeadRefused("framing_alias")
     expects = expected and version == "1.1"
     if host is None:
-        # Also on 1.0, where RFC 9112 lets it be absent: without it there is nothing to route by.
+        # Also on HTTP/1.0, where RFC 9112 allows its absence: routing needs a host.
         raise HeadRefused("host_missing")
     if host not in VALID_HOSTS and not is_authority(host):
         raise HeadRefused("host_invalid")
@@ -194,7 +194,7 @@ _PARAMETERS = re.compile(rb";|%3[bB]")
 
 
 def judge_path(path: bytes) -> None:
-    """Refuse a path that somebody between here and the upstream's file system would read as another one.
+    """Refuse a path that a reader between the proxy and the upstream's file system could take for another path.
 
     Raises:
         HeadRefused
@@ -218,15 +218,15 @@ def judge_target(method: bytes, target: bytes, host: bytes) -> tuple[bytes, byte
     """The raw path and the raw query of a request target.
 
     Args:
-        target: as it stood on the request line.
-        host: the Host field, already judged.
+        target: the target as received on the request line.
+        host: the Host field, already checked.
 
     Raises:
         HeadRefused: the method is CONNECT or TRACE, or the target is not in origin form, not `*` with OPTIONS, and not
             absolute with the same authority.
     """
     if method in _REFUSED_METHODS:
-        # In whatever form the parser let its target through.
+        # For every form of target that the parser accepts.
         raise HeadRefused(_REFUSED_METHODS[method])
     match = _ORIGIN_FORM.fullmatch(target)
     if match is None:
@@ -250,9 +250,9 @@ def judge_target(method: bytes, target: bytes, host: bytes) -> tuple[bytes, byte
     return path, query or b""
 
 
-def same_authority(scheme: bytes, one: bytes, other: bytes) -> bool:
-    """Whether two valid authorities name the same place: case, a trailing dot and the scheme's own port aside."""
-    return one == other or _folded_authority(scheme, one) == _folded_authority(scheme, other)
+def same_authority(scheme: bytes, authority: bytes, other: bytes) -> bool:
+    """True if two valid authorities are equal, apart from case, a trailing dot and the scheme's default port."""
+    return authority == other or _folded_authority(scheme, authority) == _folded_authority(scheme, other)
 
 
 def _folded_authority(scheme: bytes, authority: bytes) -> tuple[bytes, bytes]:
@@ -270,14 +270,14 @@ def _why_no_target(target: bytes) -> str:
     return "target_bytes" if target[:1] == b"/" else "target_form"
 
 
-# Under a server that is not ours --------------------------------------------------------------------------------------
+# Under a foreign server -----------------------------------------------------------------------------------------------
 
 
 def check_scope(scope: dict[str, Any]) -> str | None:
-    """Judge what an HTTP or websocket scope still shows of its head; the reason it must be refused with 400, or None.
+    """Check the head in an HTTP or websocket scope. Returns the reason for a refusal with 400, or None.
 
-    A foreign server has already dropped an absolute target's authority and a fragment, and may have put trailers among
-    the fields: those cannot be seen here. A server without `raw_path` shows no bytes to authorize, so it is refused.
+    A foreign server has already dropped the authority of an absolute target and a fragment, and may have added trailers
+    to the fields, which cannot be detected here. Without `raw_path` there are no bytes to authorize: refused.
     """
     try:
         _judge_scope(scope)
@@ -297,7 +297,7 @@ def _judge_scope(scope: dict[str, Any]) -> None:
     framing_fields: list[FramingField] = []
     upgrade = connection_upgrade = False
     for name, value in headers:
-        # A server that frames fields by length (HTTP/2, HTTP/3) may let through what ends a line of HTTP/1.1.
+        # A server for HTTP/2 or HTTP/3 may accept bytes in fields that end a line in HTTP/1.1.
         if not TOKEN.fullmatch(name):
             raise HeadRefused("field_name")
         if _BREAK.search(value):
@@ -309,7 +309,7 @@ def _judge_scope(scope: dict[str, Any]) -> None:
                 connection_upgrade = connection_upgrade or b"upgrade" in value.lower()
         elif lower == b"upgrade":
             upgrade = True
-    # HTTP/2 and 3 servers hand over `:authority` as Host and have no transfer codings; what is left is judged as 1.1.
+    # HTTP/2 and HTTP/3 servers pass `:authority` as Host, and have no transfer codings; the rest is checked as 1.1.
     framing = check_framing_fields("1.0" if version == "1.0" else "1.1", framing_fields)
     if upgrade and connection_upgrade and framing.length:
         raise HeadRefused("upgrade_body")

@@ -15,7 +15,7 @@ from netbird_proxy.testing.makers import HOST
 
 @dataclass(slots=True)
 class Answer:
-    """What the client got. `complete` is false where the stream was cut."""
+    """The answer that the client received. `complete` is False if the stream was cut."""
 
     status: int = 0
     headers: list[RawHeader] = field(default_factory=list)
@@ -31,13 +31,13 @@ class Answer:
 
 
 class RawClient:
-    """A client's end of an upgraded connection: it says its pieces, ends, and keeps what it hears in the answer's body.
+    """A client's end of an upgraded connection: it sends its pieces, then ends. The answer's body has what it got.
 
     Attributes:
-        gone: set by a test to let it leave in order.
-        half_closes: whether it can be told that the upstream has ended.
-        said: set when every piece has been read.
-        hold: it does not end before this is set.
+        gone: set by a test to close the connection properly.
+        half_closes: true if the connection supports a half-close.
+        all_sent: set once the proxy has read every piece.
+        hold: the client does not end before this is set.
     """
 
     def __init__(self, answer: Answer, pieces: list[bytes]) -> None:
@@ -46,14 +46,14 @@ class RawClient:
         self.gone = False
         self.half_closes = True
         self.finished = False
-        self.said = asyncio.Event()
+        self.all_sent = asyncio.Event()
         self.hold = asyncio.Event()
         self.hold.set()
 
     async def read(self) -> bytes:
         if self._pieces:
             return self._pieces.pop(0)
-        self.said.set()
+        self.all_sent.set()
         await self.hold.wait()
         return b""
 
@@ -171,7 +171,7 @@ class Client:
         self.gone = True
         self._left.set()
 
-    # What our own listener adds ---------------------------------------------------------------------------------------
+    # The extensions of our own listener -------------------------------------------------------------------------------
 
     def switch(self, headers: list[RawHeader]) -> RawClient:
         if self.gone:

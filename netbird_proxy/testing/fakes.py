@@ -24,7 +24,7 @@ from netbird_proxy.upstreams.host_dialer import HostDialer as JudgingDialer
 O = TypeVar("O", bound=BaseModel)  # noqa: E741
 
 Answer = object | BaseException | Callable[[Any], Any]
-"""What a call gives: a message, an exception to raise, or a function of the request (which may be async)."""
+"""The answer to a call: a message, an exception to raise, or a function of the request (which may be async)."""
 
 
 class FakeManagement:
@@ -57,8 +57,8 @@ class FakeManagement:
         if isinstance(answer, BaseException):
             raise answer
         if callable(answer):
-            said = answer(request)
-            return await said if asyncio.iscoroutine(said) else said
+            reply = answer(request)
+            return await reply if asyncio.iscoroutine(reply) else reply
         return answer
 
 
@@ -204,7 +204,7 @@ class FakeProxy:
         self.counters: Counter[str] = Counter()
         self.reloads: dict[str, Callable[[ReloadReport], None]] = {}
         self.host = HostDialer()
-        self._options = {type(one): one for one in options}
+        self._options = {type(section): section for section in options}
         self._state_directory = state_directory
         self._listening = tuple(listening)
         self.rules = AddressRules(options, lambda: self.listening_addresses())

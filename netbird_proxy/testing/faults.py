@@ -21,7 +21,7 @@ KINDS: dict[str, tuple[Kind, ...]] = {
     "udp": ("freeze", "lag", "garble", "lose", "shuffle"),
     "store": ("freeze", "fail"),
 }
-"""What can go wrong where. Bytes of a stream cannot overtake one another, and a stream that loses one is broken."""
+"""The faults of each sort of line. A stream keeps the order of its bytes, and is broken once it loses one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +52,12 @@ def schedule(seed: int, lines: Sequence[tuple[str, str]], *, length: float, most
         lines: name and sort (a key of KINDS) of each line.
     """
     dice = random.Random(seed)  # noqa: S311 - to be had again, not to be secret
-    found: list[Fault] = []
+    faults: list[Fault] = []
     for _ in range(dice.randint(0, most)):
         name, sort = dice.choice(list(lines))
         at = dice.uniform(0, length * 0.8)
-        found.append(Fault(at, name, dice.choice(KINDS[sort]), dice.uniform(0.02, length - at)))
-    return sorted(found, key=lambda fault: fault.at)
+        faults.append(Fault(at, name, dice.choice(KINDS[sort]), dice.uniform(0.02, length - at)))
+    return sorted(faults, key=lambda fault: fault.at)
 
 
 async def play(faults: Sequence[Fault], lines: dict[str, Line]) -> None:
@@ -70,7 +70,7 @@ async def play(faults: Sequence[Fault], lines: dict[str, Line]) -> None:
         happenings.append((fault.at, lambda line=line, kind=fault.kind: line.apply(kind)))  # type: ignore[misc]
         happenings.append((fault.at + fault.seconds, line.heal))
     try:
-        for at, happen in sorted(happenings, key=lambda one: one[0]):
+        for at, happen in sorted(happenings, key=lambda happening: happening[0]):
             await asyncio.sleep(max(0.0, start + at - loop.time()))
             happen()
     finally:
@@ -265,7 +265,7 @@ class UdpRelay:
 
     def _pass(self, data: bytes, to: asyncio.DatagramTransport | None, address: tuple[str, int] | None) -> None:
         weather = self._weather
-        # What is sent on a frozen line is lost, as a datagram is; the protocol above it has to send again.
+        # Datagrams on a frozen line are lost; the protocol above them has to send again.
         if to is None or to.is_closing() or not weather.open.is_set() or weather.dice.random() < weather.lost:
             return
         data = weather.garble(data)

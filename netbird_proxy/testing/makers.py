@@ -75,7 +75,7 @@ def mapping(
 ) -> ServiceMapping:
     """A mapping of these routes, or of one root route. Its digest follows from what it says."""
     own = routes or (route(service=ServiceId(id), account=AccountId(account), host=host, domain=host),)
-    said = repr((own, mode, host, refused)).encode()
+    content = repr((own, mode, host, refused)).encode()
     return ServiceMapping(
         id=ServiceId(id),
         account=AccountId(account),
@@ -84,7 +84,7 @@ def mapping(
         host=host,
         domain=host,
         routes=own,
-        digest=digest if digest is not None else hashlib.sha256(said).digest(),
+        digest=digest if digest is not None else hashlib.sha256(content).digest(),
         refused=refused,
         **fields,
     )

@@ -28,8 +28,8 @@ def transcript() -> Iterator[Callable[..., Transcript]]:
         return made[-1]
 
     yield make
-    for one in made:
-        one.finish()
+    for transcript in made:
+        transcript.finish()
 
 
 @pytest.fixture

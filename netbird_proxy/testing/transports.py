@@ -150,7 +150,7 @@ class MemoryTransport(asyncio.Transport):
         self._force_close(None)
 
     def _force_close(self, exc: BaseException | None) -> None:
-        """What asyncio's `SSLProtocol` calls on a fatal error."""
+        """Called by asyncio's `SSLProtocol` on a fatal error."""
         self._closing = True
         self._outgoing.clear()
         self._incoming.clear()

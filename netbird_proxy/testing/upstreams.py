@@ -19,7 +19,7 @@ NOTHING: list[RawHeader] = []
 
 @dataclass(slots=True)
 class ScriptedAnswer:
-    """What an upstream answers.
+    """The scripted answer of an upstream.
 
     Attributes:
         body: its pieces, in order; an exception among them is raised when its turn comes.

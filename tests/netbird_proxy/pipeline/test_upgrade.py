@@ -314,7 +314,7 @@ class Under:
 async def under_way(under: Under, group: asyncio.TaskGroup) -> asyncio.Task[None]:
     task = group.create_task(under.run())
     await under.switched.wait()
-    await under.raw.said.wait()
+    await under.raw.all_sent.wait()
     return task
 
 
