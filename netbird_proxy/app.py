@@ -124,7 +124,7 @@ class ReverseProxy:
             return
         exchange = self._exchange(scope, origin, host, authority, path)
         if looped:
-            await self._fixed().say(exchange, downstream, LOOP_DETECTED)
+            await self._fixed().send(exchange, downstream, LOOP_DETECTED)
             return
         if exchange.forwarded is not None and not exchange.client_address:
             exchange.client_address = exchange.origin.peer.host if exchange.origin is not None else ""
@@ -221,7 +221,7 @@ class ReverseProxy:
         return runner
 
     async def _say(self, exchange: Exchange, downstream: Downstream, error: BadRequest | ForeignOrigin) -> None:
-        await self._fixed().say(exchange, downstream, error)
+        await self._fixed().send(exchange, downstream, error)
 
 
 _NO_HEADERS = Headers([])

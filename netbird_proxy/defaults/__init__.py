@@ -1,4 +1,4 @@
-"""The core's own features, as plugins: each is a folder here, and comes in through the same door as anybody's."""
+"""The core's own features, as plugins. Each is a folder here, and uses the same hooks as other plugins."""
 
 from __future__ import annotations
 
@@ -11,4 +11,4 @@ DEFAULTS: Mapping[str, str] = {
     "access_log": "netbird_proxy.defaults.access_log:AccessLog",
     "telemetry": "netbird_proxy.defaults.telemetry:Telemetry",
 }
-"""What a running proxy loads beside the operator's plugins, in this order."""
+"""Plugins that a running proxy loads in addition to the operator's, in this order: id → class."""

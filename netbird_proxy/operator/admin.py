@@ -1,7 +1,7 @@
-"""What an operator may ask a running proxy, on a Unix socket that only its own user can open.
+"""The admin socket: an operator's requests to a running proxy, on a Unix socket that only its own user can open.
 
-It changes nothing but what a reload changes. It answers with more than a client may ever see, which is why it is a
-socket of mode 0600 and not a port.
+Its answers contain facts that no client may see, so it is a socket of mode 0600 and not a port. A reload is the only
+request that changes the proxy.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from netbird_proxy.operator.decisions import Decisions
 
 
 class Inspected(Protocol):
-    """What the socket shows of the server."""
+    """The part of the server that the socket shows."""
 
     decisions: Decisions
 
@@ -38,20 +38,22 @@ class Inspected(Protocol):
     def describe_state(self) -> dict[str, Any]: ...
 
     def dry_run(self, host: str, path: str, account: str | None) -> dict[str, Any]:
-        """Which route a request would meet and which steps it would run. Runs none of them."""
+        """Return the route and the steps of a request, without running the steps."""
 
 
 def application(server: Inspected) -> Starlette:
     async def explain(request: Request) -> JSONResponse:
-        found = server.decisions.find(ExchangeId(request.path_params["id"]))
-        if found is None:
-            return JSONResponse({"message": "no such exchange, or it is forgotten already"}, status_code=404)
-        return JSONResponse(found)
+        story = server.decisions.find(ExchangeId(request.path_params["id"]))
+        if story is None:
+            return JSONResponse({"message": "the proxy does not remember this exchange"}, status_code=404)
+        return JSONResponse(story)
 
     async def dry_run(request: Request) -> JSONResponse:
         query = request.query_params
         if "host" not in query:
-            return JSONResponse({"message": "say host, and path and account if you like"}, status_code=400)
+            return JSONResponse(
+                {"message": "the parameter host is required; path and account are optional"}, status_code=400
+            )
         return JSONResponse(server.dry_run(query["host"], query.get("path", "/"), query.get("account")))
 
     async def recent(_request: Request) -> JSONResponse:
@@ -84,7 +86,11 @@ def application(server: Inspected) -> Starlette:
 
 @asynccontextmanager
 async def serve_admin(server: Inspected, path: Path) -> AsyncIterator[None]:
-    """The socket while it is open. SettingsError where it cannot be made, or another live process has it."""
+    """Serve the socket while the context is open.
+
+    Raises:
+        SettingsError: the socket cannot be made, or another running process has it.
+    """
     try:
         async with serve_admin_socket(application(server), path):
             yield

@@ -1,4 +1,4 @@
-"""The server with everything that its operator has: the memory behind `explain`, the admin socket, and health."""
+"""The server with its operator's interfaces: the memory behind `explain`, the admin socket and the health listener."""
 
 from __future__ import annotations
 

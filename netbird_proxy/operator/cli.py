@@ -1,4 +1,4 @@
-"""`netbird-proxy`: run it, check its settings, and ask a running one."""
+"""The command `netbird-proxy`: runs a proxy, checks its settings, and queries a running one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-# Whoever reads from a pipe wants a line a thing, however long.
+# A program that reads from a pipe expects one line per entry, whatever its length.
 out = Console() if sys.stdout.isatty() else Console(width=1000)
 err = Console(stderr=True)
 
@@ -36,21 +36,21 @@ Config = Annotated[
     Path | None, typer.Option("--config", "-c", envvar="NETBIRD_PROXY_CONFIG", help="Settings file (TOML).")
 ]
 Socket = Annotated[
-    Path | None, typer.Option("--admin", envvar="NETBIRD_PROXY_ADMIN", help="Admin socket of the proxy to ask.")
+    Path | None, typer.Option("--admin", envvar="NETBIRD_PROXY_ADMIN", help="Admin socket of the running proxy.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 class Failure(Exception):
-    """Something the person at the terminal must read; ends the command with this exit code."""
+    """A failure that the command reports on standard error before it exits with `code`."""
 
     def __init__(self, message: str, code: int = 1) -> None:
         super().__init__(message)
         self.code = code
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         out.print(f"netbird-proxy {distribution_version('netbird-proxy')}", markup=False, highlight=False)
         raise typer.Exit
 
@@ -67,10 +67,10 @@ def top(
 @app.command()
 def run(
     config: Config = None,
-    plugin: Annotated[list[str] | None, typer.Option("--plugin", help="Instead of `plugins` in the file.")] = None,
+    plugin: Annotated[list[str] | None, typer.Option("--plugin", help="Replaces `plugins` of the file.")] = None,
     private: Annotated[bool | None, typer.Option("--private/--no-private", help="Listen inside tunnels.")] = None,
 ) -> None:
-    """Run the proxy until it is told to stop."""
+    """Run the proxy until SIGTERM or SIGINT."""
     import uvloop
 
     from netbird_host import logs
@@ -86,7 +86,7 @@ def check(
     config: Config = None,
     show: Annotated[bool, typer.Option("--show", help="Print each setting with its source.")] = False,
 ) -> None:
-    """Judge settings and plugins as a start would, and start nothing."""
+    """Check settings, plugins and the mappings file as a start would, without starting the proxy."""
     from netbird_proxy.process.loading import judge_files
 
     loaded = _load(config, None, None)
@@ -97,7 +97,7 @@ def check(
             _add_row(table, shown.path, shown.value, shown.source)
         out.print(table)
     for name in loaded.ignored:
-        err.print(f"note: {name} is set, and this proxy has no such setting", markup=False)
+        err.print(f"note: {name} is set, but this proxy has no such setting", markup=False)
     for renamed in loaded.given.renamed:
         err.print(f"note: {renamed.old} is now {renamed.new}", markup=False)
     out.print(f"ok: {len(loaded.hooks.plugins)} plugins, {len(loaded.settings.listen)} host listeners")
@@ -105,55 +105,55 @@ def check(
 
 @app.command()
 def explain(
-    what: Annotated[str, typer.Argument(help="An exchange's id, or a host.")],
-    path: Annotated[str | None, typer.Argument(help="With a host: the path of a request to think through.")] = None,
-    account: Annotated[str | None, typer.Option(help="Think of a request through this account's tunnel.")] = None,
+    what: Annotated[str, typer.Argument(help="The id of an exchange, or a host.")],
+    path: Annotated[str | None, typer.Argument(help="With a host: the path of the request.")] = None,
+    account: Annotated[str | None, typer.Option(help="Assume a request through this account's tunnel.")] = None,
     config: Config = None,
     admin: Socket = None,
     as_json: AsJson = False,
 ) -> None:
-    """Why an exchange ended as it did; or, with HOST and PATH, what a request would meet."""
+    """Explain how an exchange ended; or, with HOST and PATH, the route and steps of a request."""
     if path is None and "." not in what:
         story = _ask(config, admin, f"/exchanges/{what}")
-        _print(story, as_json, _tell_exchange)
+        _print(story, as_json, _print_exchange)
         return
     query = {"host": what, "path": path or "/", **({"account": account} if account else {})}
-    _print(_ask(config, admin, "/explain", query), as_json, _tell_dry_run)
+    _print(_ask(config, admin, "/explain", query), as_json, _print_dry_run)
 
 
 @app.command()
 def plugins(config: Config = None, admin: Socket = None, as_json: AsJson = False) -> None:
-    """The plugins of a running proxy, in their order."""
+    """List the plugins of a running proxy, in their order."""
 
-    def tell(found: Any) -> None:
+    def render(rows: Any) -> None:
         table = Table("plugin", "version", "hooks", "claims", "what it does", box=None, pad_edge=False)
-        for one in found:
-            cells = one["id"], one["version"], " ".join(one["hooks"]), " ".join(one["claims"]), one["summary"]
+        for row in rows:
+            cells = row["id"], row["version"], " ".join(row["hooks"]), " ".join(row["claims"]), row["summary"]
             _add_row(table, *cells)
         out.print(table)
 
-    _print(_ask(config, admin, "/plugins"), as_json, tell)
+    _print(_ask(config, admin, "/plugins"), as_json, render)
 
 
 @app.command()
 def routes(config: Config = None, admin: Socket = None, as_json: AsJson = False) -> None:
-    """What a running proxy serves, and what it refuses to serve and why."""
+    """List the routes of a running proxy, and the mappings that it refuses with the reasons."""
 
-    def tell(found: Any) -> None:
+    def render(rows: Any) -> None:
         table = Table("host", "prefix", "service", "upstreams", "steps", box=None, pad_edge=False)
-        for one in found:
-            state = f"refused: {one['refused']}" if one["refused"] else " → ".join(one["steps"])
-            _add_row(table, one["host"], one["prefix"], one["service"], " ".join(one["upstreams"]), state)
+        for row in rows:
+            state = f"refused: {row['refused']}" if row["refused"] else " → ".join(row["steps"])
+            _add_row(table, row["host"], row["prefix"], row["service"], " ".join(row["upstreams"]), state)
         out.print(table)
 
-    _print(_ask(config, admin, "/routes"), as_json, tell)
+    _print(_ask(config, admin, "/routes"), as_json, render)
 
 
 @app.command()
 def reload(config: Config = None, admin: Socket = None, as_json: AsJson = False) -> None:
-    """Have a running proxy read settings, certificates and log files again. Nothing is cut.
+    """Reload settings, certificates and log files of a running proxy. Open connections stay open.
 
-    Exit code 1 where something could not be used and stays as it was.
+    Exit code 1 if a new value cannot be used; the previous one stays in force.
     """
     report = _ask(config, admin, "/reload", method="POST")
     _print(report, as_json, _print_reload)
@@ -172,7 +172,7 @@ async def _serve(loaded: Loaded) -> int:
     from netbird_host.systemd import Supervisor
     from netbird_proxy.operator.attendants import operated
 
-    # Made here and not before: the channel to management belongs to the loop that is running when it is made.
+    # Created inside the loop, because the channel to management belongs to the loop that runs at its creation.
     return await operated(loaded, supervisor=Supervisor()).run()
 
 
@@ -191,11 +191,11 @@ def _load(config: Path | None, plugins_: list[str] | None, private: bool | None)
     except SettingsError as exc:
         if config is not None:
             raise
-        raise SettingsError(f"{exc}\nno settings file was named: use --config FILE or NETBIRD_PROXY_CONFIG") from exc
+        raise SettingsError(f"{exc}\nno settings file was given: use --config FILE or NETBIRD_PROXY_CONFIG") from exc
 
 
 def _socket(config: Path | None, admin: Path | None) -> Path:
-    """Which proxy to ask: the flag, else the settings file's, else the only one there."""
+    """Return the admin socket: of the flag, else of the settings file, else the only one on this machine."""
     from netbird_proxy.process.state import default_socket, proxy_id
 
     if admin is not None:
@@ -204,18 +204,18 @@ def _socket(config: Path | None, admin: Path | None) -> Path:
         settings = _load(config, None, None).settings
         return settings.admin.socket or default_socket(proxy_id(settings.state_directory))
     directory = default_socket("any").parent
-    found = sorted(directory.glob("*.sock")) if directory.is_dir() else []
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        raise Failure(f"no running proxy in {directory}: name its socket with --admin, or its file with --config")
-    raise Failure("more than one proxy runs here; pick one with --admin:\n" + "\n".join(map(str, found)))
+    sockets = sorted(directory.glob("*.sock")) if directory.is_dir() else []
+    if len(sockets) == 1:
+        return sockets[0]
+    if not sockets:
+        raise Failure(f"no running proxy in {directory}: give its socket with --admin, or its file with --config")
+    raise Failure("more than one proxy runs on this machine; choose one with --admin:\n" + "\n".join(map(str, sockets)))
 
 
 def _ask(
     config: Path | None, admin: Path | None, path: str, query: dict[str, str] | None = None, *, method: str = "GET"
 ) -> Any:
-    import httpx  # a quarter of a second that a start of the proxy need not spend
+    import httpx  # imported here: it would delay the start of the proxy by a quarter of a second
 
     socket = _socket(config, admin)
     try:
@@ -230,23 +230,23 @@ def _ask(
 
 
 def _add_row(table: Table, *cells: str) -> None:
-    """A row whose cells are shown as they are: rich would read `[…]` in them as markup, a terminal the rest."""
+    """Add a row of plain text. rich would read `[…]` as markup, and a terminal would obey control characters."""
     table.add_row(*(Text("".join(c if c.isprintable() else repr(c)[1:-1] for c in cell)) for cell in cells))
 
 
-def _print(found: Any, as_json: bool, tell: Any) -> None:
+def _print(document: Any, as_json: bool, render: Any) -> None:
     if as_json:
-        out.print_json(json.dumps(found))
+        out.print_json(json.dumps(document))
     else:
-        tell(found)
+        render(document)
 
 
-def _tell_exchange(story: Any) -> None:
-    came, answer = story["from"], story["answer"]
+def _print_exchange(story: Any) -> None:
+    origin, answer = story["from"], story["answer"]
     out.print(f"{story['request']}", markup=False)
     out.print(f"  at        {story['at']}", markup=False)
-    account = f", tunnel of account {came['account']}" if came["account"] else ""
-    out.print(f"  from      {came['peer']} on {came['listener']}{account}", markup=False)
+    account = f", tunnel of account {origin['account']}" if origin["account"] else ""
+    out.print(f"  from      {origin['peer']} on {origin['listener']}{account}", markup=False)
     route = story["route"]
     out.print(f"  route     {route['service'] + ' ' + route['prefix'] if route else 'none'}", markup=False)
     if who := story["identity"]:
@@ -259,8 +259,8 @@ def _tell_exchange(story: Any) -> None:
             out.print(f"{'':15}{step['reason']}", markup=False)
         for name, value in step["facts"].items():
             out.print(f"{'':15}{name}: {value}", markup=False)
-    for one in story["upstream"]:
-        out.print(f"  upstream  {one['to']}: {one['error'] or one['status']}", markup=False)
+    for attempt in story["upstream"]:
+        out.print(f"  upstream  {attempt['to']}: {attempt['error'] or attempt['status']}", markup=False)
     if not story["upstream"]:
         out.print("  upstream  not dialed", markup=False)
     out.print(f"  answer    {answer['status']} {answer['code']}", markup=False)
@@ -268,50 +268,50 @@ def _tell_exchange(story: Any) -> None:
         out.print(f"{'':12}{answer['cause']}", markup=False)
 
 
-def _tell_dry_run(story: Any) -> None:
+def _print_dry_run(story: Any) -> None:
     out.print(f"{story['host']}{story['path']}: {story['outcome']}", markup=False)
     for step in story["steps"]:
         out.print(f"  {step}", markup=False)
-    for one in story["upstreams"]:
-        out.print(f"  upstream {one}", markup=False)
+    for upstream in story["upstreams"]:
+        out.print(f"  upstream {upstream}", markup=False)
 
 
 def _add_plugin_commands(arguments: list[str]) -> None:
-    """Mount plugins' own commands: the one that is asked for, or all of them where somebody wants to see them."""
-    wanted = next((argument for argument in arguments if not argument.startswith("-")), "")
+    """Add the commands of plugins: of the one that is named, or of all for the help text."""
+    command_name = next((argument for argument in arguments if not argument.startswith("-")), "")
     built_in = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
-    if wanted in built_in or "--version" in arguments:
+    if command_name in built_in or "--version" in arguments:
         return
     offered = {plugin.id for plugin in installed(GROUP)}
-    chosen = [wanted] if wanted in offered else sorted(offered)
+    chosen = [command_name] if command_name in offered else sorted(offered)
     for plugin in chosen:
         try:
-            found = _plugin(plugin).commands()
+            commands = _plugin(plugin).commands()
         except PluginFailed as exc:
-            if wanted in offered:
+            if command_name in offered:
                 raise
-            # Installed, and perhaps on nobody's list: no reason to withhold the help text.
+            # The plugin is installed but may not be configured, so the help text is shown without it.
             _complain("note", f"{exc}; its commands are left out")
             continue
-        for name, command in found:
+        for name, command in commands:
             app.add_typer(command, name=name)
 
 
 def _plugin(name: str) -> Hooks:
-    """A plugin for its commands alone: those need no settings file, so there is no list of the operator's to go by."""
+    """Load one plugin for its commands, which need no settings file."""
     from netbird_proxy.sources.decode.claims import CORE_CLAIMS
 
     return load_hooks([name], core_claims=CORE_CLAIMS)
 
 
 def _complain(prefix: str, problems: object) -> None:
-    """Each problem on a line that says who tells it."""
+    """Print each line of `problems` on standard error, after the prefix."""
     for line in str(problems).splitlines():
         err.print(f"{prefix}: {line}", markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:
-    """The entry point: what goes wrong is one line on standard error, and an exit code."""
+    """Run the command. A failure is one line on standard error, and an exit code."""
     try:
         _add_plugin_commands(sys.argv[1:])
         app()

@@ -1,4 +1,4 @@
-"""What was decided lately, for whoever asks why: a bounded memory of exchanges, by id."""
+"""The memory behind `explain`: the latest exchanges with their decisions, by id. Bounded."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from netbird_proxy.api.exchange import ExchangeView
 from netbird_proxy.api.model import ExchangeId
 
 LONGEST_PATH = 2048
+# Operators ask about refusals. Served exchanges and malformed requests have places of their own, so that they cannot
+# displace refusals.
 REFUSED_KEPT = 4096
 SERVED_KEPT = 256
 MALFORMED_KEPT = 256
-"""Refusals are what people ask about, so traffic that is served well cannot push them out, nor can requests
-that strangers send malformed."""
 
 
 class Decisions:
-    """Remembers facts of exchanges, and puts them into words only when asked."""
+    """Remembers facts of exchanges. They are formatted only when an operator asks."""
 
     def __init__(
         self, *, refused: int = REFUSED_KEPT, served: int = SERVED_KEPT, malformed: int = MALFORMED_KEPT
@@ -28,15 +28,15 @@ class Decisions:
         self._malformed: deque[Remembered] = deque(maxlen=malformed)
 
     def record(self, exchange: ExchangeView) -> None:
-        """Keep one exchange that is over, without what nobody is told. Drops the oldest of its sort when full."""
-        if not exchange.host:  # it is malformed: anybody can send any number of these
+        """Remember an exchange that is over; when full, the oldest of the same kind is dropped."""
+        if not exchange.host:  # malformed: any client can send any number of these
             self._malformed.append(Remembered(exchange))
             return
         served = exchange.denial is None and exchange.error is None and exchange.status < 400
         (self._served if served else self._refused).append(Remembered(exchange))
 
     def find(self, id_: ExchangeId) -> dict[str, Any] | None:
-        """The story of one exchange, or None if it never was or is forgotten."""
+        """Return the story of one exchange, or None if it is not remembered."""
         for ring in (self._refused, self._served, self._malformed):
             for exchange in reversed(ring):
                 if exchange.id == id_:
@@ -44,7 +44,7 @@ class Decisions:
         return None
 
     def latest(self, count: int = 20) -> list[dict[str, Any]]:
-        """The last refusals, newest first."""
+        """Return the last refusals, newest first."""
         return [described(exchange) for exchange in list(self._refused)[: -count - 1 : -1]]
 
     def __len__(self) -> int:
@@ -54,7 +54,7 @@ class Decisions:
 class Remembered:
     """Those facts of an exchange that `explain` reports, without what a client can make large: head, query, body.
 
-    A copy, as observers that defer their work still have the exchange.
+    A copy, because observers that defer their work still use the exchange.
     """
 
     __slots__ = (
@@ -90,13 +90,13 @@ class Remembered:
         self.started_at = exchange.started_at
         self.trail = exchange.trail
         self.tries = exchange.tries
-        # Not the error itself: its frames hold heads and bodies.
+        # Not the error itself, because its traceback refers to heads and bodies.
         self.code = denial.code if denial is not None else error.code if error is not None else ""
         self.cause = None if error is None else str(error)
 
 
 def described(exchange: Remembered) -> dict[str, Any]:
-    """An exchange in words, for the operator: no query, no header values, no body."""
+    """Return an exchange as JSON for the operator, without query, header values and body."""
     origin, route, who = exchange.origin, exchange.route, exchange.identity
     story: dict[str, Any] = {
         "id": exchange.id,
@@ -131,8 +131,8 @@ def described(exchange: Remembered) -> dict[str, Any]:
             for entry in exchange.trail
         ],
         "upstream": [
-            {"to": str(one.upstream), "reused": one.reused, "status": one.status, "error": one.error}
-            for one in exchange.tries
+            {"to": str(attempt.upstream), "reused": attempt.reused, "status": attempt.status, "error": attempt.error}
+            for attempt in exchange.tries
         ],
         "answer": {"status": exchange.status, "code": exchange.code},
     }

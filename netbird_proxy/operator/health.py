@@ -1,7 +1,6 @@
-"""Whether we live and whether to send us clients: for load balancers and supervisors, on a listener of its own.
+"""The health listener: liveness, readiness and metrics, for load balancers and supervisors.
 
-Anybody who reaches the listener may ask, so an answer is a word and no more; numbers are told only where the operator
-says that those who reach it may have them.
+Anybody who reaches the listener may ask, so an answer is one word. Metrics are served only if they are enabled.
 """
 
 from __future__ import annotations
@@ -20,22 +19,22 @@ from netbird_proxy.listening.sockets import serve_host
 LIMITS = ListenLimits(
     connections=256, client_connections=64, head_timeout=5, head_bytes=8192, head_lines=50, idle_timeout=30
 )
-"""Those who probe ask now and then, and ask little."""
+"""Limits for probes, which are small and rare."""
 
 
 class Watched(Protocol):
-    """What is told of the server."""
+    """The part of the server that the listener reports."""
 
     @property
     def unready(self) -> str:
-        """Why no client should be sent here now, in a word or two; empty when they should."""
+        """Return the reason for which no client should be sent here now, in a few words; empty if ready."""
 
     def numbers(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
-        """What only grows, and what comes and goes, each by its name."""
+        """Return counters and gauges, by name."""
 
 
 def application(server: Watched, *, metrics: bool) -> ASGIApp:
-    """`/livez`, `/readyz`, and `/metrics` where it is wanted."""
+    """Serve `/livez`, `/readyz` and, if `metrics` is true, `/metrics`."""
 
     async def answer(scope: Scope, _receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -62,11 +61,11 @@ def application(server: Watched, *, metrics: bool) -> ASGIApp:
     return answer
 
 
-def exposition(growing: Mapping[str, int], others: Mapping[str, int]) -> str:
-    """Numbers as Prometheus reads them."""
+def exposition(counters: Mapping[str, int], gauges: Mapping[str, int]) -> str:
+    """Return the numbers in the text format of Prometheus."""
 
     def lines() -> Iterable[str]:
-        for kind, numbers in (("counter", growing), ("gauge", others)):
+        for kind, numbers in (("counter", counters), ("gauge", gauges)):
             for name, value in sorted(numbers.items()):
                 full = f"netbird_proxy_{name}" + ("_total" if kind == "counter" else "")
                 yield f"# TYPE {full} {kind}\n{full} {value}\n"
@@ -76,15 +75,15 @@ def exposition(growing: Mapping[str, int], others: Mapping[str, int]) -> str:
 
 @asynccontextmanager
 async def serve_health(server: Watched, listen: Address | None, *, metrics: bool) -> AsyncIterator[Sequence[Address]]:
-    """The listener, while this lasts, which is as long as the proxy drains; its addresses.
+    """Serve the health listener while the context is open, also while the proxy drains. Yields its addresses.
 
     Raises:
-        SettingsError: the address cannot be had.
+        SettingsError: the address cannot be used.
     """
     if listen is None:
         yield ()
         return
-    # Origins of its own: nothing that came in here counts as having come in where clients do.
+    # Origins of its own, so that a request on this listener never counts as one of a client.
     connections = Connections(application(server, metrics=metrics), origins=Origins(), listener="health", limits=LIMITS)
     try:
         listener = await serve_host(connections, listen)

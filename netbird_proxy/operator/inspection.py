@@ -1,4 +1,4 @@
-"""What a running proxy tells its operator of routes and plugins; it runs none of their steps."""
+"""Descriptions of the routes and plugins of a running proxy, for its operator. No step is run."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ HOOKS = tuple(name for name, spec in vars(hookspecs).items() if hasattr(spec, "n
 
 
 def describe_plugins(plugins: Plugins) -> list[dict[str, Any]]:
-    """In the order of the operator's list."""
+    """Describe the plugins, in the order of the operator's list."""
     return [
         {
-            "id": one.id,
-            "version": one.version,
-            "distribution": one.distribution,
-            "summary": one.info.summary,
-            "claims": [claim.field for claim in one.info.claims],
-            "hooks": [hook for hook in HOOKS if one.id in plugins.implementers(hook)],
+            "id": plugin.id,
+            "version": plugin.version,
+            "distribution": plugin.distribution,
+            "summary": plugin.info.summary,
+            "claims": [claim.field for claim in plugin.info.claims],
+            "hooks": [hook for hook in HOOKS if plugin.id in plugins.implementers(hook)],
         }
-        for one in plugins
+        for plugin in plugins
     ]
 
 
 def describe_routes(routing: Routing) -> list[dict[str, Any]]:
-    """What is served, and what is refused and why."""
-    found: list[dict[str, Any]] = []
+    """Describe the routes that are served, and the mappings that are refused with the reasons."""
+    rows: list[dict[str, Any]] = []
     for applied in routing:
         mapping = applied.mapping
         base = {"service": mapping.id, "account": mapping.account, "source": mapping.source, "host": mapping.host}
         if applied.compiled is None or applied.refused:
-            found.append(base | {"prefix": "/", "upstreams": [], "steps": [], "refused": applied.refused})
+            rows.append(base | {"prefix": "/", "upstreams": [], "steps": [], "refused": applied.refused})
             continue
         for route in applied.compiled.routes.routes:
             if route.spec is not None:
                 steps = _steps(route.runner)
                 upstreams = [str(upstream) for upstream in route.spec.upstreams]
                 prefix = route.spec.prefix.decode("latin-1")
-                found.append(base | {"prefix": prefix, "upstreams": upstreams, "steps": steps, "refused": ""})
-    return found
+                rows.append(base | {"prefix": prefix, "upstreams": upstreams, "steps": steps, "refused": ""})
+    return rows
 
 
 def dry_run(routing: Routing, host: str, path: str, account: str | None) -> dict[str, Any]:
-    """What a request would meet: on a host listener, or in an account's tunnel."""
+    """Describe the route and steps of a request on a host listener, or in an account's tunnel."""
     story: dict[str, Any] = {"host": host, "path": path, "account": account, "steps": [], "upstreams": []}
     try:
         folded = fold_host(host)

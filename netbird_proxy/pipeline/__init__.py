@@ -1,1 +1,1 @@
-"""What happens to one exchange: stages in order, their failures, the heads, and the bytes both ways."""
+"""The path of one exchange: its stages in order, their failures, the heads, and the bytes both ways."""

@@ -1,7 +1,7 @@
-"""The questions to the guards and authenticators of a route, in order.
+"""Admission: runs the guards and authenticators of a route for one exchange, in order.
 
-Nothing but ALLOW opens a guard. A step that does anything else (raises, returns nonsense) fails its exchange; log and
-trail name it, and the client does not learn it.
+A guard passes an exchange only by returning ALLOW. A step that raises or returns a value of another type fails the
+exchange; the log and the trail name the step, and the client does not see its name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from netbird_proxy.pipeline.login_prompt import are_valid_offers, prompt
 
 
 class Admission:
-    """Asks the steps of one route about exchanges.
+    """Runs the steps of one route for exchanges.
 
     Attributes:
         steps: guards and authenticators, in the order in which they run.
@@ -39,13 +39,13 @@ class Admission:
     async def ask(
         self, progress: AdmissionProgress, exchange: Exchange, downstream: Downstream
     ) -> Deny | Challenge | None:
-        """Ask the guards in order. None means: go on and dial.
+        """Run the steps in order. None: the exchange is admitted, and may be forwarded.
 
-        Every guard must say ALLOW; the first authenticator who knows the caller, or knows better, ends the question who
-        it is, else who can, may log in.
+        Every guard must return ALLOW. The first authenticator that returns an Identity ends authentication; if none
+        does, the offers of the authenticators in phase `prompt` become one answer.
 
         Raises:
-            StepFailed: a step raised, or said what it may not.
+            StepFailed: a step raised, took too long, or returned a value that it may not return.
             CancelledError: the task was cancelled.
         """
         offers: list[Offer] = []
@@ -57,7 +57,7 @@ class Admission:
             for step in self.steps:
                 if isinstance(step, BoundAuthenticator):
                     if exchange.identity is not None:
-                        continue  # who it is has been said
+                        continue  # the caller is identified
                 elif offers and exchange.identity is None:
                     break
                 if exchange.revalidating and not step.again:
@@ -67,25 +67,25 @@ class Admission:
                 progress.step = step
                 if exchange.views:
                     exchange.show(step.plugin)
-                said = await step.ask(exchange)
+                verdict = await step.ask(exchange)
                 exchange.body = None
                 if time.monotonic() - progress.since > timeout:
                     raise step_failed(step, f"answered after more than {timeout:g} s")
-                if said is step.passes:
+                if verdict is step.passes:
                     exchange.trail.append(step.passed)
                 elif isinstance(step, BoundGuard):
-                    return self._refusal(step, said, exchange)
-                elif isinstance(said, Identity):
-                    exchange.identity, entry = step.stamped(said)
+                    return self._refusal(step, verdict, exchange)
+                elif isinstance(verdict, Identity):
+                    exchange.identity, entry = step.stamped(verdict)
                     exchange.trail.append(entry)
-                elif step.phase == "prompt" and isinstance(said, Offer | tuple):
-                    offers += self._offers(step, said, exchange)
+                elif step.phase == "prompt" and isinstance(verdict, Offer | tuple):
+                    offers += self._offers(step, verdict, exchange)
                 else:
-                    return self._refusal(step, said, exchange)
+                    return self._refusal(step, verdict, exchange)
         except StepFailed:
             raise
         except BaseException as exc:
-            if progress.step is None or must_pass(exc):  # our own reading of the request body
+            if progress.step is None or must_pass(exc):  # the core was reading the request body
                 raise
             raise step_failed(progress.step, describe_error(exc)) from exc
         finally:
@@ -98,30 +98,31 @@ class Admission:
     async def _read_ahead(
         progress: AdmissionProgress, step: BoundGuard | BoundAuthenticator, exchange: Exchange, downstream: Downstream
     ) -> None:
-        """Read the request body for a step that wants it. Its time is the client's, and so are its failures."""
+        """Read the request body for a step that declared `body_bytes`. The step's deadline does not run meanwhile."""
         progress.step = None
         progress.stop()
         exchange.body = await downstream.read_ahead(exchange, step.body_bytes)
         progress.restart()
 
     def _offers(self, step: BoundAuthenticator, answer: Offer | tuple[object, ...], exchange: Exchange) -> list[Offer]:
-        """What it offers. StepFailed for what is no offer, or leads elsewhere than to a plugin of ours."""
-        given = answer if isinstance(answer, tuple) else (answer,)
-        if not are_valid_offers(given):
-            raise step_failed(step, "offered what is no way to log in")
-        offers = [one for one in given if isinstance(one, Offer)]
-        exchange.trail.append(TrailEntry("authenticate", step.plugin, "offer", ", ".join(one.method for one in offers)))
+        """Return the offers of a step. Raises StepFailed for another value, or an offer that leads to another site."""
+        answers = answer if isinstance(answer, tuple) else (answer,)
+        if not are_valid_offers(answers):
+            raise step_failed(step, "offered a login that is not valid")
+        offers = [offer for offer in answers if isinstance(offer, Offer)]
+        methods = ", ".join(offer.method for offer in offers)
+        exchange.trail.append(TrailEntry("authenticate", step.plugin, "offer", methods))
         return offers
 
     def _refusal(self, step: BoundGuard | BoundAuthenticator, verdict: object, exchange: Exchange) -> Deny | Challenge:
-        """What a step said instead of letting the exchange on.
+        """Return the verdict of a step that ends the exchange, without cookies that the plugin may not set.
 
         Raises:
-            StepFailed: it is neither a Deny nor a Challenge that can be answered.
+            StepFailed: the verdict is neither a Deny nor a Challenge that can be sent to a client.
         """
         if isinstance(verdict, Deny | Challenge) and verdict.headers:
             if not can_be_sent(verdict.headers):
-                raise step_failed(step, "answered with headers that are no tuple of (name, value) in bytes")
+                raise step_failed(step, "answered with headers that are not a tuple of (name, value) in bytes")
             owner_of = self.environment.cookie_owner
             verdict = replace(verdict, headers=tuple(without_others_cookies(verdict.headers, step.plugin, owner_of)))
         if isinstance(verdict, Deny) and 400 <= verdict.status <= 599:
@@ -132,7 +133,7 @@ class Admission:
             return verdict
         if isinstance(verdict, Challenge) and 200 <= verdict.status <= 599:
             if verdict.offers and not are_valid_offers(verdict.offers):
-                raise step_failed(step, "offered what is no way to log in")
+                raise step_failed(step, "offered a login that is not valid")
             exchange.trail.append(TrailEntry(step.stage, step.plugin, f"challenge {verdict.code}", verdict.reason))
             if verdict.offers and verdict.status == 401 and not (verdict.body or verdict.headers):
                 return prompt(exchange, verdict.offers)
@@ -145,5 +146,5 @@ class Admission:
 
 
 def step_failed(step: BoundGuard | BoundAuthenticator | None, message: str) -> StepFailed:
-    """The failure of a step; of the core itself where no step was running."""
+    """Return the failure of a step, or of the core if no step was running."""
     return StepFailed(step.plugin if step else "core", step.stage if step else "admit", message)

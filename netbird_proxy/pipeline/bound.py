@@ -1,4 +1,4 @@
-"""Steps bound to a route: each knows its plugin, and has its usual trail entry made once."""
+"""Steps bound to a route, each with its plugin and with the trail entry that it usually leaves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GuardStage = Literal["restrict", "authenticate", "authorize"]
 
 
 def awaitable(call: Callable[[ExchangeView], object]) -> Callable[[ExchangeView], Awaitable[object]]:
-    """The step as it is, if it is an `async def`; else one that says so where it returns what cannot be awaited."""
+    """Return an `async def` step as it is; wrap another one, which reports what its author has to change."""
     if inspect.iscoroutinefunction(call):
         return call
 
@@ -34,10 +34,11 @@ def awaitable(call: Callable[[ExchangeView], object]) -> Callable[[ExchangeView]
 
 
 class BoundGuard:
-    """A guard with its plugin and stage. `ask` may return anything at all: the pipeline judges it.
+    """A guard with its plugin and stage. `ask` may return any object; the admission checks it.
 
     Attributes:
-        passes: the one answer that lets an exchange go on to the next step; `passed` is what the trail then says.
+        passes: the only result with which the exchange goes on to the next step.
+        passed: the trail entry for that result.
     """
 
     __slots__ = ("again", "ask", "body_bytes", "observe", "passed", "passes", "plugin", "stage")
@@ -58,8 +59,10 @@ class BoundGuard:
     def _observed(
         self, check: Callable[[ExchangeView], Awaitable[object]]
     ) -> Callable[[ExchangeView], Awaitable[object]]:
-        """Say ALLOW whatever the guard says, and leave its verdict in the trail, and in the notes what it would have
-        refused, for the logs. It keeps to the deadline like any."""
+        """Wrap a guard that only observes: it always returns ALLOW, and records its verdict in the trail.
+
+        The codes of its refusals also go into a note, for the logs. The deadline applies to it as to other guards.
+        """
 
         async def ask(exchange: ExchangeView) -> object:
             code, allowed = "failed", False
@@ -68,24 +71,24 @@ class BoundGuard:
             except BaseException as exc:
                 if must_pass(exc):
                     raise
-                told, reason = "failed", describe_error(exc)
+                outcome, reason = "failed", describe_error(exc)
             else:
                 allowed = verdict is ALLOW
                 code = verdict.code if isinstance(verdict, Deny | Challenge) else "failed"
-                told = f"deny {code}" if isinstance(verdict, Deny) else repr(verdict).lower()
+                outcome = f"deny {code}" if isinstance(verdict, Deny) else repr(verdict).lower()
                 reason = verdict.reason if isinstance(verdict, Deny) else ""
-            exchange.trail.append(TrailEntry(self.stage, self.plugin, f"observed {told}", reason))
+            exchange.trail.append(TrailEntry(self.stage, self.plugin, f"observed {outcome}", reason))
             if isinstance(exchange, Exchange) and not allowed:
-                said = exchange.notes.get(OBSERVED)
-                mine = f"{self.plugin}:{code}"
-                exchange.notes[OBSERVED] = f"{said} {mine}" if said else mine
+                earlier = exchange.notes.get(OBSERVED)
+                refusal = f"{self.plugin}:{code}"
+                exchange.notes[OBSERVED] = f"{earlier} {refusal}" if earlier else refusal
             return ALLOW
 
         return ask
 
 
 class BoundAuthenticator:
-    """An authenticator with its plugin. `passes` and `passed` as a guard's: whoever is asked next may know better."""
+    """An authenticator with its plugin. It passes the exchange on by returning None, to the next authenticator."""
 
     __slots__ = ("_stamped", "again", "ask", "body_bytes", "passed", "passes", "phase", "plugin", "stage")
 
@@ -94,22 +97,19 @@ class BoundAuthenticator:
         self.stage: GuardStage = "authenticate"
         self.ask: Callable[[ExchangeView], Awaitable[object]] = awaitable(authenticator.identify)
         self.phase = authenticator.phase
-        self.again = True  # who it is must hold for as long as it goes on
+        self.again = True  # an open exchange must keep its identity
         self.body_bytes = authenticator.body_bytes
         self.passes: object = None
         self.passed = TrailEntry("authenticate", plugin, "pass")
         self._stamped: IdentityCache[Identity, tuple[Identity, TrailEntry]] = IdentityCache(_STAMPED)
 
     def stamped(self, identity: Identity) -> tuple[Identity, TrailEntry]:
-        """The identity with this plugin's name on it, and its entry in the trail.
-
-        A plugin that returns the same object again gets the same pair again.
-        """
-        known = self._stamped.get(identity)
-        if known is None:
+        """Return the identity with this plugin's name in `by`, and its trail entry. Cached for each object."""
+        stamped = self._stamped.get(identity)
+        if stamped is None:
             entry = TrailEntry("authenticate", self.plugin, "identity", identity.method)
-            known = self._stamped.keep(identity, (identity.stamped(by=self.plugin), entry))
-        return known
+            stamped = self._stamped.keep(identity, (identity.stamped(by=self.plugin), entry))
+        return stamped
 
 
 class BoundTransform:
@@ -119,7 +119,7 @@ class BoundTransform:
 
     def __init__(self, plugin: str, transform: RequestTransform) -> None:
         self.plugin = plugin
-        # Typed as it may behave, not as it should: a plugin without a type checker may return a coroutine here.
+        # Typed by what a plugin without a type checker may do: it may return a coroutine here.
         self.apply: Callable[[ExchangeView, OutgoingHead], object] = transform.apply
         self.owns = transform.owns
 

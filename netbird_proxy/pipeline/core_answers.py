@@ -1,4 +1,7 @@
-"""The core's own answers: a code, one sentence, the exchange's id. Never an address, a plugin, a cause or a group."""
+"""The core's own answers: a code, one sentence and the exchange's id.
+
+An answer never names an address, a plugin, a cause or a group.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ _SENTENCES = {
     "no_route": "No service answers at this address.",
     "starting": "The proxy is starting. Try again in a moment.",
     "ambiguous_path": "The path can be read in more than one way.",
-    "loop_detected": "The request came back to where it had been.",
+    "loop_detected": "The request came back to this proxy in a loop.",
     "tunnel_required": "This service is reachable through its private network only.",
     "peer_unknown": "This device is not known to the service's network.",
     "not_in_group": "You are not allowed to use this service.",
@@ -37,16 +40,16 @@ _SENTENCES = {
     "cross_site": "The request came from another site.",
     "login_required": "Log in to go on.",
     "credentials_required": "This service is for programs: it expects a credential in a header.",
-    "wrong_credentials": "The credential is not right.",
-    "too_many_tries": "There were too many wrong tries. Wait a moment, then try again.",
+    "wrong_credentials": "The credential is wrong.",
+    "too_many_tries": "Too many failed attempts. Wait a moment, then try again.",
     "management_unavailable": "Access cannot be checked right now. Try again in a moment.",
     "login_unavailable": "Single sign-on is not available right now. Try again in a moment.",
     "ip_restricted": "This service cannot be reached from your network.",
     "country_restricted": "This service cannot be reached from your country.",
-    "geo_unavailable": "This service cannot be reached from where you are.",
+    "geo_unavailable": "This service cannot be reached from your location.",
     "user_unknown": "Your account is not known here.",
     "pending_approval": "Your account is waiting for an administrator's approval.",
-    "other_person": "You are logged in as somebody other than this device's owner.",
+    "other_person": "You are logged in as someone other than this device's owner.",
     "user_blocked": "Your account is blocked.",
 }
 _BY_STATUS = {
@@ -54,7 +57,7 @@ _BY_STATUS = {
     403: "You are not allowed to use this service.",
     404: "No service answers at this address.",
     421: "The request reached the wrong place.",
-    429: "There were too many requests.",
+    429: "Too many requests.",
 }
 _CODE = re.compile(r"[a-z0-9_]{1,64}")
 _NOT_A_STEPS = frozenset((b"connection", b"content-length", b"content-type", b"transfer-encoding"))
@@ -62,7 +65,7 @@ _ALWAYS: list[RawHeader] = [(b"x-content-type-options", b"nosniff"), (b"cache-co
 
 
 def sentence(status: int, code: str) -> str:
-    """What a client is told besides the code. A plugin's own codes get their status's sentence."""
+    """Return the sentence that a client gets beside the code. A plugin's own code gets the sentence of its status."""
     return (
         _SENTENCES.get(code)
         or _BY_STATUS.get(status)
@@ -71,7 +74,7 @@ def sentence(status: int, code: str) -> str:
 
 
 class PageSource(Protocol):
-    """What answers need of the process."""
+    """The part of the process's environment that answers need."""
 
     @property
     def pages(self) -> Pages | None: ...
@@ -89,7 +92,7 @@ async def server_options(exchange: Exchange, downstream: Downstream) -> None:
 
 
 async def refuse(exchange: Exchange, downstream: Downstream, denial: Deny, environment: PageSource) -> None:
-    """Answer a guard's no."""
+    """Answer a guard's refusal."""
     code = denial.code if _CODE.fullmatch(denial.code) else "denied"
     page = _page(exchange, denial.status, code, sentence(denial.status, code))
     if exchange.denial is denial and exchange.trail:
@@ -98,7 +101,7 @@ async def refuse(exchange: Exchange, downstream: Downstream, denial: Deny, envir
 
 
 async def challenge(exchange: Exchange, downstream: Downstream, asked: Challenge, environment: PageSource) -> None:
-    """Answer with what an authenticator asks for, or with the core's words where it brought no page."""
+    """Answer with an authenticator's challenge, or with a page of the core if the challenge has no body."""
     if not asked.body:
         code = asked.code if _CODE.fullmatch(asked.code) else "challenge"
         page = _page(exchange, asked.status, code, sentence(asked.status, code), asked.offers)
@@ -124,11 +127,11 @@ async def fail(
     await _answer(exchange, downstream, page, headers, environment)
 
 
-def _page(exchange: Exchange, status: int, code: str, told: str, offers: tuple[Offer, ...] = ()) -> Page:
+def _page(exchange: Exchange, status: int, code: str, text: str, offers: tuple[Offer, ...] = ()) -> Page:
     return Page(
         status=status,
         code=code,
-        sentence=told,
+        sentence=text,
         exchange=exchange.id,
         host=exchange.host,
         own_path=own_path(exchange.raw_path.decode("latin-1")),
@@ -140,7 +143,7 @@ def _page(exchange: Exchange, status: int, code: str, told: str, offers: tuple[O
 async def _answer(
     exchange: Exchange, downstream: Downstream, page: Page, headers: Iterable[RawHeader], environment: PageSource
 ) -> None:
-    kind, body, own = _worded(exchange, page, environment)
+    kind, body, own = _rendered(exchange, page, environment)
     await downstream.start(
         exchange,
         page.status,
@@ -155,22 +158,22 @@ async def _answer(
     await downstream.finish(b"" if exchange.method == "HEAD" else body)
 
 
-def _worded(exchange: Exchange, page: Page, environment: PageSource) -> tuple[bytes, bytes, list[RawHeader]]:
-    """The page in the form that its reader wants: a browser a page, a program JSON or plain text."""
+def _rendered(exchange: Exchange, page: Page, environment: PageSource) -> tuple[bytes, bytes, list[RawHeader]]:
+    """Render the page as the client accepts it: HTML for a browser, JSON or plain text for a program."""
     accept = (exchange.headers.get(b"accept") or b"").lower()
     if b"text/html" in accept and environment.pages is not None:
         try:
-            made = environment.pages(replace(page, offers=tuple(one for one in page.offers if one.action)))
-            if not isinstance(made, Rendered):
-                if inspect.iscoroutine(made):
-                    made.close()  # nobody will await it
-                raise TypeError(f"the page is {type(made).__name__}")
-            if not can_be_sent(made.headers):
-                raise TypeError("the page's headers are no tuple of (name, value) in bytes")
-            own = [(name.lower(), value) for name, value in made.headers]
+            rendered = environment.pages(replace(page, offers=tuple(offer for offer in page.offers if offer.action)))
+            if not isinstance(rendered, Rendered):
+                if inspect.iscoroutine(rendered):
+                    rendered.close()  # it would warn that it was never awaited
+                raise TypeError(f"the page is {type(rendered).__name__}")
+            if not can_be_sent(rendered.headers):
+                raise TypeError("the page's headers are not a tuple of (name, value) in bytes")
+            own = [(name.lower(), value) for name, value in rendered.headers]
             own = without_others_cookies(own, "", environment.cookie_owner)
-            return made.content_type, made.body, [pair for pair in own if pair[0] not in _NOT_A_STEPS]
-        except BaseException as exc:  # it is plain code: nobody can have cancelled it
+            return rendered.content_type, rendered.body, [pair for pair in own if pair[0] not in _NOT_A_STEPS]
+        except BaseException as exc:  # synchronous code: no cancellation can arrive here
             environment.page_failed(exc)
     plain = page.for_program(accept)
     return plain.content_type, plain.body, []

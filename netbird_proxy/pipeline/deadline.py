@@ -1,4 +1,4 @@
-"""The one timer of an exchange whose guards wait for something, and the steps that did not heed it."""
+"""The deadline of an exchange whose guards have to wait, and the steps that hang past it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from netbird_proxy.pipeline.exchange import Exchange
 
 T = TypeVar("T")
 
+# At this number of hung steps guards are not run any more, because each of them might hang as well.
 MAX_HUNG_STEPS = 1024
-"""So many may hang; then guards are not asked at all, since each of them may be one more."""
 
 
 class Abandoned(Protocol):
-    """Who answers for an exchange whose own task hangs in a step."""
+    """Answers the client of an exchange whose own task hangs in a step."""
 
     def abandoned(
         self, deadline: Deadline, exchange: Exchange, downstream: Downstream
@@ -28,13 +28,13 @@ class Abandoned(Protocol):
 
 
 class AdmissionProgress:
-    """Guards being asked about one exchange.
+    """Progress of one exchange through its guards and authenticators.
 
     Attributes:
-        step: whose code is running; None: our own.
-        deadline: their timer, from when one of them first had to wait.
-        since: `time.monotonic` when their time began: a timer runs on the loop, and a step that blocks it would be late
-            unseen.
+        step: the step that is running; None while the core's own code runs.
+        deadline: the timer, which starts when a step first has to wait.
+        since: `time.monotonic` at the start of the steps' time. It is compared as well, because a step that blocks the
+            event loop also blocks the timer.
     """
 
     __slots__ = ("deadline", "since", "step")
@@ -45,12 +45,12 @@ class AdmissionProgress:
         self.since = time.monotonic()
 
     def stop(self) -> None:
-        """Time that passes from now on is the client's, not a step's."""
+        """Stop the deadline: the core waits for the client."""
         if self.deadline is not None:
             self.deadline.stop()
 
     def restart(self) -> None:
-        """The step's time begins anew."""
+        """Start the deadline again, with its full time."""
         self.since = time.monotonic()
         if self.deadline is not None:
             self.deadline.start()
@@ -58,7 +58,7 @@ class AdmissionProgress:
 
 @types.coroutine
 def resumed(begun: Coroutine[Any, Any, T], waits_for: object) -> Generator[Any, Any, T]:
-    """Go on with a coroutine that was begun by `send(None)`, from what it waits for."""
+    """Resume a coroutine that was started by `send(None)` and waits for `waits_for`."""
     value: T
     while True:
         try:
@@ -75,12 +75,13 @@ def resumed(begun: Coroutine[Any, Any, T], waits_for: object) -> Generator[Any, 
 
 
 class Deadline:
-    """Cancels an exchange's task when its guards take too long; a little later gives up on it.
+    """Cancels an exchange's task when its steps take too long, and answers without it if it still hangs after `grace`.
 
     Attributes:
-        blamed: whose code ran when time was up.
-        expired: the task was cancelled by this timer; whatever the step then returns, it has failed.
-        abandoned: the step still hung; somebody else has answered, and its task must touch nothing more.
+        blamed: the step that was running when the time was up.
+        expired: this timer cancelled the task. The step has failed, whatever it returns.
+        abandoned: the step ignored its cancellation, and the exchange was answered from another task. The exchange's
+            own task must not touch it any more.
     """
 
     __slots__ = (

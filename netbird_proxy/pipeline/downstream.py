@@ -1,4 +1,4 @@
-"""The client's side of one exchange: ASGI's two callables, what our own listener adds, and how far the answer is."""
+"""The client's side of one exchange: ASGI's two callables, the listener's extensions, and the answer's progress."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from netbird_proxy.pipeline.response_heads import informational
 
 
 class Downstream:
-    """One exchange's way back to its client.
+    """Reads the request body of one exchange, and sends its answer to the client.
 
     Attributes:
-        connection: our own listening protocol; None under a foreign ASGI server.
-        started: the response head went out: from here a failure can only close the stream.
-        complete: the last byte of the response went out.
-        taken: request body pieces that were read ahead for a step, to be replayed upstream.
+        connection: the connection of this proxy's own listener; None under another ASGI server.
+        started: the response head was sent. A later failure can only close the stream.
+        complete: the last byte of the response was sent.
+        taken: pieces of the request body that were read ahead for a step. They are sent to the upstream later.
         exhausted: the request body has been read to its end.
-        trailers: the request's trailers as they came, complete once `exhausted`.
-        cut: why the exchange was ended from outside, while it was under way.
+        trailers: the request's trailers as received; complete when `exhausted` is true.
+        cut: the refusal with which an open exchange was ended from outside; None for other exchanges.
     """
 
     __slots__ = ("complete", "connection", "cut", "exhausted", "receive", "send", "started", "taken", "trailers")
@@ -46,15 +46,15 @@ class Downstream:
         await self.send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def inform(self, status: int, headers: list[RawHeader]) -> None:
-        """Pass an informational head on. Not 100: the listener says that itself, when the body is first wanted."""
+        """Pass an informational head on, but not 100: the listener sends that itself when the body is first read."""
         if status != 100 and self.connection is not None:
             await self.connection.inform(status, informational(headers))
 
     async def read(self, exchange: Exchange) -> bytes:
-        """The next piece of the request body from the wire; `b""` may be an empty piece: see `exhausted`.
+        """Read the next piece of the request body. A piece may be empty; `exhausted` marks the end.
 
         Raises:
-            ClientGone: it left before the body's end, which must never look like its end.
+            ClientGone: the client left before the end of the body. A body that was cut must never look complete.
         """
         message: Message = await self.receive()
         if message["type"] != "http.request":
@@ -70,8 +70,8 @@ class Downstream:
         """Read the whole request body and keep it for the upstream.
 
         Raises:
-            BodyTooLarge: it has more than `limit` bytes.
-            ClientGone: as `read`.
+            BodyTooLarge: the body has more than `limit` bytes.
+            ClientGone: see `read`.
         """
         size = sum(map(len, self.taken))
         has_body = self.connection is None or self.connection.has_body
@@ -87,7 +87,7 @@ class Downstream:
     def abort(self) -> None:
         """Close the client's connection without completing the response.
 
-        Under a foreign server returning with an incomplete response does the same.
+        Under another ASGI server, which has no such call, the application returns with an incomplete response.
         """
         if self.connection is not None:
             self.connection.abort()

@@ -1,4 +1,4 @@
-"""How every exchange ends: its failure is answered if it still can be, and observers run."""
+"""The end of every exchange: a failure is answered if the answer has not started, and observers run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from netbird_proxy.pipeline.exchange import Exchange
 log = structlog.get_logger("netbird_proxy.pipeline")
 
 GUARD_TIMEOUT = 5.0
-"""Seconds that the guards of one exchange have, together."""
+"""Maximum seconds for all guards of one exchange together."""
 
 ENDPOINT_TIMEOUT = 30.0
 
@@ -32,22 +32,22 @@ CountEvent = Callable[[str], None]
 
 
 class Runner(Protocol):
-    """What a route runs: a pipeline, or a fixed answer where there is nothing to forward to."""
+    """Runs the exchanges of a route: a pipeline, or a fixed answer if nothing is to be forwarded."""
 
     async def run(self, exchange: Exchange, downstream: Downstream) -> None: ...
 
 
 class Environment:
-    """What all pipelines of a process share.
+    """Settings and counters that all pipelines of a process share.
 
     Attributes:
-        timeout: seconds that the guards of one exchange have, together.
-        grace: seconds that a cancelled guard has to end before its exchange is answered without it.
-        endpoint_timeout: seconds that an endpoint has until its answer begins.
+        timeout: maximum seconds for all guards of one exchange together; on expiry 503.
+        grace: seconds that a cancelled guard has to end. After them its exchange is answered without it.
+        endpoint_timeout: maximum seconds until an endpoint starts its answer; on expiry 503.
         hung_steps: counts the tasks of steps that ignored their cancellation.
         count: adds one to a counter of the process.
-        cookie_owner: cookie name → the plugin that declared it, "core", or "" for anybody's.
-        pages: what makes the pages that browsers get; None leaves them with plain text.
+        cookie_owner: cookie name → the plugin that declared it, "core", or "" for a cookie of an upstream.
+        pages: renders the pages for browsers; with None browsers get plain text.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Environment:
 
 
 class Ending:
-    """How every exchange ends, whoever answered it: an error is answered if it still can be, and observers run."""
+    """Ends the exchanges of one route: answers a failure if the answer has not started, and runs the observers."""
 
     __slots__ = ("environment", "observers")
 
@@ -81,7 +81,7 @@ class Ending:
         self.environment = environment
 
     async def fail(self, exchange: Exchange, downstream: Downstream, error: ExchangeError) -> None:
-        """Answer a failure, or close the stream when the answer has begun. Never raises but for cancellation."""
+        """Answer a failure, or close the stream if the answer has started. Raises nothing but CancelledError."""
         exchange.error = error
         headers: list[RawHeader] = []
         if isinstance(error, StepFailed):
@@ -105,21 +105,21 @@ class Ending:
 
     @staticmethod
     def gone(exchange: Exchange, downstream: Downstream, error: ClientGone) -> None:
-        """Nobody reads an answer any more."""
+        """Record that the client has left, and close its connection."""
         exchange.error = exchange.error or error
         exchange.status = exchange.status or error.status
         downstream.abort()
 
     def observe(self, exchange: Exchange) -> None:
-        """Tell every observer, whatever the others do."""
+        """Call every observer. A failure of one does not affect the others."""
         exchange.ended_ns = time.monotonic_ns()
         for bound in self.observers:
             try:
-                said = bound.observe(exchange)
-                if said is not None:
-                    discard(said)
-                    raise TypeError(f"an observer returned {type(said).__name__}")
-            except BaseException as exc:  # it is plain code: nobody can have cancelled it
+                result = bound.observe(exchange)
+                if result is not None:
+                    discard(result)
+                    raise TypeError(f"an observer returned {type(result).__name__}")
+            except BaseException as exc:  # synchronous code: no cancellation can arrive here
                 self.environment.count("observer_failed")
                 log.warning(
                     "exchange.observer_failed", exchange=exchange.id, plugin=bound.plugin, error=describe_error(exc)
@@ -127,9 +127,9 @@ class Ending:
 
 
 class FixedAnswer:
-    """A route without steps and without upstream: it answers one thing, and is observed like any other.
+    """Gives every exchange the same answer, without steps and without an upstream. Observers run as for others.
 
-    No route, a closed route, a path that could be read in two ways.
+    Used where no route matches, for a closed route, and for a path that can be read in two ways.
     """
 
     __slots__ = ("answer", "ending")
@@ -139,14 +139,14 @@ class FixedAnswer:
         self.ending = ending
 
     async def run(self, exchange: Exchange, downstream: Downstream) -> None:
-        await self.say(exchange, downstream, self.answer)
+        await self.send(exchange, downstream, self.answer)
 
     async def server_options(self, exchange: Exchange, downstream: Downstream) -> None:
-        """Answer `OPTIONS *`, then observe."""
+        """Answer `OPTIONS *`, then call the observers."""
         await self._observed(exchange, downstream, answers.server_options(exchange, downstream))
 
-    async def say(self, exchange: Exchange, downstream: Downstream, answer: Deny | ExchangeError) -> None:
-        """Answer, then observe; also when the client leaves meanwhile."""
+    async def send(self, exchange: Exchange, downstream: Downstream, answer: Deny | ExchangeError) -> None:
+        """Send the answer, then call the observers, also if the client leaves meanwhile."""
         if isinstance(answer, Deny):
             exchange.denial = answer
             answering = answers.refuse(exchange, downstream, answer, self.ending.environment)
@@ -166,7 +166,7 @@ class FixedAnswer:
             self.ending.observe(exchange)
 
 
-def discard(said: object) -> None:
-    """Close a coroutine that nobody awaited, so that it does not warn from the garbage collector."""
-    if asyncio.iscoroutine(said):
-        said.close()
+def discard(result: object) -> None:
+    """Close a coroutine that will not be awaited, so that Python does not warn about it."""
+    if asyncio.iscoroutine(result):
+        result.close()

@@ -1,4 +1,4 @@
-"""A plugin's own application under `/__netbird__/<plugin>/`, run in the place of an upstream."""
+"""A plugin's own ASGI application under `/__netbird__/<plugin>/`, which answers in place of an upstream."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from netbird_proxy.pipeline.ending import Environment
 from netbird_proxy.pipeline.exchange import Exchange
 from netbird_proxy.pipeline.head_rules import without_others_cookies
 
-_NOT_ITS = frozenset((b"connection", b"keep-alive", b"transfer-encoding", b"upgrade"))
+_NEVER_SENT = frozenset((b"connection", b"keep-alive", b"transfer-encoding", b"upgrade"))
 
 
 class EndpointApplication:
-    """Implements `pipeline.Forward`."""
+    """Runs the endpoint of one plugin. Implements `pipeline.Forward`."""
 
     __slots__ = ("_endpoint", "_environment", "_root", "plugin")
 
@@ -30,22 +30,22 @@ class EndpointApplication:
         self._root = f"{OWN_PATHS}{plugin}"
 
     async def forward(self, exchange: Exchange, downstream: Downstream) -> None:
-        """Run it to its end.
+        """Run the endpoint until its answer is complete.
 
         Raises:
-            StepFailed: it raised, answered nothing, or did not begin within its time.
-            ExchangeError: the request's body could not be read.
+            StepFailed: the endpoint raised, sent no complete answer, or did not start one in time.
+            ExchangeError: the request body could not be read.
         """
-        told = over = False
+        began_reading = over = False
         begun, timeout = time.monotonic(), self._environment.endpoint_timeout
 
         async def receive() -> Message:
-            nonlocal told
+            nonlocal began_reading
             if over:
                 raise ClientGone("its exchange is over")
-            if told and (downstream.exhausted or not _has_body(downstream)):
+            if began_reading and (downstream.exhausted or not _has_body(downstream)):
                 return await downstream.receive()
-            told = True
+            began_reading = True
             if not _has_body(downstream):
                 downstream.exhausted = True
                 return {"type": "http.request", "body": b"", "more_body": False}
@@ -65,7 +65,9 @@ class EndpointApplication:
                     raise StepFailed(self.plugin, "endpoint", f"answered after more than {timeout:g} s")
                 headers = [(name.lower(), value) for name, value in message.get("headers", ())]
                 headers = without_others_cookies(headers, self.plugin, self._environment.cookie_owner)
-                await downstream.start(exchange, message["status"], [one for one in headers if one[0] not in _NOT_ITS])
+                await downstream.start(
+                    exchange, message["status"], [pair for pair in headers if pair[0] not in _NEVER_SENT]
+                )
             elif message["type"] == "http.response.body":
                 body = b"" if exchange.method == "HEAD" else message.get("body", b"")
                 exchange.bytes_sent += len(body)
@@ -74,7 +76,7 @@ class EndpointApplication:
                 else:
                     await downstream.finish(body)
             else:
-                raise ValueError(f"no message for this: {message['type']}")
+                raise ValueError(f"the message type {message['type']!r} is not supported")
 
         async def run() -> None:
             exchange.show(self.plugin)
@@ -82,7 +84,7 @@ class EndpointApplication:
             await self._endpoint.app(self._scope(exchange), receive, send)
 
         try:
-            # In a task of its own: one that hangs in spite of its cancellation must not keep its client waiting.
+            # In a task of its own: an endpoint that ignores its cancellation must not keep the client waiting.
             await self._environment.hung_steps.bounded(
                 run(), timeout=timeout, grace=self._environment.grace, goes_on=lambda: downstream.started
             )

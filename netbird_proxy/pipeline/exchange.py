@@ -1,7 +1,7 @@
 """The record of one request with its response: made by the application, written by the pipeline, read by steps.
 
 `Exchange` is the only mutable record of the request path. Steps get it typed as `ExchangeView`, whose members are
-read-only, so that mypy holds "one writer a field".
+read-only, so that mypy checks that each field has one writer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NO_VIEWS: Mapping[str, Headers] = {}
 
 
 class Exchange:
-    """The record itself, written by the app (arrival), the pipeline (decisions) and the relay (bytes)."""
+    """One exchange. The comments name the writer of each field: app, pipeline, relay or steps."""
 
     __slots__ = (
         "allowed_notes",
@@ -93,7 +93,7 @@ class Exchange:
         self.http_version = http_version
         self.headers = self.public = headers
         self.views: Mapping[str, Headers] = _NO_VIEWS  # app: by plugin, the head with its own secrets
-        self.public_query = self.full_query = query  # app: without and with what is for an endpoint of a plugin alone
+        self.public_query = self.full_query = query  # app: without `session_token`; as received, for endpoints
         self.client_address = client_address
         self.allowed_notes = allowed_notes
         self.forwarded: Forwarded | None = None  # app, on arrival
@@ -115,7 +115,7 @@ class Exchange:
     asked_again = older_name("exchange.asked_again", "revalidating")
 
     def again(self, route: RouteSpec) -> Exchange:
-        """A record of the same request that no step has judged yet, on the route that it belongs to now."""
+        """Return a record of the same request before any step, for its revalidation on the route that serves it now."""
         again = Exchange(
             id=self.id,
             origin=self.origin,

@@ -1,4 +1,4 @@
-"""Forwarding: one exchange to one upstream, bytes both ways, with back-pressure and at most one retry."""
+"""Forwarding: relays one exchange to an upstream, bytes both ways, with back-pressure."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ from netbird_proxy.upstreams.protocols import BodyLengthMismatch, Pool, Upstream
 log = structlog.get_logger("netbird_proxy.pipeline")
 
 TRIES = 3
-"""Upstreams of one route that are tried for an exchange, each once."""
+"""Maximum number of upstreams of a route that are tried for one exchange."""
 
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))  # RFC 9110 §9.2.2
 
 
 def _is_its_own(send: object, client: object) -> bool:
-    """Whether nobody stands between us and our own listener, who would want to see the messages."""
+    """Return whether `send` is the listener's own, so that no wrapper around it misses a message."""
     return getattr(send, "__self__", None) is client
 
 
 def _source(exchange: Exchange) -> str:
-    """Among whom an upstream's places are shared out; nobody, where one address may stand for many clients."""
+    """Return the client for the fair share of an upstream's slots; "" where one address may stand for many clients."""
     origin = exchange.origin
     if origin is None or (origin.behind_tls_proxy and exchange.forwarded is None):
         return ""
@@ -64,15 +64,17 @@ class Target:
 
 
 class Forwarder:
-    """Sends admitted exchanges to a route's upstreams: the only one, or each in turn.
+    """Sends admitted exchanges to a route's upstreams, in turn.
 
-    Where an upstream cannot be dialed, nothing was sent, and the next one is tried. Not where the account's tunnel is
-    missing: the others need it too.
+    If an upstream cannot be dialed, nothing was sent, and the next upstream is tried. If the account's tunnel is
+    missing, no other upstream is tried, because all of them need it.
+
+    Attributes:
+        grants: true for a forwarder that can carry an upgrade.
     """
 
     __slots__ = ("_next", "targets")
     grants: ClassVar[bool] = False
-    """Whether it can carry an upgrade."""
 
     def __init__(self, targets: Sequence[Target]) -> None:
         self.targets = tuple(targets)
@@ -84,7 +86,7 @@ class Forwarder:
         Cancellation resets the upstream connection, so that a request body that was cut never looks complete.
 
         Raises:
-            ExchangeError: if the answer has started, the caller can only close the client's stream.
+            ExchangeError: the exchange failed. If the answer has started, the caller can only close the stream.
         """
         targets = self.targets
         first = self._next % len(targets)
@@ -102,7 +104,7 @@ class Forwarder:
         await self._send(exchange, downstream, targets[(first + last) % len(targets)])
 
     async def _send(self, exchange: Exchange, downstream: Downstream, target: Target) -> None:
-        """One upstream, and once more where it had closed the idle connection that was used."""
+        """Send to one upstream; once more if it had closed the idle connection that was used."""
         connection = downstream.connection
         request = target.requests.write(exchange, None if connection is None else connection.has_body)
         if request.upgrade and not self.grants:
@@ -113,7 +115,7 @@ class Forwarder:
     async def _attempt(
         self, exchange: Exchange, downstream: Downstream, target: Target, request: WrittenHead, *, fresh: bool
     ) -> bool:
-        """One try. False: the upstream had closed an idle connection, and the request may be sent again."""
+        """Make one try. Returns False if an idle connection was closed already and the request may be sent again."""
         attempt = Try(target.upstream, time.monotonic_ns())
         exchange.tries.append(attempt)
         try:
@@ -158,15 +160,17 @@ class Forwarder:
         request: WrittenHead,
         attempt: Try,
     ) -> None:
-        """Send the body while the answer is awaited: an upstream may answer early, and its answer ends both."""
+        """Send the body while waiting for the answer. An upstream may answer early; the end of its answer ends both."""
         try:
             async with asyncio.TaskGroup() as group:
                 upload = group.create_task(self._upload(exchange, downstream, connection, target, request))
                 await self._download(exchange, downstream, connection, target, request, attempt)
                 upload.cancel()
         except BaseExceptionGroup as failures:
-            # The client's failure is the cause where there are two: it made us reset the upstream.
-            blamed = [one for one in failures.exceptions if isinstance(one, DownstreamError)] or failures.exceptions
+            # If both sides failed, the client's failure is the cause: it made the proxy reset the upstream.
+            blamed = [
+                error for error in failures.exceptions if isinstance(error, DownstreamError)
+            ] or failures.exceptions
             raise blamed[0] from None
 
     async def _upload(
@@ -189,7 +193,7 @@ class Forwarder:
                     trailers = target.requests.rules.trailers(downstream.trailers, request.dropped)
                 connection.finish_body(trailers, chunked=request.chunked)
             except UpstreamError as exc:
-                # It no longer takes the body, so it has answered or is about to: the answer tells, not this.
+                # The upstream takes no more of the body, because it has answered or will; its answer decides.
                 log.debug("upstream.upload_ended", exchange=exchange.id, error=str(exc))
             except BodyLengthMismatch as exc:
                 raise BadRequest(f"the request body is not as long as its head says: {exc}") from exc
@@ -198,7 +202,7 @@ class Forwarder:
 
     @staticmethod
     async def _watch(downstream: Downstream) -> None:
-        """Foreign servers tell by a message only that the client has gone; ours cancels the exchange's task."""
+        """Wait until the client leaves. Other ASGI servers report it by a message; our listener cancels the task."""
         while (await downstream.receive())["type"] != "http.disconnect":
             continue
         if not downstream.complete:
@@ -247,7 +251,7 @@ class Forwarder:
             sent += len(data)
             exchange.bytes_sent += len(data)
             if sent == length:
-                # The last piece and the end in one write; what follows only lets the connection see its own end.
+                # The last piece and the end go out in one write. The read lets the connection notice that it is done.
                 await downstream.finish(data)
                 await answer.read()
                 return
@@ -266,7 +270,7 @@ class Forwarder:
         request: WrittenHead,
         answer: UpstreamAnswer,
     ) -> None:
-        """The upstream answered 101."""
+        """Handle an upstream's 101."""
         raise ProtocolViolation(f"{target.upstream} switched protocols without being asked")
 
     @staticmethod

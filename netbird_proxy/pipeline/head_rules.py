@@ -1,6 +1,6 @@
 """Rules for the heads of one route: the fields that are dropped or kept, and the secrets that stay with the proxy.
 
-Everything that a route decides beforehand stands in frozen sets and bytes made at apply.
+Everything that a route decides in advance is kept in frozen sets and bytes, made when its mapping is applied.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from netbird_host.http_fields import TOKEN, TOKEN_PATTERN
 from netbird_proxy.api.headers import RESERVED_PREFIX, Headers, NameCache, RawHeader, fold
 
 CORE = "core"
-"""Who owns the names that no plugin may set. Not a plugin id: those are entry-point names."""
+"""Owner of the names that no plugin may set. Not the id of a plugin."""
 
 HOP_BY_HOP = frozenset(
     (
@@ -30,10 +30,10 @@ HOP_BY_HOP = frozenset(
         b"upgrade",
     )
 )
-"""RFC 9110 §7.6.1, and the ones that older software sends."""
+"""Fields that end at one hop: RFC 9110 §7.6.1, and those that older software sends."""
 
+# Expect: the listener itself answers 100 when the body is first read, which is after ALLOW.
 _FRAMING = frozenset((b"content-length", b"host", b"expect"))
-# Expect: our listener answers 100 itself once the body is wanted, which is after ALLOW; the upstream's would be late.
 
 FORWARDED = frozenset(
     (
@@ -49,12 +49,12 @@ FORWARDED = frozenset(
         b"x-real-ip",
     )
 )
-"""Who the client is, as an upstream believes it: a client's own word never passes."""
+"""Fields by which an upstream learns the client's address. Values that a client sends never pass."""
 
 FORWARDED_PREFIX = b"x-forwarded-"
 
 FORWARDING = "forwarding"
-"""The built-in plugin that may own these names, to say who the client is behind other proxies."""
+"""The built-in plugin that may own these names, to report clients behind trusted proxies."""
 
 
 def is_forwarding(folded: bytes) -> bool:
@@ -63,8 +63,8 @@ def is_forwarding(folded: bytes) -> bool:
 
 CORE_NAMES = HOP_BY_HOP | _FRAMING
 
+# RFC 9110 §6.5.1: fields that route, frame or authenticate. An upstream that merges trailers would believe them.
 _NEVER_TRAILERS = CORE_NAMES | FORWARDED | {b"authorization", b"content-encoding", b"content-type", b"cookie", b"via"}
-# RFC 9110 §6.5.1: nothing that routes, frames or authenticates; an upstream that merges trailers would believe it.
 
 _NEVER_TRAILER_PREFIXES = (RESERVED_PREFIX, FORWARDED_PREFIX)
 
@@ -86,8 +86,8 @@ V = TypeVar("V")
 
 _NO_VIEWS: Mapping[str, Headers] = {}
 
+# Treatment of a field, decided once for each name: LOOK and COOKIE depend on the value, CREDENTIAL on the plugin.
 DROP, KEEP, LOOK, COOKIE, CREDENTIAL = range(5)
-"""What becomes of a field: verdicts by its name, worked out once."""
 
 _SHARED: dict[object, NameCache[Any]] = {}
 
@@ -97,7 +97,7 @@ _NAMES_LIMIT = 512
 
 
 def verdict_table(key: object, judge: Callable[[bytes], V]) -> NameCache[V]:
-    """The table for these rules. Routes with equal rules share one, so that clients cannot fill one a route."""
+    """Return the table of verdicts for `key`. Routes with equal rules share one, so clients cannot fill many."""
     table: NameCache[V] | None = _SHARED.get(key)
     if table is None:
         table = NameCache(judge, _NAMES_LIMIT)
@@ -107,15 +107,15 @@ def verdict_table(key: object, judge: Callable[[bytes], V]) -> NameCache[V]:
 
 
 class HeadRules:
-    """What the heads of one route obey.
+    """Rules for the request and response heads of one route.
 
     Attributes:
-        owners: folded header name → the plugin that alone sets it on this route.
-        cookies: cookie name → plugin that sets it, or the beginning of names and `*`. Like our session cookies these
-            stay between the client and the proxy, and of plugins only their own sees them.
-        credentials: folded header name → plugins that check its value; nobody else sees the field.
-        ours: cookie name, as it stands in a list → its plugin, CORE where it is nobody's, "" where it is the client's.
-        pseudonym: our name in `Via`.
+        owners: folded header name → the only plugin that may set it on this route.
+        cookies: name of a cookie, or a prefix and `*` → the plugin that sets it. These cookies stay between the client
+            and the proxy, like the session cookie; only the plugin itself sees them.
+        credentials: folded header name → the plugins that check its value. No other plugin sees the field.
+        ours: cookie name as received → its plugin; CORE if it is reserved; "" if it belongs to the upstream.
+        pseudonym: the proxy's name in `Via`.
     """
 
     __slots__ = ("cookies", "credentials", "ours", "owners", "pseudonym", "verdicts")
@@ -156,8 +156,7 @@ class HeadRules:
         self.ours = verdict_table(("cookies", tuple(sorted(self.cookies.items()))), owner_of)
 
     def incoming(self, raw: Iterable[RawHeader]) -> Headers:
-        """The client's head as steps see it: no reserved name, none that a plugin owns here under any alias, no
-        cookie of ours and no credential."""
+        """Return the client's head without reserved and owned names under any alias, own cookies and credentials."""
         return self.views(raw)[0]
 
     def views(self, raw: Iterable[RawHeader]) -> tuple[Headers, Mapping[str, Headers]]:
@@ -182,7 +181,7 @@ class HeadRules:
         return Headers(kept), self._with_own_secrets(kept, hidden) if hidden else _NO_VIEWS
 
     def _with_own_secrets(self, kept: list[RawHeader], hidden: list[tuple[int, RawHeader]]) -> Mapping[str, Headers]:
-        """The head for each plugin that may see something of the hidden fields, which stood before these positions."""
+        """Return the head by plugin, with those hidden fields that the plugin may see back at their positions."""
         owners: set[str] = set()
         for _, (name, value) in hidden:
             if self.verdicts[name] == COOKIE:
@@ -203,7 +202,7 @@ class HeadRules:
         return views
 
     def trailers(self, raw: Iterable[RawHeader], dropped: frozenset[bytes] = frozenset()) -> list[RawHeader]:
-        """The request's trailers that may go upstream."""
+        """Return the trailers of a request that may go upstream."""
         return [
             (pair[0].lower(), pair[1])
             for pair in raw
@@ -217,7 +216,7 @@ class HeadRules:
         ]
 
     def _unlisted(self, listed: bytes) -> bytes:
-        """A `Connection` value without tokens that name what is not the client's to name."""
+        """Return a `Connection` value without reserved and owned names, which a client may not have removed."""
         return b",".join(
             part
             for part in listed.split(b",")
@@ -225,7 +224,7 @@ class HeadRules:
         )
 
     def cookie(self, value: bytes, plugin: str = "") -> bytes:
-        """A `Cookie` value without our cookies, but for the plugin's own; what stays keeps its bytes. May be empty."""
+        """Return a `Cookie` value with the upstream's cookies and those of `plugin`, bytes unchanged. May be empty."""
         ours = self.ours
         if value.find(b";") < 0:  # not `in`, see http/head.py
             return b"" if ours[value.partition(b"=")[0]] not in ("", plugin) else value
@@ -235,9 +234,9 @@ class HeadRules:
 
 
 def cookie_name(value: bytes) -> bytes:
-    """The name under which a `Set-Cookie` value may come back.
+    """Return the name under which a browser sends the cookie of a `Set-Cookie` value.
 
-    A nameless cookie is sent as its value alone by older browsers, so its value counts as its name.
+    Older browsers send a cookie without a name as its value alone, so its value counts as its name.
     """
     pair = value.partition(b";")[0]
     return pair.lstrip(b"= \t").partition(b"=")[0]
@@ -246,14 +245,14 @@ def cookie_name(value: bytes) -> bytes:
 def without_others_cookies(
     fields: Iterable[RawHeader], plugin: str, owner_of: Callable[[bytes], str]
 ) -> list[RawHeader]:
-    """The fields of an answer that a plugin's code made, without cookies of the core's or of another plugin."""
+    """Return the fields of a plugin's answer without `Set-Cookie` for cookies of the core or of another plugin."""
     return [
         pair for pair in fields if pair[0].lower() != b"set-cookie" or owner_of(cookie_name(pair[1])) in ("", plugin)
     ]
 
 
 def can_be_sent(fields: object) -> bool:
-    """Whether these are fields of a head: a tuple of pairs of bytes, each a name and a value that ends no line."""
+    """Return whether this is a tuple of (name, value) pairs in bytes that can be sent as fields of a head."""
     return isinstance(fields, tuple) and all(
         isinstance(pair, tuple)
         and len(pair) == 2
@@ -265,7 +264,7 @@ def can_be_sent(fields: object) -> bool:
 
 
 def without_session_token(query: bytes) -> bytes:
-    """A query without any `session_token`, however it is spelled; what stays keeps its bytes."""
+    """Return a query without `session_token`, in any percent-encoding; the other bytes are unchanged."""
     if SESSION_PARAMETER not in query and b"%" not in query:
         return query
     return b"&".join(
@@ -274,9 +273,9 @@ def without_session_token(query: bytes) -> bytes:
 
 
 def upgrade_protocols(values: Iterable[bytes]) -> tuple[bytes, ...]:
-    """The protocols of `Upgrade` fields that an upstream may be asked for.
+    """Return the protocols of `Upgrade` fields that an upstream may be asked for.
 
-    None that carries requests, alone or below TLS: they would pass every guard in the wake of the one that was judged.
+    Protocols that carry further requests, also below TLS, are left out: those requests would pass no guard.
     """
     return tuple(
         token

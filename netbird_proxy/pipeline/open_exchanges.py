@@ -1,4 +1,4 @@
-"""The exchanges under way: asked about again when something changed, and cut when they may not go on."""
+"""Open exchanges: revalidated after a change, and cut if they may not go on."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from netbird_proxy.pipeline.pipeline import Pipeline
 log = structlog.get_logger("netbird_proxy.exchanges")
 
 INTERVAL = 60.0
-"""Seconds after which every guarded exchange is asked about again, where no event told of a change."""
+"""Seconds between two revalidations of an open exchange if no event reports a change."""
 AT_ONCE = 1024
-"""Exchanges that are asked about at a time: each may cost a call to management."""
+"""Maximum number of exchanges that are revalidated at once: each may cost a call to management."""
 
-ROUTE_GONE = Deny(503, "route_gone", "its route is not served any more")
-NOT_REVALIDATED = Deny(503, "not_readmitted", "it could not be asked about again in time")
+ROUTE_GONE = Deny(503, "route_gone", "its route is no longer served")
+NOT_REVALIDATED = Deny(503, "not_readmitted", "it was not revalidated in time")
 
 
 class Matched(Protocol):
@@ -43,17 +43,17 @@ class Matched(Protocol):
 
 
 Match = Callable[[str, bytes, AccountId | None], Matched]
-"""Folded host, raw path, and the account in whose tunnel the exchange came in."""
+"""Finds a route by the folded host, the raw path, and the account of the tunnel (None on a host listener)."""
 
 
 class OpenExchange:
     """An exchange with its task.
 
     Attributes:
-        due: time of the loop by which it must have been asked about, or is cut; None while nobody wants to.
-        late: the timer that cuts it then.
-        verdict: the task that asks about it now.
-        again: where something changed since that task began, the time by which it must be asked about once more.
+        due: loop time by which the exchange must be revalidated, else it is cut; None if no revalidation is due.
+        late: the timer that cuts the exchange at `due`.
+        verdict: the running task that revalidates the exchange.
+        again: loop time by which it must be revalidated once more, because of a change after `verdict` started.
     """
 
     __slots__ = ("again", "downstream", "due", "exchange", "late", "task", "verdict")
@@ -69,11 +69,11 @@ class OpenExchange:
 
     @property
     def over(self) -> bool:
-        """Whether it has ended for its client, although its task may still hang in a step."""
+        """True if the exchange has ended for its client. Its task may still hang in a step."""
         return self.downstream.cut is not None or self.exchange.ended_ns != 0
 
     def cut(self, refusal: Deny) -> None:
-        """End it now: its task is cancelled, which resets its upstream and closes or answers its client."""
+        """Cancel the task of the exchange, which resets its upstream and closes or answers its client."""
         if self.downstream.cut is None:
             self.downstream.cut = refusal
             self.task.cancel()
@@ -85,7 +85,7 @@ class OpenExchange:
 
 
 class OpenExchanges:
-    """Implements `steps.OpenExchanges`. Nothing is asked before `run` runs; it then catches up."""
+    """Revalidates open exchanges, while `run` runs. Implements `netbird_proxy.OpenExchanges`."""
 
     def __init__(
         self,
@@ -99,10 +99,10 @@ class OpenExchanges:
     ) -> None:
         """Args:
         match: finds the route that serves an open exchange now.
-        timeout: seconds that the guards of one exchange have, together; after an event also the bound for all that
-            wait for a place. What the clock asks about waits for an interval at most.
-        hung_steps: counts verdicts that ignored their cancellation for `grace` seconds, and still hang.
-        before_all: called each time that everybody is about to be asked about by the clock.
+        timeout: maximum seconds for all guards of one exchange. After an event it also limits the wait for a free slot;
+            the revalidation after an interval may wait for one interval.
+        hung_steps: counts the tasks that ignored their cancellation for `grace` seconds and still hang.
+        before_all: called before each revalidation of all exchanges.
         """
         self._match = match
         self._timeout = timeout
@@ -111,7 +111,7 @@ class OpenExchanges:
         self._open: set[OpenExchange] = set()
         self._hung_steps = hung_steps or HungSteps()
         self._grace = grace
-        self._wanted: dict[OpenExchange, None] = {}
+        self._requested: dict[OpenExchange, None] = {}
         self._waiting: deque[OpenExchange] = deque()
         self._asked: set[OpenExchange] = set()
         self._wake = asyncio.Event()
@@ -120,19 +120,19 @@ class OpenExchanges:
         return len(self._open)
 
     def enter(self, exchange: Exchange, downstream: Downstream) -> OpenExchange:
-        """An exchange begins, in the calling task."""
-        # Our own listener knows its task; to ask for the current one is a system call on 3.11.
+        """Register an exchange that runs in the calling task."""
+        # The listener stores its task; asyncio.current_task() costs a system call on 3.11.
         connection = downstream.connection
         task = asyncio.current_task() if connection is None else connection.task
         assert task is not None, "the application runs in a task"  # noqa: S101 - narrows; asyncio promises it
-        one = OpenExchange(exchange, downstream, task)
-        self._open.add(one)
-        return one
+        entry = OpenExchange(exchange, downstream, task)
+        self._open.add(entry)
+        return entry
 
-    def leave(self, one: OpenExchange) -> None:
-        self._open.discard(one)
-        self._wanted.pop(one, None)
-        one.stop_timer()
+    def leave(self, entry: OpenExchange) -> None:
+        self._open.discard(entry)
+        self._requested.pop(entry, None)
+        entry.stop_timer()
 
     def revalidate(
         self,
@@ -142,53 +142,55 @@ class OpenExchanges:
         peer: PublicKey | None = None,
         service: ServiceId | None = None,
     ) -> int:
-        """Ask about those that match all that is given. Who is not known yet matches any user and peer."""
-        return self._want(
-            one
-            for one in self._open
-            if (route := one.exchange.route) is not None
+        """Revalidate the exchanges that match all arguments. One without an identity yet matches any user and peer."""
+        return self._request(
+            entry
+            for entry in self._open
+            if (route := entry.exchange.route) is not None
             and (account is None or route.account == account)
             and (service is None or route.service == service)
-            and ((who := one.exchange.identity) is None or user is None or who.user_id == user)
+            and ((who := entry.exchange.identity) is None or user is None or who.user_id == user)
             and (who is None or peer is None or who.attributes.get("peer_key") in (None, peer))
         )
 
     def changed(self, services: frozenset[ServiceId]) -> None:
-        """These services' routes are others now, or gone."""
-        self._want(
-            one for one in self._open if one.exchange.route is not None and one.exchange.route.service in services
+        """Revalidate the exchanges of services whose routes have changed or are gone."""
+        self._request(
+            entry
+            for entry in self._open
+            if entry.exchange.route is not None and entry.exchange.route.service in services
         )
 
-    def _want(self, found: Iterable[OpenExchange]) -> int:
-        wanted = dict.fromkeys(found)
-        self._wanted.update(wanted)
-        if wanted:
+    def _request(self, entries: Iterable[OpenExchange]) -> int:
+        requested = dict.fromkeys(entries)
+        self._requested.update(requested)
+        if requested:
             self._wake.set()
-        return len(wanted)
+        return len(requested)
 
     async def run(self) -> None:
-        """Ask, until cancelled: whenever something is wanted, and about everybody after each interval."""
+        """Revalidate on request, and all exchanges once in each interval, until cancelled."""
         clock = asyncio.get_running_loop().time
         due = clock() + self._interval
         try:
             while True:
                 bound = self._timeout
                 try:
-                    # By a deadline, as changes that keep waking us must not put it off.
+                    # A deadline and no timeout: frequent requests must not postpone the revalidation of all.
                     async with asyncio.timeout_at(due):
                         await self._wake.wait()
                 except TimeoutError:
                     due = clock() + self._interval
                     self._before_all()
-                    if not self._wanted:
+                    if not self._requested:
                         bound = max(bound, self._interval)
-                    self._want(entry for entry in self._open if entry.exchange.route is not None)
+                    self._request(entry for entry in self._open if entry.exchange.route is not None)
                 self._wake.clear()
-                wanted, self._wanted = self._wanted, {}
-                for entry in wanted:
+                requested, self._requested = self._requested, {}
+                for entry in requested:
                     self._enqueue(entry, bound)
         finally:
-            # Nobody waits for verdicts: one that ignores its cancellation would hold up the end of the process.
+            # Do not wait for the tasks: one that ignores its cancellation would delay the end of the process.
             self._waiting.clear()
             for entry in self._open:
                 entry.stop_timer()
@@ -196,7 +198,7 @@ class OpenExchanges:
                 self._release(entry)
 
     def _enqueue(self, entry: OpenExchange, bound: float) -> None:
-        """Have it asked about within `bound` seconds, or cut: the time until it gets a place counts."""
+        """Revalidate within `bound` seconds, including the wait for a free slot; on expiry the exchange is cut."""
         if entry not in self._open or entry.over:
             return
         loop = asyncio.get_running_loop()
@@ -214,7 +216,7 @@ class OpenExchanges:
         self._fill()
 
     def _fill(self) -> None:
-        """Give free places to those who wait."""
+        """Start waiting revalidations while slots are free."""
         loop = asyncio.get_running_loop()
         while self._waiting and len(self._asked) < AT_ONCE:
             entry = self._waiting.popleft()
@@ -229,12 +231,12 @@ class OpenExchanges:
             entry.verdict = start_owned(self._revalidate(entry))
 
     def _too_late(self, entry: OpenExchange) -> None:
-        """Cut it by the clock, whatever its steps do: one that hangs must not hold the door open, nor its place."""
+        """Cut an exchange at its deadline. A step that hangs must not keep the exchange open, nor its slot."""
         self._cut(entry, NOT_REVALIDATED)
         self._release(entry)
 
     def _release(self, entry: OpenExchange) -> None:
-        """Give its place to the next, and end its verdict, or leave that behind."""
+        """Free the slot, cancel the task that holds it, and start the next one."""
         entry.stop_timer()
         entry.due = None
         self._asked.discard(entry)
@@ -251,16 +253,16 @@ class OpenExchanges:
             entry.cut(refusal)
 
     async def _revalidate(self, entry: OpenExchange) -> None:
-        """Ask about one, and cut it unless it may go on. Whatever fails, fails closed."""
+        """Revalidate one exchange, and cut it unless it may go on. Any failure cuts it."""
         refusal: Deny | None
         try:
             refusal = await self._verdict(entry)
         except BaseException as exc:
             if must_pass(exc):
-                raise  # it is late, or the process stops
-            refusal = Deny(503, "step_failed", f"asked again: {describe_error(exc)}")
+                raise  # the deadline expired, or the process stops
+            refusal = Deny(503, "step_failed", f"revalidation failed: {describe_error(exc)}")
         if entry.verdict is not asyncio.current_task():
-            return  # it was too late, and has been cut
+            return  # the deadline expired, and the exchange was cut
         if refusal is not None:
             self._cut(entry, refusal)
         again, entry.again, entry.verdict = entry.again, None, None
@@ -268,8 +270,8 @@ class OpenExchanges:
         if again is not None:
             self._enqueue(entry, max(0.0, again - asyncio.get_running_loop().time()))
 
-    async def _verdict(self, one: OpenExchange) -> Deny | None:
-        was = one.exchange
+    async def _verdict(self, entry: OpenExchange) -> Deny | None:
+        was = entry.exchange
         account = was.origin.account if was.origin is not None else None
         route = self._match(was.host, was.raw_path, account)
         runner = route.runner if was.kind == "http" else route.upgrades
@@ -280,13 +282,13 @@ class OpenExchanges:
         if (route.spec.service, route.spec.account) != (was.route.service, was.route.account):
             return ROUTE_GONE
         again = was.again(route.spec)
-        body = Downstream(one.downstream.receive, one.downstream.send, one.downstream.connection)
-        body.taken, body.exhausted = one.downstream.taken, True
+        body = Downstream(entry.downstream.receive, entry.downstream.send, entry.downstream.connection)
+        body.taken, body.exhausted = entry.downstream.taken, True
         refusal = await runner.revalidate(again, body)
         if isinstance(refusal, Challenge):
-            return Deny(403, refusal.code, f"asked again, it was challenged: {refusal.reason}")
+            return Deny(403, refusal.code, f"revalidation returned a challenge: {refusal.reason}")
         if refusal is None and was.identity is not None:
             now = again.identity
             if now is None or now.user_id != was.identity.user_id:
-                return Deny(403, "identity_changed", "asked again, somebody else was known, or nobody")
+                return Deny(403, "identity_changed", "revalidation identified another caller, or none")
         return refusal

@@ -1,7 +1,7 @@
-"""The stages of a route, in their order, and the one place that decides what a failure means.
+"""The stages of a route, in their order, and the answers to their failures.
 
-Nothing but ALLOW opens a guard. Whatever else a step does (raises, overruns, answers nonsense, swallows its
-cancellation) ends the exchange with 503, named in log and trail and never to the client.
+A guard passes an exchange only by returning ALLOW. A step that raises, takes too long, returns a value of another type
+or ignores its cancellation ends the exchange with 503. The log and the trail name the step; the answer does not.
 """
 
 from __future__ import annotations
@@ -26,13 +26,18 @@ log = structlog.get_logger("netbird_proxy.pipeline")
 
 
 class Forward(Protocol):
-    """What follows when every guard has said ALLOW."""
+    """Answers an exchange that was admitted: a forwarder, or an endpoint."""
 
     async def forward(self, exchange: Exchange, downstream: Downstream) -> None: ...
 
 
 class Pipeline:
-    """The compiled stages of one route. Unused stages are empty tuples; `steps` are all that are asked, in order."""
+    """The compiled stages of one route.
+
+    Attributes:
+        restrict, authenticate, authorize: the steps of each stage; empty for a stage that is not used.
+        steps: the steps of all three stages, in the order in which they run.
+    """
 
     __slots__ = ("admission", "authenticate", "authorize", "ending", "forward", "restrict", "steps")
 
@@ -54,7 +59,7 @@ class Pipeline:
         self.ending = ending
 
     async def run(self, exchange: Exchange, downstream: Downstream) -> None:
-        """Take an exchange from its route to its end. Raises nothing but the cancellation it was given."""
+        """Run an exchange to its end. Raises nothing but CancelledError, if the task was cancelled."""
         ending = self.ending
         abandoned = False
         refusal: Deny | Challenge | None = None
@@ -65,7 +70,7 @@ class Pipeline:
                 try:
                     waits_for = admission.send(None)
                 except StopIteration as done:
-                    # Mostly nobody has to wait, and what is never waited for needs no timer.
+                    # Usually no step has to wait, and then no timer is needed.
                     refusal = done.value
                 else:
                     refusal = await self._in_time(admission, waits_for, progress, exchange, downstream)
@@ -92,14 +97,14 @@ class Pipeline:
                 ending.observe(exchange)
 
     async def revalidate(self, exchange: Exchange, downstream: Downstream) -> Deny | Challenge | None:
-        """Ask the guards again about an exchange that is under way, on a copy of it. None: it may go on.
+        """Run the guards again for a copy of an open exchange. None: the exchange may go on.
 
-        The caller bounds the time. Raises whatever a step raises, and StepFailed: it may not go on then either.
+        The caller bounds the time. Any exception, such as StepFailed, means that the exchange may not go on.
         """
         return await self.admission.ask(AdmissionProgress(), exchange, downstream)
 
     async def _cut(self, exchange: Exchange, downstream: Downstream, refusal: Deny) -> bool:
-        """End an exchange that was cancelled because it may not go on. False: its client has left as well."""
+        """End an exchange that was cancelled because it may not go on. Returns False if its client has left as well."""
         task = asyncio.current_task()
         if task is None or task.uncancel():
             return False
@@ -115,7 +120,7 @@ class Pipeline:
 
     @staticmethod
     def _unforeseen(exchange: Exchange, downstream: Downstream, exc: Exception) -> ExchangeError:
-        """What is nobody's step and no failure we know: a foreign server's word that the client left, or a bug."""
+        """Return the failure for an unexpected exception: the client of another ASGI server left, or a defect."""
         if isinstance(exc, OSError) and downstream.connection is None:
             return ClientGone(f"{type(exc).__name__} while it was answered")
         log.exception("exchange.core_failed", exchange=exchange.id)
@@ -138,15 +143,15 @@ class Pipeline:
         exchange: Exchange,
         downstream: Downstream,
     ) -> Deny | Challenge | None:
-        """Go on with an admission that has to wait, under the deadline.
+        """Resume an admission that has to wait, under the deadline.
 
         Raises:
-            StepFailed: a step failed, in whatever way.
+            StepFailed: a step failed.
             CancelledError: the client left.
-            _Abandoned: time ran out, the step still hung, and the exchange has been answered without this task.
+            _Abandoned: the step hung past its deadline, and the exchange was answered from another task.
         """
         shared = self.ending.environment
-        # Our own listener knows its task; to ask for the current one is a system call on 3.11.
+        # The listener stores its task; asyncio.current_task() costs a system call on 3.11.
         connection = downstream.connection
         task = asyncio.current_task() if connection is None else connection.task
         assert task is not None, "the application runs in a task"  # noqa: S101 - narrows; asyncio promises it
@@ -170,12 +175,11 @@ class Pipeline:
                 raise step_failed(deadline.blamed, f"did not answer within {shared.timeout:g} s")
         elif not task.cancelling():
             return refusal
-        # The client left, and a step swallowed the cancellation that said so. Its answer counts for nothing, and nobody
-        # waits for one.
+        # The client left, and a step swallowed the cancellation. Its verdict counts for nothing.
         raise asyncio.CancelledError
 
     async def abandoned(self, deadline: Deadline, exchange: Exchange, downstream: Downstream) -> None:
-        """What the timer does for an exchange whose own task hangs in a step."""
+        """Answer and observe an exchange whose own task hangs in a step. Called by the deadline."""
         exchange.hide()
         self.ending.environment.count("step_left_behind")
         error = step_failed(deadline.blamed, "hangs and ignores its cancellation")
@@ -186,4 +190,4 @@ class Pipeline:
 
 
 class _Abandoned(BaseException):
-    """This task's exchange has been answered without it."""
+    """The exchange of this task was answered from another task."""

@@ -1,4 +1,4 @@
-"""The heads of requests to one upstream: one pass over the client's fields, then the plugins' transforms."""
+"""Request heads to one upstream: one pass over the client's fields, then the plugins' transforms."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ from netbird_proxy.pipeline.head_rules import (
     without_session_token,
 )
 
-_SAID = frozenset((b"x-forwarded-for", b"x-real-ip", b"x-forwarded-host", b"x-forwarded-proto", b"x-forwarded-port"))
+_REPORTED = frozenset(
+    (b"x-forwarded-for", b"x-real-ip", b"x-forwarded-host", b"x-forwarded-proto", b"x-forwarded-port")
+)
 
 _TARGET_PATH = re.compile(rb"/[!-~]*")
 
@@ -42,27 +44,30 @@ _READ = frozenset((b"connection", b"content-length", b"te", b"transfer-encoding"
 
 @dataclass(slots=True)
 class WrittenHead:
-    """A request head ready for the wire, and how its body is framed."""
+    """A request head as it is sent, and the framing of its body.
+
+    Attributes:
+        upgrade: the protocols that the upstream is asked to switch to.
+        dropped: folded names that may not come back as trailers.
+    """
 
     head: bytes
     method: bytes
     has_body: bool
     chunked: bool
     upgrade: tuple[bytes, ...]
-    """The protocols that are asked for."""
     dropped: frozenset[bytes]
-    """Folded names that may not come back as trailers."""
 
 
 def _judge(dropped: Collection[bytes], owned: Collection[bytes]) -> Callable[[bytes], int]:
-    """What becomes of a client's field on its way to an upstream."""
+    """Return a function that decides, by its name, whether a client's field is sent to an upstream."""
 
     def judge(name: bytes) -> int:
         folded = fold(name)
         if folded == b"cookie" and folded not in dropped:
             return COOKIE
         if folded in dropped:
-            # Only the true spelling frames. An alias goes unread, or an upstream would frame by what we ignored.
+            # Only the exact spelling frames a message. An alias is dropped, or an upstream might frame by it.
             return LOOK if name in _READ else DROP
         return DROP if folded.startswith(FORWARDED_PREFIX) and folded not in owned else KEEP
 
@@ -70,7 +75,7 @@ def _judge(dropped: Collection[bytes], owned: Collection[bytes]) -> Callable[[by
 
 
 class RequestHeads:
-    """Writes the heads that go to one upstream of one route."""
+    """Writes the request heads for one upstream of one route."""
 
     def __init__(
         self, spec: RouteSpec, upstream: Upstream, rules: HeadRules, transforms: Sequence[BoundTransform] = ()
@@ -86,7 +91,7 @@ class RequestHeads:
         self.rules = rules
         self._transforms = tuple(transforms)
         core = CORE_NAMES | (FORWARDED.difference(rules.owners))
-        self._says = _SAID if _SAID.isdisjoint(rules.owners) else _SAID.difference(rules.owners)
+        self._reported = _REPORTED if _REPORTED.isdisjoint(rules.owners) else _REPORTED.difference(rules.owners)
         self._owners = {**dict.fromkeys(core, CORE), **rules.owners, b"via": CORE}
         self._custom = custom_headers(upstream, self._owners)
         self._dropped = core | {fold(name) for name, _ in self._custom}
@@ -100,11 +105,11 @@ class RequestHeads:
         """The head for one exchange.
 
         Args:
-            carried_body: whether a body follows, as our listener knows it; None where only the head tells.
+            carried_body: true if the listener expects a body; None under another server, where only the head shows it.
 
         Raises:
-            BadRequest: two lengths, or one that is no number; a field that would be several on the wire.
-            StepFailed: a transform raised, set what it may not, or is no plain function.
+            BadRequest: two lengths, a length that is not a number, or a field with a line break.
+            StepFailed: a transform raised, set a field that it may not set, or is an `async` function.
         """
         verdicts = self._verdicts
         fields: list[RawHeader] = []
@@ -123,7 +128,7 @@ class RequestHeads:
                         listed.update(fold(part.strip(b" \t")) for part in value.split(b","))
                 elif name == b"content-length":
                     if length is not None or not value.isdigit():
-                        raise BadRequest("the request body has no one length")
+                        raise BadRequest("the request has more than one Content-Length, or one that is not a number")
                     length = value
                 elif name == b"transfer-encoding":
                     encoded = True
@@ -144,9 +149,9 @@ class RequestHeads:
         elif trailers_wanted:
             fields.append((b"te", b"trailers"))
             fields.append((b"connection", b"TE"))
-        if says := self._says:
-            said = _forwarded(exchange)
-            fields += said if says is _SAID else [pair for pair in said if pair[0] in says]
+        if reported := self._reported:
+            forwarded = _forwarded(exchange)
+            fields += forwarded if reported is _REPORTED else [pair for pair in forwarded if pair[0] in reported]
         fields.extend(self._custom)
         fields.append(self._via)
 
@@ -167,13 +172,15 @@ class RequestHeads:
             b"\r\n".join(map(_FIELD, fields)),  # never empty: `via` is always there
         )
         if len(head) - len(head.translate(None, b"\r\n\0")) != 2 * len(fields) + 6:
-            # Our listener lets none through, and transforms are checked as they set; a server around us may.
+            # The listener and the transforms' heads refuse such fields; another ASGI server may not.
             raise BadRequest("a field of the request holds a line break or NUL")
         return WrittenHead(head, method, has_body, chunked, upgrade, self._dropped)
 
     def _target(self, exchange: Exchange) -> bytes:
-        """The target's path, and behind it the bytes after the matched prefix, unchanged. A request for exactly the
-        prefix gets exactly the target's path, because `/hook` and `/hook/` may be different resources."""
+        """Return the target: the upstream's path, then the bytes after the matched prefix, unchanged.
+
+        A request for exactly the prefix gets exactly the upstream's path: `/hook` and `/hook/` may differ there.
+        """
         rest = exchange.raw_path[self._cut :]
         target = self._base + rest if rest else self._path
         query = without_session_token(exchange.query) if exchange.query else b""
@@ -187,12 +194,12 @@ class RequestHeads:
     ) -> tuple[bool, bool]:
         if encoded:
             if length is not None:
-                raise BadRequest("the request body has a length and an encoding")
+                raise BadRequest("the request has both Content-Length and Transfer-Encoding")
             return True, True
         if length is not None:
             return int(length) > 0, False
         if carried_body is None:
-            # From HTTP/2 on, bodies are framed outside the head; under such a server any other request may have one.
+            # HTTP/2 and later frame bodies outside the head, so any request but these may have one.
             framed_outside = not exchange.http_version.startswith("1.")
             may_carry = framed_outside and exchange.method not in ("GET", "HEAD", "OPTIONS", "TRACE")
             return may_carry, may_carry
@@ -204,41 +211,41 @@ class RequestHeads:
         for transform in self._transforms:
             outgoing = OutgoingHead(method, target, fields, self._owners, transform.plugin, self._owned_names)
             try:
-                said = transform.apply(exchange, outgoing)
-            except BaseException as exc:  # it is plain code: nobody can have cancelled it
+                result = transform.apply(exchange, outgoing)
+            except BaseException as exc:  # synchronous code: no cancellation can arrive here
                 raise StepFailed(transform.plugin, "transform_request", describe_error(exc)) from exc
-            if said is not None:
-                close = getattr(said, "close", None)  # a coroutine nobody will await
+            if result is not None:
+                close = getattr(result, "close", None)  # a coroutine would warn that it was never awaited
                 if close is not None:
                     close()
-                raise StepFailed(transform.plugin, "transform_request", f"returned {type(said).__name__}")
+                raise StepFailed(transform.plugin, "transform_request", f"returned {type(result).__name__}")
         return fields
 
 
 _FIELD = b": ".join
 
-_FORWARDED: BoundedTable[tuple[str, str, bytes], list[RawHeader]] = BoundedTable(1024)
 # The fields are the same for all requests of a connection.
+_FORWARDED: BoundedTable[tuple[str, str, bytes], list[RawHeader]] = BoundedTable(1024)
 
 
 def _forwarded(exchange: Exchange) -> Sequence[RawHeader]:
-    """Who is calling, by the connection alone. A `forwarding` plugin that owns these names says it instead."""
+    """Return the `X-Forwarded-*` fields of the connection, unless the `forwarding` plugin owns them."""
     origin, authority = exchange.origin, exchange.authority
     key = (origin.peer.host if origin is not None else exchange.client_address, exchange.scheme, authority)
-    said = _FORWARDED.get(key)
-    if said is None:
+    fields = _FORWARDED.get(key)
+    if fields is None:
         address, scheme = key[0].encode("latin-1"), key[1].encode()
         _, colon, port = authority.rpartition(b":")
         if not colon or not port.isdigit():
             port = b"443" if scheme == b"https" else b"80"
-        said = [(b"x-forwarded-for", address), (b"x-real-ip", address)] if address else []
-        said += [(b"x-forwarded-host", authority), (b"x-forwarded-proto", scheme), (b"x-forwarded-port", port)]
-        _FORWARDED.keep(key, said)
-    return said
+        fields = [(b"x-forwarded-for", address), (b"x-real-ip", address)] if address else []
+        fields += [(b"x-forwarded-host", authority), (b"x-forwarded-proto", scheme), (b"x-forwarded-port", port)]
+        _FORWARDED.keep(key, fields)
+    return fields
 
 
 def host_field(upstream: Upstream) -> bytes:
-    """The upstream's own Host: its port only where it is not the scheme's."""
+    """Return the upstream's own `Host`, with its port unless it is the default of the scheme."""
     usual = {"http": 80, "https": 443}.get(upstream.scheme)
     host, port = upstream.address
     if port == usual:
@@ -247,10 +254,10 @@ def host_field(upstream: Upstream) -> bytes:
 
 
 def custom_headers(upstream: Upstream, owners: dict[bytes, str]) -> list[RawHeader]:
-    """An operator's own fields, without reserved and owned names.
+    """Return the custom headers of an upstream, without reserved and owned names.
 
     Raises:
-        RouteRefused: a name or a value that no field can carry.
+        RouteRefused: a name or a value cannot be sent in a field.
     """
     kept: list[RawHeader] = []
     for name, value in upstream.custom_headers:

@@ -1,4 +1,4 @@
-"""The heads of answers: what an upstream may say to a client."""
+"""Response heads: the fields of an upstream's answer that reach the client."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LOCATION = re.compile(rb"(https?)://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 
 
 class ResponseHeads:
-    """Turns the heads of one upstream's answers into what the client gets."""
+    """Converts the response heads of one upstream into those that the client gets."""
 
     def __init__(self, spec: RouteSpec, upstream: Upstream, rules: HeadRules) -> None:
         self.rules = rules
@@ -32,7 +32,7 @@ class ResponseHeads:
     def read(
         self, exchange: Exchange, status: int, raw: Sequence[RawHeader]
     ) -> tuple[list[RawHeader], int | None, bool]:
-        """The client's fields, the body's length where it is stated, and whether trailers were announced."""
+        """Return the client's fields, the length of the body or None, and whether trailers follow."""
         fields: list[RawHeader] = []
         length: int | None = None
         announced: RawHeader | None = None
@@ -65,7 +65,7 @@ class ResponseHeads:
         return [pair for pair in raw if fold(pair[0]) not in _NEVER_TRAILERS]
 
     def _location(self, exchange: Exchange, value: bytes) -> bytes:
-        """An absolute redirect to the upstream's own address, told as the client knows the place."""
+        """Return a `Location` that names the upstream's own address under the host and path that the client uses."""
         match = _LOCATION.fullmatch(value)
         if match is None:
             return value
@@ -78,7 +78,7 @@ class ResponseHeads:
             return value
         if base := self._base:
             if not rest.startswith(base) or rest[len(base) : len(base) + 1] not in _AFTER_A_SEGMENT:
-                return value  # outside of what the client can reach through us
+                return value  # the client cannot reach that path through this route
             rest = rest[len(base) :]
         if self._prefix and not rest.startswith(b"/"):
             rest = b"/" + rest
@@ -86,17 +86,17 @@ class ResponseHeads:
 
 
 def split_authority(authority: bytes, default_port: int) -> tuple[bytes, int]:
-    """Host without brackets, and port. A port that is no number is 0, which equals nobody's."""
+    """Return the host without brackets, and the port; 0, which no upstream has, for a port that is not a number."""
     host, colon, port = authority.rpartition(b":")
     if not colon or b"]" in port:
         return authority.strip(b"[]"), default_port
     return host.strip(b"[]"), int(port) if port.isdigit() else (default_port if not port else 0)
 
 
+# RFC 8297: informational heads are hints. A cookie in one would be set before the answer itself was checked.
 _NEVER_INFORMATIONAL = CORE_NAMES | {b"set-cookie"}
-# RFC 8297: hints. A cookie in one would be set before anything has judged the answer that it belongs to.
 
 
 def informational(raw: Iterable[RawHeader]) -> list[RawHeader]:
-    """The fields of a 1xx head that may go on."""
+    """Return the fields of a 1xx head that may go to the client."""
     return [pair for pair in raw if fold(pair[0]) not in _NEVER_INFORMATIONAL]

@@ -24,13 +24,13 @@ from netbird_proxy.pipeline.request_heads import WrittenHead
 from netbird_proxy.upstreams.protocols import UpstreamAnswer, UpstreamConnection
 
 IDLE = 300.0
-"""Seconds in which something must pass on an upgraded connection, either way."""
+"""Maximum seconds without a byte either way on an upgraded connection; on expiry it is closed."""
 LINGER = 5.0
-"""Seconds that an upstream has to end once its client has left in order, or cannot be told that it has ended."""
+"""Maximum seconds for an upstream to end after its client has ended."""
 
 
 class Upgrader(Forwarder):
-    """Sends admitted upgrades to a route's upstreams. One that answers otherwise is relayed as usual."""
+    """Sends admitted upgrades to a route's upstreams. An answer other than 101 is relayed as usual."""
 
     __slots__ = ("_idle",)
     grants = True
@@ -57,7 +57,7 @@ class Upgrader(Forwarder):
         protocol = granted(answer.headers, request.upgrade)
         headers, _, _ = target.responses.read(exchange, 101, answer.headers)
         client = downstream.connection
-        assert client is not None  # noqa: S101 - forward saw to it
+        assert client is not None  # noqa: S101 - `forward` has checked it
         try:
             raw = client.switch([*headers, (b"upgrade", protocol)])
         except ConnectionResetError as exc:
@@ -70,20 +70,20 @@ class Upgrader(Forwarder):
 
 
 def granted(headers: Iterable[RawHeader], offered: Sequence[bytes]) -> bytes:
-    """The one protocol that a 101 names. ProtocolViolation if it is none of those that were asked for."""
+    """Return the protocol that a 101 names. Raises ProtocolViolation unless it is exactly one that was asked for."""
     named = [part.strip(b" \t") for name, value in headers if name == b"upgrade" for part in value.split(b",")]
-    if len(named) != 1 or named[0].lower() not in [one.lower() for one in offered]:
+    if len(named) != 1 or named[0].lower() not in [protocol.lower() for protocol in offered]:
         raise ProtocolViolation(f"asked for an upgrade to {list(offered)}, the upstream switched to {named}")
     return named[0]
 
 
 class Splice:
-    """Bytes both ways, until both sides have ended, or one has in a way that the other cannot be told.
+    """Relays bytes both ways until both sides have ended, or one has and the other cannot be half-closed.
 
-    A side that ends is half-closed towards the other, which may go on. What fails on either side ends both.
+    If one side ends, the other is half-closed and may go on sending. A failure on either side ends both.
     """
 
-    __slots__ = ("_answer", "_client", "_connection", "_exchange", "_idle", "_seen", "_upstream_ended")
+    __slots__ = ("_active_at", "_answer", "_client", "_connection", "_exchange", "_idle", "_upstream_ended")
 
     def __init__(
         self,
@@ -99,11 +99,11 @@ class Splice:
         self._connection = connection
         self._answer = answer
         self._idle = idle
-        self._seen = 0.0
+        self._active_at = 0.0
         self._upstream_ended = False
 
     async def run(self) -> None:
-        """Relay until it is over. Cancellation ends it; the caller closes both sides.
+        """Relay until the end, or until cancelled. The caller closes both sides.
 
         Raises:
             StreamIdle: nothing passed for too long.
@@ -122,45 +122,47 @@ class Splice:
                 for task in (watch, up, down):
                     task.cancel()
         except BaseExceptionGroup as failures:
-            # A client that was idle, or left, is the cause where there are two.
-            blamed = [one for one in failures.exceptions if isinstance(one, DownstreamError)] or failures.exceptions
+            # If both sides failed, the client's failure is the cause.
+            blamed = [
+                error for error in failures.exceptions if isinstance(error, DownstreamError)
+            ] or failures.exceptions
             raise blamed[0] from None
 
     async def _up(self) -> bool:
-        """From the client to the upstream. Whether the other way may go on once this one has ended."""
+        """Relay from client to upstream. Returns whether the other direction may go on after the end of this one."""
         client, connection, exchange = self._client, self._connection, self._exchange
         clock = asyncio.get_running_loop().time
         try:
             while data := await client.read():
-                self._seen = clock()
+                self._active_at = clock()
                 exchange.bytes_received += len(data)
                 await connection.send_body(data, chunked=False)
             connection.finish_body([], chunked=False)
         except UpstreamFailed:
             if not self._upstream_ended:
                 raise
-            return False  # it has said all it had to say, and takes no more
+            return False  # the upstream has ended, and takes no more
         return connection.half_closes and not client.gone
 
     async def _down(self) -> bool:
-        """From the upstream to the client. The same."""
+        """Relay from upstream to client. Returns the same as `_up`."""
         client, answer, exchange = self._client, self._answer, self._exchange
         clock = asyncio.get_running_loop().time
         while data := await answer.read():
-            self._seen = clock()
+            self._active_at = clock()
             try:
                 await client.write(data)
             except ConnectionResetError:
-                continue  # it left in order: only the upstream's end is waited for
+                continue  # the client left in order: read on until the upstream ends
             exchange.bytes_sent += len(data)
         self._upstream_ended = True
         return client.finish() and self._connection.half_closes
 
     async def _watch(self) -> None:
         clock = asyncio.get_running_loop().time
-        self._seen = clock()
+        self._active_at = clock()
         left = self._idle
         while left > 0:
             await asyncio.sleep(left)
-            left = self._seen + self._idle - clock()
+            left = self._active_at + self._idle - clock()
         raise StreamIdle(f"nothing passed on the upgraded connection for {self._idle:g} s")

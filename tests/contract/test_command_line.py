@@ -235,7 +235,7 @@ def test_no_settings_file(home: Path) -> None:
     code, _, err = run(home, PROXY, "run")
     assert code == 2
     assert err.splitlines()[-1] == (
-        "netbird-proxy: no settings file was named: use --config FILE or NETBIRD_PROXY_CONFIG"
+        "netbird-proxy: no settings file was given: use --config FILE or NETBIRD_PROXY_CONFIG"
     )
     code, _, err = run(home, PROXY, "run", environment={"NETBIRD_PROXY_CONFIG": "nowhere.toml"})
     assert (code, err) == (2, "netbird-proxy: nowhere.toml: cannot be read: No such file or directory\n")

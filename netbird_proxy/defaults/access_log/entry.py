@@ -1,7 +1,6 @@
-"""What management is told about an exchange: its `AccessLog` message, as bytes of the wire.
+"""Access log entries for management: the `AccessLog` message of an exchange, as bytes of the wire.
 
-Written by hand. Building the message object costs ten times as much as the bytes, and it is needed only once a batch;
-a property test holds the two forms together.
+The bytes are written directly, because a message object costs ten times as much. A property test compares both forms.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from netbird_proxy.defaults.access_log.line import status_of
 from netbird_wire.varint import varint as wire_varint
 
 LONGEST_PATH = 2048
-"""Characters. A queue of entries is bounded by their number, so an entry must be bounded too."""
+"""Maximum characters of a path. The queue is bounded by the number of entries, so each entry must be bounded."""
 RESTRICTIONS = frozenset(
     {
         "ip_restricted",
@@ -25,7 +24,7 @@ RESTRICTIONS = frozenset(
         "crowdsec_unavailable",
     }
 )
-"""Denials that stand as the mechanism, as NetBird's dashboard expects."""
+"""Codes of denials that are sent as the mechanism, as NetBird's dashboard expects."""
 
 _PERCENT, _NUL = 0x25, 0x00
 _REMEMBERED = 4096
@@ -36,7 +35,7 @@ _CALLERS: IdentityCache[Identity, tuple[bytes, bytes, bytes]] = IdentityCache(_R
 
 
 class EntryFormat:
-    """Writes the entries of one route's exchanges, or of those that have no route."""
+    """Writes the entries of one route's exchanges, or of exchanges without a route."""
 
     __slots__ = ("_account", "_origins", "_second", "_second_bytes", "_service")
 
@@ -47,10 +46,10 @@ class EntryFormat:
         self._second_bytes = b""
 
     def entry(self, exchange: ExchangeView, *, groups: bool) -> bytes:
-        """The message; without an account for a stranger on a host listener, see `under`.
+        """Return the message. An exchange without a route on a host listener has no account, see `under`.
 
         Args:
-            groups: whether management reads `user_groups`.
+            groups: true if management reads `user_groups`.
         """
         account = self._account
         if account is None:
@@ -58,14 +57,14 @@ class EntryFormat:
             account = b"\0" if origin is None or origin.account is None else _text(origin.account)
         status = status_of(exchange)
         who, denial = exchange.identity, exchange.denial
-        known = None
+        caller = None
         if who is not None:
-            known = _CALLERS.get(who) or _caller(who)
+            caller = _CALLERS.get(who) or _caller(who)
         mechanism = user = b"\0"  # an empty text: its length
         if denial is not None and denial.code in RESTRICTIONS:
             mechanism = _text(denial.code)
-        elif known is not None:
-            mechanism, user, _ = known
+        elif caller is not None:
+            mechanism, user, _ = caller
         duration = exchange.ended_ns - exchange.started_ns
         seconds, nanos = divmod(int(exchange.started_at * 1e9) + duration, 1_000_000_000)
         if seconds != self._second:
@@ -100,13 +99,13 @@ class EntryFormat:
             entry += b"\x8a\x01" + _sized(b"\x0a\x04code\x12" + _sized(code))
         if exchange.notes and (observed := exchange.notes.get(OBSERVED)):
             entry += b"\x8a\x01" + _sized(b"\x0a\x08observed\x12" + _sized(str(observed).encode()))
-        if groups and known is not None:
-            entry += known[2]
+        if groups and caller is not None:
+            entry += caller[2]
         return entry
 
 
 def _caller(who: Identity) -> tuple[bytes, bytes, bytes]:
-    # NetBird says `oidc` of both, and keeps the user only then.
+    # NetBird calls both `oidc`, and stores the user only for these.
     method = "oidc" if who.method == "tunnel" else who.method
     user = _text(who.user_id) if method == "oidc" else b"\0"
     groups = b"".join([b"\xc2\x3e" + _sized((group.name or group.id).encode()) for group in who.groups])
@@ -114,12 +113,12 @@ def _caller(who: Identity) -> tuple[bytes, bytes, bytes]:
 
 
 def under(account: str, entry: bytes) -> bytes:
-    """An entry that has no account, told as this one's: of a field that stands twice the last one counts."""
+    """Return an entry with this account. A field that occurs twice has the value of the last occurrence."""
     return entry + b"\x1a" + _text(account)
 
 
 def request_of(entries: list[bytes], *, batch: bool) -> bytes:
-    """A `SendAccessLogRequest` with these entries; with one where management takes no batches."""
+    """Return a `SendAccessLogRequest`. Without `batch`, for a management that takes no batches, it has one entry."""
     if not batch:
         (entry,) = entries
         return b"\x0a" + _sized(entry)
@@ -130,10 +129,10 @@ _SMALL = [wire_varint(number) for number in range(2048)]
 
 
 def varint(number: int) -> bytes:
-    """A whole number that is not negative, seven bits a byte."""
+    """Encode a non-negative integer in seven bits per byte."""
     if number < 2048:
         return _SMALL[number]
-    if 268_435_456 <= number < 34_359_738_368:  # nanoseconds, mostly
+    if 268_435_456 <= number < 34_359_738_368:  # the usual size of nanoseconds
         return bytes(
             (
                 number & 127 | 128,
@@ -155,7 +154,7 @@ def _text(text: str) -> bytes:
 
 
 def _readable(raw: bytes) -> bytes:
-    """Decoded, as management shows it. A NUL would be refused by some of its databases."""
+    """Return a path percent-decoded, as management shows it. Some databases refuse a NUL, so it is replaced."""
     if _PERCENT in raw:
         raw = unquote_to_bytes(raw)
     if not raw.isascii() or _NUL in raw:

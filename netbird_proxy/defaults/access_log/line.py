@@ -1,14 +1,14 @@
-"""What the operator's log says about an exchange that is over: one JSON object on one line.
+"""Lines of the operator's access log: for each exchange one JSON object on one line.
 
-In this order; what is empty is left out, and a query string, a header value or a body is never in it.
+The members stand in this order. Empty ones are left out. Query strings, header values and bodies are never logged.
 
-- `timestamp`: when the head was complete; `level`, `event`: `info`, `exchange.done`
+- `timestamp`: the time at which the head was complete; `level`, `event`: `info`, `exchange.done`
 - `exchange`, `method`, `scheme`, `host`, `path` (raw, without its query), `status`, `duration_ms`
 - `bytes_received`, `bytes_sent` (bodies), `client`, `listener`, `account`, `service`, `upstream`
-- `tries`, where there was more than one
-- `user`, `groups`, `auth` (how the caller was known: `tunnel`, `password`, …), `by` (the plugin that knew)
-- `code`: why it was refused or failed
-- `observed`: what guards that only observe would have refused, as `plugin:code`
+- `tries`, if more than one
+- `user`, `groups`, `auth` (the method of authentication: `tunnel`, `password`, …), `by` (the plugin that authenticated)
+- `code` of a refusal or a failure
+- `observed`: refusals of guards that only observe, as `plugin:code`
 """
 
 from __future__ import annotations
@@ -28,24 +28,23 @@ _CALLERS: IdentityCache[Identity, bytes] = IdentityCache(_REMEMBERED)
 
 
 def status_of(exchange: ExchangeView) -> int:
-    """What the log says: 499 when the client left, whatever head it had been sent."""
+    """Return the status for the log: 499 if the client left, even after a response head was sent."""
     error, status = exchange.error, exchange.status
     if error is not None and status != 101 and (status == 0 or error.code == "client_gone"):
         return error.status
-    return status or 499  # 101: an upgraded connection ends by somebody leaving
+    return status or 499  # 101: every upgraded connection ends because one side leaves
 
 
 class LineFormat:
-    """Writes the lines of one route's exchanges, or of those that have no route.
+    """Writes the lines of one route's exchanges, or of exchanges without a route.
 
-    Every text goes through the JSON encoder: nothing a client sends can end a string or a line. What is the same for
-    many exchanges goes through it once.
+    Every text is JSON-encoded, so a client cannot end a string or a line. Encoded texts are reused between exchanges.
     """
 
     __slots__ = ("_account", "_ends", "_route", "_second", "_second_text", "_service")
 
     def __init__(self, route: RouteSpec | None) -> None:
-        self._route = route  # also keeps its upstreams alive, whose identities are keys
+        self._route = route  # also keeps its upstreams alive, whose ids are keys
         self._account = "" if route is None else route.account
         self._service = "" if route is None else route.service
         self._ends: dict[tuple[str, str | None, int], bytes] = {}
@@ -91,30 +90,30 @@ class LineFormat:
             line += _CALLERS.get(who) or _caller(who)
         why = exchange.denial or exchange.error
         if why is not None:
-            line += _said("code", why.code)
+            line += _member("code", why.code)
         if exchange.notes:
-            line += _said("observed", str(exchange.notes.get(OBSERVED, "")))
+            line += _member("observed", str(exchange.notes.get(OBSERVED, "")))
         return line + b"}\n"
 
     def _end(self, listener: str, origin_account: str | None, upstream: Upstream | None) -> bytes:
         account = self._account or origin_account or ""
-        end = _said("listener", listener) + _said("account", account) + _said("service", self._service)
-        end += _said("upstream", "" if upstream is None else str(upstream))
-        if upstream is None or (self._route is not None and any(upstream is one for one in self._route.upstreams)):
+        end = _member("listener", listener) + _member("account", account) + _member("service", self._service)
+        end += _member("upstream", "" if upstream is None else str(upstream))
+        if upstream is None or (self._route is not None and any(upstream is own for own in self._route.upstreams)):
             self._ends[listener, origin_account, id(upstream)] = end
         return end
 
 
-def _said(name: str, text: str) -> bytes:
+def _member(name: str, text: str) -> bytes:
     return b',"%b":%b' % (name.encode(), _json(text)) if text else b""
 
 
 def _caller(who: Identity) -> bytes:
-    said = _said("user", who.user_id)
+    members = _member("user", who.user_id)
     if who.groups:
-        said += b',"groups":' + _json([group.name or group.id for group in who.groups])
-    said += _said("auth", who.method) + _said("by", who.by)
-    return _CALLERS.keep(who, said)
+        members += b',"groups":' + _json([group.name or group.id for group in who.groups])
+    members += _member("auth", who.method) + _member("by", who.by)
+    return _CALLERS.keep(who, members)
 
 
 def _text(text: str) -> bytes:

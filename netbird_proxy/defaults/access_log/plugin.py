@@ -1,4 +1,4 @@
-"""The access log's hooks."""
+"""The hooks of the access log."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from netbird_proxy.defaults.access_log.sender import Sender
 log = structlog.get_logger("netbird_proxy.access_log")
 
 CLOSE_TIMEOUT = 2.0
+# Exchanges are formatted together, after GATHER seconds or GATHERED exchanges. Formatting them one at a time, between
+# the other work of an exchange, takes five times as long, because its data has left the processor's caches.
 GATHER = 0.02
 GATHERED = 64
-"""Exchanges are put into words together, after so many seconds or so many of them. One at a time, between all the other
-work of an exchange, the same code finds its own data gone from the processor's caches and takes five times as long."""
 LONG_PATH = 1024
-"""Bytes. An exchange with a longer one is put into words at once: what is remembered of it is cut."""
+"""Bytes of a path. An exchange with a longer path is formatted at once, so that waiting exchanges stay small."""
 
 
 class AccessLogOptions(BaseModel):
@@ -42,19 +42,19 @@ class AccessLogOptions(BaseModel):
 
 
 class AccessLog:
-    """One line an exchange, and one entry for management."""
+    """Writes one line and one entry for management for each exchange."""
 
     def __init__(self) -> None:
         self._writer: LineWriter | None = None
         self._sender: Sender | None = None
-        self._accounts: set[str] = set()  # those that had a route
+        self._accounts: set[str] = set()  # accounts that had a route
         self._proxy: Proxy | None = None  # while it runs
         self._gathered: list[tuple[Observer, ExchangeView]] = []
         self._timer: asyncio.TimerHandle | None = None
 
     @hookimpl
     def describe(self) -> PluginInfo:
-        return PluginInfo(summary="one line an exchange, here and at management", options=AccessLogOptions)
+        return PluginInfo(summary="one line for each exchange, in the log and at management", options=AccessLogOptions)
 
     @hookimpl
     def lifespan(self, proxy: Proxy) -> AbstractAsyncContextManager[None]:
@@ -97,22 +97,22 @@ class AccessLog:
         finally:
             self._proxy = self._writer = None
             if writer is not None and not await asyncio.to_thread(writer.close, CLOSE_TIMEOUT):
-                log.error("access_log.lines_lost", reason="the output took no more when the process ended")
+                log.error("access_log.lines_lost", reason="the output accepted no more lines when the process ended")
 
     def _reopen(self, report: ReloadReport) -> None:
         if self._writer is not None and self._writer.path is not None:
             self._writer.reopen()
-            report.done.append(f"access log {self._writer.path}, opened anew")
+            report.done.append(f"access log {self._writer.path}, reopened")
 
     @hookimpl
     def observe(self, route: RouteSpec | None) -> Observer | None:
-        unwanted = [] if route is None else [upstream.disable_access_log for upstream in route.upstreams]
-        if unwanted and all(unwanted):
+        disabled = [] if route is None else [upstream.disable_access_log for upstream in route.upstreams]
+        if disabled and all(disabled):
             return None
         lines, entries = LineFormat(route), EntryFormat(route)
-        ours_alone = route is not None and not route.account  # a mapping of the file's: management does not know it
+        from_file = route is not None and not route.account  # management does not know a mapping of the file
         if route is not None and route.account and len(self._accounts) < 2:
-            self._accounts.add(route.account)  # all that is asked is whether there is one, and which
+            self._accounts.add(route.account)  # the sender only asks whether there is exactly one
 
         def record(exchange: ExchangeView) -> None:
             raw = exchange.raw_path
@@ -128,11 +128,11 @@ class AccessLog:
         def format_and_send(exchange: ExchangeView) -> None:
             if (writer := self._writer) is not None:
                 writer.write(lines.line(exchange))
-            if (sender := self._sender) is not None and not ours_alone:
+            if (sender := self._sender) is not None and not from_file:
                 groups = exchange.identity is not None and sender.batches
                 entry = entries.entry(exchange, groups=groups)
                 if route is None and (exchange.origin is None or exchange.origin.account is None):
-                    sender.put_stranger(entry)
+                    sender.put_without_account(entry)
                 else:
                     sender.put(entry)
 
@@ -140,7 +140,7 @@ class AccessLog:
             if not (exchange.tries and exchange.tries[-1].upstream.disable_access_log):
                 record(exchange)
 
-        return record_unless_disabled if any(unwanted) else record
+        return record_unless_disabled if any(disabled) else record
 
     def _format_gathered(self) -> None:
         if self._timer is not None:
@@ -150,13 +150,13 @@ class AccessLog:
         for format_and_send, exchange in gathered:
             try:
                 format_and_send(exchange)
-            except Exception as exc:  # it must not take the others with it
+            except Exception as exc:  # a failure of one must not lose the others
                 if self._proxy is not None:
                     self._proxy.count("observer_failed")
                 log.warning("access_log.failed", exchange=exchange.id, error=f"{type(exc).__name__}: {exc}")
 
 
 def _on_loop(loop: asyncio.AbstractEventLoop, call: Callable[[int, str], None], lines: int, why: str) -> None:
-    """From the writer's thread: counters belong to the loop. After its end nobody is left to be told."""
+    """Call from the writer's thread into the loop, which owns the counters. Does nothing after the end of the loop."""
     with suppress(RuntimeError):
         loop.call_soon_threadsafe(call, lines, why)

@@ -1,11 +1,11 @@
-"""Entries on their way to management: a bounded queue, and workers that empty it. No entry is taken twice.
+"""Sends access log entries to management: a bounded queue, and workers that empty it.
 
-An exchange for a host that nobody has belongs to no account. A management-wide token may report it; an account's token
-may not, and which of the two ours is only a refusal tells. From then on such entries go under the one account that we
-serve, or nowhere.
+An exchange for an unknown host belongs to no account. A token for all of management may report it; the token of one
+account may not. The proxy learns from management's first refusal that its token is an account's. From then on it sends
+such entries under the only account that it serves, or drops them.
 
-While management is away, starts again or has no room, calls are made again: an entry has an id, by which management
-knows one that it has already.
+While management is unreachable, restarts or is overloaded, calls are repeated. Management recognises an entry that it
+has already by its id.
 """
 
 from __future__ import annotations
@@ -26,39 +26,39 @@ from netbird_wire.proxy_service_pb2 import SendAccessLogRequest
 log = structlog.get_logger("netbird_proxy.access_log")
 
 WORKERS = 64
-"""Calls under way at most. NetBird's management takes one entry a call, so several must be."""
+"""Maximum number of concurrent calls. NetBird's management takes one entry per call, so many are needed."""
 BATCH = 256
 GATHER = 0.2
-"""Seconds for which entries of one batch are gathered: a call costs as much as a hundred entries."""
+"""Seconds for which the entries of a batch are collected: a call costs as much as a hundred entries."""
 CALL_TIMEOUT = 10.0
 FIRST_DELAY, LONGEST_DELAY = 0.2, 2.0
-"""Seconds before a call is made again."""
+"""Shortest and longest delay in seconds before a call is repeated."""
 KEEP, KEEP_ELSEWHERE = 300.0, 30.0
-"""Seconds for which a call is made again and again. Other managements than ours may take an entry that they have for a
-failure of their own, and each such call would hold a worker."""
+"""Maximum seconds for which a call is repeated: with this project's management, and with others. Another management may
+fail for an entry that it has already, and each such call would occupy a worker."""
 DRAIN_TIMEOUT = 2.0
-TELL_INTERVAL = 10.0
-"""Seconds between two lines about lost entries."""
+REPORT_INTERVAL = 10.0
+"""Minimum seconds between two log lines about lost entries."""
 
 
 class _Call(NamedTuple):
-    """What travels together: only entries of accounts, or only strangers', so that neither is refused for the other."""
+    """Entries of one call: either with an account or without, so that management's refusal affects only one kind."""
 
     entries: list[bytes]
-    strangers: bool
+    without_account: bool
 
 
 class Sender:
-    """Takes entries on the loop's hot path and sends them behind its back."""
+    """Queues entries on the request path, and sends them from tasks of its own."""
 
     def __init__(self, proxy: Proxy, accounts: Collection[str], *, queue: int) -> None:
         """Args:
-        accounts: those that have, or had, a route here; grows meanwhile.
+        accounts: accounts that have, or had, a route on this proxy. The caller adds to it.
         """
         self._proxy = proxy
         self._accounts = accounts
-        self._scoped = False  # our token is an account's: management has refused a stranger's entry
-        self._strangers: list[bytes] = []
+        self._scoped = False  # the token is an account's: management has refused an entry without an account
+        self._without_account: list[bytes] = []
         self._loop = asyncio.get_running_loop()
         self._room = queue
         self._gathered: list[bytes] = []
@@ -67,15 +67,15 @@ class Sender:
         self._under_way = 0
         self._leaving = asyncio.Event()
         self._lost = 0
-        self._told_at = float("-inf")
+        self._reported_at = float("-inf")
 
     @property
     def batches(self) -> bool:
-        """Whether management is ours, reads many entries a call, and their groups."""
+        """True if management accepts many entries per call, with the groups of the caller."""
         return Extension.ACCESS_LOG_BATCH in self._proxy.management.extensions
 
     def put(self, entry: bytes) -> None:
-        """Take an entry; drop and count it when the queue is full."""
+        """Queue an entry; if the queue is full, drop and count it."""
         if not self._room:
             self._lose(1, "the queue is full")
             return
@@ -88,11 +88,11 @@ class Sender:
             self._timer.cancel()
             self._hand_over()
 
-    def put_stranger(self, entry: bytes) -> None:
-        """Take the entry of an exchange for a host that nobody has."""
+    def put_without_account(self, entry: bytes) -> None:
+        """Queue the entry of an exchange for an unknown host."""
         if self._scoped:
             if len(self._accounts) != 1:
-                self._lose(1, "nobody has the host, and our token is an account's")
+                self._lose(1, "the host is unknown, and the proxy's token is an account's")
                 return
             (account,) = self._accounts
             self.put(under(account, entry))
@@ -101,13 +101,13 @@ class Sender:
             self._lose(1, "the queue is full")
             return
         self._room -= 1
-        self._strangers.append(entry)
+        self._without_account.append(entry)
         if self._timer is None:
             self._timer = self._loop.call_later(GATHER, self._hand_over)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Send while this lasts; on leaving, for a bounded time, what is still there."""
+        """Send while the context is open; at its end, send the remaining entries for at most DRAIN_TIMEOUT seconds."""
         async with asyncio.TaskGroup() as tasks:
             workers = [tasks.create_task(self._work()) for _ in range(WORKERS)]
             try:
@@ -126,16 +126,16 @@ class Sender:
         while not self._calls.empty():
             left += len(self._calls.get_nowait().entries)
         if left:
-            self._told_at = float("-inf")
+            self._reported_at = float("-inf")
             self._lose(left, "the process ends")
 
     def _hand_over(self) -> None:
         self._timer = None
-        for entries, strangers in ((self._gathered, False), (self._strangers, True)):
+        for entries, without_account in ((self._gathered, False), (self._without_account, True)):
             size = BATCH if self.batches else 1
             for start in range(0, len(entries), size):
-                self._calls.put_nowait(_Call(entries[start : start + size], strangers))
-        self._gathered, self._strangers = [], []
+                self._calls.put_nowait(_Call(entries[start : start + size], without_account))
+        self._gathered, self._without_account = [], []
 
     async def _work(self) -> None:
         while True:
@@ -145,20 +145,20 @@ class Sender:
             try:
                 await self._deliver(call)
             except ManagementRefused as error:
-                if not call.strangers:
+                if not call.without_account:
                     self._lose(len(call.entries), str(error))
                 else:
                     self._scoped = True
                     for entry in call.entries:
-                        self.put_stranger(entry)
-                    if self._leaving.is_set() and self._timer is not None:  # nobody would wait for it
+                        self.put_without_account(entry)
+                    if self._leaving.is_set() and self._timer is not None:  # the timer would fire too late
                         self._timer.cancel()
                         self._hand_over()
-            except Exception as error:  # a log that cannot be sent is no reason to end the proxy
+            except Exception as error:  # a failure to send must not end the proxy
                 self._lose(len(call.entries), str(error) if isinstance(error, ManagementError) else repr(error))
             finally:
                 self._calls.task_done()
-            self._under_way -= len(call.entries)  # not where this is cancelled: nobody knows of those
+            self._under_way -= len(call.entries)  # not if cancelled: it is not known whether management has them
 
     async def _deliver(self, call: _Call) -> None:
         backoff, until = (
@@ -186,6 +186,7 @@ class Sender:
         self._proxy.count("access_log_lost", number)
         self._lost += number
         now = time.monotonic()
-        if now - self._told_at >= TELL_INTERVAL:  # management away means thousands; the lines themselves are kept
+        # Without management thousands of entries are lost, and a line for each would flood the log.
+        if now - self._reported_at >= REPORT_INTERVAL:
             log.error("access_log.lost", entries=self._lost, reason=why)
-            self._told_at, self._lost = now, 0
+            self._reported_at, self._lost = now, 0

@@ -154,7 +154,7 @@ async def test_code_that_is_none_is_not_told(code: str) -> None:
     [
         (403, "tunnel_required", "This service is reachable through its private network only."),
         (403, "own_code", "You are not allowed to use this service."),
-        (429, "own_code", "There were too many requests."),
+        (429, "own_code", "Too many requests."),
         (451, "own_code", "The request was refused."),
         (599, "own_code", "The service is not available."),
     ],
