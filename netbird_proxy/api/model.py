@@ -297,6 +297,7 @@ class ServiceMapping:
 
 __all__ = [
     "ALLOW",
+    "OWN_PATHS",
     "AccountId",
     "Address",
     "Challenge",
