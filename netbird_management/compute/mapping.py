@@ -136,7 +136,7 @@ def build(service: Service, account: AccountSnapshot, hooks: Hooks) -> BuiltMapp
     mapping = _core(service, account)
     if not account.is_proved(service):
         return BuiltMapping(mapping, withheld="its custom domain is not validated yet")
-    if reason := _lost(service, account):
+    if reason := _unreachable_reason(service, account):
         return BuiltMapping(mapping, withheld=reason)
     if missing := (*unclaimed(service, hooks), *extensions.unclaimed(service, hooks)):
         return BuiltMapping(mapping, withheld=f"no plugin of management claims {', '.join(missing)}")
@@ -159,7 +159,7 @@ def build(service: Service, account: AccountSnapshot, hooks: Hooks) -> BuiltMapp
     return BuiltMapping(mapping, needed=extensions.guarding(mapping, hooks), predicates=predicates, wire=wire)
 
 
-def _lost(service: Service, account: AccountSnapshot) -> str:
+def _unreachable_reason(service: Service, account: AccountSnapshot) -> str:
     """The reason why no enabled target can be reached; "" while one can, and for a service without enabled targets."""
     enabled = [target for target in service.targets if target.enabled]
     if not enabled or any(resolve(target, account) != UNKNOWN_HOST for target in enabled):

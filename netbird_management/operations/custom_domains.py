@@ -201,7 +201,7 @@ async def prove_domains_again(state: State, resolver: Resolver) -> None:
             chosen.append(row)
     answers = await asyncio.gather(*(_is_still_proved(resolver, row) for row in chosen))
     for row, answer in zip(chosen, answers, strict=True):
-        await _note(state, row, answer)
+        await _record_answer(state, row, answer)
 
 
 async def _is_still_proved(resolver: Resolver, row: DomainRow) -> bool | None:
@@ -210,7 +210,7 @@ async def _is_still_proved(resolver: Resolver, row: DomainRow) -> bool | None:
     )
 
 
-async def _note(state: State, row: DomainRow, answer: bool | None) -> None:
+async def _record_answer(state: State, row: DomainRow, answer: bool | None) -> None:
     moment, account_id = now(), AccountId(row.account_id)
     asked = update(DomainRow).where(DomainRow.id == row.id).values(asked_at=moment)
     async with state.write() as session:
