@@ -1,1 +1,1 @@
-"""The public API over HTTP: one router a resource."""
+"""The public API over HTTP, with a router for each resource."""

@@ -1,5 +1,6 @@
 """The caller's account."""
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter
@@ -105,39 +106,16 @@ async def put_account(
     account_id: str,
     caller: Annotated[AuthenticatedUser, allowed("settings", "update")],
     context: InContext,
-    given: Annotated[AccountBody, sent_as(AccountBody)],
+    body: Annotated[AccountBody, sent_as(AccountBody)],
 ) -> Response:
+    """Changes the settings. An optional field that is absent keeps its value."""
     account = _own(account_id, caller)
-    body = given.settings
-    if body is None:
-        raise BadRequest("settings are required")
-    for name in REQUIRED:
-        if getattr(body, name) is None:
-            raise BadRequest(f"settings.{name} is required")
-    for name, network in (("network_range", account.network), ("network_range_v6", account.network_v6)):
-        if getattr(body, name) not in ("", str(network)):
-            raise InvalidArgument(f"settings.{name} cannot be changed: peers have addresses of it")
-    if body.ipv6_enabled_groups not in (None, _ipv6_groups(caller.account)):
-        raise InvalidArgument("settings.ipv6_enabled_groups is not supported: it can only be the group All")
-    old = account.settings
-
-    def kept(value: bool | None, stored: bool) -> bool:
-        return stored if value is None else value
-
-    settings = AccountSettings(
-        peer_login_expiration=body.peer_login_expiration or 0,
-        peer_inactivity_expiration=body.peer_inactivity_expiration or 0,
-        peer_expose_groups=tuple(GroupId(id_) for id_ in body.peer_expose_groups or ()),
-        groups_propagation_enabled=old.groups_propagation_enabled,
-        routing_peer_dns_resolution_enabled=kept(
-            body.routing_peer_dns_resolution_enabled, old.routing_peer_dns_resolution_enabled
-        ),
-        lazy_connection_enabled=kept(body.lazy_connection_enabled, old.lazy_connection_enabled),
-        user_approval_required=kept(
-            None if body.extra is None else body.extra.user_approval_required, old.user_approval_required
-        ),
-    )
-    await update_account(context.state, account.id, SettingsChange(settings, body.dns_domain))
+    sent = body.settings
+    if sent is None:
+        raise BadRequest("settings is required")
+    _check(sent, caller.account)
+    settings = _changed(account.settings, sent)
+    await update_account(context.state, account.id, SettingsChange(settings, sent.dns_domain))
     return ApiResponse(account_json(context.account_of(caller)))
 
 
@@ -145,7 +123,7 @@ async def put_account(
 async def remove_account(
     account_id: str, caller: Annotated[AuthenticatedUser, allowed("accounts", "delete")], context: InContext
 ) -> Response:
-    """The account with everything in it; the caller's own token goes as well."""
+    """Deletes the account with everything in it, the caller's own token included."""
     await delete_account(context.state, _own(account_id, caller).id)
     return ApiResponse({})
 
@@ -156,6 +134,35 @@ def _own(account_id: str, caller: AuthenticatedUser) -> Account:
     return caller.account.account
 
 
+def _check(sent: SettingsBody, account: AccountSnapshot) -> None:
+    """Raises `BadRequest` for an absent field, and `InvalidArgument` for a change of what cannot change."""
+    for name in REQUIRED:
+        if getattr(sent, name) is None:
+            raise BadRequest(f"settings.{name} is required")
+    stored = account.account
+    for name, network in (("network_range", stored.network), ("network_range_v6", stored.network_v6)):
+        if getattr(sent, name) not in ("", str(network)):
+            raise InvalidArgument(f"settings.{name} cannot be changed: peers have addresses in {network}")
+    if sent.ipv6_enabled_groups not in (None, _ipv6_groups(account)):
+        raise InvalidArgument("settings.ipv6_enabled_groups is not supported; it must be the group All")
+
+
+def _changed(stored: AccountSettings, sent: SettingsBody) -> AccountSettings:
+    """The stored settings with the values that the client sent."""
+    optional: dict[str, Any] = {
+        "lazy_connection_enabled": sent.lazy_connection_enabled,
+        "routing_peer_dns_resolution_enabled": sent.routing_peer_dns_resolution_enabled,
+        "user_approval_required": None if sent.extra is None else sent.extra.user_approval_required,
+    }
+    return replace(
+        stored,
+        peer_login_expiration=sent.peer_login_expiration or 0,
+        peer_inactivity_expiration=sent.peer_inactivity_expiration or 0,
+        peer_expose_groups=tuple(GroupId(id_) for id_ in sent.peer_expose_groups or ()),
+        **{name: value for name, value in optional.items() if value is not None},
+    )
+
+
 def _ipv6_groups(account: AccountSnapshot) -> list[str]:
-    """Every peer whose software takes part in IPv6 does."""
+    """The groups whose peers use IPv6: the group All, as every peer whose software supports IPv6 uses it."""
     return [account.group_all.id]

@@ -62,9 +62,9 @@ def create_app(
     *,
     allowed_origins: Sequence[str] = (),
 ) -> ASGIApp:
-    """The whole API under `/api`. Pages of `allowed_origins` may call it, those of other sites may not.
+    """The whole API under `/api`. A browser lets pages of `allowed_origins` call it, and no other site's pages.
 
-    `extra` are the plugins' routers. Raises `HookError` for one that cannot be added.
+    `extra` are the plugins' routers. Raises `HookError` for a router that cannot be added.
     """
     served = _served(extra) if extra else _own()
     app = with_bounded_bodies(served, limits or RestLimits(), context.state.count)
@@ -73,7 +73,8 @@ def create_app(
 
 @cache
 def _own() -> FastAPI:
-    """Made once, as routes take long to make; the context comes with each request."""
+    """The host's own routes. They are slow to build, so all hosts of a process share them; each request carries its
+    host's context."""
     return _served(())
 
 
@@ -89,7 +90,7 @@ def _served(extra: Sequence[tuple[str, APIRouter]]) -> FastAPI:
 
 
 def api(extra: Sequence[tuple[str, APIRouter]] = ()) -> FastAPI:
-    """The routes by themselves, to be described."""
+    """The routes without limits, log and context: enough to generate the OpenAPI document from."""
     app = FastAPI(title="netbird-management", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     for router in OWN:
         app.include_router(router, prefix=PREFIX, responses=errors.REFUSED)
@@ -98,7 +99,7 @@ def api(extra: Sequence[tuple[str, APIRouter]] = ()) -> FastAPI:
 
 
 def described(extra: Sequence[tuple[str, APIRouter]] = ()) -> dict[str, Any]:
-    """The document of the API, with the plugins' routes."""
+    """The OpenAPI document, with the plugins' routes."""
     return openapi.document(api(extra), OWN)
 
 

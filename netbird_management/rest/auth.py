@@ -1,5 +1,5 @@
-"""Who calls the API: a personal access token or one of the identity provider's in `Authorization`, and nothing else.
-Cookies never authenticate here."""
+"""Authentication of API requests: a personal access token, or an ID token of the identity provider, in `Authorization`.
+Cookies never authenticate a request."""
 
 import logging
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ class AuthenticatedUser:
         return may(self.user, module, operation)
 
 
-# Only the OpenAPI document reads it.
+# The OpenAPI document alone uses this; `authenticate` reads the header itself.
 _SCHEME = APIKeyHeader(
     name="Authorization",
     scheme_name="token",
@@ -63,7 +63,7 @@ _SCHEME = APIKeyHeader(
 async def authenticate(
     request: Request, context: Annotated[Context, Depends(context_of)], _header: Annotated[str | None, Depends(_SCHEME)]
 ) -> AuthenticatedUser:
-    """Raises `Unauthorized`, and `PermissionDenied` for a user who is blocked or not approved yet."""
+    """Raises `Unauthorized`, and `PermissionDenied` for a user who is blocked or awaits approval."""
     try:
         return await _authenticated_user(request, context)
     except (Unauthorized, PermissionDenied) as error:
@@ -95,17 +95,21 @@ async def _authenticated_user(request: Request, context: Context) -> Authenticat
 
 
 async def _user_of(token: str, scheme: str, context: Context) -> UserId | None:
-    """Personal tokens under either scheme; the provider's as `Bearer` alone, of people who have logged in before."""
+    """The owner of the token; None if the token is not valid. `scheme` is as the client sent it.
+
+    A personal token is valid under either scheme, an ID token only as `Bearer` and only of a user who has logged in
+    before.
+    """
     if scheme.lower() == "bearer" and token.count(".") == 2 and context.sign_on is not None:
         try:
             return await context.sign_on.bearer(token)
         except ProviderFailed as error:
-            raise HTTPException(503, "the identity provider cannot be asked") from error
+            raise HTTPException(503, "the identity provider is unavailable") from error
     return await user_of_token(context.state, token)
 
 
 def allowed(module: str, operation: Operation) -> Any:
-    """A dependency: the caller, if their role lets them do this. Raises `PermissionDenied` otherwise."""
+    """A dependency that yields the caller. Raises `PermissionDenied` unless their role permits the operation."""
 
     async def check(caller: Annotated[AuthenticatedUser, Depends(authenticate)]) -> AuthenticatedUser:
         if not caller.may(module, operation):

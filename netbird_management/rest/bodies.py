@@ -1,7 +1,7 @@
-"""What request bodies may say: every value of theirs does something, or is refused by name.
+"""Validation of request bodies: management acts on every value it accepts, and refuses the others by field name.
 
-NetBird's clients send more members than this management acts on. Bodies declare those as `Only` a value, and accept
-them as long as they ask for what holds anyway; a member that no body declares may only be unset.
+NetBird's clients send more fields than this management supports. A body declares such a field as `Only` its supported
+value; a field that no body declares must be unset.
 """
 
 import json
@@ -14,12 +14,12 @@ from pydantic import BaseModel, ConfigDict
 from netbird_management.model.errors import InvalidArgument
 
 LONGEST: Final = 255
-"""Characters of a text, where nothing else is declared: what PostgreSQL's columns and clients' lists take."""
+"""Maximum length of a string without a declaration of its own, in characters: the width of PostgreSQL's columns."""
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Declares how long a text may be, in characters, and whether it may have several lines."""
+    """Declares the maximum length of a string, in characters, and whether it may contain line breaks and tabs."""
 
     longest: int = LONGEST
     lines: bool = False
@@ -27,7 +27,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Only:
-    """Declares a member that can only have one value, as nothing here would act on another."""
+    """Declares the only supported value of a field; any other value except an unset one is refused."""
 
     value: Any
 
@@ -36,15 +36,16 @@ DESCRIPTION: Final = Text(1024, lines=True)
 
 
 class Body(BaseModel):
-    """Base of what callers send; types are not bent into one another."""
+    """Base of all request bodies. Values are not converted: the string "1" is no integer."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
     answer: ClassVar[type[BaseModel] | None] = None
-    """The answer of the same resource. Clients send its members back; those that no body has change nothing."""
+    """The response of the same resource. Clients send its fields back; those that the body does not declare are
+    ignored."""
 
 
 def check(body: BaseModel) -> None:
-    """Raises `InvalidArgument` that names the first member whose value would do nothing, or is no usable text."""
+    """Raises `InvalidArgument` that names the first field with an unsupported value or a malformed string."""
     _check(body, "")
 
 
@@ -53,7 +54,7 @@ def _check(body: BaseModel, above: str) -> None:
         value, where = getattr(body, name), above + name
         for only in field.metadata:
             if isinstance(only, Only) and not (value is None or value == only.value or _are_unset(value, only.value)):
-                raise InvalidArgument(f"{where} is not supported: it can only be {json.dumps(only.value)}")
+                raise InvalidArgument(f"{where} is not supported; it must be {json.dumps(only.value)}")
         kind = next((entry for entry in field.metadata if isinstance(entry, Text)), Text())
         for at, inside in _inside(value, where):
             if isinstance(inside, BaseModel):
@@ -67,7 +68,7 @@ def _check(body: BaseModel, above: str) -> None:
 
 
 def _inside(value: object, where: str) -> Iterator[tuple[str, BaseModel | str]]:
-    """The texts and models of a value, with the names of members among the texts."""
+    """The strings and models within a value, each with its path; the keys of a dictionary are among the strings."""
     if isinstance(value, str | BaseModel):
         yield where, value
     elif isinstance(value, list):
@@ -86,7 +87,7 @@ def _check_text(where: str, text: str, kind: Text) -> None:
     if any(
         (char < " " or "\x7f" <= char < "\xa0" or "\ud800" <= char < "\ue000") and char not in allowed for char in text
     ):
-        raise InvalidArgument(f"{where} must have no control characters")
+        raise InvalidArgument(f"{where} must not contain control characters")
 
 
 def _are_unset(*values: Any) -> bool:
@@ -94,7 +95,7 @@ def _are_unset(*values: Any) -> bool:
 
 
 def _is_unset(value: Any) -> bool:
-    """Whether a value asks for nothing: empty, off, zero, or made of such values alone."""
+    """True for a value that requests nothing: empty, false, zero, or a dictionary of such values."""
     if isinstance(value, dict):
         return all(_is_unset(item) for item in value.values())
     return not value

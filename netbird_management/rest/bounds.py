@@ -1,6 +1,6 @@
-"""What a client of the API may take before anybody knows who it is: connections, time, and the size of a request.
+"""Limits on clients that have not authenticated yet: connections, duration and size of a request.
 
-uvicorn's faster parser keeps heads of any length, so this is the other one, which has a limit.
+uvicorn's default parser, httptools, buffers request heads of any length; h11 has a limit, so the host uses h11.
 """
 
 import asyncio
@@ -20,7 +20,15 @@ Count = Callable[[str], object]
 
 @dataclass(frozen=True, slots=True)
 class RestLimits:
-    """Bytes and seconds; `request_seconds` are for a whole request, from its first byte or the connection's start."""
+    """Limits of the REST port.
+
+    Attributes:
+        connections: maximum number of open connections; a further one is closed at once.
+        head_bytes: maximum size of a request's head; beyond it 400.
+        body_bytes: maximum size of a request's body; beyond it 400.
+        request_seconds: maximum time until a request is complete, from its first byte, or from the start of the
+            connection for the first request; on expiry the connection is closed.
+    """
 
     connections: int = 1024
     head_bytes: int = 65_536
@@ -29,7 +37,7 @@ class RestLimits:
 
 
 def protocol(limits: RestLimits, count: Count) -> type[H11Protocol]:
-    """What speaks HTTP with one client."""
+    """uvicorn's h11 protocol with the limits on connections and on the duration of a request."""
 
     class Bounded(H11Protocol):
         _late: asyncio.TimerHandle | None = None
@@ -55,7 +63,7 @@ def protocol(limits: RestLimits, count: Count) -> type[H11Protocol]:
             self._watch(self._is_awaited())
 
         def _is_awaited(self) -> bool:
-            """Whether part of a request is here, and the rest of it is not."""
+            """True while a request has begun to arrive and is not complete."""
             state = self.conn.their_state
             return state is h11.SEND_BODY or (state is h11.IDLE and bool(self.conn.trailing_data[0]))
 
@@ -74,7 +82,7 @@ def protocol(limits: RestLimits, count: Count) -> type[H11Protocol]:
 
 
 def with_bounded_bodies(app: ASGIApp, limits: RestLimits, count: Count) -> ASGIApp:
-    """Requests with larger bodies are answered 400, and are not read to their end."""
+    """Answers 400 to a request whose body exceeds the limit, without reading the rest of it."""
 
     async def respond(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

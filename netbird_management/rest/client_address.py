@@ -1,4 +1,4 @@
-"""Where a request comes from, also behind a proxy of the operator's."""
+"""The client's address, also behind the operator's reverse proxies."""
 
 from collections.abc import Sequence
 
@@ -8,6 +8,6 @@ from netbird_host.sources import Network, nearest_client
 
 
 def client_address(request: Request, trusted: Sequence[Network]) -> str:
-    """The nearest address that is no trusted proxy's; the connection's own where no proxy names another."""
+    """The nearest address in `X-Forwarded-For` that is not a trusted proxy; the connection's own address otherwise."""
     peer = request.client.host if request.client is not None else ""
     return nearest_client(peer, request.headers.getlist("x-forwarded-for"), trusted)

@@ -1,4 +1,4 @@
-"""Clusters of proxies, and the domains that services can live under."""
+"""Proxy clusters, and the domains available to services."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -36,12 +36,12 @@ class DomainBody(Body):
     target_cluster: str = ""
 
 
-def _known(**facts: bool | None) -> dict[str, bool]:
-    return {name: fact for name, fact in facts.items() if fact is not None}
+def _reported(**capabilities: bool | None) -> dict[str, bool]:
+    return {name: value for name, value in capabilities.items() if value is not None}
 
 
 def cluster_json(cluster: Cluster, listeners: Sequence[InboundListener] = ()) -> dict[str, Any]:
-    """`listeners` are where its proxies serve inside the account's tunnel."""
+    """`listeners` are the addresses of its proxies inside the account's tunnel."""
     shown = {"inbound_listeners": [listener_json(listener) for listener in listeners]} if listeners else {}
     return {
         **shown,
@@ -50,7 +50,7 @@ def cluster_json(cluster: Cluster, listeners: Sequence[InboundListener] = ()) ->
         "id": cluster.id,
         "online": cluster.online,
         "type": cluster.type,
-        **_known(
+        **_reported(
             private=cluster.private,
             require_subdomain=cluster.require_subdomain,
             supports_crowdsec=cluster.supports_crowdsec,
@@ -65,7 +65,7 @@ def _free_domain_json(cluster: Cluster) -> dict[str, Any]:
         "id": "",
         "type": "free",
         "validated": True,
-        **_known(
+        **_reported(
             require_subdomain=cluster.require_subdomain,
             supports_crowdsec=cluster.supports_crowdsec,
             supports_custom_ports=cluster.supports_custom_ports,
@@ -98,7 +98,9 @@ async def list_domains(
     clusters = await clusters_of(context.state, caller.account_id)
     by_address = {cluster.address: cluster for cluster in clusters}
     free = [_free_domain_json(cluster) for cluster in clusters if cluster.online]
-    custom = [_custom_domain_json(one, by_address.get(one.target_cluster)) for one in caller.account.custom_domains]
+    custom = [
+        _custom_domain_json(domain, by_address.get(domain.target_cluster)) for domain in caller.account.custom_domains
+    ]
     return ApiResponse([*free, *custom])
 
 
@@ -126,12 +128,12 @@ async def post_domain(
     "/reverse-proxies/domains/{domain_id}/validate",
     status_code=202,
     response_class=Response,
-    response_description="Begun",
+    response_description="Validation started",
 )
 async def validate(
     domain_id: str, caller: Annotated[AuthenticatedUser, allowed("services", "create")], context: InContext
 ) -> Response:
-    """Answers at once; the look-up goes on after the answer."""
+    """Starts a DNS lookup and responds at once; the domain's `validated` shows the result."""
     get_domain(context.state, caller.account_id, domain_id)
     later = BackgroundTask(validate_domain, context.state, context.resolver, caller.account_id, domain_id)
     return Response(status_code=202, background=later)
@@ -157,7 +159,7 @@ def _custom_domain_json(custom: CustomDomain, cluster: Cluster | None) -> dict[s
     }
     if cluster is None:
         return shown
-    return shown | _known(
+    return shown | _reported(
         supports_crowdsec=cluster.supports_crowdsec,
         supports_custom_ports=cluster.supports_custom_ports,
         supports_private=cluster.private,

@@ -1,4 +1,4 @@
-"""What every router gets: the state, the plugins, and the few settings that answers depend on."""
+"""The context of every route: the state, the plugins, and the settings that responses depend on."""
 
 import time
 from dataclasses import dataclass, field
@@ -17,11 +17,11 @@ from netbird_management.plugins.hooks import Hooks
 from netbird_management.plugins.steps import ApiCaller
 from netbird_management.store.state import State
 
+# Failures that an address (IPv6: a /64) may cause at setup or at the login callback; beyond them 429.
 LOGIN_BURST: Final = 15
 LOGINS_PER_SECOND: Final = 10 / 60
+# Addresses whose failures are counted; the one without a failure for the longest time is forgotten first.
 LOGIN_SOURCES: Final = 4096
-"""Failures that a source of requests may have, at setup and on its way back from the identity provider, and how many
-sources are remembered."""
 
 
 def _login_buckets() -> Buckets:
@@ -30,7 +30,12 @@ def _login_buckets() -> Buckets:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """`refused_domains` are folded; `setup_secret` lets the first user be made; "" lets nobody."""
+    """The context of every route.
+
+    Attributes:
+        refused_domains: folded domains that no service may use.
+        setup_secret: the secret that permits the creation of the first user; "" permits it to nobody.
+    """
 
     state: State
     hooks: Hooks
@@ -41,20 +46,20 @@ class Context:
     resolver: Resolver = field(default_factory=DnsResolver, repr=False)
     sign_on: SignOn | None = None
     callbacks: Buckets = field(default_factory=_login_buckets, repr=False)
-    """Logins by the identity provider that failed, by source."""
+    """Failed logins at the identity provider's callback, by the client's address."""
     setup_tries: Buckets = field(default_factory=_login_buckets, repr=False)
-    """Wrong secrets at setup, by source."""
+    """Wrong setup secrets, by the client's address."""
     trusted_proxies: tuple[Network, ...] = ()
 
     def account_of(self, caller: ApiCaller) -> AccountSnapshot:
-        """The caller's account with what the call has changed; as the call found it where the account is gone."""
+        """The caller's account with the changes of this request; as it was before the request if it is deleted."""
         return self.state.snapshots.get(caller.account.account.id) or caller.account
 
 
 def context_of(request: Request) -> Context:
-    found = request.state.context
-    assert isinstance(found, Context)  # noqa: S101 - put there by rest.app
-    return found
+    context = request.state.context
+    assert isinstance(context, Context)  # noqa: S101 - rest.app sets it
+    return context
 
 
 InContext = Annotated[Context, Depends(context_of)]

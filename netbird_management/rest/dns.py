@@ -1,4 +1,4 @@
-"""DNS: name servers, zones, and who is left alone."""
+"""DNS: nameserver groups, zones, and the groups whose peers management does not configure."""
 
 from typing import Annotated, Any
 

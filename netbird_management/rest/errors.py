@@ -1,4 +1,4 @@
-"""Errors as callers read them: `{"message": …, "code": …}`, and a fixed sentence for what is our own fault."""
+"""Error responses: `{"message": …, "code": …}`, with a fixed message for an internal error."""
 
 import logging
 from typing import Any, Final
@@ -15,7 +15,7 @@ from netbird_management.rest.requests import request_id
 from netbird_management.rest.wire import ApiResponse
 
 REFUSED: Final[dict[int | str, dict[str, Any]]] = {"4XX": {"description": "Refused", "model": shapes.Error}}
-"""As FastAPI describes what every operation may answer."""
+"""The error response that every operation may give, as FastAPI's `responses` parameter."""
 _log = logging.getLogger(__name__)
 
 
@@ -24,7 +24,7 @@ def error_response(status: int, message: str) -> Response:
 
 
 def install(app: FastAPI) -> None:
-    """Every way to fail ends in one of these."""
+    """Registers a handler for every kind of error."""
 
     @app.exception_handler(ManagementError)
     async def refused(request: Request, error: ManagementError) -> Response:
@@ -34,7 +34,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def unreadable(_request: Request, _error: RequestValidationError) -> Response:
-        return error_response(400, "the request's parameters cannot be read")
+        return error_response(400, "the request's parameters are malformed")
 
     @app.exception_handler(HTTPException)
     async def http(_request: Request, error: HTTPException) -> Response:
@@ -43,7 +43,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(UnreachableError)
     async def away(request: Request, error: UnreachableError) -> Response:
         _log.error("rest.store_away", extra={"request_id": request_id(request)}, exc_info=error)
-        return error_response(503, "the store does not answer: try again later")
+        return error_response(503, "the store is unavailable: try again later")
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Response:

@@ -1,4 +1,4 @@
-"""What was changed, and the access log, a page at a time."""
+"""The activity log, and the access log in pages."""
 
 import json
 from datetime import datetime
@@ -21,7 +21,7 @@ from netbird_management.rest.wire import ApiResponse, moment
 router = APIRouter(tags=["events"])
 
 _EXACT = ("host", "method", "user_id", "source_ip")
-_LONGEST = 1024
+_LONGEST = 1024  # characters of a search text; the rest is cut off
 
 
 def entry_json(entry: AccessLogEntry) -> dict[str, Any]:
@@ -65,14 +65,14 @@ def event_json(event: Event, account: AccountSnapshot) -> dict[str, Any]:
 
 
 def _text(value: object) -> str:
-    """Clients read all of `meta` as text."""
+    """Clients expect every value of `meta` to be a string."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 @router.get("/events", response_model=list[shapes.Event])
 @router.get("/events/audit", response_model=list[shapes.Event])
 async def list_events(caller: Annotated[AuthenticatedUser, allowed("events", "read")], context: InContext) -> Response:
-    """What was changed, the newest first."""
+    """The changes to the account, newest first."""
     return ApiResponse(
         [event_json(event, caller.account) for event in await events_of(context.state, caller.account_id)]
     )
@@ -114,7 +114,7 @@ _LOG_PARAMETERS: Final = {
 async def list_entries(
     request: Request, caller: Annotated[AuthenticatedUser, allowed("services", "read")], context: InContext
 ) -> Response:
-    """Parameters that make no sense are ignored, as clients expect."""
+    """Invalid parameters are ignored, as clients expect."""
     query = request.query_params
     page, size = _number(query.get("page"), 1), min(_number(query.get("page_size"), 50), 100)
     entries, total = await access_log_page(
@@ -136,9 +136,9 @@ def _log_query(query: QueryParams, account: AccountSnapshot) -> LogQuery:
     if code := _number(query.get("status_code"), 0):
         exact["status_code"] = code
     for name, attribute in (("user_email", "email"), ("user_name", "name")):
-        found = _users(account, query.get(name, ""), (attribute,))
-        if found:
-            exact["user_id"] = found[0]
+        user_ids = _users(account, query.get(name, ""), (attribute,))
+        if user_ids:
+            exact["user_id"] = user_ids[0]
     status, sort_by = query.get("status"), query.get("sort_by", "")
     search = query.get("search", "")[:_LONGEST]
     return LogQuery(
@@ -155,7 +155,8 @@ def _log_query(query: QueryParams, account: AccountSnapshot) -> LogQuery:
 
 
 def _users(account: AccountSnapshot, part: str, attributes: tuple[str, ...]) -> list[str]:
-    """The ids of the users whose name or address holds a part, in the order of ids."""
+    """The sorted ids of the users with `part` in any of the attributes, in upper or lower case; none for an empty
+    `part`."""
     if not part:
         return []
     users = sorted(account.users.values(), key=lambda user: user.id)
@@ -166,13 +167,14 @@ def _users(account: AccountSnapshot, part: str, attributes: tuple[str, ...]) -> 
 
 def _date(text: str | None) -> datetime | None:
     try:
-        found = datetime.fromisoformat(text) if text else None
+        date = datetime.fromisoformat(text) if text else None
     except ValueError:
         return None
-    return found if found is not None and found.tzinfo is not None else None
+    return date if date is not None and date.tzinfo is not None else None
 
 
 def _number(text: str | None, default: int) -> int:
-    return (
-        int(text) if text and text.isascii() and text.isdecimal() and int(text[:9]) > 0 and len(text) < 9 else default
-    )
+    """A positive number of at most eight digits; otherwise the default."""
+    if not text or not text.isascii() or not text.isdecimal() or len(text) > 8:
+        return default
+    return int(text) or default

@@ -21,7 +21,7 @@ router = APIRouter(tags=["groups"])
 
 NOT_ASCII: Final = (
     "the name has characters outside ASCII: "
-    "upstreams get it in X-NetBird-Groups only as the setting non_ascii of identity_headers says"
+    "the proxy's setting identity_headers.non_ascii decides how X-NetBird-Groups carries it"
 )
 
 
@@ -42,7 +42,7 @@ def group_json(group: Group, account: AccountSnapshot) -> dict[str, Any]:
         "name": group.name,
         "peers": [{"id": peer.id, "name": peer.name} for peer in peers] or None,
         "peers_count": len(peers),
-        "resources": [{"id": one.id, "type": str(one.type)} for one in resources] or None,
+        "resources": [{"id": resource.id, "type": str(resource.type)} for resource in resources] or None,
         "resources_count": len(resources),
     }
 
@@ -110,10 +110,10 @@ async def remove_group(
 
 
 def _check_resources(body: GroupRequest, account: AccountSnapshot, group_id: GroupId | None) -> None:
-    """Resources may be sent as they are; what puts one into a group is the resource itself."""
-    held = set() if group_id is None else {one.id for one in account.resources_in(group_id)}
-    if body.resources is not None and {one.get("id", "") for one in body.resources} != held:
-        raise InvalidArgument("a resource is put into a group by the resource's own groups: change it there")
+    """Raises `InvalidArgument` for resources that differ from the group's: a resource lists its groups itself."""
+    current = set() if group_id is None else {resource.id for resource in account.resources_in(group_id)}
+    if body.resources is not None and {resource.get("id", "") for resource in body.resources} != current:
+        raise InvalidArgument("resources of a group cannot be changed: change the groups of the resource instead")
 
 
 def _answer(group: Group, caller: AuthenticatedUser, context: InContext) -> Response:

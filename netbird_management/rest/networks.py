@@ -58,8 +58,8 @@ class NetworkRouterBody(Body):
 def network_json(network: RoutedNetwork, account: AccountSnapshot) -> dict[str, Any]:
     carriers = {
         id_
-        for one in network.routers
-        for id_ in (account.members(one.peer_groups) if one.peer is None else {one.peer})
+        for router in network.routers
+        for id_ in (account.members(router.peer_groups) if router.peer is None else {router.peer})
         if id_ in account.peers
     }
     return {
@@ -68,7 +68,7 @@ def network_json(network: RoutedNetwork, account: AccountSnapshot) -> dict[str, 
         "name": network.name,
         "policies": [policy.id for policy in account.policies.values() if _reaches(policy, network.resources)],
         "resources": [resource.id for resource in network.resources],
-        "routers": [one.id for one in network.routers],
+        "routers": [router.id for router in network.routers],
         "routing_peers_count": len(carriers),
     }
 
@@ -86,14 +86,15 @@ def resource_json(resource: NetworkResource, account: AccountSnapshot) -> dict[s
     }
 
 
-def router_json(one: NetworkRouter) -> dict[str, Any]:
+def router_json(carrier: NetworkRouter) -> dict[str, Any]:
+    """A router names either a peer or groups of peers."""
     shown: dict[str, Any] = {
-        "enabled": one.enabled,
-        "id": one.id,
-        "masquerade": one.masquerade,
-        "metric": one.metric,
+        "enabled": carrier.enabled,
+        "id": carrier.id,
+        "masquerade": carrier.masquerade,
+        "metric": carrier.metric,
     }
-    return shown | ({"peer_groups": list(one.peer_groups)} if one.peer is None else {"peer": one.peer})
+    return shown | ({"peer_groups": list(carrier.peer_groups)} if carrier.peer is None else {"peer": carrier.peer})
 
 
 def _reaches(policy: Policy, resources: Sequence[NetworkResource]) -> bool:
@@ -215,7 +216,7 @@ async def list_routers(
     network_id: str, caller: Annotated[AuthenticatedUser, allowed("networks", "read")], context: InContext
 ) -> Response:
     network = get_network(context.state, caller.account_id, network_id)
-    return ApiResponse([router_json(one) for one in network.routers])
+    return ApiResponse([router_json(carrier) for carrier in network.routers])
 
 
 @router.post("/{network_id}/routers", response_model=shapes.NetworkRouter)
@@ -279,7 +280,7 @@ async def _save_resource(
         NetworkResource(
             id=resource_id,
             name=body.name,
-            type=ResourceType.DOMAIN,  # until the address is read
+            type=ResourceType.DOMAIN,  # save_resource derives the type from the address
             address=body.address,
             groups=tuple(GroupId(id_) for id_ in body.groups),
             description=body.description,

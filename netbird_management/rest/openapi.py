@@ -1,4 +1,4 @@
-"""The OpenAPI document. What an operation takes and answers is declared beside its route."""
+"""The OpenAPI document. Each route declares its request body and its response."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -17,7 +17,7 @@ _REF: Final = "#/components/schemas/{model}"
 
 
 def document(app: FastAPI, own: Iterable[APIRouter]) -> dict[str, Any]:
-    """As FastAPI describes the routes, with the bodies that the routes of `own` read by themselves."""
+    """FastAPI's description of the routes, with the bodies of `own`, whose routes parse requests without FastAPI."""
     described = get_openapi(
         title="netbird-management",
         version="1",
@@ -39,7 +39,7 @@ def document(app: FastAPI, own: Iterable[APIRouter]) -> dict[str, Any]:
 
 
 def text(described: dict[str, Any]) -> str:
-    """As it is checked in."""
+    """The document as JSON, in the form of `docs/openapi.json`."""
     return json.dumps(described, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 

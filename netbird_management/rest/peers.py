@@ -1,4 +1,4 @@
-"""Peers, and the configuration of those that run stock WireGuard. A proxy's own peers are not shown."""
+"""Peers, and the configuration files of peers that run stock WireGuard. The peers of proxies are not listed."""
 
 from typing import Annotated, Any, Final
 
@@ -44,7 +44,7 @@ class PeerBody(Body):
 
 
 class PeerUpdate(Body):
-    """All that NetBird's clients send back; the rest can only stay as it is shown."""
+    """All fields that NetBird's clients send back. Only the name can change."""
 
     answer = shapes.Peer
     name: str = ""
@@ -111,9 +111,9 @@ async def list_peers(caller: AnyUser, name: str | None = None, ip: str | None = 
 async def post_peer(caller: AnyUser, context: InContext, body: Annotated[PeerBody, sent_as(PeerBody)]) -> Response:
     user_id = None if not body.user_id else UserId(body.user_id)
     if not caller.may("peers", "create"):
-        # Groups are what access is given to: nobody joins one by asking.
+        # Policies give access to groups, so only an administrator may choose a peer's groups.
         if user_id not in (None, caller.user.id) or body.group_ids:
-            raise PermissionDenied("you may add peers of your own, without groups")
+            raise PermissionDenied("you may add peers only for yourself and without groups")
         user_id = caller.user.id
     peer, private_key = await create_stock_peer(
         context.state,
@@ -134,10 +134,10 @@ async def get_peer(peer_id: str, caller: AnyUser) -> Response:
 
 @router.get("/peers/{peer_id}/accessible-peers", response_model=list[shapes.AccessiblePeer])
 async def list_accessible(peer_id: str, caller: AnyUser, context: InContext) -> Response:
-    """Whom the peer's map names, by the rules of now; proxies' own peers are not shown."""
-    told = context.maps.of(caller.account, _peer(peer_id, caller)).remotePeers
-    others = [other for one in told if (other := caller.account.peer_by_key(one.wgPubKey)) is not None]
-    return ApiResponse([_minimum(other, caller.account) for other in others if other.proxy is None])
+    """The peers in the peer's current network map, without the peers of proxies."""
+    remote_peers = context.maps.of(caller.account, _peer(peer_id, caller)).remotePeers
+    peers = [peer for remote in remote_peers if (peer := caller.account.peer_by_key(remote.wgPubKey)) is not None]
+    return ApiResponse([_minimum(peer, caller.account) for peer in peers if peer.proxy is None])
 
 
 _CONFIGURATION: Final[dict[int | str, dict[str, Any]]] = {
@@ -156,9 +156,9 @@ async def put_peer(
     peer_id: str, caller: AnyUser, context: InContext, body: Annotated[PeerUpdate, sent_as(PeerUpdate)]
 ) -> Response:
     peer = _peer(peer_id, caller, "update")
-    for name, held in (("ip", str(peer.ip)), ("ipv6", "" if peer.ipv6 is None else str(peer.ipv6))):
-        if getattr(body, name) not in ("", held):
-            raise InvalidArgument(f"{name} of a peer cannot be changed: it is {held}")
+    for name, current in (("ip", str(peer.ip)), ("ipv6", "" if peer.ipv6 is None else str(peer.ipv6))):
+        if getattr(body, name) not in ("", current):
+            raise InvalidArgument(f"{name} of a peer cannot be changed: it is {current or 'not assigned'}")
     renamed = await rename_peer(context.state, caller.account_id, peer.id, name=body.name)
     return ApiResponse(peer_json(renamed, context.account_of(caller)))
 
@@ -174,7 +174,11 @@ def _may(peer: Peer, caller: AuthenticatedUser, operation: Operation) -> bool:
 
 
 def _peer(peer_id: str, caller: AuthenticatedUser, operation: Operation = "read") -> Peer:
-    """Raises `NotFound` also for what the caller may not do to it, so that nobody learns of a peer by asking."""
+    """The peer, if the caller may do the operation.
+
+    Raises `NotFound` also for an operation that the caller may not do, so that the error does not reveal which peers
+    exist, and `InvalidArgument` for the peer of a proxy.
+    """
     peer = caller.account.peers.get(PeerId(peer_id))
     if peer is not None and peer.proxy is not None and caller.may("peers", "read"):
         raise InvalidArgument(f"peer {peer_id} belongs to a proxy")

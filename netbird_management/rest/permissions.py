@@ -1,4 +1,4 @@
-"""Which role may do what."""
+"""The permissions of each role."""
 
 from typing import Final, Literal
 
@@ -31,7 +31,7 @@ _NETWORK_ADMIN_READ: Final = frozenset(
 
 
 def may(user: User, module: str, operation: Operation) -> bool:
-    """Service users may read everything, whatever their role; what they write follows it."""
+    """True if the user's role permits the operation. A service user may read everything, whatever the role."""
     if module not in MODULES:
         return False
     if operation == "read" and user.is_service_user:
@@ -50,7 +50,7 @@ def may(user: User, module: str, operation: Operation) -> bool:
 
 
 def permissions_json(user: User) -> dict[str, object]:
-    """The whole table of one user."""
+    """All permissions of a user, by module and operation."""
     return {
         "is_restricted": user.role is Role.USER and not user.is_service_user,
         "modules": {

@@ -1,4 +1,4 @@
-"""The plugins' routes, judged before anything listens, and added after the host's own."""
+"""The plugins' routes: validated before the host listens, and matched after the host's own."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -15,45 +15,47 @@ DOCUMENT: Final = PREFIX + "/openapi.json"
 
 
 def add_plugin_routes(app: FastAPI, own: Iterable[APIRouter], routers: Iterable[tuple[str, APIRouter]]) -> None:
-    """Raises `HookError` for what is no plain operation, and for one that could answer where somebody else does.
+    """Adds the routers of the plugins; `own` are the host's routers.
 
-    Each of them asks for a good token, so that one that forgot to ask for a role is open to this account's people, and
-    to nobody else. `own` are the host's routers.
+    Every route requires a valid token, so a route that checks no role is still closed to strangers.
+
+    Raises `HookError` for a route that is not a plain operation, and for a path that another route also matches.
     """
     paths = [PREFIX + route.path for router in own for route in router.routes if isinstance(route, APIRoute)]
-    owners = {_pattern(path): "the host itself" for path in (*paths, DOCUMENT)}
+    owners = {_pattern(path): "the host" for path in (*paths, DOCUMENT)}
     for plugin, router in routers:
-        mine: dict[tuple[str, ...], str] = {}
+        added: dict[tuple[str, ...], str] = {}
         for route in router.routes:
             if not isinstance(route, APIRoute):
-                raise HookError(plugin, "routes", f"{type(route).__name__} is no operation: add routes to the router")
+                raise HookError(
+                    plugin, "routes", f"{type(route).__name__} is not supported: add operations to the router"
+                )
             pattern = _pattern(PREFIX + route.path)
-            for held, owner in owners.items():
-                if _meet(pattern, held):
-                    told = f"{route.path} could answer for a path of {owner}: choose another"
-                    raise HookError(plugin, "routes", told)
-            mine[pattern] = plugin
-        owners |= mine
+            for taken, owner in owners.items():
+                if _overlap(pattern, taken):
+                    raise HookError(plugin, "routes", f"{route.path} overlaps a path of {owner}: choose another path")
+            added[pattern] = plugin
+        owners |= added
         app.include_router(router, prefix=PREFIX, dependencies=[Depends(authenticate)], responses=REFUSED)
 
 
 def _pattern(path: str) -> tuple[str, ...]:
-    """Segment by segment: the text, `*` for any one, and `**` at the end for any number of them."""
-    found: list[str] = []
+    """The segments of a path: text, `*` for a parameter, and at the end `**` for a parameter of any number of them."""
+    segments: list[str] = []
     for segment in path.strip("/").split("/"):
         if "{" not in segment:
-            found.append(segment)
+            segments.append(segment)
         elif ":path}" in segment:
-            return (*found, "**")
+            return (*segments, "**")
         else:
-            found.append("*")
-    return tuple(found)
+            segments.append("*")
+    return tuple(segments)
 
 
-def _meet(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
-    """Whether some path is matched by both."""
-    if not one or not other:
-        return one == other or one == ("**",) or other == ("**",)
-    if "**" in (one[0], other[0]):
+def _overlap(first: tuple[str, ...], second: tuple[str, ...]) -> bool:
+    """True if some path matches both patterns."""
+    if not first or not second:
+        return first == second or first == ("**",) or second == ("**",)
+    if "**" in (first[0], second[0]):
         return True
-    return (one[0] == other[0] or "*" in (one[0], other[0])) and _meet(one[1:], other[1:])
+    return (first[0] == second[0] or "*" in (first[0], second[0])) and _overlap(first[1:], second[1:])

@@ -1,4 +1,4 @@
-"""Policies. What services add to the network by themselves is not listed."""
+"""Policies of operators. The rules that private services add to network maps are not listed."""
 
 from typing import Annotated, Any
 
@@ -168,7 +168,7 @@ def _resource(i: int, body: ResourceBody | None) -> Resource | None:
     if body is None or not (body.id or body.type):
         return None
     if not body.id:
-        raise InvalidArgument(f"rules[{i}]: a resource of type {body.type} needs an id")
+        raise InvalidArgument(f"rules[{i}]: id of the resource of type {body.type} is required")
     try:
         return Resource(body.id, ResourceType(body.type))
     except ValueError as error:
@@ -177,5 +177,5 @@ def _resource(i: int, body: ResourceBody | None) -> Resource | None:
 
 def _port(i: int, text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 6) or text != str(int(text)):
-        raise InvalidArgument(f'rules[{i}]: "{text}" is not a port')
+        raise InvalidArgument(f'rules[{i}]: ports must be numbers from 1 to 65535, not "{text}"')
     return int(text)

@@ -1,4 +1,4 @@
-"""Access tokens for an account's own proxies. Management-wide ones are made on the command line alone."""
+"""Access tokens for an account's own proxies. Only the command line creates management-wide tokens."""
 
 from typing import Annotated, Any
 

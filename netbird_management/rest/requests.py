@@ -1,4 +1,4 @@
-"""Each request's id and its line in the log, and the pages of other sites that may call."""
+"""The id and log line of each request, and the origins whose pages may call the API."""
 
 import logging
 import re
@@ -21,7 +21,8 @@ _TOKEN: Final = re.compile(r"\bnb[a-z]_\w*")
 
 
 def with_log(app: ASGIApp, context: Context) -> ASGIApp:
-    """Answers each request with an id, and writes one line for it: no query and no token, which a path may hold."""
+    """Adds an id to each response, and logs one line for each request: without the query, with tokens in the path
+    masked."""
 
     async def respond(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -58,12 +59,12 @@ def with_log(app: ASGIApp, context: Context) -> ASGIApp:
 
 
 def request_id(request: Request) -> str:
-    """The id that the request is answered with, for other lines about it."""
+    """The id in the response's `X-Request-Id`, for further log lines about the request."""
     return str(getattr(request.state, "request_id", ""))
 
 
 def with_origins(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
-    """Lets pages of these origins call; without any, browsers keep every other site's pages from reading answers."""
+    """Permits pages of these origins to call the API. Without any, browsers let no other site's page read responses."""
     if not origins:
         return app
     return CORSMiddleware(

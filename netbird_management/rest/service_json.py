@@ -1,4 +1,4 @@
-"""Services in JSON, both ways."""
+"""Conversion of services from and to JSON."""
 
 from collections.abc import Iterator
 from datetime import datetime
@@ -31,9 +31,10 @@ from netbird_management.rest.wire import moment
 from netbird_wire.go_duration import format_duration, parse_duration
 
 SECRET: Final = Text(1024)
-"""Longer credentials are refused at a login, so they would let nobody in."""
+"""Maximum length of a credential: a login refuses longer ones."""
 EXTENSIONS: Final = Text(1 << 20, lines=True)
-"""Plugins bound theirs, and management what all of a service comes to."""
+"""Maximum length of a string in a plugin's settings. Plugins have stricter limits, and management limits their total
+for a service."""
 
 
 class OptionsBody(Body):
@@ -114,7 +115,8 @@ class ServiceBody(Body):
 
 
 def sent_names(raw: dict[str, Any]) -> frozenset[str]:
-    """The dotted names of all members that the caller wrote, list items by number; a `null` was not written."""
+    """The dotted names of all fields in the request, list items by their index. A field of value `null` counts as
+    absent."""
 
     def walk(value: object, at: str) -> Iterator[str]:
         items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -128,13 +130,13 @@ def sent_names(raw: dict[str, Any]) -> frozenset[str]:
 
 
 def service_of(body: ServiceBody, account_id: AccountId, service_id: ServiceId, mode: str = "") -> Service:
-    """The service that the caller asked for, with zero values for what is absent; `mode` is the stored one.
+    """The requested service, with zero values for absent fields; `mode` is the mode of the stored service.
 
     Raises `InvalidArgument`.
     """
     restrictions = body.access_restrictions or RestrictionsBody()
     if restrictions.crowdsec_mode is not None and restrictions.crowdsec_mode not in ("", "off", "enforce", "observe"):
-        raise InvalidArgument(f'crowdsec_mode "{restrictions.crowdsec_mode}" is not one of off, enforce, observe')
+        raise InvalidArgument(f'crowdsec_mode must be off, enforce or observe, not "{restrictions.crowdsec_mode}"')
     return Service(
         id=service_id,
         account_id=account_id,
@@ -165,8 +167,11 @@ def service_of(body: ServiceBody, account_id: AccountId, service_id: ServiceId, 
 def service_json(
     service: Service, account: AccountSnapshot, status: Status | None = None, issued: datetime | None = None
 ) -> dict[str, Any]:
-    """As callers see it: hosts looked up, secrets empty. `status` is that of its live proxies, if there are any;
-    `issued` is when its certificate was."""
+    """The service as a response: hosts resolved, secrets empty.
+
+    `status` is the worst status on the connected proxies, None without any; `issued` is the time its certificate was
+    issued.
+    """
     shown_enabled = service.enabled and not service.terminated
     meta = {"created_at": moment(service.meta.created_at), "status": (status or Status.PENDING).value}
     if issued is not None:
@@ -223,16 +228,18 @@ def _target(i: int, body: TargetBody, mode: str) -> Target:
     try:
         kind = TargetType(body.target_type)
     except ValueError as error:
-        raise InvalidArgument(f'target {i}: invalid target_type "{body.target_type}"') from error
-    given = body.options or OptionsBody()
+        raise InvalidArgument(
+            f'target {i}: target_type must be one of {", ".join(TargetType)}, not "{body.target_type}"'
+        ) from error
+    sent = body.options or OptionsBody()
     options = TargetOptions(
-        skip_tls_verify=given.skip_tls_verify,
-        request_timeout=_duration(i, "request_timeout", given.request_timeout),
-        session_idle_timeout=_duration(i, "session_idle_timeout", given.session_idle_timeout),
-        path_rewrite=given.path_rewrite,
-        custom_headers=tuple(sorted((given.custom_headers or {}).items())),
-        proxy_protocol=given.proxy_protocol,
-        direct_upstream=given.direct_upstream,
+        skip_tls_verify=sent.skip_tls_verify,
+        request_timeout=_duration(i, "request_timeout", sent.request_timeout),
+        session_idle_timeout=_duration(i, "session_idle_timeout", sent.session_idle_timeout),
+        path_rewrite=sent.path_rewrite,
+        custom_headers=tuple(sorted((sent.custom_headers or {}).items())),
+        proxy_protocol=sent.proxy_protocol,
+        direct_upstream=sent.direct_upstream,
     )
     return Target(
         target_id=body.target_id,
@@ -251,7 +258,7 @@ def _duration(i: int, name: str, text: str) -> float:
     try:
         return parse_duration(text) if text else 0.0
     except ValueError as error:
-        raise InvalidArgument(f'target {i}: parse {name} "{text}": {error}') from error
+        raise InvalidArgument(f'target {i}: {name} must be a duration such as "30s", not "{text}": {error}') from error
 
 
 def _auth(body: AuthBody) -> AuthConfig:
@@ -262,7 +269,7 @@ def _auth(body: AuthBody) -> AuthConfig:
         bearer_auth=None
         if bearer is None
         else BearerAuth(bearer.enabled, tuple(GroupId(id_) for id_ in bearer.distribution_groups or ())),
-        header_auths=tuple(HeaderAuth(one.header, one.enabled, one.value) for one in body.header_auths or ()),
+        header_auths=tuple(HeaderAuth(auth.header, auth.enabled, auth.value) for auth in body.header_auths or ()),
     )
 
 

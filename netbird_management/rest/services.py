@@ -1,4 +1,4 @@
-"""Services: what the reverse proxies expose."""
+"""Services, which the reverse proxies expose."""
 
 from typing import Annotated
 
@@ -84,7 +84,7 @@ async def remove_service(
 async def list_proxies(
     service_id: str, caller: Annotated[AuthenticatedUser, allowed("services", "read")], context: InContext
 ) -> Response:
-    """How the service fares on each proxy, and why it is withheld where it is."""
+    """The status of the service on each proxy, with the reason where management withholds it."""
     service = get_service(context.state, caller.account_id, ServiceId(service_id))
     return ApiResponse([proxy_status_json(status) for status in await proxy_statuses(context.state, service.id)])
 

@@ -1,4 +1,4 @@
-"""The first user: made once, with the secret that the process prints at its first start."""
+"""Creation of the first user, once, with the secret that the process prints while no account exists."""
 
 import hmac
 from typing import Annotated
@@ -22,7 +22,8 @@ HEADER = "x-netbird-setup-secret"
 
 
 class SetupRequest(Body):
-    """Nothing verifies a password, so none is taken; the token of the answer is the way in, so it is always made."""
+    """`password` must be empty, as management verifies none. `create_pat` must be true, as the token in the response is
+    the owner's only credential. `pat_expire_in` is in days."""
 
     email: str = ""
     password: str = ""
@@ -37,14 +38,17 @@ async def instance(context: InContext) -> Response:
 
 
 async def check_open(context: InContext) -> None:
-    """Raises `PreconditionFailed` once there is an account."""
+    """Raises `PreconditionFailed` if an account exists."""
     if context.state.snapshots.all():
         raise PreconditionFailed("setup already completed")
 
 
 async def check_secret(request: Request, context: InContext) -> None:
-    """Raises `PermissionDenied` for a wrong secret, and 429 for an address that sent too many of them. An address says
-    nothing about the caller: a reverse proxy on this machine forwards strangers from loopback."""
+    """Raises `PermissionDenied` for a wrong secret, and 429 for an address that sent too many of them.
+
+    The secret is required from loopback too, as a reverse proxy on this machine forwards strangers' requests from
+    there.
+    """
     source = source_of(client_address(request, context.trusted_proxies))
     if context.setup_tries.is_empty(source):
         context.state.count("setup_guesses_refused")
@@ -52,17 +56,20 @@ async def check_secret(request: Request, context: InContext) -> None:
     given = request.headers.get(HEADER, "")
     if not context.setup_secret or not hmac.compare_digest(given.encode(), context.setup_secret.encode()):
         context.setup_tries.take(source)
-        raise PermissionDenied(f"setup needs the secret printed at the first start, in the header {HEADER}")
+        raise PermissionDenied(
+            f"setup requires the secret that management printed at its start, in the header {HEADER}"
+        )
 
 
 @router.post("/setup", response_model=shapes.SetUp, dependencies=[Depends(check_open), Depends(check_secret)])
 async def setup(context: InContext, given: Annotated[SetupRequest, sent_as(SetupRequest)]) -> Response:
-    """The owner, with a token. They link to the identity provider when they first log in with their address."""
+    """Creates the owner and a token. The owner's first login at the identity provider links to this user by e-mail
+    address."""
     email = checked_email(given.email)
     if given.password:
-        raise InvalidArgument("password is not supported: log in with the token, or by the identity provider")
+        raise InvalidArgument("password is not supported; log in with the token or through the identity provider")
     if not given.create_pat:
-        raise InvalidArgument("create_pat must be true: the token is the only way in")
+        raise InvalidArgument("create_pat must be true: the token is the owner's only credential")
     if not given.name:
         raise InvalidArgument("name is required")
     if not 1 <= given.pat_expire_in <= 365:

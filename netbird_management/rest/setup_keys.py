@@ -1,4 +1,4 @@
-"""Setup keys."""
+"""Setup keys, which enroll peers."""
 
 from typing import Annotated, Any
 
@@ -43,7 +43,7 @@ class SetupKeyUpdate(Body):
 
 
 def key_json(key: SetupKey, shown: str | None = None) -> dict[str, Any]:
-    """`shown` is the whole key, once."""
+    """`shown` is the whole key, for the response that creates it; other responses contain its hint."""
     return {
         "allow_extra_dns_labels": False,
         "auto_groups": list(key.auto_groups),

@@ -1,7 +1,7 @@
-"""What the API answers, as the OpenAPI document says it: exactly these members, no others.
+"""Models of the API's responses for the OpenAPI document: a response has exactly these fields.
 
-Answers are made in the routers; nothing here runs when a request is served. That the two agree is what the tests with
-generated requests are for.
+The routers build the responses; no model here runs when a request is served. Tests with generated requests keep the
+two in agreement.
 """
 
 from typing import Any, Literal
@@ -10,17 +10,17 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Shape(BaseModel):
-    """A member with a default may be missing."""
+    """A field with a default may be absent."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class Nothing(Shape):
-    """`{}`: it is done."""
+    """An empty object: the operation succeeded."""
 
 
 class Error(Shape):
-    """Any refusal."""
+    """An error; `code` is the HTTP status."""
 
     message: str
     code: int
@@ -418,7 +418,7 @@ class Cluster(Shape):
 
 
 class ValidationRecord(Shape):
-    """The record that DNS has to show for a custom domain."""
+    """The DNS record that proves the ownership of a custom domain."""
 
     name: str
     type: Literal["TXT"]

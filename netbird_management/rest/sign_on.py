@@ -1,4 +1,4 @@
-"""The address that the identity provider sends browsers back to. They have no token, only a state and a code."""
+"""The login callback: the identity provider redirects browsers here, with a state and a code instead of a token."""
 
 import logging
 
@@ -20,10 +20,13 @@ _log = logging.getLogger(__name__)
     status_code=302,
     response_class=RedirectResponse,
     response_description="Back to the service",
-    responses={"4XX": {"description": "Refused"}, "5XX": {"description": "The identity provider cannot be asked"}},
+    responses={"4XX": {"description": "Refused"}, "5XX": {"description": "The identity provider is unavailable"}},
 )
 async def callback(request: Request, context: InContext, state: str = "", code: str = "", error: str = "") -> Response:
-    """Failures count against the address, logins do not: many people may share one."""
+    """Completes a login and redirects the browser to the service.
+
+    Only failures count against the client's address, as many users may share it.
+    """
     source = source_of(client_address(request, context.trusted_proxies))
     if context.callbacks.is_empty(source):
         context.state.count("logins_refused_at_callback")
@@ -36,17 +39,17 @@ async def callback(request: Request, context: InContext, state: str = "", code: 
 
 async def _finished(context: Context, state: str, code: str, error: str) -> Response:
     if context.sign_on is None:
-        return _text(404, "no identity provider is set up here")
+        return _text(404, "no identity provider is configured")
     try:
         place = await context.sign_on.finish(state, code=code, error=error)
     except BadRequest as refused:
         return _text(400, refused.message)
     except LoginRefused as refused:
         _log.warning("login.provider.refused", extra={"reason": str(refused)})
-        return _text(401, "the identity provider's answer was not accepted")
+        return _text(401, "the identity provider's response is not valid")
     except ProviderFailed as failed:
         _log.warning("login.provider.failed", extra={"reason": str(failed)})
-        return _text(500, "the identity provider could not be asked")
+        return _text(500, "the identity provider is unavailable")
     return RedirectResponse(place, status_code=302)
 
 

@@ -1,4 +1,5 @@
-"""Parts of NetBird's API that this management does not have: refused by name, and where clients list them, empty."""
+"""Parts of NetBird's API that this management does not support: 501 with the feature's name, or an empty list where
+clients request one."""
 
 from collections.abc import Callable
 from typing import Annotated, Final
@@ -13,17 +14,18 @@ from netbird_management.rest.wire import ApiResponse
 router = APIRouter(include_in_schema=False)
 EMPTY: Final = {
     "/posture-checks": ("policies", "posture checks"),
-    "/routes": ("routes", "routes: networks take their place"),
-    "/users/invites": ("users", "invitations: users log in by the identity provider with their address"),
-    "/identity-providers": ("identity_providers", "identity providers: [oidc] in the settings names the one"),
+    "/routes": ("routes", "routes; use networks"),
+    "/users/invites": ("users", "invitations; users log in through the identity provider with their e-mail address"),
+    "/identity-providers": ("identity_providers", "identity providers; configure one in the settings under [oidc]"),
 }
-"""Lists that clients ask for, with the module that their readers need, and what the refusal of a change calls them."""
+"""Lists that clients request, each with the permission module that reading requires and the name in the error for a
+change."""
 REFUSED: Final = {
-    "/users/{rest}/invite": "invitations: users log in by the identity provider with their address",
+    "/users/{rest}/invite": "invitations; users log in through the identity provider with their e-mail address",
     "/users/{rest}/password": "passwords",
     "/locations/countries": "locations",
     "/locations/countries/{rest}/cities": "locations",
-    "/events/network-traffic": "events of network traffic",
+    "/events/network-traffic": "network traffic events",
     "/peers/{rest}/jobs": "remote jobs",
     "/peers/{rest}/temporary-access": "temporary access",
     "/peers/{rest}/ingress/ports": "ingress ports",

@@ -30,7 +30,7 @@ router = APIRouter(tags=["users"])
 
 
 class UserRequest(Body):
-    """A new user."""
+    """The request that creates a user."""
 
     answer = shapes.User
     role: str = ""
@@ -42,7 +42,7 @@ class UserRequest(Body):
 
 
 class UserUpdate(Body):
-    """Clients may send back the rest of a user as it is."""
+    """The request that changes a user. Clients send `email`, `name` and `is_service_user` back; they cannot change."""
 
     answer = shapes.User
     role: str = ""
@@ -132,7 +132,7 @@ async def put_user(
     shown = caller.account.users.get(UserId(user_id))
     for name in ("is_service_user", "email", "name"):
         if shown is not None and getattr(body, name) not in (None, getattr(shown, name)):
-            raise InvalidArgument(f"{name} of a user cannot be changed")
+            raise InvalidArgument(f"{name} cannot be changed")
     if user_id == caller.user.id and (body.is_blocked or body.role != caller.user.role):
         raise PermissionDenied("you can neither block yourself nor change your own role")
     user = await update_user(
@@ -205,7 +205,11 @@ async def remove_token(user_id: str, token_id: str, caller: AnyUser, context: In
 
 
 def _token_owner(user_id: str, caller: AuthenticatedUser) -> User:
-    """Oneself; for admins also service users, who cannot log in. A token of another person would be their identity."""
+    """The user whose tokens the caller may manage: the caller; for an administrator also any service user.
+
+    Nobody manages another person's tokens, as a token permits its holder to act as that person. Raises
+    `PermissionDenied`.
+    """
     if user_id == caller.user.id:
         return caller.user
     user = caller.account.users.get(UserId(user_id)) if caller.is_admin else None
@@ -218,4 +222,4 @@ def _role(text: str) -> Role:
     try:
         return Role(text)
     except ValueError as error:
-        raise InvalidArgument(f'unknown role "{text[:64]}": it is one of {", ".join(Role)}') from error
+        raise InvalidArgument(f'role must be one of {", ".join(Role)}, not "{text[:64]}"') from error

@@ -1,4 +1,4 @@
-"""JSON in and out: bodies are read with a limit, written with sorted keys, compact, and with a newline at the end."""
+"""JSON of requests and responses. Responses are compact, with sorted keys and a newline at the end."""
 
 import json
 from dataclasses import dataclass
@@ -14,25 +14,25 @@ from netbird_management.model.errors import BadRequest
 from netbird_management.rest.bodies import check
 
 DEPTH: Final = 100
-"""Objects and lists within one another."""
+"""Maximum depth of nested objects and lists; beyond it 400."""
 _ESCAPES: Final = str.maketrans(
     {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 )
 
 
 class ApiResponse(Response):
-    """A JSON answer. `in_order` keeps the members as they stand."""
+    """A JSON response. `in_order` keeps the order of the keys instead of sorting them."""
 
     media_type = "application/json; charset=UTF-8"
 
     def __init__(self, content: object, status_code: int = 200, *, in_order: bool = False) -> None:
         text = json.dumps(content, ensure_ascii=False, sort_keys=not in_order, separators=(",", ":"))
-        # Markup characters are escaped so that no browser can take an answer for a page.
+        # Markup characters are escaped so that no browser renders a response as a page.
         super().__init__(text.translate(_ESCAPES) + "\n", status_code, headers={"cache-control": "no-store"})
 
 
 async def sent_json(request: Request) -> dict[str, Any]:
-    """The body as it was sent. FastAPI parses it once a request, however many dependencies take it.
+    """The body as the client sent it. FastAPI caches the result, so each request is parsed once.
 
     Raises `BadRequest`.
     """
@@ -51,12 +51,12 @@ SentJson = Annotated[dict[str, Any], Depends(sent_json)]
 
 @dataclass(frozen=True, slots=True)
 class BodyReader:
-    """A dependency: the body as a model. The API's document finds the model here."""
+    """A dependency that yields the body as a model. The OpenAPI document takes the model from here."""
 
     model: type[BaseModel]
 
     async def __call__(self, raw: SentJson) -> BaseModel:
-        """Raises `BadRequest` that names the first member that is wrong, and `InvalidArgument` as `bodies.check`."""
+        """Raises `BadRequest` that names the first invalid field, and `InvalidArgument` as `bodies.check` does."""
         try:
             body = self.model.model_validate(raw)
         except ValidationError as error:
@@ -68,12 +68,12 @@ class BodyReader:
 
 
 def sent_as(model: type[BaseModel]) -> Any:
-    """The body of a request: `given: Annotated[GroupRequest, sent_as(GroupRequest)]`."""
+    """A dependency that yields the request's body: `body: Annotated[GroupRequest, sent_as(GroupRequest)]`."""
     return Depends(BodyReader(model))
 
 
 def moment(value: datetime | None) -> str:
-    """RFC 3339 in UTC, without trailing zeros; never is the year 1."""
+    """A time in RFC 3339, in UTC, without trailing zeros. None becomes the year 1, which clients show as "never"."""
     if value is None:
         return "0001-01-01T00:00:00Z"
     text = value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f").rstrip("0").rstrip(".")
@@ -81,7 +81,7 @@ def moment(value: datetime | None) -> str:
 
 
 def _check_values(value: object, depth: int = 0) -> None:
-    """Raises `ValueError` for half of a surrogate pair, which is no text, and for what nests too deep to be stored."""
+    """Raises `ValueError` for an unpaired surrogate, which UTF-8 cannot encode, and for a value nested too deeply."""
     if depth > DEPTH:
         raise ValueError("nested too deeply")
     if isinstance(value, str):
@@ -96,10 +96,10 @@ def _check_values(value: object, depth: int = 0) -> None:
 
 
 def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a member occurs twice")  # readers differ in which one counts
-    return found
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a field occurs twice")  # JSON parsers differ in the one that they keep
+    return members
 
 
 def _no_constant(name: str) -> float:

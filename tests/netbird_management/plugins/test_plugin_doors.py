@@ -82,7 +82,7 @@ def app_with(home: Home, *plugins: Doors) -> Any:
 async def test_a_route_over_one_of_ours_is_refused(home: Home, path: str) -> None:
     """Whatever the method: what the host refuses today, a plugin must not answer tomorrow."""
     for method in ("GET", "PATCH"):
-        with pytest.raises(HookError, match=r"plugin plugin0: routes: .* the host itself"):
+        with pytest.raises(HookError, match=r"plugin plugin0: routes: .* the host"):
             app_with(home, Doors(routes=router(path, method=method)))
 
 
@@ -99,7 +99,7 @@ async def test_only_plain_operations_are_routes(home: Home) -> None:
     mounted.mount("/x", PlainTextResponse("x"))
     nested.include_router(router("/y"))
     for bad in (mounted, nested):
-        with pytest.raises(HookError, match="is no operation"):
+        with pytest.raises(HookError, match="is not supported"):
             app_with(home, Doors(routes=bad))
     with pytest.raises(HookError, match="routes: returned str"):
         app_with(home, Doors(routes="/x"))
