@@ -1,6 +1,6 @@
 """The management host: services, peers, groups and network maps, for reverse proxies and WireGuard peers.
 
-Here are the public names for plugin authors, and nothing else.
+This module exports the public names for plugin authors, and nothing else.
 """
 
 from netbird_host.info import Claim, PluginInfo, always, never

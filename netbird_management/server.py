@@ -1,4 +1,4 @@
-"""The running host: opens the state, serves REST on one port and gRPC on another, and keeps house."""
+"""The running host: it opens the store, serves REST and gRPC on a port each, and removes expired data."""
 
 import asyncio
 import contextlib
@@ -50,9 +50,9 @@ _log = logging.getLogger(__name__)
 
 
 class ManagementServer:
-    """What runs: the state, the plugins and the settings, as REST, gRPC and plugins (`steps.Management`) see them.
+    """The state, plugins and settings of the host, as REST, gRPC and plugins (`steps.Management`) see them.
 
-    `rest_port` and `grpc_port` are those really bound. `setup_secret` is "" once there is an account.
+    `rest_port` and `grpc_port` are the bound ports. `setup_secret` is "" if an account existed at the start.
     """
 
     def __init__(
@@ -72,11 +72,14 @@ class ManagementServer:
         return self.state.snapshots.get(account_id)
 
     def options(self, model: type[OptionsT]) -> OptionsT:
-        """As if the section were empty where it was not given. Raises `LookupError` for what is no plugin's model."""
+        """The plugin's section of the settings; its defaults if the section is absent.
+
+        Raises `LookupError` for a model that no loaded plugin describes as its options.
+        """
         if model not in self.hooks.options.values():
-            raise LookupError(f"{model.__name__} is not what a loaded plugin describes as its options")
-        found = self._options.get(model)
-        return found if isinstance(found, model) else model()
+            raise LookupError(f"{model.__name__} is not the options model of a loaded plugin")
+        section = self._options.get(model)
+        return section if isinstance(section, model) else model()
 
     def allowed(self, module: str, operation: Operation) -> Any:
         return allowed(module, operation)
@@ -96,13 +99,18 @@ async def serve(
     options: Iterable[BaseModel] = (),
     reload: Reload[ManagementSettings] | None = None,
 ) -> AsyncIterator[ManagementServer]:
-    """The whole host, listening when this enters, and stopped when it is left: calls under way get `grace` seconds.
+    """Runs the whole host: it listens on entry and stops on exit.
 
-    `options` are the plugins' sections of the settings. What can be read again while it runs registers with `reload`.
+    On exit, open calls get `settings.grace` seconds to end; a second request to `shutdown` cuts them at once.
 
-    Whoever asks `shutdown` twice ends that time: what is under way then is cut.
+    Args:
+        options: the plugins' sections of the settings.
+        reload: the reload at which certificates register.
 
-    Raises `StoreError`, `HookError`, and `OSError` for an address that cannot be bound.
+    Raises:
+        StoreError: the store cannot be opened.
+        HookError: a plugin failed.
+        OSError: an address cannot be bound.
     """
     directory = settings.state_directory
     vault = await asyncio.to_thread(prepare_directory, directory)
@@ -143,7 +151,7 @@ async def _listening(
         trusted_proxies=settings.trusted_proxies,
     )
     async with hooks.lifespan(server):
-        # What plugins add is judged before anything listens.
+        # Plugins' services and routes are validated before the host listens.
         services = plugin_services(hooks.rpc(server))
         app = create_app(context, hooks.routes(server), allowed_origins=settings.rest.allowed_origins)
         async with (
@@ -216,32 +224,33 @@ async def _serve_rest(
 
 
 async def _exit_when_asked(server: uvicorn.Server, shutdown: Shutdown) -> None:
-    """REST closes while gRPC does: one after the other, each would take new calls in the other's time."""
+    """Stops REST as soon as a shutdown is requested: REST would otherwise accept requests until gRPC has stopped."""
     await shutdown.wait()
     server.should_exit = True
 
 
 class _Rest(uvicorn.Server):
-    """Leaves the process's signals to whoever owns the process."""
+    """uvicorn's server without its signal handlers: the command handles the process's signals."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
     def cut(self) -> None:
-        """End at once what is open. From Python 3.12.1 on a server that closes waits for its connections."""
+        """Aborts all open connections. Since Python 3.12.1, closing a server waits for its connections."""
         self.force_exit = True
         for connection in tuple(self.server_state.connections):
             connection.transport.abort()
 
 
 async def _keep_house(server: ManagementServer) -> None:
-    """Forgets what is over, every minute, and tells which limits were reached. What fails is logged and tried again."""
-    told: Counter[str] = Counter()
+    """Removes expired data every minute, and logs the limits that were reached. A failure is logged, and the next run
+    tries again."""
+    logged: Counter[str] = Counter()
     while True:
-        if reached := server.state.counters - told:
+        if reached := server.state.counters - logged:
             _log.warning("limits.reached", extra=dict(reached))
-            told = server.state.counters.copy()
+            logged = server.state.counters.copy()
         try:
             await forget_stale_proxies(server.state)
             await prove_domains_again(server.state, server.resolver)

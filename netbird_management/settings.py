@@ -35,10 +35,10 @@ class Address:
         """Parse `host:port`, with an IPv6 host in brackets. Raises `ValueError`."""
         host, colon, port = text.rpartition(":")
         if not colon or not host or not port.isascii() or not port.isdecimal() or int(port) > 65535:
-            raise ValueError("expected host:port, such as 127.0.0.1:8080")
+            raise ValueError("must be host:port, such as 127.0.0.1:8080")
         bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
         if ":" in bare and bare == host:
-            raise ValueError("an IPv6 host needs brackets, such as [::1]:8080")
+            raise ValueError("an IPv6 host must be in brackets, such as [::1]:8080")
         return cls(bare, int(port))
 
     def __str__(self) -> str:
@@ -63,7 +63,7 @@ class Listener(Section):
     @model_validator(mode="after")
     def both(self) -> "Listener":
         if (self.certificate is None) != (self.key is None):
-            raise ValueError("certificate and key go together")
+            raise ValueError("certificate and key must be set together")
         return self
 
     @property
@@ -86,8 +86,8 @@ class Listener(Section):
         try:
             return socket.create_server((address.host, address.port), family=family, backlog=512)
         except OSError as error:
-            why = (error.strerror or str(error)).partition(" (while")[0]
-            raise OSError(f"{name}.listen {self.listen}: {why}") from error
+            reason = (error.strerror or str(error)).partition(" (while")[0]
+            raise OSError(f"{name}.listen {self.listen}: {reason}") from error
 
 
 def _origin(text: str) -> str:
@@ -95,7 +95,7 @@ def _origin(text: str) -> str:
     if text != "*" and (
         parts.scheme not in ("http", "https") or not parts.netloc or text != f"{parts.scheme}://{parts.netloc}"
     ):
-        raise ValueError("expected an origin, such as https://dashboard.example.com")
+        raise ValueError("must be an origin, such as https://dashboard.example.com")
     return text
 
 

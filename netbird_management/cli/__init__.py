@@ -1,4 +1,4 @@
-"""The command line, `netbird-management`."""
+"""The command line `netbird-management`."""
 
 from netbird_management.cli.program import app, main
 

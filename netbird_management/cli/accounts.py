@@ -1,4 +1,4 @@
-"""`netbird-management account`: the tenants."""
+"""`netbird-management account`: commands on the accounts, which are the tenants."""
 
 from typing import Annotated
 
@@ -33,20 +33,22 @@ def create_one(
     email: Annotated[str, typer.Option(help="The owner's e-mail address.")],
     config: Config = None,
     name: Annotated[str, typer.Option(help="The owner's name.")] = "Owner",
-    claim: Annotated[str, typer.Option(help="What the identity provider's claim says of its people.")] = "",
-    token_days: Annotated[int, typer.Option(help="How long the owner's access token is valid.")] = 365,
+    claim: Annotated[
+        str, typer.Option(help="Value of the identity provider's account claim for users of this account.")
+    ] = "",
+    token_days: Annotated[int, typer.Option(help="Days until the owner's access token expires.")] = 365,
 ) -> None:
-    """Make an account with its owner; print its id, and the owner's personal access token, this once."""
+    """Create an account with its owner. Print its id and the owner's access token, which is not shown again."""
     settings = read(config)[0].value
     if claim and (settings.oidc is None or not settings.oidc.account_claim):
-        raise typer.BadParameter("the settings name no oidc.account_claim", param_hint="--claim")
+        raise typer.BadParameter("oidc.account_claim must be set in the settings", param_hint="--claim")
 
     async def work(state: State) -> tuple[str, str]:
         account_id = ClaimedAccounts(settings.oidc).named(claim) if claim and settings.oidc else None
-        made, owner = await create_account(
+        created_id, owner = await create_account(
             state, email=email, name=name, dns_domain=settings.dns_domain, account_id=account_id
         )
-        return made, (await create_token(state, owner, name="create", days=token_days, created_by=owner.id))[1]
+        return created_id, (await create_token(state, owner, name="create", days=token_days, created_by=owner.id))[1]
 
     for line in with_state(settings, work, alone=True):
         typer.echo(line)

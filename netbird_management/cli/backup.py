@@ -1,4 +1,4 @@
-"""The commands on the whole store: migrate, backup, restore, change-key."""
+"""Commands on the whole store: migrate, backup, restore, change-key."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from netbird_management.store.sealing import change_key
 
 
 def migrate_store(config: Config = None) -> None:
-    """Bring the store to this version. A start does it as well; this tells what it did."""
+    """Migrate the store to this version and print its schema versions. A start of the host migrates it too."""
     settings = read(config)[0].value
 
     async def work() -> list[str]:
@@ -31,20 +31,20 @@ def migrate_store(config: Config = None) -> None:
 
 
 def backup(
-    target: Annotated[Path, typer.Argument(help="The file, which must not be there yet.")], config: Config = None
+    target: Annotated[Path, typer.Argument(help="File to write; it must not exist.")], config: Config = None
 ) -> None:
-    """Write the whole store with its key to a file, also while a host runs. Guard the file like the store."""
+    """Write the whole store and its key to a file. A host may run meanwhile. Protect the file like the store."""
     settings = read(config)[0].value
     with _progress() as progress:
         rows = without_state(
             settings,
             lambda: write_archive(settings.state_directory, settings.database.get_secret_value(), target, progress),
         )
-    typer.echo(f"{rows} rows in {target}")
+    typer.echo(f"{rows} rows written to {target}")
 
 
-def restore(source: Annotated[Path, typer.Argument(help="What `backup` wrote.")], config: Config = None) -> None:
-    """Fill an empty store from a backup, of either kind of database."""
+def restore(source: Annotated[Path, typer.Argument(help="File that `backup` wrote.")], config: Config = None) -> None:
+    """Fill an empty store, SQLite or PostgreSQL, from a backup of either."""
     settings = read(config)[0].value
     with _progress() as progress:
         rows = without_state(
@@ -55,16 +55,16 @@ def restore(source: Annotated[Path, typer.Argument(help="What `backup` wrote.")]
 
 
 def change_store_key(config: Config = None) -> None:
-    """Seal every stored secret with a new key. Stop a running host first; older backups keep the key they have."""
+    """Encrypt every stored secret with a new key. Stop a running host first. Older backups keep the old key."""
     settings = read(config)[0].value
     database = settings.database.get_secret_value()
     count = without_state(settings, lambda: change_key(settings.state_directory, database), alone=True)
-    typer.echo(f"{count} secrets sealed with a new key: make a backup")
+    typer.echo(f"{count} secrets encrypted with a new key: make a new backup")
 
 
 @contextmanager
 def _progress() -> Iterator[Progress]:
-    """Bars on a terminal, nothing elsewhere."""
+    """A callback that shows progress bars on a terminal, and nothing elsewhere."""
     console = Console(stderr=True)
     with Bars(
         TextColumn("{task.description}"),

@@ -1,4 +1,4 @@
-"""`netbird-management`: init, run, check, plugins; the other commands are in modules of their own."""
+"""`netbird-management`: init, run, check, plugins. Other modules contain the other commands."""
 
 import asyncio
 import json
@@ -46,16 +46,16 @@ def init(
     email: Annotated[str, typer.Option(help="The owner's e-mail address.")],
     config: Config = None,
     name: Annotated[str, typer.Option(help="The owner's name.")] = "Owner",
-    token_days: Annotated[int, typer.Option(help="How long the owner's access token is valid.")] = 365,
-    proxy_token: Annotated[str, typer.Option(help="Also make a management-wide proxy token of this name.")] = "",
+    token_days: Annotated[int, typer.Option(help="Days until the owner's access token expires.")] = 365,
+    proxy_token: Annotated[str, typer.Option(help="Also create a management-wide proxy token with this name.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Make the store, the first account with its owner, and the owner's personal access token."""
+    """Create the store, the first account with its owner, and the owner's personal access token."""
     settings, _ = read(config)
 
     async def work(state: State) -> dict[str, str]:
         if state.snapshots.all():
-            raise PreconditionFailed("there is an account already: nothing was changed")
+            raise PreconditionFailed("an account already exists: nothing was changed")
         account_id, owner = await create_account(
             state, email=email, name=name, dns_domain=settings.value.dns_domain, only_first=True
         )
@@ -71,9 +71,9 @@ def init(
     if as_json:
         typer.echo(json.dumps(made))
         return
-    for what, value in made.items():
-        typer.echo(f"{what.replace('_', ' ')}: {value}")
-    typer.echo("tokens are shown this once", err=True)
+    for label, value in made.items():
+        typer.echo(f"{label.replace('_', ' ')}: {value}")
+    typer.echo("tokens are not shown again", err=True)
 
 
 @app.command()
@@ -88,17 +88,19 @@ def run(config: Config = None) -> None:
 
 
 @app.command()
-def check(config: Config = None, show: Annotated[bool, typer.Option(help="Print every value.")] = False) -> None:
-    """Judge the settings without starting anything."""
+def check(
+    config: Config = None, show: Annotated[bool, typer.Option(help="Print every value with its source.")] = False
+) -> None:
+    """Validate the settings without starting the host."""
     settings, _ = read(config, files=True)
     for line in settings.show() if show else ():
         typer.echo(f"{line.path} = {line.value}  # {line.source}")
-    typer.echo("settings are good", err=True)
+    typer.echo("settings are valid", err=True)
 
 
 @app.command("plugins")
 def plugins(config: Config = None) -> None:
-    """List the plugins in their order, with what they claim and their settings."""
+    """List the plugins in their order, with their claims and settings."""
     settings, hooks = read(config)
     shown = settings.show()
     for plugin in hooks.plugins:
@@ -115,7 +117,7 @@ def plugins(config: Config = None) -> None:
         for where, models in (("service", info.settings), ("target", info.target_settings)):
             for model in models:
                 names = ", ".join(getattr(model, "model_fields", ())) or "none"
-                typer.echo(f"  a {where} may say {names}")
+                typer.echo(f"  {where} settings: {names}")
 
 
 app.command("reload")(reload_host)
@@ -130,7 +132,7 @@ app.add_typer(services.commands, name="service")
 
 
 async def _run(given: Settings[ManagementSettings], hooks: Hooks, config: Path | None) -> None:
-    from netbird_management.server import serve  # takes a second, which the other commands need not wait for
+    from netbird_management.server import serve  # this import takes a second, which other commands avoid
 
     settings, options, supervisor = given.value, given.options.values(), Supervisor()
     raise_limit()
@@ -149,7 +151,7 @@ async def _run(given: Settings[ManagementSettings], hooks: Hooks, config: Path |
             typer.echo(f"ready rest={rest.host}:{server.rest_port} grpc={grpc.host}:{server.grpc_port}")
             supervisor.ready(f"rest {rest.host}:{server.rest_port}, grpc {grpc.host}:{server.grpc_port}")
             await shutdown.wait()
-            supervisor.stopping("open calls have their time to end")
+            supervisor.stopping("waiting for open calls")
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""`netbird-management token`: management-wide access tokens."""
+"""`netbird-management token`: management-wide access tokens of proxies."""
 
 import re
 from typing import Annotated
@@ -18,11 +18,13 @@ CREATED_BY = "CLI"
 
 @commands.command("create")
 def token_create(
-    name: Annotated[str, typer.Option(help="What the token is for.")],
+    name: Annotated[str, typer.Option(help="Name of the token.")],
     config: Config = None,
-    expires_in: Annotated[str, typer.Option(help="Such as 365d, 12h; without it the token does not expire.")] = "",
+    expires_in: Annotated[
+        str, typer.Option(help="Lifetime, such as 365d, 12h; without it the token does not expire.")
+    ] = "",
 ) -> None:
-    """Make a token and print it, this once."""
+    """Create a token and print it; it is not shown again."""
     settings = read(config)[0].value
     seconds = _seconds(expires_in)
 
@@ -46,10 +48,8 @@ def token_list(config: Config = None) -> None:
 
 
 @commands.command("revoke")
-def token_revoke(
-    token_id: Annotated[str, typer.Argument(help="As `token list` tells it.")], config: Config = None
-) -> None:
-    """Revoke a management-wide token; proxies that use it are cut off within a minute."""
+def token_revoke(token_id: Annotated[str, typer.Argument(help="Id from `token list`.")], config: Config = None) -> None:
+    """Revoke a management-wide token. Management disconnects proxies that use it within a minute."""
     settings = read(config)[0].value
     with_state(settings, lambda state: revoke_proxy_token(state, None, TokenId(token_id)))
 
@@ -59,5 +59,5 @@ def _seconds(text: str) -> float:
         return 0
     parsed = re.fullmatch(r"(\d{1,9})([smhd])", text)
     if parsed is None:
-        stop(ValueError(f"{text!r} is not a duration such as 365d, 12h or 30m"))
+        stop(ValueError(f"--expires-in must be a duration such as 365d, 12h or 30m, not {text!r}"))
     return int(parsed[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[parsed[2]]

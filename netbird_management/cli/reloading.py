@@ -1,4 +1,4 @@
-"""Reading again while the host runs: what it does, the socket that asks for it, and the command."""
+"""Reloading of a running host: the reloadable parts, the admin socket, and the command."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def operated(settings: ManagementSettings, reload: Reload[ManagementSettings]) -> AsyncIterator[None]:
-    """The socket that `netbird-management reload` asks. SIGHUP does the same where it cannot be made."""
+    """Serves the admin socket for `netbird-management reload`. If the socket is unavailable, SIGHUP still reloads."""
 
     async def answer(_request: Request) -> JSONResponse:
         return JSONResponse((await reload.run()).describe())
@@ -44,7 +44,7 @@ def _admin_socket(settings: ManagementSettings) -> Path:
 
 
 def host_reload(settings: Settings[ManagementSettings], config: Path | None) -> Reload[ManagementSettings]:
-    """What the running host reads again: the settings' file and the log's level and format."""
+    """The reload of the settings file, which applies the log's level and format."""
     reload = Reload(settings, lambda: read_settings(config)[0], reloadable=("log",))
     reload.register_log(lambda settings: settings.log)
     return reload
@@ -53,7 +53,7 @@ def host_reload(settings: Settings[ManagementSettings], config: Path | None) -> 
 def reload_host(
     config: Config = None, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
 ) -> None:
-    """Have the running host read settings and certificates again. Exit code 1 where something stays as it was."""
+    """Make the running host reload settings and certificates. Exit code 1 if a change needs a restart or failed."""
     settings, _ = read(config)
     path = _admin_socket(settings.value)
     try:

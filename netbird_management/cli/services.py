@@ -1,4 +1,4 @@
-"""`netbird-management service`: what is exposed."""
+"""`netbird-management service`: the services that proxies expose."""
 
 import json
 from typing import Annotated, Any
@@ -9,12 +9,13 @@ from netbird_management.cli.store import Config, read, with_state
 from netbird_management.operations.statuses import worst_statuses
 from netbird_management.store.state import State
 
-commands = typer.Typer(no_args_is_help=True, help="What is exposed. Changes go through the API.")
+commands = typer.Typer(no_args_is_help=True, help="Exposed services. Use the API to change them.")
 
 
 @commands.command("list")
 def list_services(
-    config: Config = None, as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False
+    config: Config = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
 ) -> None:
     """List the services of every account with the worst status of their live proxies."""
     settings = read(config)[0].value

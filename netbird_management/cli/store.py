@@ -1,4 +1,4 @@
-"""Every command's way to the settings and the store, and to its end where one of them is wrong."""
+"""Access to the settings and the store for every command, and the exit with an error."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
@@ -20,13 +20,11 @@ from netbird_management.store.holding import locked_store
 from netbird_management.store.state import State
 
 T = TypeVar("T")
-Config = Annotated[
-    Path | None, typer.Option("--config", "-c", envvar=CONFIG_VARIABLE, help="The settings, a TOML file.")
-]
+Config = Annotated[Path | None, typer.Option("--config", "-c", envvar=CONFIG_VARIABLE, help="Settings file (TOML).")]
 
 
 def read(config: Path | None, *, files: bool = False) -> tuple[Settings[ManagementSettings], Hooks]:
-    """The settings and the plugins they name, validated; with `files` also the files that they name."""
+    """The validated settings with their plugins; `files` also validates the certificate files they name."""
     try:
         settings, hooks = read_settings(config)
         if files:
@@ -38,9 +36,9 @@ def read(config: Path | None, *, files: bool = False) -> tuple[Settings[Manageme
 
 
 def with_state(settings: ManagementSettings, work: Callable[[State], Awaitable[T]], *, alone: bool = False) -> T:
-    """Runs one piece of work on the store; `alone` if it changes accounts, which a running host would not hear of.
+    """Runs `work` on the store. `alone` requires that no host runs, as a running host would not see changed accounts.
 
-    So does what would migrate the store: a host of an earlier version may run on it.
+    A store that needs a migration also requires it: a host of an earlier version may use the store.
     """
     directory, database = settings.state_directory, settings.database.get_secret_value()
 
@@ -56,16 +54,16 @@ def with_state(settings: ManagementSettings, work: Callable[[State], Awaitable[T
 
 
 def without_state(settings: ManagementSettings, work: Callable[[], Awaitable[T]], *, alone: bool = False) -> T:
-    """As `with_state`, without opening the store."""
+    """Runs `work` as `with_state` does, without opening the store."""
 
-    async def held() -> T:
+    async def locked() -> T:
         if not alone:
             return await work()
         prepare_directory(settings.state_directory)
         async with locked_store(settings.state_directory, settings.database.get_secret_value()):
             return await work()
 
-    return _done(held())
+    return _done(locked())
 
 
 def _done(work: Coroutine[Any, Any, T]) -> T:
@@ -76,7 +74,8 @@ def _done(work: Coroutine[Any, Any, T]) -> T:
 
 
 def stop(error: BaseException) -> NoReturn:
-    """Ends the command: each problem on a line of its own; exit code 2 for what a start cannot use, else 1."""
+    """Prints each line of the error and ends the command, with exit code 2 for settings or plugins that prevent a
+    start, otherwise 1."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     for line in str(error).splitlines():

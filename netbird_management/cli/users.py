@@ -1,4 +1,4 @@
-"""`netbird-management user`: people and programs of an account."""
+"""`netbird-management user`: commands on the users of accounts."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,8 +13,8 @@ from netbird_management.model.snapshot import AccountSnapshot
 from netbird_management.operations.users import approve_user, create_token, create_user, update_user
 from netbird_management.store.state import State
 
-UserArgument = Annotated[str, typer.Argument(help="Their id, as `user list` tells it.")]
-commands = typer.Typer(no_args_is_help=True, help="People and programs of an account. Stop a running host first.")
+UserArgument = Annotated[str, typer.Argument(help="Id from `user list`.")]
+commands = typer.Typer(no_args_is_help=True, help="Users of an account. Stop a running host before changes.")
 
 
 @commands.command("list")
@@ -32,13 +32,13 @@ def list_users(config: Config = None) -> None:
 
 @commands.command("create")
 def create(
-    email: Annotated[str, typer.Option(help="Their address.")],
+    email: Annotated[str, typer.Option(help="The user's e-mail address.")],
     config: Config = None,
-    role: Annotated[Role, typer.Option(help="What they may do.")] = Role.USER,
-    name: Annotated[str, typer.Option(help="What they are called.")] = "",
-    account: Annotated[str, typer.Option(help="The account's id, where there are several.")] = "",
+    role: Annotated[Role, typer.Option(help="The user's role, which decides their permissions.")] = Role.USER,
+    name: Annotated[str, typer.Option(help="The user's name.")] = "",
+    account: Annotated[str, typer.Option(help="The account's id; required if several accounts exist.")] = "",
 ) -> None:
-    """Make a user and print their id."""
+    """Create a user and print their id."""
     settings = read(config)[0].value
 
     async def work(state: State) -> User:
@@ -51,10 +51,10 @@ def create(
 def token(
     user_id: UserArgument,
     config: Config = None,
-    days: Annotated[int, typer.Option(help="How long it is valid.")] = 30,
-    name: Annotated[str, typer.Option(help="What it is for.")] = "command line",
+    days: Annotated[int, typer.Option(help="Days until the token expires.")] = 30,
+    name: Annotated[str, typer.Option(help="Name of the token.")] = "command line",
 ) -> None:
-    """Make a personal access token and print it, this once."""
+    """Create a personal access token and print it; it is not shown again."""
     settings = read(config)[0].value
 
     async def work(state: State) -> str:
@@ -81,13 +81,13 @@ def _set_blocked(user_id: str, config: Path | None, *, blocked: bool) -> None:
 
 @commands.command("block")
 def block(user_id: UserArgument, config: Config = None) -> None:
-    """Let a user in no more, and end their sessions."""
+    """Block a user and end their sessions."""
     _set_blocked(user_id, config, blocked=True)
 
 
 @commands.command("unblock")
 def unblock(user_id: UserArgument, config: Config = None) -> None:
-    """Let a user in who was blocked or waits for approval."""
+    """Unblock a user, or approve a user who awaits approval."""
     _set_blocked(user_id, config, blocked=False)
 
 
@@ -96,9 +96,9 @@ def _account(state: State, account_id: str) -> AccountSnapshot:
     if account_id:
         accounts = tuple(account for account in accounts if account.account.id == account_id)
     if not accounts:
-        raise NotFound("there is no such account")
+        raise NotFound(f"account {account_id} not found" if account_id else "no account exists: run init first")
     if len(accounts) > 1:
-        raise InvalidArgument("there are several accounts: name one with --account")
+        raise InvalidArgument("several accounts exist: select one with --account")
     return accounts[0]
 
 
@@ -107,4 +107,4 @@ def _user(state: State, user_id: str) -> tuple[AccountSnapshot, User]:
         user = account.users.get(UserId(user_id))
         if user is not None:
             return account, user
-    raise NotFound(f"user: {user_id} not found")
+    raise NotFound(f"user {user_id} not found")

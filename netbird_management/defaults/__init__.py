@@ -1,4 +1,4 @@
-"""The host's own features that are plugins: they come in through the same door as anybody's."""
+"""Features of the host that are plugins: they use the same hooks as any other plugin."""
 
 from collections.abc import Mapping
 
@@ -6,4 +6,4 @@ DEFAULTS: Mapping[str, str] = {
     "health": "netbird_management.defaults.health:Health",
     "access_export": "netbird_management.defaults.access_export:AccessExport",
 }
-"""What a running host loads beside the operator's plugins, in this order."""
+"""The plugins that every host loads besides the operator's, in this order."""

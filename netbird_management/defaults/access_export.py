@@ -1,4 +1,4 @@
-"""The access log as a file of JSON lines, for whoever collects logs: one line an exchange, of every account."""
+"""The access log of all accounts as a file of JSON lines, one for each exchange, for log collectors."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from netbird_management import AccessLogEntry, Management, PluginInfo, hookimpl
 
 WAITING_ENTRIES: Final = 10_000
-"""How many wait for a slow disk; what comes while so many wait is left out, and counted in the log."""
+"""Maximum number of entries that wait for the disk; further ones are omitted, and the log reports their number."""
 _log = logging.getLogger(__name__)
 
 
@@ -26,11 +26,11 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     file: Path | None = None
-    """Where lines are appended; opened anew when it was moved away. Without it nothing is written."""
+    """File to append lines to; created again after a rotation moves it away. Without it, nothing is written."""
 
 
 class AccessExport:
-    """Takes entries as they come and writes them in a task of its own."""
+    """Queues entries and appends them to the file in a background task."""
 
     def __init__(self) -> None:
         self._waiting: list[AccessLogEntry] = []
@@ -57,7 +57,8 @@ class AccessExport:
 
     @asynccontextmanager
     async def _writing(self, path: Path) -> AsyncIterator[None]:
-        """Raises `OSError` for a file that cannot be written. What waits at the end is written before it is left."""
+        """Runs the background task; on exit, it first writes the entries that wait. Raises `OSError` if the file cannot
+        be written."""
         await asyncio.to_thread(_append, path, b"")
         some = self._some = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
@@ -69,7 +70,7 @@ class AccessExport:
                 some.set()
 
     async def _run(self, path: Path, some: asyncio.Event) -> None:
-        """Until nobody reports any more, and all is written."""
+        """Writes entries until the plugin ends and none wait."""
         ended = False
         while not ended:
             await some.wait()
@@ -96,6 +97,6 @@ def _append(path: Path, lines: bytes) -> None:
 
 
 def _line(entry: AccessLogEntry) -> bytes:
-    told = asdict(entry)
-    told["timestamp"] = entry.timestamp.astimezone(UTC).isoformat(timespec="milliseconds")
-    return json.dumps({name: value for name, value in told.items() if value not in ("", None, ())}).encode() + b"\n"
+    fields = asdict(entry)
+    fields["timestamp"] = entry.timestamp.astimezone(UTC).isoformat(timespec="milliseconds")
+    return json.dumps({name: value for name, value in fields.items() if value not in ("", None, ())}).encode() + b"\n"

@@ -1,4 +1,4 @@
-"""gRPC's own health check, for load balancers and supervisors, on the port of proxies and peers."""
+"""gRPC's health check, for load balancers and supervisors, on the gRPC port."""
 
 from typing import Any, Final
 
@@ -9,11 +9,11 @@ from grpc_health.v1.health_pb2_grpc import HealthServicer, add_HealthServicer_to
 from netbird_management import Management, PluginInfo, RpcService, hookimpl
 
 SERVICES: Final = frozenset({"", "management.ProxyService", "management.ManagementService"})
-"""What may be asked about; "" is the whole process."""
+"""The services that clients may check; "" is the whole process."""
 
 
 class Health:
-    """Anybody may ask: the answer says no more than that there is one."""
+    """The health check, which needs no token: its response reveals only that the host runs."""
 
     @hookimpl
     def describe(self) -> PluginInfo:
@@ -25,9 +25,9 @@ class Health:
 
 
 class _Checked(HealthServicer):
-    """`Watch` is not there, which clients of it take for "no news": a stream would only hold up every stop."""
+    """The health service without `Watch`, whose streams would delay every stop. Clients accept UNIMPLEMENTED for it."""
 
     async def Check(self, request: HealthCheckRequest, context: Any) -> HealthCheckResponse:  # noqa: N802
         if request.service not in SERVICES:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
+            await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
         return HealthCheckResponse(status=HealthCheckResponse.SERVING)

@@ -1,4 +1,4 @@
-"""The access log on its way in: taken at once, stored in batches, refused when it comes faster than it is stored."""
+"""Intake of the access log: entries are queued at once and stored in batches; a full queue refuses more."""
 
 import asyncio
 import logging
@@ -32,28 +32,29 @@ from netbird_wire.proxy_service_pb2 import AccessLog
 
 QUEUE_ENTRIES: Final = 10_000
 QUOTA_ENTRIES: Final = 1_000_000
-"""Entries that are stored of one account."""
+"""Maximum number of stored entries of an account; beyond it the oldest are deleted."""
 QUEUE_BYTES: Final = 64 << 20
-"""Entries that are not stored yet, of all accounts."""
+"""Maximum size of the entries of all accounts that are not stored yet."""
 ENTRY_BYTES: Final = 16 << 10
-"""No entry counts as more: its texts are cut to less."""
+"""Maximum size that an entry counts as: its strings are cut to less."""
 METADATA_BYTES: Final = 4 << 10
-"""Of names and values; the pairs that are too much are left out."""
+"""Maximum size of an entry's metadata, names and values; pairs beyond it are omitted."""
 GROUPS: Final = 100
-"""Groups of a caller that an entry names."""
+"""Maximum number of groups in an entry; further ones are omitted."""
 CLOCKS_DIFFER: Final = timedelta(days=1)
-"""How far a moment may lie from now: one far in the future would never be forgotten."""
+"""Maximum distance of an entry's time from now; it is clamped, as an entry far in the future would never expire."""
 BATCH_ENTRIES: Final = 1_000
 GATHER_SECONDS: Final = 0.25
-"""How long the first of a batch waits for others: proxies send few at a time, and each write costs the same."""
+"""Time that the first entry of a batch waits for others: proxies send few at once, and every write costs the same."""
 AWAY_SECONDS: Final = 1.0
+"""Time until another attempt to write while the store is unavailable."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_INT64: Final = (1 << 63) - 1
 _log = logging.getLogger(__name__)
 
 
 class AccessLogs:
-    """Takes entries and writes them in `run`; `record` hears of each batch, and does not raise."""
+    """Queues entries and writes them in `run`; `record` is called with each stored batch, and must not raise."""
 
     def __init__(
         self,
@@ -68,15 +69,17 @@ class AccessLogs:
         self._record = record
         self._waiting = FairQueue[Row](items=capacity, bytes=capacity_bytes)
         self._quota = quota
+        # Entries of each account that were stored since its quota was last enforced.
         self._stored: dict[str, int] = {}
-        """Entries of each account that were stored since it was last held to its quota."""
         self._some = asyncio.Event()
 
     def take(self, logs: Sequence[AccessLog]) -> None:
-        """All entries of an account or none. Raises `Refused` when none has room; the proxy sends them again later.
+        """Queues either all or none of an account's entries.
 
-        Where entries of other accounts came with them, those of an account that has no room are lost: it fills more
-        than its part of the queue. Entries of unknown accounts (exchanges for no known host have none) are dropped.
+        If the queue has room for some accounts only, the entries of the others are lost: these accounts fill more than
+        their share. Entries of unknown accounts are dropped; exchanges for an unknown host have no account.
+
+        Raises `Refused` if no entry fits; the proxy sends them again later.
         """
         by_account: dict[str, tuple[_Account, list[tuple[Row, int]]] | None] = {}
         for log in logs:
@@ -99,7 +102,7 @@ class AccessLogs:
             self._some.set()
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Stores queued entries until it is cancelled."""
         while True:
             await self._some.wait()
             await asyncio.sleep(GATHER_SECONDS)
@@ -109,13 +112,13 @@ class AccessLogs:
                 await asyncio.sleep(AWAY_SECONDS)
 
     async def flush(self) -> bool:
-        """Stores all that waits; false if the store is away, and they wait on: new ones are refused once it is full.
+        """Stores all queued entries. False if the store is unavailable; then they stay queued.
 
-        A batch that cannot be stored is tried entry by entry: one bad one costs itself. Cancelled, what was under way
-        waits again, and may be stored already: it is not stored twice.
+        If a batch fails, its entries are stored one by one, so that an invalid entry loses only itself. On cancellation
+        the current batch returns to the queue, though it may be stored already: storing an entry twice has no effect.
         """
         while taken := self._waiting.get(BATCH_ENTRIES):
-            # An account that was deleted meanwhile may be founded again under its id.
+            # Another account with the id of a deleted one may be created later; it must not get these entries.
             batch = [row for account_id, row, _ in taken if self._state.snapshots.get(str(account_id)) is not None]
             try:
                 await self._store(batch)
@@ -126,11 +129,12 @@ class AccessLogs:
                 _log.warning("access_log.waits", extra={"entries": len(self._waiting), "error": type(error).__name__})
                 return False
             self._record(Rows(batch))
-            await self._hold_to_quota(batch)
+            await self._enforce_quotas(batch)
         return True
 
-    async def _hold_to_quota(self, batch: Sequence[Row]) -> None:
-        """Accounts that are new here, and then each that stored a twentieth of its quota: counting reads all it has."""
+    async def _enforce_quotas(self, batch: Sequence[Row]) -> None:
+        """Enforces the quotas of accounts that occur for the first time, and then of each account that has stored
+        another twentieth of its quota: counting reads all entries of the account."""
         for account_id, number in Counter(row[ACCOUNT] for row in batch).items():
             stored = self._stored.get(account_id)
             self._stored[account_id] = (stored or 0) + number
@@ -161,7 +165,7 @@ class AccessLogs:
 
 
 class _Account:
-    """An account during one call: whose groups are which is looked up once a caller, as callers come again."""
+    """An account during one call, with a cache of its users' groups: the same users occur in many entries."""
 
     def __init__(self, snapshot: AccountSnapshot) -> None:
         self.id = snapshot.account.id
@@ -170,20 +174,20 @@ class _Account:
         self._of_user: dict[str, list[str]] = {}
 
     def named(self, names: Sequence[str]) -> list[str]:
-        """The ids of groups that the proxy names."""
+        """The ids of the groups with these names; unknown names are omitted."""
         if self._named is None:
             self._named = {group.name: group.id for group in self._snapshot.groups.values()}
         return list(islice((self._named[name] for name in dict.fromkeys(names) if name in self._named), GROUPS))
 
     def groups_of(self, user_id: str) -> list[str]:
-        """The ids of the groups of a user or peer, as they are now."""
-        found = self._of_user.get(user_id)
-        if found is None:
+        """The ids of the current groups of a user or peer."""
+        group_ids = self._of_user.get(user_id)
+        if group_ids is None:
             user = self._snapshot.users.get(UserId(user_id))
             groups = self._snapshot.groups_of(PeerId(user_id))
-            found = [*(user.auto_groups if user is not None else (group.id for group in groups))][:GROUPS]
-            self._of_user[user_id] = found
-        return found
+            group_ids = [*(user.auto_groups if user is not None else (group.id for group in groups))][:GROUPS]
+            self._of_user[user_id] = group_ids
+        return group_ids
 
 
 def _row(log: AccessLog, account: _Account) -> Row:
@@ -198,7 +202,7 @@ def _row(log: AccessLog, account: _Account) -> Row:
         log.protocol,
     )
     if "\0" in "".join(texts):
-        texts = tuple(map(_text, texts))  # type: ignore[assignment]  # as many as there were
+        texts = tuple(map(_text, texts))  # type: ignore[assignment]  # the same number of strings
     id_, service_id, method, host, path, user_id, auth_method, protocol = texts
     groups, metadata, status_code = log.user_groups, log.metadata, log.response_code
     reason = ""
@@ -249,7 +253,7 @@ def _pairs(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def _text(value: str) -> str:
-    """PostgreSQL keeps no NUL."""
+    """The text with U+FFFD for NUL, which PostgreSQL cannot store."""
     return value.replace("\0", "\ufffd")
 
 
@@ -257,7 +261,7 @@ def _count(value: int) -> int:
     return value if 0 <= value <= _MAX_INT64 else max(0, min(value, _MAX_INT64))
 
 
-@lru_cache(maxsize=8192)  # callers come again, and reading an address costs as much as the rest of an entry
+@lru_cache(maxsize=8192)  # addresses repeat, and parsing one costs as much as the rest of an entry
 def _address(text: str) -> str:
     try:
         address = ip_address(text)

@@ -1,4 +1,4 @@
-"""The proxies that are connected to this process, and what each of them has been sent."""
+"""The proxies connected to this process, and the mappings that management sent to each of them."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -14,16 +14,22 @@ from netbird_management.model.snapshot import Change
 from netbird_management.operations.proxies import Registration
 from netbird_management.operations.proxy_tokens import ProxyToken
 
+# Maximum backlog of a proxy, in messages and in bytes; beyond it the stream ends, and the proxy reconnects for a
+# snapshot.
 QUEUE_MESSAGES: Final = 100
 QUEUE_BYTES: Final = 32 << 20
-"""How far a proxy may fall behind, in messages and in bytes, before it has to start over from a snapshot."""
 
 
 class Connection:
-    """One proxy's mapping stream.
+    """The mapping stream of a proxy.
 
-    `held` is what the proxy has by what it was sent: the built mapping, or `None` for a service that it must not have
-    and was told to remove. `withheld` says why for each of those.
+    Attributes:
+        held: the mappings sent to the proxy, by service; None for a service that management withholds and whose removal
+            it sent.
+        withheld: the reason for each withheld service.
+        snapshotted: True once `held` contains the snapshot. Earlier changes need no message, as the snapshot contains
+            them.
+        why: the status that the stream ends with; None while it lasts, and for an end without an error.
     """
 
     def __init__(
@@ -40,7 +46,6 @@ class Connection:
         self.held: dict[ServiceId, BuiltMapping | None] = {}
         self.withheld: dict[ServiceId, str] = {}
         self.snapshotted = False
-        """Whether `held` counts: before that, changes need not be told, as the snapshot will hold them."""
         self.why: Refused | None = None
         self._ended = asyncio.Event()
         self._queue: asyncio.Queue[bytes] = asyncio.Queue(QUEUE_MESSAGES)
@@ -51,7 +56,7 @@ class Connection:
         return self.registration.proxy_id
 
     def serves(self, service: Service) -> bool:
-        """Whether the service is for this proxy's cluster and account, if it may have it."""
+        """True if the service is served, in this proxy's cluster, and of an account that its token permits."""
         return (
             service.served and service.proxy_cluster == self.registration.cluster and self.may_see(service.account_id)
         )
@@ -60,8 +65,7 @@ class Connection:
         return self.token.account_id is None or self.token.account_id == account_id
 
     def is_concerned(self, change: Change) -> bool:
-        """Whether it understands what is told beside mappings, and may have cached or opened something of the
-        account."""
+        """True if the proxy supports revalidations and revocations, and may have state of the account."""
         if self.registration.capabilities.claims is None:
             return False
         return any(
@@ -70,11 +74,10 @@ class Connection:
         )
 
     def put(self, message: bytes) -> None:
-        """A serialized message, to be sent after what was put before. Never waits: a proxy that reads too slowly loses
-        its connection, and gets a snapshot when it comes back."""
+        """Queues a serialized message. Never waits: the stream of a proxy that reads too slowly ends instead."""
         if self._queue.full() or self._queued_bytes + len(message) > QUEUE_BYTES:
             self._count("proxies_too_far_behind")
-            self.end(Refused(grpc.StatusCode.ABORTED, "too far behind: connect again for a snapshot"))
+            self.end(Refused(grpc.StatusCode.ABORTED, "the proxy reads too slowly: connect again for a snapshot"))
             return
         self._queued_bytes += len(message)
         self._queue.put_nowait(message)
@@ -85,7 +88,7 @@ class Connection:
         return message
 
     def end(self, why: Refused | None) -> None:
-        """Ends the stream: with this status, or well. The first word counts."""
+        """Ends the stream with a status, or without an error for None. Only the first call has an effect."""
         if not self._ended.is_set():
             self.why = why
             self._ended.set()
@@ -95,7 +98,7 @@ class Connection:
 
 
 class Connections:
-    """The live connections by the id of their proxy; belongs to one event loop."""
+    """The live connections by proxy id. Belongs to one event loop."""
 
     def __init__(self) -> None:
         self._live: dict[ProxyId, Connection] = {}
@@ -116,36 +119,36 @@ class Connections:
         return [connection for connection in self if connection.token.id == token_id]
 
     def known_token(self, token_hash: str) -> ProxyToken | None:
-        """The token of a live connection: asked again at each heartbeat, so not each call needs the database."""
+        """The token of a live connection, which each heartbeat reads again: most calls need no query of the store."""
         for connection in self._live.values():
             if connection.token_hash == token_hash:
                 return connection.token
         return None
 
     def join(self, connection: Connection) -> None:
-        """Takes the proxy's place; its earlier connection ends."""
+        """Adds the connection, and ends the proxy's earlier one."""
         self._conversations += 1
         self._quiet.clear()
         earlier = self._live.get(connection.proxy_id)
         self._live[connection.proxy_id] = connection
         if earlier is not None:
-            earlier.end(Refused(grpc.StatusCode.ABORTED, "the proxy has connected anew"))
+            earlier.end(Refused(grpc.StatusCode.ABORTED, "the proxy opened a newer stream"))
 
     def leave(self, connection: Connection) -> bool:
-        """False if a newer connection has the place, and then nothing may be undone on the proxy's behalf."""
+        """Removes the connection. False if the proxy has a newer one, and so must not be marked disconnected."""
         if self._live.get(connection.proxy_id) is not connection:
             return False
         del self._live[connection.proxy_id]
         return True
 
     def over(self) -> None:
-        """A conversation that joined has cleaned up."""
+        """Reports that a connection that joined has finished its cleanup."""
         self._conversations -= 1
         if not self._conversations:
             self._quiet.set()
 
     async def end_all(self, why: Refused, timeout: float) -> None:
-        """Ends every connection and waits until each has cleaned up, for some seconds."""
+        """Ends every connection, and waits at most `timeout` seconds for their cleanup."""
         for connection in self:
             connection.end(why)
         try:

@@ -1,4 +1,4 @@
-"""What a caller over gRPC is told when something is refused or fails."""
+"""The gRPC status of every error."""
 
 import logging
 from typing import Final
@@ -31,7 +31,7 @@ _CODES: Final[dict[type[ManagementError], grpc.StatusCode]] = {
 
 
 class Refused(Exception):
-    """A call ends with this status. The message is for the caller and holds no secret."""
+    """Ends the call with this status. The message goes to the caller, so it contains no secret."""
 
     def __init__(self, code: grpc.StatusCode, message: str) -> None:
         super().__init__(message)
@@ -40,7 +40,7 @@ class Refused(Exception):
 
 
 def as_refusal(error: Exception, method: str) -> Refused:
-    """The status for anything that came out of a call. What nobody foresaw is logged, and told as a fixed sentence."""
+    """The status for any exception of a call. An unexpected exception is logged, and its status has a fixed message."""
     if isinstance(error, Refused):
         return error
     if isinstance(error, NotImplementedError):
@@ -50,6 +50,6 @@ def as_refusal(error: Exception, method: str) -> Refused:
         return Refused(code, str(error))
     if isinstance(error, UnreachableError):
         _log.error("grpc.store_away", exc_info=error, extra={"method": method})
-        return Refused(grpc.StatusCode.UNAVAILABLE, "the store does not answer: try again later")
+        return Refused(grpc.StatusCode.UNAVAILABLE, "the store is unavailable: try again later")
     _log.error("grpc.call.failed", exc_info=error, extra={"method": method})
     return Refused(grpc.StatusCode.INTERNAL, "internal error")

@@ -1,4 +1,4 @@
-"""A bounded queue that accounts share: whoever fills it loses by it, and nobody else."""
+"""A bounded queue that accounts share; only an account that fills it loses items."""
 
 from collections import deque
 from collections.abc import Hashable, Sequence
@@ -15,33 +15,33 @@ class _Share(Generic[T]):
 
 
 class FairQueue(Generic[T]):
-    """Items by account, in the order of each account, bounded in number and in bytes.
+    """A queue with a maximum number of items and of bytes, in first-in-first-out order for each account.
 
-    While there is room, an account may use all of it. In a full queue an account with less than an equal part gets
-    room from the account with most bytes, which loses its newest items.
+    An account may use all free room. In a full queue, an account with less than an equal share gets room from the
+    account with the most bytes, which loses its newest items.
     """
 
-    def __init__(self, *, items: int, bytes: int) -> None:  # noqa: A002 - what is bounded
+    def __init__(self, *, items: int, bytes: int) -> None:  # noqa: A002 - the unit of the limit
         self._most_items = items
         self._most_bytes = bytes
         self._shares: dict[Hashable, _Share[T]] = {}
         self._items = 0
         self._bytes = 0
         self.lost = 0
-        """Items that were taken from an account for others."""
+        """Number of items that accounts lost to make room for others."""
 
     def __len__(self) -> int:
         return self._items
 
     def put(self, account: Hashable, items: Sequence[tuple[T, int]]) -> bool:
-        """Takes all of an account's items, each with its bytes, or none: False where they have no place."""
+        """Adds all of an account's items, each with its size in bytes; False if they do not fit, then it adds none."""
         number, size = len(items), sum(bytes_ for _, bytes_ in items)
         share = self._shares.get(account)
         accounts = len(self._shares) + (share is None)
-        held_items, held_bytes = (len(share.items), share.bytes) if share is not None else (0, 0)
+        queued_items, queued_bytes = (len(share.items), share.bytes) if share is not None else (0, 0)
         if not self._fits(number, size):
-            within = held_items + number <= self._most_items // accounts
-            if not within or held_bytes + size > self._most_bytes // accounts:
+            within = queued_items + number <= self._most_items // accounts
+            if not within or queued_bytes + size > self._most_bytes // accounts:
                 return False
             while not self._fits(number, size):
                 self._take_from_the_largest()
@@ -53,7 +53,7 @@ class FairQueue(Generic[T]):
         return True
 
     def get(self, most: int) -> list[tuple[Hashable, T, int]]:
-        """Removes at most so many items, the same number of each account as far as it has them."""
+        """Removes at most `most` items, distributed equally among the accounts that have items."""
         batch: list[tuple[Hashable, T, int]] = []
         while self._shares and len(batch) < most:
             part = max(1, (most - len(batch)) // len(self._shares))
@@ -65,7 +65,7 @@ class FairQueue(Generic[T]):
         return batch
 
     def put_back(self, batch: Sequence[tuple[Hashable, T, int]]) -> None:
-        """Returns what `get` removed to its place, whatever room there is."""
+        """Returns a batch of `get` to the front of the queue, even beyond its limits."""
         for account, item, size in reversed(batch):
             share = self._shares.setdefault(account, _Share())
             share.items.appendleft((item, size))

@@ -1,5 +1,5 @@
-"""The edge of every call: the proxy's token is judged before anything of the call's message is read, wrong tokens are
-counted by address, and whatever goes wrong becomes a status."""
+"""The interceptor of every call: it checks the proxy's token before it reads the call's message, counts wrong tokens by
+address, and turns every error into a status."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -26,25 +26,26 @@ from netbird_wire.tokens import TokenKind, stored_hash, well_formed
 
 PROXY_SERVICE: Final = "/management.ProxyService/"
 PEERS: Final = frozenset({"management.ManagementService"})
-"""The service whose callers prove who they are by the envelope."""
+"""The service whose callers, the peers of the overlay, authenticate by the envelope of each message."""
 _STREAMS: Final = ("GetMappingUpdate", "SyncMappings")
 PROXY_MESSAGE_BYTES: Final = 4 << 20
+"""Maximum size of a message of a caller with a token; beyond it RESOURCE_EXHAUSTED."""
 OPEN_MESSAGE_BYTES: Final = 1 << 20
-"""The largest message of a caller with a token, and of one without: a peer's, who is judged by what is in it."""
+"""Maximum size of a message of a caller without a token, such as a peer; beyond it RESOURCE_EXHAUSTED."""
 REQUEST_SECONDS: Final = 10.0
-"""Within so many seconds the message of a call must come, the first one of a stream too."""
+"""Maximum time until the message of a call, or the first message of a stream; on expiry DEADLINE_EXCEEDED."""
 UNREAD_OF_A_SOURCE: Final = 1_000
-"""Calls from one address (IPv6: a /64) whose message has not come."""
+"""Maximum number of calls from one address (IPv6: a /64) that wait for their message; beyond it RESOURCE_EXHAUSTED."""
 CALLS_OF_AN_ACCOUNT: Final = 10_000
-"""Calls with the tokens of one account, streams among them, that are under way at once."""
+"""Maximum number of concurrent calls, streams included, with an account's tokens; beyond it RESOURCE_EXHAUSTED."""
 
+# Wrong tokens that an address (IPv6: a /64) may send at once, and the time until it may send another.
 FAILURES: Final = 5
 FAILURE_SECONDS: Final = 12.0
-"""How many bad tokens an address may show at once, and how long until it may show another."""
 GUESSERS: Final = 16_384
-"""Addresses that are remembered for a bad token; the one that has been quiet for longest is forgotten."""
+"""Maximum number of addresses whose wrong tokens are counted; the one without a call for longest is forgotten first."""
 LOOKUPS: Final = 4
-"""Tokens that are looked up in the store at once; those of addresses with too many failures, one."""
+"""Maximum number of concurrent lookups of tokens in the store; only one is for addresses with too many failures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class AuthenticatedProxy:
     connection: Connection | None
 
     def check_account(self, account_id: str) -> None:
-        """Raises `Refused`: an account's token is good for that account alone, and for an empty one not at all."""
+        """Raises `Refused` for a token of another account; an account's token is not valid for an empty id either."""
         if self.token.account_id is not None and self.token.account_id != account_id:
             raise Refused(grpc.StatusCode.PERMISSION_DENIED, f"account-scoped token cannot access account {account_id}")
 
@@ -73,12 +74,12 @@ def calling_proxy() -> AuthenticatedProxy:
 
 
 def call_address() -> str:
-    """The client address of the call under way; "" where it has none."""
+    """The client address of the current call; "" where it is not known."""
     return _address.get()
 
 
 def peer_address(peer: str) -> str:
-    """The address in gRPC's own name for a peer (`ipv4:192.0.2.1:50000`, `ipv6:[::1]:50000`); "" if it has none."""
+    """The address in gRPC's name of a peer (`ipv4:192.0.2.1:50000`, `ipv6:[::1]:50000`); "" if it contains none."""
     scheme, _, rest = unquote(peer).partition(":")
     if scheme not in ("ipv4", "ipv6"):
         return ""
@@ -86,10 +87,9 @@ def peer_address(peer: str) -> str:
 
 
 class FailureLimiter:
-    """A bucket of failures for each address (IPv6: a /64).
+    """Counts the wrong tokens of each address (IPv6: a /64).
 
-    It slows guesses down and refuses no token that is right: many proxies may share an address with a caller that is
-    wrong.
+    It slows guesses down, and never refuses a valid token: many proxies may share an address with a wrong caller.
     """
 
     def __init__(self, clock: Callable[[], float], count: Callable[[str], object] = lambda _name: None) -> None:
@@ -97,20 +97,24 @@ class FailureLimiter:
         self._buckets = Buckets(clock, burst=FAILURES, per_second=1 / FAILURE_SECONDS, keys=GUESSERS)
 
     def is_suspect(self, address: str) -> bool:
-        """Whether the address has used up its failures."""
+        """True if the address has sent too many wrong tokens."""
         return bool(address) and self._buckets.is_empty(source_of(address))
 
     def failed(self, address: str) -> None:
-        """Counts a wrong token. Raises `Refused` where the address has used up its failures."""
+        """Counts a wrong token. Raises `Refused` if the address has sent too many."""
         if address and not self._buckets.take(source_of(address)):
             self._count("token_guesses_refused")
             raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many failed authentication attempts")
 
 
 class Edge(grpc.aio.ServerInterceptor):
-    """Wraps every handler. A call needs a proxy's token, but for the services in `open_services`; peers of the overlay
-    prove their key by the envelope. `trusted` are the networks of proxies whose `x-forwarded-for` metadata names the
-    caller; `patience` is how long the message of a call may take, in seconds."""
+    """Wraps every handler.
+
+    Args:
+        open_services: the services that need no proxy's token; peers of the overlay prove their key by the envelope.
+        trusted: networks of reverse proxies whose `x-forwarded-for` metadata contains the caller's address.
+        patience: maximum time until the message of a call, in seconds; on expiry DEADLINE_EXCEEDED.
+    """
 
     def __init__(
         self,
@@ -133,8 +137,8 @@ class Edge(grpc.aio.ServerInterceptor):
         self._calls = Places(CALLS_OF_AN_ACCOUNT)
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any) -> Any:
-        """A handler that is called with the head of a call alone, whatever the call's kind: gRPC would receive and
-        parse the message of a single request before anybody is asked for a token."""
+        """A handler that runs before the call's message is read, for all four kinds of calls: for a single request,
+        gRPC would otherwise receive and parse the message before the token is checked."""
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
@@ -174,16 +178,17 @@ class Edge(grpc.aio.ServerInterceptor):
         return nearest_client(peer, (line for line in lines if isinstance(line, str)), self._trusted)
 
     async def _request(self, handler: Any, address: str, context: Any, largest: int) -> Any:
-        """The message of a call with one. Raises `Refused` for one that is late, too large, missing or malformed."""
+        """The message of a call with a single request. Raises `Refused` if it is late, too large, absent or
+        malformed."""
         with self._unread.place(
             source_of(address),
-            refusal=lambda: self._full("unread_calls_refused", "too many calls that send no request"),
+            refusal=lambda: self._full("unread_calls_refused", "too many calls without a request"),
         ):
             try:
                 async with asyncio.timeout(self._patience):
                     raw = await context.read()
             except TimeoutError as error:
-                raise Refused(grpc.StatusCode.DEADLINE_EXCEEDED, "the request did not come in time") from error
+                raise Refused(grpc.StatusCode.DEADLINE_EXCEEDED, "no request arrived in time") from error
         if raw is grpc.aio.EOF:
             raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "the call has no request")
         if len(raw) > largest:
@@ -191,10 +196,11 @@ class Edge(grpc.aio.ServerInterceptor):
         try:
             return handler.request_deserializer(raw)
         except DecodeError as error:
-            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "the request cannot be read") from error
+            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "the request is malformed") from error
 
     def _account_place(self, account_id: AccountId | None) -> AbstractContextManager[None]:
-        """A call's place among those with its account's tokens; peers' calls and the operator's tokens need none."""
+        """A place among the calls with the account's tokens; calls of peers and with management-wide tokens need
+        none."""
         if account_id is None:
             return nullcontext()
         return self._calls.place(
@@ -242,10 +248,11 @@ class Edge(grpc.aio.ServerInterceptor):
         return token, hashed
 
     def _connection(self, proxy_id: str, token: ProxyToken) -> Connection:
-        """The proxy's stream with this very token. A proxy that is just connecting anew can try again."""
+        """The proxy's mapping stream. Raises `Refused`: UNAVAILABLE while the proxy has none, so that it tries again,
+        and PERMISSION_DENIED for a stream with another token."""
         connection = self._connections.get(proxy_id)
         if connection is None:
             raise Refused(grpc.StatusCode.UNAVAILABLE, f"{NO_STREAM}: connect it first")
         if connection.token.id != token.id:
-            raise Refused(grpc.StatusCode.PERMISSION_DENIED, "this proxy's mapping stream has another token")
+            raise Refused(grpc.StatusCode.PERMISSION_DENIED, "this proxy's mapping stream uses another token")
         return connection

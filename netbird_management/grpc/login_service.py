@@ -1,4 +1,4 @@
-"""Who is at the door of a public service: credentials judged, sessions minted, asked about and ended."""
+"""Logins to public services: verifies credentials, and issues, validates and ends sessions."""
 
 import hashlib
 import logging
@@ -47,9 +47,11 @@ from netbird_wire.proxy_service_pb2 import (
 )
 
 HASHES_WAITING: Final = 16
-"""Logins of one account that are judged or wait for it; more are answered at once that nobody has time."""
+"""Maximum number of an account's logins that are verified or wait for it; beyond it RESOURCE_EXHAUSTED."""
 SOURCES: Final = 65_536
+"""Maximum number of addresses whose wrong logins are counted in memory."""
 LONGEST_SECRET: Final = 1024
+"""Maximum length of a credential, in characters; longer ones are wrong."""
 _log = logging.getLogger(__name__)
 
 
@@ -62,7 +64,7 @@ class _Credential:
 
 
 class _TooEarly(Exception):
-    """The address may try again in so many seconds."""
+    """The address failed too often; it may try again in `seconds`."""
 
     def __init__(self, seconds: int) -> None:
         super().__init__(seconds)
@@ -80,11 +82,12 @@ class Logins:
         self._waiting: Counter[AccountId] = Counter()
 
     def forget(self, service_id: ServiceId) -> None:
-        """The service is gone: forget its guesses."""
+        """Forgets the wrong logins of a deleted service."""
         self._throttle.forget(service_id)
 
     async def authenticate(self, request: AuthenticateRequest, caller: AuthenticatedProxy) -> AuthenticateResponse:
-        """Raises `Refused`: not the caller's service; nobody has time to judge; or the session cannot be signed."""
+        """Raises `Refused` for a service of another account, for too many concurrent logins, and if the session cannot
+        be signed."""
         caller.check_account(request.account_id)
         account = self._state.snapshots.get(request.account_id)
         service = account.services.get(ServiceId(request.id)) if account is not None else None
@@ -115,13 +118,13 @@ class Logins:
         return AuthenticateResponse(success=True, session_token=token)
 
     async def _is_right(self, service: Service, credential: _Credential, address: str) -> bool:
-        """Judges one try, which counts as wrong until it proves right.
+        """Verifies a credential. The attempt counts as wrong until it proves right.
 
-        Raises `_TooEarly` for an address that was wrong too often, and `Refused` where too many tries are being judged.
+        Raises `_TooEarly` for an address that failed too often, and `Refused` for too many concurrent attempts.
         """
         if self._throttle.find(service.id, address) is None:
             stored = await load_source(self._state, service.id, address)
-            if self._throttle.find(service.id, address) is None:  # nobody came in between
+            if self._throttle.find(service.id, address) is None:  # no concurrent login recalled it
                 self._throttle.recall(service.id, address, stored)
         try:
             async with self._throttle.turn(service.id, address):
@@ -133,7 +136,7 @@ class Logins:
                 except Exception:
                     self._throttle.withdraw(service.id, address)
                     raise
-                # A try that is cancelled stays counted: its hash is made all the same.
+                # A cancelled attempt stays counted, as its hash is computed anyway.
                 if right:
                     self._throttle.record_success(service.id, address)
         except TimeoutError as error:
@@ -143,29 +146,29 @@ class Logins:
         return right
 
     async def oidc_url(self, request: GetOIDCURLRequest, caller: AuthenticatedProxy) -> GetOIDCURLResponse:
-        """Raises `Refused`: no identity provider, or one that cannot be asked; a place that is no service's."""
+        """Raises `Refused` for an absent or unavailable identity provider, and for a redirect URL of no service."""
         caller.check_account(request.account_id)
         if self._sign_on is None:
-            raise Refused(grpc.StatusCode.FAILED_PRECONDITION, "no identity provider is set up here")
+            raise Refused(grpc.StatusCode.FAILED_PRECONDITION, "no identity provider is configured")
         try:
             url = await self._sign_on.begin(request.redirect_url, AccountId(request.account_id))
         except BadRequest as error:
             raise Refused(grpc.StatusCode.FAILED_PRECONDITION, error.message) from error
         except ProviderFailed as error:
             _log.warning("login.provider.failed", extra={"reason": str(error)})
-            raise Refused(grpc.StatusCode.UNAVAILABLE, "the identity provider cannot be asked") from error
+            raise Refused(grpc.StatusCode.UNAVAILABLE, "the identity provider is unavailable") from error
         return GetOIDCURLResponse(url=url)
 
     async def validate_session(
         self, request: ValidateSessionRequest, caller: AuthenticatedProxy
     ) -> ValidateSessionResponse:
-        """The order of the checks is part of the contract: what a denial tells depends on how far it came."""
+        """The order of the checks is part of the contract, as it decides the reason of a denial."""
         if not request.domain or not request.session_token:
             return _denied("missing domain or session_token")
-        found = self._state.snapshots.by_domain(request.domain)
-        if found is None:
+        match = self._state.snapshots.by_domain(request.domain)
+        if match is None:
             return _denied("service_not_found")
-        account, service = found
+        account, service = match
         caller.check_account(service.account_id)
         try:
             session = read_session_token(request.session_token, service.session_public_key, service.domain)
@@ -190,7 +193,7 @@ class Logins:
             return _denied("account_mismatch" if elsewhere else "user_not_found")
         groups = tuple(group for id_ in user.auto_groups if (group := account.groups.get(id_)) is not None)
         login = Login(session.method, session.subject, user, groups, again=True)
-        answer = _about(user, groups)
+        answer = _identity(user, groups)
         if (reason := refusal(user)) is not None:
             answer.denied_reason = reason.value
         elif not may_use(service, user):
@@ -216,7 +219,7 @@ class Logins:
 
 
 def may_use(service: Service, user: User) -> bool:
-    """Whether single sign-on lets this person use the service: by the groups it names, if it names any."""
+    """True if single sign-on admits the user to the service: it names no groups, or one of the user's."""
     bearer = service.auth.bearer_auth
     if bearer is None or not bearer.enabled or not bearer.distribution_groups:
         return True
@@ -224,25 +227,25 @@ def may_use(service: Service, user: User) -> bool:
 
 
 def _credential(service: Service, request: AuthenticateRequest) -> _Credential | None:
-    """What is to be judged; None where the service has no such scheme, or nothing was given."""
+    """The credential to verify; None if the service does not enable its scheme, or if it is empty or too long."""
     kind = request.WhichOneof("request")
-    found: _Credential | None = None
+    credential: _Credential | None = None
     if kind == "password":
         hashes = _enabled(service.auth.password_auth)
-        found = _Credential(request.password.password, hashes, "password-user", "password")
+        credential = _Credential(request.password.password, hashes, "password-user", "password")
     elif kind == "pin":
-        found = _Credential(request.pin.pin, _enabled(service.auth.pin_auth), "pin-user", "pin")
+        credential = _Credential(request.pin.pin, _enabled(service.auth.pin_auth), "pin-user", "pin")
     elif kind == "header_auth":
         name = folded_name(request.header_auth.header_name)
         hashes = [
-            one.value
-            for one in service.auth.header_auths
-            if one.enabled and (not name or folded_name(one.header) == name)
+            auth.value
+            for auth in service.auth.header_auths
+            if auth.enabled and (not name or folded_name(auth.header) == name)
         ]
-        found = _Credential(request.header_auth.header_value, hashes, "header-user", "header")
-    if found is None or not found.hashes or not 0 < len(found.secret) <= LONGEST_SECRET:
+        credential = _Credential(request.header_auth.header_value, hashes, "header-user", "header")
+    if credential is None or not credential.hashes or not 0 < len(credential.secret) <= LONGEST_SECRET:
         return None
-    return found
+    return credential
 
 
 def _enabled(scheme: SecretAuth | None) -> list[str]:
@@ -258,8 +261,9 @@ async def _matches(account_id: AccountId, credential: _Credential) -> bool:
 
 def _is_revoked(account: AccountSnapshot, session: Session, digest: bytes) -> bool:
     return any(
-        one.token_hash == digest or (one.subject == session.subject and session.issued_at < one.not_before.timestamp())
-        for one in account.revocations
+        revoked.token_hash == digest
+        or (revoked.subject == session.subject and session.issued_at < revoked.not_before.timestamp())
+        for revoked in account.revocations
     )
 
 
@@ -267,7 +271,7 @@ def _denied(reason: str) -> ValidateSessionResponse:
     return ValidateSessionResponse(denied_reason=reason)
 
 
-def _about(user: User, groups: Sequence[Group]) -> ValidateSessionResponse:
+def _identity(user: User, groups: Sequence[Group]) -> ValidateSessionResponse:
     return ValidateSessionResponse(
         user_id=user.id,
         user_email=user.email,

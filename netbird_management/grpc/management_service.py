@@ -1,4 +1,4 @@
-"""What a peer of the overlay may ask of us: who it is, and the map of whom it may talk to."""
+"""The service for peers of the overlay: login, and the stream of network maps."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -38,24 +38,26 @@ from netbird_wire.management_pb2 import (
 )
 from netbird_wire.management_pb2_grpc import ManagementServiceServicer
 
+# Logins and streams that a peer's key may start at once, and the time until it may start another: each writes.
 LOGINS: Final = 20
 LOGIN_SECONDS: Final = 3.0
-"""How often a peer's key may log in or open a stream at once, and how long until it may once more: each writes."""
 LOGIN_KEYS: Final = 65_536
+"""Maximum number of keys whose logins are counted."""
 STREAMS_OF_A_KEY: Final = 4
-"""Streams of one key that begin or end at once; the newest of them lasts."""
+"""Maximum number of concurrent streams of a key; only the newest lasts, the others are starting or ending."""
 _TEXT: Final = 255
 _NOT_REGISTERED: Final = "peer is not registered"
 M = TypeVar("M", bound=Message)
 
 
 class ManagementService(ManagementServiceServicer):
-    """`management.ManagementService`. The key pair is new with each process; peers ask for it before each call.
+    """`management.ManagementService`. Each process has a new key pair; peers request the public key before each call.
 
     Args:
-        signal: `host:port` that peers are told as the place of a signal server; `signal_tls` whether it speaks TLS.
-            Agents need one to connect to one another; a proxy of ours does not.
-        quiet: how long an agent's map waits for another change, in seconds.
+        signal: `host:port` of the signal server that management sends to peers. Agents need one to connect to each
+            other; this project's proxies do not.
+        signal_tls: True if the signal server uses TLS.
+        quiet: time that an agent's map waits for further changes, in seconds.
     """
 
     def __init__(
@@ -90,9 +92,9 @@ class ManagementService(ManagementServiceServicer):
         envelope, login = self._opened(request, LoginRequest)
         if not login.HasField("meta"):
             raise Refused(grpc.StatusCode.FAILED_PRECONDITION, "peer system meta has to be provided")
-        peer = await self._known(request.wgPubKey, login)
+        peer = await self._admitted(request.wgPubKey, login)
         ssh_key = login.peerKeys.sshPubKey.decode("utf-8", "replace")[:4096] if login.HasField("peerKeys") else None
-        # What it can do decides on the addresses it is told here, which must be those of the maps that follow.
+        # Stored before the response: the peer's capabilities decide the addresses in it, and in the maps that follow.
         peer = await update_peer_meta(self._state, peer, _meta(login.meta), ssh_key=ssh_key)
         peer = await note_login(self._state, peer)
         account, peer = self._current(peer.key)
@@ -110,7 +112,7 @@ class ManagementService(ManagementServiceServicer):
 
     def _too_many_streams(self) -> Refused:
         self._state.count("peer_streams_refused")
-        return Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "this peer has too many streams: end the earlier ones first")
+        return Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many streams use this key: end the earlier ones first")
 
     async def _sync(self, request: EncryptedMessage, envelope: Envelope, sync: SyncRequest, context: Any) -> None:
         _, peer = self._current(request.wgPubKey)
@@ -125,21 +127,21 @@ class ManagementService(ManagementServiceServicer):
                 network_map = self._maps.of(account, peer)
                 if peer.proxy is None and _same(network_map, sent):
                     continue
-                # A proxy gets every map: it asks again who may come in whenever one arrives, and that can change
-                # without the map.
+                # A proxy gets every map, even an equal one: it revalidates open access on each map, and access can
+                # change without a change of the map.
                 sent = network_map
                 await context.write(self._sealed(envelope, self._response(account, peer, sent, first=False)))
 
-    async def _known(self, key: str, login: LoginRequest) -> Peer:
-        """The peer with this key, if it may log in. Raises `Refused`."""
-        found = self._state.snapshots.by_peer_key(key)
-        if found is None:
+    async def _admitted(self, key: str, login: LoginRequest) -> Peer:
+        """The peer with this key; a new one if the login has a setup key. Raises `Refused`."""
+        match = self._state.snapshots.by_peer_key(key)
+        if match is None:
             if login.setupKey:
                 return await self._enrolled(key, login)
             if login.jwtToken:
-                raise Refused(grpc.StatusCode.PERMISSION_DENIED, "this management server has no sign-in for peers yet")
+                raise Refused(grpc.StatusCode.PERMISSION_DENIED, "login of a peer with a user's token is not supported")
             raise Refused(grpc.StatusCode.PERMISSION_DENIED, _NOT_REGISTERED)
-        account, peer = found
+        account, peer = match
         _check_owner(account, peer)
         return peer
 
@@ -150,23 +152,23 @@ class ManagementService(ManagementServiceServicer):
             return await enroll(
                 self._state, login.setupKey, key=key, hostname=meta.hostname, meta=meta, ssh_key=ssh_key
             )
-        except Conflict as error:  # somebody registered this very key meanwhile
+        except Conflict as error:  # a concurrent login registered the same key
             raise Refused(grpc.StatusCode.FAILED_PRECONDITION, error.message) from error
 
     def _current(self, key: str) -> tuple[AccountSnapshot, Peer]:
-        found = self._state.snapshots.by_peer_key(key)
-        if found is None:
+        match = self._state.snapshots.by_peer_key(key)
+        if match is None:
             raise Refused(grpc.StatusCode.PERMISSION_DENIED, _NOT_REGISTERED)
-        _check_owner(*found)
-        return found
+        _check_owner(*match)
+        return match
 
     @asynccontextmanager
     async def _connected(self, peer: Peer, address: str) -> AsyncIterator[PeerStream]:
-        """The peer counts as connected while its newest stream lasts."""
+        """A stream of the peer, which is connected while its newest stream lasts."""
         stream = self._streams.join(peer)
         try:
             if not await set_connected(self._state, peer, started_ns=stream.started_ns, connection_ip=address):
-                raise Refused(grpc.StatusCode.ABORTED, "the peer has connected anew")
+                raise Refused(grpc.StatusCode.ABORTED, "the peer opened a newer stream")
             yield stream
         finally:
             self._streams.leave(stream)
@@ -178,7 +180,7 @@ class ManagementService(ManagementServiceServicer):
 
     def _response(self, account: AccountSnapshot, peer: Peer, network_map: NetworkMap, *, first: bool) -> SyncResponse:
         return SyncResponse(
-            # Only with the first: later, a configuration without relays would switch them off.
+            # The first response only: in a later one, a configuration without relays would make the agent stop its own.
             netbirdConfig=self._config if first else None,
             peerConfig=peer_config(account, peer),
             remotePeersIsEmpty=network_map.remotePeersIsEmpty,
@@ -187,14 +189,14 @@ class ManagementService(ManagementServiceServicer):
         )
 
     def _opened(self, request: EncryptedMessage, kind: type[M]) -> tuple[Envelope, M]:
-        """Raises `Refused` for a message that the key in it cannot have sealed for us, and for a key that comes too
-        often."""
+        """Decrypts a request. Raises `Refused` for a message that its key did not seal for this process, and for a key
+        that logs in too often."""
         try:
             envelope = Envelope(self._private_key, parse_key(request.wgPubKey))
             message = envelope.open(request.body, kind)
         except EnvelopeError as error:
             raise Refused(grpc.StatusCode.INVALID_ARGUMENT, f"invalid request message: {error}") from error
-        if not self._logins.take(request.wgPubKey):  # after the envelope: nobody else uses up a peer's tries
+        if not self._logins.take(request.wgPubKey):  # after the envelope, so that only the peer itself uses its limit
             self._state.count("peer_logins_refused")
             raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "this peer logs in too often: try again later")
         return envelope, message
@@ -208,16 +210,19 @@ def _check_owner(account: AccountSnapshot, peer: Peer) -> None:
         raise Refused(grpc.StatusCode.PERMISSION_DENIED, "the peer's user is blocked")
 
 
-def _same(one: NetworkMap, other: NetworkMap) -> bool:
-    """Whether two maps say the same but for their serial."""
+def _same(first: NetworkMap, second: NetworkMap) -> bool:
+    """True if two maps differ at most in their serial."""
     copy = NetworkMap()
-    copy.CopyFrom(one)
-    copy.Serial = other.Serial
-    return copy == other
+    copy.CopyFrom(first)
+    copy.Serial = second.Serial
+    return copy == second
 
 
 def _meta(given: PeerSystemMeta) -> PeerMeta:
-    """What is kept of it. A host name stands for a person nowhere, so it must not look like an address of one."""
+    """The stored part of an agent's report, cut and without control characters.
+
+    A hostname loses "@", as it must not look like a user's e-mail address where a peer is shown in place of a user.
+    """
 
     def text(value: str) -> str:
         return "".join(char for char in value if char.isprintable())[:_TEXT]

@@ -1,4 +1,4 @@
-"""One proxy's mapping stream from its first message to its end."""
+"""The mapping stream of a proxy, from its first message to its end."""
 
 import asyncio
 import logging
@@ -38,11 +38,13 @@ from netbird_wire.proxy_service_pb2 import (
 )
 
 HEARTBEAT_SECONDS: Final = 15.0
-"""How often a connection is written down as alive and its token is asked about: a revoked one goes on for so long."""
+"""Time between two heartbeats: each stores that the proxy is alive and reads its token again. A stream with a revoked
+token lasts at most this long."""
 STREAMS_OF_A_TOKEN: Final = 2_000
-"""Two for each proxy that a token may have: one that connects anew may still be in the place of its earlier stream."""
+"""Maximum number of streams with a token: two for each permitted proxy, as the earlier stream of a reconnecting proxy
+may not have ended."""
 ACK_SECONDS: Final = 150.0
-"""How long a proxy may take over one batch of its snapshot."""
+"""Maximum time until a proxy acknowledges a batch of its snapshot; on expiry DEADLINE_EXCEEDED."""
 EXTENSIONS: Final = (
     Extension.ACCESS_LOG_BATCH,
     Extension.CLIENT_ADDRESS,
@@ -59,7 +61,8 @@ _log = logging.getLogger(__name__)
 
 
 class MappingStreams:
-    """Serves mapping streams; `heartbeat`, and `patience` for a stream's first message, are in seconds."""
+    """Serves mapping streams. `heartbeat` is the time between heartbeats, and `patience` the maximum time until a
+    stream's first message, both in seconds."""
 
     def __init__(
         self,
@@ -78,19 +81,19 @@ class MappingStreams:
         self._streams = Places(STREAMS_OF_A_TOKEN)
 
     async def serve(self, caller: AuthenticatedProxy, context: Any) -> None:
-        """The whole conversation. Raises `Refused` for how it ends, unless the proxy just left."""
+        """Serves a stream in both directions to its end. Raises `Refused`, unless the proxy closed it."""
         with self._place(caller):
             try:
                 async with asyncio.timeout(self._patience):
                     first = await _read(context)
             except TimeoutError as error:
-                raise Refused(grpc.StatusCode.DEADLINE_EXCEEDED, "the first message did not come in time") from error
+                raise Refused(grpc.StatusCode.DEADLINE_EXCEEDED, "no first message arrived in time") from error
             if first is None or first.WhichOneof("msg") != "init":
                 raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "first message must be init")
             await self._serve(await self._introduced(caller, first.init), _Acknowledged(context))
 
     async def serve_one_way(self, caller: AuthenticatedProxy, request: GetMappingUpdateRequest, context: Any) -> None:
-        """The same for a proxy that only listens: nothing is acknowledged."""
+        """Serves `GetMappingUpdate`, a stream without acknowledgements. Raises `Refused`."""
         with self._place(caller):
             await self._serve(await self._introduced(caller, request), _OneWay(context))
 
@@ -120,7 +123,7 @@ class MappingStreams:
         finally:
             try:
                 if self._connections.leave(connection):
-                    # gRPC may cancel a call whose end we are just writing down: a line that broke tells of it twice.
+                    # gRPC may cancel the call while this runs: it reports a broken connection twice.
                     await self._state.to_the_end(disconnect_proxy(self._state, connection.registration))
             finally:
                 self._connections.over()
@@ -158,7 +161,7 @@ class MappingStreams:
         return Connection(registration, caller.token, caller.token_hash, self._state.count)
 
     def _check_proved(self, address: str, account_id: AccountId) -> None:
-        """Raises `Refused` for the address of an account's own proxies that is not proved to be the account's."""
+        """Raises `Refused` unless the account has proved its ownership of its proxies' cluster address."""
         if not is_proved_address(self._state, address, account_id):
             raise Refused(
                 grpc.StatusCode.FAILED_PRECONDITION,
@@ -170,11 +173,14 @@ class MappingStreams:
         self, connection: Connection, channel: "_Acknowledged | _OneWay", tasks: asyncio.TaskGroup
     ) -> None:
         try:
-            await self._tell(connection, channel, tasks)
-        except grpc.aio.InternalError:  # what gRPC says of a line that broke meanwhile
+            await self._write_all(connection, channel, tasks)
+        except grpc.aio.InternalError:  # gRPC's error for a connection that broke meanwhile
             connection.end(None)
 
-    async def _tell(self, connection: Connection, channel: "_Acknowledged | _OneWay", tasks: asyncio.TaskGroup) -> None:
+    async def _write_all(
+        self, connection: Connection, channel: "_Acknowledged | _OneWay", tasks: asyncio.TaskGroup
+    ) -> None:
+        """Sends the snapshot, and then the queued changes until the stream ends."""
         for message in self._mappings.snapshot_messages(connection, EXTENSIONS):
             await channel.write(message)
             await channel.acknowledged()
@@ -200,7 +206,7 @@ class MappingStreams:
                     self._check_proved(connection.registration.cluster, token.account_id)
                 await note_token_used(self._state, token)
                 if not await heartbeat_proxy(self._state, connection.registration):
-                    # The row is gone, as nobody else may have written it: a newer connection would have ended us.
+                    # The row was deleted. No newer connection has replaced it, as that would have ended this one.
                     await register_proxy(self._state, connection.registration)
             except Refused:
                 raise
@@ -214,7 +220,8 @@ async def _read(context: Any) -> SyncMappingsRequest | None:
 
 
 class _Acknowledged:
-    """A stream of both directions: each batch of the snapshot is acknowledged before the next is sent."""
+    """A stream in both directions: the proxy acknowledges each batch of the snapshot before management sends the
+    next."""
 
     def __init__(self, context: Any) -> None:
         self._context = context
@@ -227,28 +234,30 @@ class _Acknowledged:
             async with asyncio.timeout(ACK_SECONDS):
                 message = await _read(self._context)
         except TimeoutError as error:
-            raise Refused(grpc.StatusCode.DEADLINE_EXCEEDED, "a batch of the snapshot was not acknowledged") from error
+            raise Refused(
+                grpc.StatusCode.DEADLINE_EXCEEDED, "a batch of the snapshot was not acknowledged in time"
+            ) from error
         if message is None or message.WhichOneof("msg") != "ack":
-            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "after each batch of the snapshot comes an ack")
+            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "msg must be an ack after each batch of the snapshot")
 
     async def read_to_the_end(self, connection: Connection) -> None:
-        """Acknowledgements after the snapshot say nothing; the end of them is the end of the stream."""
+        """Ignores acknowledgements after the snapshot. When the proxy stops sending, the stream ends."""
         while await _read(self._context) is not None:
             pass
         connection.end(None)
 
 
 class _OneWay:
-    """A stream of one direction, of a proxy that knows no other. That it left is told by cancellation."""
+    """A stream to a proxy that supports one direction only. gRPC cancels the call when the proxy leaves."""
 
     def __init__(self, context: Any) -> None:
         self._context = context
 
     async def write(self, message: bytes) -> None:
-        await self._context.write(message)  # the messages of both streams are the same bytes
+        await self._context.write(message)  # the messages of both kinds of streams have the same encoding
 
     async def acknowledged(self) -> None:
-        """At once: flow control is all the back-pressure there is."""
+        """Returns at once: only gRPC's flow control limits the rate."""
 
     async def read_to_the_end(self, connection: Connection) -> None:
         await connection.ended()
@@ -258,7 +267,7 @@ def _first(group: BaseExceptionGroup[Refused]) -> Refused:
     leaf: BaseException = group
     while isinstance(leaf, BaseExceptionGroup):
         leaf = leaf.exceptions[0]
-    assert isinstance(leaf, Refused)  # noqa: S101 - a group of refusals has nothing else
+    assert isinstance(leaf, Refused)  # noqa: S101 - the type of the group permits nothing else
     return leaf
 
 

@@ -1,7 +1,7 @@
-"""Which mappings which proxy gets, when: a snapshot first, then what changes, in the order of commits.
+"""Distribution of mappings to proxies: a snapshot first, then the changes in the order of commits.
 
-What a proxy should have is compared with what it was sent, so that a service that changed cluster, was disabled, or may
-no longer be had by this proxy becomes a removal, and nothing that was public stays so by being left out.
+Management compares the mappings that a proxy should have with those it was sent. A service that changed its cluster,
+was disabled or is withheld thus becomes an explicit removal, and no service stays public because a message omits it.
 """
 
 from collections.abc import Iterable, Iterator
@@ -31,15 +31,14 @@ from netbird_wire.proxy_service_pb2 import (
 )
 
 BATCH: Final = 500
-"""Mappings in one message, at most."""
+"""Maximum number of mappings in a message."""
 REVOCATIONS: Final = 20_000
-"""Revocations in one message, at most."""
-# Bytes reserved for the parts of an outgoing mapping that are not shared: type, one-time token, lengths.
-_TOKEN_BYTES: Final = 1024
+"""Maximum number of revocations in a message."""
+_TOKEN_BYTES: Final = 1024  # upper bound of the parts that differ by proxy: type, one-time token, lengths
 
 
 class Mappings:
-    """Builds and serializes mappings, once for each change of a service, and tells connections of them."""
+    """Builds and serializes each mapping once for each change of its service, and queues it for the connections."""
 
     def __init__(self, state: State, hooks: Hooks, connections: Connections, recorder: Recorder) -> None:
         self._state = state
@@ -49,10 +48,10 @@ class Mappings:
         self._built: dict[ServiceId, tuple[tuple[object, ...], BuiltMapping]] = {}
 
     def snapshot(self, connection: Connection) -> list[BuiltMapping]:
-        """Everything that the proxy should have now, without types and one-time tokens; later changes are put into the
-        connection's queue.
+        """All mappings that the proxy should have now, without types and one-time tokens. From now on, changes enter
+        the connection's queue.
 
-        Ordered by account, then by service: the oldest first.
+        Ordered by account, then by service, oldest first.
         """
         connection.held.clear()
         connection.withheld.clear()
@@ -69,10 +68,10 @@ class Mappings:
         return [built for built in connection.held.values() if built is not None]
 
     def revocations(self, connection: Connection) -> list[Revocation]:
-        """Those of the last day, of every account with a service in the proxy's cluster; none for a proxy that reads
-        none.
+        """The last day's revocations of every account with a service in the proxy's cluster; none for a proxy that does
+        not support them.
 
-        A service that comes to the cluster later has a session key that no earlier session fits.
+        They need not be sent for services that move to the cluster later: these get a new session key.
         """
         if connection.registration.capabilities.claims is None:
             return []
@@ -86,10 +85,10 @@ class Mappings:
         ]
 
     def snapshot_messages(self, connection: Connection, extensions: Iterable[str]) -> Iterator[bytes]:
-        """The whole snapshot as messages, revocations first: no mapping is in force before them.
+        """The snapshot as messages, revocations first, so that they are in force before any mapping.
 
-        The first message names the extensions, the last one completes the snapshot. One-time tokens are made when
-        their message is asked for, so that a slow proxy still gets live ones.
+        The first message lists the extensions; the last one completes the snapshot. One-time tokens are created when
+        the iterator reaches their message, so that they are still valid for a slow proxy.
         """
         mappings = self.snapshot(connection)
         parts: list[tuple[list[Revocation], list[BuiltMapping]]] = []
@@ -98,35 +97,34 @@ class Mappings:
         parts = parts or [([], [])]
         for number, (revoked, built) in enumerate(parts):
             yield message(
-                (self.outgoing(one_built, UPDATE_TYPE_CREATED, connection) for one_built in built),
+                (self.outgoing(mapping, UPDATE_TYPE_CREATED, connection) for mapping in built),
                 initial_sync_complete=number == len(parts) - 1,
                 management_extensions=tuple(extensions) if number == 0 else (),
                 revocations=revoked,
             )
 
     def outgoing(self, built: BuiltMapping, kind: "ProxyMappingUpdateType.ValueType", connection: Connection) -> bytes:
-        """An entry of a message for one proxy, with a one-time token of its own. A removal says only what went."""
+        """A serialized entry for one proxy, with its own one-time token. A removal only identifies the service."""
         mapping = built.mapping
         if kind == UPDATE_TYPE_REMOVED:
-            gone = ProxyMapping(
+            removed = ProxyMapping(
                 id=mapping.id,
                 account_id=mapping.account_id,
                 domain=mapping.domain,
                 mode=mapping.mode,
                 listen_port=mapping.listen_port,
             )
-            return mapping_entry(gone.SerializeToString(), kind)
+            return mapping_entry(removed.SerializeToString(), kind)
         token = mint(self._state.vault, built.account_id, built.service_id, connection.token.id)
         return mapping_entry(built.wire, kind, token)
 
-    def tell(self, change: Change) -> None:
-        """Tells every proxy what a commit changes for it."""
+    def send(self, change: Change) -> None:
+        """Queues the messages about a commit for every proxy that it concerns."""
         candidates = list(self._candidates(change))
-        asked, revoked = revalidations(change), revocations(change)
-        # After the mappings, which must be in force when the proxy asks.
-        questions = [message((), revocations=batch) for batch in _revocation_batches(revoked)]
-        if asked:
-            questions.append(message((), revalidations=asked))
+        # These follow the mappings, which must be in force when the proxy revalidates.
+        notices = [message((), revocations=batch) for batch in _revocation_batches(revocations(change))]
+        if revalidated := revalidations(change):
+            notices.append(message((), revalidations=revalidated))
         after = change.after
         built: dict[ServiceId, tuple[Service, BuiltMapping]] = {}
         for service_id, _ in candidates:
@@ -145,23 +143,23 @@ class Mappings:
             ]
             for batch in batches(updates, len, most=BATCH):
                 connection.put(message(batch))
-            if questions and connection.is_concerned(change):
-                for question in questions:
-                    connection.put(question)
+            if notices and connection.is_concerned(change):
+                for notice in notices:
+                    connection.put(notice)
 
     def _candidates(self, change: Change) -> Iterator[tuple[ServiceId, bool]]:
-        """The services whose mappings may differ, and whether they themselves were written."""
+        """The services whose mappings may differ, each with True if the commit wrote the service itself."""
         touched = change.touched
         for service_id in sorted(touched.services):
             yield service_id, True
         others: set[ServiceId] = set()
-        judged = _judged_anew(change)
+        users = _users_with_other_admission(change)
         for account in (change.before, change.after):
             if account is None:
                 continue
             if change.after is None or change.before is None or touched.domains:
                 others.update(account.services)
-            for peer_id in touched.peers | _peers_of(judged, account):
+            for peer_id in touched.peers | _peers_of(users, account):
                 others.update(account.index.targeting(peer_id))
             for network in account.networks if touched.networks else ():
                 for resource in network.resources:
@@ -177,22 +175,22 @@ class Mappings:
         *,
         touched: bool,
     ) -> bytes:
-        """An entry that tells the proxy what is different for it; nothing if nothing is."""
+        """The serialized entry for a proxy whose mapping of the service differs; empty if it does not."""
         held = connection.held.get(service_id)
         if now_built is None or not connection.serves(now_built[0]):
-            known = service_id in connection.held
+            was_recorded = service_id in connection.held
             connection.held.pop(service_id, None)
             connection.withheld.pop(service_id, None)
-            if known:
+            if was_recorded:
                 self._recorder.withheld(connection.proxy_id, service_id, None)
             return b"" if held is None else self.outgoing(held, UPDATE_TYPE_REMOVED, connection)
         built = now_built[1]
         if reason := built.withheld_from(connection.registration.capabilities):
-            told = service_id in connection.held and held is None
+            is_removed = service_id in connection.held and held is None
             connection.held[service_id] = None
             connection.withheld[service_id] = reason
             self._recorder.withheld(connection.proxy_id, service_id, reason)
-            return b"" if told else self.outgoing(held or built, UPDATE_TYPE_REMOVED, connection)
+            return b"" if is_removed else self.outgoing(held or built, UPDATE_TYPE_REMOVED, connection)
         if held is not None and held.wire == built.wire and not touched:
             return b""
         connection.held[service_id] = built
@@ -202,14 +200,14 @@ class Mappings:
 
     def _of(self, service: Service, account: AccountSnapshot) -> BuiltMapping:
         key = (service, account.custom_domains, tuple(resolve(target, account) for target in service.targets))
-        known = self._built.get(service.id)
-        if known is None or known[0] != key:
-            known = self._built[service.id] = (key, build(service, account, self._hooks))
-        return known[1]
+        cached = self._built.get(service.id)
+        if cached is None or cached[0] != key:
+            cached = self._built[service.id] = (key, build(service, account, self._hooks))
+        return cached[1]
 
 
-def _judged_anew(change: Change) -> frozenset[UserId]:
-    """The users whose peers came into maps, or left them, with this commit."""
+def _users_with_other_admission(change: Change) -> frozenset[UserId]:
+    """The users whose peers enter or leave network maps with this commit."""
     before, after = change.before, change.after
     if before is None or after is None:
         return frozenset()

@@ -1,4 +1,4 @@
-"""The peers that are connected to this process, and when each is due a new map."""
+"""The peers connected to this process, and the times at which each needs a new map."""
 
 import asyncio
 import time
@@ -13,14 +13,14 @@ from netbird_management.model.ids import AccountId, PeerId
 from netbird_management.model.snapshot import Changes
 
 QUIET_SECONDS = 1.0
-"""How long an agent's map waits for another change that would replace it. A proxy's does not wait: it is how access
-that was taken away ends."""
+"""Time that an agent's map waits for a further change, which would replace it. A proxy's map does not wait, as it ends
+access that was withdrawn."""
 QUIET_AT_MOST_SECONDS = 5.0
-"""Changes that never stop do not keep a map back for ever."""
+"""Maximum time that continuous changes delay a map."""
 
 
 class PeerStream:
-    """One peer's stream of maps. `started_ns` fences what is written about its presence."""
+    """The stream of maps to a peer. `started_ns` orders its streams: the store ignores the presence of an older one."""
 
     def __init__(self, peer: Peer, started_ns: int) -> None:
         self.peer_id: PeerId = peer.id
@@ -33,11 +33,11 @@ class PeerStream:
 
     @property
     def due(self) -> bool:
-        """Whether a map is to be made, or the stream to be ended."""
+        """True if a new map is due, or the end of the stream."""
         return self._news.is_set()
 
     def wake(self) -> None:
-        """Something changed that the peer's map is made of."""
+        """Requests a new map, after a change of the data that the peer's map depends on."""
         self._news.set()
 
     def end(self, why: Refused) -> None:
@@ -46,8 +46,8 @@ class PeerStream:
             self._news.set()
 
     async def changes(self, quiet: float) -> AsyncIterator[None]:
-        """Each time that a new map is due; several changes within `quiet` seconds of each other are one. Raises
-        `Refused` once the stream is over."""
+        """Yields when a new map is due; changes within `quiet` seconds of each other yield once. Raises `Refused` when
+        the stream ends."""
         while True:
             await self._news.wait()
             if not self._ended and quiet:
@@ -70,7 +70,7 @@ class PeerStream:
 
 
 class PeerStreams:
-    """The live streams by WireGuard key; belongs to one event loop."""
+    """The live streams by WireGuard key. Belongs to one event loop."""
 
     def __init__(self) -> None:
         self._live: dict[str, PeerStream] = {}
@@ -80,8 +80,8 @@ class PeerStreams:
         self._conversations = 0
 
     def join(self, peer: Peer) -> PeerStream:
-        """A new stream of the peer; an earlier one ends."""
-        # Later than any stream before it, also where the clock was set back.
+        """A new stream of the peer; its earlier one ends."""
+        # Later than every earlier stream, even after the clock was set back.
         self._last_start = max(self._last_start + 1, peer.stream_started_ns + 1, time.time_ns())
         stream = PeerStream(peer, self._last_start)
         earlier = self._live.get(peer.key)
@@ -89,7 +89,7 @@ class PeerStreams:
         self._conversations += 1
         self._quiet.clear()
         if earlier is not None:
-            earlier.end(Refused(grpc.StatusCode.ABORTED, "the peer has connected anew"))
+            earlier.end(Refused(grpc.StatusCode.ABORTED, "the peer opened a newer stream"))
         return stream
 
     def leave(self, stream: PeerStream) -> None:
@@ -97,13 +97,13 @@ class PeerStreams:
             del self._live[stream.key]
 
     def over(self) -> None:
-        """A stream that joined has cleaned up."""
+        """Reports that a stream that joined has finished its cleanup."""
         self._conversations -= 1
         if not self._conversations:
             self._quiet.set()
 
     async def follow(self, changes: Changes) -> None:
-        """Until cancelled: wakes the streams of each account that changes, and ends those of peers that are gone."""
+        """Wakes the streams of each account that changes, and ends those of deleted peers, until it is cancelled."""
         async for change in changes:
             if not (services_differ(change) or network_differs(change.before, change.after)):
                 continue
@@ -116,7 +116,7 @@ class PeerStreams:
                     stream.wake()
 
     async def end_all(self, why: Refused, timeout: float) -> None:
-        """Ends every stream and waits until each has cleaned up, for some seconds."""
+        """Ends every stream, and waits at most `timeout` seconds for their cleanup."""
         for stream in list(self._live.values()):
             stream.end(why)
         try:

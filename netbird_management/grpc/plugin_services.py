@@ -1,4 +1,4 @@
-"""The gRPC services that plugins bring, judged before anything listens."""
+"""The gRPC services of plugins, validated before the host listens."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ CORE: Final = frozenset({"management.ProxyService", "management.ManagementServic
 
 @dataclass(frozen=True, slots=True)
 class PluginServices:
-    """What is added to the server, and which of it anybody may call."""
+    """The handlers to add to the server; `open` are the names of the services that need no proxy's token."""
 
     handlers: tuple[grpc.GenericRpcHandler, ...] = ()
     open: frozenset[str] = frozenset()
 
 
 class _Collecting:
-    """Stands where the generated code expects a server, so that what it adds can be judged first."""
+    """Collects the handlers that generated code adds to a server, so that they can be validated first."""
 
     def __init__(self) -> None:
         self.handlers: list[grpc.GenericRpcHandler] = []
@@ -30,12 +30,12 @@ class _Collecting:
         self.handlers += handlers
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
-        """The same methods once more, for a shorter way through gRPC, which interceptors do without."""
+        """Ignores the methods: generated code registers them a second time, for a fast path without interceptors."""
 
 
 def plugin_services(given: Iterable[tuple[str, RpcService]]) -> PluginServices:
-    """Raises `HookError` for what adds nothing, and for a service whose name somebody has."""
-    owners: dict[str, str] = dict.fromkeys(CORE, "the host itself")
+    """Raises `HookError` for a service without handlers, and for a name that the host or another plugin uses."""
+    owners: dict[str, str] = dict.fromkeys(CORE, "the host")
     handlers: list[grpc.GenericRpcHandler] = []
     open_services: set[str] = set()
     for plugin, service in given:
@@ -43,15 +43,17 @@ def plugin_services(given: Iterable[tuple[str, RpcService]]) -> PluginServices:
         try:
             service.add(service.servicer, collecting)
         except Exception as error:
-            raise HookError(plugin, "rpc", f"adding raised {type(error).__name__}: {error}") from error
+            raise HookError(plugin, "rpc", f"add raised {type(error).__name__}: {error}") from error
         if not collecting.handlers:
-            raise HookError(plugin, "rpc", "adding added nothing: give the generated function that adds the service")
+            raise HookError(plugin, "rpc", "add registered nothing: it must be the generated add_…_to_server function")
         for handler in collecting.handlers:
             if not isinstance(handler, grpc.ServiceRpcHandler):
-                raise HookError(plugin, "rpc", f"added {type(handler).__name__}, which does not say its service's name")
+                raise HookError(
+                    plugin, "rpc", f"{type(handler).__name__} is not supported: a handler must name its service"
+                )
             name = handler.service_name()
             if name in owners:
-                raise HookError(plugin, "rpc", f"service {name} belongs to {owners[name]} already")
+                raise HookError(plugin, "rpc", f"service {name} is already served by {owners[name]}")
             owners[name] = plugin
             handlers.append(handler)
             if service.open:

@@ -1,4 +1,4 @@
-"""What a proxy may ask of us."""
+"""The service for proxies."""
 
 from ipaddress import IPv6Address
 from typing import Any, Final
@@ -55,8 +55,8 @@ _STATUSES: Final[dict[int, Status]] = {
 
 
 class ProxyService(ProxyServiceServicer):
-    """`management.ProxyService`. Calls that are not here answer UNIMPLEMENTED: `interceptors.Edge` sees to it, as to
-    tokens and to statuses for what is raised."""
+    """`management.ProxyService`. `interceptors.Edge` checks the tokens, and turns exceptions into statuses: a method
+    that this class does not implement ends with UNIMPLEMENTED."""
 
     def __init__(
         self,
@@ -126,26 +126,30 @@ class ProxyService(ProxyServiceServicer):
         return CreateProxyPeerResponse(success=True)
 
     def _checked_cluster(self, request: CreateProxyPeerRequest, proxy: AuthenticatedProxy) -> str:
-        """The folded address.
+        """The folded cluster address. Raises `InvalidArgument` if it is neither the service's nor the proxy's.
 
-        A peer of another cluster would be named to that cluster's clients, and let through to its targets.
+        Clients would otherwise learn the peer as a proxy of another cluster, and network maps would admit it to the
+        targets there.
         """
         account = self._state.snapshots.get(request.account_id)
         service = account.services.get(ServiceId(request.service_id)) if account is not None else None
         if service is None:
-            raise Refused(grpc.StatusCode.FAILED_PRECONDITION, "the service is gone")
+            raise Refused(grpc.StatusCode.FAILED_PRECONDITION, "the service does not exist")
         live = [proxy.connection] if proxy.connection is not None else self._connections.of_token(proxy.token.id)
         try:
             cluster = fold_address(request.cluster)
         except ValueError as error:
             raise InvalidArgument(str(error)) from error
         if cluster not in {service.proxy_cluster, *(connection.registration.cluster for connection in live)}:
-            raise InvalidArgument(f"this proxy is not in the cluster {cluster}")
+            raise InvalidArgument(f"cluster must be the proxy's own, not {cluster}")
         return cluster
 
     def _check_key(self, request: CreateProxyPeerRequest) -> None:
-        known = self._state.snapshots.by_peer_key(request.wireguard_public_key)
-        if known is not None and (known[1].account_id != request.account_id or known[1].proxy is None):
+        registered = self._state.snapshots.by_peer_key(request.wireguard_public_key)
+        if registered is None:
+            return
+        _, peer = registered
+        if peer.account_id != request.account_id or peer.proxy is None:
             raise Refused(grpc.StatusCode.PERMISSION_DENIED, "this WireGuard key belongs to another peer")
 
     async def SendStatusUpdate(  # noqa: N802
@@ -161,7 +165,7 @@ class ProxyService(ProxyServiceServicer):
             raise Refused(grpc.StatusCode.NOT_FOUND, f"service {request.service_id} not found")
         connection = proxy.connection or self._only_connection(proxy)
         if connection is not None and service_id in connection.held:
-            # A proxy's last word on what it lost is not about what it serves.
+            # A late report about a service that the proxy no longer has would not describe its current state.
             await self._statuses.write(
                 Report(
                     service_id,
@@ -177,7 +181,7 @@ class ProxyService(ProxyServiceServicer):
         return SendStatusUpdateResponse()
 
     def _only_connection(self, proxy: AuthenticatedProxy) -> Connection | None:
-        """The one connection with the caller's token: a NetBird proxy does not say which proxy it is."""
+        """The connection with the proxy's token, if only one exists: NetBird's proxies send no proxy id."""
         live = self._connections.of_token(proxy.token.id)
         return live[0] if len(live) == 1 else None
 
@@ -192,7 +196,8 @@ class ProxyService(ProxyServiceServicer):
 
 
 def _endpoint(text: str) -> str:
-    """`host:port` as it will stand in stock clients' files, where a line break would be another setting."""
+    """The normalized `host:port`, or "". It is written to stock clients' configuration files, where a line break would
+    begin another setting. Raises `InvalidArgument`."""
     if not text:
         return ""
     host, _, port = text.rpartition(":")
@@ -203,7 +208,7 @@ def _endpoint(text: str) -> str:
             return f"[{IPv6Address(host[1:-1])}]:{int(port)}"
         return f"{fold(host)}:{int(port)}"
     except ValueError as error:
-        raise InvalidArgument("wireguard_endpoint is not host:port") from error
+        raise InvalidArgument("wireguard_endpoint must be host:port") from error
 
 
 def _listener(request: SendStatusUpdateRequest) -> InboundListener | None:

@@ -1,7 +1,7 @@
-"""What is written down off the callers' way: why services are withheld, and which peers were seen.
+"""Background writes that no call waits for: the reasons for withheld services, and the times peers were last seen.
 
-Of each thing only the latest word waits. What cannot be written is logged and forgotten: it is shown to operators, and
-nothing is decided by it.
+Only the latest value of each waits. A value that cannot be written is logged and dropped: operators see these values,
+and no decision depends on them.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 class Recorder:
-    """Collects words and writes them one after another, in `run`."""
+    """Collects values, and writes them one after another in `run`."""
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -28,23 +28,23 @@ class Recorder:
         self._some = asyncio.Event()
 
     def withheld_at_snapshot(self, proxy_id: ProxyId, reasons: Mapping[ServiceId, str]) -> None:
-        """All that is withheld from a proxy that just got its snapshot."""
+        """Replaces the reasons of a proxy that received a snapshot."""
         self._changes.pop(proxy_id, None)
         self._snapshots[proxy_id] = dict(reasons)
         self._some.set()
 
     def withheld(self, proxy_id: ProxyId, service_id: ServiceId, reason: str | None) -> None:
-        """As `services.withheld.note_withheld`."""
+        """Records a change of the reason; None and "" have the meaning of `operations.withheld.note_withheld`."""
         self._changes.setdefault(proxy_id, {})[service_id] = reason
         self._some.set()
 
     def seen(self, peer: Peer) -> None:
-        """The peer was let in just now."""
+        """Records that a service admitted the peer now."""
         self._seen[peer.id] = peer
         self._some.set()
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Writes collected values until it is cancelled."""
         while True:
             await self._some.wait()
             self._some.clear()

@@ -1,6 +1,8 @@
-"""Whose access a commit may have taken away: what proxies are told at once, so that nothing open outlives it."""
+"""Revalidations and revocations: the access that a commit may have withdrawn. Management sends them to proxies at once,
+so that no open exchange or session outlives it."""
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -12,54 +14,61 @@ from netbird_management.model.snapshot import AccountSnapshot, Change
 from netbird_wire.proxy_service_pb2 import Revalidation, Revocation
 
 AT_MOST: Final = 200
-"""More of them in one commit are told as the whole account."""
+"""Maximum number of revalidations for a commit; more become a single one for the whole account."""
 
 
 def revalidations(change: Change) -> list[Revalidation]:
-    """The users whose sessions proxies ask about again; more than needed do no harm, as asking changes no access."""
+    """The users, peers and services whose access proxies must validate again.
+
+    It may contain more than necessary, as a revalidation changes no access by itself.
+    """
     before, after = change.before, change.after
     if before is None:
         return []  # nobody had access to anything
     account = Revalidation(account_id=change.account_id)
-    if after is None or _is_about_all(before, after):
+    if after is None or _concerns_all(before, after):
         return [account]
-    found: list[Revalidation] = []
-    for one in _told(change, before, after):
-        found.append(one)
-        if len(found) > AT_MOST:
-            return [account]
-    return found
+    entries = list(islice(_entries(change, before, after), AT_MOST + 1))
+    return entries if len(entries) <= AT_MOST else [account]
 
 
 def revocations(change: Change) -> list[Revocation]:
     """The sessions that this commit ended."""
-    known = {one.id for one in change.before.revocations} if change.before is not None else set()
+    earlier = {revoked.id for revoked in change.before.revocations} if change.before is not None else set()
     if change.after is None:
         return []
-    return [revocation(change.account_id, one) for one in change.after.revocations if one.id not in known]
+    return [revocation(change.account_id, revoked) for revoked in change.after.revocations if revoked.id not in earlier]
 
 
-def revocation(account_id: str, one: Revoked) -> Revocation:
+def revocation(account_id: str, revoked: Revoked) -> Revocation:
     moment = Timestamp()
-    moment.FromDatetime(one.not_before)
+    moment.FromDatetime(revoked.not_before)
     wire = Revocation(account_id=account_id, not_before=moment)
-    if one.token_hash:
-        wire.token_hash = one.token_hash
+    if revoked.token_hash:
+        wire.token_hash = revoked.token_hash
     else:
-        wire.subject = one.subject
+        wire.subject = revoked.subject
     return wire
 
 
-def _is_about_all(before: AccountSnapshot, after: AccountSnapshot) -> bool:
+def _concerns_all(before: AccountSnapshot, after: AccountSnapshot) -> bool:
     return before.account.settings != after.account.settings
 
 
-def _told(change: Change, before: AccountSnapshot, after: AccountSnapshot) -> Iterator[Revalidation]:
-    account_id = change.account_id
+def _entries(change: Change, before: AccountSnapshot, after: AccountSnapshot) -> Iterator[Revalidation]:
+    yield from _of_users(change, before, after)
+    yield from _of_peers(change, before, after)
+    yield from _of_services(change, before, after)
+
+
+def _of_users(change: Change, before: AccountSnapshot, after: AccountSnapshot) -> Iterator[Revalidation]:
     for user_id in sorted(change.touched.users):
         user, now = before.users.get(user_id), after.users.get(user_id)
         if user is not None and (now is None or lasting(user) != lasting(now)):
-            yield Revalidation(account_id=account_id, user_id=user_id)
+            yield Revalidation(account_id=change.account_id, user_id=user_id)
+
+
+def _of_peers(change: Change, before: AccountSnapshot, after: AccountSnapshot) -> Iterator[Revalidation]:
     peers = {id_ for id_ in change.touched.peers if id_ in before.peers}
     for group_id in change.touched.groups:
         group, now_group = before.groups.get(group_id), after.groups.get(group_id)
@@ -73,11 +82,14 @@ def _told(change: Change, before: AccountSnapshot, after: AccountSnapshot) -> It
             continue
         moved = now_peer is not None and _groups(before, peer_id) != _groups(after, peer_id)
         if now_peer is None or moved or lasting(peer) != lasting(now_peer):
-            yield Revalidation(account_id=account_id, peer_key=peer.key)
+            yield Revalidation(account_id=change.account_id, peer_key=peer.key)
+
+
+def _of_services(change: Change, before: AccountSnapshot, after: AccountSnapshot) -> Iterator[Revalidation]:
     for service_id in sorted(change.touched.services):
         service, now_service = before.services.get(service_id), after.services.get(service_id)
         if service is not None and (now_service is None or _access(service) != _access(now_service)):
-            yield Revalidation(account_id=account_id, service_id=service_id)
+            yield Revalidation(account_id=change.account_id, service_id=service_id)
 
 
 def _groups(account: AccountSnapshot, peer_id: str) -> frozenset[tuple[str, str]]:
@@ -85,7 +97,7 @@ def _groups(account: AccountSnapshot, peer_id: str) -> frozenset[tuple[str, str]
 
 
 def _access(service: Service) -> tuple[object, ...]:
-    """What decides who may use it. Where it leads is the mapping's business."""
+    """The fields of a service that decide access to it. Its targets do not: mappings carry their changes."""
     return (
         service.domain,
         service.served,

@@ -1,4 +1,4 @@
-"""The gRPC port: both of NetBird's services, and the work that goes on beside them."""
+"""The gRPC port: NetBird's two services, those of plugins, and their background tasks."""
 
 import asyncio
 import logging
@@ -39,13 +39,13 @@ from netbird_wire.management_pb2_grpc import add_ManagementServiceServicer_to_se
 from netbird_wire.proxy_service_pb2_grpc import add_ProxyServiceServicer_to_server
 
 CALLS = 50_000
-"""Under way at once, streams of proxies and peers among them; one more is answered RESOURCE_EXHAUSTED."""
+"""Maximum number of concurrent calls, streams of proxies and peers included; beyond it RESOURCE_EXHAUSTED."""
 HANDSHAKE_MS = 10_000
 _log = logging.getLogger(__name__)
 
 
 class Host(Management, Protocol):
-    """The running host, as far as it is needed here."""
+    """The parts of the running host that the gRPC port uses."""
 
     @property
     def state(self) -> State: ...
@@ -59,15 +59,48 @@ class Host(Management, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """In seconds: between looks at a proxy's token, how long an agent's map waits for another change, after how long a
-    silence a proxy or a peer is asked for a sign of life, within how long it must give one, and within how long the
-    first message of a call must come."""
+    """The intervals of the gRPC port, in seconds.
+
+    Attributes:
+        heartbeat: time between two checks of a connected proxy's token.
+        quiet: time that an agent's map waits for further changes.
+        silence: time without data after which the server pings a connection.
+        patience: maximum time until the answer to a ping; on expiry the connection is closed.
+        request: maximum time until the first message of a call; on expiry DEADLINE_EXCEEDED.
+    """
 
     heartbeat: float = HEARTBEAT_SECONDS
     quiet: float = QUIET_SECONDS
     silence: float = 30.0
     patience: float = 10.0
     request: float = REQUEST_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """The objects that the services and their background tasks share."""
+
+    connections: Connections
+    streams: PeerStreams
+    recorder: Recorder
+    statuses: StatusWriter
+    mappings: Mappings
+    access_logs: AccessLogs
+    logins: Logins
+
+    @classmethod
+    def of(cls, host: Host, sign_on: SignOn | None, log_entries: int) -> "_Parts":
+        state, hooks = host.state, host.hooks
+        connections, recorder = Connections(), Recorder(state)
+        return cls(
+            connections=connections,
+            streams=PeerStreams(),
+            recorder=recorder,
+            statuses=StatusWriter(state),
+            mappings=Mappings(state, hooks, connections, recorder),
+            access_logs=AccessLogs(state, quota=log_entries, record=hooks.record_access),
+            logins=Logins(state, SessionGates(hooks, host), sign_on),
+        )
 
 
 @asynccontextmanager
@@ -86,79 +119,89 @@ async def serve_grpc(
     certificate: ReloadedCertificate | None = None,
     log_entries: int = QUOTA_ENTRIES,
 ) -> AsyncIterator[int]:
-    """Serves proxies and peers, and yields the bound port.
+    """Serves proxies and peers, and yields the bound port. The state must outlive this context.
 
-    On leaving, streams are told to go; they have `grace` seconds to write down that they went, so the state must live
-    longer than this; whoever asks `shutdown` twice ends that time.
+    On exit, streams end and get `grace` seconds to store that they ended; a second request to `shutdown` cuts them at
+    once.
 
-    `signal` is `host:port` of the signal server that peers are told of; without one they are told
-    this server's own address, which is enough for proxies of ours and for nobody else. `services` are the plugins' (by
-    default what `hooks` bring). `certificate` is the one
-    of `listener` where it is read again later. Raises `OSError` if the address cannot be had, `SettingsError` if a
-    certificate cannot be read.
+    Args:
+        signal: `host:port` of the signal server that management sends to peers. Without it, management sends this
+            server's address: this project's proxies need no signal server, agents do.
+        services: the plugins' services; by default those that `host.hooks` returns.
+        certificate: the certificate of `listener`, if it is reloadable.
+        log_entries: maximum number of stored access-log entries of an account.
+
+    Raises:
+        OSError: the address cannot be bound.
+        SettingsError: the certificate cannot be read.
     """
-    state, hooks, timing = host.state, host.hooks, timing or Timing()
-    connections, streams, recorder, statuses = Connections(), PeerStreams(), Recorder(state), StatusWriter(state)
-    mappings = Mappings(state, hooks, connections, recorder)
-    access_logs = AccessLogs(state, quota=log_entries, record=hooks.record_access)
-    services = plugin_services(hooks.rpc(host)) if services is None else services
-    edge = Edge(state, connections, PEERS | services.open, trusted=trusted_proxies, patience=timing.request)
-    logins = Logins(state, SessionGates(hooks, host), sign_on)
+    timing = timing or Timing()
+    parts = _Parts.of(host, sign_on, log_entries)
+    services = plugin_services(host.hooks.rpc(host)) if services is None else services
+    opened = PEERS | services.open
+    edge = Edge(host.state, parts.connections, opened, trusted=trusted_proxies, patience=timing.request)
     server = _server(edge, timing, calls)
     port = _bind(server, listener, certificate or listener.judge("grpc"))
-    add_ProxyServiceServicer_to_server(
-        ProxyService(
-            state,
-            connections,
-            MappingStreams(state, connections, mappings, heartbeat=timing.heartbeat, patience=timing.request),
-            TunnelPeers(state, hooks, host, recorder),
-            access_logs,
-            statuses,
-            logins,
-        ),
-        server,
-    )
-    add_ManagementServiceServicer_to_server(
-        ManagementService(
-            state,
-            host.maps,
-            streams,
-            signal=signal or str(replace(listener.address, port=port)),
-            signal_tls=listener.certificate is not None,
-            quiet=timing.quiet,
-        ),
-        server,
-    )
+    signal = signal or str(replace(listener.address, port=port))
+    _add_services(server, host, parts, timing, signal=signal, signal_tls=listener.certificate is not None)
     server.add_generic_rpc_handlers(services.handlers)
-    with state.snapshots.subscribe() as for_proxies, state.snapshots.subscribe() as for_peers:
+    async with _background(host, parts):
+        try:
+            await server.start()
+            _log.info("grpc.listening", extra={"port": port})
+            yield port
+        finally:
+            ending = _end(server, parts, grace)
+            if not await (shutdown or Shutdown()).drain(ending, timeout=grace + 1):
+                await server.stop(None)
+    await parts.access_logs.flush()
+
+
+def _add_services(
+    server: grpc.aio.Server, host: Host, parts: _Parts, timing: Timing, *, signal: str, signal_tls: bool
+) -> None:
+    state = host.state
+    proxies = ProxyService(
+        state,
+        parts.connections,
+        MappingStreams(state, parts.connections, parts.mappings, heartbeat=timing.heartbeat, patience=timing.request),
+        TunnelPeers(state, host.hooks, host, parts.recorder),
+        parts.access_logs,
+        parts.statuses,
+        parts.logins,
+    )
+    peers = ManagementService(state, host.maps, parts.streams, signal=signal, signal_tls=signal_tls, quiet=timing.quiet)
+    add_ProxyServiceServicer_to_server(proxies, server)
+    add_ManagementServiceServicer_to_server(peers, server)
+
+
+@asynccontextmanager
+async def _background(host: Host, parts: _Parts) -> AsyncIterator[None]:
+    """Runs the services' background tasks, and cancels them on exit."""
+    snapshots = host.state.snapshots
+    with snapshots.subscribe() as for_proxies, snapshots.subscribe() as for_peers:
         async with asyncio.TaskGroup() as tasks:
             background = [
-                tasks.create_task(_tell_proxies(mappings, logins, host.maps, for_proxies)),
-                tasks.create_task(streams.follow(for_peers)),
-                tasks.create_task(recorder.run()),
-                tasks.create_task(access_logs.run()),
-                tasks.create_task(statuses.run()),
+                tasks.create_task(_follow_changes(parts.mappings, parts.logins, host.maps, for_proxies)),
+                tasks.create_task(parts.streams.follow(for_peers)),
+                tasks.create_task(parts.recorder.run()),
+                tasks.create_task(parts.access_logs.run()),
+                tasks.create_task(parts.statuses.run()),
             ]
             try:
-                await server.start()
-                _log.info("grpc.listening", extra={"port": port})
-                yield port
+                yield
             finally:
-                ending = _end(server, connections, streams, grace)
-                if not await (shutdown or Shutdown()).drain(ending, timeout=grace + 1):
-                    await server.stop(None)
                 for task in background:
                     task.cancel()
-    await access_logs.flush()
 
 
-async def _end(server: grpc.aio.Server, connections: Connections, streams: PeerStreams, grace: float) -> None:
-    """New calls are refused from the first moment on; streams are told to go, other calls may finish."""
+async def _end(server: grpc.aio.Server, parts: _Parts, grace: float) -> None:
+    """Refuses new calls at once, and ends the streams; other calls get `grace` seconds to finish."""
     stopping = Refused(grpc.StatusCode.UNAVAILABLE, "management is stopping")
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(server.stop(grace))
-        tasks.create_task(connections.end_all(stopping, grace))
-        tasks.create_task(streams.end_all(stopping, grace))
+        tasks.create_task(parts.connections.end_all(stopping, grace))
+        tasks.create_task(parts.streams.end_all(stopping, grace))
 
 
 def _server(edge: Edge, timing: Timing, calls: int) -> grpc.aio.Server:
@@ -168,13 +211,13 @@ def _server(edge: Edge, timing: Timing, calls: int) -> grpc.aio.Server:
         options=(
             ("grpc.max_receive_message_length", PROXY_MESSAGE_BYTES),
             ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
-            ("grpc.so_reuseport", 0),  # a port that is taken is an error, not half of the calls
-            # Agents ping as they please; a connection that does not answer ours is gone.
+            ("grpc.so_reuseport", 0),  # two processes must not share the port
+            # Agents ping at any rate. A connection that does not answer the server's pings is closed.
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
             ("grpc.http2.max_ping_strikes", 0),
             ("grpc.keepalive_time_ms", round(timing.silence * 1000)),
-            # The kernel's patience for bytes, and gRPC's own for the answer: with the first alone it would be a minute.
+            # The first limits unacknowledged bytes in the kernel, the second gRPC's wait for the answer.
             ("grpc.keepalive_timeout_ms", round(timing.patience * 1000)),
             ("grpc.http2.ping_timeout_ms", round(timing.patience * 1000)),
         ),
@@ -182,7 +225,7 @@ def _server(edge: Edge, timing: Timing, calls: int) -> grpc.aio.Server:
 
 
 def _bind(server: grpc.aio.Server, listener: Listener, certificate: ReloadedCertificate | None) -> int:
-    listener.bind("grpc").close()  # gRPC would not say why it cannot have an address
+    listener.bind("grpc").close()  # gRPC does not report why an address is unavailable
     try:
         if certificate is None:
             return server.add_insecure_port(listener.listen)
@@ -190,15 +233,16 @@ def _bind(server: grpc.aio.Server, listener: Listener, certificate: ReloadedCert
         def current() -> Any:
             return grpc.ssl_server_certificate_configuration([certificate.pem])
 
-        credentials = grpc.dynamic_ssl_server_credentials(current(), current)  # asked at each handshake
+        credentials = grpc.dynamic_ssl_server_credentials(current(), current)  # called at each handshake
         return server.add_secure_port(listener.listen, credentials)
     except RuntimeError as error:
         raise OSError(f"cannot listen on {listener.listen} for gRPC: {error}") from error
 
 
-async def _tell_proxies(mappings: Mappings, logins: Logins, maps: NetworkMaps, changes: Changes) -> None:
+async def _follow_changes(mappings: Mappings, logins: Logins, maps: NetworkMaps, changes: Changes) -> None:
+    """Sends each commit to the proxies, and forgets the logins and maps of deleted services and accounts."""
     async for change in changes:
-        mappings.tell(change)
+        mappings.send(change)
         before = change.before.services if change.before is not None else {}
         for service_id in {*before, *change.touched.services}:
             if change.after is None or service_id not in change.after.services:

@@ -1,7 +1,6 @@
-"""What proxies report of services, on its way to the store: all that waits is written in one transaction.
+"""Storage of the statuses that proxies report: all waiting reports are written in one transaction.
 
-After a snapshot a proxy has a word about each of its services, and a transaction for each would keep the store busy for
-as long as the snapshot took.
+After a snapshot, a proxy reports each of its services at once; a transaction for each would block the store.
 """
 
 import asyncio
@@ -15,7 +14,7 @@ AT_ONCE: Final = 500
 
 
 class StatusWriter:
-    """Writes in `run`, in the order of arrival. Belongs to one event loop."""
+    """Writes reports in `run`, in the order of arrival. Belongs to one event loop."""
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -23,15 +22,15 @@ class StatusWriter:
         self._some = asyncio.Event()
 
     async def write(self, report: Report) -> None:
-        """Returns when it is stored. Raises `NotFound` for a service or a proxy that is not there, and what the store
-        raises."""
+        """Returns when the report is stored. Raises `NotFound` for an unknown service or proxy, and the store's
+        errors."""
         stored = asyncio.get_running_loop().create_future()
         self._waiting.append((report, stored))
         self._some.set()
         await stored
 
     async def run(self) -> None:
-        """Until cancelled; who waits then is cancelled, too."""
+        """Writes reports until it is cancelled, which also cancels the waiting calls of `write`."""
         batch: list[tuple[Report, asyncio.Future[None]]] = []
         try:
             while True:
@@ -54,7 +53,7 @@ class StatusWriter:
             return
         for report, stored in batch:
             if stored.done():
-                continue  # its caller is gone
+                continue  # its caller was cancelled
             if report in missing:
                 stored.set_exception(NotFound(f"service {report.service_id} or proxy {report.proxy_id} not found"))
             else:

@@ -1,6 +1,6 @@
-"""May this peer of the overlay use that service? Answered from the snapshot; no database is asked on the way.
+"""Decisions on the access of a peer of the overlay to a service, from the snapshot and without a query of the store.
 
-The order of the checks is part of the contract: what a denial tells depends on how far it came.
+The order of the checks is part of the contract, as it decides the reason of a denial.
 """
 
 import logging
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A peer as services know it: with its owner, if it has one."""
+    """A peer with its owner, if it has one, and its groups."""
 
     peer: Peer
     owner: User | None
@@ -35,7 +35,7 @@ class Member:
 
     @property
     def user_id(self) -> str:
-        """The owner's id, also of one that is not there; the peer's where it has none."""
+        """The owner's id, even if the owner no longer exists; the peer's id if it has no owner."""
         return self.peer.user_id or self.peer.id
 
     @property
@@ -58,16 +58,16 @@ class TunnelPeers:
     async def validate(
         self, request: ValidateTunnelPeerRequest, caller: AuthenticatedProxy
     ) -> ValidateTunnelPeerResponse:
-        """Raises `Refused` for a service of an account that the caller's token is not for."""
+        """Raises `Refused` for a service of an account that the caller's token does not permit."""
         if not request.domain or not request.tunnel_ip:
             return _denied("missing domain or tunnel_ip")
         address = _address(request.tunnel_ip)
         if address is None:
             return _denied("invalid_tunnel_ip")
-        found = self._state.snapshots.by_domain(request.domain)
-        if found is None:
+        match = self._state.snapshots.by_domain(request.domain)
+        if match is None:
             return _denied("service_not_found")
-        account, service = found
+        account, service = match
         caller.check_account(service.account_id)
         peer = account.peer_by_address(address)
         if peer is None or (request.peer_key and request.peer_key != peer.key):
@@ -78,7 +78,7 @@ class TunnelPeers:
             groups=account.groups_of(peer.id),
         )
         decision = self._decision(service, account, member)
-        answer = _about(member)
+        answer = _identity(member)
         if decision is not ALLOW:
             answer.denied_reason = decision.reason
             if decision.reason == "not_in_group":
@@ -95,13 +95,14 @@ class TunnelPeers:
             return Deny(reason.value)
         bearer = service.auth.bearer_auth
         if not service.private and bearer is not None and bearer.enabled and bearer.distribution_groups:
-            wanted = bearer.distribution_groups
-            if not any(group.id in wanted for group in member.groups):
-                return Deny("not_in_group", tuple(account.groups[id_] for id_ in wanted if id_ in account.groups))
+            required = bearer.distribution_groups
+            if not any(group.id in required for group in member.groups):
+                return Deny("not_in_group", tuple(account.groups[id_] for id_ in required if id_ in account.groups))
         return self._gated(service, account, member)
 
     def _gated(self, service: Service, account: AccountSnapshot, member: Member) -> Decision:
-        """What the plugins say. A private service that the plugin for it does not gate admits nobody."""
+        """The decision of the plugins' gates. A private service without a gate of the plugin that claims `private`
+        admits no peer."""
         try:
             gates = self._hooks.peer_gates(service, self._management)
             if service.private and not any(plugin in self._private_gates for plugin, _ in gates):
@@ -111,9 +112,9 @@ class TunnelPeers:
                 if isinstance(decision, Deny):
                     return decision if decision.reason else Deny("denied")
                 if decision is not ALLOW:
-                    raise TypeError(f"plugin {plugin} answered {type(decision).__name__}")
+                    raise TypeError(f"plugin {plugin} returned {type(decision).__name__}")
         except Exception:
-            # A plugin's code: whatever it raises, nobody comes in.
+            # Any exception of a plugin denies access.
             _log.exception("peer_gate.failed", extra={"service_id": service.id})
             return Deny("gate_failed")
         return ALLOW
@@ -138,7 +139,7 @@ def _denied(reason: str) -> ValidateTunnelPeerResponse:
     return ValidateTunnelPeerResponse(denied_reason=reason)
 
 
-def _about(member: Member) -> ValidateTunnelPeerResponse:
+def _identity(member: Member) -> ValidateTunnelPeerResponse:
     return ValidateTunnelPeerResponse(
         user_id=member.user_id,
         user_email=member.email,

@@ -1,7 +1,7 @@
-"""Mappings as bytes: what is the same for every proxy is put together once, and each proxy's own is appended.
+"""Serialization of mappings: the bytes that all proxies share are built once, and each proxy's own fields are appended.
 
-Fields of a protobuf message may stand in any order, and a message may be joined of parts, so a serialized mapping
-followed by two more fields is a mapping with these fields.
+The fields of a protobuf message may have any order, so a serialized mapping followed by two serialized fields is a
+mapping with these fields.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -16,8 +16,8 @@ from netbird_wire.proxy_service_pb2 import (
 from netbird_wire.varint import varint
 
 MESSAGE_BYTES: Final = 2 << 20
-"""At most so many bytes of mappings or revocations in one message: NetBird's proxies take 4 MiB, one-time tokens
-included, and an account must not keep others' mappings from a proxy that both share."""
+"""Maximum size of the mappings or revocations in a message: NetBird's proxies accept messages of 4 MiB, one-time tokens
+included, and a shared proxy must receive its snapshot whatever size one account's mappings have."""
 P = TypeVar("P")
 
 _LENGTH_DELIMITED: Final = 2
@@ -32,14 +32,14 @@ _MAPPING: Final = _tag(SyncMappingsResponse.DESCRIPTOR.fields_by_name["mapping"]
 _TYPE: Final = _tag(_FIELDS["type"].number, 0)
 _AUTH_TOKEN: Final = _tag(_FIELDS["auth_token"].number, _LENGTH_DELIMITED)
 
-# Both streams send the same bytes.
+# The messages of both kinds of streams must have the same encoding.
 assert [(f.number, f.name) for f in SyncMappingsResponse.DESCRIPTOR.fields] == [  # noqa: S101
     (f.number, f.name) for f in GetMappingUpdateResponse.DESCRIPTOR.fields
 ]
 
 
 def mapping_entry(shared: bytes, kind: "ProxyMappingUpdateType.ValueType", auth_token: str = "") -> bytes:
-    """One mapping of a message, from a serialized `ProxyMapping` without type and token."""
+    """A message's entry for a mapping; `shared` is a serialized `ProxyMapping` without type and token."""
     token = auth_token.encode()
     parts = [shared]
     if kind:
@@ -51,14 +51,14 @@ def mapping_entry(shared: bytes, kind: "ProxyMappingUpdateType.ValueType", auth_
 
 
 def message(entries: Iterable[bytes], **more: Any) -> bytes:
-    """A whole message: mappings, and whatever other fields it has."""
+    """A message from serialized mappings and its other fields."""
     return b"".join(entries) + (SyncMappingsResponse(**more).SerializeToString() if more else b"")
 
 
 def batches(parts: Iterable[P], size: Callable[[P], int], *, most: int) -> Iterator[list[P]]:
-    """The parts in order, each batch with at most `most` of them and at most `MESSAGE_BYTES` in all.
+    """The parts in order, in batches of at most `most` parts and `MESSAGE_BYTES` bytes.
 
-    A part that is larger than `MESSAGE_BYTES` alone is a batch of its own.
+    A part larger than `MESSAGE_BYTES` is a batch of its own.
     """
     batch: list[P] = []
     total = 0
@@ -74,9 +74,9 @@ def batches(parts: Iterable[P], size: Callable[[P], int], *, most: int) -> Itera
 
 
 def serialized(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
-    """A serializer that leaves alone what is bytes already."""
+    """A serializer that passes bytes through."""
 
-    def write(sent: Any) -> bytes:
-        return sent if isinstance(sent, bytes) else serialize(sent)
+    def write(response: Any) -> bytes:
+        return response if isinstance(response, bytes) else serialize(response)
 
     return write

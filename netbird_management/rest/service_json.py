@@ -258,7 +258,7 @@ def _duration(i: int, name: str, text: str) -> float:
     try:
         return parse_duration(text) if text else 0.0
     except ValueError as error:
-        raise InvalidArgument(f'target {i}: {name} must be a duration such as "30s", not "{text}": {error}') from error
+        raise InvalidArgument(f'target {i}: parse {name} "{text}": {error}') from error
 
 
 def _auth(body: AuthBody) -> AuthConfig:

@@ -186,7 +186,7 @@ async def test_rest_speaks_tls(config: Path, environment: dict[str, str], tmp_pa
         ('plugins = ["nothing"]\n', "is not installed"),
         ("access_log_days = 0\n", "access_log_days"),
         ('[rest]\nlisten = "8080"\n', "host:port"),
-        ('[rest]\nlisten = "127.0.0.1:1"\nkey = "k.pem"\n', "go together"),
+        ('[rest]\nlisten = "127.0.0.1:1"\nkey = "k.pem"\n', "set together"),
     ],
 )
 def test_wrong_settings_stop_the_start(config: Path, text: str, words: str) -> None:

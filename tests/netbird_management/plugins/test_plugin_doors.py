@@ -122,11 +122,11 @@ async def test_a_route_that_asks_for_nothing_asks_for_a_token(home: Home) -> Non
     [
         ("text", "returned str"),
         ([1], "returned int"),
-        ([RpcService(object(), lambda _servicer, _server: None)], "adding added nothing"),
-        ([RpcService(object(), lambda _servicer, server: server.start())], "adding raised AttributeError"),
+        ([RpcService(object(), lambda _servicer, _server: None)], "add registered nothing"),
+        ([RpcService(object(), lambda _servicer, server: server.start())], "add raised AttributeError"),
         (
             [RpcService(ProxyServiceServicer(), add_ProxyServiceServicer_to_server)],
-            "service management.ProxyService belongs to the host itself",
+            "service management.ProxyService is already served by the host",
         ),
         (
             [RpcService(object(), lambda _servicer, server: server.add_generic_rpc_handlers((Everything(),)))],
