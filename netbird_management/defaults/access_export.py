@@ -35,7 +35,7 @@ class AccessExport:
     def __init__(self) -> None:
         self._waiting: list[AccessLogEntry] = []
         self._left_out = 0
-        self._some: asyncio.Event | None = None
+        self._arrived: asyncio.Event | None = None
 
     @hookimpl
     def describe(self) -> PluginInfo:
@@ -48,34 +48,34 @@ class AccessExport:
 
     @hookimpl
     def record_access(self, entries: Sequence[AccessLogEntry]) -> None:
-        if self._some is None:
+        if self._arrived is None:
             return
         room = WAITING_ENTRIES - len(self._waiting)
         self._waiting += entries[:room]
         self._left_out += len(entries) - len(entries[:room])
-        self._some.set()
+        self._arrived.set()
 
     @asynccontextmanager
     async def _writing(self, path: Path) -> AsyncIterator[None]:
         """Runs the background task; on exit, it first writes the entries that wait. Raises `OSError` if the file cannot
         be written."""
         await asyncio.to_thread(_append, path, b"")
-        some = self._some = asyncio.Event()
+        arrived = self._arrived = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._run(path, some))
+            tasks.create_task(self._run(path, arrived))
             try:
                 yield
             finally:
-                self._some = None
-                some.set()
+                self._arrived = None
+                arrived.set()
 
-    async def _run(self, path: Path, some: asyncio.Event) -> None:
+    async def _run(self, path: Path, arrived: asyncio.Event) -> None:
         """Writes entries until the plugin ends and none wait."""
         ended = False
         while not ended:
-            await some.wait()
-            some.clear()
-            ended = self._some is None
+            await arrived.wait()
+            arrived.clear()
+            ended = self._arrived is None
             await self._write(path)
 
     async def _write(self, path: Path) -> None:

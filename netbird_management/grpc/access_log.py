@@ -71,7 +71,7 @@ class AccessLogs:
         self._quota = quota
         # Entries of each account that were stored since its quota was last enforced.
         self._stored: dict[str, int] = {}
-        self._some = asyncio.Event()
+        self._arrived = asyncio.Event()
 
     def take(self, logs: Sequence[AccessLog]) -> None:
         """Queues either all or none of an account's entries.
@@ -99,16 +99,16 @@ class AccessLogs:
         for _ in range(self._waiting.lost - lost + sum(map(len, refused))):
             self._state.count("access_log_lost")
         if parts:
-            self._some.set()
+            self._arrived.set()
 
     async def run(self) -> None:
         """Stores queued entries until it is cancelled."""
         while True:
-            await self._some.wait()
+            await self._arrived.wait()
             await asyncio.sleep(GATHER_SECONDS)
-            self._some.clear()
+            self._arrived.clear()
             if not await self.flush():
-                self._some.set()
+                self._arrived.set()
                 await asyncio.sleep(AWAY_SECONDS)
 
     async def flush(self) -> bool:

@@ -24,12 +24,12 @@ class Connection:
     """The mapping stream of a proxy.
 
     Attributes:
-        held: the mappings sent to the proxy, by service; None for a service that management withholds and whose removal
+        sent: the mappings sent to the proxy, by service; None for a service that management withholds and whose removal
             it sent.
         withheld: the reason for each withheld service.
-        snapshotted: True once `held` contains the snapshot. Earlier changes need no message, as the snapshot contains
+        snapshotted: True once `sent` contains the snapshot. Earlier changes need no message, as the snapshot contains
             them.
-        why: the status that the stream ends with; None while it lasts, and for an end without an error.
+        refusal: the status that the stream ends with; None while it lasts, and for an end without an error.
     """
 
     def __init__(
@@ -43,10 +43,10 @@ class Connection:
         self.registration = registration
         self.token = token
         self.token_hash = token_hash
-        self.held: dict[ServiceId, BuiltMapping | None] = {}
+        self.sent: dict[ServiceId, BuiltMapping | None] = {}
         self.withheld: dict[ServiceId, str] = {}
         self.snapshotted = False
-        self.why: Refused | None = None
+        self.refusal: Refused | None = None
         self._ended = asyncio.Event()
         self._queue: asyncio.Queue[bytes] = asyncio.Queue(QUEUE_MESSAGES)
         self._queued_bytes = 0
@@ -87,10 +87,10 @@ class Connection:
         self._queued_bytes -= len(message)
         return message
 
-    def end(self, why: Refused | None) -> None:
+    def end(self, refusal: Refused | None) -> None:
         """Ends the stream with a status, or without an error for None. Only the first call has an effect."""
         if not self._ended.is_set():
-            self.why = why
+            self.refusal = refusal
             self._ended.set()
 
     async def ended(self) -> None:
@@ -141,16 +141,16 @@ class Connections:
         del self._live[connection.proxy_id]
         return True
 
-    def over(self) -> None:
+    def cleaned_up(self) -> None:
         """Reports that a connection that joined has finished its cleanup."""
         self._conversations -= 1
         if not self._conversations:
             self._quiet.set()
 
-    async def end_all(self, why: Refused, timeout: float) -> None:
+    async def end_all(self, refusal: Refused, timeout: float) -> None:
         """Ends every connection, and waits at most `timeout` seconds for their cleanup."""
         for connection in self:
-            connection.end(why)
+            connection.end(refusal)
         try:
             async with asyncio.timeout(timeout):
                 await self._quiet.wait()

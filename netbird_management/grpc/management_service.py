@@ -176,7 +176,7 @@ class ManagementService(ManagementServiceServicer):
                 ended = set_disconnected(self._state, peer, started_ns=stream.started_ns)
                 await self._state.to_the_end(ended)
             finally:
-                self._streams.over()
+                self._streams.cleaned_up()
 
     def _response(self, account: AccountSnapshot, peer: Peer, network_map: NetworkMap, *, first: bool) -> SyncResponse:
         return SyncResponse(

@@ -126,9 +126,9 @@ class MappingStreams:
                     # gRPC may cancel the call while this runs: it reports a broken connection twice.
                     await self._state.to_the_end(disconnect_proxy(self._state, connection.registration))
             finally:
-                self._connections.over()
-        if connection.why is not None:
-            raise connection.why
+                self._connections.cleaned_up()
+        if connection.refusal is not None:
+            raise connection.refusal
 
     async def _introduced(
         self, caller: AuthenticatedProxy, init: SyncMappingsInit | GetMappingUpdateRequest

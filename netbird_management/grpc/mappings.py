@@ -53,19 +53,19 @@ class Mappings:
 
         Ordered by account, then by service, oldest first.
         """
-        connection.held.clear()
+        connection.sent.clear()
         connection.withheld.clear()
         for account in self._state.snapshots.all():
             served = account.index.of_cluster(connection.registration.cluster).values()
             for service in sorted(filter(connection.serves, served), key=lambda service: service.id):
                 built = self._of(service, account)
                 reason = built.withheld_from(connection.registration.capabilities)
-                connection.held[service.id] = None if reason else built
+                connection.sent[service.id] = None if reason else built
                 if reason:
                     connection.withheld[service.id] = reason
         connection.snapshotted = True
         self._recorder.withheld_at_snapshot(connection.proxy_id, connection.withheld)
-        return [built for built in connection.held.values() if built is not None]
+        return [built for built in connection.sent.values() if built is not None]
 
     def revocations(self, connection: Connection) -> list[Revocation]:
         """The last day's revocations of every account with a service in the proxy's cluster; none for a proxy that does
@@ -176,27 +176,27 @@ class Mappings:
         touched: bool,
     ) -> bytes:
         """The serialized entry for a proxy whose mapping of the service differs; empty if it does not."""
-        held = connection.held.get(service_id)
+        previous = connection.sent.get(service_id)
         if now_built is None or not connection.serves(now_built[0]):
-            was_recorded = service_id in connection.held
-            connection.held.pop(service_id, None)
+            was_recorded = service_id in connection.sent
+            connection.sent.pop(service_id, None)
             connection.withheld.pop(service_id, None)
             if was_recorded:
                 self._recorder.withheld(connection.proxy_id, service_id, None)
-            return b"" if held is None else self.outgoing(held, UPDATE_TYPE_REMOVED, connection)
+            return b"" if previous is None else self.outgoing(previous, UPDATE_TYPE_REMOVED, connection)
         built = now_built[1]
         if reason := built.withheld_from(connection.registration.capabilities):
-            is_removed = service_id in connection.held and held is None
-            connection.held[service_id] = None
+            is_removed = service_id in connection.sent and previous is None
+            connection.sent[service_id] = None
             connection.withheld[service_id] = reason
             self._recorder.withheld(connection.proxy_id, service_id, reason)
-            return b"" if is_removed else self.outgoing(held or built, UPDATE_TYPE_REMOVED, connection)
-        if held is not None and held.wire == built.wire and not touched:
+            return b"" if is_removed else self.outgoing(previous or built, UPDATE_TYPE_REMOVED, connection)
+        if previous is not None and previous.wire == built.wire and not touched:
             return b""
-        connection.held[service_id] = built
+        connection.sent[service_id] = built
         if connection.withheld.pop(service_id, ""):
             self._recorder.withheld(connection.proxy_id, service_id, "")
-        return self.outgoing(built, UPDATE_TYPE_CREATED if held is None else UPDATE_TYPE_MODIFIED, connection)
+        return self.outgoing(built, UPDATE_TYPE_CREATED if previous is None else UPDATE_TYPE_MODIFIED, connection)
 
     def _of(self, service: Service, account: AccountSnapshot) -> BuiltMapping:
         key = (service, account.custom_domains, tuple(resolve(target, account) for target in service.targets))

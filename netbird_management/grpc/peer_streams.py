@@ -27,7 +27,7 @@ class PeerStream:
         self.account_id: AccountId = peer.account_id
         self.key = peer.key
         self.started_ns = started_ns
-        self.why: Refused | None = None
+        self.refusal: Refused | None = None
         self._news = asyncio.Event()
         self._ended = False
 
@@ -40,9 +40,9 @@ class PeerStream:
         """Requests a new map, after a change of the data that the peer's map depends on."""
         self._news.set()
 
-    def end(self, why: Refused) -> None:
+    def end(self, refusal: Refused) -> None:
         if not self._ended:
-            self._ended, self.why = True, why
+            self._ended, self.refusal = True, refusal
             self._news.set()
 
     async def changes(self, quiet: float) -> AsyncIterator[None]:
@@ -52,8 +52,8 @@ class PeerStream:
             await self._news.wait()
             if not self._ended and quiet:
                 await self._settled(quiet)
-            if self.why is not None:
-                raise self.why
+            if self.refusal is not None:
+                raise self.refusal
             self._news.clear()
             yield
 
@@ -96,7 +96,7 @@ class PeerStreams:
         if self._live.get(stream.key) is stream:
             del self._live[stream.key]
 
-    def over(self) -> None:
+    def cleaned_up(self) -> None:
         """Reports that a stream that joined has finished its cleanup."""
         self._conversations -= 1
         if not self._conversations:
@@ -115,10 +115,10 @@ class PeerStreams:
                 else:
                     stream.wake()
 
-    async def end_all(self, why: Refused, timeout: float) -> None:
+    async def end_all(self, refusal: Refused, timeout: float) -> None:
         """Ends every stream, and waits at most `timeout` seconds for their cleanup."""
         for stream in list(self._live.values()):
-            stream.end(why)
+            stream.end(refusal)
         try:
             async with asyncio.timeout(timeout):
                 await self._quiet.wait()

@@ -164,7 +164,7 @@ class ProxyService(ProxyServiceServicer):
         if account is None or service_id not in account.services:
             raise Refused(grpc.StatusCode.NOT_FOUND, f"service {request.service_id} not found")
         connection = proxy.connection or self._only_connection(proxy)
-        if connection is not None and service_id in connection.held:
+        if connection is not None and service_id in connection.sent:
             # A late report about a service that the proxy no longer has would not describe its current state.
             await self._statuses.write(
                 Report(

@@ -25,29 +25,29 @@ class Recorder:
         self._snapshots: dict[ProxyId, dict[ServiceId, str]] = {}
         self._changes: dict[ProxyId, dict[ServiceId, str | None]] = {}
         self._seen: dict[PeerId, Peer] = {}
-        self._some = asyncio.Event()
+        self._arrived = asyncio.Event()
 
     def withheld_at_snapshot(self, proxy_id: ProxyId, reasons: Mapping[ServiceId, str]) -> None:
         """Replaces the reasons of a proxy that received a snapshot."""
         self._changes.pop(proxy_id, None)
         self._snapshots[proxy_id] = dict(reasons)
-        self._some.set()
+        self._arrived.set()
 
     def withheld(self, proxy_id: ProxyId, service_id: ServiceId, reason: str | None) -> None:
         """Records a change of the reason; None and "" have the meaning of `operations.withheld.note_withheld`."""
         self._changes.setdefault(proxy_id, {})[service_id] = reason
-        self._some.set()
+        self._arrived.set()
 
     def seen(self, peer: Peer) -> None:
         """Records that a service admitted the peer now."""
         self._seen[peer.id] = peer
-        self._some.set()
+        self._arrived.set()
 
     async def run(self) -> None:
         """Writes collected values until it is cancelled."""
         while True:
-            await self._some.wait()
-            self._some.clear()
+            await self._arrived.wait()
+            self._arrived.clear()
             while self._snapshots or self._changes or self._seen:
                 try:
                     await self._write_one()

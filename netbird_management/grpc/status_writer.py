@@ -19,14 +19,14 @@ class StatusWriter:
     def __init__(self, state: State) -> None:
         self._state = state
         self._waiting: list[tuple[Report, asyncio.Future[None]]] = []
-        self._some = asyncio.Event()
+        self._arrived = asyncio.Event()
 
     async def write(self, report: Report) -> None:
         """Returns when the report is stored. Raises `NotFound` for an unknown service or proxy, and the store's
         errors."""
         stored = asyncio.get_running_loop().create_future()
         self._waiting.append((report, stored))
-        self._some.set()
+        self._arrived.set()
         await stored
 
     async def run(self) -> None:
@@ -34,8 +34,8 @@ class StatusWriter:
         batch: list[tuple[Report, asyncio.Future[None]]] = []
         try:
             while True:
-                await self._some.wait()
-                self._some.clear()
+                await self._arrived.wait()
+                self._arrived.clear()
                 while self._waiting:
                     batch, self._waiting = self._waiting[:AT_ONCE], self._waiting[AT_ONCE:]
                     await self._write(batch)

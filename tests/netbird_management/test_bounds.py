@@ -341,7 +341,7 @@ async def changes_for_a_proxy(scene: Scene) -> None:
     connection = Connection(registration, token, "", scene.home.state.count)
     for _ in range(QUEUE_MESSAGES):
         connection.put(b"")
-    assert connection.why is None
+    assert connection.refusal is None
     connection.put(b"")
     await _cut_off(connection)
     large = Connection(registration, token, "", scene.home.state.count)
@@ -350,7 +350,7 @@ async def changes_for_a_proxy(scene: Scene) -> None:
         large.put(piece)
     assert await large.next() == piece
     large.put(piece)
-    assert large.why is None
+    assert large.refusal is None
     large.put(b"x")
     await _cut_off(large)
     assert scene.counters["proxies_too_far_behind"] == 2
@@ -359,8 +359,8 @@ async def changes_for_a_proxy(scene: Scene) -> None:
 async def _cut_off(connection: Connection) -> None:
     async with asyncio.timeout(10):
         await connection.ended()
-    assert connection.why is not None
-    assert connection.why.code is grpc.StatusCode.ABORTED
+    assert connection.refusal is not None
+    assert connection.refusal.code is grpc.StatusCode.ABORTED
 
 
 @drive("changes for ourselves")

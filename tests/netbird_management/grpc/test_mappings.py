@@ -362,11 +362,11 @@ async def test_a_proxy_that_falls_behind_starts_over(lab: Lab) -> None:
     connection = Connection(registration, token, stored_hash(lab.token))
     for _ in range(QUEUE_MESSAGES):
         connection.put(b"")
-    assert connection.why is None
+    assert connection.refusal is None
     connection.put(b"")
     await soon(connection.ended())
-    assert connection.why is not None
-    assert connection.why.code is Code.ABORTED
+    assert connection.refusal is not None
+    assert connection.refusal.code is Code.ABORTED
 
 
 async def test_a_late_status_does_not_hide_why_a_service_is_withheld(lab: Lab) -> None:
