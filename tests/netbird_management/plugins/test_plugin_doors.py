@@ -130,7 +130,7 @@ async def test_a_route_that_asks_for_nothing_asks_for_a_token(home: Home) -> Non
         ),
         (
             [RpcService(object(), lambda _servicer, server: server.add_generic_rpc_handlers((Everything(),)))],
-            "added Everything, which does not say",
+            "Everything is not supported: a handler must name its service",
         ),
     ],
 )
