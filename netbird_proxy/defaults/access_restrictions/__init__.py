@@ -1,4 +1,4 @@
-"""Who may come in by address: networks and countries, per service.
+"""Access restrictions by client address: networks and countries, per service.
 
 Claims `access_restrictions`. Lists guard; `crowdsec_mode` is understood as far as nobody here can enforce it.
 """

@@ -1,4 +1,4 @@
-"""Where an address is: a database in MaxMind's format, and another one once its file is another."""
+"""The country of an address: a database in MaxMind's format, reloaded after its file has changed."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ log = structlog.get_logger("netbird_proxy.access_restrictions")
 
 _PROBES = tuple(f"{first}.{first}.0.1" for first in range(1, 224))
 Stamp = tuple[int, int, int]
-"""What tells one state of a file from another: inode, size, time of the last change."""
+"""State of a file: inode, size, time of the last change."""
 
 
 class GeoUnavailable(Exception):
-    """The database cannot tell."""
+    """The database cannot be read for this address."""
 
 
 class Countries:
-    """An open database. A context manager; `OSError` or `ValueError` for a file that is none."""
+    """An open database. A context manager. Raises OSError or ValueError for a file that is not a database."""
 
     def __init__(self, file: Path) -> None:
-        # A copy that is ours alone: a file that somebody cuts off while it is mapped would end this process.
+        # A private copy: truncating a file while it is mapped would end this process.
         with file.open("rb") as source, tempfile.NamedTemporaryFile(prefix="netbird-proxy-geo-") as copy:
             shutil.copyfileobj(source, copy, 1 << 20)
             copy.flush()
@@ -39,7 +39,7 @@ class Countries:
                 raise ValueError(f"{file} is no database of addresses: {error}") from error
 
     def check(self) -> None:
-        """Look here and there. Raises `ValueError` for damage that opening it did not show."""
+        """Look up some addresses. Raises ValueError for damage that did not show when the file was opened."""
         try:
             for address in _PROBES:
                 self._reader.get(address)
@@ -47,7 +47,7 @@ class Countries:
             raise ValueError(f"it is damaged: {error}") from error
 
     def country(self, address: Address) -> str:
-        """Two capital letters, or "" for an address that it does not know. Raises GeoUnavailable."""
+        """Return the country as two capital letters, or "" for an unknown address. Raises GeoUnavailable."""
         try:
             record = self._reader.get(address)
         except (maxminddb.InvalidDatabaseError, ValueError) as error:  # ValueError: an IPv6 address, an IPv4 database
@@ -75,16 +75,16 @@ class Countries:
 
 
 class WatchedCountries:
-    """The database of a file, read anew when the file is another and has been so for one look.
+    """The database of a file, reloaded after the file has changed and was stable for one interval.
 
-    What cannot be read is logged, and the last good one stays: an update that fails must neither open a service nor
-    close it. A context manager that opens it, with the errors of `Countries`.
+    If the new file cannot be read, that is logged and the previous database stays in use: a failed update must neither
+    open a service nor close it. A context manager; raises the errors of `Countries`.
     """
 
     def __init__(self, file: Path, *, interval: float) -> None:
         self._file = file
         self._interval = interval
-        self._stamp = _stamp(file)  # before it is read: what changes meanwhile is read again
+        self._stamp = _stamp(file)  # taken before reading, so that a change meanwhile is noticed
         self._read = Countries(file)
 
     def country(self, address: Address) -> str:
@@ -92,15 +92,15 @@ class WatchedCountries:
         return self._read.country(address)
 
     async def watch(self) -> None:
-        """Look every `interval` seconds, until cancelled."""
-        seen = self._stamp
+        """Check the file every `interval` seconds, until cancelled."""
+        previous = self._stamp
         while True:
             await asyncio.sleep(self._interval)
             stamp = await asyncio.to_thread(_stamp, self._file)
-            if stamp != self._stamp and stamp == seen:
+            if stamp != self._stamp and stamp == previous:
                 self._stamp = stamp
                 await self._replace()
-            seen = stamp
+            previous = stamp
 
     async def _replace(self) -> None:
         try:
@@ -109,7 +109,7 @@ class WatchedCountries:
             log.warning("access_restrictions.database_kept", file=str(self._file), error=str(error))
             return
         self._read, old = read, self._read
-        old.close()  # look-ups do not wait in the middle: nobody uses it any more
+        old.close()  # look-ups are synchronous, so none is using it now
         log.info("access_restrictions.database_replaced", file=str(self._file), built_at=read.built_at)
 
     def __enter__(self) -> Self:
@@ -133,7 +133,7 @@ def _opened(file: Path) -> Countries:
 
 def _stamp(file: Path) -> Stamp | None:
     try:
-        found = file.stat()
+        status = file.stat()
     except OSError:
         return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    return status.st_ino, status.st_size, status.st_mtime_ns

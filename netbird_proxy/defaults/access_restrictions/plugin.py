@@ -49,7 +49,7 @@ class AccessRestrictionsOptions(BaseModel):
 
 
 class AccessRestrictions:
-    """Lets a service be reached from some networks and countries only."""
+    """Restricts services to networks and countries."""
 
     def __init__(self) -> None:
         self._countries: WatchedCountries | None = None
@@ -86,16 +86,16 @@ class AccessRestrictions:
 
     @hookimpl
     def restrict(self, route: RouteSpec, proxy: Proxy) -> Guard | None:
-        # A route that a program made may say nothing of us; one whose lists guard is refused where nothing is bound.
+        # A route that was made by a program may have no settings of this plugin.
         settings: RestrictionSettings = route.values.get(RestrictionSettings, _NOTHING)
         if settings.observes:
             log.warning(
-                "access_restrictions.not_observed", service=route.service, reason="nobody here knows reputations"
+                "access_restrictions.not_observed", service=route.service, reason="crowdsec_mode is not supported"
             )
         if not settings:
             return None
         if not proxy.client_addresses_trusted:
-            raise RouteRefused("who may come in depends on the address, and here nobody vouches for addresses")
+            raise RouteRefused("access depends on the client address, which is not trusted on this listener")
         if settings.by_country and self._countries is None:
             log.warning(
                 "access_restrictions.no_database", service=route.service, reason="set access_restrictions.geo_database"
@@ -103,9 +103,9 @@ class AccessRestrictions:
         return Guard(_Restriction(self, settings).check, depends_on=settings)
 
     def country(self, address: Address) -> str:
-        """See `Countries.country`; without a database nothing can be told."""
+        """See `Countries.country`. Raises GeoUnavailable without a database."""
         if self._countries is None:
-            raise GeoUnavailable("there is no database of countries")
+            raise GeoUnavailable("no database of countries is configured")
         return self._countries.country(address)
 
 
@@ -114,7 +114,7 @@ def _enforced(mode: object) -> bool:
 
 
 class _Restriction:
-    """The lists of one service, ready to be asked. The first layer that denies decides."""
+    """The compiled lists of one service. The first list that denies decides."""
 
     def __init__(self, plugin: AccessRestrictions, settings: RestrictionSettings) -> None:
         self._plugin = plugin

@@ -1,5 +1,5 @@
-"""What a mapping says about addresses. A list with an entry that cannot be used refuses the mapping: left out, the
-entry would make an allow-list narrower at best, and no restriction at all at worst."""
+"""Access restrictions of a mapping. An invalid entry refuses the mapping: without it, an allow-list might be empty and
+restrict nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class RestrictionSettings:
     """Empty lists restrict nothing.
 
     Attributes:
-        observes: the operator wants reputation watched, which nobody here does.
+        observes: crowdsec_mode is observe, which this proxy does not support.
     """
 
     allowed: tuple[Network, ...] = ()
@@ -33,17 +33,17 @@ class RestrictionSettings:
 
     @classmethod
     def from_wire(cls, mapping: ProxyMapping) -> Self:
-        said = mapping.access_restrictions
-        if said.crowdsec_mode not in ("", "off", "observe", "enforce"):
-            raise ValueError(f"crowdsec_mode {said.crowdsec_mode!r} is none of off, observe, enforce")
-        if said.crowdsec_mode == "enforce":
-            raise ValueError("crowdsec_mode is enforce, and no plugin of this proxy knows anybody's reputation")
+        restrictions = mapping.access_restrictions
+        if restrictions.crowdsec_mode not in ("", "off", "observe", "enforce"):
+            raise ValueError(f"crowdsec_mode {restrictions.crowdsec_mode!r} must be off, observe or enforce")
+        if restrictions.crowdsec_mode == "enforce":
+            raise ValueError("crowdsec_mode is enforce, which this proxy does not support")
         return cls(
-            allowed=_networks("allowed_cidrs", said.allowed_cidrs),
-            blocked=_networks("blocked_cidrs", said.blocked_cidrs),
-            allowed_countries=_countries("allowed_countries", said.allowed_countries),
-            blocked_countries=_countries("blocked_countries", said.blocked_countries),
-            observes=said.crowdsec_mode == "observe",
+            allowed=_networks("allowed_cidrs", restrictions.allowed_cidrs),
+            blocked=_networks("blocked_cidrs", restrictions.blocked_cidrs),
+            allowed_countries=_countries("allowed_countries", restrictions.allowed_countries),
+            blocked_countries=_countries("blocked_countries", restrictions.blocked_countries),
+            observes=restrictions.crowdsec_mode == "observe",
         )
 
     @property
@@ -51,7 +51,7 @@ class RestrictionSettings:
         return bool(self.allowed_countries or self.blocked_countries)
 
     def __bool__(self) -> bool:
-        """Whether anybody is kept out."""
+        """Return whether any list restricts access."""
         return bool(self.allowed or self.blocked or self.by_country)
 
 
@@ -60,23 +60,23 @@ def _networks(field: str, entries: Iterable[str]) -> tuple[Network, ...]:
 
 
 def _network(field: str, entry: str) -> Network:
-    """A network, host bits cut; one of v4-mapped addresses as the IPv4 network that it is."""
+    """Parse a network, without host bits. A network of v4-mapped addresses becomes the IPv4 network."""
     _, slash, length = entry.partition("/")
     try:
         if not slash or not (length.isascii() and length.isdigit()):
             raise ValueError("no prefix length")
-        found = ip_network(entry, strict=False)
+        network = ip_network(entry, strict=False)
     except ValueError as error:
         raise ValueError(f"{field}: {entry!r} is not a network") from error
-    if isinstance(found, IPv6Network) and found.subnet_of(_MAPPED):
-        mapped = found.network_address.ipv4_mapped
-        return IPv4Network((int(mapped or 0), found.prefixlen - 96))
-    return found
+    if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
+        mapped = network.network_address.ipv4_mapped
+        return IPv4Network((int(mapped or 0), network.prefixlen - 96))
+    return network
 
 
 def _countries(field: str, entries: Iterable[str]) -> frozenset[str]:
     codes = [entry.upper() for entry in entries]
     for code in codes:
         if not _COUNTRY.fullmatch(code):
-            raise ValueError(f"{field}: {code!r} is not a country's two letters")
+            raise ValueError(f"{field}: {code!r} must be a country code of two letters")
     return frozenset(codes)

@@ -1,6 +1,6 @@
-"""What upstreams are told about clients behind other proxies: the `X-Forwarded-*` family, and `Forwarded`.
+"""Reports clients behind trusted proxies to upstreams, in the `X-Forwarded-*` fields and `Forwarded`.
 
-Without it the core says the same from the socket alone, and believes nobody.
+Without this plugin the core reports the address of the socket, and trusts no proxy.
 """
 
 from netbird_proxy.defaults.forwarding.plugin import Forwarding, ForwardingOptions

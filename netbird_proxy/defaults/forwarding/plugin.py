@@ -1,4 +1,4 @@
-"""The forwarding's hooks."""
+"""The hooks of the plugin `forwarding`."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class ForwardingOptions(BaseModel):
 
 
 class Forwarding:
-    """Says who is calling, on whose word, and how it was asked."""
+    """Reports the client, the proxies on its way, and the host and scheme of its request to upstreams."""
 
     @hookimpl
     def describe(self) -> PluginInfo:
         return PluginInfo(
-            summary="tells upstreams who is calling, behind trusted proxies too", options=ForwardingOptions
+            summary="reports the client to upstreams, also behind trusted proxies", options=ForwardingOptions
         )
 
     @hookimpl
@@ -64,33 +64,35 @@ class Forwarding:
     def transform_request(self, route: RouteSpec, proxy: Proxy) -> RequestTransform | None:
         options = proxy.options(ForwardingOptions)
         if not options.trusted_proxies and not options.forwarded:
-            return None  # the core says it from the socket, and faster
+            return None  # the core reports the socket's address, and faster
         owns = (FORWARDED, FOR, REAL_IP, HOST, PROTO, PORT)
-        return RequestTransform(_also_forwarded if options.forwarded else _say, owns=owns)
+        return RequestTransform(_also_forwarded if options.forwarded else _set_fields, owns=owns)
 
 
-def _say(exchange: ExchangeView, outgoing: OutgoingHead) -> None:
-    said = exchange.forwarded
+def _set_fields(exchange: ExchangeView, outgoing: OutgoingHead) -> None:
+    forwarded = exchange.forwarded
     peer = _peer(exchange)
-    proto = (said.proto if said is not None else "") or exchange.scheme
-    host = (said.host.encode("latin-1") if said is not None else b"") or exchange.authority
+    proto = (forwarded.proto if forwarded is not None else "") or exchange.scheme
+    host = (forwarded.host.encode("latin-1") if forwarded is not None else b"") or exchange.authority
     if peer:
-        chain = (*said.chain, peer) if said is not None else (peer,)
+        chain = (*forwarded.chain, peer) if forwarded is not None else (peer,)
         outgoing.set(FOR, ", ".join(chain).encode("latin-1"))
-        outgoing.set(REAL_IP, ((said.real_ip if said is not None else "") or exchange.client_address).encode())
+        outgoing.set(
+            REAL_IP, ((forwarded.real_ip if forwarded is not None else "") or exchange.client_address).encode()
+        )
     outgoing.set(HOST, host)
     outgoing.set(PROTO, proto.encode())
-    outgoing.set(PORT, (said.port.encode() if said is not None else b"") or _port(exchange.authority, proto))
+    outgoing.set(PORT, (forwarded.port.encode() if forwarded is not None else b"") or _port(exchange.authority, proto))
 
 
 def _also_forwarded(exchange: ExchangeView, outgoing: OutgoingHead) -> None:
-    _say(exchange, outgoing)
-    said = exchange.forwarded
-    proto = (said.proto if said is not None else "") or exchange.scheme
-    host = (said.host if said is not None else "") or exchange.authority.decode("latin-1")
-    chain = said.chain if said is not None else ()
-    # What the chain says is other proxies' word; only the last element is ours, and only it says host and scheme.
-    elements = [f"for={_node(one)}" for one in chain]
+    _set_fields(exchange, outgoing)
+    forwarded = exchange.forwarded
+    proto = (forwarded.proto if forwarded is not None else "") or exchange.scheme
+    host = (forwarded.host if forwarded is not None else "") or exchange.authority.decode("latin-1")
+    chain = forwarded.chain if forwarded is not None else ()
+    # Other proxies reported the elements of the chain. Only the last one is from this proxy, with host and scheme.
+    elements = [f"for={_node(address)}" for address in chain]
     elements.append(f'for={_node(_peer(exchange) or "unknown")};host="{host}";proto={proto}')
     outgoing.set(FORWARDED, ", ".join(elements).encode("latin-1"))
 
@@ -105,7 +107,7 @@ def _port(authority: bytes, proto: str) -> bytes:
 
 
 def _node(address: str) -> str:
-    """RFC 7239 §6: an IPv6 address in brackets and quotes; what is no address is not repeated."""
+    """RFC 7239 §6: an IPv6 address in brackets and quotes; a value that is not an address becomes `unknown`."""
     bare = address.strip("[]") if address.count("[") == 1 and address.endswith("]") else address
     if ":" in bare and all(char in "0123456789abcdefABCDEF:." for char in bare):
         return f'"[{bare}]"' if bare.count(":") > 1 else f'"{bare}"'

@@ -1,6 +1,7 @@
 """Logins: password, PIN, header credentials and single sign-on, the sessions they make, and the pages people see.
 
-Management knows every secret and judges it; the proxy verifies the tokens that come of it, and forwards none of either.
+Management stores the secrets and checks them. The proxy verifies the session tokens of management, and forwards neither
+secrets nor tokens.
 """
 
 from netbird_proxy.defaults.session.plugin import Session, SessionOptions

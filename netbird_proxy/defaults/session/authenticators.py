@@ -1,4 +1,4 @@
-"""Who is calling, by a session's cookie or by a credential in a header; and what is offered to those who are nobody."""
+"""Authentication by a session cookie or a credential in a header, and the offers of logins."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ UNKNOWN_SECONDS = 5.0
 
 
 class ByCookie:
-    """A session that was made by a login here. Whatever is wrong with it, nobody is known by it."""
+    """Authenticates by the cookie of a session. An invalid session identifies nobody."""
 
     def __init__(
         self,
@@ -89,31 +89,31 @@ class ByCookie:
         return who
 
     def _verified(self, headers: Headers, line: bytes) -> SessionToken | None:
-        found = find(headers, SESSION)
-        if len(found) != 1:
+        tokens = find(headers, SESSION)
+        if len(tokens) != 1:
             return None
-        session = self._tokens.verify(found[0], self._key, self._host)
+        session = self._tokens.verify(tokens[0], self._key, self._host)
         if session is not None:
             self._tokens.remember(line, self._key, self._host, session)
         return session
 
     def _with(self, groups: tuple[Group, ...], session: SessionToken) -> Identity:
-        """Whom a session is about, with the groups that were confirmed last; the same object for the same groups."""
-        known = self._confirmed.get(session.hash)
-        if known is None or known[0] is not groups:
-            known = self._confirmed.keep(session.hash, (groups, replace(session.identity, groups=groups)))
-        return known[1]
+        """Return the identity of a session with its confirmed groups; the same object for the same groups."""
+        confirmed = self._confirmed.get(session.hash)
+        if confirmed is None or confirmed[0] is not groups:
+            confirmed = self._confirmed.keep(session.hash, (groups, replace(session.identity, groups=groups)))
+        return confirmed[1]
 
 
 class ByHeader:
     """A credential that comes with each request. Right ones are remembered for a while, as an HMAC under a key of this
     process: nothing here can be turned back into a credential, nor tried elsewhere."""
 
-    def __init__(self, site: Site, proxy: Proxy, checker: CredentialChecker, known: Credentials) -> None:
+    def __init__(self, site: Site, proxy: Proxy, checker: CredentialChecker, credentials: Credentials) -> None:
         self._site = site
         self._proxy = proxy
         self._checker = checker
-        self._known = known
+        self._credentials = credentials
         self._mapping = secrets.token_bytes(16)  # this object lives as long as the mapping is what it is
         self._names = [(name.lower().encode(), name) for name in site.settings.headers]
         self._flights: SingleFlight[tuple[bytes, str], Login | Deny] = SingleFlight()
@@ -132,8 +132,8 @@ class ByHeader:
 
     async def _judged(self, exchange: ExchangeView, name: bytes, spelled: str, value: bytes) -> Identity | Deny:
         generation = self._proxy.generation(self._site.account)
-        key = self._known.key(self._mapping, generation, name, value)
-        session = self._known.get(key)
+        key = self._credentials.key(self._mapping, generation, name, value)
+        session = self._credentials.get(key)
         if session is None:
             try:
                 text = value.decode()
@@ -148,7 +148,7 @@ class ByHeader:
             if not isinstance(login, Login):
                 return login if login.status != 401 else self._wrong(exchange, login.reason)
             session = login.session
-            self._known.put(key, session)
+            self._credentials.put(key, session)
         return session.identity
 
     async def _ask(self, exchange: ExchangeView, header: str, text: str) -> Login | Deny:
@@ -188,30 +188,30 @@ def challenges(site: Site, exchange: ExchangeView) -> tuple[bytes, ...]:
 
 
 class Credentials:
-    """The right credentials of late, by their HMAC. Bounded: the oldest goes first."""
+    """Cache of correct credentials, by their HMAC. Bounded: the oldest entry is dropped first."""
 
     def __init__(self, clock: Callable[[], float], wall: Callable[[], float]) -> None:
         self._clock = clock
         self._wall = wall
         self._secret = secrets.token_bytes(32)
-        self._known: LatestTable[bytes, tuple[SessionToken, float]] = LatestTable(CREDENTIALS)
+        self._sessions: LatestTable[bytes, tuple[SessionToken, float]] = LatestTable(CREDENTIALS)
 
     def key(self, mapping: bytes, generation: int, name: bytes, value: bytes) -> bytes:
         return hmac.digest(self._secret, b"%b%d:%d:%b%b" % (mapping, generation, len(name), name, value), "sha256")
 
     def get(self, key: bytes) -> SessionToken | None:
-        found = self._known.get(key)
-        if found is None or self._clock() >= found[1]:
+        remembered = self._sessions.get(key)
+        if remembered is None or self._clock() >= remembered[1]:
             return None
-        return found[0]
+        return remembered[0]
 
     def put(self, key: bytes, session: SessionToken) -> None:
         left = min(CREDENTIAL_SECONDS, session.expires_at - self._wall())
-        self._known.keep(key, (session, self._clock() + left))
+        self._sessions.keep(key, (session, self._clock() + left))
 
 
 class Prompt:
-    """The ways to log in that this service has; asked of nobody whose words could be read on the way."""
+    """Offers the logins of a service, over TLS only."""
 
     def __init__(self, site: Site, proxy: Proxy, clock: Callable[[], float], providers: Providers) -> None:
         self._site = site
@@ -236,41 +236,41 @@ class Prompt:
         return Deny(503, "login_unavailable", "single sign-on is the only way in, and management has no provider")
 
     async def offers(self, to: str) -> tuple[Offer, ...]:
-        """Raises ManagementError where only management could say whether there is any."""
+        """Return the offers. Raises ManagementError if management is needed and cannot be asked."""
         settings = self._site.settings
         hidden = (("to", to),)
-        found = []
+        offers = []
         if settings.password:
             field = OfferField("password", "Password", autocomplete="current-password")
-            found.append(Offer("password", "Log in with password", f"{ROOT}/login", (field,), hidden))
+            offers.append(Offer("password", "Log in with password", f"{ROOT}/login", (field,), hidden))
         if settings.pin:
             field = OfferField("pin", "PIN", numeric=True)
-            found.append(Offer("pin", "Log in with PIN", f"{ROOT}/login", (field,), hidden))
-        if settings.oidc and await self._has_provider(alone=not found):
-            found.append(
+            offers.append(Offer("pin", "Log in with PIN", f"{ROOT}/login", (field,), hidden))
+        if settings.oidc and await self._has_provider(alone=not offers):
+            offers.append(
                 Offer("oidc", "Log in with single sign-on", with_return_path(f"{ROOT}/start", to), automatic=True)
             )
-        return tuple(found)
+        return tuple(offers)
 
     async def _has_provider(self, *, alone: bool) -> bool:
-        known = self._provider
-        if known is None or self._clock() >= known[1]:
+        provider = self._provider
+        if provider is None or self._clock() >= provider[1]:
             try:
                 there = await self._providers.exists(self._site, self._proxy)
             except ManagementError:
                 if alone:
                     raise
                 # A question that hangs holds up the page with the other ways: not each of them.
-                known = self._provider = (False, self._clock() + UNKNOWN_SECONDS)
+                provider = self._provider = (False, self._clock() + UNKNOWN_SECONDS)
             else:
-                known = self._provider = (there, self._clock() + OFFERED_SECONDS)
-        return known[0]
+                provider = self._provider = (there, self._clock() + OFFERED_SECONDS)
+        return provider[0]
 
 
 def over_tls(exchange: ExchangeView) -> Challenge | Deny:
-    """The way to the same place over TLS, for what may be repeated there; else the door is shut."""
+    """Redirect a safe request to the same address over TLS; refuse another one."""
     if is_unsafe(exchange):
-        return Deny(403, "tls_required", "nobody logs in, nor is known by a session, without TLS")
+        return Deny(403, "tls_required", "logins and sessions require TLS")
     query = b"?" + exchange.query if exchange.query else b""
     place = b"https://" + bracketed(exchange.host).encode("ascii") + exchange.raw_path + query
     return Challenge(308, "tls_required", headers=((b"location", place),), reason="asked for without TLS")

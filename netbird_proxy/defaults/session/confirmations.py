@@ -25,7 +25,7 @@ PEOPLE = {
 """Management's reason → code, where it is about the person: logging in again would change nothing."""
 
 
-class _Known:
+class _Confirmation:
     __slots__ = ("answer", "asked_at", "fresh_until", "generation", "groups")
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class Confirmations:
         self._clock = clock
         self._fresh = fresh
         self._stale = stale
-        self._known: LatestTable[bytes, _Known] = LatestTable(REMEMBERED)
+        self._confirmations: LatestTable[bytes, _Confirmation] = LatestTable(REMEMBERED)
         self._flights: SingleFlight[tuple[bytes, int], ValidateSessionResponse | Deny] = SingleFlight()
 
     async def groups(
@@ -57,15 +57,15 @@ class Confirmations:
 
         The same object for as long as the same answer holds.
         """
-        known = self._known.get(session.hash)
-        if known is None:
-            known = _Known()
-            self._known.keep(session.hash, known)
+        confirmation = self._confirmations.get(session.hash)
+        if confirmation is None:
+            confirmation = _Confirmation()
+            self._confirmations.keep(session.hash, confirmation)
         for _ in range(ATTEMPTS):
             generation = proxy.generation(site.account)
-            answer: ValidateSessionResponse | Deny | None = known.answer
-            if answer is None or known.generation != generation or self._clock() >= known.fresh_until:
-                ask = partial(self._ask, known, site, proxy, token, generation)
+            answer: ValidateSessionResponse | Deny | None = confirmation.answer
+            if answer is None or confirmation.generation != generation or self._clock() >= confirmation.fresh_until:
+                ask = partial(self._ask, confirmation, site, proxy, token, generation)
                 answer = await self._flights.ask((session.hash, generation), ask)
             if isinstance(answer, Deny):
                 return answer
@@ -73,8 +73,8 @@ class Confirmations:
                 break
         else:  # what was said before a change serves nobody
             return _later(f"the account changed during {ATTEMPTS} questions", 1)
-        if known.groups is not None and known.groups[0] is answer:
-            return known.groups[1]
+        if confirmation.groups is not None and confirmation.groups[0] is answer:
+            return confirmation.groups[1]
         if not answer.valid:
             reason = answer.denied_reason
             # A no that names somebody is about them: whatever a plugin of management calls it, logging in again would
@@ -85,11 +85,11 @@ class Confirmations:
         groups = tuple(
             Group(id_, names[i] if i < len(names) else "") for i, id_ in enumerate(answer.peer_group_ids) if id_
         )
-        known.groups = (answer, groups)
+        confirmation.groups = (answer, groups)
         return groups
 
     async def _ask(
-        self, known: _Known, site: Site, proxy: Proxy, token: bytes, generation: int
+        self, confirmation: _Confirmation, site: Site, proxy: Proxy, token: bytes, generation: int
     ) -> ValidateSessionResponse | Deny:
         asked_at = self._clock()
         request = ValidateSessionRequest(domain=site.domain, session_token=token.decode("ascii"))
@@ -98,12 +98,16 @@ class Confirmations:
             if not isinstance(answer, ValidateSessionResponse):
                 raise ManagementError("ValidateSession: not an answer")
         except ManagementError as error:
-            if known.answer is None or known.generation != generation or asked_at - known.asked_at >= self._stale:
+            if (
+                confirmation.answer is None
+                or confirmation.generation != generation
+                or asked_at - confirmation.asked_at >= self._stale
+            ):
                 return _later(str(error), error.retry_after)
-            known.fresh_until = self._clock() + min(PAUSE, self._fresh)
-            return known.answer
-        known.answer, known.asked_at, known.generation = answer, asked_at, generation
-        known.fresh_until = asked_at + self._fresh
+            confirmation.fresh_until = self._clock() + min(PAUSE, self._fresh)
+            return confirmation.answer
+        confirmation.answer, confirmation.asked_at, confirmation.generation = answer, asked_at, generation
+        confirmation.fresh_until = asked_at + self._fresh
         return answer
 
 

@@ -10,11 +10,11 @@ ATTRIBUTES = b"; Path=/; HttpOnly; Secure; SameSite=Lax"
 
 def line_of(headers: Headers) -> bytes:
     """All cookies on one line; several lines are one that was cut (RFC 9113 §8.2.3)."""
-    found = b""
+    joined = b""
     for name, line in headers.raw:
         if name == b"cookie":
-            found = b"%b; %b" % (found, line) if found else line
-    return found
+            joined = b"%b; %b" % (joined, line) if joined else line
+    return joined
 
 
 def find(headers: Headers, name: bytes) -> list[bytes]:

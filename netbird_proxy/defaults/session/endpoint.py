@@ -1,4 +1,4 @@
-"""What stands under `/__netbird__/session/`: logging in, coming back from the identity provider, logging out.
+"""The endpoint `/__netbird__/session/`: login, return from the identity provider, logout.
 
 Every answer that follows a secret is a redirect to a clean address of this host, so that no secret stays in a browser's
 history, in a referrer, or in what is sent again on a reload.
@@ -37,7 +37,7 @@ FORM = "application/x-www-form-urlencoded"
 
 NOTICES = {
     "wrong_credentials": "That was not right. Try again.",
-    "too_many_tries": "There were too many wrong tries. Wait a moment, then try again.",
+    "too_many_tries": "Too many failed attempts. Wait a moment, then try again.",
     "management_unavailable": "Logins cannot be checked right now. Try again in a moment.",
     "login_failed": "The login could not be completed. Try again.",
     "login_expired": "The login took too long, or was started elsewhere. Try again.",
@@ -50,9 +50,9 @@ NOTICES = {
     "not_in_group": "You are not allowed to use this service.",
     "not_allowed": "You are not allowed to use this service.",
 }
-"""What a page may say, by code: no text from outside is ever shown."""
+"""Texts of the pages, by code. No text from outside is ever shown."""
 # Descriptions that management puts into a return address, by the letter. Any other description is not repeated.
-_SAID = {
+_ERROR_CODES = {
     "Your account is pending approval by an administrator": "pending_approval",
     "Your account is blocked": "user_blocked",
     "You are not allowed to use this service": "not_allowed",
@@ -103,7 +103,7 @@ class LoginEndpoint:
         place = self._places.get((scope["path"].removeprefix(scope["root_path"]), method))
         try:
             if place is None:
-                answer = self._page(exchange, 404, "no_route", "There is nothing here.")
+                answer = self._page(exchange, 404, "no_route", "This page does not exist.")
             elif exchange.scheme != "https":
                 answer = self._without_tls(exchange)
             elif method == "POST" and is_cross_site(exchange):
@@ -129,7 +129,7 @@ class LoginEndpoint:
     async def _login(self, request: Request, exchange: ExchangeView) -> Answer:
         form = await _form(request)
         if form is None:
-            return self._page(exchange, 415, "not_a_form", "This takes a form.")
+            return self._page(exchange, 415, "not_a_form", "This address accepts a form only.")
         to = own_return_path(form.get("to", "/"))
         settings = self._site.settings
         credential = AuthenticateRequest()
@@ -200,8 +200,8 @@ class LoginEndpoint:
         to, done = begun.to, begun.done
         token = request.query_params.get("session_token", "").encode()
         if not token:
-            said = request.query_params.get("error_description", "")
-            return self._redirect(_notice(_SAID.get(said, "login_canceled"), to), done)
+            description = request.query_params.get("error_description", "")
+            return self._redirect(_notice(_ERROR_CODES.get(description, "login_canceled"), to), done)
         session = self._checker.tokens.verify(token, self._site.settings.key, self._site.host)
         if session is None or session.method != "oidc":
             return self._redirect(_notice("login_failed", to), done)
@@ -229,10 +229,10 @@ class LoginEndpoint:
         return 200, made[0], made[1]
 
     async def _logout(self, _request: Request, exchange: ExchangeView) -> Answer:
-        found = find(exchange.headers, SESSION)
-        if len(found) == 1 and self._checker.tokens.verify(found[0], self._site.settings.key, self._site.host):
+        tokens = find(exchange.headers, SESSION)
+        if len(tokens) == 1 and self._checker.tokens.verify(tokens[0], self._site.settings.key, self._site.host):
             try:
-                await end_session(self._site, self._proxy, found[0])
+                await end_session(self._site, self._proxy, tokens[0])
             except ManagementError:
                 # Somebody else may have a copy, and would stay in: the person must know, and try again.
                 return self._page(
@@ -260,10 +260,10 @@ class LoginEndpoint:
         )
 
     def _without_tls(self, exchange: ExchangeView) -> Answer:
-        said = over_tls(exchange)
-        if isinstance(said, Deny):
-            return self._page(exchange, said.status, said.code, "This service must be reached over HTTPS.")
-        return said.status, [*said.headers, (b"content-length", b"0")], b""
+        answer = over_tls(exchange)
+        if isinstance(answer, Deny):
+            return self._page(exchange, answer.status, answer.code, "This service must be reached over HTTPS.")
+        return answer.status, [*answer.headers, (b"content-length", b"0")], b""
 
     def _page(self, exchange: ExchangeView, status: int, code: str, sentence: str, *, retry: str = "") -> Answer:
         page = Page(

@@ -33,7 +33,7 @@ from netbird_proxy.defaults.session.cookies import SESSION
 from netbird_proxy.defaults.session.endpoint import LoginEndpoint
 from netbird_proxy.defaults.session.pages import Renderer
 from netbird_proxy.defaults.session.preflights import Preflights
-from netbird_proxy.defaults.session.second_factor import Known, SecondFactor
+from netbird_proxy.defaults.session.second_factor import Identify, SecondFactor
 from netbird_proxy.defaults.session.settings import FIELDS, SessionSettings
 from netbird_proxy.defaults.session.sign_on import SignOns
 from netbird_proxy.defaults.session.site import CredentialChecker, Providers, Site
@@ -41,7 +41,7 @@ from netbird_proxy.defaults.session.tokens import Tokens
 
 PLUGIN = "session"
 OWN = frozenset((PLUGIN, "private_service"))
-"""Whose word on a caller a route with schemes takes, besides those that the operator names."""
+"""Plugins whose identities open routes with schemes, in addition to those that the operator names."""
 
 
 class SessionOptions(BaseModel):
@@ -96,23 +96,23 @@ class Session:
             return []
         # Where the tunnel is no login, it is asked first nevertheless: it says who is told to the upstream.
         phase: Literal["prompt", "credential"] = "prompt" if site.ask_for_both else "credential"
-        found = [
-            Authenticator(phase, known, depends_on=site, credentials=site.settings.credentials)
-            for known in self._known(site, proxy)
+        steps = [
+            Authenticator(phase, identify, depends_on=site, credentials=site.settings.credentials)
+            for identify in self._credential_checks(site, proxy)
         ]
         prompt = self._prompt(site, proxy)
         if site.preflight_origins:
-            found.insert(0, Authenticator("exclusive", Preflights(site).identify, depends_on=site))
-        return [*found, Authenticator("prompt", prompt.identify, depends_on=site)]
+            steps.insert(0, Authenticator("exclusive", Preflights(site).identify, depends_on=site))
+        return [*steps, Authenticator("prompt", prompt.identify, depends_on=site)]
 
-    def _known(self, site: Site, proxy: Proxy) -> list[Known]:
-        """Whom a request may say by itself that it is of."""
-        found: list[Known] = []
+    def _credential_checks(self, site: Site, proxy: Proxy) -> list[Identify]:
+        """Return the authenticators for credentials that a request carries."""
+        steps: list[Identify] = []
         if site.settings.methods:
-            found.append(ByCookie(site, proxy, self._checker, self._confirmed(proxy), time.time).identify)
+            steps.append(ByCookie(site, proxy, self._checker, self._confirmed(proxy), time.time).identify)
         if site.settings.headers:
-            found.append(ByHeader(site, proxy, self._checker, self._credentials).identify)
-        return found
+            steps.append(ByHeader(site, proxy, self._checker, self._credentials).identify)
+        return steps
 
     @hookimpl
     def authorize(self, route: RouteSpec, proxy: Proxy) -> Guard | None:
@@ -122,9 +122,9 @@ class Session:
         accepted = OWN | frozenset(proxy.options(SessionOptions).accept)
         second: SecondFactor | None = None
         if site.ask_for_both:
-            second = SecondFactor(self._known(site, proxy), self._prompt(site, proxy).identify)
+            second = SecondFactor(self._credential_checks(site, proxy), self._prompt(site, proxy).identify)
 
-        async def known(exchange: ExchangeView) -> Verdict:
+        async def require_login(exchange: ExchangeView) -> Verdict:
             who = exchange.identity
             if who is None or who.by not in accepted:
                 return Deny(403, "not_allowed", f"nobody logged in: identified by {who.by if who else 'nobody'}")
@@ -132,7 +132,7 @@ class Session:
                 return await second.judge(exchange, who)
             return ALLOW
 
-        return Guard(known, depends_on=site, credentials=site.settings.credentials)
+        return Guard(require_login, depends_on=site, credentials=site.settings.credentials)
 
     @hookimpl
     def endpoint(self, host: ServiceMapping, proxy: Proxy) -> Endpoint | None:

@@ -1,4 +1,4 @@
-"""Where people are sent: only ever to a path of the host that they are on."""
+"""Paths to which a browser is sent after a login: only paths of the host that it is on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a mapping says about logging in."""
+"""Login settings of a mapping."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class SessionSettings:
     @classmethod
     def from_wire(cls, mapping: ProxyMapping) -> Self:
         auth = mapping.auth
-        headers = tuple(dict.fromkeys(one.header for one in auth.header_auths))
+        headers = tuple(dict.fromkeys(auth_header.header for auth_header in auth.header_auths))
         for name in headers:
             folded = fold(name.encode("utf-8", "replace"))
             if not _TOKEN.fullmatch(name) or folded in _NOT_CREDENTIALS or folded.startswith(b"x-netbird-"):

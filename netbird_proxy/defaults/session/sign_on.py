@@ -27,7 +27,7 @@ AT_MOST = 5
 COOKIE_BYTES = 4096
 """Browsers drop a cookie that is longer, its attributes included."""
 LINK_BYTES = 1024
-"""Of a destination in the return address, which becomes part of the provider's own."""
+"""Maximum bytes of a destination in the return address, which becomes part of the provider's address."""
 KEPT = 1024
 """Destinations that fit neither place and are kept here; the oldest is forgotten, and its login ends at `/`."""
 
@@ -60,7 +60,7 @@ class SignOns:
         """The provider's address, and the cookies to set. Raises ManagementError.
 
         Args:
-            again: this login was begun for one whose return found neither its cookie nor a session.
+            again: this login was begun for one whose return cookies neither its cookie nor a session.
         """
         secret = secrets.token_urlsafe(32)
         proof = _hash(secret)
@@ -90,8 +90,8 @@ class SignOns:
 
     def link(self, site: Site, proof: str, link: str, mac: str, *, again: bool) -> str | None:
         """The destination that a return address carries; None where this process did not write it."""
-        wanted = self._mac(site, proof, link, again=again)
-        if not proof or not hmac.compare_digest(wanted.encode(), mac.encode("utf-8", "replace")):
+        expected = self._mac(site, proof, link, again=again)
+        if not proof or not hmac.compare_digest(expected.encode(), mac.encode("utf-8", "replace")):
             return None
         to = _from_text64(link)
         return None if to is None else own_return_path(to)
@@ -108,13 +108,13 @@ class SignOns:
 
 
 def _begun(exchange: ExchangeView) -> list[tuple[bytes, bytes]]:
-    found: list[tuple[bytes, bytes]] = []
+    cookies: list[tuple[bytes, bytes]] = []
     for line in exchange.headers.get_all(b"cookie"):
         for part in line.split(b";"):
             name, _, value = part.strip(b" \t").partition(b"=")
             if name.startswith(COOKIE):
-                found.append((name, value))
-    return found
+                cookies.append((name, value))
+    return cookies
 
 
 def _name(proof: str) -> bytes:

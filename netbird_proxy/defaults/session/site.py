@@ -88,7 +88,7 @@ class CredentialChecker:
     async def authenticate(
         self, exchange: ExchangeView, site: Site, proxy: Proxy, request: AuthenticateRequest
     ) -> Login | Deny:
-        """What management says of a credential: a login of the wanted method, or why there is none.
+        """Ask management about a credential, and return the login or the refusal.
 
         401 `wrong_credentials`, 403 `not_allowed` (it was right, and a plugin of management's says no), 429
         `too_many_tries`, 503 where it could not be asked or its answer is of no use.
@@ -129,8 +129,10 @@ class CredentialChecker:
         self._throttle.record_success(site.service, source)
         token = answer.session_token.encode()
         session = self.tokens.verify(token, site.settings.key, site.host)
-        wanted = {"password": "password", "pin": "pin", "header_auth": "header"}[str(request.WhichOneof("request"))]
-        if session is None or session.method != wanted:
+        expected_method = {"password": "password", "pin": "pin", "header_auth": "header"}[
+            str(request.WhichOneof("request"))
+        ]
+        if session is None or session.method != expected_method:
             return _later(503, "login_failed", "management's session token is not one of this service", 2)
         return Login(token, session)
 
@@ -165,7 +167,7 @@ class Providers:
         return url
 
     async def exists(self, site: Site, proxy: Proxy) -> bool:
-        """Whether management has a provider for the service; one question for all who ask meanwhile.
+        """Return whether management has a provider for the service. Concurrent callers share one request.
 
         Raises:
             ManagementError: it could not be asked.
@@ -204,7 +206,7 @@ async def end_session(site: Site, proxy: Proxy, token: bytes) -> None:
 
 
 def source_at(exchange: ExchangeView, proxy: Proxy) -> str:
-    """Whose guess it is; "" where nobody vouches for addresses."""
+    """Return the source of a login attempt; "" if client addresses are not trusted."""
     origin = exchange.origin
     if origin is not None and origin.account is not None:
         return f"peer {origin.peer_key}" if origin.peer_key is not None else origin.peer.host

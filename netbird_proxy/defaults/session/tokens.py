@@ -34,7 +34,7 @@ _HEADER_KEYS = frozenset(("alg", "typ", "kid"))
 
 @dataclass(frozen=True, slots=True)
 class SessionToken:
-    """What a verified token says.
+    """The content of a verified token.
 
     Attributes:
         issued_at, expires_at: seconds since the epoch.
@@ -68,18 +68,18 @@ class Tokens:
             audience: the service's folded host.
         """
         place = (key, audience, token)
-        known = self._verified.get(place)
-        if known is None:
-            known = _read(token, key, audience)
-            if known is None or known.issued_at > self._clock() + EARLY:
+        session = self._verified.get(place)
+        if session is None:
+            session = _read(token, key, audience)
+            if session is None or session.issued_at > self._clock() + EARLY:
                 return None
-            self._verified.keep(place, known)
-        return known if self._clock() < known.expires_at else None
+            self._verified.keep(place, session)
+        return session if self._clock() < session.expires_at else None
 
     def recall(self, line: bytes, key: bytes, audience: str) -> SessionToken | None:
         """The session in a line of cookies that was remembered: what `verify` says of it now, and no more than that."""
-        known = self._lines.get((key, audience, line))
-        return known if known is not None and self._clock() < known.expires_at else None
+        session = self._lines.get((key, audience, line))
+        return session if session is not None and self._clock() < session.expires_at else None
 
     def remember(self, line: bytes, key: bytes, audience: str, session: SessionToken) -> None:
         """This line has this session and no other: a browser sends the same one each time."""
@@ -111,7 +111,7 @@ def _claimed(claims: dict[str, Any], audience: str, token: bytes) -> SessionToke
         return None
     if not _is_name(subject) or not _is_name(method):
         return None
-    if not isinstance(audiences, list) or audience not in [_folded(one) for one in audiences]:
+    if not isinstance(audiences, list) or audience not in [_folded(name) for name in audiences]:
         return None
     if type(issued) is not int or type(expires) is not int or type(begins) is not int or begins > issued:
         return None
@@ -119,7 +119,7 @@ def _claimed(claims: dict[str, Any], audience: str, token: bytes) -> SessionToke
     ids, names = claims.get("groups", []), claims.get("group_names", [])
     if not isinstance(email, str) or not isinstance(ids, list) or not isinstance(names, list):
         return None
-    if not all(isinstance(one, str) for one in (*ids, *names)):
+    if not all(isinstance(text, str) for text in (*ids, *names)):
         return None
     # Pairs by position: an empty id is dropped with its name, and never shifts the others.
     groups = tuple(Group(id_, names[i] if i < len(names) else "") for i, id_ in enumerate(ids) if id_)
@@ -143,10 +143,10 @@ def _folded(value: object) -> str:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    members = dict(pairs)
+    if len(members) != len(pairs):
         raise ValueError("a key twice")
-    return found
+    return members
 
 
 def _bytes(text: bytes) -> bytes:

@@ -134,8 +134,8 @@ class Telemetry:
             if line is None or not _sampled(exchange, bound):
                 return
             span = exchange.notes.get(NOTE)
-            for one in maker.spans(exchange, span if isinstance(span, int) else new_span_id()):
-                line.put(one)
+            for made in maker.spans(exchange, span if isinstance(span, int) else new_span_id()):
+                line.put(made)
 
         return record
 

@@ -15,7 +15,7 @@ from opentelemetry.trace.status import Status, StatusCode
 from netbird_proxy import ExchangeView, Try
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PATCH", "CONNECT"})
-"""Others are `_OTHER`: names out of clients must not become span names without number."""
+"""Other methods are `_OTHER`: clients must not create an unlimited number of span names."""
 LONGEST_AGENT = 256
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _ERROR = Status(StatusCode.ERROR)
@@ -40,14 +40,14 @@ class SpanMaker:
         """The CLIENT spans in order, then the SERVER span.
 
         Args:
-            client_span: the id that the upstream was told is its parent.
+            client_span: the id that was sent to the upstream as its parent.
         """
         trace = int(exchange.id, 16)
         server = SpanContext(trace, new_span_id(), is_remote=False, trace_flags=_SAMPLED)
         method = exchange.method if exchange.method in METHODS else "_OTHER"
         name = _name(exchange, method)
         epoch_ns = int(exchange.started_at * 1e9) - exchange.started_ns  # adds up to wall-clock time
-        for number, one in enumerate(exchange.tries):
+        for number, attempt in enumerate(exchange.tries):
             last = number == len(exchange.tries) - 1
             yield ReadableSpan(
                 name,
@@ -58,16 +58,16 @@ class SpanMaker:
                 resource=self._resource,
                 instrumentation_scope=self._scope,
                 kind=SpanKind.CLIENT,
-                attributes=_client_attributes(one, number, method),
-                events=_client_events(one, epoch_ns),
-                status=_ERROR if one.error or one.status >= 400 else _UNSET,
-                start_time=epoch_ns + one.started_ns,
-                end_time=epoch_ns + (one.ended_ns or exchange.ended_ns),
+                attributes=_client_attributes(attempt, number, method),
+                events=_client_events(attempt, epoch_ns),
+                status=_ERROR if attempt.error or attempt.status >= 400 else _UNSET,
+                start_time=epoch_ns + attempt.started_ns,
+                end_time=epoch_ns + (attempt.ended_ns or exchange.ended_ns),
             )
         error = exchange.error
         failed = exchange.status >= 500 or (
             error is not None and error.side != "downstream"
-        )  # theirs is not our failure
+        )  # a client's failure is not the proxy's
         yield ReadableSpan(
             name,
             context=server,
@@ -83,7 +83,7 @@ class SpanMaker:
 
 
 def _name(exchange: ExchangeView, method: str) -> str:
-    """`GET app.example/prefix`; the method alone where there is no route, because hosts out of clients are endless."""
+    """`GET app.example/prefix`; the method alone without a route, because clients can send any host."""
     verb = "HTTP" if method == "_OTHER" else method
     route = exchange.route
     return f"{verb} {route.host}{route.prefix.decode('latin-1')}" if route is not None else verb
@@ -91,7 +91,7 @@ def _name(exchange: ExchangeView, method: str) -> str:
 
 def _server_attributes(exchange: ExchangeView, method: str) -> Attributes:
     route, origin, who = exchange.route, exchange.origin, exchange.identity
-    found: Attributes = {
+    attributes: Attributes = {
         "http.request.method": method,
         "url.scheme": exchange.scheme,
         "url.path": exchange.raw_path.decode("latin-1"),
@@ -102,56 +102,56 @@ def _server_attributes(exchange: ExchangeView, method: str) -> Attributes:
         "http.response.body.size": exchange.bytes_sent,
     }
     if method == "_OTHER":
-        found["http.request.method_original"] = exchange.method
+        attributes["http.request.method_original"] = exchange.method
     if exchange.status:
-        found["http.response.status_code"] = exchange.status
+        attributes["http.response.status_code"] = exchange.status
     if route is not None:
-        found["http.route"] = route.prefix.decode("latin-1")
-        found["netbird.service"] = route.service
-        found["netbird.account"] = route.account
+        attributes["http.route"] = route.prefix.decode("latin-1")
+        attributes["netbird.service"] = route.service
+        attributes["netbird.account"] = route.account
     if origin is not None:
-        found["network.peer.address"] = origin.peer.host
-        found["network.peer.port"] = origin.peer.port
-        found["netbird.listener"] = origin.listener
+        attributes["network.peer.address"] = origin.peer.host
+        attributes["network.peer.port"] = origin.peer.port
+        attributes["netbird.listener"] = origin.listener
     if who is not None:
-        found["netbird.auth.method"] = who.method
-        found["netbird.auth.by"] = who.by
+        attributes["netbird.auth.method"] = who.method
+        attributes["netbird.auth.by"] = who.by
     if exchange.denial is not None:
-        found["netbird.denial"] = exchange.denial.code
+        attributes["netbird.denial"] = exchange.denial.code
     if exchange.error is not None:
-        found["error.type"] = exchange.error.code
+        attributes["error.type"] = exchange.error.code
     elif exchange.status >= 500:
-        found["error.type"] = str(exchange.status)
+        attributes["error.type"] = str(exchange.status)
     if (agent := exchange.headers.get(b"user-agent")) is not None:
-        found["user_agent.original"] = agent[:LONGEST_AGENT].decode("latin-1")
-    return found
+        attributes["user_agent.original"] = agent[:LONGEST_AGENT].decode("latin-1")
+    return attributes
 
 
-def _client_attributes(one: Try, number: int, method: str) -> Attributes:
-    address = one.upstream.address
-    found: Attributes = {
+def _client_attributes(attempt: Try, number: int, method: str) -> Attributes:
+    address = attempt.upstream.address
+    attributes: Attributes = {
         "http.request.method": method,
-        "url.scheme": one.upstream.scheme,
+        "url.scheme": attempt.upstream.scheme,
         "server.address": address.host,
         "server.port": address.port,
-        "netbird.connection.reused": one.reused,
+        "netbird.connection.reused": attempt.reused,
     }
     if number:
-        found["http.request.resend_count"] = number
-    if one.status:
-        found["http.response.status_code"] = one.status
-    if one.error or one.status >= 400:
-        found["error.type"] = one.error or str(one.status)
-    return found
+        attributes["http.request.resend_count"] = number
+    if attempt.status:
+        attributes["http.response.status_code"] = attempt.status
+    if attempt.error or attempt.status >= 400:
+        attributes["error.type"] = attempt.error or str(attempt.status)
+    return attributes
 
 
-def _client_events(one: Try, epoch_ns: int) -> list[Event]:
-    points = (("connected", one.connected_ns), ("response head", one.head_ns))
+def _client_events(attempt: Try, epoch_ns: int) -> list[Event]:
+    points = (("connected", attempt.connected_ns), ("response head", attempt.head_ns))
     return [Event(name, timestamp=epoch_ns + at) for name, at in points if at]
 
 
 def _trail(exchange: ExchangeView, at: int) -> list[Event]:
-    """What was decided, in order. Its reasons stay in the log and with `explain`: a failed step's are not ours."""
+    """Return the decisions of the steps as events, without reasons, in which a failed step may put anything."""
     return [
         Event(
             f"{entry.stage} {entry.plugin}: {entry.verdict}",

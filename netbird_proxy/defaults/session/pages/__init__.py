@@ -21,7 +21,7 @@ TITLES = {
     401: "Log in",
     403: "Access denied",
     404: "Not found",
-    429: "Too many tries",
+    429: "Too many attempts",
     502: "The service cannot be reached",
     503: "Not available right now",
     504: "The service took too long",
@@ -30,11 +30,11 @@ TITLES = {
 PLUGIN = "session"
 LOGOUT = f"{ROOT}/logout"
 CALM = frozenset(("logged_out", "login_required"))
-"""What is said without alarm."""
+"""Codes whose notice is information, and no error."""
 PERSONAL = frozenset(
     ("user_unknown", "pending_approval", "user_blocked", "not_in_group", "not_allowed", "other_person")
 )
-"""Refusals of who is logged in: somebody else may have better luck."""
+"""Refusals of the person who is logged in: the page offers a login as somebody else."""
 
 
 class Renderer:
