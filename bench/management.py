@@ -73,7 +73,7 @@ async def first_snapshot(directory: Path, services: int) -> list[Row]:
     return [
         Row(f"{services:,} services: first snapshot in force at a proxy", took, "s", goal, netbird),
         Row("… CPU of that proxy until then", proxy_cpu, "s"),
-        Row("… CPU of management, without what it is told of services", cpu, "s"),
+        Row("… CPU of management, without the statuses that it receives", cpu, "s"),
     ]
 
 
@@ -182,8 +182,8 @@ async def many_proxies(made: House, channel: grpc.aio.Channel, count: int = 100,
     for proxy in proxies:
         proxy.call.cancel()
     return [
-        Row("a change that one proxy is told, CPU", alone * 1e3, "ms"),
-        Row(f"a change that {count} proxies are told, CPU", cost * 1e3, "ms"),
+        Row("a change that one proxy receives, CPU", alone * 1e3, "ms"),
+        Row(f"a change that {count} proxies receive, CPU", cost * 1e3, "ms"),
     ]
 
 

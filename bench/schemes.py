@@ -133,13 +133,13 @@ async def counted(directory: Path) -> dict[str, float]:
 
 def method(rounds: int) -> str:
     text = (
-        "What it costs to know who is calling: each scheme beside a public route of the same proxy under the same"
-        f" listener, in {rounds} rounds of turns of {SECONDS:g} s; ratios are medians. The overlay's rows are"
-        " compared with a public route over the overlay, which has the tunnel's cost. Sessions are one cookie whichever"
-        " way somebody logged in (here by password); everything is cached, as it is from the second request on. The"
-        " listener is told that TLS ends in front of it, so that TLS hides nothing. Instructions are counted by"
-        " callgrind, with the same plugins on wires in memory: no neighbor changes that number, and with neither kernel"
-        " nor tunnel in it the ratio is the harder one."
+        "The table compares the cost of identifying a caller by each scheme with a public route of the same proxy under"
+        f" the same listener, in {rounds} rounds of turns of {SECONDS:g} s; ratios are medians. Rows over the overlay"
+        " are compared with a public route over the overlay, which includes the tunnel's cost. A session is one cookie"
+        " for every way to log in (here a password). Everything is cached, as it is from the second request on. The"
+        " listener has `behind_tls_proxy`, so that the cost of TLS does not hide that of identification. callgrind"
+        " counts instructions, with the same plugins on wires in memory: other processes do not change that number, and"
+        " without kernel and tunnel the ratio is stricter."
         f" Load average at the end, on {os.cpu_count()} cores: {os.getloadavg()[1]:.1f}."
     )
     return textwrap.fill(text, 118)
@@ -148,7 +148,7 @@ def method(rounds: int) -> str:
 def table(groups: Sequence[list[Call]], instructions_by_name: dict[str, float]) -> str:
     calls = {call.name: call for group in groups for call in group}
     lines = [
-        "| who calls | CPU s per 1,000 | × public | in memory: instructions | × public |",
+        "| scheme | CPU s per 1,000 | × public | in memory: instructions | × public |",
         "|---|---|---|---|---|",
     ]
     for scheme in inmemory.SCHEMES:

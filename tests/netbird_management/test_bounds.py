@@ -363,7 +363,7 @@ async def _cut_off(connection: Connection) -> None:
     assert connection.refusal.code is grpc.StatusCode.ABORTED
 
 
-@drive("changes for ourselves")
+@drive("changes within management")
 async def changes_for_ourselves(scene: Scene) -> None:
     kept = Changes()
     for _ in range(5):
@@ -612,4 +612,4 @@ def test_page_lists_them_all() -> None:
     """Each row of the table has its test, and each test its row."""
     section = PAGE.read_text().partition("## Bounds\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| ([A-Za-z][^|]*?) \|", section, flags=re.MULTILINE)
-    assert sorted(set(rows) - {"what"}) == sorted(DRIVES)
+    assert sorted(set(rows) - {"bounded"}) == sorted(DRIVES)

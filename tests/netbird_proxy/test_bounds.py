@@ -423,7 +423,7 @@ async def message(_directory: Path) -> None:
     await server.stop(None)
 
 
-@drive("status words")
+@drive("statuses")
 async def status_words(_directory: Path) -> None:
     counters: Counter[str] = Counter()
     reports = StatusReports(FakeManagement(), lambda name: counters.update([name]))
@@ -536,7 +536,7 @@ async def grants(_directory: Path) -> None:
         assert AccountId("late") in made._grants
 
 
-@drive("peers' questions")
+@drive("calls that peers cause")
 async def questions(_directory: Path) -> None:
     async with validating(burst=2) as made:
         for number in range(2):
@@ -581,7 +581,7 @@ async def tunnel_bytes(_directory: Path) -> None:
     assert 0 < sum(here.engine.write(conn, b"x" * 10_000) for _ in range(10)) <= 20_000
 
 
-@drive("places of peers")
+@drive("endpoints of peers")
 async def places(directory: Path) -> None:
     home = directory / "acct"
     home.mkdir(mode=0o700)
@@ -768,4 +768,4 @@ def test_page_lists_them_all() -> None:
     """Each row of the table has its test, and each test its row."""
     section = PAGE.read_text().partition("## Bounds\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| ([a-z][^|]*?) \|", section, flags=re.MULTILINE)
-    assert sorted(set(rows) - {"what"}) == sorted(DRIVES)
+    assert sorted(set(rows) - {"bounded"}) == sorted(DRIVES)
