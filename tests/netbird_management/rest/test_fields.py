@@ -398,6 +398,7 @@ async def send(case: Case, scene: Scene, path: Path, value: object) -> None:
     judge(case, path, value, answer.status_code, answer.json())
 
 
+@pytest.mark.timeout(180)  # hundreds of requests, each of which commits: slow on PostgreSQL on a busy machine
 @pytest.mark.parametrize("name", CASES)
 async def test_every_field_is_answered_back_or_refused_by_name(name: str, scene: Scene) -> None:
     """For each field of the body, values of its type that are plain, empty, and none that a store takes."""
