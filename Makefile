@@ -27,8 +27,8 @@ demo: engine ## Play the story on real processes; ARGS=--once ends after it
 
 test: engine system unit pythons-part stores live mutants ## Everything that continuous integration runs after `make check`
 
-check: setup ## Formatting, lint, types, import rules, and that each mutant finds its guard
-	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
+check: setup ## Formatting, lint, types, import rules, prose, and that each mutant finds its guard
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/python tools/prose.py
 	@PYTHONPATH=netbird_overlay $(BIN)/lint-imports && $(BIN)/python -m tests.mutants --check
 	@! git grep -q --cached '^source = ' -- '*Cargo.lock' || { echo "Cargo.lock names a registry: build_backend.py says how to call cargo" >&2; exit 1; }
 
