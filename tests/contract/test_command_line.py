@@ -339,7 +339,7 @@ WRONG_MANAGEMENT = {
     "a state directory that is open to others": (
         'state_directory = "open"',
         1,
-        "state_directory open is open to others: chmod 700 it",
+        "state_directory open is accessible to other users: run chmod 700 on it",
     ),
     "a port that is taken": (
         'state_directory = "state"\n[grpc]\nlisten = "127.0.0.1:0"\n[rest]\nlisten = "127.0.0.1:{taken}"',
