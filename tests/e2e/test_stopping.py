@@ -267,7 +267,7 @@ async def test_socket_that_nobody_listens_on_stops_the_start(tmp_path: Path) -> 
         async with asyncio.timeout(30):
             _, told = await handle.communicate()
     assert handle.returncode == 2
-    assert "no [[listen]] address is that of the handed-over socket ('127.0.0.1', " in told.decode()
+    assert "no [[listen]] address matches the handed-over socket ('127.0.0.1', " in told.decode()
 
 
 async def connected(running: Stack, upstream: Slow) -> None:
