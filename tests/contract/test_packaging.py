@@ -12,6 +12,7 @@ import tarfile
 import tomllib
 import zipfile
 from collections.abc import Iterator
+from glob import glob
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -204,8 +205,9 @@ def test_the_page_on_installation_works(dist: Path, tmp_path: Path) -> None:
 
     answers = {}
     for line in commands:
-        line = line.replace("/opt/netbird", str(tmp_path / "netbird"))
+        line = line.replace("/opt/netbird-proxy", str(tmp_path / "netbird-proxy"))
         words = [sys.executable if word == "python3" else word for word in shlex.split(line)]
+        words = [file for word in words for file in (glob(word, root_dir=tmp_path) if "*" in word else [word])]
         done = subprocess.run(
             words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False
         )
@@ -215,7 +217,7 @@ def test_the_page_on_installation_works(dist: Path, tmp_path: Path) -> None:
     assert answers["netbird-proxy check"].startswith("ok: ")
     assert "Usage: netbird-management" in answers["netbird-management --help"]
     assert "Usage: netbird-peer" in answers["netbird-peer --help"]
-    (site,) = (tmp_path / "netbird" / "lib").glob("python3*/site-packages")
+    (site,) = (tmp_path / "netbird-proxy" / "lib").glob("python3*/site-packages")
     installed = {about.name.partition("-")[0]: about for about in site.glob("netbird_*.dist-info")}
     assert {name.replace("_", "-") for name in installed} == set(PACKAGES)
     for name, about in installed.items():
