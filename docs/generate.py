@@ -11,6 +11,7 @@ import itertools
 import re
 import sys
 import textwrap
+import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +116,9 @@ def settings_rows(model: type[BaseModel], at: str = "") -> Iterator[tuple[str, s
             yield path, _kind(field), _default(field), said.get(name, "")
         else:
             many = get_origin(field.annotation) in (list, tuple)
-            yield from settings_rows(section, f"{path}[]." if many else f"{path}.")
+            for inner, kind, default, meaning in settings_rows(section, f"{path}[]." if many else f"{path}."):
+                optional = default == "required" and not many and field.default is None
+                yield inner, kind, f"required in `[{path}]`" if optional else default, meaning
 
 
 def _section(annotation: object) -> type[BaseModel] | None:
@@ -209,7 +212,7 @@ def _plugin_settings() -> Iterator[str]:
 
     hooks = load_hooks(FIRST_PARTY, defaults=DEFAULTS, core_claims=CORE_CLAIMS)
     for section, model in sorted(hooks.options.items(), key=lambda pair: pair[0]):
-        yield f"`[{section}]`\n"
+        yield f"`[{section}]`{', built in' if section in DEFAULTS else ''}\n"
         yield from settings_table(settings_rows(model))
         yield ""
 
@@ -231,17 +234,40 @@ def _environment() -> Iterator[str]:
 _EVENT = re.compile(r"\b_?log\.(debug|info|warning|error|exception)\(\s*\"([a-z_]+(?:\.[a-z_]+)+)\"")
 
 
-def events(*packages: str) -> Iterator[str]:
-    """Every event that is logged by these packages, with its level."""
-    found: dict[str, set[str]] = {}
-    for package in packages:
+PACKAGES: Final = {
+    "proxy": ("netbird_host", "netbird_overlay", "netbird_proxy", "plugins"),
+    "management": ("netbird_management",),
+}
+"""Packages whose events are listed for a host. Management logs those of netbird_host too."""
+EVENT_MEANINGS: Final[dict[str, dict[str, str]]] = tomllib.loads((DOCS / "event_meanings.toml").read_text())
+"""Meaning of each warning and error, by host and event."""
+
+
+def logged(host: str) -> dict[str, set[str]]:
+    """Return the levels of each event that the host's packages log."""
+    levels_of: dict[str, set[str]] = {}
+    for package in PACKAGES[host]:
         for file in sorted((ROOT / package).rglob("*.py")):
             if "tests" not in file.parts and "testing" not in file.parts:
                 for level, event in _EVENT.findall(file.read_text()):
-                    found.setdefault(event, set()).add("error" if level == "exception" else level)
-    yield "| event | level |\n|---|---|"
-    for event, levels in sorted(found.items()):
-        yield f"| `{event}` | {', '.join(sorted(levels))} |"
+                    levels_of.setdefault(event, set()).add("error" if level == "exception" else level)
+    return levels_of
+
+
+def needs_meaning(levels: set[str]) -> bool:
+    return bool(levels & {"warning", "error"})
+
+
+def events(host: str) -> Iterator[str]:
+    """Warnings and errors with their meanings, then the other events with their levels."""
+    levels_of, meanings = sorted(logged(host).items()), EVENT_MEANINGS[host]
+    yield "| event | level | meaning |\n|---|---|---|"
+    for event, levels in levels_of:
+        if needs_meaning(levels):
+            yield f"| `{event}` | {', '.join(sorted(levels))} | {meanings.get(event, '')} |"
+    for level, title in (("info", "Information"), ("debug", 'Only with `log.level = "debug"`')):
+        names = [f"`{event}`" for event, levels in levels_of if level in levels and not needs_meaning(levels)]
+        yield f"\n{title}: {', '.join(names)}."
 
 
 PARTS: Final[dict[str, Callable[[], Iterator[str]]]] = {
@@ -250,8 +276,8 @@ PARTS: Final[dict[str, Callable[[], Iterator[str]]]] = {
     "proxy-settings": _proxy_settings,
     "plugin-settings": _plugin_settings,
     "environment": _environment,
-    "proxy-events": lambda: events("netbird_host", "netbird_overlay", "netbird_proxy", "plugins"),
-    "management-events": lambda: events("netbird_management"),
+    "proxy-events": lambda: events("proxy"),
+    "management-events": lambda: events("management"),
 }
 
 

@@ -57,9 +57,11 @@ class AllowedNetworks(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     accounts: tuple[str, ...] = Field(min_length=1)
-    """Ids of the accounts that the entry holds for, or `"*"` for all."""
+    """Ids of the accounts that the entry applies to, or `"*"` for all, and for services of `mappings_file`, which have
+    no account."""
     networks: tuple[IPvAnyNetwork, ...] = Field(min_length=1)
-    """Networks that these accounts may reach although they are closed by default, such as `127.0.0.1/32`."""
+    """Closed networks to open: loopback, link-local and special ones are closed by default, such as `127.0.0.1/32`;
+    private networks are open without an entry."""
     ports: tuple[int, ...] = ()
     """Ports that the entry opens; an empty list opens all."""
 

@@ -139,15 +139,16 @@ class Tls(Section):
 
 class Admin(Section):
     socket: Path | None = None
-    """The admin socket's path. Default: `<proxy id>.sock` under /run/netbird-proxy as root, else under
-    $XDG_RUNTIME_DIR/netbird-proxy."""
+    """The admin socket's path. Default: `<proxy id>.sock` in /run/netbird-proxy as root or if XDG_RUNTIME_DIR is not
+    set, else in $XDG_RUNTIME_DIR/netbird-proxy."""
 
 
 class Health(Section):
     """Health checks for load balancers and supervisors, without authentication."""
 
     listen: ListenAddress | None = None
-    """The address that answers `/livez` and `/readyz` with 200 or 503 over plain HTTP; without it, none does."""
+    """Address of the health listener (plain HTTP): `/livez` answers 200, `/readyz` 200 or 503. If empty, there is
+    none."""
     metrics: bool = False
     """Serve the counters of `/state` at `/metrics` of the same address, in Prometheus' text format."""
 
@@ -185,8 +186,8 @@ class Limits(Section):
     """Minimum rate, in bytes a second, at which a client must send a request body (below it 408) and take a response
     (below it the connection is cut). 0 sets no such limit."""
     min_rate_grace: SecondsOrZero = 10.0
-    """Maximum time that a request body may be behind `min_rate`, and that a client which has taken almost nothing may
-    stall; on expiry `min_rate` applies."""
+    """Head start of a client against `min_rate`: a request body may be late by this time; a client may take nothing of
+    a response for this time. After it, a client below `min_rate` is answered 408, or its connection is cut."""
     write_timeout: Seconds = 60.0
     """Maximum time in which a client must take some of the data that waits for it, at `min_rate`; on expiry its
     connection is cut."""
@@ -207,16 +208,18 @@ class Limits(Section):
     in_flight: Count = 512
     """Maximum number of exchanges at once with one upstream; the next one is answered 503."""
     in_flight_share: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Maximum fraction of `in_flight` for one client (an IPv6 client is its /64), less while other clients take some;
-    further exchanges are answered 503. 1 sets no such limit."""
+    """Maximum fraction of `in_flight` for one client, while no other client uses the upstream; further exchanges are
+    answered 503. A client is an address (of IPv6 a /64); behind trusted proxies it is the one that they report. 1 sets
+    no such limit."""
     upstream_idle: Seconds = 90.0
     """Maximum time that an idle connection to an upstream is kept; on expiry it is closed."""
     upstream_idle_connections: Count = 100
     """Maximum number of idle connections that are kept to one upstream; further ones are closed."""
     step_deadline: Seconds = 5.0
-    """Maximum time for all guards of an exchange together; on expiry the guards are cancelled and the answer is 503."""
+    """Maximum time for all deciding steps (restrict, authenticate, authorize) of an exchange together; on expiry they
+    are cancelled and the answer is 503."""
     step_grace: SecondsOrZero = 0.5
-    """Maximum time that a cancelled guard gets to end; on expiry the answer goes out without it."""
+    """Maximum time that a cancelled step gets to end; on expiry the proxy answers without waiting for it."""
     loop_stall: SecondsOrZero = 2.0
     """Maximum time that code may block the event loop; on expiry the log names the code, and readiness fails. 0
     switches the check off."""
@@ -230,7 +233,8 @@ class Limits(Section):
     batch_watchdog: Seconds = 120.0
     """Maximum time to apply one batch of mappings; on expiry the proxy starts the mapping stream again."""
     revalidate: Seconds = 60.0
-    """Interval at which open exchanges are admitted again where management reports no changes; a refused one is cut."""
+    """Interval at which the proxy checks again that the caller of each open exchange may still use the service; if not,
+    it cuts the exchange. Changes that management reports cause the check immediately."""
     startup_timeout: SecondsOrZero = 10.0
     """Maximum time at the start that host listeners stay closed until the mappings are in force; on expiry they open,
     and unknown hosts are answered 503."""
@@ -255,7 +259,7 @@ class ProxySettings(Section):
     """One proxy process."""
 
     plugins: tuple[str, ...] = ()
-    """The plugins to load, in this order; no other plugin is imported."""
+    """The plugins to load besides the built-in ones, in this order; no other plugin is imported."""
     state_directory: Path = Field(default_factory=default_state_directory)
     """A directory for keys, ports and the proxy's id; only this process's user may have access to it."""
     private: bool = False

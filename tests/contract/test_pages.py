@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 import netbird_management.cli
 import netbird_proxy.operator.cli
-from docs.generate import DOCS, FIRST_PARTY, ROOT, settings_rows
+from docs.generate import DOCS, EVENT_MEANINGS, FIRST_PARTY, ROOT, logged, needs_meaning, settings_rows
 from netbird_management.model.services import TargetType
 from netbird_management.rest.service_json import OptionsBody, ServiceBody, TargetBody
 from netbird_management.settings import ManagementSettings
@@ -95,6 +95,12 @@ def test_every_setting_is_told() -> None:
     page = (DOCS / "management.md").read_text()
     names = {path.rpartition(".")[2] for path, _, _, _ in settings_rows(ManagementSettings)}
     assert sorted(name for name in names if not re.search(rf"`[^`]*\b{name}\b[^`]*`", page)) == []
+
+
+@pytest.mark.parametrize("host", ["proxy", "management"])
+def test_every_warning_has_a_meaning(host: str) -> None:
+    """The pages explain each event of level warning or error, and no event that nothing logs."""
+    assert set(EVENT_MEANINGS[host]) == {event for event, levels in logged(host).items() if needs_meaning(levels)}
 
 
 def test_counters_are_told() -> None:

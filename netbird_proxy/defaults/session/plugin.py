@@ -49,7 +49,8 @@ class SessionOptions(BaseModel):
 
     Attributes:
         templates: a directory with templates that replace the built-in pages of the same file name.
-        accept: plugins whose identities routes with login schemes accept, besides this one's and private_service's.
+        accept: further plugins whose identities count as a login, for services that require one; those of session and
+            private_service always do.
         confirm_seconds: maximum time between two confirmations of a single sign-on session by management; on expiry
             the next request causes one.
         stale_seconds: maximum time that a session stays valid without a confirmation while management cannot be

@@ -64,12 +64,13 @@ class PrivateServiceOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     cache_seconds: float = Field(300.0, gt=0, le=3600)
-    """Maximum time, in seconds, that a grant of management is cached; a change in the account ends it earlier."""
+    """Maximum time, in seconds, that the proxy trusts management's answer that a peer may use a service (a grant); a
+    change in the account ends it earlier."""
     cache_entries_per_account: int = Field(1024, ge=1)
     """Maximum number of cached grants of one account; above it the oldest is dropped."""
     peer_burst: int = Field(20, ge=1)
-    """Maximum number of calls to management that one peer may cause at once; calls by which the proxy revalidates open
-    exchanges do not count."""
+    """Maximum number of calls to management that one overlay peer may cause at once; calls by which the proxy
+    revalidates open exchanges do not count."""
     peer_rate: float = Field(10.0, gt=0)
     """Maximum number of such calls a second after that; further requests are answered 503 with `Retry-After`."""
 
