@@ -243,8 +243,11 @@ async def _follow_changes(mappings: Mappings, logins: Logins, maps: NetworkMaps,
     """Sends each commit to the proxies, and forgets the logins and maps of deleted services and accounts."""
     async for change in changes:
         mappings.send(change)
-        before = change.before.services if change.before is not None else {}
-        for service_id in {*before, *change.touched.services}:
+        # Only a deleted account's services are walked: any other change costs what it touched, however many stay.
+        gone = set(change.touched.services)
+        if change.after is None and change.before is not None:
+            gone.update(change.before.services)
+        for service_id in gone:
             if change.after is None or service_id not in change.after.services:
                 logins.forget(service_id)
         if change.after is None:

@@ -660,7 +660,7 @@ async def access_log_entries(_directory: Path) -> None:
     for _ in range(5):
         sender.put(b"")
     assert (sender._room, proxy.counters["access_log_lost"]) == (0, 2)
-    sender.put_stranger(b"")
+    sender.put_without_account(b"")
     assert proxy.counters["access_log_lost"] == 3
     if sender._timer is not None:
         sender._timer.cancel()
@@ -728,7 +728,7 @@ async def confirmed(_directory: Path) -> None:
     for number in range(confirmations.REMEMBERED + 2):
         session: Any = type("Session", (), {"hash": b"%d" % number})
         assert await kept.groups(site, proxy, b"t", session) == ()
-    assert len(kept._known) == confirmations.REMEMBERED
+    assert len(kept._confirmations) == confirmations.REMEMBERED
 
 
 @drive("credentials")
@@ -737,7 +737,7 @@ async def credentials(_directory: Path) -> None:
     session: Any = type("Session", (), {"expires_at": 100.0})
     for number in range(authenticators.CREDENTIALS + 2):
         kept.put(b"%d" % number, session)
-    assert len(kept._known) == authenticators.CREDENTIALS
+    assert len(kept._sessions) == authenticators.CREDENTIALS
     assert kept.get(b"0") is None
 
 

@@ -10,7 +10,7 @@ from netbird_management.grpc.connections import Connections
 from netbird_management.grpc.login_service import Logins
 from netbird_management.grpc.mappings import Mappings
 from netbird_management.grpc.recorder import Recorder
-from netbird_management.grpc.server import _tell_proxies
+from netbird_management.grpc.server import _follow_changes
 from netbird_management.login.gates import SessionGates
 from netbird_management.login.guess_store import load_source, store_source
 from netbird_management.model.ids import ServiceId
@@ -44,7 +44,7 @@ class Tables:
         return [*map(len, self.by_service), len(self.maps._accounts)]
 
     async def follow(self, changes: Changes) -> None:
-        await _tell_proxies(self.mappings, self.logins, self.maps, changes)
+        await _follow_changes(self.mappings, self.logins, self.maps, changes)
 
 
 async def test_deleted_services_and_accounts_leave_no_rows(lab: Lab, api: Api) -> None:
