@@ -124,7 +124,10 @@ class Reload(Generic[M]):
                     step(report)
                 except Exception as error:
                     report.kept.append(f"{name}: {error}")
-            (log.warning if report.kept else log.info)("host.reloaded", **report.describe())
+            if report.kept:
+                log.warning("host.reloaded", **report.describe())
+            else:
+                log.info("host.reloaded", **report.describe())
             return report
 
     def ask(self) -> None:
