@@ -130,7 +130,8 @@ async def test_promise_7_nothing_listens_before_the_first_snapshot_is_in_force(t
                     ear.recv(1000)
                 management.whole.set()
                 await proxy.said(r"proxy\.ready")
-                assert ear.recv(1000).startswith(b"READY=1\n")
+                async with asyncio.timeout(20):  # the supervisor hears of it right after the log does
+                    assert (await asyncio.get_running_loop().sock_recv(ear, 1000)).startswith(b"READY=1\n")
                 assert (await asked(port, KNOWN))[0] == 200
                 assert (await asked(port, UNKNOWN))[0] == 404
 
