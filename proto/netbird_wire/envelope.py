@@ -29,7 +29,7 @@ from nacl.utils import random as random_bytes
 
 KEY_BYTES: Final = 32
 OVERHEAD_BYTES: Final = crypto_box_NONCEBYTES + 16
-"""How much longer a body is than its message: the nonce, and Poly1305's tag."""
+"""The excess of a body over its message, in bytes: the nonce, and Poly1305's tag."""
 
 M = TypeVar("M", bound=Message)
 

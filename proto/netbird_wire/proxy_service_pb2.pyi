@@ -1039,6 +1039,7 @@ class CreateProxyPeerRequest(_message.Message):
     WIREGUARD_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
     CLUSTER_FIELD_NUMBER: _builtins.int
     WIREGUARD_ENDPOINT_FIELD_NUMBER: _builtins.int
+    SERVES_DNS_FIELD_NUMBER: _builtins.int
     service_id: _builtins.str
     account_id: _builtins.str
     token: _builtins.str
@@ -1047,6 +1048,8 @@ class CreateProxyPeerRequest(_message.Message):
     cluster: _builtins.str
     wireguard_endpoint: _builtins.str
     """host:port where stock WireGuard clients reach this peer."""
+    serves_dns: _builtins.bool
+    """The peer answers DNS queries for the account's zones at its overlay address, port 53."""
     def __init__(
         self,
         *,
@@ -1056,10 +1059,11 @@ class CreateProxyPeerRequest(_message.Message):
         wireguard_public_key: _builtins.str = ...,
         cluster: _builtins.str = ...,
         wireguard_endpoint: _builtins.str = ...,
+        serves_dns: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "cluster", b"cluster", "service_id", b"service_id", "token", b"token", "wireguard_endpoint", b"wireguard_endpoint", "wireguard_public_key", b"wireguard_public_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "cluster", b"cluster", "serves_dns", b"serves_dns", "service_id", b"service_id", "token", b"token", "wireguard_endpoint", b"wireguard_endpoint", "wireguard_public_key", b"wireguard_public_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -19,7 +19,7 @@ from netbird_host.plugins import Plugins
 from netbird_proxy.defaults import DEFAULTS
 from netbird_proxy.sources.decode.claims import CORE_CLAIMS
 
-FOREIGN_NAMES = {"APIRouter", "AbstractAsyncContextManager", "None", "ProxyMapping", "Sequence", "Typer"}
+FOREIGN_NAMES = {"APIRouter", "AbstractAsyncContextManager", "Mapping", "None", "ProxyMapping", "Sequence", "Typer"}
 """What signatures may name beside the host's public names: standard library, wire, and the command line's and the API's
 libraries."""
 
@@ -29,7 +29,15 @@ HOOKS = [*hooks("proxy"), *hooks("management")]
 @pytest.fixture(scope="module")
 def first_party() -> dict[str, Plugins]:
     """All plugins of this repository, loaded into their hosts."""
-    mine = {"private_service", "identity_headers", "direct_upstream", "tunnel_netstack", "peer"}
+    mine = {
+        "private_service",
+        "identity_headers",
+        "direct_upstream",
+        "tunnel_netstack",
+        "peer",
+        "relay",
+        "signal_server",
+    }
 
     def named(group: str) -> list[str]:
         return sorted(point.name for point in entry_points(group=group) if point.name in mine)
@@ -120,7 +128,7 @@ def _unused(hook: Hook, users: Collection[str]) -> list[str]:
     if said == "all.":
         return []
     named = set(
-        re.findall(r"[a-z]+_[a-z_]+|telemetry|session|peer|forwarding|health", re.sub(r"`.*?`|\(.*?\)", "", said))
+        re.findall(r"[a-z]+_[a-z_]+|telemetry|session|peer|forwarding|health|relay", re.sub(r"`.*?`|\(.*?\)", "", said))
     )
     liars = sorted(named - set(users))
     if named and not liars:

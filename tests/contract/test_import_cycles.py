@@ -10,6 +10,7 @@ import pytest
 PACKAGES = (
     "netbird_host",
     "netbird_wire",
+    "netbird_http",
     "netbird_overlay",
     "netbird_proxy",
     "netbird_private_service",
@@ -17,6 +18,8 @@ PACKAGES = (
     "netbird_direct_upstream",
     "netbird_tunnel_netstack",
     "netbird_peer",
+    "netbird_signal",
+    "netbird_relay",
 )
 
 

@@ -21,11 +21,13 @@ from examples.plugins.management.describe import Greeting
 from examples.plugins.management.lifespan import Heartbeat, log
 from examples.plugins.management.network_patches import Pings
 from examples.plugins.management.peer_gate import OwnedPeers
+from examples.plugins.management.peer_servers import Stun
 from examples.plugins.management.record_access import Failures, Threshold
 from examples.plugins.management.record_access import log as failures_log
 from examples.plugins.management.routes import Summary
 from examples.plugins.management.rpc import WhoAmI
 from examples.plugins.management.session_gate import OfficeRules
+from examples.plugins.management.upgrades import Refusing
 from examples.plugins.management.validate_service import StableDomains
 from examples.plugins.management.withhold_mapping import OfficeHoursOnly
 from examples.plugins.proxy.restrict import OfficeHoursSettings
@@ -61,8 +63,8 @@ from netbird_management.plugins.hooks import Hooks, load_hooks
 from netbird_management.rest.app import create_app
 from netbird_management.rest.context import Context
 from netbird_management.secrets.vault import Vault
-from netbird_management.server import ManagementServer
-from netbird_management.settings import ManagementSettings
+from netbird_management.server import ManagementServer, serve
+from netbird_management.settings import Listener, ManagementSettings, RestListener
 from netbird_management.store.state import State
 from tests.netbird_management.conftest import Home
 from tests.netbird_management.grpc.conftest import lab_for
@@ -295,3 +297,28 @@ async def test_record_access(caplog: pytest.LogCaptureFixture, home: Home) -> No
             hooks.record_access(entries)
 
     assert [record.getMessage() for record in caplog.records] == ["service a failed 2 times"]
+
+
+async def test_upgrades(tmp_path: Path) -> None:
+    """The client gets the plugin's answer, whatever REST does."""
+    hooks = load_hooks([("later", Refusing())])
+    settings = ManagementSettings(
+        state_directory=tmp_path / "state",
+        plugins=(),
+        rest=RestListener(listen="127.0.0.1:0"),
+        grpc=Listener(listen="127.0.0.1:0"),
+    )
+    async with serve(settings, hooks) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.rest_port)
+        writer.write(b"GET /later HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        answer = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 503 ")
+
+
+async def test_peer_servers(home: Home, tmp_path: Path) -> None:
+    """Under the host that the gRPC port has."""
+    hooks = load_hooks([("stun", Stun())])
+    server = ManagementServer(ManagementSettings(state_directory=tmp_path), hooks, home.state)
+    server.grpc_port = 1
+    assert hooks.peer_servers(server).stuns == ("stun:127.0.0.1:3478",)

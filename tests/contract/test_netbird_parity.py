@@ -32,3 +32,15 @@ def test_every_line_is_tested_or_deliberately_different() -> None:
             tested = re.search(r"`(tests|plugins)/[\w/]+\.py(::\w+)?`", ours) is not None
             different = re.match(r"deliberately different: \w+", ours) is not None
             assert tested or different, f"{name}: {theirs}"
+
+
+def test_rows_of_netbirds_programs_name_tests_that_exist() -> None:
+    """Each names a test, and beside it a reason if the behavior differs."""
+    page = (DOCS / "netbird-parity.md").read_text().partition("\n## NetBird's agents and proxies")[2]
+    tables = [[row for row in section.splitlines() if row.startswith("| ")] for section in page.split("\n## ")]
+    assert len(tables) == 2
+    for row in (row for table in tables for row in table[1:]):
+        named = re.findall(r"`((?:tests|plugins)/[\w/]+\.py)::(\w+)`", row)
+        assert named, row
+        for file, test in named:
+            assert f"def {test}(" in (DOCS.parent / file).read_text(), f"{file}::{test}"

@@ -25,15 +25,24 @@ PACKAGES = {
     "netbird-host": (ROOT / "netbird_host", ROOT / "netbird_host"),
     "netbird-wire": (ROOT / "proto", ROOT / "proto" / "netbird_wire"),
     "netbird-management": (ROOT / "netbird_management", ROOT / "netbird_management"),
+    "netbird-http": (ROOT / "netbird_http", ROOT / "netbird_http" / "netbird_http"),
     "netbird-overlay": (ROOT / "netbird_overlay", ROOT / "netbird_overlay" / "netbird_overlay"),
     **{
         f"netbird-{name.replace('_', '-')}": (ROOT / "plugins" / name, ROOT / "plugins" / name / f"netbird_{name}")
-        for name in ("private_service", "identity_headers", "direct_upstream", "tunnel_netstack", "peer")
+        for name in (
+            "private_service",
+            "identity_headers",
+            "direct_upstream",
+            "tunnel_netstack",
+            "peer",
+            "signal",
+            "relay",
+        )
     },
 }
 """Each distribution: where its pyproject.toml is, and its import package."""
 
-NATIVE = "netbird-overlay"
+NATIVE = ("netbird-http", "netbird-overlay")
 
 
 def project(name: str) -> dict[str, object]:
@@ -152,8 +161,8 @@ def test_a_wheel_has_what_it_should(name: str, dist: Path) -> None:
     assert ("Description-Content-Type: text/markdown" in metadata) == ("readme" in about_it)
     published = {"scripts", "entry-points"} & set(about_it)
     assert any(one.endswith(".dist-info/entry_points.txt") for one in names) == bool(published)
-    assert wheel.name.endswith("-py3-none-any.whl" if name != NATIVE else "_x86_64.whl")
-    assert name != NATIVE or "-cp311-abi3-manylinux" in wheel.name
+    assert wheel.name.endswith("-py3-none-any.whl" if name not in NATIVE else "_x86_64.whl")
+    assert name not in NATIVE or "-cp311-abi3-manylinux" in wheel.name
 
 
 @pytest.mark.live

@@ -20,6 +20,7 @@ from docs.generate import DOCS, EVENT_MEANINGS, FIRST_PARTY, ROOT, logged, needs
 from netbird_management.model.services import TargetType
 from netbird_management.rest.service_json import OptionsBody, ServiceBody, TargetBody
 from netbird_management.settings import ManagementSettings
+from netbird_management.settings import read_settings as read_management_settings
 from netbird_proxy.defaults import DEFAULTS
 from netbird_proxy.operator.admin import application
 from netbird_proxy.process.loading import load
@@ -148,7 +149,12 @@ def blocks(language: str) -> list[tuple[str, str]]:
 
 
 MAPPINGS = [(where, text) for where, text in blocks("toml") if "[[mapping]]" in text]
-SETTINGS = [(where, text) for where, text in blocks("toml") if not re.search(r"\[project|\[\[mapping\]\]", text)]
+OF_MANAGEMENT = [(where, text) for where, text in blocks("toml") if text.startswith("# management.toml\n")]
+SETTINGS = [
+    block
+    for block in blocks("toml")
+    if not re.search(r"\[project|\[\[mapping\]\]", block[1]) and block not in OF_MANAGEMENT
+]
 
 
 @pytest.mark.parametrize("text", [text for _, text in MAPPINGS], ids=[where for where, _ in MAPPINGS])
@@ -170,6 +176,15 @@ def test_settings_on_pages_are_good(text: str, tmp_path: Path) -> None:
     loaded = load(read_settings(file, environment={}))
 
     assert loaded.settings.plugins
+
+
+@pytest.mark.parametrize("text", [text for _, text in OF_MANAGEMENT], ids=[where for where, _ in OF_MANAGEMENT])
+def test_managements_settings_on_pages_are_good(text: str, tmp_path: Path) -> None:
+    """A block whose first line says so is a file of management's."""
+    file = tmp_path / "management.toml"
+    file.write_text(text)
+
+    assert read_management_settings(file, {})[0].value
 
 
 @pytest.mark.parametrize("text", [text for _, text in blocks("json")], ids=[where for where, _ in blocks("json")])

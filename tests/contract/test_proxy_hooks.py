@@ -147,7 +147,7 @@ class Account:
     registered: list[PublicKey]
     generation: int = 0
 
-    async def register(self, public_key: PublicKey, *, endpoint: str = "") -> None:
+    async def register(self, public_key: PublicKey, *, endpoint: str = "", serves_dns: bool = False) -> None:
         self.registered.append(public_key)
 
 

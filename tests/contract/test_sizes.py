@@ -24,7 +24,7 @@ def _name(file: Path) -> str:
 def _written(*folders: str) -> list[Path]:
     """Source files that people write: no generated code, no migrations, nothing that was built or installed."""
     files = (file for folder in folders for top in ROOT.glob(folder) for file in top.rglob("*.*"))
-    left_out = {"target", "migrations", "log_migrations", "node_modules"}
+    left_out = {"target", "vendor", "migrations", "log_migrations", "node_modules"}
     return [
         file
         for file in files
