@@ -1,24 +1,30 @@
 """Runs an engine on the event loop: gives it a socket and the time, and dispatches its events.
 
-In each turn the driver pumps the socket, takes the events and passes each to its transport. Data that protocols write
-meanwhile is flushed by one later `call_soon`, so that the answers to many requests share datagrams and system calls.
+In each turn the driver calls the engine once, which pumps the socket and returns the events, and passes each event to
+its transport. Data that protocols write during the turn is flushed at its end, and data that they write later by one
+`call_soon`, so that the answers to many requests share datagrams and system calls.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import math
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from netbird_overlay.alarm import Alarm
+from netbird_overlay.datagrams import Admit, DatagramEndpoint, DatagramFactory, Sockets
 from netbird_overlay.engine import (
     Accepted,
     Closed,
     Connected,
     ConnectFailed,
     Data,
+    Endpoint,
     EndpointChanged,
     Engine,
     EngineError,
@@ -28,18 +34,23 @@ from netbird_overlay.engine import (
     LimitReached,
     NoEndpoint,
     NoRoute,
+    Turn,
+    UdpFailed,
+    UdpReceived,
     Writable,
 )
+from netbird_overlay.errors import AlreadyListening as AlreadyListening
 from netbird_overlay.errors import ConnectError, Failed, OverlayError, Refused, TimedOut, Unreachable
-from netbird_overlay.transport import TunnelTransport
+from netbird_overlay.members import plain_address
+from netbird_overlay.transport import LINGER, TunnelTransport
+from netbird_overlay.udp_socket import open_socket as open_socket
 from netbird_wire.envelope import format_key
 
 BUDGET = 128
 """Maximum number of datagrams a turn: about a millisecond of decryption, then other callbacks of the loop run."""
-MIN_SLEEP = 0.001
-"""Shortest timer in seconds, so that a deadline in the past does not cause a busy loop."""
-SOCKET_BUFFER_BYTES = 4 << 20
-"""Requested size of the socket's buffers; an unprivileged process gets at most `net.core.rmem_max`."""
+REST = 0.001
+"""Time in seconds in which datagrams of a bulk transfer collect, when the engine reports that they may."""
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 Connection = tuple[asyncio.Transport, asyncio.BaseProtocol]
 ProtocolFactory = Callable[[], asyncio.BaseProtocol]
@@ -49,40 +60,13 @@ class TunnelBroken(OverlayError):
     """The engine or its socket failed. All its connections have ended."""
 
 
-class AlreadyListening(OverlayError):
-    """The port has a listener already."""
+def boot_time() -> float:
+    """Return seconds on a clock that also advances while the machine sleeps, where the system has one.
 
-
-def open_socket(address: str, port: int) -> socket.socket:
-    """Open a UDP socket for the engine. An empty address means all addresses, of both families where available.
-
-    Raises OSError if the port is in use.
+    The loop's clock stands still during a suspend, and a session whose age it measured would be used after the other
+    end has dropped it.
     """
-    family = socket.AF_INET6 if ":" in address or (not address and _has_ipv6()) else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_DGRAM)
-    try:
-        sock.setblocking(False)
-        for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
-            with contextlib.suppress(OSError):
-                sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1 if address else 0)
-        sock.bind((address, port))
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _has_ipv6() -> bool:
-    if not socket.has_ipv6:
-        return False
-    try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
-            probe.bind(("::", 0))
-    except OSError:
-        return False
-    return True
+    return time.clock_gettime(_CLOCK)
 
 
 class Driver:
@@ -91,6 +75,17 @@ class Driver:
     Args:
         on_handshake: called with a peer's public key after each handshake with it.
         on_endpoint: called with a peer's public key and new endpoint when the endpoint changes.
+        clock: the engine's time in seconds; must not go backwards.
+        linger: maximum time in seconds without progress in which a closed connection still delivers its data.
+
+    Attributes:
+        on_stray: called with each datagram of the socket that is STUN's, and its source.
+        on_carried: called with a carrier's number and a turn's datagrams for it. Without it they are lost.
+        family: `socket.AF_INET`, or `socket.AF_INET6`, where IPv4 endpoints may be reachable too.
+
+    A callback or a protocol that raises is reported to the loop's exception handler. Every other event of the turn is
+    delivered all the same; a connection whose event cannot be delivered is reset, because its stream would continue
+    with bytes missing.
     """
 
     def __init__(
@@ -99,43 +94,90 @@ class Driver:
         sock: socket.socket,
         *,
         on_handshake: Callable[[bytes], None] | None = None,
-        on_endpoint: Callable[[bytes, tuple[str, int]], None] | None = None,
+        on_endpoint: Callable[[bytes, Endpoint], None] | None = None,
+        clock: Callable[[], float] = boot_time,
+        linger: float = LINGER,
     ) -> None:
         self.engine = engine
+        self.linger = linger
+        self.on_stray: Callable[[bytes, Endpoint], None] | None = None
+        self.on_carried: Callable[[int, list[bytes]], None] | None = None
+        self.family = sock.family
+        self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._socket = sock
         self._fd = sock.fileno()
         self._on_handshake = on_handshake
         self._on_endpoint = on_endpoint
         self._transports: dict[int, TunnelTransport] = {}
-        self._listeners: dict[int, ProtocolFactory] = {}
+        self._listeners: dict[int, tuple[ProtocolFactory, Callable[[bytes, str], bool] | None]] = {}
         self._dials: dict[int, tuple[asyncio.Future[Connection], ProtocolFactory, tuple[str, int]]] = {}
-        self._timer: asyncio.Handle | None = None
-        self._timer_at = math.inf  # kept here, because uvloop's handle of a very short timer does not report it
+        self._datagrams = Sockets(self, self._loop)
+        self._alarm = Alarm(self._loop, functools.partial(self._turn, 0))
         self._flush_soon: asyncio.Handle | None = None
+        self._more = False  # the engine keeps received datagrams for the next turn
         self._in_turn = False
         self._dirty = False
         self._blocked = False
+        self._rest: asyncio.Handle | None = None  # while datagrams collect, the loop does not watch the socket
         self._ended = asyncio.Event()
         self._failure: Exception | None = None
         self.engine.aggregate(self._fd)
-        self.engine.advance(self._loop.time())
+        self.engine.advance(self._clock())
         self._loop.add_reader(self._fd, self._turn, BUDGET)
         self.touch()
 
     @property
-    def port(self) -> int:
+    def local_port(self) -> int:
         """The local UDP port."""
         return int(self._socket.getsockname()[1])
 
+    @property
+    def local_host(self) -> str:
+        """The address that the socket is bound to; "" for all of this host's addresses."""
+        host = str(self._socket.getsockname()[0])
+        return "" if host in ("0.0.0.0", "::") else plain_address(host.partition("%")[0]) or ""  # noqa: S104
+
+    # Paths ---------------------------------------------------------------------------------------------------------
+
+    def deliver(self, carrier: int, datagrams: Sequence[bytes]) -> None:
+        """Pass datagrams that came by a carrier to the engine."""
+        if self._ended.is_set():
+            return
+        now = self._clock()
+        try:
+            self.engine.receive_all(datagrams, carrier, now)
+        except EngineError as exc:
+            self._fail(exc)
+            return
+        self.touch()
+
+    def send_stray(self, datagram: bytes, endpoint: Endpoint) -> None:
+        """Send a datagram that is not WireGuard's from the engine's socket. It is lost if the socket cannot take it."""
+        if self._ended.is_set():
+            return
+        host = endpoint.host
+        address: tuple[str, int] | tuple[str, int, int, int] = (host, endpoint.port)
+        if self.family == socket.AF_INET6:
+            address = (host if ":" in host else f"::ffff:{host}", endpoint.port, 0, endpoint.scope)
+        elif ":" in host:
+            return
+        with contextlib.suppress(OSError):
+            self._socket.sendto(datagram, address)
+
     # Connections ---------------------------------------------------------------------------------------------------
 
-    def listen(self, port: int, protocol_factory: ProtocolFactory) -> None:
-        """Accept connections to a port, as far as the engine's inbound rules allow them."""
+    def listen(
+        self, port: int, protocol_factory: ProtocolFactory, *, admit: Callable[[bytes, str], bool] | None = None
+    ) -> None:
+        """Accept connections to a port, as far as the engine's inbound rules allow them.
+
+        `admit` gets the peer's key and the remote address; a connection for which it returns False is reset.
+        """
         if port in self._listeners:
             raise AlreadyListening(f"port {port} has a listener already")
         self.engine.listen(port)
-        self._listeners[port] = protocol_factory
+        self._listeners[port] = (protocol_factory, admit)
         self.touch()
 
     def unlisten(self, port: int) -> None:
@@ -153,7 +195,7 @@ class Driver:
         if self._ended.is_set():
             raise Failed(f"{where}: the tunnel is closed")
         try:
-            conn = self.engine.connect(host, port, self._loop.time())
+            conn = self.engine.connect(host, port, self._clock())
         except (NoRoute, NoEndpoint) as exc:
             raise Unreachable(f"{where}: {exc}") from exc
         except LimitReached as exc:
@@ -183,6 +225,29 @@ class Driver:
             self.engine.abort(conn)
             self.touch()
 
+    def datagram_endpoint(
+        self,
+        protocol_factory: DatagramFactory,
+        *,
+        port: int = 0,
+        remote: tuple[str, int] | None = None,
+        admit: Admit | None = None,
+    ) -> DatagramEndpoint:
+        """Receive datagrams to a port, as far as the inbound rules and `admit` allow them, or connect to `remote`.
+
+        Raises:
+            AlreadyListening, Unreachable, Failed.
+        """
+        if remote is None:
+            return self._datagrams.listen(protocol_factory, port, admit)
+        return self._datagrams.connect(protocol_factory, remote)
+
+    def remotes(self) -> Iterator[str]:
+        """Yield the remote overlay address of each open connection, connected socket and recent flow of datagrams."""
+        yield from self._datagrams.remotes()
+        for transport in self._transports.values():
+            yield transport.get_extra_info("peername")[0]
+
     def forget(self, conn: int) -> None:
         self._transports.pop(conn, None)
 
@@ -197,60 +262,113 @@ class Driver:
 
     def _flush(self) -> None:
         self._flush_soon = None
-        self._turn(0)
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        self._turn(0)
+        self._turn(BUDGET if self._more else 0)
 
     def _on_writable(self) -> None:
         self._loop.remove_writer(self._fd)
         self._blocked = False
         self._turn(0)
 
-    def _turn(self, budget: int) -> None:
-        if self._ended.is_set():
-            return
+    def _on_rested(self) -> None:
+        self._rest = None
         try:
-            pumped = self.engine.pump(self._fd, self._loop.time(), budget)
-            events = self.engine.events()
+            self._turn(BUDGET)
+        finally:
+            if self._rest is None and not self._ended.is_set():
+                self._loop.add_reader(self._fd, self._turn, BUDGET)
+
+    def _turn(self, budget: int) -> None:
+        # The second run sends what was written in the first; anything further waits for the loop.
+        if self._run(budget) and self._run(0):
+            self.touch()
+
+    def _run(self, budget: int) -> bool:
+        """Run one turn. True if callbacks made calls on the engine whose effects can be sent."""
+        if self._ended.is_set():
+            return False
+        now = self._clock()
+        try:
+            turn = self.engine.turn(self._fd, now, budget)
         except (EngineError, OSError) as exc:
             self._fail(exc)
-            return
-        if events:
-            self._in_turn = True
-            try:
-                for event in events:
-                    self._dispatch(event)
-            finally:
-                self._in_turn = False
-                if self._dirty:
-                    self._dirty = False
-                    self.touch()
+            return False
+        self._more = turn.more or (self._more and not budget)
+        self._dirty = False
+        if turn.events:
+            self._dispatch_all(turn.events)
+        if (turn.carried or turn.strays) and not self._ended.is_set():
+            self._hand_over(turn)
         if self._ended.is_set():
-            return
-        if pumped.blocked:
-            if not self._blocked:
-                self._blocked = True
-                self._loop.add_writer(self._fd, self._on_writable)
-        elif self.engine.pending:
+            return False
+        if turn.more or (turn.pending and not turn.blocked):
             self.touch()
-        if not self._blocked:
-            self._arm(self.engine.deadline)
+        if turn.blocked and not self._blocked:
+            self._blocked = True
+            self._loop.add_writer(self._fd, self._on_writable)
+        if turn.may_collect and self._rest is None:
+            self._loop.remove_reader(self._fd)
+            self._rest = self._loop.call_later(REST, self._on_rested)
+        if not self._blocked and turn.deadline != math.inf:
+            self._alarm.set(turn.deadline - now)
+        return self._dirty and not turn.blocked
 
-    def _arm(self, deadline: float) -> None:
-        """Ensure a timer that is due no later than the deadline.
+    def _dispatch_all(self, events: list[Event]) -> None:
+        """Deliver each event, whatever the delivery of the others raises."""
+        interrupt: BaseException | None = None
+        self._in_turn = True
+        try:
+            for event in events:
+                try:
+                    self._dispatch(event)
+                except (SystemExit, KeyboardInterrupt) as exc:  # ends the loop, after the rest of the turn
+                    interrupt = interrupt or exc
+                except BaseException as exc:
+                    self._undelivered(event, exc)
+        finally:
+            self._in_turn = False
+        if interrupt is not None:
+            if self._dirty:
+                self.touch()
+            raise interrupt
 
-        An earlier timer is kept: an extra turn costs less than moving the timer in the loop's heap.
-        """
-        if deadline == math.inf:
+    def _hand_over(self, turn: Turn) -> None:
+        """Pass on the turn's datagrams that do not belong to the engine's socket."""
+        for carrier, datagrams in turn.carried:
+            self._call(self.on_carried, carrier, datagrams)
+        for datagram, source in turn.strays:
+            self._call(self.on_stray, datagram, source)
+
+    def _undelivered(self, event: Event, exc: BaseException) -> None:
+        """Report an event that was not delivered, and reset its connection."""
+        if isinstance(exc, EngineError):
+            self._fail(exc)
             return
-        if self._timer is not None:
-            if self._timer_at <= deadline:
-                return
-            self._timer.cancel()
-        self._timer_at = max(deadline, self._loop.time() + MIN_SLEEP)
-        self._timer = self._loop.call_at(self._timer_at, self._on_timer)
+        self._report(exc, f"an event was not delivered: {type(event).__name__}")
+        conn = getattr(event, "conn", None)
+        if conn is None:
+            return
+        failure = exc if isinstance(exc, Exception) else ConnectionAbortedError(f"an event was not delivered: {exc!r}")
+        if (transport := self._transports.get(conn)) is not None:
+            transport.on_broken(failure)
+        if (dial := self._dials.pop(conn, None)) is not None and not dial[0].done():
+            dial[0].set_exception(Failed(f"dial {dial[2][0]}:{dial[2][1]}: {failure}"))
+        with contextlib.suppress(EngineError):  # the next turn reports it
+            self.engine.abort(conn)
+        self._dirty = True
+
+    def _call(self, callback: Callable[..., object] | None, *arguments: object) -> None:
+        """Call back a user of the driver. Its exceptions are reported, and concern none of the other events."""
+        if callback is None:
+            return
+        try:
+            callback(*arguments)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self._report(exc, f"the callback {getattr(callback, '__qualname__', repr(callback))} failed")
+
+    def _report(self, exc: BaseException, message: str) -> None:
+        self._loop.call_exception_handler({"message": f"tunnel: {message}", "exception": exc})
 
     def _dispatch(self, event: Event) -> None:
         match event:
@@ -273,24 +391,27 @@ class Driver:
             case ConnectFailed(conn, reason):
                 if (dial := self._dials.pop(conn, None)) is not None and not dial[0].done():
                     dial[0].set_exception(_dial_failure(reason, dial[2]))
+            case UdpReceived() | UdpFailed():
+                self._datagrams.dispatch(event)
             case Handshake(peer):
-                if self._on_handshake is not None:
-                    self._on_handshake(peer)
+                self._call(self._on_handshake, peer)
             case EndpointChanged(peer, endpoint):
-                if self._on_endpoint is not None:
-                    self._on_endpoint(peer, endpoint)
+                self._call(self._on_endpoint, peer, endpoint)
 
     def _accepted(self, event: Accepted) -> None:
-        factory = self._listeners.get(event.port)
-        if factory is None:  # the listener was closed after the last packet of the TCP handshake
+        factory, admit = self._listeners.get(event.port, (None, None))
+        # The listener may have been closed after the last packet of the TCP handshake.
+        if factory is None or (admit is not None and not admit(event.peer, event.remote[0])):
             self.engine.abort(event.conn)
             self.touch()
             return
         extra = {"peername": event.remote, "sockname": event.local, "tunnel_peer": format_key(event.peer)}
         try:
             self._made(event.conn, factory, extra)
-        except Exception as exc:  # a failing factory ends its own connection only
-            self._loop.call_exception_handler({"message": "tunnel: accepting a connection failed", "exception": exc})
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:  # a failing factory ends its own connection only
+            self._report(exc, "accepting a connection failed")
 
     def _connected(self, conn: int, local: tuple[str, int]) -> None:
         dial = self._dials.pop(conn, None)
@@ -301,8 +422,15 @@ class Driver:
         waiter, factory, remote = dial
         try:
             waiter.set_result(self._made(conn, factory, {"peername": remote, "sockname": local}))
-        except Exception as exc:  # the factory is the dialer's own, so the dialer gets its exception
-            waiter.set_exception(exc)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:  # the factory is the dialer's own, so the dialer gets its exception
+            if isinstance(exc, Exception) and not isinstance(exc, StopIteration):
+                waiter.set_exception(exc)
+            else:  # a future cannot carry these
+                failure = Failed(f"dial {remote[0]}:{remote[1]}: the protocol factory raised {exc!r}")
+                failure.__cause__ = exc
+                waiter.set_exception(failure)
 
     def _made(self, conn: int, factory: ProtocolFactory, extra: dict[str, Any]) -> Connection:
         try:
@@ -331,9 +459,12 @@ class Driver:
         """Reset every connection, notify every protocol and release the socket. Idempotent."""
         if self._ended.is_set():
             return
-        for transport in list(self._transports.values()):
-            transport.abort()
-        self._turn(0)  # sends the resets; its events end the transports
+        with contextlib.suppress(EngineError):  # a broken engine sends no resets
+            for transport in list(self._transports.values()):
+                transport.abort()
+            self._turn(0)  # sends resets, a bounded number each time; its events end the transports
+            while not self._ended.is_set() and not self._blocked and self.engine.pending:
+                self._turn(0)
         self._end(ConnectionAbortedError("the tunnel was closed"))
 
     def _fail(self, exc: Exception) -> None:
@@ -348,7 +479,7 @@ class Driver:
         self._loop.remove_reader(self._fd)
         self._loop.remove_writer(self._fd)
         self._socket.close()
-        for handle in (self._timer, self._flush_soon):
+        for handle in (self._alarm, self._flush_soon, self._rest):
             if handle is not None:
                 handle.cancel()
         for waiter, _, (host, port) in self._dials.values():
@@ -356,6 +487,7 @@ class Driver:
                 waiter.set_exception(Failed(f"dial {host}:{port}: {exc}"))
         self._dials.clear()
         self._listeners.clear()
+        self._datagrams.end(exc)
         for transport in list(self._transports.values()):
             transport.on_broken(exc)
 

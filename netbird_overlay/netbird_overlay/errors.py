@@ -25,3 +25,7 @@ class TimedOut(ConnectError):
 
 class Failed(ConnectError):
     """The node itself cannot dial: it is closed, broken or full."""
+
+
+class AlreadyListening(OverlayError):
+    """The port has a listener already."""

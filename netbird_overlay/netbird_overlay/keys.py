@@ -15,13 +15,19 @@ import os
 import secrets
 import stat
 import threading
+from itertools import islice
 from pathlib import Path
 
+from netbird_overlay.engine import Endpoint
 from netbird_overlay.errors import OverlayError
+from netbird_overlay.members import plain_address
 from netbird_wire.envelope import BadKey, format_key, parse_key, public_key
 
 KEY_FILE, STATE_FILE = "private.key", "tunnel.json"
-Endpoint = tuple[str, int]
+MOST_BYTES = 16 << 20
+"""Maximum size of a state file that is read."""
+MOST_ENDPOINTS = 100_000
+"""Maximum number of endpoints that are written, the newest ones: they fit into MOST_BYTES, whatever their spelling."""
 
 
 class StateUnusable(OverlayError):
@@ -74,8 +80,9 @@ class TunnelState:
 
     def render(self) -> str:
         """Return the text of the state file for the current state."""
-        endpoints = {format_key(key): [host, port] for key, (host, port) in self.endpoints.items()}
-        return json.dumps({"udp_port": self.udp_port, "endpoints": endpoints}, indent=1) + "\n"
+        newest = islice(self.endpoints.items(), max(0, len(self.endpoints) - MOST_ENDPOINTS), None)
+        endpoints = {format_key(key): [endpoint.host, endpoint.port] for key, endpoint in newest}
+        return json.dumps({"udp_port": self.udp_port, "endpoints": endpoints}, indent=0) + "\n"
 
     def save(self, text: str | None = None) -> None:
         """Write the state file atomically. Blocks; `text` lets a thread write the text that the loop rendered.
@@ -109,7 +116,10 @@ def _read(path: Path, *, secret: bool = False) -> str | None:
             mode = os.fstat(descriptor).st_mode
             if secret and mode & 0o077:
                 raise StateUnusable(f"{path} is open to others (mode {stat.S_IMODE(mode):04o}): chmod 0600")
-            return file.read(4 << 20)
+            text = file.read(MOST_BYTES + 1)
+            if len(text) > MOST_BYTES:
+                raise StateUnusable(f"{path} is larger than {MOST_BYTES >> 20} MiB: it is not a file of this program")
+            return text
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as exc:
@@ -120,12 +130,21 @@ def _parse_state(path: Path, text: str) -> tuple[int | None, dict[bytes, Endpoin
     try:
         state = json.loads(text)
         port = state["udp_port"]
-        endpoints = {parse_key(key): (str(host), _port(number)) for key, (host, number) in state["endpoints"].items()}
+        endpoints = {
+            parse_key(key): Endpoint(_host(host), _port(number)) for key, (host, number) in state["endpoints"].items()
+        }
         return (None if port is None else _port(port)), endpoints
     except (BadKey, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise StateUnusable(
             f"{path} is damaged ({exc}): restore it, or remove it (peers then have to find us)"
         ) from exc
+
+
+def _host(value: object) -> str:
+    host = plain_address(value) if isinstance(value, str) else None
+    if host is None:
+        raise ValueError(f"{value!r} is not an address")
+    return host
 
 
 def _port(value: object) -> int:
@@ -145,5 +164,11 @@ def _write(path: Path, text: str) -> None:
             file.flush()
             os.fsync(descriptor)
         temporary.replace(path)
+        # Without this, a power failure may lose the new name, and with a first key everything handed out for it.
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
     except OSError as exc:
         raise StateUnusable(f"{path} cannot be written: {exc.strerror}") from exc

@@ -1,8 +1,8 @@
-"""Members of an overlay, and the canonical spelling of their addresses."""
+"""Members of an overlay, the canonical spelling of their addresses, and the credentials of their ICE sessions."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 
@@ -15,11 +15,21 @@ class Member:
         key: the 32 bytes of its public key.
         addresses: the overlay addresses from which only this peer may send, without prefix lengths, canonical.
         name: a label for people; never used for decisions.
+        version: of the peer's agent, as it reports it; "" for a stock WireGuard client.
     """
 
     key: bytes
     addresses: tuple[str, ...]
     name: str = ""
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class IceCredentials:
+    """The user name and password with which one side of an ICE session authenticates its checks (RFC 8445)."""
+
+    ufrag: str
+    pwd: str = field(repr=False)
 
 
 @lru_cache(maxsize=4096)
@@ -35,3 +45,12 @@ def plain_address(text: str) -> str | None:
         if address.ipv4_mapped is not None:
             address = address.ipv4_mapped
     return str(address)
+
+
+def is_special(address: str) -> bool:
+    """True for an address literal of this host, of its link (with cloud providers' metadata services) or of a group.
+
+    What others name must not lead there.
+    """
+    parsed = ip_address(address)
+    return parsed.is_loopback or parsed.is_link_local or parsed.is_multicast or parsed.is_unspecified

@@ -16,11 +16,13 @@ import contextlib
 import json
 import os
 from collections.abc import Container
+from ipaddress import ip_address
 from pathlib import Path
 
 import structlog
 
-from netbird_overlay.keys import Endpoint, StateUnusable, TunnelState
+from netbird_overlay.engine import Endpoint
+from netbird_overlay.keys import StateUnusable, TunnelState
 from netbird_wire.envelope import BadKey, format_key, parse_key
 
 log = structlog.get_logger("netbird_overlay.peer_endpoints")
@@ -30,16 +32,29 @@ JOURNAL_MOST_BYTES = 64 << 10
 """Maximum size of the journal. When it is full, moves are saved only with the next write of the state file."""
 SAVE_DELAY = 1.0
 """Seconds from a move until the state file is written; moves in between share the write."""
+SAVE_FLOOR = 30.0
+"""Minimum time in seconds between two writes of the state file for peers that are in it. The journal has their moves;
+a peer that moves with each datagram therefore costs one synced write in this time."""
 GONE_KEPT, GONE_MOST = 600.0, 256
 """Seconds for which, and maximum number of peers for which, endpoints are kept after a peer leaves the map. A peer that
 comes back meanwhile may still use a session that we ended; after ten minutes WireGuard itself has dropped it."""
 
 
+def storable(endpoint: Endpoint) -> Endpoint | None:
+    """Return an endpoint as it is kept; None for an IPv6 link-local one."""
+    if ":" in endpoint.host and ip_address(endpoint.host).is_link_local:
+        return None
+    return Endpoint(endpoint.host, endpoint.port)
+
+
 class PeerEndpoints:
     """Keeps `state.endpoints` current, in memory and on disk, from construction to `close`."""
 
-    def __init__(self, state: TunnelState) -> None:
+    def __init__(self, state: TunnelState, *, delay: float = SAVE_DELAY, floor: float = SAVE_FLOOR) -> None:
         self._state = state
+        self._delay, self._floor = delay, floor
+        self._saved_keys = frozenset(state.endpoints)
+        self._newcomer = asyncio.Event()
         self._gone: dict[bytes, float] = {}
         self._changed = asyncio.Event()
         self._journal: int | None = None
@@ -68,21 +83,31 @@ class PeerEndpoints:
                 with contextlib.suppress(BadKey, ValueError, TypeError):
                     key, host, port = json.loads(line)
                     if isinstance(host, str) and isinstance(port, int) and 0 < port < 65536:
-                        self._state.endpoints[parse_key(key)] = (host, port)
+                        place = storable(Endpoint(host, port))
+                        if place is not None:
+                            self._state.endpoints[parse_key(key)] = place
             if text:
                 self._journal_bytes = len(text)
                 self._changed.set()
 
     def moved(self, key: bytes, endpoint: Endpoint) -> None:
-        """Record a peer's new endpoint. It is on disk when this returns, unless the disk fails."""
-        if self._state.endpoints.get(key) == endpoint:
+        """Record a peer's new endpoint. It is on disk when this returns, unless the disk fails.
+
+        A link-local endpoint is not recorded: the number of its interface may belong to another one after a restart.
+        """
+        place = storable(endpoint)
+        if place is None or self._state.endpoints.get(key) == place:
             return
-        self._state.endpoints[key] = endpoint
+        self._state.endpoints.pop(key, None)  # so that the order is that of the moves
+        self._state.endpoints[key] = place
         self._changed.set()
-        self._append({key: endpoint})
+        if key not in self._saved_keys:
+            self._newcomer.set()
+        self._append({key: place})
 
     def _append(self, moves: dict[bytes, Endpoint]) -> None:
-        text = "".join(json.dumps([format_key(key), host, port]) + "\n" for key, (host, port) in moves.items()).encode()
+        lines = (json.dumps([format_key(key), endpoint.host, endpoint.port]) + "\n" for key, endpoint in moves.items())
+        text = "".join(lines).encode()
         if self._journal is None or self._journal_bytes + len(text) > JOURNAL_MOST_BYTES:
             return
         try:
@@ -107,20 +132,33 @@ class PeerEndpoints:
             self._changed.set()
 
     async def keep_saved(self) -> None:
-        """Write the state file `SAVE_DELAY` seconds after each change. Never returns."""
+        """Write the state file after changes: soon for a peer that is new to it, else every `SAVE_FLOOR` seconds.
+
+        Never returns. A failure is reported once and ends nothing.
+        """
         while True:
             await self._changed.wait()
-            await asyncio.sleep(SAVE_DELAY)
+            await asyncio.sleep(self._delay)
             self._changed.clear()
-            written = dict(self._state.endpoints)
-            self._writing = True
+            self._newcomer.clear()
             try:
-                await asyncio.to_thread(self._state.save, self._state.render())
-            except StateUnusable as exc:
-                self._report(str(exc))
-            else:
-                self._saved(written)
+                await self._save()
+            except Exception as exc:  # an account's tunnel does not end for its hints
+                self._report(str(exc) or repr(exc))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._floor):
+                    await self._newcomer.wait()
+
+    async def _save(self) -> None:
+        written = dict(self._state.endpoints)
+        text = self._state.render()
+        self._writing = True
+        try:
+            await asyncio.to_thread(self._state.save, text)
+        finally:
             self._writing = False
+        self._saved_keys = frozenset(written)
+        self._saved(written)
 
     def _saved(self, written: dict[bytes, Endpoint]) -> None:
         """Reduce the journal to the moves that are not in the state file."""

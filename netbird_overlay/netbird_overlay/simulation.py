@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from netbird_overlay.engine import (
     Accepted,
+    BufferBudget,
     Closed,
     Connected,
     ConnectFailed,
@@ -20,6 +21,7 @@ from netbird_overlay.engine import (
     Endpoint,
     Engine,
     Event,
+    Path,
     Rule,
     Writable,
 )
@@ -31,6 +33,10 @@ ANYONE: Sequence[Rule] = (
     ("::/0", 1, 0, 0),
 )
 """Inbound rules that admit all TCP and echo requests."""
+
+
+DATE = 1.8e9
+"""The simulations' date at time 0, in seconds since 1970."""
 
 
 @dataclass
@@ -49,8 +55,10 @@ class Crossing:
 
     at: float
     datagram: bytes
-    source: Endpoint
-    destination: Endpoint
+    source: Path
+    destination: Path
+    node: "Node | None" = None
+    """The receiver at the end of a carrier, whose number there is `source`."""
 
 
 class Node:
@@ -106,6 +114,8 @@ class Node:
                 self._take(event)
             for datagram, destination in engine.transmits():
                 self._simulation.carry(datagram, self.endpoint, destination)
+            for carrier, datagram in engine.carried():
+                self._simulation.carry_along(self, carrier, datagram)
             if not engine.pending:
                 return
         raise AssertionError("the engine never comes to rest")
@@ -146,6 +156,7 @@ class Simulation:
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)  # noqa: S311
         self.nodes: list[Node] = []
+        self._carriers: dict[tuple[int, int], tuple[Node, int]] = {}
         self._due: list[tuple[float, int, Crossing]] = []
         self._order = itertools.count()
 
@@ -162,7 +173,8 @@ class Simulation:
         max_connections: int = 4096,
         reserved_for_dials: int = 0,
         fair: bool = False,
-        max_buffer_bytes: int = 1 << 30,
+        max_buffer_bytes: int = 256 << 20,
+        budget: BufferBudget | None = None,
         handshakes_per_second: int = 100,
     ) -> Node:
         """Add an engine with these overlay addresses. Without `endpoint`, it gets an outside address of its own."""
@@ -175,13 +187,15 @@ class Simulation:
             reserved_for_dials=reserved_for_dials,
             fair=fair,
             max_buffer_bytes=max_buffer_bytes,
+            budget=budget,
             handshakes_per_second=handshakes_per_second,
             seed=self.random.randbytes(16),
+            date=DATE + self.now,
         )
         engine.advance(self.now)
         engine.set_addresses(addresses)
         engine.set_inbound(inbound)
-        node = Node(self, engine, endpoint or ("192.0.2.1", 51820 + len(self.nodes)))
+        node = Node(self, engine, endpoint or Endpoint("192.0.2.1", 51820 + len(self.nodes)))
         self.nodes.append(node)
         return node
 
@@ -219,8 +233,21 @@ class Simulation:
         """Flush a node, after a call on its engine."""
         node.flush()
 
+    def carrier(self, a: Node, a_number: int, b: Node, b_number: int) -> None:
+        """Join two nodes by a carrier, with the number that it has at either end."""
+        self._carriers[id(a), a_number] = (b, b_number)
+        self._carriers[id(b), b_number] = (a, a_number)
+
+    def carry_along(self, node: Node, carrier: int, datagram: bytes) -> None:
+        """Carry a datagram of `node`; it is lost without a carrier of this number."""
+        receiver, number = self._carriers.get((id(node), carrier), (None, 0))
+        if receiver is not None:
+            self._carry(Crossing(self.now, datagram, number, carrier, receiver))
+
     def carry(self, datagram: bytes, source: Endpoint, destination: Endpoint) -> None:
-        crossing = Crossing(self.now, datagram, source, destination)
+        self._carry(Crossing(self.now, datagram, source, destination))
+
+    def _carry(self, crossing: Crossing) -> None:
         if self.keep_crossings:
             self.crossings.append(crossing)
         weather = self.weather
@@ -244,7 +271,7 @@ class Simulation:
             while self._due and self._due[0][0] <= self.now:
                 _, _, crossing = heapq.heappop(self._due)
                 for node in self.nodes:
-                    if node.endpoint == crossing.destination:
+                    if node is crossing.node or node.endpoint == crossing.destination:
                         node.engine.receive(crossing.datagram, crossing.source, self.now)
                         woken[id(node)] = node
             for node in woken.values():

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import cast
 
 from netbird_overlay.driver import Driver, open_socket
-from netbird_overlay.engine import Engine
+from netbird_overlay.engine import Endpoint, Engine
 from netbird_overlay.members import Member
 from netbird_overlay.node import Node
 
@@ -113,12 +113,14 @@ class Accepting:
 
 
 @asynccontextmanager
-async def loopback_node(*addresses: str, private_key: bytes | None = None) -> AsyncIterator[Node]:
+async def loopback_node(
+    *addresses: str, private_key: bytes | None = None, preshared_key: bytes | None = None
+) -> AsyncIterator[Node]:
     """A node with these overlay addresses and no peers, on a UDP port of loopback. Raises TunnelBroken if it fails."""
     engine = Engine(private_key or secrets.token_bytes(32))
     engine.set_addresses(addresses)
     driver = Driver(engine, open_socket(LOOPBACK, 0), on_handshake=lambda key: node.on_handshake(key))
-    node = Node(driver, addresses)
+    node = Node(driver, addresses, preshared_key=preshared_key)
     try:
         yield node
     finally:
@@ -128,9 +130,9 @@ async def loopback_node(*addresses: str, private_key: bytes | None = None) -> As
 
 def introduce(node: Node, other: Node, *, name: str = "", where: bool = True) -> None:
     """Make `other` the only peer of `node`; with `where`, `node` also learns its endpoint."""
-    endpoints = {other.public_key: (LOOPBACK, other.driver.port)} if where else {}
+    endpoints = {other.public_key: Endpoint(LOOPBACK, other.driver.local_port)} if where else {}
     node.set_members([Member(other.public_key, other.addresses, name)], endpoints)
 
 
 def allow_everything_in(node: Node) -> None:
-    node.driver.engine.set_inbound([("0.0.0.0/0", 6, 0, 65535), ("::/0", 6, 0, 65535)])
+    node.driver.engine.set_inbound([(any_, number, 0, 65535) for any_ in ("0.0.0.0/0", "::/0") for number in (6, 17)])

@@ -22,8 +22,13 @@ if TYPE_CHECKING:
 
 HIGH_WATER_BYTES = 256 << 10
 LOW_WATER_BYTES = 64 << 10
+LINGER = 60.0
+"""Maximum time in seconds without progress in which a closed connection still delivers its data; then it is reset."""
+LINGERS = 10
+"""Maximum number of such intervals. A reader that takes a little in each cannot keep a closed connection longer."""
 
 Chunk = bytes | bytearray | memoryview
+_CHUNKS = (bytes, bytearray, memoryview)
 
 
 class Connections(Protocol):
@@ -31,6 +36,10 @@ class Connections(Protocol):
 
     @property
     def engine(self) -> Engine: ...
+
+    @property
+    def linger(self) -> float:
+        """Maximum time in seconds without progress in which a closed connection still delivers its data."""
 
     def touch(self) -> None:
         """Schedule a flush after a call on the engine."""
@@ -68,6 +77,7 @@ class TunnelTransport(asyncio.Transport):
         "_exc",
         "_held",
         "_high",
+        "_linger",
         "_loop",
         "_lost",
         "_low",
@@ -75,6 +85,7 @@ class TunnelTransport(asyncio.Transport):
         "_protocol",
         "_protocol_paused",
         "_size",
+        "_written",
     )
 
     # loop.start_tls requires this attribute; the name is asyncio's.
@@ -95,6 +106,7 @@ class TunnelTransport(asyncio.Transport):
         self._conn = conn
         self._buffer: deque[bytes] = deque()
         self._size = 0
+        self._written = 0  # the part of the first chunk that the engine took, so that no rest is copied
         self._high, self._low = HIGH_WATER_BYTES, LOW_WATER_BYTES
         self._held: deque[bytes] = deque()
         self._eof_held = False
@@ -105,6 +117,7 @@ class TunnelTransport(asyncio.Transport):
         self._ended = False
         self._lost = False
         self._exc: Exception | None = None
+        self._linger: asyncio.TimerHandle | None = None
         self.set_protocol(protocol)
 
     def __repr__(self) -> str:
@@ -216,22 +229,26 @@ class TunnelTransport(asyncio.Transport):
     # Writing -------------------------------------------------------------------------------------------------------
 
     def write(self, data: Chunk) -> None:
-        if not isinstance(data, bytes | bytearray | memoryview):
+        if not isinstance(data, _CHUNKS):
             raise TypeError(f"data argument must be a bytes-like object, not {type(data).__name__!r}")
         if self._eof_written:
             raise RuntimeError("Cannot call write() after write_eof()")
         if self._closing or self._ended or not data:
             return
-        if self._buffer:
-            rest = bytes(data)
-        else:
+        size = data.nbytes if isinstance(data, memoryview) else len(data)
+        taken = 0
+        if not self._buffer:
             taken = self._engine.write(self._conn, data)
             self._driver.touch()
-            if taken == len(data):
+            if taken == size:
                 return
-            rest = bytes(memoryview(data)[taken:])
-        self._buffer.append(rest)
-        self._size += len(rest)
+        if isinstance(data, bytes):
+            if not self._buffer:
+                self._written = taken
+        else:
+            data = bytes(memoryview(data).cast("B")[taken:])
+        self._buffer.append(data)
+        self._size += size - taken
         self._check_high()
 
     def writelines(self, list_of_data: Iterable[Chunk]) -> None:
@@ -252,12 +269,14 @@ class TunnelTransport(asyncio.Transport):
     def on_writable(self) -> None:
         """Handle the engine's `Writable`: half of its send buffer is free again."""
         while self._buffer:
-            chunk = self._buffer.popleft()
-            taken = self._engine.write(self._conn, chunk)
+            chunk = self._buffer[0]
+            taken = self._engine.write(self._conn, chunk, self._written)
             self._size -= taken
-            if taken < len(chunk):
-                self._buffer.appendleft(chunk[taken:])
+            self._written += taken
+            if self._written < len(chunk):
                 break
+            self._written = 0
+            self._buffer.popleft()
         self._driver.touch()
         if not self._buffer:
             if self._closing:
@@ -310,14 +329,28 @@ class TunnelTransport(asyncio.Transport):
         self._held.clear()
         if self._ended:
             self._loop.call_soon(self._lose, self._exc)
-        elif not self._buffer:
+            return
+        if not self._buffer:
             self._engine.close(self._conn)
             self._driver.touch()
-        elif self._paused:
+            return
+        self._linger = self._loop.call_later(self._driver.linger, self._lingered, self._size, LINGERS - 1)
+        if self._paused:
             # No data is passed on any more. Reading resumes all the same, because with a full receive window the other
             # end's FIN could not arrive.
             self._engine.resume_reading(self._conn)
             self._driver.touch()
+
+    def _lingered(self, before: int, left: int) -> None:
+        """Reset a closed connection whose buffer did not shrink, or not soon enough."""
+        self._linger = None
+        if self._lost or not self._buffer:  # an empty buffer is the engine's, which has its own limit
+            return
+        if left and self._size < before:
+            self._linger = self._loop.call_later(self._driver.linger, self._lingered, self._size, left - 1)
+            return
+        self._exc = self._exc or TimeoutError(errno.ETIMEDOUT, "the other end did not take the remaining data")
+        self.abort()
 
     def abort(self) -> None:
         self._force_close(None)
@@ -329,7 +362,7 @@ class TunnelTransport(asyncio.Transport):
         self._closing = True
         self._held.clear()
         self._buffer.clear()
-        self._size = 0
+        self._size = self._written = 0
         if self._exc is None and isinstance(exc, Exception):
             self._exc = exc
         if self._ended:
@@ -356,9 +389,12 @@ class TunnelTransport(asyncio.Transport):
         if self._lost:
             return
         self._lost = self._closing = True
+        if self._linger is not None:
+            self._linger.cancel()
+            self._linger = None
         self._buffer.clear()
         self._held.clear()
-        self._size = 0
+        self._size = self._written = 0
         self._driver.forget(self._conn)
         protocol, self._protocol = self._protocol, None
         try:

@@ -14,7 +14,9 @@ from netbird_wire.envelope import BadKey, parse_key
 Network = IPv4Network | IPv6Network
 INTERFACE_KEYS = frozenset(("privatekey", "address", "mtu", "listenport"))
 PEER_KEYS = frozenset(("publickey", "presharedkey", "allowedips", "endpoint", "persistentkeepalive"))
-ACTS_ON_THE_MACHINE = frozenset(("dns", "table", "preup", "postup", "predown", "postdown", "saveconfig", "fwmark"))
+IGNORED = frozenset(("dns",))
+"""Keys of the whole machine that change nothing for a peer in userspace: its callers resolve names by themselves."""
+ACTS_ON_THE_MACHINE = frozenset(("table", "preup", "postup", "predown", "postdown", "saveconfig", "fwmark"))
 REPEATABLE = frozenset(("address", "allowedips"))
 
 
@@ -111,6 +113,8 @@ class _Reader:
         supported = INTERFACE_KEYS if section.name == "interface" else PEER_KEYS
         if section.name == "interface" and folded in ACTS_ON_THE_MACHINE:
             raise self._wrong(line, f"{key} changes the machine, which a peer in userspace does not: remove the line")
+        if section.name == "interface" and folded in IGNORED:
+            return
         if folded not in supported:
             raise self._wrong(line, f"unknown key {key} in [{section.name.capitalize()}]")
         if not value:

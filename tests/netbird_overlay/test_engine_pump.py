@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from netbird_overlay.engine import Accepted, Connected, Data, Engine, Event, Handshake, Writable
+from netbird_overlay.engine import Accepted, Connected, Data, Endpoint, Engine, Event, Handshake, Writable
 
 
 class End:
@@ -99,7 +99,7 @@ def test_bytes_cross_real_sockets(kinds: tuple[tuple[int, str], ...], hosts: tup
         if aggregate:
             assert a.engine.aggregate(a.socket.fileno())
             assert b.engine.aggregate(b.socket.fileno())
-        a.engine.set_peer(b.engine.public_key, ["100.64.0.2"], endpoint=(hosts[1], b.port))
+        a.engine.set_peer(b.engine.public_key, ["100.64.0.2"], endpoint=Endpoint(hosts[1], b.port))
         b.engine.set_peer(a.engine.public_key, ["100.64.0.1"])
         b.engine.listen(80)
         conn = a.engine.connect("100.64.0.2", 80, time.monotonic())
@@ -112,7 +112,7 @@ def test_bytes_cross_real_sockets(kinds: tuple[tuple[int, str], ...], hosts: tup
         assert b.received[accepted] == data
         state = b.engine.peer(a.engine.public_key)
         assert state is not None
-        assert state.endpoint == (hosts[0], a.port)
+        assert state.endpoint == Endpoint(hosts[0], a.port)
         b.send(accepted, b"thanks")
         b.turn()
         assert run([a, b], lambda: bytes(a.received.get(conn, b"")) == b"thanks")
@@ -177,8 +177,8 @@ def test_unusable_socket_raises() -> None:
 def test_peer_that_cannot_be_reached_does_not_stop_the_others() -> None:
     """A datagram that the system refuses to send is counted; those behind it still go."""
     with ends(FOUR, FOUR) as (a, b):
-        a.engine.set_peer(b"x" * 32, ["100.64.0.9"], endpoint=("2001:db8::1", 1))
-        a.engine.set_peer(b.engine.public_key, ["100.64.0.2"], endpoint=("127.0.0.1", b.port))
+        a.engine.set_peer(b"x" * 32, ["100.64.0.9"], endpoint=Endpoint("2001:db8::1", 1))
+        a.engine.set_peer(b.engine.public_key, ["100.64.0.2"], endpoint=Endpoint("127.0.0.1", b.port))
         b.engine.set_peer(a.engine.public_key, ["100.64.0.1"])
         a.engine.handshake(b"x" * 32)
         a.engine.handshake(b.engine.public_key)

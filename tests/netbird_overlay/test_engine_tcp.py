@@ -12,12 +12,16 @@ from netbird_overlay.engine import (
     Connected,
     ConnectFailed,
     Data,
+    Endpoint,
     Engine,
     Eof,
     Event,
     LimitReached,
 )
 from netbird_overlay.simulation import Simulation, Weather
+
+FIRST_BYTES = (16 + 16 + 2) << 10
+"""What a new connection takes: two buffers and itself."""
 
 
 def payload(seed: int, size: int) -> bytes:
@@ -99,7 +103,7 @@ def test_close_delivers_what_was_written() -> None:
     a.flush()
     assert a.end(conn) == "local"
     simulation.run(5)
-    assert len(b.received[accepted]) == taken == 50_000
+    assert len(b.received[accepted]) == taken > 0
     assert b.of(Eof, accepted)
 
 
@@ -203,9 +207,9 @@ def test_dead_peer_is_noticed() -> None:
     simulation.run(200)
     simulation.filter = lambda crossing: False
     a.send(busy, b"anybody?")
-    simulation.run(100)
+    simulation.run(90)
     assert a.end(busy) is None
-    simulation.run(60)
+    simulation.run(70)
     assert a.end(busy) == "timeout"
     assert a.end(idle) is None
     simulation.run(900)
@@ -304,7 +308,7 @@ def test_connections_and_bytes_are_capped() -> None:
     simulation = Simulation()
     a = simulation.node(["100.64.0.1"])
     b = simulation.node(["100.64.0.2"], max_connections=3)
-    c = simulation.node(["100.64.0.3"], max_buffer_bytes=2 * 131072)
+    c = simulation.node(["100.64.0.3"], max_buffer_bytes=2 * FIRST_BYTES)
     simulation.introduce(a, b)
     simulation.introduce(a, c)
     simulation.introduce(b, c)
@@ -324,7 +328,7 @@ def test_connections_and_bytes_are_capped() -> None:
         c.connect(a.address, 80)
     with pytest.raises(LimitReached):
         c.connect(a.address, 80)
-    assert c.engine.counters()["buffer_bytes"] == 2 * 131072
+    assert c.engine.counters()["buffer_bytes"] == 2 * FIRST_BYTES
 
 
 def test_promise_10_peers_that_take_all_they_can_leave_room() -> None:
@@ -381,7 +385,7 @@ def test_promise_10_dials_take_what_is_reserved_and_no_more() -> None:
 
 
 def test_backlog_bounds_half_open_connections() -> None:
-    """Openings that are never completed fill the backlog, are counted, and make room again by themselves."""
+    """Openings that are never completed fill the backlog, others are dropped, and all end by themselves."""
     simulation = Simulation()
     a, b = simulation.pair()
     a.engine.handshake(b.engine.public_key)
@@ -393,7 +397,7 @@ def test_backlog_bounds_half_open_connections() -> None:
     simulation.run(1)
     assert b.engine.counters()["half_open"] == 5
     assert b.engine.counters()["backlog_full"] == 3
-    a.endpoint = ("192.0.2.99", 1)
+    a.endpoint = Endpoint("192.0.2.99", 1)
     simulation.filter = lambda crossing: False
     simulation.run(60)
     assert b.engine.counters()["half_open"] == 0
@@ -463,11 +467,14 @@ def test_sequence_numbers_cannot_be_told_from_one_another() -> None:
         peer.set_addresses(["100.64.0.2"])
         peer.set_inbound([("0.0.0.0/0", 6, 80, 80)])
         peer.listen(80)
-        engine.set_peer(peer.public_key, ["100.64.0.2"], endpoint=("192.0.2.2", 2))
-        peer.set_peer(engine.public_key, ["100.64.0.1"], endpoint=("192.0.2.1", 1))
+        engine.set_peer(peer.public_key, ["100.64.0.2"], endpoint=Endpoint("192.0.2.2", 2))
+        peer.set_peer(engine.public_key, ["100.64.0.1"], endpoint=Endpoint("192.0.2.1", 1))
         engine.connect("100.64.0.2", 80, 1.0)
         for _ in range(8):
-            for one, other, source in ((engine, peer, ("192.0.2.1", 1)), (peer, engine, ("192.0.2.2", 2))):
+            for one, other, source in (
+                (engine, peer, Endpoint("192.0.2.1", 1)),
+                (peer, engine, Endpoint("192.0.2.2", 2)),
+            ):
                 one.advance(1.0)
                 for datagram, _ in one.transmits():
                     other.receive(datagram, source, 1.0)

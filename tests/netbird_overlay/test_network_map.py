@@ -34,6 +34,7 @@ from netbird_wire.management_pb2 import (
 OURS = b"\x01" * 32
 US = OwnNode(("100.64.0.1", "fd00::1"), 1280)
 EVERYTHING = {("0.0.0.0/0", 6, 0, 65535), ("::/0", 6, 0, 65535)}
+ALICE = "100.64.0.9/32"
 
 
 def key(number: int) -> str:
@@ -138,8 +139,8 @@ def test_nothing_comes_in_without_a_rule() -> None:
     assert rules() == (set(), set())
 
 
-def test_only_tcp_into_us_is_read() -> None:
-    """Rules for other protocols or for outbound traffic open nothing."""
+def test_only_what_surely_concerns_us_is_read() -> None:
+    """TCP, UDP and echo requests into this node; rules for other protocols or for outbound traffic open nothing."""
     assert rules(
         tcp(),
         tcp(Protocol=ALL, PortInfo=PortInfo(range=PortInfo.Range(start=80, end=81))),
@@ -148,14 +149,23 @@ def test_only_tcp_into_us_is_read() -> None:
         tcp(Protocol=ICMP, port=3),
         tcp(Protocol=CUSTOM, port=4, customProtocol=6),
         tcp(Protocol=UNKNOWN, port=5),
-    )[0] == {("100.64.0.9/32", 6, 443, 443), ("100.64.0.9/32", 6, 80, 81)}
+        tcp("100.64.0.8", Protocol=ALL, PortInfo=PortInfo()),
+    )[0] == {
+        (ALICE, 6, 443, 443),
+        (ALICE, 6, 80, 81),
+        (ALICE, 17, 80, 81),
+        (ALICE, 17, 2, 2),
+        (ALICE, 1, 0, 0),
+        ("100.64.0.8/32", 6, 0, 65535),
+        ("100.64.0.8/32", 17, 0, 65535),
+        ("100.64.0.8/32", 1, 0, 0),
+    }
 
 
 def test_sources_and_ports_in_every_spelling() -> None:
-    """Prefixes before the old single address, the unspecified address for its family, and ports as text."""
-    five = bytes([100, 64, 0, 0, 16])
+    """The first prefix before the old single address, the unspecified address for its family, and ports as text."""
     allowed, _ = rules(
-        tcp(sourcePrefixes=[five, ip_address("fd00::9").packed + bytes([128])]),
+        tcp(sourcePrefixes=[ip_address("fd00::9").packed + bytes([128])]),
         tcp(source="0.0.0.0", port=80),
         tcp(source="::", port=81),
         tcp(sourcePrefixes=[bytes([0, 0, 0, 0, 32])], port=82),
@@ -163,7 +173,6 @@ def test_sources_and_ports_in_every_spelling() -> None:
         FirewallRule(PeerIP="100.64.0.8", Protocol=TCP),
     )
     assert allowed == {
-        ("100.64.0.0/16", 6, 443, 443),
         ("fd00::9/128", 6, 443, 443),
         ("0.0.0.0/0", 6, 80, 80),
         ("::/0", 6, 81, 81),
@@ -173,8 +182,70 @@ def test_sources_and_ports_in_every_spelling() -> None:
     }
 
 
+def test_an_accept_rule_admits_the_first_address_alone() -> None:
+    """A prefix length and further prefixes of an ACCEPT rule count for nothing, as with NetBird's agents."""
+    wide, further = bytes([10, 0, 0, 0, 8]), bytes([192, 168, 0, 1, 32])
+    assert rules(tcp(sourcePrefixes=[wide, further]))[0] == {("10.0.0.0/32", 6, 443, 443)}
+
+
+def test_a_drop_rule_closes_all_of_its_prefixes() -> None:
+    """A DROP rule counts for every address in every prefix that it has."""
+    wide, further = bytes([10, 0, 0, 0, 8]), bytes([192, 168, 0, 1, 32])
+    assert rules(tcp(sourcePrefixes=[wide, further], Action=DROP))[1] == {
+        ("10.0.0.0/8", 6, 443, 443),
+        ("192.168.0.1/32", 6, 443, 443),
+    }
+
+
+def test_a_rule_for_the_source_goes_before_one_for_any() -> None:
+    """ACCEPT of a source beats DROP of any source, as with NetBird's agents; DROP of the source beats both."""
+    allowed, denied = rules(
+        tcp("0.0.0.0", Action=DROP, PortInfo=PortInfo()),
+        tcp("0.0.0.0", port=443),
+        tcp("100.64.0.9", port=443),
+        tcp("100.64.0.8", port=443),
+        tcp("100.64.0.8", port=443, Action=DROP),
+    )
+    assert allowed == {(ALICE, 6, 443, 443), ("100.64.0.8/32", 6, 443, 443)}
+    assert denied == {("100.64.0.8/32", 6, 443, 443)}
+
+
+@pytest.mark.parametrize(
+    ("drops", "left"),
+    [
+        ([(443, 443)], {(0, 442), (444, 65535)}),
+        ([(1, 10), (5, 20)], {(0, 0), (21, 65535)}),
+        ([(60000, 65535)], {(0, 59999)}),
+        ([(1, 65535)], {(0, 0)}),
+    ],
+)
+def test_a_prohibition_for_any_source_cuts_what_any_source_may(
+    drops: list[tuple[int, int]], left: set[tuple[int, int]]
+) -> None:
+    """DROP rules for any source take their ports from ACCEPT rules for any source, wherever they stand in the map."""
+    ranges = [PortInfo(range=PortInfo.Range(start=start, end=end)) for start, end in drops]
+    prohibitions = [tcp("0.0.0.0", Action=DROP, PortInfo=ports) for ports in ranges]
+    for order in (
+        [tcp("0.0.0.0", PortInfo=PortInfo()), *prohibitions],
+        [*prohibitions, tcp("0.0.0.0", PortInfo=PortInfo())],
+    ):
+        assert rules(*order) == ({("0.0.0.0/0", 6, first, last) for first, last in left}, set())
+    assert rules(*prohibitions, tcp("::", PortInfo=PortInfo()))[0] == {("::/0", 6, 0, 65535)}
+
+
+def test_a_mapped_source_is_ipv4() -> None:
+    """An IPv4-mapped address in a rule is the IPv4 address that packets have."""
+    mapped = ip_address("::ffff:100.64.0.9").packed
+    assert rules(tcp("::ffff:100.64.0.9"))[0] == {(ALICE, 6, 443, 443)}
+    assert rules(tcp(sourcePrefixes=[mapped + bytes([128])]))[0] == {(ALICE, 6, 443, 443)}
+    assert rules(tcp(sourcePrefixes=[mapped + bytes([104])], Action=DROP))[1] == {("100.0.0.0/8", 6, 443, 443)}
+    assert rules(tcp(sourcePrefixes=[mapped + bytes([64])], Action=DROP, PortInfo=PortInfo()))[1] == set()
+    assert rules(tcp(sourcePrefixes=[mapped + bytes([129])]))[0] == set()
+
+
 BAD_PARTS: list[dict[str, Any]] = [
     {"source": "nobody"},
+    {"source": "fe80::1%eth0"},
     {"source": ""},
     {"sourcePrefixes": [b"\x01\x02"]},
     {"sourcePrefixes": [bytes([100, 64, 0, 9, 33])]},
@@ -205,11 +276,15 @@ def test_unreadable_ports_open_none_and_close_all(bad: dict[str, Any]) -> None:
     assert rules(tcp(**bad, Action=DROP)) == (set(), {("100.64.0.9/32", 6, 0, 65535)})
 
 
-@pytest.mark.parametrize("protocol", [TCP, ALL, UNKNOWN, 99])
-def test_a_prohibition_counts_unless_it_is_surely_of_something_else(protocol: int) -> None:
-    """A DROP rule applies to TCP unless its protocol is certainly another one."""
-    assert rules(tcp(Protocol=protocol, Action=DROP))[1] == {("100.64.0.9/32", 6, 443, 443)}
-    assert rules(tcp(Protocol=UDP, Action=DROP))[1] == set()
+@pytest.mark.parametrize(
+    ("protocol", "numbers"),
+    [(TCP, {6}), (UDP, {17}), (ALL, {6, 17, 1}), (UNKNOWN, {6, 17, 1}), (99, {6, 17, 1}), (ICMP, {1}), (CUSTOM, {6})],
+)
+def test_a_prohibition_counts_unless_it_is_surely_of_something_else(protocol: int, numbers: set[int]) -> None:
+    """A DROP rule applies to every protocol that it may mean."""
+    denied = rules(tcp(Protocol=protocol, Action=DROP, customProtocol=6))[1]
+    assert {number for _, number, _, _ in denied} == numbers
+    assert all((first, last) == (443, 443) for _, number, first, last in denied if number != 1)
 
 
 def test_our_own_node() -> None:
@@ -224,7 +299,12 @@ def test_our_own_node() -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [PeerConfig(), PeerConfig(address="here"), PeerConfig(address="100.64.0.1/16", address_v6=b"\x01" * 16)],
+    [
+        PeerConfig(),
+        PeerConfig(address="here"),
+        PeerConfig(address="fe80::1%eth0/64"),
+        PeerConfig(address="100.64.0.1/16", address_v6=b"\x01" * 16),
+    ],
 )
 def test_a_map_without_ourselves_is_none(config: PeerConfig) -> None:
     """A map without a valid address of our node is an error."""

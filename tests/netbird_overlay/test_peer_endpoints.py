@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from netbird_overlay.keys import Endpoint, TunnelState
+from netbird_overlay.keys import MOST_BYTES, MOST_ENDPOINTS, STATE_FILE, Endpoint, StateUnusable, TunnelState
 from netbird_overlay.peer_endpoints import (
     GONE_KEPT,
     GONE_MOST,
@@ -20,7 +21,7 @@ from netbird_overlay.peer_endpoints import (
 from netbird_wire.envelope import format_key
 
 ALICE, BOB = b"\x05" * 32, b"\x06" * 32
-HOME, AWAY = ("192.0.2.7", 4711), ("2001:db8::7", 4712)
+HOME, AWAY = Endpoint("192.0.2.7", 4711), Endpoint("2001:db8::7", 4712)
 
 
 @pytest.fixture
@@ -94,11 +95,11 @@ async def test_the_journal_is_bounded(directory: Path) -> None:
     """A peer that moves all the time fills the journal to its limit only; later moves wait for the state file."""
     kept = PeerEndpoints(TunnelState.load(directory))
     for number in range(3000):
-        kept.moved(ALICE, ("192.0.2.7", 1 + number))
+        kept.moved(ALICE, Endpoint("192.0.2.7", 1 + number))
     assert 0 < (directory / JOURNAL_FILE).stat().st_size <= JOURNAL_MOST_BYTES
     kept.close()
     assert (directory / JOURNAL_FILE).stat().st_size == 0
-    assert found(directory) == {ALICE: ("192.0.2.7", 3000)}
+    assert found(directory) == {ALICE: Endpoint("192.0.2.7", 3000)}
 
 
 async def test_who_left_the_map_is_remembered_for_a_while(directory: Path) -> None:
@@ -139,3 +140,83 @@ async def test_a_disk_that_fails_ends_nothing(directory: Path) -> None:
     kept.moved(ALICE, HOME)
     kept.close()
     assert TunnelState.load(directory).endpoints == {ALICE: HOME}
+
+
+async def test_a_link_local_place_is_not_kept(directory: Path) -> None:
+    """A peer on the same link, whose endpoint has a scope, changes no file and raises nothing."""
+    kept = PeerEndpoints(TunnelState.load(directory))
+    kept.moved(BOB, HOME)
+    kept.moved(ALICE, Endpoint("fe80::1", 7, 2))
+    kept.moved(ALICE, Endpoint("fe80::1", 7))
+    assert found(directory) == {BOB: HOME}
+
+
+async def test_a_host_that_is_no_address_is_no_hint(directory: Path) -> None:
+    """A journal's line with a host that the engine would refuse is skipped; in the state file it is damage."""
+    line = json.dumps([format_key(ALICE), "alice.example.com", 7]) + "\n"
+    (directory / JOURNAL_FILE).write_text(line)
+    assert found(directory) == {}
+    state = {"udp_port": 1, "endpoints": {format_key(ALICE): ["alice.example.com", 7]}}
+    (directory / STATE_FILE).write_text(json.dumps(state))
+    with pytest.raises(StateUnusable, match="not an address"):
+        TunnelState.load(directory)
+
+
+async def test_saving_goes_on_after_any_failure(directory: Path) -> None:
+    """A save that fails in an unforeseen way ends nothing, and the next change is saved."""
+    state = TunnelState.load(directory)
+    kept = PeerEndpoints(state, delay=0, floor=0)
+    state.endpoints["no key"] = HOME  # type: ignore[index]
+    kept.moved(ALICE, HOME)
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        keeping = group.create_task(kept.keep_saved())
+        await _until(lambda: not kept._changed.is_set())
+        del state.endpoints["no key"]  # type: ignore[arg-type]
+        kept.moved(BOB, HOME)
+        await _until(lambda: TunnelState.load(directory).endpoints == {ALICE: HOME, BOB: HOME})
+        assert not keeping.done()
+        keeping.cancel()
+
+
+async def test_a_peer_that_moves_all_the_time_is_saved_seldom(directory: Path) -> None:
+    """Moves of a peer in the state file wait for the floor between saves; a peer that is new to it is saved soon."""
+    state = TunnelState.load(directory)
+    kept = PeerEndpoints(state, delay=0, floor=3600)
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        keeping = group.create_task(kept.keep_saved())
+        kept.moved(ALICE, HOME)
+        await _until(lambda: TunnelState.load(directory).endpoints == {ALICE: HOME})
+        for number in range(100):
+            kept.moved(ALICE, Endpoint("192.0.2.7", 1 + number))
+            await asyncio.sleep(0)
+        assert TunnelState.load(directory).endpoints == {ALICE: HOME}
+        assert found(directory) == {ALICE: Endpoint("192.0.2.7", 100)}
+        kept.moved(BOB, HOME)
+        await _until(lambda: BOB in TunnelState.load(directory).endpoints)
+        assert TunnelState.load(directory).endpoints[ALICE] == Endpoint("192.0.2.7", 100)
+        keeping.cancel()
+
+
+async def test_what_is_written_can_be_read(directory: Path) -> None:
+    """A file with more endpoints than any account has peers keeps the newest ones, and is read by the next start."""
+    state = TunnelState.load(directory)
+    host = "2001:db8:1111:2222:3333:4444:5555:6666"
+    state.endpoints.update({number.to_bytes(32, "big"): Endpoint(host, 65535) for number in range(MOST_ENDPOINTS + 10)})
+    state.save()
+    assert (directory / STATE_FILE).stat().st_size <= MOST_BYTES
+    endpoints = TunnelState.load(directory).endpoints
+    assert len(endpoints) == MOST_ENDPOINTS
+    assert (0).to_bytes(32, "big") not in endpoints
+
+
+async def test_a_file_of_another_program_is_not_read(directory: Path) -> None:
+    """A state file above the limit of size is refused by name, and stays."""
+    (directory / STATE_FILE).write_bytes(b" " * (MOST_BYTES + 1))
+    with pytest.raises(StateUnusable, match=STATE_FILE):
+        TunnelState.load(directory)
+    assert (directory / STATE_FILE).exists()
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - files have no event
+        await asyncio.sleep(0.005)

@@ -43,6 +43,11 @@ def test_reads_what_stock_clients_write() -> None:
     assert config.listen_port == 0
 
 
+def test_name_servers_are_for_the_whole_machine() -> None:
+    """Management's files may have them; a peer in userspace changes nothing by them."""
+    assert parse_config(GOOD.replace("MTU = 1280", "MTU = 1280\nDNS = 100.64.0.1, 9.9.9.9")) == parse_config(GOOD)
+
+
 def test_secrets_do_not_show() -> None:
     """`repr` shows neither key."""
     shown = repr(parse_config(GOOD))
@@ -58,7 +63,7 @@ def test_secrets_do_not_show() -> None:
         ("MTU = 1280", "MTU = ١٢٨٠", 6, "MTU"),
         ("MTU = 1280", "MTU 1280", 6, "Key = value"),
         ("MTU = 1280", "MTU =", 6, "no value"),
-        ("MTU = 1280", "DNS = 1.1.1.1", 6, "changes the machine"),
+        ("MTU = 1280", "Table = off", 6, "changes the machine"),
         ("MTU = 1280", "PostUp = rm -rf /", 6, "changes the machine"),
         ("MTU = 1280", "Jc = 4", 6, "unknown key Jc in [Interface]"),
         ("MTU = 1280", f"PrivateKey = {OTHER}", 6, "twice"),
