@@ -1,7 +1,7 @@
-"""Sends one HTTP/1.1 request through a tunnel, for `netbird-proxy peer get`.
+"""Sends one HTTP/1.1 request through a tunnel, for `netbird-peer get`.
 
-hand-made because HTTP libraries open their own sockets, and this request needs the overlay's transport on both event
-loops.
+It is hand-made, because HTTP libraries open their own sockets, and this request needs the overlay's transport on both
+event loops.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from netbird_overlay.driver import Driver
+from netbird_peer.pipe import Dial
 
 CHUNK_BYTES = 64 << 10
 HANDSHAKE_TIMEOUT = 10
@@ -137,19 +137,18 @@ class _Parser:
 
 
 async def fetch(
-    driver: Driver,
+    dial: Dial,
     request: Request,
-    address: str,
     *,
     tls: ssl.SSLContext | None,
     timeout: float,
     on_head: Callable[[Response], None],
     on_body: Callable[[bytes], None],
 ) -> Response:
-    """Send a request to an overlay address, and pass on the answer as it arrives.
+    """Send a request to its host, and pass on the answer as it arrives.
 
     Raises:
-        ConnectError: the address could not be dialed.
+        ConnectError: the host could not be dialed.
         ssl.SSLError, OSError, FetchError, TimeoutError: the exchange failed.
     """
     loop = asyncio.get_running_loop()
@@ -157,7 +156,7 @@ async def fetch(
     streams = asyncio.StreamReaderProtocol(reader, loop=loop)
     async with asyncio.timeout(timeout):
         if tls is None:
-            transport, _ = await driver.connect(lambda: streams, address, request.port, timeout=timeout)
+            transport, _ = await dial(lambda: streams, request.host, request.port, timeout=timeout)
         else:
             # Not loop.start_tls, because uvloop's version accepts only uvloop's own transports.
             secured = loop.create_future()
@@ -169,7 +168,7 @@ async def fetch(
                 server_hostname=request.host,
                 ssl_handshake_timeout=HANDSHAKE_TIMEOUT,
             )
-            transport, _ = await driver.connect(lambda: protocol, address, request.port, timeout=timeout)
+            transport, _ = await dial(lambda: protocol, request.host, request.port, timeout=timeout)
         try:
             if tls is not None:
                 await secured

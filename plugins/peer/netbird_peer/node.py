@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from netbird_overlay.driver import Driver, open_socket
-from netbird_overlay.engine import Engine
+from netbird_overlay.engine import Endpoint, Engine
 from netbird_overlay.wgconf import ConfigError, PeerSection, WireGuardConfig
 
 RETRY_INTERVAL = 10.0
@@ -51,15 +51,16 @@ async def peer_node(config: WireGuardConfig, *, bind: str = "") -> AsyncIterator
         driver.close()
 
 
-async def _resolve(peer: PeerSection) -> tuple[str, int] | None:
+async def _resolve(peer: PeerSection) -> Endpoint | None:
     if peer.endpoint is None:
         return None
     try:
         addresses = await asyncio.get_running_loop().getaddrinfo(*peer.endpoint, type=socket.SOCK_DGRAM)
     except OSError as exc:
         raise ConfigError(f"Endpoint {peer.endpoint[0]} cannot be resolved: {exc.strerror}") from exc
-    host, port = addresses[0][4][:2]
-    return str(host), int(port)
+    host, port, *more = addresses[0][4]
+    scope = int(more[1]) if len(more) > 1 else 0
+    return Endpoint(str(host).partition("%")[0], int(port), scope)
 
 
 async def _stay_connected(driver: Driver, config: WireGuardConfig) -> None:

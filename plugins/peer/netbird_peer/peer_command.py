@@ -3,64 +3,148 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import signal
+import json
 import ssl
 import sys
-from collections.abc import Coroutine
+from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated
 
 import typer
 
+from netbird_overlay.driver import Driver
 from netbird_overlay.engine import Rule
 from netbird_overlay.errors import OverlayError
-from netbird_overlay.network_map import TCP_NUMBER
-from netbird_overlay.wgconf import ConfigError, WireGuardConfig, parse_config
-from netbird_peer.fetch import FetchError, Request, Response, fetch
+from netbird_overlay.network_map import TCP_NUMBER, UDP_NUMBER
+from netbird_overlay.wgconf import ConfigError, WireGuardConfig
+from netbird_peer.access import Overlay, overlay, read_config
+from netbird_peer.control import ControlClient, ControlError
+from netbird_peer.datagrams import UdpForward, served_datagrams
+from netbird_peer.fetch import Request, Response, fetch
+from netbird_peer.forwards import Forward
+from netbird_peer.home import default_directory, locked, network_of, prepare
 from netbird_peer.node import peer_node
-from netbird_peer.pipe import Forwarder
-
-T = TypeVar("T")
+from netbird_peer.options import Credentials, UpOptions
+from netbird_peer.pipe import Forwarder, to_local, to_overlay
+from netbird_peer.rendering import render
+from netbird_peer.running import fail, log_to_stderr, run, until_signal
+from netbird_peer.socks5 import SocksServer
 
 HTTP_ERROR = 22
 """Exit code for a status of 400 or above, like curl's with `--fail`."""
+LOOPBACK = "127.0.0.1"
+DIAL_SECONDS = 30.0
 
 app = typer.Typer(
     name="peer",
-    help="Run an overlay peer in userspace, from a WireGuard file.",
+    help="Run an overlay peer in userspace: as a member of a NetBird network (`up`), or from a WireGuard file.",
     no_args_is_help=True,
     add_completion=False,
 )
 
-ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="WireGuard configuration file.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", "-c", help="WireGuard file. Without it, a running `up` is used.")
+]
+StateDirectory = Annotated[
+    Path | None,
+    typer.Option("--state", help="State directory of `up`, by default netbird-peer in $XDG_STATE_HOME."),
+]
+Resolve = Annotated[list[str] | None, typer.Option(help="HOST=ADDR: the overlay address of a name, with --config.")]
+
+
+@app.command("up")
+def up_command(
+    management_url: Annotated[str, typer.Option(help="https:// or http:// address of management.")] = "",
+    setup_key: Annotated[str, typer.Option(envvar="NB_SETUP_KEY", help="A setup key, for the first login.")] = "",
+    token_file: Annotated[
+        Path | None, typer.Option(help="A file with a user's token of the identity provider, for the login.")
+    ] = None,
+    sso: Annotated[bool, typer.Option("--sso", help="Log in at the identity provider.")] = False,
+    hostname: Annotated[str, typer.Option(help="Our name in the network; by default the machine's.")] = "",
+    state: StateDirectory = None,
+    cacert: Annotated[Path | None, typer.Option(help="PEM file of certificate authorities to trust.")] = None,
+    bind: Annotated[str, typer.Option(help="Address of the UDP socket; by default all.")] = "",
+    dns_label: Annotated[list[str] | None, typer.Option(help="An extra name of this peer; repeatable.")] = None,
+    relay_only: Annotated[bool, typer.Option("--relay-only", help="Reach peers through relays only.")] = False,
+    loopback: Annotated[
+        bool, typer.Option("--loopback", help="Use loopback addresses too, in a network on one machine.")
+    ] = False,
+) -> None:
+    """Join a NetBird network, and stay until a signal. Prints `ready` when the network can be used.
+
+    Later starts need no options: the state directory has the key and the network.
+    """
+    if sso:
+        fail("--sso is not supported yet: log in with --setup-key, or with a token by --token-file")
+    if setup_key and token_file is not None:
+        fail("--setup-key and --token-file exclude each other")
+    directory = state or default_directory()
+    log_to_stderr()
+    from netbird_peer.member import up  # gRPC's import takes half a second, which no other command needs
+
+    try:
+        credentials = Credentials(setup_key, token_file.read_text("utf-8").strip() if token_file is not None else "")
+        prepare(directory)
+        with locked(directory):
+            network = network_of(directory, management_url=management_url, hostname=hostname)
+            options = UpOptions(cacert, bind, tuple(dns_label or ()), relay_only, loopback)
+
+            async def main() -> None:
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(up(directory, network, credentials, options, ready=_print_ready))
+                    await until_signal()
+
+            run(main())
+    except (OverlayError, OSError, ValueError) as exc:
+        fail(str(exc))
+
+
+def _print_ready(addresses: Sequence[str]) -> None:
+    print(f"ready on {', '.join(addresses)}", flush=True)
+
+
+@app.command("status")
+def status_command(
+    state: StateDirectory = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show the peers of a running `up`: paths, last handshakes, bytes and rates."""
+    reply = run(ControlClient(state or default_directory()).ask({"do": "status"})) or {}
+    for line in [json.dumps(reply)] if as_json else render(reply):
+        typer.echo(line)
+
+
+@app.command("down")
+def down_command(state: StateDirectory = None) -> None:
+    """End a running `up`."""
+    run(ControlClient(state or default_directory()).ask({"do": "down"}))
 
 
 @app.command()
 def get(
     url: Annotated[str, typer.Argument(help="http:// or https:// address of a service.")],
-    config: ConfigFile,
-    resolve: Annotated[list[str] | None, typer.Option(help="HOST=ADDR: the overlay address of a name.")] = None,
+    config: ConfigFile = None,
+    state: StateDirectory = None,
+    resolve: Resolve = None,
     cacert: Annotated[Path | None, typer.Option(help="PEM file of certificate authorities to trust.")] = None,
     header: Annotated[list[str] | None, typer.Option("--header", "-H", help="A request header.")] = None,
     include: Annotated[bool, typer.Option("--include", "-i", help="Print the answer's head too.")] = False,
     request: Annotated[str, typer.Option("--request", "-X", help="The method.")] = "",
     data: Annotated[str | None, typer.Option("--data", "-d", help="Body, or @FILE; makes it a POST.")] = None,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Maximum time in seconds.")] = 30.0,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Maximum time in seconds.")] = DIAL_SECONDS,
 ) -> None:
     """Fetch a page through the tunnel. Exit code 22 for a status of 400 or above.
 
-    If the file has exactly one [Peer] with one /32, every name without --resolve leads to that peer.
+    If a WireGuard file has exactly one [Peer] with one /32, every name without --resolve leads to that peer.
     """
     settings = _read(config)
     try:
         body = None if data is None else Path(data[1:]).read_bytes() if data.startswith("@") else data.encode()
         outgoing = Request.of(url, method=request, headers=header or (), body=body)
-        address = _overlay_address(outgoing.host, settings, resolve or [])
         tls = ssl.create_default_context(cafile=cacert) if outgoing.secure else None
     except (ValueError, OSError) as exc:
-        _fail(str(exc))
+        fail(str(exc))
 
     def show_head(response: Response) -> None:
         if include:
@@ -72,124 +156,146 @@ def get(
         sys.stdout.buffer.write(chunk)
         sys.stdout.buffer.flush()
 
-    async def run() -> int:
-        async with peer_node(settings) as driver:
-            response = await fetch(
-                driver, outgoing, address, tls=tls, timeout=timeout, on_head=show_head, on_body=show_body
-            )
+    async def main() -> int:
+        async with overlay(settings, state, resolve or ()) as ways:
+            response = await fetch(ways.dial, outgoing, tls=tls, timeout=timeout, on_head=show_head, on_body=show_body)
             return response.status
 
-    if (_run(run()) or 0) >= 400:
+    if (run(main()) or 0) >= 400:
         raise typer.Exit(HTTP_ERROR)
+
+
+@app.command("forward")
+def forward_command(
+    forward: Annotated[
+        list[str], typer.Argument(help="[udp/]PORT=HOST:PORT: local port, and overlay address or name.")
+    ],
+    config: ConfigFile = None,
+    state: StateDirectory = None,
+    resolve: Resolve = None,
+) -> None:
+    """Listen on ports of 127.0.0.1 and carry streams, or datagrams, to servers on the overlay, until a signal.
+
+    Prints `ready` with the ports; port 0 picks a free one.
+    """
+    settings, forwards = _read(config), _forwards(forward, local=True)
+
+    async def main() -> None:
+        async with overlay(settings, state, resolve or ()) as ways, asyncio.TaskGroup() as tasks:
+            listening = [await _listen(tasks, ways, each) for each in forwards]
+            print(f"ready on {LOOPBACK}: {', '.join(listening)}", flush=True)
+            await until_signal()
+
+    run(main())
+
+
+async def _listen(tasks: asyncio.TaskGroup, ways: Overlay, forward: Forward) -> str:
+    """Listen on a local port, and return the forward with the port that is bound."""
+    loop = asyncio.get_running_loop()
+    target = f"{forward.host}:{forward.target}"
+    if forward.udp:
+        protocol = UdpForward(tasks, ways.datagrams, forward.host, forward.target, timeout=DIAL_SECONDS)
+        transport, _ = await loop.create_datagram_endpoint(lambda: protocol, (LOOPBACK, forward.port))
+        return f"udp/{transport.get_extra_info('sockname')[1]}={target}"
+    connect = to_overlay(ways.dial, forward.host, forward.target, timeout=DIAL_SECONDS)
+    server = await loop.create_server(Forwarder(tasks, connect), LOOPBACK, forward.port)
+    return f"{server.sockets[0].getsockname()[1]}={target}"
+
+
+@app.command()
+def socks(
+    listen: Annotated[str, typer.Option(help="Loopback address to listen on, HOST:PORT.")] = f"{LOOPBACK}:1080",
+    config: ConfigFile = None,
+    state: StateDirectory = None,
+    resolve: Resolve = None,
+) -> None:
+    """Serve SOCKS5 on loopback: applications reach the overlay's addresses and names through it, until a signal.
+
+    CONNECT and UDP ASSOCIATE, without authentication: every user of this machine can use it.
+    """
+    host, colon, port = listen.rpartition(":")
+    host = host.strip("[]")
+    try:
+        if not colon or not ip_address(host).is_loopback:
+            raise ValueError(f"{listen!r} is not a loopback address and a port, such as {LOOPBACK}:1080")
+        number = int(port)
+    except ValueError as exc:
+        fail(str(exc))
+    settings = _read(config)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with overlay(settings, state, resolve or ()) as ways, asyncio.TaskGroup() as tasks:
+            serving = SocksServer(tasks, ways.dial, timeout=DIAL_SECONDS, datagrams=ways.datagrams)
+            server = await loop.create_server(serving, host, number)
+            print(f"ready on {host}:{server.sockets[0].getsockname()[1]}", flush=True)
+            await until_signal()
+
+    run(main())
 
 
 @app.command()
 def serve(
-    forward: Annotated[list[str], typer.Argument(help="PORT=HOST:PORT: overlay port, and where its streams go.")],
-    config: ConfigFile,
+    forward: Annotated[list[str], typer.Argument(help="[udp/]PORT=HOST:PORT: overlay port, and local server.")],
+    config: ConfigFile = None,
+    state: StateDirectory = None,
 ) -> None:
-    """Offer local servers to the file's peers. Prints `ready` when it listens, and runs until a signal."""
-    settings = _read(config)
-    try:
-        forwards = [_forward(text) for text in forward]
-    except ValueError as exc:
-        _fail(str(exc))
+    """Offer local servers to peers. Prints `ready` when it listens, and runs until a signal.
 
-    async def run() -> None:
-        async with peer_node(settings) as driver, asyncio.TaskGroup() as group:
-            driver.engine.set_inbound(_rules(settings, [port for port, _, _ in forwards]))
-            for port, host, target in forwards:
-                driver.listen(port, Forwarder(group, host, target))
-            addresses = ", ".join(str(address.ip) for address in settings.addresses)
+    With a WireGuard file, the file's peers may connect; in a NetBird network, those that its policies admit.
+    """
+    settings, forwards = _read(config), _forwards(forward)
+
+    async def by_file(config: WireGuardConfig) -> None:
+        async with peer_node(config) as driver, asyncio.TaskGroup() as tasks:
+            _serve(driver, config, forwards, tasks)
+            addresses = ", ".join(str(address.ip) for address in config.addresses)
             print(f"ready on {addresses}: {', '.join(forward)}", flush=True)
-            await _until_signal()
+            await until_signal()
 
-    _run(run())
+    async def by_member() -> None:
+        client = ControlClient(state or default_directory())
+        requested = [each.request for each in forwards]
+        async with client.serving(requested) as (addresses, lost), asyncio.TaskGroup() as tasks:
+            print(f"ready on {', '.join(addresses)}: {', '.join(forward)}", flush=True)
+            tasks.create_task(until_signal())
+            await lost.wait()
+            raise ControlError("`up` has ended, or has joined its network anew")
+
+    run(by_member() if settings is None else by_file(settings))
 
 
-def _read(path: Path) -> WireGuardConfig:
+def _serve(driver: Driver, config: WireGuardConfig, forwards: Sequence[Forward], tasks: asyncio.TaskGroup) -> None:
+    driver.engine.set_inbound(_rules(config, forwards))
+    for each in forwards:
+        if each.udp:
+            protocol = served_datagrams(tasks, each.host, each.target)
+            driver.datagram_endpoint(lambda protocol=protocol: protocol, port=each.port)  # type: ignore[misc]
+        else:
+            driver.listen(each.port, Forwarder(tasks, to_local(each.host, each.target)))
+
+
+def _read(path: Path | None) -> WireGuardConfig | None:
     try:
-        return parse_config(path.read_text(encoding="utf-8"), name=str(path))
+        return None if path is None else read_config(path)
     except ConfigError as exc:
-        _fail(str(exc))
-    except (OSError, UnicodeDecodeError) as exc:
-        _fail(f"{path} cannot be read: {exc}")
+        fail(str(exc))
 
 
-def _overlay_address(host: str, config: WireGuardConfig, resolve: list[str]) -> str:
-    """Return the overlay address of a URL's host. Raises ValueError."""
-    for entry in resolve:
-        name, equals, address = entry.partition("=")
-        if not equals:
-            raise ValueError(f"--resolve {entry!r} is not HOST=ADDR")
-        if name.lower().rstrip(".") == host.lower().rstrip("."):
-            return str(ip_address(address.strip("[]")))
-    with contextlib.suppress(ValueError):
-        return str(ip_address(host))
-    single = [network for peer in config.peers for network in peer.allowed_ips if network.version == 4]
-    if len(config.peers) == 1 and len(single) == 1 and single[0].prefixlen == 32:
-        return str(single[0].network_address)
-    raise ValueError(f"the file has no address for {host}: add --resolve {host}=ADDR")
-
-
-def _forward(text: str) -> tuple[int, str, int]:
-    port, equals, target = text.partition("=")
-    host, colon, target_port = target.rpartition(":")
+def _forwards(texts: Sequence[str], *, local: bool = False) -> list[Forward]:
     try:
-        numbers = int(port), int(target_port)
-    except ValueError:
-        numbers = (0, 0)
-    if not equals or not colon or not host or not all(0 < number < 65536 for number in numbers):
-        raise ValueError(f"{text!r} is not PORT=HOST:PORT")
-    return numbers[0], host.strip("[]"), numbers[1]
+        return [Forward.parse(text, local=local) for text in texts]
+    except ValueError as exc:
+        fail(str(exc))
 
 
-def _rules(config: WireGuardConfig, ports: list[int]) -> list[Rule]:
-    """Return rules that allow the file's peers to open connections to these ports only."""
+def _rules(config: WireGuardConfig, forwards: Sequence[Forward]) -> list[Rule]:
+    """Return rules that allow the file's peers to reach these ports only."""
     sources = [str(network) for peer in config.peers for network in peer.allowed_ips]
-    return [(source, TCP_NUMBER, port, port) for source in sources for port in ports]
-
-
-async def _until_signal() -> None:
-    loop = asyncio.get_running_loop()
-    signalled = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, signalled.set)
-    await signalled.wait()
-    raise _Signalled
-
-
-class _Signalled(Exception):
-    """Ends the command after a signal, through all task groups."""
-
-
-EXPECTED = (OverlayError, ConfigError, FetchError, OSError, _Signalled)  # a TimeoutError is an OSError
-
-
-def _run(main: Coroutine[Any, Any, T]) -> T | None:
-    """Run the command; exit with a message for failures of files, peers and the network."""
-    try:
-        return asyncio.run(main)
-    except (*EXPECTED, BaseExceptionGroup) as exc:
-        leaves = _leaves(exc)
-        if not all(isinstance(leaf, EXPECTED) for leaf in leaves):
-            raise
-        if all(isinstance(leaf, _Signalled) for leaf in leaves):
-            return None
-        _fail("; ".join(dict.fromkeys(str(leaf) or "no complete answer in time" for leaf in leaves)))
-
-
-def _leaves(exc: BaseException) -> list[BaseException]:
-    if isinstance(exc, BaseExceptionGroup):
-        return [leaf for inner in exc.exceptions for leaf in _leaves(inner)]
-    return [exc]
+    ports = [(UDP_NUMBER if each.udp else TCP_NUMBER, each.port) for each in forwards]
+    return [(source, protocol, port, port) for source in sources for protocol, port in ports]
 
 
 def main() -> None:
     """The entry point of `netbird-peer`."""
     app(prog_name="netbird-peer")
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(1)

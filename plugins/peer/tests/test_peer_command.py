@@ -46,7 +46,7 @@ class Setting:
         self.file.write_text(
             f"[Interface]\nPrivateKey = {format_key(self.key)}\nAddress = {ALICE}/32\nMTU = 1280\n\n"
             f"[Peer]\nPublicKey = {format_key(node.public_key)}\nAllowedIPs = {US}/32\n"
-            f"Endpoint = {LOOPBACK}:{node.driver.port}\nPersistentKeepalive = 25\n"
+            f"Endpoint = {LOOPBACK}:{node.driver.local_port}\nPersistentKeepalive = 25\n"
         )
         node.set_members([Member(public_key(self.key), (ALICE,), "alice")], {})
         allow_everything_in(node)
@@ -222,6 +222,71 @@ async def test_serve_offers_what_runs_beside_it(setting: Setting) -> None:
             assert await process.wait() == 0
 
 
+class Shouting(asyncio.DatagramProtocol):
+    """A local server that answers in capitals."""
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        self.transport.sendto(data.upper(), addr)
+
+
+class Asking(asyncio.DatagramProtocol):
+    """A socket with its answers."""
+
+    def __init__(self) -> None:
+        self.answers: asyncio.Queue[bytes] = asyncio.Queue()
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        self.answers.put_nowait(data)
+
+
+async def test_datagrams_reach_local_servers_and_socks_carries_them(setting: Setting, tmp_path: Path) -> None:
+    """`serve udp/` with a file answers its peer, and a SOCKS client reaches a UDP port of that peer."""
+    loop = asyncio.get_running_loop()
+    local, _ = await loop.create_datagram_endpoint(Shouting, (LOOPBACK, 0))
+    forward = f"udp/5300={LOOPBACK}:{local.get_extra_info('sockname')[1]}"
+    async with ready(setting, "serve", forward) as line:
+        assert line == f"ready on {ALICE}: {forward}"
+        await setting.node.handshaken(public_key(setting.key))
+        peer = Asking()
+        await setting.node.datagrams(lambda: peer, ALICE, 5300, timeout=10)
+        peer.transport.sendto(b"hello")
+        assert await peer.answers.get() == b"HELLO"
+        peer.transport.close()
+    local.close()
+
+    setting.node.listen_datagrams(53, Shouting)
+    async with ready(setting, "socks", "--listen", f"{LOOPBACK}:0") as line:
+        reader, writer = await asyncio.open_connection(LOOPBACK, int(line.rpartition(":")[2]))
+        writer.write(b"\x05\x01\x00" + b"\x05\x03\x00\x01" + bytes(6))
+        answer = await reader.readexactly(12)
+        client = Asking()
+        await loop.create_datagram_endpoint(lambda: client, remote_addr=(LOOPBACK, int.from_bytes(answer[-2:])))
+        question = b"\x00\x00\x00\x03\x04wiki\x00\x35"
+        client.transport.sendto(question + b"name?")
+        assert await client.answers.get() == question + b"NAME?"
+        client.transport.close()
+        writer.close()
+
+
+@asynccontextmanager
+async def ready(setting: Setting, *arguments: str) -> AsyncIterator[str]:
+    """A command that runs until a signal; its line when it is ready."""
+    process = await setting.start(*arguments, "-c", str(setting.file))
+    try:
+        assert process.stdout is not None
+        yield (await process.stdout.readline()).decode().rstrip()
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.communicate()
+
+
 async def test_serve_resets_what_it_cannot_carry(setting: Setting) -> None:
     """Without a local server the stream is reset at once, and the command continues."""
     async with serving(setting, 1) as process:
@@ -238,3 +303,24 @@ async def test_serve_says_what_it_cannot_read(setting: Setting) -> None:
     code, _, err = await setting.run("serve", "8080", "-c", str(setting.file))
     assert code == 1
     assert "PORT=HOST:PORT" in err
+
+
+async def test_socks_and_forward_use_a_wireguard_file(setting: Setting) -> None:
+    """Names lead to the file's only peer; streams are carried both ways."""
+    setting.node.driver.listen(80, server())
+    for command in (("socks", "--listen", f"{LOOPBACK}:0"), ("forward", "0=wiki:80")):
+        process = await setting.start(*command, "-c", str(setting.file))
+        try:
+            assert process.stdout is not None
+            line = (await process.stdout.readline()).decode()
+            port = int(line.removeprefix("ready on 127.0.0.1:").strip().partition("=")[0])
+            reader, writer = await asyncio.open_connection(LOOPBACK, port)
+            if command[0] == "socks":
+                writer.write(b"\x05\x01\x00\x05\x01\x00\x03\x04wiki\x00\x50")
+                assert (await reader.readexactly(12))[3] == 0
+            writer.write(b"GET /x HTTP/1.1\r\nHost: wiki\r\nConnection: close\r\n\r\n")
+            assert b"GET wiki /x?" in await reader.read()
+            writer.close()
+        finally:
+            process.terminate()
+            await process.communicate()

@@ -70,9 +70,10 @@ class PrivateServiceOptions(BaseModel):
     """Maximum number of cached grants of one account; above it the oldest is dropped."""
     peer_burst: int = Field(20, ge=1)
     """Maximum number of calls to management that one overlay peer may cause at once; calls by which the proxy
-    revalidates open exchanges do not count."""
+    revalidates open exchanges do not count. Divided by `process.workers`."""
     peer_rate: float = Field(10.0, gt=0)
-    """Maximum number of such calls a second after that; further requests are answered 503 with `Retry-After`."""
+    """Maximum number of such calls a second after that; further requests are answered 503 with `Retry-After`. Divided
+    by `process.workers`."""
 
 
 class PrivateService:
@@ -106,8 +107,8 @@ class PrivateService:
             asyncio.get_running_loop().time,
             lifetime=options.cache_seconds,
             per_account=options.cache_entries_per_account,
-            burst=options.peer_burst,
-            rate=options.peer_rate,
+            burst=proxy.share.count(options.peer_burst),
+            rate=proxy.share.rate(options.peer_rate),
         )
         ready = asyncio.Event()
         async with asyncio.TaskGroup() as group:

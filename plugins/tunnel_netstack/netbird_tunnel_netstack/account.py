@@ -5,26 +5,30 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 
-from netbird_overlay.driver import Driver
-from netbird_overlay.engine import Engine
+from netbird_overlay.engine import BufferBudget, Engine
 from netbird_overlay.keys import TunnelState
-from netbird_overlay.node import Node
-from netbird_overlay.peer_endpoints import PeerEndpoints
+from netbird_overlay.membership.enrollment import enroll
+from netbird_overlay.membership.errors import ManagementFailure
+from netbird_overlay.membership.joined import NodeOptions, joined
 from netbird_proxy import AccountHandle, ManagementTimeout, Proxy
-from netbird_tunnel_netstack.registration import Enrollment, system_meta
+from netbird_tunnel_netstack.registration import Registration, management_client, proxy_error
 from netbird_tunnel_netstack.settings import TunnelOptions, bind_account
-from netbird_tunnel_netstack.sync import MapSync, enroll
-from netbird_tunnel_netstack.tunnel import NetstackTunnel
+from netbird_tunnel_netstack.tunnel import Changes, NetstackTunnel
 
 ENROLL_TIMEOUT, FIRST_MAP_TIMEOUT = 60.0, 30.0
-BUFFER_BYTES = 128 << 10
-"""Size of a connection's buffer in each direction, which is also its receive window."""
 DIALS = 4
 """Ratio of the connections that peers may open to those reserved for our own dials."""
 COUNT_INTERVAL = 10.0
 """Seconds between readings of the engine's counters."""
 NOT_TOTALS = frozenset(("connections", "buffer_bytes", "half_open"))
+
+
+@cache
+def _process_budget(limit: int) -> BufferBudget:
+    """Return the bytes that all tunnels of this process share."""
+    return BufferBudget(limit)
 
 
 @asynccontextmanager
@@ -38,68 +42,65 @@ async def account_tunnel(account: AccountHandle, proxy: Proxy) -> AsyncIterator[
     """
     options = proxy.options(TunnelOptions)
     state = TunnelState.load(account.directory)
-    sock = bind_account(options, state)
+    memory = proxy.share.count(options.memory)
+    sock = bind_account(options, state, proxy.share)
     try:
-        enrollment = Enrollment(
-            account,
-            state.private_key,
-            endpoint=options.endpoint(int(sock.getsockname()[1])),
-            meta=system_meta(proxy.id, inbound=proxy.private),
-        )
+        endpoint = options.endpoint(int(sock.getsockname()[1]))
+        serves_dns = proxy.private and options.dns
+        registration = Registration(account, state.private_key, endpoint=endpoint, serves_dns=serves_dns)
+        client = management_client(account, state.private_key, proxy)
         try:
             async with asyncio.timeout(ENROLL_TIMEOUT):
-                own = await enroll(enrollment)
+                login = await enroll(client, register=registration.register)
         except TimeoutError as exc:
             raise ManagementTimeout(f"the tunnel was not logged in within {ENROLL_TIMEOUT:g} s") from exc
-        dials = max(1, account.connections // DIALS)
-        engine = Engine(
-            state.private_key,
-            mtu=own.mtu,
-            receive_buffer=BUFFER_BYTES,
-            send_buffer=BUFFER_BYTES,
-            max_connections=account.connections + dials,
-            reserved_for_dials=dials,
-            fair=True,
-            max_buffer_bytes=(account.connections + dials) * 2 * BUFFER_BYTES,
-        )
-        engine.set_addresses(own.addresses)
+        except ManagementFailure as exc:
+            raise proxy_error(exc) from exc
     except BaseException:
         sock.close()
         raise
-
-    endpoints = PeerEndpoints(state)
-
-    def applied() -> None:
-        members = {peer.public_key for peer in engine.peers()}
-        endpoints.present(members, asyncio.get_running_loop().time())
-
-    driver = Driver(engine, sock, on_endpoint=endpoints.moved, on_handshake=lambda key: node.on_handshake(key))
-    node = Node(driver, own.addresses)
-    tunnel = NetstackTunnel(node)
-    sync = MapSync(enrollment, tunnel, inbound=proxy.private, endpoints=state.endpoints, applied=applied)
-    try:
+    node_options = NodeOptions(
+        inbound=proxy.private,
+        connections=account.connections,
+        dials=max(1, account.connections // DIALS),
+        buffer_bytes=options.buffer,
+        memory_bytes=memory,
+        budget=_process_budget(memory),
+        keepalive=options.keepalive,
+        preshared_key=options.preshared_key_bytes(),
+        ice=options.ice,
+        roots=options.read_roots(),
+        answer_names=serves_dns,
+        name_servers=tuple(str(address) for address in options.dns_servers),
+        label=account.id,
+    )
+    maps, reachability = Changes(), Changes()
+    async with joined(
+        state,
+        sock,
+        client,
+        login,
+        node_options,
+        register=registration.register,
+        connected=registration.management_connected,
+        changed=reachability.happened,
+        map_applied=maps.happened,
+    ) as node:
+        tunnel = NetstackTunnel(node.node, membership=node.membership, maps=maps, reachability=reachability)
         async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(driver.supervise(), name=f"driver {account.id}"),
-                group.create_task(sync.run(), name=f"sync {account.id}"),
-                group.create_task(node.keep_greeting(), name=f"greetings {account.id}"),
-                group.create_task(endpoints.keep_saved(), name=f"state {account.id}"),
-                group.create_task(_keep_counted(engine, proxy), name=f"counters {account.id}"),
-            ]
+            counting = group.create_task(_keep_counted(node.node.driver.engine, proxy), name=f"counters {account.id}")
             try:
                 try:
                     async with asyncio.timeout(FIRST_MAP_TIMEOUT):
-                        await sync.first.wait()
+                        await node.membership.first.wait()
                 except TimeoutError as exc:
-                    why = sync.last_error or "management is silent"
+                    why = node.membership.last_error or "management is silent"
                     raise ManagementTimeout(f"no network map within {FIRST_MAP_TIMEOUT:g} s: {why}") from exc
+                maps.forget()  # the first map is the tunnel's beginning, and no change
                 yield tunnel
             finally:
-                for task in tasks:
-                    task.cancel()
-    finally:
-        tunnel.close()
-        endpoints.close()
+                counting.cancel()
+                tunnel.close()
 
 
 async def _keep_counted(engine: Engine, proxy: Proxy) -> None:

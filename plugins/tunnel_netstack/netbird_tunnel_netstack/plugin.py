@@ -19,6 +19,8 @@ class TunnelNetstack:
             version=version("netbird-tunnel-netstack"),
             summary="A WireGuard node in each account's overlay, without root, TUN or kernel module",
             options=TunnelOptions,
+            # Management withholds targets behind a network from proxies whose tunnel follows no routes.
+            capabilities=("routes",),
         )
 
     @hookimpl

@@ -9,6 +9,7 @@ from functools import lru_cache
 from netbird_overlay.driver import Connection, Driver
 from netbird_overlay.errors import ConnectError, Refused, TimedOut, Unreachable
 from netbird_overlay.members import Member
+from netbird_overlay.membership.membership import Membership
 from netbird_overlay.node import Node
 from netbird_proxy import (
     Address,
@@ -46,6 +47,10 @@ class Changes(AsyncIterator[None]):
     def happened(self) -> None:
         self._changed.set()
 
+    def forget(self) -> None:
+        """Let changes so far count for nothing."""
+        self._changed.clear()
+
     def end(self) -> None:
         self._over = True
         self._changed.set()
@@ -75,12 +80,27 @@ class Listener:
 
 
 class NetstackTunnel:
-    """Implements `netbird_proxy.Tunnel` on one node."""
+    """Implements `netbird_proxy.Tunnel` and `netbird_proxy.Reachability` on one node.
 
-    def __init__(self, node: Node) -> None:
+    Args:
+        membership: knows what is offline; None for a node without management, to which everything counts as reachable.
+        maps: notified of each network map.
+        reachability: notified of each change of what can be reached.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        *,
+        membership: Membership | None = None,
+        maps: Changes | None = None,
+        reachability: Changes | None = None,
+    ) -> None:
         self.node = node
-        self._changes = Changes()
-        self._watched = False
+        self._membership = membership
+        self._maps = maps or Changes()
+        self._reachability = reachability or Changes()
+        self._consumed: set[Changes] = set()
 
     @property
     def addresses(self) -> Sequence[str]:
@@ -91,7 +111,7 @@ class NetstackTunnel:
         return PublicKey(format_key(self.node.public_key))
 
     async def listen(self, port: int, protocol_factory: ProtocolFactory) -> Listener:
-        self.node.driver.listen(port, protocol_factory)
+        self.node.listen(port, protocol_factory)
         return Listener(self.node.driver, port)
 
     def whois(self, address: str) -> Peer | None:
@@ -99,10 +119,19 @@ class NetstackTunnel:
         return peer_of(member) if member is not None else None
 
     def changes(self) -> AsyncIterator[None]:
-        if self._watched:
+        return self._consume(self._maps)
+
+    def unreachable(self, address: Address) -> str:
+        return self._membership.unreachable(address.host) if self._membership is not None else ""
+
+    def reachability(self) -> AsyncIterator[None]:
+        return self._consume(self._reachability)
+
+    def _consume(self, changes: Changes) -> AsyncIterator[None]:
+        if changes in self._consumed:
             raise RuntimeError("the tunnel's changes have a consumer already")
-        self._watched = True
-        return self._changes
+        self._consumed.add(changes)
+        return changes
 
     async def dial(self, protocol_factory: ProtocolFactory, address: Address, *, timeout: float) -> Connection:
         try:
@@ -111,8 +140,9 @@ class NetstackTunnel:
             raise DIAL_ERRORS.get(type(exc), DialFailed)(str(exc)) from exc
 
     def changed(self) -> None:
-        self._changes.happened()
+        self._maps.happened()
 
     def close(self) -> None:
         self.node.close()
-        self._changes.end()
+        self._maps.end()
+        self._reachability.end()

@@ -1,4 +1,5 @@
 """An account's tunnel against a management server with the real wire protocol."""
+# Over 500 lines: one fake management and one account serve every case.
 
 from __future__ import annotations
 
@@ -15,14 +16,25 @@ import pytest
 import structlog
 
 from netbird_overlay.driver import open_socket
+from netbird_overlay.engine import Endpoint
 from netbird_overlay.keys import KEY_FILE, StateUnusable, TunnelState
-from netbird_overlay.testing import LOOPBACK, Accepting, Recorder, allow_everything_in, introduce
-from netbird_proxy import Address, DialTimeout, ManagementError, ManagementRefused, Proxy, PublicKey
+from netbird_overlay.membership.errors import AddressesChanged
+from netbird_overlay.membership.testing import FakeManagement
+from netbird_overlay.testing import LOOPBACK, Accepting, Recorder, allow_everything_in, introduce, loopback_node
+from netbird_proxy import (
+    Address,
+    DialTimeout,
+    DialUnreachable,
+    ManagementError,
+    ManagementRefused,
+    Proxy,
+    PublicKey,
+    Reachability,
+)
 from netbird_tunnel_netstack.account import account_tunnel
 from netbird_tunnel_netstack.plugin import TunnelNetstack
 from netbird_tunnel_netstack.settings import TunnelOptions
-from netbird_tunnel_netstack.sync import AddressesChanged
-from netbird_tunnel_netstack.testing import FakeAccount, FakeManagement, FakeProxy, loopback_tunnel, management_server
+from netbird_tunnel_netstack.testing import FakeAccount, FakeProxy, loopback_tunnel, management_server
 from netbird_tunnel_netstack.tunnel import NetstackTunnel
 from netbird_wire.envelope import format_key, public_key
 from netbird_wire.management_pb2 import (
@@ -85,7 +97,7 @@ async def test_comes_up(setting: Setting) -> None:
         management.set_map(peers=[entry(alice)])
         async with opened(account) as tunnel:
             key = tunnel.public_key
-            assert management.registrations == [(key, f"vpn.example.com:{tunnel.node.driver.port}")]
+            assert management.registrations == [(key, f"vpn.example.com:{tunnel.node.driver.local_port}")]
             assert list(tunnel.addresses) == [US]
             found = tunnel.whois(ALICE)
             assert found is not None
@@ -157,7 +169,7 @@ async def test_a_restart_is_the_same_node_and_finds_its_peers(setting: Setting) 
     management, account = setting
     async with loopback_tunnel(ALICE) as alice:
         async with opened(account) as tunnel:
-            key, port = tunnel.public_key, tunnel.node.driver.port
+            key, port = tunnel.public_key, tunnel.node.driver.local_port
             changes = tunnel.changes()
             await tunnel.listen(443, Recorder)
             introduce(alice.node, tunnel.node)
@@ -167,10 +179,10 @@ async def test_a_restart_is_the_same_node_and_finds_its_peers(setting: Setting) 
         await alice.listen(8080, Recorder)
         allow_everything_in(alice.node)
         async with opened(account) as again:
-            assert (again.public_key, again.node.driver.port) == (key, port)
+            assert (again.public_key, again.node.driver.local_port) == (key, port)
             state = again.node.driver.engine.peer(alice.node.driver.engine.public_key)
             assert state is not None
-            assert state.endpoint == (LOOPBACK, alice.node.driver.port)
+            assert state.endpoint == Endpoint(LOOPBACK, alice.node.driver.local_port)
             await again.dial(Recorder, Address(ALICE, 8080), timeout=10)
 
 
@@ -219,7 +231,7 @@ async def test_a_greeting_that_is_lost_is_repeated(setting: Setting) -> None:
     key = secrets.token_bytes(32)
     with open_socket(LOOPBACK, 0) as hole:
         state = TunnelState.load(account.directory)
-        state.endpoints[public_key(key)] = hole.getsockname()
+        state.endpoints[public_key(key)] = Endpoint(*hole.getsockname())
         state.save()
         management.set_map(peers=[RemotePeerConfig(wgPubKey=format_key(public_key(key)), allowedIps=[f"{ALICE}/32"])])
         async with opened(account), asyncio.timeout(14):  # WireGuard by itself sends the fourth after 15 s
@@ -313,7 +325,7 @@ async def test_a_refused_registration_is_told(setting: Setting) -> None:
     """A refused registration raises at the opening of the tunnel; the port is released and the key stays."""
 
     class Refusing(FakeAccount):
-        async def register(self, public_key: PublicKey, *, endpoint: str = "") -> None:
+        async def register(self, public_key: PublicKey, *, endpoint: str = "", serves_dns: bool = False) -> None:
             raise ManagementRefused("the token is spent")
 
     management, account = setting
@@ -345,7 +357,7 @@ async def test_leaving_releases_everything(setting: Setting) -> None:
 
     async def hold() -> None:
         async with opened(account) as tunnel:
-            assert tunnel.node.driver.port
+            assert tunnel.node.driver.local_port
             inside.set()
             await asyncio.Event().wait()
 
@@ -433,3 +445,68 @@ async def test_promise_10_members_fill_no_tunnel(setting: Setting) -> None:
         await peers[0].listen(8080, Recorder)
         for _ in range(3):
             await tunnel.dial(Recorder, Address(members[0], 8080), timeout=10)
+
+
+async def test_promise_10_tunnels_share_the_memory_of_the_process(setting: Setting) -> None:
+    """One member takes a quarter of the process's memory at most: the rest is for others and for other accounts."""
+    management, account = setting
+    options = TunnelOptions.model_validate({"ports": 0, "bind": LOOPBACK, "memory": 1 << 20})
+    async with account_tunnel(account, cast(Proxy, FakeProxy(options))) as tunnel, alice_of(tunnel) as alice:
+        changes = tunnel.changes()
+        await tunnel.listen(443, Recorder)
+        management.set_map(peers=[entry(alice)], rules=[rule()])
+        await anext(changes)
+        counters = tunnel.node.driver.engine.counters
+        async with asyncio.TaskGroup() as group:
+            dialing = [group.create_task(alice.dial(Recorder, Address(US, 443), timeout=30)) for _ in range(20)]
+            while counters()["limit_reached"] == 0 or counters()["half_open"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+            assert counters()["connections"] == 8
+            assert (1 << 20) // 4 < counters()["buffer_bytes"] < (1 << 20) // 3
+            for task in dialing:
+                task.cancel()
+
+
+async def test_the_operator_s_options_reach_the_engine(setting: Setting) -> None:
+    """The preshared key and the keepalive of the settings hold for every peer; a peer without the key stays out."""
+    management, account = setting
+    values = {"ports": 0, "bind": LOOPBACK, "keepalive": 7, "preshared_key": format_key(b"\x07" * 32)}
+    proxy = cast(Proxy, FakeProxy(TunnelOptions.model_validate(values)))
+    async with (
+        account_tunnel(account, proxy) as tunnel,
+        loopback_node(ALICE, preshared_key=b"\x07" * 32) as node,
+        loopback_tunnel("100.64.0.6") as without,
+    ):
+        alice = NetstackTunnel(node)
+        for peer in (alice, without):
+            introduce(peer.node, tunnel.node)
+        changes = tunnel.changes()
+        await tunnel.listen(443, Recorder)
+        management.set_map(peers=[entry(alice), entry(without, "100.64.0.6/32")], rules=[rule("0.0.0.0")])
+        await anext(changes)
+        with pytest.raises(DialUnreachable):
+            await dial(without, timeout=0.5)
+        await dial(alice)
+        state = tunnel.node.driver.engine.peer(node.public_key)
+        assert state is not None
+        assert state.keepalive == 7
+
+
+async def test_the_proxy_learns_what_it_cannot_reach(setting: Setting) -> None:
+    """The tunnel says why a target cannot be reached, and notifies the proxy when that changes."""
+    management, account = setting
+    async with opened(account) as tunnel, alice_of(tunnel) as alice:
+        assert isinstance(tunnel, Reachability)
+        moved = tunnel.reachability()
+        address = Address(ALICE, 8080)
+        assert tunnel.unreachable(address) == "no peer has this address"
+        management.set_map(offline=[entry(alice)])
+        while tunnel.unreachable(address) != "peer alice.netbird is offline":
+            await anext(moved)
+        management.set_map(peers=[entry(alice)], rules=[rule()])
+        await tunnel.listen(443, Recorder)
+        while "no path" not in tunnel.unreachable(address):
+            await anext(moved)
+        await dial(alice)
+        while tunnel.unreachable(address):
+            await anext(moved)

@@ -15,7 +15,7 @@ from typing import cast
 import pytest
 
 from netbird_overlay.driver import AlreadyListening, Driver, TunnelBroken
-from netbird_overlay.engine import Engine, Event
+from netbird_overlay.engine import Endpoint, Engine
 from netbird_overlay.members import Member
 from netbird_overlay.testing import LOOPBACK, Accepting, Recorder, allow_everything_in, introduce
 from netbird_proxy import Address, DialFailed, DialRefused, DialTimeout, DialUnreachable
@@ -199,9 +199,9 @@ async def test_a_last_known_place_is_tried() -> None:
     """A peer that is not where it was last seen is unreachable within the dial's own deadline."""
     async with loopback_tunnel(CLIENT) as client, loopback_tunnel(SERVER) as server:
         key = server.node.driver.engine.public_key
-        port = server.node.driver.port
+        port = server.node.driver.local_port
         server.close()
-        client.node.set_members([Member(key, (SERVER,))], {key: (LOOPBACK, port)})
+        client.node.set_members([Member(key, (SERVER,))], {key: Endpoint(LOOPBACK, port)})
         with pytest.raises(DialUnreachable, match="last seen"):
             await dial(client, timeout=0.3)
 
@@ -377,7 +377,6 @@ class Choking:
         self.turns: list[int] = []
         self.full = True
         self.pending = True
-        self.deadline = math.inf
 
     def aggregate(self, fd: int) -> bool:
         return False
@@ -385,14 +384,20 @@ class Choking:
     def advance(self, now: float) -> float:
         return math.inf
 
-    def pump(self, fd: int, now: float, budget: int) -> SimpleNamespace:
+    def turn(self, fd: int, now: float, budget: int) -> SimpleNamespace:
         self.turns.append(budget)
         if not self.full:
             self.pending = False
-        return SimpleNamespace(blocked=self.full, more=False)
-
-    def events(self) -> list[Event]:
-        return []
+        return SimpleNamespace(
+            events=[],
+            carried=[],
+            strays=[],
+            more=False,
+            blocked=self.full,
+            pending=self.pending,
+            may_collect=False,
+            deadline=math.inf,
+        )
 
 
 async def test_a_full_socket_is_waited_for() -> None:

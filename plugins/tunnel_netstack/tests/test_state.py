@@ -8,11 +8,14 @@ import stat
 from pathlib import Path
 
 import pytest
+import trustme
 from pydantic import ValidationError
 
 from netbird_overlay.driver import open_socket
+from netbird_overlay.engine import Endpoint
 from netbird_overlay.keys import KEY_FILE, STATE_FILE, StateUnusable, TunnelState
 from netbird_tunnel_netstack.settings import TunnelOptions, bind_account
+from netbird_wire.envelope import format_key
 
 
 @pytest.fixture
@@ -31,12 +34,12 @@ def test_survives_a_restart(directory: Path) -> None:
     first = TunnelState.load(directory)
     with bind_account(options(), first) as sock:
         port = sock.getsockname()[1]
-    first.endpoints[b"\x05" * 32] = ("192.0.2.7", 4711)
+    first.endpoints[b"\x05" * 32] = Endpoint("192.0.2.7", 4711)
     first.save()
 
     second = TunnelState.load(directory)
     assert second.private_key == first.private_key
-    assert second.endpoints == {b"\x05" * 32: ("192.0.2.7", 4711)}
+    assert second.endpoints == {b"\x05" * 32: Endpoint("192.0.2.7", 4711)}
     with bind_account(options(), second) as sock:
         assert sock.getsockname()[1] == port
 
@@ -196,3 +199,29 @@ def test_endpoint_host_is_only_a_host(host: str) -> None:
     """A port or a URL is refused, as clients could not read the resulting files."""
     with pytest.raises(ValidationError):
         TunnelOptions(endpoint_host=host)
+
+
+def test_a_preshared_key_is_a_key_or_none() -> None:
+    """The key's text is checked at the start and never printed; an empty one is none."""
+    text = format_key(b"\x07" * 32)
+    made = options(preshared_key=text)
+    assert made.preshared_key_bytes() == b"\x07" * 32
+    assert text not in repr(made)
+    assert options(preshared_key="").preshared_key_bytes() is None
+    with pytest.raises(ValidationError) as caught:
+        options(preshared_key="secret but no key")
+    assert "must be a WireGuard key" in str(caught.value)
+
+
+def test_roots_are_certificates_or_none(tmp_path: Path) -> None:
+    """A file of the operator's authorities is read at the start of a tunnel; one that has none is named."""
+    pem = tmp_path / "roots.pem"
+    trustme.CA().cert_pem.write_to_path(str(pem))
+    assert options(roots=str(pem)).read_roots() == pem.read_bytes()
+    assert options(roots="").read_roots() is None
+    for content in (b"", b"no certificate", b"\xff"):
+        pem.write_bytes(content)
+        with pytest.raises(StateUnusable, match=r"roots\.pem"):
+            options(roots=str(pem)).read_roots()
+    with pytest.raises(StateUnusable, match=r"absent\.pem"):
+        options(roots=str(tmp_path / "absent.pem")).read_roots()
