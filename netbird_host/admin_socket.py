@@ -5,55 +5,51 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
-
-import uvicorn
 
 
 class SocketUnavailable(Exception):
     """The socket cannot be created, or another running process uses it; the message says which."""
 
 
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: the host handles signals, and uvicorn would end the process by itself."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 @asynccontextmanager
 async def serve_admin_socket(application: Any, path: Path) -> AsyncIterator[None]:
     """Serve an ASGI application on the socket until the context is left.
+
+    The server is imported when the first client connects: a host whose operator asks nothing does without it.
 
     Raises:
         SocketUnavailable: the socket cannot be used; nothing is served.
     """
     listening = _bind(path)
-    config = uvicorn.Config(
-        application,
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        proxy_headers=False,
-        server_header=False,
-        date_header=False,
-        timeout_graceful_shutdown=1,
-    )
-    server = _Server(config)
+    wake, stop = asyncio.Event(), asyncio.Event()
     try:
         async with asyncio.TaskGroup() as group:
-            running = group.create_task(server.serve([listening]), name="admin socket")
+            group.create_task(_serve(application, listening, wake, stop), name="admin socket")
             yield
-            server.should_exit = True
-            await running
+            stop.set()
+            wake.set()
     finally:
         listening.close()
         with suppress(FileNotFoundError):
             os.unlink(path)
+
+
+async def _serve(application: Any, listening: socket.socket, wake: asyncio.Event, stop: asyncio.Event) -> None:
+    """Serve from the first client on, which sets `wake`, until `stop` is set."""
+    loop = asyncio.get_running_loop()
+    loop.add_reader(listening, wake.set)
+    try:
+        await wake.wait()
+    finally:
+        loop.remove_reader(listening)
+    if not stop.is_set():
+        from netbird_host.admin_server import serve
+
+        await serve(application, listening, stop)
 
 
 def _bind(path: Path) -> socket.socket:

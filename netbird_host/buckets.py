@@ -9,6 +9,43 @@ from contextlib import contextmanager
 from netbird_host.tables import LatestTable
 
 
+class Bucket:
+    """An allowance that refills with time. Time is an argument, in seconds, monotonic.
+
+    Args:
+        per_second: the amount that it regains each second.
+        burst: the amount of a full one.
+    """
+
+    __slots__ = ("_at", "_burst", "_left", "_per_second")
+
+    def __init__(self, per_second: float, burst: float, now: float) -> None:
+        self._per_second, self._burst = per_second, burst
+        self._left, self._at = burst, now
+
+    def spend(self, amount: float, now: float) -> bool:
+        """Spend an amount if it is left; else False, and nothing is spent."""
+        self._refill(now)
+        if self._left < amount:
+            return False
+        self._left -= amount
+        return True
+
+    def overdraw(self, amount: float, now: float) -> float:
+        """Spend an amount in any case; return the seconds to wait before the next, 0.0 for none."""
+        self._refill(now)
+        self._left -= amount
+        return max(0.0, -self._left / self._per_second)
+
+    def missing(self, now: float) -> float:
+        """The amount that is missing from a full bucket."""
+        return max(self._burst - self._left - (now - self._at) * self._per_second, 0.0)
+
+    def _refill(self, now: float) -> None:
+        self._left = min(self._burst, self._left + (now - self._at) * self._per_second)
+        self._at = now
+
+
 class Buckets:
     """A token bucket for each key.
 

@@ -6,12 +6,13 @@ lines that it cannot write in time are dropped and counted.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import threading
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 MAX_PENDING_BYTES = 8 << 20
@@ -19,6 +20,32 @@ RETRY = 0.05
 """Seconds between attempts to write to an output that is full and does not block."""
 TOO_FAST = "they came faster than they could be written"
 _STREAMS = {"stdout": 1, "stderr": 2}
+
+
+_turns: int | None = None
+
+
+def take_turns(descriptor: int | None) -> None:
+    """Let processes that share standard output and standard error write one after the other, so that no line is torn.
+
+    Args:
+        descriptor: a file that all of these processes have open; None to end it. The end of a process unlocks it.
+    """
+    global _turns
+    _turns = descriptor
+
+
+@contextmanager
+def _turn(stream: int) -> Iterator[None]:
+    """Wait until no other process writes to this standard stream."""
+    if (file := _turns) is None:
+        yield
+        return
+    fcntl.lockf(file, fcntl.LOCK_EX, 1, stream)
+    try:
+        yield
+    finally:
+        fcntl.lockf(file, fcntl.LOCK_UN, 1, stream)
 
 
 class LineWriter:
@@ -96,11 +123,13 @@ class LineWriter:
         data = memoryview(b"".join(lines))
         try:
             self._reopen()
-            while data:
-                try:
-                    data = data[os.write(self._fd, data) :]
-                except BlockingIOError:  # another process that shares our standard error set O_NONBLOCK
-                    select.select((), (self._fd,), (), RETRY)
+            # The kernel appends to a file in one piece; a pipe takes many lines in several.
+            with _turn(self._fd) if self.path is None else nullcontext():
+                while data:
+                    try:
+                        data = data[os.write(self._fd, data) :]
+                    except BlockingIOError:  # another process that shares our standard error set O_NONBLOCK
+                        select.select((), (self._fd,), (), RETRY)
         except OSError as error:
             self._failed(bytes(data).count(b"\n"), f"{error.strerror}")
         finally:

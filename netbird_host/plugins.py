@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from types import ModuleType
 
 import pluggy
@@ -106,9 +108,15 @@ class Plugins:
 def installed(group: str) -> list[Installed]:
     """List the plugins that the environment offers under an entry-point group, sorted by name. Imports nothing."""
     return sorted(
-        (Installed(point.name, *_distribution(point)) for point in entry_points(group=group)),
+        (Installed(point.name, *_distribution(point)) for point in _offered(group, tuple(sys.path))),
         key=lambda offer: (offer.id, offer.distribution),
     )
+
+
+@lru_cache(4)
+def _offered(group: str, _path: tuple[str, ...]) -> EntryPoints:
+    """The entry points of a group. Cached, because a look-up reads the metadata of every installed distribution."""
+    return entry_points(group=group)
 
 
 def not_loaded(group: str, allowed: Collection[str]) -> list[PluginId]:
@@ -161,7 +169,7 @@ class _Loader:
         self._reserved = reserved_ids
         self._hook_names = [name for name in vars(self._pluggy.hook) if not name.startswith("_")]
         self._offers: dict[PluginId, list[EntryPoint]] = {}
-        for point in entry_points(group=group):
+        for point in _offered(group, tuple(sys.path)):
             self._offers.setdefault(point.name, []).append(point)
 
     def in_order(self, allowed: Sequence[PluginId | tuple[PluginId, object]]) -> list[tuple[PluginId, object]]:

@@ -94,6 +94,31 @@ class Sources:
         self.put(given)
         self._texts.add(given.path)
 
+    def dump(self) -> dict[str, Any]:
+        """Return all values with their sources, secrets included, as JSON for another process of this host."""
+        return {
+            "tree": self._tree,
+            "sources": [[list(path), source] for path, source in self._source.items()],
+            "texts": [list(path) for path in self._texts],
+        }
+
+    @classmethod
+    def restored(cls, dumped: Mapping[str, Any], *, newer: Mapping[str, Any] | None = None, of: str = "") -> Sources:
+        """The sources that `dump` returned.
+
+        Args:
+            newer: a later dump, from which the top-level names `of`, separated by spaces, are taken.
+        """
+        names = set(of.split()) if newer is not None else set()
+        sources = cls()
+        for part, chosen in ((dumped, False), (newer or {}, True)):
+            sources._tree |= {name: value for name, value in part.get("tree", {}).items() if (name in names) is chosen}
+            for path, source in part.get("sources", ()):
+                if (path[0] in names) is chosen:
+                    sources._source[tuple(path)] = source
+            sources._texts |= {tuple(path) for path in part.get("texts", ()) if (path[0] in names) is chosen}
+        return sources
+
     def get(self, *path: str) -> object:
         """Return the raw value, or None."""
         at: object = self._tree

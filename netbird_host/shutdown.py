@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import signal
 from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
@@ -60,10 +61,14 @@ class Shutdown:
 
 
 @contextmanager
-def on_signals(signals: Sequence[signal.Signals] = SIGNALS) -> Iterator[Shutdown]:
+def on_signals(signals: Sequence[signal.Signals] = SIGNALS, *, ends_process: bool = False) -> Iterator[Shutdown]:
     """Handle the process's stop signals until the context is left. Main thread only, with a running loop.
 
     The second signal restores the system's default action, so that a third one kills the process even if it hangs.
+
+    Args:
+        ends_process: the process ends after the context. If the first signal arrived before, the second one may arrive
+            while the interpreter ends; the exit code is then still that of a proper end.
     """
     loop = asyncio.get_running_loop()
     shutdown = Shutdown()
@@ -83,3 +88,21 @@ def on_signals(signals: Sequence[signal.Signals] = SIGNALS) -> Iterator[Shutdown
         yield shutdown
     finally:
         restore()
+        if ends_process and shutdown.asked and not shutdown.cut:
+            _expect_another(signals)
+
+
+def _expect_another(signals: Sequence[signal.Signals]) -> None:
+    """Ignore one more signal of each kind until the interpreter's last callbacks, and all from then on."""
+
+    def ignore(number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
+    def ignore_all() -> None:
+        for number in signals:
+            if signal.getsignal(number) is ignore:
+                signal.signal(number, signal.SIG_IGN)
+
+    for number in signals:
+        signal.signal(number, ignore)
+    atexit.register(ignore_all)

@@ -29,6 +29,12 @@ def nearest_client(peer: str, forwarded: Iterable[str], trusted: Sequence[Networ
     return str(address)
 
 
+def is_trusted(address: str, trusted: Sequence[Network]) -> bool:
+    """True for the address of a trusted proxy; False for text that is no address."""
+    parsed = _address(address)
+    return parsed is not None and _among(parsed, trusted)
+
+
 def _among(address: IPv4Address | IPv6Address, networks: Sequence[Network]) -> bool:
     return any(address in network for network in networks)
 
@@ -63,7 +69,7 @@ def source_of(address: str) -> str:
     An address with a zone (`fe80::1%eth0`) counts by itself. Text that is not an address is returned as it is. The
     result has at most 255 characters.
     """
-    return address[:255] if ":" not in address else _network_of(address)
+    return address[:255] if ":" not in address else _network_of(address[:255])
 
 
 @lru_cache(4096)
@@ -71,7 +77,7 @@ def _network_of(address: str) -> str:
     try:
         parsed = ip_address(address)
     except ValueError:
-        return address[:255]
+        return address
     if not isinstance(parsed, IPv6Address) or parsed.scope_id is not None:
-        return address[:255]
+        return address
     return str(parsed.ipv4_mapped or f"{IPv6Address(int(parsed) >> 64 << 64)}/64")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 from importlib import import_module
@@ -21,4 +22,9 @@ def _main(module: str) -> None:
     if "run" in sys.argv[1:]:
         # SIGHUP requests a reload, and must not kill a host that is still starting, which reads its files anyway.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    import_module(module).main()
+    # The imports make hundreds of thousands of objects that stay. A search for garbage among them is in vain.
+    gc.disable()
+    loaded = import_module(module)
+    gc.freeze()
+    gc.enable()
+    loaded.main()

@@ -20,7 +20,7 @@ for version in 3.11 3.12 3.13; do
   echo "== Python $version ($python)"
   export VENV=".venv-$version"
   PYTHON="$python" bash tools/setup.sh
-  bash netbird_overlay/build.sh
+  for folder in netbird_http netbird_overlay; do bash tools/build_native.sh "$folder"; done
   "$VENV/bin/python" -m pytest -n 2 -m "not live" -q "$@"
 done
 [ ${#missing[@]} -eq 0 ] || echo "Not found on this machine, so not tried: Python ${missing[*]}"

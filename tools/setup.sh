@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make .venv (or $VENV) from the pinned requirements, then put every package of this repository into it, editable.
-# The tunnel's engine is native and has its own step (netbird_overlay/build.sh), so that Python work never waits for Rust.
+# The native libraries have their own step (tools/build_native.sh), so that Python work never waits for Rust.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python="${PYTHON:-python3}"
@@ -10,4 +10,4 @@ venv="${VENV:-.venv}"
 [ -x "$venv/bin/uv" ] || "$venv/bin/python" -m pip install -q "$(grep -oE '^uv==[^ ]+' requirements.lock || echo uv)"
 "$venv/bin/uv" pip install -q -p "$venv" --compile-bytecode --require-hashes -r requirements.lock
 "$venv/bin/uv" pip install -q -p "$venv" --no-deps -e . -e netbird_host -e proto -e netbird_management \
-  -e plugins/private_service -e plugins/identity_headers -e plugins/direct_upstream -e plugins/tunnel_netstack -e plugins/peer
+  -e plugins/private_service -e plugins/identity_headers -e plugins/direct_upstream -e plugins/tunnel_netstack -e plugins/peer -e plugins/signal -e plugins/relay

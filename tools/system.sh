@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Install the Debian packages that live tests and benchmarks drive. Nothing is installed that is there already.
 set -euo pipefail
-wanted=(postgresql wireguard-go wireguard-tools iproute2 nginx-light caddy wrk curl procps slowhttptest chromium)
+wanted=(postgresql wireguard-go wireguard-tools iproute2 nftables nginx-light caddy haproxy valgrind wrk curl procps slowhttptest chromium coturn)
 command -v npm >/dev/null || wanted+=(npm)
 missing=()
 for package in "${wanted[@]}"; do

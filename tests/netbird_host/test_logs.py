@@ -66,6 +66,18 @@ def test_a_librarys_line_looks_the_same() -> None:
     assert "OSError: no" in line["exception"]
 
 
+def test_fields_of_the_standard_librarys_logging_are_in_the_line() -> None:
+    """Management logs by it, and states what an event concerns in `extra`; its request's id, for one. A field cannot
+    take the place of the line's own."""
+    stream = io.StringIO()
+    logs.configure(stream=stream)
+
+    logging.getLogger("netbird.test").warning("thing.happened", extra={"port": 1, "path": Path("/x"), "level": "fine"})
+
+    (line,) = lines(stream)
+    assert (line["event"], line["port"], line["path"], line["level"]) == ("thing.happened", 1, "/x", "warning")
+
+
 def test_the_level_holds_for_all() -> None:
     """Events below the level are not written; verbose libraries stay at warning even at level debug."""
     stream = io.StringIO()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -71,3 +73,50 @@ async def test_a_third_signal_is_the_systems_again() -> None:
             while not shutdown.cut:  # noqa: ASYNC110 - the loop hands signals on when it comes round
                 await asyncio.sleep(0)
         assert signal.getsignal(signal.SIGUSR1) is before
+
+
+ENDING = """
+import asyncio, sys
+from netbird_host.shutdown import on_signals
+
+async def main():
+    with on_signals(ends_process=True) as shutdown:
+        print("serving", flush=True)
+        await shutdown.wait()
+
+asyncio.run(main())
+print("ended", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize(("late", "code"), [(0, 0), (1, 0), (2, -signal.SIGTERM)])
+async def test_a_signal_after_the_end_does_not_look_like_a_kill(late: int, code: int) -> None:
+    """A supervisor that asks twice sees a proper end; a third signal kills a process that hangs while it ends."""
+    process = await asyncio.create_subprocess_exec(
+        *[sys.executable, "-c", ENDING], stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    async with asyncio.timeout(FOREVER):
+        assert await process.stdout.readline() == b"serving\n"
+        process.terminate()
+        assert await process.stdout.readline() == b"ended\n"
+        for _ in range(late):
+            process.terminate()
+            await _handled(process.pid)
+        process.stdin.close()
+        assert await process.wait() == code
+
+
+async def _handled(pid: int) -> None:
+    """Wait until no signal is pending for a process, or it has ended."""
+    while True:
+        try:
+            status = Path(f"/proc/{pid}/status").read_text()  # noqa: ASYNC240 - the kernel's
+        except OSError:
+            return
+        pending = [int(line.split()[1], 16) for line in status.splitlines() if line.startswith(("SigPnd", "ShdPnd"))]
+        if not any(pending):
+            return
+        await asyncio.sleep(0)

@@ -19,6 +19,7 @@ from netbird_host.sources import address_text, source_of, unmapped
         ("fe80::1%eth0", "fe80::1%eth0"),
         ("", ""),
         ("nothing: really", "nothing: really"),
+        ("x:" * 200, ("x:" * 200)[:255]),
     ],
 )
 def test_whom_an_address_stands_for(address: str, source: str) -> None:

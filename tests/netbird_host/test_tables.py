@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from netbird_host.tables import BoundedTable, IdentityCache, LatestTable
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from netbird_host.tables import MEAN_BYTES, BoundedTable, IdentityCache, LatestTable
 
 
 def test_full_table_begins_anew() -> None:
@@ -11,6 +16,39 @@ def test_full_table_begins_anew() -> None:
     sizes = [table.keep(number, -number) and len(table) for number in range(1, 8)]
     assert sizes == [1, 2, 3, 1, 2, 3, 1]
     assert dict(table) == {7: -7}
+
+
+@pytest.mark.parametrize("shape", [bytes, lambda size: "x" * size, lambda size: [(b"x", bytes(size))]])
+def test_promise_10_a_table_is_bounded_in_bytes(shape: Callable[[int], Any]) -> None:
+    """Long keys and long values fill it like many do; afterwards usual entries are remembered again."""
+    table: BoundedTable[int, Any] = BoundedTable(1000)
+    largest = 0
+    for number in range(2000):
+        table.keep(number, shape(50_000))
+        largest = max(largest, len(table))
+    assert 10 < largest <= 1000 * MEAN_BYTES // 50_000
+
+    table.keep(-1, shape(10))
+    assert -1 in table
+    for number in range(900):
+        table.keep(number, shape(10))
+    assert len(table) > 700
+
+
+def test_promise_10_a_long_key_counts() -> None:
+    """Clients mostly choose the key."""
+    table: BoundedTable[bytes, None] = BoundedTable(1000)
+    for number in range(500):
+        table.keep(b"%d" % number * 20_000, None)
+        assert sum(map(len, table)) <= 1000 * MEAN_BYTES
+
+
+def test_an_entry_that_would_displace_all_others_is_not_kept() -> None:
+    """It is returned like any other, and the others stay."""
+    table: BoundedTable[str, bytes] = BoundedTable(10)
+    table.keep("usual", b"value")
+    assert table.keep("huge", bytes(10 * MEAN_BYTES)) == bytes(10 * MEAN_BYTES)
+    assert list(table) == ["usual"]
 
 
 def test_the_entry_kept_longest_ago_is_dropped() -> None:

@@ -1,0 +1,31 @@
+"""HTTP/1.1 without I/O, in Rust: the only place of the proxy that knows the name of a field."""
+
+from __future__ import annotations
+
+from netbird_http.engine import (
+    Answer,
+    Draft,
+    NotTheOwner,
+    OutgoingHead,
+    OutgoingRules,
+    Unsendable,
+    Violation,
+    WrittenHead,
+    fold,
+    log_entry,
+    log_line,
+)
+
+__all__ = [
+    "Answer",
+    "Draft",
+    "NotTheOwner",
+    "OutgoingHead",
+    "OutgoingRules",
+    "Unsendable",
+    "Violation",
+    "WrittenHead",
+    "fold",
+    "log_entry",
+    "log_line",
+]

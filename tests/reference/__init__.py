@@ -1,0 +1,1 @@
+"""Rules of the engine once more, in Python: oracles that differential tests compare it with."""
