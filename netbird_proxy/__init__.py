@@ -30,6 +30,7 @@ from netbird_proxy.api.kit import (
     TOKEN_PATTERN,
     Backoff,
     BoundedTable,
+    Buckets,
     Claim,
     IdentityCache,
     LatestTable,
@@ -70,6 +71,7 @@ from netbird_proxy.api.model import (
 )
 from netbird_proxy.api.outgoing_head import OutgoingHead
 from netbird_proxy.api.same_origin import is_browser, is_cross_site, is_unsafe, own_path
+from netbird_proxy.api.share import WHOLE, Share
 from netbird_proxy.api.steps import (
     Authenticator,
     Guard,
@@ -81,7 +83,7 @@ from netbird_proxy.api.steps import (
     RequestTransform,
     TargetSettings,
 )
-from netbird_proxy.api.tunnels import Dialer, ProtocolFactory, Tunnel, TunnelListener
+from netbird_proxy.api.tunnels import Dialer, ProtocolFactory, Reachability, Tunnel, TunnelListener
 from netbird_proxy.app import ReverseProxy
 
 __all__ = [
@@ -90,6 +92,7 @@ __all__ = [
     "OBSERVED",
     "OWN_PATHS",
     "TOKEN_PATTERN",
+    "WHOLE",
     "AccountHandle",
     "AccountId",
     "Address",
@@ -98,6 +101,7 @@ __all__ = [
     "Authenticator",
     "Backoff",
     "BoundedTable",
+    "Buckets",
     "Challenge",
     "Claim",
     "Decision",
@@ -141,6 +145,7 @@ __all__ = [
     "Proxy",
     "ProxyError",
     "PublicKey",
+    "Reachability",
     "ReloadReport",
     "Rendered",
     "RequestTransform",
@@ -150,6 +155,7 @@ __all__ = [
     "RouteSpec",
     "ServiceId",
     "ServiceMapping",
+    "Share",
     "SingleFlight",
     "TargetSettings",
     "TrailEntry",

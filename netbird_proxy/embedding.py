@@ -21,6 +21,7 @@ from netbird_proxy.api.forwarded import TrustedProxies
 from netbird_proxy.api.host import ManagementChannel, OpenExchanges
 from netbird_proxy.api.kit import ReloadReport
 from netbird_proxy.api.model import AccountId, Address, ServiceMapping
+from netbird_proxy.api.share import WHOLE
 from netbird_proxy.api.tunnels import Dialer, ProtocolFactory, Tunnel
 from netbird_proxy.app import ClientAddress, ReverseProxy
 from netbird_proxy.asgi import Receive, Scope, Send
@@ -150,6 +151,7 @@ class _Host:
     id = "embedded"
     domain = ""
     private = False
+    share = WHOLE
     exchanges: OpenExchanges
     knows_clients = older_name("Proxy.knows_clients", "client_addresses_trusted")
 

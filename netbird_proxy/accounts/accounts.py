@@ -14,32 +14,38 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import structlog
 
-from netbird_host.backoff import Backoff
 from netbird_host.containment import describe_error, must_pass
 from netbird_proxy.api.errors import TunnelNotReady
 from netbird_proxy.api.host import ManagementChannel, Proxy
 from netbird_proxy.api.model import AccountId, Address, PublicKey
-from netbird_proxy.api.tunnels import ProtocolFactory, Tunnel
+from netbird_proxy.api.tunnels import ProtocolFactory, Reachability, Tunnel
 from netbird_proxy.routing.hooks import Hooks
 from netbird_proxy.upstreams.judged import exempt
+from netbird_wire.backoff import Backoff
 
 log = structlog.get_logger("netbird_proxy.accounts")
 
 FIRST_DELAY, FACTOR, LONGEST_DELAY = 0.8, 1.7, 15.0
 """Back-off between attempts to open a tunnel, in seconds; each wait is uniform in [half, whole]."""
+REACHABILITY_INTERVAL = 1.0
+"""Minimum time in seconds between two reports of an account's reachability, however often its peers come and go."""
 GENERATIONS = 65_536
 """Maximum number of accounts that have a generation of their own."""
+REASON_LENGTH = 300
+"""Maximum length of a plugin's reason that is passed on to management."""
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class ProxyPeers(ManagementChannel, Protocol):
     """The management channel, with the call that only the host makes."""
 
-    async def create_proxy_peer(self, account: AccountId, public_key: PublicKey, endpoint: str) -> None: ...
+    async def create_proxy_peer(
+        self, account: AccountId, public_key: PublicKey, endpoint: str, *, serves_dns: bool = False
+    ) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +86,8 @@ class Handle:
     def connections(self) -> int:
         return self.accounts.connections
 
-    async def register(self, public_key: PublicKey, *, endpoint: str = "") -> None:
-        await self.management.create_proxy_peer(self.id, public_key, endpoint)
+    async def register(self, public_key: PublicKey, *, endpoint: str = "", serves_dns: bool = False) -> None:
+        await self.management.create_proxy_peer(self.id, public_key, endpoint, serves_dns=serves_dns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +96,8 @@ class AccountDialer:
 
     accounts: Accounts
     account: AccountId
+    through_tunnel: ClassVar[bool] = True
+    """Marks targets whose services depend on a peer of the account."""
 
     async def dial(
         self, protocol_factory: ProtocolFactory, address: Address, *, timeout: float
@@ -113,6 +121,7 @@ class Accounts:
         listening: Callable[[AccountId, Tunnel], AbstractAsyncContextManager[InboundListeners]] | None,
         on_change: Callable[[AccountState], None],
         on_map: Callable[[AccountId], object],
+        on_reachability: Callable[[AccountId], object] = lambda _account: None,
         connections: int,
         count: Callable[[str], object] = lambda _name: None,
     ) -> None:
@@ -120,6 +129,7 @@ class Accounts:
         listening: starts the listeners in a tunnel that is up; None if this proxy serves no private services.
         on_change: called when a tunnel is up, was lost, or could not be opened.
         on_map: called after each change of an account's network map, after its generation was raised.
+        on_reachability: called after changes of what an account's tunnel can reach.
         connections: maximum number of open connections inside each tunnel.
         count: adds 1 to a counter of the process.
         """
@@ -129,6 +139,7 @@ class Accounts:
         self._listening = listening
         self._on_change = on_change
         self._on_map = on_map
+        self._on_reachability = on_reachability
         self.connections = connections
         self._states: dict[AccountId, AccountState] = {}
         self._generations: dict[AccountId, int] = {}
@@ -170,8 +181,31 @@ class Accounts:
         state = self._states.get(account)
         return state.tunnel if state else None
 
+    @property
+    def all_up(self) -> bool:
+        """True if every account that needs a tunnel has one."""
+        return all(state.tunnel is not None for state in self._states.values())
+
     def tunnels(self) -> list[Tunnel]:
         return [state.tunnel for state in self._states.values() if state.tunnel is not None]
+
+    def unreachable(self, account: AccountId, address: Address) -> str:
+        """The reason why the account's tunnel cannot reach an address now; "" if it can, or cannot tell."""
+        tunnel = self.tunnel(account)
+        if not isinstance(tunnel, Reachability):
+            return ""
+        try:
+            reason = tunnel.unreachable(address)
+            if not isinstance(reason, str):
+                raise TypeError(f"unreachable() returned {type(reason).__name__}, not str")
+        except BaseException as failure:
+            # The plugin's code ends here. Its answer is for people, so a service is not closed for lack of it.
+            if must_pass(failure):
+                raise
+            self.count("reachability_failed")
+            log.warning("tunnel.reachability_failed", account_id=account, error=describe_error(failure))
+            return ""
+        return reason[:REASON_LENGTH]
 
     def generation(self, account: AccountId) -> int:
         return self._epoch + self._generations.get(account, 0)
@@ -254,10 +288,25 @@ class Accounts:
             self.raise_generation(state.id)
             log.info("tunnel.up", account_id=state.id, addresses=list(tunnel.addresses))
             self._on_change(state)
+            if isinstance(tunnel, Reachability) and self._group is not None:
+                following = self._group.create_task(self._follow(state, tunnel), name=f"reachability {state.id}")
+                stack.callback(following.cancel)
             async for _ in tunnel.changes():
                 self.raise_generation(state.id)
                 self._on_map(state.id)
         return True
+
+    async def _follow(self, state: AccountState, tunnel: Reachability) -> None:
+        """Report changes of what a tunnel can reach, until the tunnel ends."""
+        try:
+            async for _ in tunnel.reachability():
+                self._on_reachability(state.id)
+                await asyncio.sleep(REACHABILITY_INTERVAL)
+        except BaseException as failure:
+            # The plugin's code ends here: its tunnel goes on, and statuses keep what was reported last.
+            if must_pass(failure) or _is_cancelled():
+                raise
+            log.warning("tunnel.reachability_failed", account_id=state.id, error=describe_error(failure))
 
     def _down(self, state: AccountState) -> None:
         state.tunnel = None

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from netbird_proxy.api.forwarded import TrustedProxies
 from netbird_proxy.api.kit import ReloadReport
 from netbird_proxy.api.model import AccountId, Address, PublicKey, ServiceId, UserId
+from netbird_proxy.api.share import Share
 from netbird_proxy.api.tunnels import Dialer, Tunnel
 from netbird_wire.proxy_service_pb2 import (
     AuthenticateRequest,
@@ -112,11 +113,12 @@ class AccountHandle(Protocol):
     def connections(self) -> int:
         """Maximum number of open connections inside this account's tunnel: `limits.connections`."""
 
-    async def register(self, public_key: PublicKey, *, endpoint: str = "") -> None:
+    async def register(self, public_key: PublicKey, *, endpoint: str = "", serves_dns: bool = False) -> None:
         """Register the node's key with management (`CreateProxyPeer`). Uses up a one-time token, and waits for one.
 
         Args:
             endpoint: `host:port` at which stock WireGuard clients reach this proxy, or empty.
+            serves_dns: the node answers DNS queries at its overlay address, and the files of stock clients may name it.
 
         Raises:
             ManagementError.
@@ -176,6 +178,10 @@ class Proxy(Protocol):
     @property
     def private(self) -> bool:
         """True if this proxy listens inside its accounts' tunnels."""
+
+    @property
+    def share(self) -> Share:
+        """This process's share of limits that apply to the machine: several workers may serve together."""
 
     @property
     def state_directory(self) -> Path: ...

@@ -279,6 +279,8 @@ class ServiceMapping:
         digest: hash of everything that affects serving (not the one-time token); an equal digest needs no new apply.
         refused: the reason why it cannot be served, in a sentence; its host gets a closed route. Empty if it can.
         tunneled: it needs the account's tunnel, as far as the decoder can tell.
+        credential_fields: header fields that the record names as credentials, as it spells them. While the mapping is
+            refused, no plugin sees them: clients go on sending what the closed route does not ask for.
     """
 
     id: ServiceId
@@ -293,6 +295,7 @@ class ServiceMapping:
     auth_token: str = field(default="", repr=False)
     listen_port: int = 0
     tunneled: bool = False
+    credential_fields: tuple[str, ...] = ()
 
 
 __all__ = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from netbird_proxy.api.model import Address, Peer, PublicKey
 
@@ -59,9 +59,30 @@ class Tunnel(Dialer, Protocol):
         """Yield after each change of the account's network map. One consumer; changes in between are merged."""
 
 
+@runtime_checkable
+class Reachability(Protocol):
+    """A part that a tunnel may have beside those of `Tunnel`: it knows which addresses can be reached now.
+
+    The host recognizes it by its two methods. Without them, every address counts as reachable. Services whose targets
+    cannot be reached are reported to management as `tunnel_not_ready`, with the reason, and as active again later.
+    Requests do not depend on it: each is tried, and fails with the dial's own error.
+    """
+
+    def unreachable(self, address: Address) -> str:
+        """Return why a dial to this address would fail now, in a phrase such as `peer alice is offline`.
+
+        Returns "" if the dial would be tried, and where only the dial can tell. Does no I/O: it is called for each
+        target of each service, after each change.
+        """
+
+    def reachability(self) -> AsyncIterator[None]:
+        """Yield after each change of a result of `unreachable`. One consumer; changes in between are merged."""
+
+
 __all__ = [
     "Dialer",
     "ProtocolFactory",
+    "Reachability",
     "Tunnel",
     "TunnelListener",
 ]

@@ -8,6 +8,7 @@ from operator import itemgetter
 from typing import Final
 
 from netbird_host.http_fields import TOKEN
+from netbird_host.tables import BoundedTable
 from netbird_proxy.api.headers import RawHeader
 
 STATUS_LINES: Final[dict[int, bytes]] = {
@@ -24,10 +25,10 @@ _KINDS = {
     b"connection": _CONNECTION,
     b"keep-alive": _CODING,  # the listener sets it, so the application's is dropped too
 }
-_PREFIXES: dict[bytes, tuple[bytes, int]] = {}
-_PREFIXES_LIMIT = 4096
+_PREFIXES: BoundedTable[bytes, tuple[bytes, int]] = BoundedTable(4096)
 
 _PASSED: set[bytes] = {b"content-length"}
+_PASSED_LIMIT, _PASSED_BYTES = 4096, 64  # names, and bytes of each: upstreams choose them
 _LOOKED_AT = (b"", 1)
 _NAME = itemgetter(0)
 _FIELD = b": ".join
@@ -90,7 +91,10 @@ def plain_head(status: int, headers: Sequence[RawHeader], length: int) -> bytes 
     names = [*map(_NAME, headers)]
     if not _PASSED.issuperset(names) or names.count(b"content-length") != 1:
         for name in names:
-            if len(_PASSED) < _PREFIXES_LIMIT and name == name.lower() and not _PREFIXES.get(name, _LOOKED_AT)[1]:
+            if len(name) <= _PASSED_BYTES and name == name.lower() and not _PREFIXES.get(name, _LOOKED_AT)[1]:
+                if len(_PASSED) >= _PASSED_LIMIT:
+                    _PASSED.clear()
+                    _PASSED.add(b"content-length")
                 _PASSED.add(name)  # `field_lines` has checked that it is an ordinary name
         return None
     if (b"content-length", b"%d" % length) not in headers:
@@ -132,7 +136,4 @@ def _learn(name: bytes) -> tuple[bytes, int]:
     if not TOKEN.fullmatch(name):
         raise UnframeableResponse(f"{name!r} is not a field name")
     lower = name.lower()
-    entry = (b"\r\n" + lower + b": ", _KINDS.get(lower, _PLAIN))
-    if len(_PREFIXES) < _PREFIXES_LIMIT:
-        _PREFIXES[name] = entry
-    return entry
+    return _PREFIXES.keep(name, (b"\r\n" + lower + b": ", _KINDS.get(lower, _PLAIN)))

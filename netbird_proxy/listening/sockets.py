@@ -31,6 +31,7 @@ class HostListener:
         self._tls = tls
         self._bound = list(sockets)
         self._acceptors: list[Acceptor] = []
+        self._covering: list[Acceptor] = []
         self.addresses = tuple(Address(*sock.getsockname()[:2]) for sock in sockets)
         self.address = self.addresses[0]
 
@@ -40,12 +41,26 @@ class HostListener:
             for sock in self._bound:
                 sock.listen(BACKLOG)
         except OSError as exc:
-            raise _unavailable(self.address, exc) from exc
+            raise unavailable(self.address, exc) from exc
         self._acceptors = [Acceptor(sock, self._connections, self._tls) for sock in self._bound]
         self._bound = []
 
+    def cover(self, sockets: Iterable[socket.socket]) -> None:
+        """Accept also on sockets of other processes, instead of those of the last call. They stay open.
+
+        A socket that does not listen yet is left out: its process has opened no listener that clients could reach.
+        """
+        for acceptor in self._covering:
+            acceptor.close()
+        self._covering = [
+            Acceptor(sock.dup(), self._connections, self._tls)
+            for sock in sockets
+            if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        ]
+
     def close(self) -> None:
         """Stop accepting. Accepted connections stay open. Idempotent."""
+        self.cover(())
         for sock in self._bound:
             sock.close()
         for acceptor in self._acceptors:
@@ -67,36 +82,41 @@ async def serve_host(connections: Connections, address: Address, *, tls: ServerT
 
 
 async def bind_host(
-    connections: Connections, address: Address, *, tls: ServerTls | None = None, inherited: socket.socket | None = None
+    connections: Connections,
+    address: Address,
+    *,
+    tls: ServerTls | None = None,
+    inherited: Sequence[socket.socket] = (),
 ) -> HostListener:
     """Reserve an address; `open` then starts to listen on it.
 
     An empty host stands for every address; for port 0 the system chooses a port.
 
     Args:
-        inherited: a socket that already listens on the address; its waiting connections are accepted after `open`.
+        inherited: sockets that another process has bound to the address, and that may already listen; their waiting
+            connections are accepted after `open`.
 
     Raises:
         SettingsError: the address is not available; the message names the reason.
     """
-    sockets: list[socket.socket] = []
+    sockets: Sequence[socket.socket] = ()
     try:
-        sockets = [inherited] if inherited is not None else await _bound(address)
+        sockets = inherited or await bound_sockets(address)
         for sock in sockets:
             _detect_dead_clients(sock, connections.limits.write_timeout)
     except OSError as exc:
         for sock in sockets:
             sock.close()
-        raise _unavailable(address, exc) from exc
+        raise unavailable(address, exc) from exc
     return HostListener(sockets, connections, tls)
 
 
-def _unavailable(address: Address, exc: OSError) -> SettingsError:
+def unavailable(address: Address, exc: OSError) -> SettingsError:
     why = os.strerror(exc.errno) if exc.errno and exc.errno > 0 else str(exc)
     return SettingsError(f"listen.address {address}: {why}")
 
 
-async def _bound(address: Address) -> list[socket.socket]:
+async def bound_sockets(address: Address) -> list[socket.socket]:
     """A bound socket for each address of a host, without addresses that this machine does not have.
 
     Raises:

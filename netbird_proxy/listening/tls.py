@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
-
-from cryptography import x509
+from typing import TYPE_CHECKING, Protocol
 
 from netbird_host.certificates import CertificateError, read_pair
 from netbird_host.reload import ReloadReport
 from netbird_proxy.api.errors import SettingsError
+
+if TYPE_CHECKING:
+    from cryptography import x509
 
 SHUTDOWN_TIMEOUT = 2.0
 """Seconds that a closing connection waits for the client's close_notify."""
@@ -131,6 +132,8 @@ class _Pair:
             pem = (files.cert.read_bytes(), files.key.read_bytes())
         except (CertificateError, OSError) as exc:
             raise SettingsError(f"tls.certificates: {exc}") from exc
+        from cryptography import x509  # a proxy without certificates starts without it
+
         leaf = x509.load_pem_x509_certificates(pem[0])[0]
         return cls(files.cert, files.key, pem, context, tuple(_names(leaf)), leaf.not_valid_after_utc)
 
@@ -141,6 +144,8 @@ def _by_name(pairs: Sequence[_Pair]) -> dict[str, ssl.SSLContext]:
 
 
 def _names(leaf: x509.Certificate) -> list[str]:
+    from cryptography import x509
+
     try:
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:

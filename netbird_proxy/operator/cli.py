@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version as distribution_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,10 +17,12 @@ from rich.text import Text
 
 from netbird_host.plugins import installed
 from netbird_proxy.api.errors import PluginFailed, ProxyError, SettingsError
+from netbird_proxy.process.workers import UNANSWERED
 from netbird_proxy.routing.hooks import GROUP, Hooks, load_hooks
 
 if TYPE_CHECKING:
     # The server is imported by the commands that need it: a plugin's command starts a second sooner without it.
+    from netbird_host.settings import Given
     from netbird_proxy.process.loading import Loaded
 
 app = typer.Typer(
@@ -69,16 +72,28 @@ def run(
     config: Config = None,
     plugin: Annotated[list[str] | None, typer.Option("--plugin", help="Replaces `plugins` of the file.")] = None,
     private: Annotated[bool | None, typer.Option("--private/--no-private", help="Listen inside tunnels.")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="Number of processes that serve together.")] = None,
 ) -> None:
     """Run the proxy until SIGTERM or SIGINT."""
     import uvloop
 
     from netbird_host import logs
     from netbird_host.running import run_process
+    from netbird_proxy.process.state import lock_state
 
-    loaded = _load(config, plugin, private)
+    flags = _flags(plugin, private, workers)
+    loaded = _load(config, flags)
+    lock = lock_state(loaded.settings.state_directory)
     logs.configure(loaded.settings.log.level, loaded.settings.log.format)
-    raise typer.Exit(run_process(_serve(loaded), uvloop.new_event_loop))
+    if loaded.settings.process.workers == 1:
+        raise typer.Exit(run_process(_serve(loaded), uvloop.new_event_loop))
+    from netbird_proxy.operator.parent import run_workers
+    from netbird_proxy.process.workers.parent import WorkersFailed
+
+    try:
+        raise typer.Exit(run_process(run_workers(loaded, config=config, flags=flags, lock=lock)))
+    except WorkersFailed as failed:
+        raise Failure(str(failed), failed.code) from failed
 
 
 @app.command()
@@ -89,7 +104,7 @@ def check(
     """Check settings, plugins and the mappings file as a start would, without starting the proxy."""
     from netbird_proxy.process.loading import judge_files
 
-    loaded = _load(config, None, None)
+    loaded = _load(config)
     judge_files(loaded)
     if show:
         table = Table("setting", "value", "from", box=None, pad_edge=False)
@@ -143,6 +158,7 @@ def routes(config: Config = None, admin: Socket = None, as_json: AsJson = False)
         table = Table("host", "prefix", "service", "upstreams", "steps", box=None, pad_edge=False)
         for row in rows:
             state = f"refused: {row['refused']}" if row["refused"] else " → ".join(row["steps"])
+            state += _of_workers(row)
             _add_row(table, row["host"], row["prefix"], row["service"], " ".join(row["upstreams"]), state)
         out.print(table)
 
@@ -176,16 +192,23 @@ async def _serve(loaded: Loaded) -> int:
     return await operated(loaded, supervisor=Supervisor()).run()
 
 
-def _load(config: Path | None, plugins_: list[str] | None, private: bool | None) -> Loaded:
+def _flags(plugins_: list[str] | None, private: bool | None, workers: int | None) -> list[Given]:
     from netbird_host.settings import Given
-    from netbird_proxy.process.loading import load
-    from netbird_proxy.process.settings import read_settings
 
     flags: list[Given] = []
     if plugins_:
         flags.append(Given(("plugins",), plugins_, "flag --plugin"))
     if private is not None:
         flags.append(Given(("private",), private, "flag --private"))
+    if workers is not None:
+        flags.append(Given(("process", "workers"), workers, "flag --workers"))
+    return flags
+
+
+def _load(config: Path | None, flags: Sequence[Given] = ()) -> Loaded:
+    from netbird_proxy.process.loading import load
+    from netbird_proxy.process.settings import read_settings
+
     try:
         return load(read_settings(config, flags=flags))
     except SettingsError as exc:
@@ -201,7 +224,7 @@ def _socket(config: Path | None, admin: Path | None) -> Path:
     if admin is not None:
         return admin
     if config is not None:
-        settings = _load(config, None, None).settings
+        settings = _load(config).settings
         return settings.admin.socket or default_socket(proxy_id(settings.state_directory))
     directory = default_socket("any").parent
     sockets = sorted(directory.glob("*.sock")) if directory.is_dir() else []
@@ -226,7 +249,14 @@ def _ask(
     if answer.status_code == 404:
         raise Failure(answer.json()["message"])
     answer.raise_for_status()
+    if silent := answer.headers.get(UNANSWERED):
+        _complain("note", f"worker {silent} did not answer")
     return answer.json()
+
+
+def _of_workers(row: Any) -> str:
+    """The workers that have a row, if not all of them have it."""
+    return f" (worker {', '.join(map(str, row['workers']))} only)" if "workers" in row else ""
 
 
 def _add_row(table: Table, *cells: str) -> None:
@@ -244,6 +274,8 @@ def _print(document: Any, as_json: bool, render: Any) -> None:
 def _print_exchange(story: Any) -> None:
     origin, answer = story["from"], story["answer"]
     out.print(f"{story['request']}", markup=False)
+    if "worker" in story:
+        out.print(f"  worker    {story['worker']}", markup=False)
     out.print(f"  at        {story['at']}", markup=False)
     account = f", tunnel of account {origin['account']}" if origin["account"] else ""
     out.print(f"  from      {origin['peer']} on {origin['listener']}{account}", markup=False)
@@ -269,6 +301,11 @@ def _print_exchange(story: Any) -> None:
 
 
 def _print_dry_run(story: Any) -> None:
+    for number, differing in story.get("workers", {}).items():
+        out.print(f"worker {number}:", markup=False)
+        _print_dry_run(differing)
+    if "workers" in story:
+        return
     out.print(f"{story['host']}{story['path']}: {story['outcome']}", markup=False)
     for step in story["steps"]:
         out.print(f"  {step}", markup=False)

@@ -5,6 +5,7 @@ Anybody who reaches the listener may ask, so an answer is one word. Metrics are 
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Protocol
@@ -29,12 +30,16 @@ class Watched(Protocol):
     def unready(self) -> str:
         """Return the reason for which no client should be sent here now, in a few words; empty if ready."""
 
+    def checks(self) -> Mapping[str, bool]:
+        """Return the checks of NetBird's health pages, by their names: `management_connected`,
+        `initial_sync_complete` and `all_clients_healthy` (each account's tunnel is up)."""
+
     def numbers(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
         """Return counters and gauges, by name."""
 
 
 def application(server: Watched, *, metrics: bool) -> ASGIApp:
-    """Serve `/livez`, `/readyz` and, if `metrics` is true, `/metrics`."""
+    """Serve `/livez`, `/readyz`, NetBird's `/healthz` paths and, if `metrics` is true, `/metrics`."""
 
     async def answer(scope: Scope, _receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -47,6 +52,9 @@ def application(server: Watched, *, metrics: bool) -> ASGIApp:
         elif scope["path"] == "/readyz":
             why = server.unready
             status, text = (503, f"{why}\n") if why else (200, "ok\n")
+        elif (checked := NETBIRD_PATHS.get(scope["path"])) is not None:
+            kind = b"application/json"
+            status, text = _netbird_health(server, *checked)
         elif scope["path"] == "/metrics" and metrics:
             status, kind, text = 200, b"text/plain; version=0.0.4; charset=utf-8", exposition(*server.numbers())
         body = text.encode()
@@ -59,6 +67,28 @@ def application(server: Watched, *, metrics: bool) -> ASGIApp:
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
     return answer
+
+
+ALL_CHECKS = ("all_clients_healthy", "initial_sync_complete", "management_connected")
+NETBIRD_PATHS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "/healthz/live": ((), ()),
+    "/healthz/ready": (("management_connected",), ("management_connected",)),
+    "/healthz/startup": (ALL_CHECKS, ALL_CHECKS),
+    "/healthz": (ALL_CHECKS, ("management_connected",)),
+}
+"""Paths of NetBird's proxy: the checks that each shows, and those of them that must hold."""
+
+
+def _netbird_health(server: Watched, shown: Sequence[str], required: Sequence[str]) -> tuple[int, str]:
+    """Return the status and the page as NetBird's proxy answers, without its list of accounts and their peers, which
+    are no business of a stranger."""
+    checks = server.checks()
+    # A proxy that stops or stalls is no place for clients, whatever its connection to management is.
+    healthy = all(checks[name] for name in required) and not (required and server.unready)
+    page: dict[str, object] = {"status": "ok" if healthy else "fail"}
+    if shown:
+        page["checks"] = {name: checks[name] for name in shown}
+    return (200 if healthy else 503), json.dumps(page, separators=(",", ":")) + "\n"
 
 
 def exposition(counters: Mapping[str, int], gauges: Mapping[str, int]) -> str:

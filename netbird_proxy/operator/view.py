@@ -27,6 +27,14 @@ class OperatorView:
     def unready(self) -> str:
         return self._server.unready
 
+    def checks(self) -> dict[str, bool]:
+        client = self._parts.client
+        return {
+            "management_connected": client is None or client.connected,
+            "initial_sync_complete": client is None or client.initial_sync_complete,
+            "all_clients_healthy": self._parts.accounts.all_up,
+        }
+
     def numbers(self) -> tuple[dict[str, int], dict[str, int]]:
         client = self._parts.client
         now = {

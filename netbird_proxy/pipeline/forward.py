@@ -10,6 +10,7 @@ from typing import ClassVar
 import structlog
 
 from netbird_host.sources import source_of
+from netbird_http import WrittenHead
 from netbird_proxy.api.errors import (
     BadRequest,
     ClientGone,
@@ -26,7 +27,7 @@ from netbird_proxy.api.headers import RawHeader
 from netbird_proxy.api.model import Upstream
 from netbird_proxy.pipeline.downstream import Downstream
 from netbird_proxy.pipeline.exchange import Exchange
-from netbird_proxy.pipeline.request_heads import RequestHeads, WrittenHead
+from netbird_proxy.pipeline.request_heads import RequestHeads
 from netbird_proxy.pipeline.response_heads import ResponseHeads
 from netbird_proxy.upstreams.protocols import BodyLengthMismatch, Pool, UpstreamAnswer, UpstreamConnection
 
@@ -190,7 +191,7 @@ class Forwarder:
                         await connection.send_body(data, chunked=request.chunked)
                 trailers: list[RawHeader] = []
                 if downstream.trailers and request.chunked:
-                    trailers = target.requests.rules.trailers(downstream.trailers, request.dropped)
+                    trailers = target.requests.trailers(downstream.trailers)
                 connection.finish_body(trailers, chunked=request.chunked)
             except UpstreamError as exc:
                 # The upstream takes no more of the body, because it has answered or will; its answer decides.

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from netbird_host.http_fields import TOKEN, TOKEN_PATTERN
+from netbird_host.tables import BoundedTable
 from netbird_proxy.api.headers import RESERVED_PREFIX, Headers, NameCache, RawHeader, fold
 
 CORE = "core"
@@ -89,9 +90,7 @@ _NO_VIEWS: Mapping[str, Headers] = {}
 # Treatment of a field, decided once for each name: LOOK and COOKIE depend on the value, CREDENTIAL on the plugin.
 DROP, KEEP, LOOK, COOKIE, CREDENTIAL = range(5)
 
-_SHARED: dict[object, NameCache[Any]] = {}
-
-_SHARED_LIMIT = 64
+_SHARED: BoundedTable[object, NameCache[Any]] = BoundedTable(64)
 
 _NAMES_LIMIT = 512
 
@@ -100,9 +99,7 @@ def verdict_table(key: object, judge: Callable[[bytes], V]) -> NameCache[V]:
     """Return the table of verdicts for `key`. Routes with equal rules share one, so clients cannot fill many."""
     table: NameCache[V] | None = _SHARED.get(key)
     if table is None:
-        table = NameCache(judge, _NAMES_LIMIT)
-        if len(_SHARED) < _SHARED_LIMIT:
-            _SHARED[key] = table
+        table = _SHARED.keep(key, NameCache(judge, _NAMES_LIMIT))
     return table
 
 

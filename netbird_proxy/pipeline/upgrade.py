@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 
+from netbird_http import WrittenHead
 from netbird_proxy.api.errors import ClientGone, DownstreamError, ProtocolViolation, StreamIdle, UpgradeUnsupported
 from netbird_proxy.api.errors import UpstreamError as UpstreamFailed
 from netbird_proxy.api.headers import RawHeader
@@ -20,7 +21,6 @@ from netbird_proxy.asgi import RawDownstream
 from netbird_proxy.pipeline.downstream import Downstream
 from netbird_proxy.pipeline.exchange import Exchange
 from netbird_proxy.pipeline.forward import Forwarder, Target
-from netbird_proxy.pipeline.request_heads import WrittenHead
 from netbird_proxy.upstreams.protocols import UpstreamAnswer, UpstreamConnection
 
 IDLE = 300.0

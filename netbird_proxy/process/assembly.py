@@ -14,7 +14,7 @@ from netbird_proxy.listening.origins import Origins
 from netbird_proxy.listening.tls import ServerTls
 from netbird_proxy.pipeline.ending import Environment
 from netbird_proxy.process.host_api import HostApi
-from netbird_proxy.process.listeners import Listeners
+from netbird_proxy.process.listeners import Listeners, WorkerSockets
 from netbird_proxy.process.loading import Loaded
 from netbird_proxy.process.reload import reload_certificates
 from netbird_proxy.process.settings import Limits
@@ -58,11 +58,14 @@ class Assembly:
     file: FileMappings | None
 
 
-def assemble(loaded: Loaded, observers: Sequence[tuple[str, Observer]] = ()) -> Assembly:
+def assemble(
+    loaded: Loaded, observers: Sequence[tuple[str, Observer]] = (), sockets: WorkerSockets | None = None
+) -> Assembly:
     """Build all parts, each after those that it uses.
 
     Args:
         observers: called for each exchange after those of plugins, with the name that reports their failures.
+        sockets: the sockets of a worker; by default the listeners bind their addresses themselves.
 
     Raises:
         SettingsError: the state directory, a certificate, the token or the roots cannot be used.
@@ -96,7 +99,7 @@ def assemble(loaded: Loaded, observers: Sequence[tuple[str, Observer]] = ()) -> 
         revalidate=limits.revalidate,
         before_all=lambda: _distrust_what_is_cached(client, accounts),
     )
-    listeners = Listeners(settings, app, origins, tls, host.count)
+    listeners = Listeners(settings, app, origins, tls, host.count, sockets)
     client = _client(loaded, host) if settings.management is not None else None
     management: ProxyPeers = client or NoManagement()
 
@@ -111,6 +114,7 @@ def assemble(loaded: Loaded, observers: Sequence[tuple[str, Observer]] = ()) -> 
         listening=listeners.listen_inside if settings.private else None,
         on_change=report,
         on_map=lambda account: app.exchanges.revalidate(account=account),
+        on_reachability=lambda account: mappings.on_reachability(account) if mappings is not None else None,
         connections=limits.connections,
         count=host.count,
     )
@@ -131,7 +135,13 @@ def assemble(loaded: Loaded, observers: Sequence[tuple[str, Observer]] = ()) -> 
             has_certificate=lambda name: tls is not None and tls.covers(name),
         )
         gate = MappingGate(mappings)
-        stream = MappingStream(client, lambda: loaded.codec.capabilities(private=host.private), gate, count=host.count)
+        wants_subdomain = settings.management is not None and settings.management.require_subdomain
+        stream = MappingStream(
+            client,
+            lambda: loaded.codec.capabilities(private=host.private, require_subdomain=wants_subdomain),
+            gate,
+            count=host.count,
+        )
     file = FileMappings(settings.mappings_file, loaded.codec, routing) if settings.mappings_file is not None else None
     host.connect(app, accounts, management, listeners)
     return Assembly(

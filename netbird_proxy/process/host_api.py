@@ -53,6 +53,7 @@ class HostApi:
         self.version = distribution_version("netbird-proxy")
         self.domain = settings.management.domain if settings.management is not None else ""
         self.private = settings.private
+        self.share = loaded.share
         self.counters: Counter[str] = Counter()
         self.reload = host_reload(loaded)
         self.revocations = RevokedSessions(count=self.count)

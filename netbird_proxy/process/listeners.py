@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import structlog
@@ -22,12 +24,52 @@ from netbird_proxy.listening.origins import Origins
 from netbird_proxy.listening.sockets import HostListener, bind_host, inherited_for
 from netbird_proxy.listening.tls import ServerTls
 from netbird_proxy.listening.tunnels import HTTP_PORT, HTTPS_PORT, InsideListener, serve_inside
-from netbird_proxy.process.settings import ProxySettings
+from netbird_proxy.process.settings import Listen, ProxySettings
 
 log = structlog.get_logger("netbird_proxy.server")
 
 DRAIN_MARGIN = 2.0
 """Seconds beyond `limits.drain` in which observers see the exchanges that were cut at its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSockets:
+    """The sockets of the `[[listen]]` sections, in their order, which a worker inherits from its parent.
+
+    Attributes:
+        own: sockets on which this worker accepts, at least one for each section.
+        others: worker → its sockets, on which this one accepts while that worker cannot.
+    """
+
+    own: Sequence[Sequence[socket.socket]]
+    others: Mapping[int, Sequence[Sequence[socket.socket]]]
+
+    def close_others(self) -> None:
+        """Close this process's copies of the others' sockets. Idempotent."""
+        for sections in self.others.values():
+            for sock in chain.from_iterable(sections):
+                sock.close()
+
+
+def activated(listen: Sequence[Listen]) -> list[list[socket.socket]]:
+    """Return the sockets that systemd passed to this process, for each section; a second call returns none.
+
+    Raises:
+        SettingsError: a socket is for no section.
+    """
+    try:
+        handed_over = inherited_sockets()
+    except ValueError as exc:
+        raise SettingsError(f"socket activation: {exc}") from exc
+    sections: list[list[socket.socket]] = []
+    for section in listen:
+        sections.append(inherited_for(section.address, handed_over))
+        handed_over = [sock for sock in handed_over if sock not in sections[-1]]
+    if handed_over:
+        # The kernel would queue connections on it that this process never accepts.
+        names = ", ".join(str(sock.getsockname()) for sock in handed_over)
+        raise SettingsError(f"socket activation: no [[listen]] address matches the handed-over socket {names}")
+    return sections
 
 
 class Listeners:
@@ -46,8 +88,13 @@ class Listeners:
         origins: Origins,
         tls: ServerTls | None,
         count: Callable[[str], object],
+        sockets: WorkerSockets | None = None,
     ) -> None:
+        """Args:
+        sockets: the sockets of a worker; None in a process that binds its addresses itself.
+        """
         self._settings = settings
+        self._sockets = sockets
         self._app = app
         self._origins = origins
         self._tls = tls
@@ -65,28 +112,25 @@ class Listeners:
 
     async def bind(self) -> None:
         """Bind every `[[listen]]` address; no connection is accepted before `open`. SettingsError if one is in use."""
-        try:
-            handed_over = inherited_sockets()
-        except ValueError as exc:
-            raise SettingsError(f"socket activation: {exc}") from exc
-        for listen in self._settings.listen:
+        own = self._sockets.own if self._sockets is not None else activated(self._settings.listen)
+        for listen, inherited in zip(self._settings.listen, own, strict=True):
             scheme = "https" if listen.tls else "http"
             tls = self._tls if listen.tls else None
-            inherited = inherited_for(listen.address, handed_over)
-            listening: list[socket.socket | None] = [*inherited] or [None]
-            for sock in listening:
-                connections = self._connections(f"{scheme} {listen.address}", behind_tls_proxy=listen.behind_tls_proxy)
-                self.host.append(await bind_host(connections, listen.address, tls=tls, inherited=sock))
-            handed_over = [sock for sock in handed_over if sock not in inherited]
-        if handed_over:
-            # The kernel would queue connections on it that this process never accepts.
-            names = ", ".join(str(sock.getsockname()) for sock in handed_over)
-            raise SettingsError(f"socket activation: no [[listen]] address matches the handed-over socket {names}")
+            connections = self._connections(f"{scheme} {listen.address}", behind_tls_proxy=listen.behind_tls_proxy)
+            self.host.append(await bind_host(connections, listen.address, tls=tls, inherited=inherited))
 
     def open(self) -> None:
         """Accept on the addresses that `bind` has bound."""
         for listener in self.host:
             listener.open()
+
+    def cover(self, workers: Iterable[int]) -> None:
+        """Accept also on the sockets of these workers, instead of those of the last call. They cannot accept now."""
+        if self._sockets is None:
+            return
+        workers = tuple(workers)
+        for index, listener in enumerate(self.host):
+            listener.cover(sock for worker in workers for sock in self._sockets.others[worker][index])
 
     async def drain(self, shutdown: Shutdown) -> None:
         """Close all listeners, give open exchanges `limits.drain` seconds to end, and cut the rest."""
@@ -94,6 +138,8 @@ class Listeners:
         bound = self._settings.limits.drain
         for listener in listeners:
             listener.close()
+        if self._sockets is not None:
+            self._sockets.close_others()
         await shutdown.drain(_all(listener.drain(bound) for listener in listeners), timeout=bound + DRAIN_MARGIN)
         self.host = []
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from netbird_host.settings import Settings, Shown
 from netbird_proxy.api.errors import SettingsError
+from netbird_proxy.api.share import WHOLE, Share
 from netbird_proxy.defaults import DEFAULTS
 from netbird_proxy.listening.tls import ServerTls
 from netbird_proxy.process.settings import RESERVED_SECTIONS, ProxySettings, ProxySources
@@ -34,6 +35,8 @@ class Loaded:
     codec: Codec
     shown: Sequence[Shown] = ()
     ignored: Sequence[str] = ()
+    share: Share = WHOLE
+    """The share that this process has, if it is a worker; its `settings` are that share already, `given` is not."""
 
 
 def load(sources: ProxySources) -> Loaded:

@@ -17,6 +17,7 @@ from netbird_proxy.api.errors import ProxyError
 from netbird_proxy.api.model import Address
 from netbird_proxy.api.steps import Observer
 from netbird_proxy.process.assembly import assemble
+from netbird_proxy.process.listeners import WorkerSockets
 from netbird_proxy.process.loading import Loaded
 from netbird_proxy.process.state import default_socket
 from netbird_proxy.sources.management.stream import MappingStream
@@ -37,6 +38,8 @@ class ProxyServer:
         parts: all parts, as `assemble` built them.
         host: the proxy as plugins see it.
         ready: listeners are open and mappings are in force.
+        listening: listeners are open.
+        shutdown: the running process's shutdown, or None before the start.
     """
 
     def __init__(
@@ -46,19 +49,22 @@ class ProxyServer:
         supervisor: Supervisor | None = None,
         observers: Sequence[tuple[str, Observer]] = (),
         attendants: Sequence[Attendant] = (),
+        sockets: WorkerSockets | None = None,
     ) -> None:
         """Args:
         supervisor: notified when the proxy is ready and when it stops.
         observers: called for each exchange after those of plugins, with the name that reports their failures.
         attendants: entered in order after the plugins have started, left in reverse before they stop.
+        sockets: the sockets of a worker; by default the server binds its addresses itself.
         """
         self.loaded = loaded
-        self.parts = assemble(loaded, observers)
+        self.parts = assemble(loaded, observers, sockets)
         self.host = self.parts.host
         self.ready = False
         self._supervisor = supervisor or Supervisor({})
         self._attendants = attendants
-        self._listening = False
+        self.listening = False
+        self.shutdown: Shutdown | None = None
         self._stopping = False
         self._may_connect = asyncio.Event()
 
@@ -70,7 +76,7 @@ class ProxyServer:
     def unready(self) -> str:
         """Reason why load balancers should not send clients here now; empty if they should."""
         if not self.ready:
-            return "stopping" if self._stopping else "no mappings yet" if self._listening else "starting"
+            return "stopping" if self._stopping else "no mappings yet" if self.listening else "starting"
         if not self.parts.watchdog.ready:
             return "stalled"
         if not self.parts.environment.hung_steps.ready:
@@ -81,7 +87,7 @@ class ProxyServer:
         """Serve until a signal asks for a stop. Returns the exit code, 0 after such a stop."""
         calm_collector()
         self._take_descriptors()
-        with self.host.reload.on_hangup(), on_signals() as shutdown:
+        with self.host.reload.on_hangup(), on_signals(ends_process=True) as shutdown:
             await self.serve(shutdown)
         return 0
 
@@ -99,6 +105,7 @@ class ProxyServer:
             SettingsError: an address or socket is not available.
             PluginFailed: a plugin could not start, or its background work failed.
         """
+        self.shutdown = shutdown
         self._warn()
         try:
             # The stream ends last: management refuses calls, such as plugins' last log entries, of a proxy without one.
@@ -118,7 +125,7 @@ class ProxyServer:
                     self.parts.pools.close()
         except BaseExceptionGroup as group:
             # Task groups wrap exceptions; the caller gets the single error in them.
-            if isinstance(cause := _only(group), ProxyError):
+            if isinstance(cause := sole_cause(group), ProxyError):
                 raise cause from cause.__cause__
             raise
         log.info("proxy.stopped", reason=shutdown.reason)
@@ -163,7 +170,8 @@ class ProxyServer:
                 reason = await shutdown.wait()
                 log.info("proxy.stopping", reason=reason)
             finally:
-                self.ready, self._stopping = False, True
+                self.ready = self.listening = False
+                self._stopping = True
                 if starting is not None:  # listeners that are not open yet stay closed
                     starting.cancel()
                 self._supervisor.stopping("open exchanges have their time to end")
@@ -186,7 +194,7 @@ class ProxyServer:
         except TimeoutError:
             log.warning("proxy.incomplete", awaited=self.parts.routing.awaited, reason="no mappings arrived in time")
         self.parts.listeners.open()
-        self._listening = True
+        self.listening = True
         if self.parts.file is None:
             async with asyncio.TaskGroup() as group:
                 asking = group.create_task(self._supervisor.starting("waiting for the first mappings"))
@@ -213,7 +221,8 @@ class ProxyServer:
             log.warning("management.insecure", url=url, reason="the proxy's token is sent unencrypted")
 
 
-def _only(error: BaseException) -> BaseException:
+def sole_cause(error: BaseException) -> BaseException:
+    """The exception inside of nested groups that have a single one, else the innermost group that has several."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error

@@ -20,10 +20,13 @@ from netbird_host.setting_types import Count, Seconds, SecondsOrZero, Secret, Se
 from netbird_host.settings import Given, Settings, Sources
 from netbird_proxy.api.errors import SettingsError
 from netbird_proxy.api.model import Address
+from netbird_proxy.api.share import Share
 from netbird_proxy.routing.hooks import GROUP
 from netbird_wire.go_duration import parse_duration
 
 PREFIX = "NETBIRD_PROXY_"
+MOST_WORKERS = 128
+"""Maximum of `process.workers`. A worker more than the machine has processors gains nothing."""
 NOT_SETTINGS = frozenset({"NETBIRD_PROXY_CONFIG", "NETBIRD_PROXY_ADMIN"})
 """Variables with our prefix that the command line reads itself: the settings file, and the process to ask."""
 
@@ -77,6 +80,8 @@ class Management(Section):
     """A PEM file of certificate authorities; they replace the system's when management's certificate is verified."""
     allow_insecure: bool = False
     """Allow a `url` with `http://`; the token then travels unencrypted."""
+    require_subdomain: bool = False
+    """Ask management to refuse services on the cluster's bare address; only names below it are then served."""
 
     @model_validator(mode="after")
     def _needs_token(self) -> Self:
@@ -147,10 +152,19 @@ class Health(Section):
     """Health checks for load balancers and supervisors, without authentication."""
 
     listen: ListenAddress | None = None
-    """Address of the health listener (plain HTTP): `/livez` answers 200, `/readyz` 200 or 503. If empty, there is
+    """Address of the health listener (plain HTTP): `/livez` answers 200, `/readyz` 200 or 503. The paths of NetBird's
+    proxy, `/healthz` and `/healthz/live`, `/ready` and `/startup` below it, answer beside them. If empty, there is
     none."""
     metrics: bool = False
     """Serve the counters of `/state` at `/metrics` of the same address, in Prometheus' text format."""
+
+
+class Process(Section):
+    workers: Annotated[Count, Field(le=MOST_WORKERS)] = 1
+    """Number of processes that serve together on this machine; above 1, a parent process starts and watches them. They
+    share the sockets and divide the limits; each is a proxy of its own for management."""
+    watchdog: Seconds = 30.0
+    """Maximum time without a sign of life from a worker; on expiry the parent kills it and starts another."""
 
 
 class Log(Section):
@@ -173,7 +187,8 @@ class Limits(Section):
     keep_alive: Seconds = 75.0
     """Maximum time that a client's idle connection stays open; on expiry it is closed."""
     connections: Count = 10_000
-    """Maximum number of open connections on one listener; the next one is answered 503 and closed."""
+    """Maximum number of open connections on one listener; the next one is answered 503 and closed. Divided by
+    `process.workers`."""
     connections_share: Annotated[float, Field(gt=0, le=1)] = 0.25
     """Maximum fraction of `connections` for one client (an IPv6 client is its /64; trusted proxies are exempt); further
     ones are answered 503 and closed. 1 sets no such limit."""
@@ -206,7 +221,8 @@ class Limits(Section):
     services: Count = 100_000
     """Maximum number of mappings that are kept, of all sources together; the next one is refused."""
     in_flight: Count = 512
-    """Maximum number of exchanges at once with one upstream; the next one is answered 503."""
+    """Maximum number of exchanges at once with one upstream; the next one is answered 503. Divided by
+    `process.workers`."""
     in_flight_share: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Maximum fraction of `in_flight` for one client, while no other client uses the upstream; further exchanges are
     answered 503. A client is an address (of IPv6 a /64); behind trusted proxies it is the one that they report. 1 sets
@@ -214,7 +230,8 @@ class Limits(Section):
     upstream_idle: Seconds = 90.0
     """Maximum time that an idle connection to an upstream is kept; on expiry it is closed."""
     upstream_idle_connections: Count = 100
-    """Maximum number of idle connections that are kept to one upstream; further ones are closed."""
+    """Maximum number of idle connections that are kept to one upstream; further ones are closed. Divided by
+    `process.workers`."""
     step_deadline: Seconds = 5.0
     """Maximum time for all deciding steps (restrict, authenticate, authorize) of an exchange together; on expiry they
     are cancelled and the answer is 503."""
@@ -242,6 +259,11 @@ class Limits(Section):
     """Maximum time for open exchanges to end after the process is asked to stop, or after a pool has lost its last
     route; on expiry they are cut."""
 
+    def of(self, share: Share) -> Self:
+        """The limits of one worker: the numbers of connections and of exchanges are divided by the workers."""
+        divided = ("connections", "in_flight", "upstream_idle_connections")
+        return self.model_copy(update={name: share.count(getattr(self, name)) for name in divided})
+
     @model_validator(mode="after")
     def _rpc_within_step(self) -> Self:
         if self.rpc_timeout > self.step_deadline:
@@ -256,7 +278,7 @@ def default_state_directory() -> Path:
 
 
 class ProxySettings(Section):
-    """One proxy process."""
+    """The proxy as a process, or as several workers."""
 
     plugins: tuple[str, ...] = ()
     """The plugins to load besides the built-in ones, in this order; no other plugin is imported."""
@@ -271,6 +293,7 @@ class ProxySettings(Section):
     tls: Tls = Tls()
     admin: Admin = Admin()
     health: Health = Health()
+    process: Process = Process()
     log: Log = Log()
     limits: Limits = Limits()
 
@@ -299,7 +322,7 @@ class ProxySources:
         Args:
             again: gathers all sources once more. SettingsError if any of them cannot be read.
         """
-        self._sources = sources
+        self.raw = sources
         self.again = again
         self.ignored = ignored
         """Variables that NetBird's proxy reads and this proxy does not support."""
@@ -308,7 +331,7 @@ class ProxySources:
     def plugins(self) -> tuple[str, ...]:
         """The operator's list. SettingsError if it is not a list of texts."""
         try:
-            return self._sources.texts("plugins")
+            return self.raw.texts("plugins")
         except host.SettingsError as error:
             raise SettingsError(str(error)) from error
 
@@ -319,7 +342,7 @@ class ProxySources:
             SettingsError: with every problem on a line of its own.
         """
         try:
-            return self._sources.read(ProxySettings, options, absent=not_loaded(GROUP, self.plugins))
+            return self.raw.read(ProxySettings, options, absent=not_loaded(GROUP, self.plugins))
         except host.SettingsError as error:
             raise SettingsError(str(error)) from error
 
@@ -334,6 +357,8 @@ def read_settings(
     environment = os.environ if environment is None else environment
     try:
         aliases, ignored = netbird_environment(environment)
+        if file is None and not any(given.path == ("plugins",) for given in flags):
+            aliases += replacing_netbird(environment)
         sources = host.read_sources(
             file=file, environment=environment, prefix=PREFIX, ignored=NOT_SETTINGS, aliases=aliases, flags=flags
         )
@@ -371,6 +396,29 @@ def netbird_environment(environment: Mapping[str, str]) -> tuple[list[Given], tu
     if problems:
         raise host.SettingsError(problems)
     return given, tuple(ignored)
+
+
+DROP_IN_PLUGINS = ("private_service", "identity_headers", "direct_upstream", "tunnel_netstack")
+"""Plugins that do what NetBird's proxy always does."""
+DROP_IN_HEALTH = "localhost:8080"
+"""The address at which NetBird's proxy answers health checks unless `NB_PROXY_HEALTH_ADDRESS` names another."""
+
+
+def replacing_netbird(environment: Mapping[str, str]) -> list[Given]:
+    """Values with which a deployment of NetBird's proxy starts unchanged, where it has no settings file of ours.
+
+    NetBird's proxy needs no list of plugins, and answers health checks and metrics by default. Our own variables beat
+    these values.
+    """
+    if not environment.get("NB_PROXY_MANAGEMENT_ADDRESS") and not environment.get("NB_PROXY_TOKEN"):
+        return []
+    where = "NetBird's default (environment NB_PROXY_…)"
+    given = [Given(("health", "metrics"), True, where)]
+    if "NB_PROXY_HEALTH_ADDRESS" not in environment:
+        given.append(Given(("health", "listen"), DROP_IN_HEALTH, where))
+    if PREFIX + "PLUGINS" not in environment:
+        given.append(Given(("plugins",), list(DROP_IN_PLUGINS), where))
+    return given
 
 
 def _boolean(text: str) -> bool:
@@ -417,6 +465,7 @@ _NETBIRD: dict[str, tuple[tuple[str, ...], Callable[[str], Any]]] = {
     "NB_PROXY_PRIVATE": (("private",), _boolean),
     "NB_PROXY_LOG_LEVEL": (("log", "level"), _level),
     "NB_PROXY_WG_PORT": (("tunnel", "ports"), _count),
+    "NB_PROXY_PRESHARED_KEY": (("tunnel", "preshared_key"), _text),
     "NB_PROXY_MAPPING_BATCH_WATCHDOG": (("limits", "batch_watchdog"), _duration),
     "NB_PROXY_MAX_DIAL_TIMEOUT": (("limits", "max_dial_timeout"), _duration),
     "NB_PROXY_RESPONSE_HEADER_TIMEOUT": (("limits", "upstream_head"), _duration),
@@ -424,6 +473,10 @@ _NETBIRD: dict[str, tuple[tuple[str, ...], Callable[[str], Any]]] = {
     "NB_PROXY_MAX_IDLE_CONNS_PER_HOST": (("limits", "upstream_idle_connections"), _count),
     "NB_PROXY_MAX_INFLIGHT": (("limits", "in_flight"), _count),
     "NB_PROXY_TRUSTED_PROXIES": (("forwarding", "trusted_proxies"), _list),
+    "NB_PROXY_FORWARDED_PROTO": (("forwarding", "proto"), _text),
+    "NB_PROXY_GEO_DATA_DIR": (("access_restrictions", "geo_directory"), _text),
+    "NB_PROXY_HEALTH_ADDRESS": (("health", "listen"), _text),
+    "NB_PROXY_REQUIRE_SUBDOMAIN": (("management", "require_subdomain"), _boolean),
 }
 _CERTIFICATE_FILES = {"NB_PROXY_CERTIFICATE_FILE": "tls.crt", "NB_PROXY_CERTIFICATE_KEY_FILE": "tls.key"}
 _CERTIFICATE = {"NB_PROXY_CERTIFICATE_DIRECTORY", *_CERTIFICATE_FILES}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import stat
 import uuid
 from pathlib import Path
 
-from netbird_proxy.api.errors import SettingsError
+from netbird_proxy.api.errors import ProxyError, SettingsError
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,255}")
 
@@ -36,6 +37,35 @@ def open_state(directory: Path) -> Path:
     if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
         raise SettingsError(f"state_directory {directory} cannot be read and written")
     return directory
+
+
+class StateInUse(ProxyError):
+    """Another running process uses the state directory."""
+
+
+def lock_state(directory: Path) -> int:
+    """Lock the state directory for this process and those that inherit the descriptor, which is returned.
+
+    Two processes with the same id and keys would take the accounts' tunnels from each other. The end of the last of the
+    processes unlocks it.
+
+    Raises:
+        StateInUse: another process has locked it.
+        SettingsError: the directory cannot be used.
+    """
+    path = open_state(directory) / "lock"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise SettingsError(f"{path}: cannot be opened: {exc.strerror}") from exc
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        os.close(descriptor)
+        raise StateInUse(f"state_directory {directory} is used by another running proxy") from exc
+    except OSError:
+        pass  # a file system without locks
+    return descriptor
 
 
 def proxy_id(directory: Path) -> str:

@@ -19,7 +19,7 @@ from netbird_proxy.api.endpoints import Endpoint
 from netbird_proxy.api.errors import PluginFailed, RouteClosed, RouteRefused
 from netbird_proxy.api.headers import fold
 from netbird_proxy.api.host import Proxy
-from netbird_proxy.api.model import OWN_PATHS, Kind, RouteSpec, ServiceMapping, Upstream
+from netbird_proxy.api.model import OWN_PATHS, Address, Kind, RouteSpec, ServiceMapping, Upstream
 from netbird_proxy.api.steps import Authenticator, Guard, Observer, Pages, RequestTransform
 from netbird_proxy.api.tunnels import Dialer
 from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard, BoundObserver, BoundTransform, GuardStage
@@ -69,13 +69,23 @@ class _Steps:
 
 
 class Compiled:
-    """A mapping's routes, and the pools that they use."""
+    """A mapping's routes, and the pools that they use.
 
-    __slots__ = ("pools", "routes")
+    Attributes:
+        tunneled: for each route whose targets are all reached through the account's tunnel, their addresses.
+    """
 
-    def __init__(self, routes: HostRoutes, pools: Sequence[RetiringPool] = ()) -> None:
+    __slots__ = ("pools", "routes", "tunneled")
+
+    def __init__(
+        self,
+        routes: HostRoutes,
+        pools: Sequence[RetiringPool] = (),
+        tunneled: Iterable[tuple[Address, ...]] = (),
+    ) -> None:
         self.routes = routes
         self.pools = tuple(pools)
+        self.tunneled = tuple(tunneled)
 
 
 class Compiler:
@@ -144,8 +154,16 @@ class Compiler:
     def closed(self, mapping: ServiceMapping, reason: str) -> Compiled:
         """The closed route of a refused mapping: 503 for every path, without steps and without a pool."""
         answer = FixedAnswer(RouteClosed(reason), self._unrouted)
-        route = Route(None, answer, self._head_rules)
+        route = Route(None, answer, self._closed_rules(mapping))
         return Compiled(HostRoutes(mapping.account, {b"/": route}, route))
+
+    def _closed_rules(self, mapping: ServiceMapping) -> HeadRules:
+        """Hide from observers what clients send as a credential, although no step of the route checks it."""
+        names = (name.encode("utf-8", "replace") for name in mapping.credential_fields)
+        hidden = {folded for name in names if TOKEN.fullmatch(name) and (folded := fold(name)) not in _NO_CREDENTIALS}
+        if not hidden:
+            return self._head_rules
+        return HeadRules(None, self._cookies, self.pseudonym, dict.fromkeys(hidden, frozenset()))
 
     def drop(self, compiled: Compiled) -> None:
         """Release the pools of routes that are no longer in the table."""
@@ -187,7 +205,13 @@ class Compiler:
         if differ and first_spec.pass_ambiguous:
             raise RouteRefused("ambiguous_path is pass, and the service's paths are guarded differently")
         endpoints = self._endpoints(mapping, [pipeline for _, pipeline in pipelines], of_host)
-        return Compiled(HostRoutes(mapping.account, routes, ambiguous, differ=differ, endpoints=endpoints), pools)
+        tunneled = [
+            tuple(upstream.address for upstream in protection.spec.upstreams)
+            for protection in protections
+            if all(getattr(dialer, "through_tunnel", False) for _, dialer in protection.dialers)
+        ]
+        host_routes = HostRoutes(mapping.account, routes, ambiguous, differ=differ, endpoints=endpoints)
+        return Compiled(host_routes, pools, tunneled)
 
     def _endpoints(
         self, mapping: ServiceMapping, pipelines: Sequence[Pipeline], rules: HeadRules

@@ -18,6 +18,7 @@ from netbird_proxy.api.errors import DialRefused, ManagementUnavailable, TunnelN
 from netbird_proxy.api.forwarded import TrustedProxies
 from netbird_proxy.api.kit import ReloadReport
 from netbird_proxy.api.model import AccountId, Address, Peer, PublicKey, ServiceId, UserId
+from netbird_proxy.api.share import WHOLE, Share
 from netbird_proxy.api.tunnels import Dialer, ProtocolFactory, Tunnel, TunnelListener
 from netbird_proxy.upstreams.host_dialer import HostDialer as JudgingDialer
 
@@ -189,7 +190,9 @@ class FakeProxy:
         private: bool = True,
         client_addresses_trusted: bool = True,
         listening: Sequence[Address] = (),
+        share: Share = WHOLE,
     ) -> None:
+        self.share = share
         self.id = "proxy-1"
         self.version = "0"
         self.domain = "proxy.example.com"

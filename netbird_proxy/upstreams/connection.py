@@ -2,6 +2,9 @@
 
 The code minimizes the work for each exchange: the head is a single write, body pieces pass through unchanged, a wait
 costs one future, and the head's timer is not reset for each exchange but checks the deadline when it fires.
+
+Each piece arrives as `bytes` of its own, and not in one buffer for the connection (`BufferedProtocol`): the piece waits
+for its reader, so it would be copied out of the buffer, which costs more than uvloop's own copy.
 """
 
 from __future__ import annotations
@@ -13,38 +16,27 @@ import re
 import socket
 import ssl
 import struct
-from collections.abc import Iterable
 from typing import Protocol, cast
 
+import netbird_http
 from netbird_host.transports import write_pieces
 from netbird_proxy.api.errors import HeadTimeout, ProtocolViolation, TlsFailed, UpstreamClosed, UpstreamError
 from netbird_proxy.api.headers import RawHeader
-from netbird_proxy.http.answers import AnswerParser, HeadLimits
 from netbird_proxy.upstreams.kernel import drain, is_readable
-from netbird_proxy.upstreams.protocols import BodyLengthMismatch, Informational
+from netbird_proxy.upstreams.protocols import BodyLengthMismatch, HeadLimits, Informational
 
 HIGH_WATER = 131072
 """Buffered body bytes for a slow client above which reading from the upstream pauses."""
 LOW_WATER = 32768
 """Buffered body bytes below which reading resumes."""
 
-_SMALL_PIECE = 2048
 # Some servers ignore the body of a request with these methods, and read it as the next request (RFC 9110 §9.3.1).
 _CONTENT_MEANS_NOTHING = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)[ \t]*\r\n", re.IGNORECASE)
 KEEP_ALIVE_MARGIN = 1.0
 """Seconds before the end of an upstream's keep-alive time in which an idle connection is not used again, since the
 upstream could close it while a request is on its way."""
-_KEEP_ALIVE_TIMEOUT = re.compile(rb"(?:^|[,;\s])timeout[ \t]*=[ \t]*\"?([0-9]{1,9})", re.IGNORECASE)
 _RESET = struct.pack("ii", 1, 0)
-
-
-def stated_timeout(headers: Iterable[RawHeader]) -> int | None:
-    """Seconds for which an upstream keeps an idle connection, from its `Keep-Alive` field; None without one."""
-    for name, value in headers:
-        if name == b"keep-alive" and (stated := _KEEP_ALIVE_TIMEOUT.search(value)) is not None:
-            return int(stated[1])
-    return None
 
 
 class ConnectionOwner(Protocol):
@@ -137,7 +129,10 @@ class Http1Connection(asyncio.Protocol):
     def send_head(self, head: bytes, *, method: bytes, has_body: bool, upgrade: bool = False) -> None:
         if self._answer is not None or self._transport is None:
             raise RuntimeError(f"{self!r} is not ready for a request")
-        self._answer = Answer(self, method, limits=self._limits, upgrade=upgrade)
+        limits = self._limits
+        answer = Answer(method, max_bytes=limits.bytes, max_lines=limits.lines, upgrade=upgrade)
+        answer.connection = self
+        self._answer = answer
         self._request_open = has_body
         self._doubtful = has_body and method in _CONTENT_MEANS_NOTHING
         self._missing = -1
@@ -199,10 +194,9 @@ class Http1Connection(asyncio.Protocol):
         if answer is None:
             raise RuntimeError(f"{self!r} has no open request")
         while True:
-            while answer.interim:
-                status, headers = answer.interim.pop(0)
+            while (interim := answer.take_interim()) is not None:
                 if informational is not None:
-                    await informational(status, headers)
+                    await informational(*interim)
             if answer.head_complete:
                 if isinstance(self.failure, ProtocolViolation):
                     raise self._failed()  # before any caller sees the head
@@ -270,7 +264,7 @@ class Http1Connection(asyncio.Protocol):
             if answer.switched or not answer.keep_alive or self._doubtful:
                 self.close()
                 return False
-            if (seconds := stated_timeout(answer.headers)) is not None:
+            if (seconds := answer.kept_for) is not None:
                 self.reusable_until = self.loop.time() + seconds - KEEP_ALIVE_MARGIN
         if transport.is_closing():
             self.close()
@@ -303,7 +297,7 @@ class Http1Connection(asyncio.Protocol):
             return
         try:
             answer.feed(data)
-        except ProtocolViolation as error:
+        except netbird_http.Violation as error:
             self._fail(ProtocolViolation(f"{self.name}: {error}"))
             return
         if answer.buffered > HIGH_WATER and not self._read_paused and self._transport is not None:
@@ -442,20 +436,19 @@ class Http1Connection(asyncio.Protocol):
         return error
 
 
-class Answer(AnswerParser):
+class Answer(netbird_http.Answer):
     """The answer to an exchange. Implements `UpstreamAnswer`. After its connection was released, only bytes that
     arrived before can be read."""
 
-    def __init__(self, connection: Http1Connection, method: bytes, *, limits: HeadLimits, upgrade: bool) -> None:
-        super().__init__(method, limits=limits, upgrade=upgrade)
-        self._connection = connection
+    __slots__ = ("connection",)
+
+    connection: Http1Connection
 
     async def read(self) -> bytes:
-        pieces = self.pieces
-        while not pieces:
+        while (piece := self.take()) is None:
             if self.complete:
                 return b""
-            connection = self._connection
+            connection = self.connection
             if connection.failure is not None:
                 raise connection._failed()
             if connection._answer is not self:
@@ -465,14 +458,6 @@ class Answer(AnswerParser):
                 await waiter
             finally:
                 connection._waiter = None
-        if len(pieces) > 1 and self.buffered <= _SMALL_PIECE * len(pieces):
-            # Tiny chunks of an upstream are joined, so that each does not cost a write.
-            piece = b"".join(pieces)
-            pieces.clear()
-            self.buffered = 0
-        else:
-            piece = pieces.pop(0)  # few pieces, or reading from the upstream is paused
-            self.buffered -= len(piece)
-        if self._connection._read_paused:
-            self._connection._taken(self)
+        if self.connection._read_paused:
+            self.connection._taken(self)
         return piece

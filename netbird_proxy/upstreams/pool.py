@@ -9,10 +9,9 @@ from netbird_host.containment import GRACE, HungSteps, describe_error
 from netbird_proxy.api.errors import DialFailed, DialTimeout, TlsFailed, UpstreamError, UpstreamOverloaded
 from netbird_proxy.api.model import Upstream
 from netbird_proxy.api.tunnels import Dialer
-from netbird_proxy.http.answers import HeadLimits
 from netbird_proxy.upstreams.connection import Http1Connection
-from netbird_proxy.upstreams.protocols import UpstreamConnection
-from netbird_proxy.upstreams.tls import client_context, client_tls
+from netbird_proxy.upstreams.protocols import HeadLimits, UpstreamConnection
+from netbird_proxy.upstreams.tls import Encrypting, client_context
 
 DIAL_TIMEOUT = 30.0
 SHARE = 0.5
@@ -211,18 +210,17 @@ class UpstreamPool:
     async def _dial(self) -> Http1Connection:
         connection = Http1Connection(name=self._name, head_timeout=self._head_timeout, limits=self._limits, owner=self)
         context: ssl.SSLContext | None = None
-        handshake: asyncio.Future[None] | None = None
+        encrypting: Encrypting | None = None
         timeout = self._dial_timeout
         transport: asyncio.Transport | None = None
         gone = False
 
         def make_protocol() -> asyncio.BaseProtocol:
-            # TLS is made once a stream is open: an `SSLProtocol` without a transport warns when it is collected.
-            nonlocal handshake
+            nonlocal encrypting
             if context is None:
                 return connection
-            protocol, handshake = client_tls(connection, context, self._server_name, handshake_timeout=timeout + 1)
-            return protocol
+            encrypting = Encrypting(connection, context, self._server_name, timeout=timeout + 1)
+            return encrypting
 
         async def open_stream() -> None:
             """Run the dialer, which is a plugin's code and may return after the pool stopped waiting for it."""
@@ -241,9 +239,9 @@ class UpstreamPool:
                         skip_verify=self.upstream.skip_tls_verify, ca=self.upstream.ca
                     )
                 await self._hung_steps.bounded(open_stream(), timeout=timeout, grace=self._grace)
-                if handshake is not None:
+                if encrypting is not None:
                     try:
-                        await handshake
+                        await encrypting.handshake()
                     except (OSError, ValueError) as error:  # SSLError is an OSError
                         raise TlsFailed(f"TLS with {self._name}: {error}") from error
             if connection.failure is not None:

@@ -1,12 +1,19 @@
-"""The pools in use. Routes that dial alike share a pool, which is retired some time after its last route is gone."""
+"""The pools in use. Routes that dial alike share a pool, which is retired some time after its last route is gone.
+
+Two routes dial alike if they belong to one account, their upstreams have the same address and TLS settings, and their
+dialers are equal. An edit that changes nothing of that (a path, headers, guards) keeps the idle connections. The rules
+on addresses are part of a dialer's value (`JudgedDialer`), so routes under other rules never get a connection that was
+judged by the old ones.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+from netbird_host.containment import must_pass
 from netbird_proxy.api.model import AccountId, Upstream
 from netbird_proxy.api.tunnels import Dialer
 from netbird_proxy.upstreams.protocols import Pool
@@ -25,6 +32,11 @@ PoolFor = Callable[[Upstream, Dialer], RetiringPool]
 _Key = tuple[AccountId, str, int]
 
 
+def _way(upstream: Upstream) -> Upstream:
+    """The part of an upstream that decides how its connections are opened."""
+    return replace(upstream, path=b"/", custom_headers=(), disable_access_log=False, values={})
+
+
 def _key(account: AccountId, upstream: Upstream, dialer: Dialer) -> _Key:
     """The key of a bucket of pools that may be equal.
 
@@ -33,9 +45,21 @@ def _key(account: AccountId, upstream: Upstream, dialer: Dialer) -> _Key:
     """
     try:
         mark = hash(dialer)
-    except TypeError:
+    except BaseException as failure:  # a plugin's code
+        if must_pass(failure):
+            raise
         mark = id(type(dialer))
     return account, str(upstream), mark
+
+
+def _equal(left: Dialer, right: Dialer) -> bool:
+    """True if both dial alike. Dialers whose comparison fails differ: each gets a pool of its own."""
+    try:
+        return left is right or bool(left == right)
+    except BaseException as failure:  # a plugin's code
+        if must_pass(failure):
+            raise
+        return False
 
 
 @dataclass(slots=True, eq=False)
@@ -59,10 +83,11 @@ class Pools:
 
     def take(self, account: AccountId, upstream: Upstream, dialer: Dialer) -> RetiringPool:
         """The pool for another route."""
+        upstream = _way(upstream)
         key = _key(account, upstream, dialer)
         bucket = self._kept.setdefault(key, [])
         for kept in bucket:
-            if kept.upstream == upstream and kept.dialer == dialer:
+            if kept.upstream == upstream and _equal(kept.dialer, dialer):
                 break
         else:
             kept = _Kept(key, upstream, dialer, self._pool_for(upstream, dialer))

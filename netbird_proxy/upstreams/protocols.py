@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from netbird_proxy.api.headers import RawHeader
+
+
+@dataclass(frozen=True, slots=True)
+class HeadLimits:
+    """Limits on an upstream's heads (including informational ones) and trailers; beyond them ProtocolViolation.
+
+    Attributes:
+        bytes: maximum size of all heads of an answer together, of its trailers, and of a chunk's line.
+        lines: maximum number of fields in a head or in the trailers.
+    """
+
+    bytes: int = 65536
+    lines: int = 256
 
 
 class BodyLengthMismatch(Exception):
@@ -15,14 +29,21 @@ class BodyLengthMismatch(Exception):
 class UpstreamAnswer(Protocol):
     """An upstream's response with a complete head."""
 
-    status: int
-    reason: bytes
-    headers: list[RawHeader]
-    """Fields in order, with lower-case names, including hop-by-hop fields."""
-    trailers: list[RawHeader]
-    """Complete once `read` has returned `b""`."""
-    complete: bool
-    """True once the whole answer has arrived; buffered pieces can still be read."""
+    @property
+    def status(self) -> int: ...
+    @property
+    def reason(self) -> bytes: ...
+    @property
+    def headers(self) -> list[RawHeader]:
+        """Fields in order, with lower-case names, including hop-by-hop fields."""
+
+    @property
+    def trailers(self) -> list[RawHeader]:
+        """Complete once `read` has returned `b""`."""
+
+    @property
+    def complete(self) -> bool:
+        """True once the whole answer has arrived; buffered pieces can still be read."""
 
     async def read(self) -> bytes:
         """The next piece of the body as it arrived, `b""` at its end. UpstreamClosed for a truncated body."""

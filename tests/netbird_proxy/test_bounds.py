@@ -24,7 +24,7 @@ from netbird_host import line_writer as writer_module
 from netbird_host import login_throttle, logs
 from netbird_host.line_writer import LineWriter
 from netbird_overlay import peer_endpoints
-from netbird_overlay.engine import Connected, LimitReached
+from netbird_overlay.engine import Connected, Endpoint, LimitReached
 from netbird_overlay.keys import TunnelState
 from netbird_overlay.peer_endpoints import PeerEndpoints
 from netbird_overlay.simulation import Simulation
@@ -38,22 +38,19 @@ from netbird_proxy.api.errors import ProtocolViolation, UpstreamClosed, Upstream
 from netbird_proxy.api.headers import FOLDED, Headers, fold
 from netbird_proxy.api.model import AccountId, PublicKey, ServiceId
 from netbird_proxy.asgi import CONNECTION_EXTENSION
-from netbird_proxy.defaults.access_log import entry as entry_module
-from netbird_proxy.defaults.access_log import line as line_module
-from netbird_proxy.defaults.access_log import sender as sender_module
 from netbird_proxy.defaults.access_log.sender import Sender
+from netbird_proxy.defaults.access_log.waiting import UNSENT_BYTES, Waiting
 from netbird_proxy.defaults.session import authenticators, confirmations
 from netbird_proxy.defaults.session import tokens as session_tokens
-from netbird_proxy.defaults.telemetry import plugin as telemetry
+from netbird_proxy.defaults.telemetry import collector
 from netbird_proxy.http import framing, head
-from netbird_proxy.http.answers import HeadLimits
 from netbird_proxy.http.folding import _HOSTS, fold_authority
 from netbird_proxy.listening.connections import Connections, ListenLimits
 from netbird_proxy.listening.http1 import Http1Protocol
 from netbird_proxy.listening.origins import Origins
 from netbird_proxy.listening.peek import Peek
 from netbird_proxy.operator.decisions import LONGEST_PATH, Decisions
-from netbird_proxy.pipeline import deadline, head_rules, request_heads
+from netbird_proxy.pipeline import deadline, head_rules
 from netbird_proxy.routing.apply import Routing
 from netbird_proxy.routing.hooks import load_hooks
 from netbird_proxy.sources.file import read as files
@@ -70,6 +67,7 @@ from netbird_proxy.testing.transports import MemoryDialer, MemoryTransport
 from netbird_proxy.upstreams import connection as upstream_module
 from netbird_proxy.upstreams.connection import Http1Connection
 from netbird_proxy.upstreams.pool import UpstreamPool
+from netbird_proxy.upstreams.protocols import HeadLimits
 from netbird_proxy.upstreams.tls import client_context
 from netbird_wire.proxy_service_pb2 import (
     PROXY_STATUS_ACTIVE,
@@ -252,22 +250,22 @@ async def remembered(_directory: Path) -> None:
         (FOLDED, lambda i: fold(b"name-%d" % i)),
         (_HOSTS, lambda i: fold_authority(b"host-%d.example" % i)),
         (framing._PREFIXES, lambda i: framing.field_lines(200, [(b"name-%d" % i, b"x")])),
-        (line_module._TEXTS, lambda i: line_module._text(f"text-{i}")),
-        (entry_module._TEXTS, lambda i: entry_module._text(f"text-{i}")),
     ]
     rules = head_rules.HeadRules({b"own-%d" % os.getpid(): "test"})
     tables.append((rules.verdicts, lambda i: rules.incoming([(b"name-%d" % i, b"x")])))
-    written = request_heads.RequestHeads(route(), upstream(), rules)
-    tables.append((request_heads._FORWARDED, lambda i: written.write(exchange(host=f"h{i}.example"), False)))
     tables.append((head_rules._SHARED, lambda i: head_rules.HeadRules({b"own-%d-%d" % (os.getpid(), i): "test"})))
     for table, learn in tables:
-        before = table.copy() if isinstance(table, set) else dict(table)
+        before = dict(table)
         try:
             first, last = learn(0), None
             for i in range(5000):
                 last = learn(i)
             assert len(table) <= 4096
             assert type(first) is type(last)  # what is not remembered is worked out each time
+            full = set(table)
+            learn(5000)
+            assert set(table) - full  # a full table does not keep later entries out
+            assert table._bytes <= table.max_bytes
         finally:
             table.clear()
             table.update(before)
@@ -581,6 +579,33 @@ async def tunnel_bytes(_directory: Path) -> None:
     assert 0 < sum(here.engine.write(conn, b"x" * 10_000) for _ in range(10)) <= 20_000
 
 
+@drive("tunnel datagrams")
+async def tunnel_datagrams(_directory: Path) -> None:
+    simulation = Simulation()
+    here, there = simulation.pair()
+    here.engine.udp_listen(53)
+    sent = [here.engine.udp_send(53, bytes(1000), (there.address, 53)) for _ in range(2000)]
+    assert 0 < sent.count(True) <= 1024
+    assert here.engine.counters()["udp_dropped"] == sent.count(False)
+    for port in range(1000, 2023):
+        here.engine.udp_listen(port)
+    with pytest.raises(LimitReached):
+        here.engine.udp_connect(there.address, 53)
+
+
+@drive("tunnel reader that takes nothing")
+async def tunnel_reader(_directory: Path) -> None:
+    simulation = Simulation()
+    here, there = simulation.pair()
+    conn, accepted = simulation.connection(here, there)
+    there.engine.pause_reading(accepted)
+    here.send(conn, bytes(1 << 20))
+    simulation.run(14 * 60)
+    assert here.end(conn) is None
+    simulation.run(2 * 60)
+    assert here.end(conn) == "timeout"
+
+
 @drive("endpoints of peers")
 async def places(directory: Path) -> None:
     home = directory / "acct"
@@ -589,14 +614,14 @@ async def places(directory: Path) -> None:
     state.save()
     kept = PeerEndpoints(state)
     for number in range(peer_endpoints.GONE_MOST + 5):
-        kept.moved(number.to_bytes(32, "big"), ("192.0.2.7", 4711))
+        kept.moved(number.to_bytes(32, "big"), Endpoint("192.0.2.7", 4711))
     kept.present(set(), 0)
     assert len(state.endpoints) == peer_endpoints.GONE_MOST
     for port in range(1, 3000):
-        kept.moved(bytes(32), ("192.0.2.7", port))
+        kept.moved(bytes(32), Endpoint("192.0.2.7", port))
     assert 0 < (home / peer_endpoints.JOURNAL_FILE).stat().st_size <= peer_endpoints.JOURNAL_MOST_BYTES
     kept.close()
-    assert TunnelState.load(home).endpoints[bytes(32)] == ("192.0.2.7", 2999)
+    assert TunnelState.load(home).endpoints[bytes(32)] == Endpoint("192.0.2.7", 2999)
 
 
 # What goes out about exchanges ----------------------------------------------------------------------------------------
@@ -657,14 +682,22 @@ async def access_log_entries(_directory: Path) -> None:
 
     proxy = FakeProxy(management=FakeManagement({"SendAccessLog": hang}))
     sender = Sender(proxy, {"a"}, queue=3)
-    for _ in range(5):
-        sender.put(b"")
-    assert (sender._room, proxy.counters["access_log_lost"]) == (0, 2)
-    sender.put_without_account(b"")
-    assert proxy.counters["access_log_lost"] == 3
+    for account in ("a", "b", "c", "d", None):
+        sender.put(account, b"")
+    assert (sender._waiting.places, proxy.counters["access_log_lost"]) == (0, 2)
     if sender._timer is not None:
         sender._timer.cancel()
-    assert sender_module.BATCH <= 256
+    waiting = Waiting(1 << 30)
+    while not waiting.put("a", b"x" * 60_000):
+        pass
+    assert 0 < waiting.free_bytes < UNSENT_BYTES // 3  # and the calls under way count too, until they end
+    calls = waiting.take(batches=True)
+    for call in calls:
+        waiting.begin(call)
+    assert waiting.free_bytes < UNSENT_BYTES // 3
+    for call in calls:
+        waiting.end(call)
+    assert waiting.free_bytes == UNSENT_BYTES
 
 
 @drive("spans")
@@ -676,16 +709,16 @@ async def spans(_directory: Path) -> None:
             given.append(span)
 
     lost: list[bool] = []
-    exporter: Any = telemetry._Counted(None)  # type: ignore[arg-type]  # nothing is exported here
+    exporter: Any = collector.Counted(None)  # type: ignore[arg-type]  # nothing is exported here
     processor: Any = Processor()
-    line = telemetry._Line(processor, exporter, lambda: lost.append(True))
+    line = collector.SpanQueue(processor, exporter, lambda: lost.append(True))
     span: Any = object()
-    for _ in range(telemetry.QUEUE + 2):
+    for _ in range(collector.QUEUE + 2):
         line.put(span)
-    assert (len(given), len(lost)) == (telemetry.QUEUE, 2)
+    assert (len(given), len(lost)) == (collector.QUEUE, 2)
     exporter.taken += 1
     line.put(span)
-    assert len(given) == telemetry.QUEUE + 1
+    assert len(given) == collector.QUEUE + 1
 
 
 # Logins ---------------------------------------------------------------------------------------------------------------

@@ -13,16 +13,13 @@ The members stand in this order. Empty ones are left out. Query strings, header 
 
 from __future__ import annotations
 
-import time
-
 import msgspec
 
-from netbird_proxy import OBSERVED, BoundedTable, ExchangeView, Identity, IdentityCache, RouteSpec, Upstream
+from netbird_http import log_line
+from netbird_proxy import OBSERVED, ExchangeView, Identity, IdentityCache, RouteSpec, Upstream
 
 _json = msgspec.json.Encoder().encode
 _REMEMBERED = 4096
-# Hosts, methods and addresses as JSON.
-_TEXTS: BoundedTable[str, bytes] = BoundedTable(_REMEMBERED)
 # An authenticator mostly returns the same object for the same caller.
 _CALLERS: IdentityCache[Identity, bytes] = IdentityCache(_REMEMBERED)
 
@@ -38,18 +35,16 @@ def status_of(exchange: ExchangeView) -> int:
 class LineFormat:
     """Writes the lines of one route's exchanges, or of exchanges without a route.
 
-    Every text is JSON-encoded, so a client cannot end a string or a line. Encoded texts are reused between exchanges.
+    Every text is JSON-encoded, so a client cannot end a string or a line. Texts of the operator are encoded once.
     """
 
-    __slots__ = ("_account", "_ends", "_route", "_second", "_second_text", "_service")
+    __slots__ = ("_account", "_ends", "_route", "_service")
 
     def __init__(self, route: RouteSpec | None) -> None:
         self._route = route  # also keeps its upstreams alive, whose ids are keys
         self._account = "" if route is None else route.account
         self._service = "" if route is None else route.service
         self._ends: dict[tuple[str, str | None, int], bytes] = {}
-        self._second = -1
-        self._second_text = b""
 
     def line(self, exchange: ExchangeView) -> bytes:
         origin, tries, who = exchange.origin, exchange.tries, exchange.identity
@@ -58,42 +53,25 @@ class LineFormat:
         end = self._ends.get((listener, account, id(upstream)))
         if end is None:
             end = self._end(listener, account, upstream)
-        started = exchange.started_at
-        second = int(started)
-        if second != self._second:
-            self._second = second
-            self._second_text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)).encode()
-        milliseconds, microseconds = divmod((exchange.ended_ns - exchange.started_ns) // 1000, 1000)
-        method, host, client = exchange.method, exchange.host, exchange.client_address
-        line = (
-            b'{"timestamp":"%b.%06dZ","level":"info","event":"exchange.done","exchange":"%b","method":%b,"scheme":"%b",'
-            b'"host":%b,"path":%b,"status":%d,"duration_ms":%d.%03d,"bytes_received":%d,"bytes_sent":%d,"client":%b%b'
-        ) % (
-            self._second_text,
-            (started - second) * 1_000_000,
-            exchange.id.encode(),
-            _TEXTS.get(method) or _text(method),
-            exchange.scheme.encode(),
-            _TEXTS.get(host) or _text(host),
-            _json(exchange.raw_path.decode("latin-1")),
+        why, notes = exchange.denial or exchange.error, exchange.notes
+        return log_line(
+            exchange.id,
+            exchange.started_at,
+            exchange.ended_ns - exchange.started_ns,
+            exchange.method,
+            exchange.host,
+            exchange.raw_path,
             status_of(exchange),
-            milliseconds,
-            microseconds,
             exchange.bytes_received,
             exchange.bytes_sent,
-            _TEXTS.get(client) or _text(client),
+            exchange.client_address,
+            "" if why is None else why.code,
+            str(notes.get(OBSERVED, "")) if notes else "",
+            exchange.scheme,
             end,
+            len(tries),
+            b"" if who is None else _CALLERS.get(who) or _caller(who),
         )
-        if len(tries) > 1:
-            line += b',"tries":%d' % len(tries)
-        if who is not None:
-            line += _CALLERS.get(who) or _caller(who)
-        why = exchange.denial or exchange.error
-        if why is not None:
-            line += _member("code", why.code)
-        if exchange.notes:
-            line += _member("observed", str(exchange.notes.get(OBSERVED, "")))
-        return line + b"}\n"
 
     def _end(self, listener: str, origin_account: str | None, upstream: Upstream | None) -> bytes:
         account = self._account or origin_account or ""
@@ -114,7 +92,3 @@ def _caller(who: Identity) -> bytes:
         members += b',"groups":' + _json([group.name or group.id for group in who.groups])
     members += _member("auth", who.method) + _member("by", who.by)
     return _CALLERS.keep(who, members)
-
-
-def _text(text: str) -> bytes:
-    return _TEXTS.get(text) or _TEXTS.keep(text, _json(text))

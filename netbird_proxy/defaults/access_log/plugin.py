@@ -38,7 +38,8 @@ class AccessLogOptions(BaseModel):
     management: bool = True
     """Report each exchange to management."""
     queue: Annotated[int, Field(ge=1)] = 4096
-    """Maximum number of entries that wait for management; further ones are dropped and counted."""
+    """Maximum number of entries that wait for a call to management; further ones are dropped and counted. One account
+    gets at most three quarters of it. Divided by `process.workers`."""
 
 
 class AccessLog:
@@ -86,7 +87,7 @@ class AccessLog:
                 finally:
                     self._format_gathered()
                 return
-            sender = Sender(proxy, self._accounts, queue=options.queue)
+            sender = Sender(proxy, self._accounts, queue=proxy.share.count(options.queue))
             async with sender.running():
                 self._sender = sender
                 try:
@@ -131,10 +132,9 @@ class AccessLog:
             if (sender := self._sender) is not None and not from_file:
                 groups = exchange.identity is not None and sender.batches
                 entry = entries.entry(exchange, groups=groups)
-                if route is None and (exchange.origin is None or exchange.origin.account is None):
-                    sender.put_without_account(entry)
-                else:
-                    sender.put(entry)
+                origin = exchange.origin
+                account = route.account if route is not None else origin.account if origin is not None else None
+                sender.put(account, entry)
 
         def record_unless_disabled(exchange: ExchangeView) -> None:
             if not (exchange.tries and exchange.tries[-1].upstream.disable_access_log):

@@ -14,12 +14,12 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
-from typing import NamedTuple
 
 import structlog
 
 from netbird_proxy import Backoff, ManagementError, ManagementRefused, ManagementTimeout, ManagementUnavailable, Proxy
 from netbird_proxy.defaults.access_log.entry import request_of, under
+from netbird_proxy.defaults.access_log.waiting import Call, Waiting
 from netbird_wire.extensions import Extension
 from netbird_wire.proxy_service_pb2 import SendAccessLogRequest
 
@@ -27,9 +27,8 @@ log = structlog.get_logger("netbird_proxy.access_log")
 
 WORKERS = 64
 """Maximum number of concurrent calls. NetBird's management takes one entry per call, so many are needed."""
-BATCH = 256
 GATHER = 0.2
-"""Seconds for which the entries of a batch are collected: a call costs as much as a hundred entries."""
+"""Seconds for which the entries of a call are collected, unless they fill it earlier."""
 CALL_TIMEOUT = 10.0
 FIRST_DELAY, LONGEST_DELAY = 0.2, 2.0
 """Shortest and longest delay in seconds before a call is repeated."""
@@ -41,28 +40,20 @@ REPORT_INTERVAL = 10.0
 """Minimum seconds between two log lines about lost entries."""
 
 
-class _Call(NamedTuple):
-    """Entries of one call: either with an account or without, so that management's refusal affects only one kind."""
-
-    entries: list[bytes]
-    without_account: bool
-
-
 class Sender:
     """Queues entries on the request path, and sends them from tasks of its own."""
 
     def __init__(self, proxy: Proxy, accounts: Collection[str], *, queue: int) -> None:
         """Args:
         accounts: accounts that have, or had, a route on this proxy. The caller adds to it.
+        queue: maximum number of entries that wait for a call.
         """
         self._proxy = proxy
         self._accounts = accounts
         self._scoped = False  # the token is an account's: management has refused an entry without an account
-        self._without_account: list[bytes] = []
         self._loop = asyncio.get_running_loop()
-        self._room = queue
-        self._gathered: list[bytes] = []
-        self._calls: asyncio.Queue[_Call] = asyncio.Queue()  # `_room` bounds it
+        self._waiting = Waiting(queue)
+        self._calls: asyncio.Queue[Call] = asyncio.Queue()  # `_waiting` bounds it
         self._timer: asyncio.TimerHandle | None = None
         self._under_way = 0
         self._leaving = asyncio.Event()
@@ -74,36 +65,25 @@ class Sender:
         """True if management accepts many entries per call, with the groups of the caller."""
         return Extension.ACCESS_LOG_BATCH in self._proxy.management.extensions
 
-    def put(self, entry: bytes) -> None:
-        """Queue an entry; if the queue is full, drop and count it."""
-        if not self._room:
-            self._lose(1, "the queue is full")
-            return
-        self._room -= 1
-        gathered = self._gathered
-        gathered.append(entry)
-        if self._timer is None:
-            self._timer = self._loop.call_later(GATHER, self._hand_over)
-        elif len(gathered) == BATCH:
-            self._timer.cancel()
-            self._hand_over()
+    def put(self, account: str | None, entry: bytes) -> None:
+        """Queue an entry; drop and count it if the queue has no room for its account.
 
-    def put_without_account(self, entry: bytes) -> None:
-        """Queue the entry of an exchange for an unknown host."""
-        if self._scoped:
+        Args:
+            account: the account that the entry names; None for the exchange of an unknown host.
+        """
+        if account is None and self._scoped:
             if len(self._accounts) != 1:
                 self._lose(1, "the host is unknown, and the proxy's token is an account's")
                 return
             (account,) = self._accounts
-            self.put(under(account, entry))
-            return
-        if not self._room:
-            self._lose(1, "the queue is full")
-            return
-        self._room -= 1
-        self._without_account.append(entry)
-        if self._timer is None:
+            entry = under(account, entry)
+        if reason := self._waiting.put(account, entry):
+            self._lose(1, reason)
+        elif self._timer is None:
             self._timer = self._loop.call_later(GATHER, self._hand_over)
+        elif self._waiting.fill_a_call:
+            self._timer.cancel()
+            self._hand_over()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -124,49 +104,63 @@ class Sender:
                     worker.cancel()
         left = self._under_way
         while not self._calls.empty():
-            left += len(self._calls.get_nowait().entries)
+            left += len(self._calls.get_nowait())
         if left:
             self._reported_at = float("-inf")
             self._lose(left, "the process ends")
 
     def _hand_over(self) -> None:
         self._timer = None
-        for entries, without_account in ((self._gathered, False), (self._without_account, True)):
-            size = BATCH if self.batches else 1
-            for start in range(0, len(entries), size):
-                self._calls.put_nowait(_Call(entries[start : start + size], without_account))
-        self._gathered, self._without_account = [], []
+        for call in self._waiting.take(batches=self.batches):
+            self._calls.put_nowait(call)
 
     async def _work(self) -> None:
         while True:
             call = await self._calls.get()
-            self._room += len(call.entries)
-            self._under_way += len(call.entries)
+            self._waiting.begin(call)
+            self._under_way += len(call)
             try:
-                await self._deliver(call)
-            except ManagementRefused as error:
-                if not call.without_account:
-                    self._lose(len(call.entries), str(error))
-                else:
-                    self._scoped = True
-                    for entry in call.entries:
-                        self.put_without_account(entry)
-                    if self._leaving.is_set() and self._timer is not None:  # the timer would fire too late
-                        self._timer.cancel()
-                        self._hand_over()
-            except Exception as error:  # a failure to send must not end the proxy
-                self._lose(len(call.entries), str(error) if isinstance(error, ManagementError) else repr(error))
+                await self._send(call)
             finally:
                 self._calls.task_done()
-            self._under_way -= len(call.entries)  # not if cancelled: it is not known whether management has them
+            self._under_way -= len(call)  # not if cancelled: it is not known whether management has them
 
-    async def _deliver(self, call: _Call) -> None:
+    async def _send(self, call: Call) -> None:
+        try:
+            try:
+                await self._deliver(call)
+            finally:
+                self._waiting.end(call)
+        except ManagementRefused as error:
+            if call.without_account:
+                self._send_under_the_only_account(call)
+            elif len(call.parts) == 1:
+                self._lose(len(call), str(error))
+            else:
+                # Management may refuse one of the accounts, and the entries of the others must not be lost with it.
+                for part in call.parts:
+                    try:
+                        await self._deliver(Call((part,)))
+                    except Exception as failure:
+                        self._lose(len(part[1]), _reason(failure))
+        except Exception as error:  # a failure to send must not end the proxy
+            self._lose(len(call), _reason(error))
+
+    def _send_under_the_only_account(self, call: Call) -> None:
+        self._scoped = True
+        for entry in call.entries:
+            self.put(None, entry)
+        if self._leaving.is_set() and self._timer is not None:  # the timer would fire too late
+            self._timer.cancel()
+            self._hand_over()
+
+    async def _deliver(self, call: Call) -> None:
         backoff, until = (
             Backoff(FIRST_DELAY, LONGEST_DELAY),
             self._loop.time() + (KEEP if self.batches else KEEP_ELSEWHERE),
         )
         while True:
-            batch = self.batches or len(call.entries) > 1
+            batch = self.batches or len(call) > 1
             request = SendAccessLogRequest.FromString(request_of(call.entries, batch=batch))
             try:
                 await self._proxy.management.call("SendAccessLog", request, timeout=CALL_TIMEOUT)
@@ -190,3 +184,7 @@ class Sender:
         if now - self._reported_at >= REPORT_INTERVAL:
             log.error("access_log.lost", entries=self._lost, reason=why)
             self._reported_at, self._lost = now, 0
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, ManagementError) else repr(error)

@@ -75,42 +75,63 @@ class Countries:
 
 
 class WatchedCountries:
-    """The database of a file, reloaded after the file has changed and was stable for one interval.
+    """A database, reloaded after its file has changed and was stable for one interval.
 
     If the new file cannot be read, that is logged and the previous database stays in use: a failed update must neither
     open a service nor close it. A context manager; raises the errors of `Countries`.
+
+    Args:
+        place: a file, or with `directory` the directory whose last `.mmdb` file by name is the database, as programs
+            that date their downloads name them. The directory may be empty or absent; the first file is then loaded
+            when it appears, and until then every look-up raises GeoUnavailable.
+        interval: seconds between two checks.
     """
 
-    def __init__(self, file: Path, *, interval: float) -> None:
-        self._file = file
+    def __init__(self, place: Path, *, interval: float, directory: bool = False) -> None:
+        self._place = place
+        self._directory = directory
         self._interval = interval
+        file = self._current()
         self._stamp = _stamp(file)  # taken before reading, so that a change meanwhile is noticed
-        self._read = Countries(file)
+        self._read = Countries(file) if file is not None else None
 
     def country(self, address: Address) -> str:
         """See `Countries.country`."""
+        if self._read is None:
+            raise GeoUnavailable(f"{self._place} has no database")
         return self._read.country(address)
+
+    def _current(self) -> Path | None:
+        if not self._directory:
+            return self._place
+        try:
+            return max(self._place.glob("*.mmdb"), default=None)
+        except OSError:
+            return None
 
     async def watch(self) -> None:
         """Check the file every `interval` seconds, until cancelled."""
         previous = self._stamp
         while True:
             await asyncio.sleep(self._interval)
-            stamp = await asyncio.to_thread(_stamp, self._file)
+            file = await asyncio.to_thread(self._current)
+            stamp = await asyncio.to_thread(_stamp, file)
             if stamp != self._stamp and stamp == previous:
                 self._stamp = stamp
-                await self._replace()
+                if file is not None:
+                    await self._replace(file)
             previous = stamp
 
-    async def _replace(self) -> None:
+    async def _replace(self, file: Path) -> None:
         try:
-            read = await asyncio.to_thread(_opened, self._file)
+            read = await asyncio.to_thread(_opened, file)
         except (OSError, ValueError) as error:
-            log.warning("access_restrictions.database_kept", file=str(self._file), error=str(error))
+            log.warning("access_restrictions.database_kept", file=str(file), error=str(error))
             return
         self._read, old = read, self._read
-        old.close()  # look-ups are synchronous, so none is using it now
-        log.info("access_restrictions.database_replaced", file=str(self._file), built_at=read.built_at)
+        if old is not None:
+            old.close()  # look-ups are synchronous, so none is using it now
+        log.info("access_restrictions.database_replaced", file=str(file), built_at=read.built_at)
 
     def __enter__(self) -> Self:
         return self
@@ -118,7 +139,8 @@ class WatchedCountries:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._read.close()
+        if self._read is not None:
+            self._read.close()
 
 
 def _opened(file: Path) -> Countries:
@@ -131,7 +153,9 @@ def _opened(file: Path) -> Countries:
     return read
 
 
-def _stamp(file: Path) -> Stamp | None:
+def _stamp(file: Path | None) -> Stamp | None:
+    if file is None:
+        return None
     try:
         status = file.stat()
     except OSError:

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Self
 
 import structlog
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from netbird_proxy import (
     ALLOW,
@@ -43,9 +44,18 @@ class AccessRestrictionsOptions(BaseModel):
 
     geo_database: Path | None = None
     """A country database in MaxMind's format (`.mmdb`). Without it, services with country rules are closed."""
+    geo_directory: Path | None = None
+    """A directory of such databases, instead of `geo_database`: the last by name is used. It may be empty or absent;
+    services with country rules are then closed until a database is there."""
     geo_interval: float = Field(30.0, ge=0.01, le=86_400)
     """Interval, in seconds, at which the database file is checked; a file that changed, and is the same at the next
     check, is loaded."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if self.geo_database is not None and self.geo_directory is not None:
+            raise ValueError("geo_database and geo_directory must not both be set")
+        return self
 
 
 class AccessRestrictions:
@@ -72,10 +82,12 @@ class AccessRestrictions:
 
     @asynccontextmanager
     async def _running(self, options: AccessRestrictionsOptions) -> AsyncIterator[None]:
-        if options.geo_database is None:
+        place = options.geo_database or options.geo_directory
+        if place is None:
             yield
             return
-        with WatchedCountries(options.geo_database, interval=options.geo_interval) as self._countries:
+        dated = options.geo_directory is not None
+        with WatchedCountries(place, interval=options.geo_interval, directory=dated) as self._countries:
             async with asyncio.TaskGroup() as tasks:
                 watching = tasks.create_task(self._countries.watch())
                 try:

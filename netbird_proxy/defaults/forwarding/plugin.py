@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, IPvAnyNetwork
@@ -33,6 +34,8 @@ class ForwardingOptions(BaseModel):
     """Networks of proxies in front of this one, whose forwarding field names the client. Never applied in a tunnel."""
     field: Literal["x-forwarded-for", "forwarded"] = "x-forwarded-for"
     """The field that those proxies write. Set it to that one: a client can forge the other."""
+    proto: Literal["auto", "http", "https"] = "auto"
+    """The scheme that upstreams are told. `auto` is the client's own, or the one that a trusted proxy reports."""
     forwarded: bool = False
     """Send `Forwarded` (RFC 7239) to upstreams too."""
 
@@ -63,16 +66,17 @@ class Forwarding:
     @hookimpl
     def transform_request(self, route: RouteSpec, proxy: Proxy) -> RequestTransform | None:
         options = proxy.options(ForwardingOptions)
-        if not options.trusted_proxies and not options.forwarded:
+        if not options.trusted_proxies and not options.forwarded and options.proto == "auto":
             return None  # the core reports the socket's address, and faster
         owns = (FORWARDED, FOR, REAL_IP, HOST, PROTO, PORT)
-        return RequestTransform(_also_forwarded if options.forwarded else _set_fields, owns=owns)
+        proto = "" if options.proto == "auto" else options.proto
+        return RequestTransform(partial(_also_forwarded if options.forwarded else _set_fields, proto), owns=owns)
 
 
-def _set_fields(exchange: ExchangeView, outgoing: OutgoingHead) -> None:
+def _set_fields(fixed_proto: str, exchange: ExchangeView, outgoing: OutgoingHead) -> None:
     forwarded = exchange.forwarded
     peer = _peer(exchange)
-    proto = (forwarded.proto if forwarded is not None else "") or exchange.scheme
+    proto = fixed_proto or (forwarded.proto if forwarded is not None else "") or exchange.scheme
     host = (forwarded.host.encode("latin-1") if forwarded is not None else b"") or exchange.authority
     if peer:
         chain = (*forwarded.chain, peer) if forwarded is not None else (peer,)
@@ -85,10 +89,10 @@ def _set_fields(exchange: ExchangeView, outgoing: OutgoingHead) -> None:
     outgoing.set(PORT, (forwarded.port.encode() if forwarded is not None else b"") or _port(exchange.authority, proto))
 
 
-def _also_forwarded(exchange: ExchangeView, outgoing: OutgoingHead) -> None:
-    _set_fields(exchange, outgoing)
+def _also_forwarded(fixed_proto: str, exchange: ExchangeView, outgoing: OutgoingHead) -> None:
+    _set_fields(fixed_proto, exchange, outgoing)
     forwarded = exchange.forwarded
-    proto = (forwarded.proto if forwarded is not None else "") or exchange.scheme
+    proto = fixed_proto or (forwarded.proto if forwarded is not None else "") or exchange.scheme
     host = (forwarded.host if forwarded is not None else "") or exchange.authority.decode("latin-1")
     chain = forwarded.chain if forwarded is not None else ()
     # Other proxies reported the elements of the chain. Only the last one is from this proxy, with host and scheme.

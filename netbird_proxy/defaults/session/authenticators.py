@@ -39,9 +39,9 @@ _SCHEMES = frozenset(("basic", "bearer", "digest"))
 CONFIRMED = 1024
 """Identities of a service that are kept with their confirmed groups; whether those hold is not asked here."""
 OFFERED_SECONDS = 60.0
-"""How long it is remembered whether management has an identity provider."""
+"""Seconds for which the answer is kept whether management has an identity provider."""
 UNKNOWN_SECONDS = 5.0
-"""How long single sign-on is left out where management did not answer."""
+"""Seconds for which single sign-on is left out after management did not answer."""
 
 
 class ByCookie:
@@ -172,7 +172,7 @@ class ByHeader:
 
 
 def challenges(site: Site, exchange: ExchangeView) -> tuple[bytes, ...]:
-    """How a client is asked for a credential in `Authorization`; nothing standard asks for any other header.
+    """The challenge for a credential in `Authorization`; nothing standard asks for any other header.
 
     A program is asked for both kinds, as management alone knows which one it is: clients take the one that they have.
     A browser is asked for Basic, with its own window, where there is no page that could ask.

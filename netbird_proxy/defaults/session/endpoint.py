@@ -29,7 +29,7 @@ from netbird_proxy.defaults.session.cookies import SESSION, drop_cookie, find, s
 from netbird_proxy.defaults.session.pages import Renderer
 from netbird_proxy.defaults.session.return_paths import ROOT, address, own_return_path, with_return_path
 from netbird_proxy.defaults.session.sign_on import SignOns
-from netbird_proxy.defaults.session.site import CredentialChecker, Login, Site, end_session
+from netbird_proxy.defaults.session.site import CredentialChecker, Login, Site, end_session, source_at
 from netbird_wire.proxy_service_pb2 import AuthenticateRequest, PasswordRequest, PinRequest
 
 Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
@@ -37,6 +37,7 @@ FORM = "application/x-www-form-urlencoded"
 
 NOTICES = {
     "wrong_credentials": "That was not right. Try again.",
+    "too_many_starts": "Too many logins were started from your network. Wait a moment, then try again.",
     "too_many_tries": "Too many failed attempts. Wait a moment, then try again.",
     "management_unavailable": "Logins cannot be checked right now. Try again in a moment.",
     "login_failed": "The login could not be completed. Try again.",
@@ -177,6 +178,10 @@ class LoginEndpoint:
     async def _start(self, request: Request, exchange: ExchangeView) -> Answer:
         to = own_return_path(request.query_params.get("to", "/"))
         again = "again" in request.query_params
+        if not self._sign_ons.may_begin(source_at(exchange, self._proxy), self._proxy.share):
+            back = with_return_path(f"{ROOT}/start", to)
+            answer = self._page(exchange, 429, "too_many_tries", NOTICES["too_many_starts"], retry=back)
+            return answer[0], [*answer[1], retry_after(1)], answer[2]
         try:
             url, cookies = await self._sign_ons.begin(exchange, self._site, self._proxy, to, again=again)
         except ManagementError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,9 +17,11 @@ from netbird_proxy import (
     ExchangeView,
     Guard,
     LoginThrottle,
+    Page,
     Pages,
     PluginInfo,
     Proxy,
+    Rendered,
     RouteSpec,
     ServiceMapping,
     Verdict,
@@ -27,17 +29,19 @@ from netbird_proxy import (
     hookimpl,
 )
 from netbird_proxy.defaults.session import sign_on
+from netbird_proxy.defaults.session.adoption import NETBIRD, Adoption
 from netbird_proxy.defaults.session.authenticators import ByCookie, ByHeader, Credentials, Prompt
 from netbird_proxy.defaults.session.confirmations import Confirmations
 from netbird_proxy.defaults.session.cookies import SESSION
-from netbird_proxy.defaults.session.endpoint import LoginEndpoint
-from netbird_proxy.defaults.session.pages import Renderer
 from netbird_proxy.defaults.session.preflights import Preflights
 from netbird_proxy.defaults.session.second_factor import Identify, SecondFactor
 from netbird_proxy.defaults.session.settings import FIELDS, SessionSettings
 from netbird_proxy.defaults.session.sign_on import SignOns
 from netbird_proxy.defaults.session.site import CredentialChecker, Providers, Site
 from netbird_proxy.defaults.session.tokens import Tokens
+
+if TYPE_CHECKING:
+    from netbird_proxy.defaults.session.pages import Renderer
 
 PLUGIN = "session"
 OWN = frozenset((PLUGIN, "private_service"))
@@ -55,6 +59,9 @@ class SessionOptions(BaseModel):
             the next request causes one.
         stale_seconds: maximum time that a session stays valid without a confirmation while management cannot be
             reached; on expiry its requests are answered 503.
+        accept_netbird_sessions: exchange valid `nb_session` cookies of NetBird's own proxy for sessions of this one,
+            so that nobody logs in again when it is replaced. A sibling domain can set that cookie: switch this on only
+            for the time of the change.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,6 +70,7 @@ class SessionOptions(BaseModel):
     accept: tuple[str, ...] = ()
     confirm_seconds: float = Field(60.0, ge=0, le=3600)
     stale_seconds: float = Field(3600.0, ge=0, le=86_400)
+    accept_netbird_sessions: bool = False
 
 
 class Session:
@@ -81,14 +89,20 @@ class Session:
         return PluginInfo(
             summary="logins by password, PIN, header or single sign-on; sessions; and the pages people see",
             claims=tuple(Claim(field, guards=always) for field in FIELDS),
-            cookies=(SESSION.decode(), sign_on.COOKIE.decode() + "*"),
+            cookies=(SESSION.decode(), sign_on.COOKIE.decode() + "*", NETBIRD.decode()),
             options=SessionOptions,
             settings=(SessionSettings,),
         )
 
     @hookimpl
     def pages(self, proxy: Proxy) -> Pages:
-        return self._pages(proxy).page
+        if proxy.options(SessionOptions).templates is not None:
+            self._pages(proxy)  # a template that cannot be used stops the start
+
+        def page(page: Page) -> Rendered:
+            return self._pages(proxy).page(page)
+
+        return page
 
     @hookimpl
     def authenticate(self, route: RouteSpec, proxy: Proxy) -> list[Authenticator]:
@@ -102,6 +116,9 @@ class Session:
             for identify in self._credential_checks(site, proxy)
         ]
         prompt = self._prompt(site, proxy)
+        if site.settings.methods and proxy.options(SessionOptions).accept_netbird_sessions:
+            adoption = Adoption(site, proxy, self._checker.tokens, time.time)
+            steps.append(Authenticator("credential", adoption.identify, depends_on=site))
         if site.preflight_origins:
             steps.insert(0, Authenticator("exclusive", Preflights(site).identify, depends_on=site))
         return [*steps, Authenticator("prompt", prompt.identify, depends_on=site)]
@@ -140,6 +157,9 @@ class Session:
         site = Site.of(host.routes[0])
         if not site.settings.methods:
             return None
+        # Imported with the first service that has logins: without one, a start does not need a web framework.
+        from netbird_proxy.defaults.session.endpoint import LoginEndpoint
+
         place = LoginEndpoint(
             site,
             proxy,
@@ -165,5 +185,8 @@ class Session:
 
     def _pages(self, proxy: Proxy) -> Renderer:
         if self._renderer is None:
+            # Imported with the first page or service with logins: the templates are a tenth of a start.
+            from netbird_proxy.defaults.session.pages import Renderer
+
             self._renderer = Renderer(proxy.options(SessionOptions).templates)
         return self._renderer

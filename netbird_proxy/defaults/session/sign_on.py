@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from netbird_proxy import ExchangeView, LatestTable, Proxy
+from netbird_proxy import Buckets, ExchangeView, LatestTable, Proxy, Share
 from netbird_proxy.defaults.session.cookies import drop_cookie, set_cookie
 from netbird_proxy.defaults.session.return_paths import ROOT, own_return_path
 from netbird_proxy.defaults.session.site import Providers, Site
@@ -30,6 +30,12 @@ LINK_BYTES = 1024
 """Maximum bytes of a destination in the return address, which becomes part of the provider's address."""
 KEPT = 1024
 """Destinations that fit neither place and are kept here; the oldest is forgotten, and its login ends at `/`."""
+
+
+STARTS, STARTS_PER_SECOND, STARTERS = 60, 1.0, 8192
+"""Logins that one source may start at once, and then each second, because each is a question to management (divided by
+the number of workers); and the number of sources whose starts are counted. An office behind one address starts its day
+within the first number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,14 @@ class SignOns:
         self._clock = clock
         self._key = secrets.token_bytes(32)
         self._kept: LatestTable[str, tuple[str, float]] = LatestTable(KEPT)
+        self._starts: Buckets | None = None
+
+    def may_begin(self, source: str, share: Share) -> bool:
+        """Count the start of a login. False if this source started too many; "" is no source and has no limit."""
+        if self._starts is None:
+            burst, rate = share.count(STARTS), share.rate(STARTS_PER_SECOND)
+            self._starts = Buckets(self._clock, burst=burst, per_second=rate, keys=STARTERS)
+        return not source or self._starts.take(source)
 
     async def begin(
         self, exchange: ExchangeView, site: Site, proxy: Proxy, to: str, *, again: bool = False

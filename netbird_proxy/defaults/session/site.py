@@ -34,7 +34,7 @@ from netbird_wire.proxy_service_pb2 import (
 )
 
 FAILURE_SECONDS = 1.0
-"""How long a question about a provider that failed is not asked again."""
+"""Seconds without another question about a provider that failed."""
 FAILURES = 4096
 """Services whose last failure is remembered."""
 

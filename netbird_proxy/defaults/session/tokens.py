@@ -16,9 +16,6 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from nacl.exceptions import BadSignatureError
-from nacl.signing import VerifyKey
-
 from netbird_proxy import Group, Identity, LatestTable, UserId
 
 ISSUER = "netbird-management"
@@ -90,6 +87,9 @@ class Tokens:
 def _read(token: bytes, key: bytes, audience: str) -> SessionToken | None:
     if len(token) > MAX_BYTES:
         return None
+    from nacl.exceptions import BadSignatureError  # services without sessions start without it
+    from nacl.signing import VerifyKey
+
     try:
         head, payload, signature = token.split(b".")
         header = json.loads(_bytes(head), object_pairs_hook=_once)

@@ -76,6 +76,7 @@ class Codec:
             digest=_digest(shown),
             auth_token=wire.auth_token,
             listen_port=wire.listen_port,
+            credential_fields=tuple(each.header for each in wire.auth.header_auths),
         )
         try:
             # The host comes first: a mapping that is refused for another reason has its host closed.
@@ -87,16 +88,17 @@ class Codec:
         tunneled = wire.private or any(not is_direct(path.options) for path in wire.path)
         return Decoded(replace(mapping, routes=routes, tunneled=tunneled), tuple(ignored))
 
-    def capabilities(self, *, private: bool) -> ProxyCapabilities:
+    def capabilities(self, *, private: bool, require_subdomain: bool = False) -> ProxyCapabilities:
         """Capabilities to report to management: NetBird's five, set even if false, and the claims of the plugins.
 
         Args:
             private: whether this proxy listens inside its accounts' tunnels.
+            require_subdomain: whether the operator wants no service on the cluster's bare address.
         """
         declared = self._capabilities
         return ProxyCapabilities(
             supports_custom_ports="supports_custom_ports" in declared,
-            require_subdomain="require_subdomain" in declared,
+            require_subdomain=require_subdomain or "require_subdomain" in declared,
             supports_crowdsec="supports_crowdsec" in declared,
             private=private,
             supports_private_service="supports_private_service" in declared,

@@ -36,5 +36,7 @@ class NoManagement:
     async def call(self, method: str, request: Any, *, timeout: float | None = None) -> NoReturn:
         raise ManagementUnavailable(f"call {method}: {self._reason}")
 
-    async def create_proxy_peer(self, account: AccountId, public_key: PublicKey, endpoint: str) -> NoReturn:
+    async def create_proxy_peer(
+        self, account: AccountId, public_key: PublicKey, endpoint: str, *, serves_dns: bool = False
+    ) -> NoReturn:
         raise ManagementUnavailable(self._reason)

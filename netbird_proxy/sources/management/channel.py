@@ -198,7 +198,13 @@ class ManagementClient:
         return True
 
     async def create_proxy_peer(
-        self, account: AccountId, public_key: PublicKey, endpoint: str, clock: Callable[[], float] = time.monotonic
+        self,
+        account: AccountId,
+        public_key: PublicKey,
+        endpoint: str,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        serves_dns: bool = False,
     ) -> None:
         """Register a tunnel's key with the latest unspent token; if none is left, reconnect for new ones and wait.
 
@@ -221,6 +227,7 @@ class ManagementClient:
         )
         if endpoint and "wireguard_endpoint" in self._extensions:
             request.wireguard_endpoint = endpoint
+            request.serves_dns = serves_dns
         answer: CreateProxyPeerResponse = await self.call("CreateProxyPeer", request, timeout=CREATE_PEER_TIMEOUT)
         if not answer.success:
             raise ManagementRefused(f"CreateProxyPeer for account {account}: {answer.error_message or 'unknown error'}")

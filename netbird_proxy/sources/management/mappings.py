@@ -10,8 +10,9 @@ from typing import Protocol
 
 import structlog
 
+from netbird_proxy.api.errors import TunnelNotReady
 from netbird_proxy.api.host import OpenExchanges
-from netbird_proxy.api.model import AccountId, PublicKey, ServiceId, ServiceMapping, UserId
+from netbird_proxy.api.model import AccountId, Address, PublicKey, ServiceId, ServiceMapping, UserId
 from netbird_proxy.routing.apply import AppliedMapping, Report, Routing
 from netbird_proxy.sources.decode.codec import Codec
 from netbird_proxy.sources.management.statuses import Status, StatusReports
@@ -71,6 +72,9 @@ class AccountTunnels(Protocol):
 
     def state(self, account: AccountId) -> AccountTunnel | None: ...
 
+    def unreachable(self, account: AccountId, address: Address) -> str:
+        """The reason why the account's tunnel cannot reach an address now; "" if it can, or cannot tell."""
+
     def raise_generation(self, account: AccountId) -> None: ...
 
     def raise_generations(self) -> None: ...
@@ -114,6 +118,8 @@ class ManagementMappings:
         self._has_certificate = has_certificate
         self._clock = clock
         self._seen: set[ServiceId] | None = None
+        self._reasons: dict[AccountId, dict[ServiceId, str]] = {}
+        """The reported reason, or "", of each service with targets behind its account's tunnel."""
 
     def stream_opened(self) -> None:
         self._seen = set()
@@ -158,6 +164,7 @@ class ManagementMappings:
             if self._seen is not None and self._routing.get(SOURCE, report.service) is None:
                 self._seen.discard(report.service)  # refused as one too many, so it is not kept
         for service, account in accounts.items():
+            self._forget_reason(account, service)
             self._statuses.report(Status(service, account, PROXY_STATUS_TUNNEL_NOT_CREATED))
         if update.mapping or gone:
             refused = sum(not report.ok for report in reports)
@@ -211,6 +218,30 @@ class ManagementMappings:
             if served.mapping.account == state.id:
                 self._report(served.report(changed=False))
 
+    def on_reachability(self, account: AccountId) -> None:
+        """Report the services of an account whose targets became reachable, or no longer are."""
+        for service, reported in list(self._reasons.get(account, {}).items()):
+            served = self._routing.get(SOURCE, service)
+            if served is None or served.mapping.account != account:
+                self._forget_reason(account, service)
+            elif self._unreachable(served) != reported:
+                self._report(served.report(changed=False))
+
+    def _unreachable(self, served: AppliedMapping) -> str:
+        """The reason why a route of a mapping has no target that can be reached now, or ""."""
+        account = served.mapping.account
+        for addresses in served.compiled.tunneled if served.compiled is not None else ():
+            reasons = [self._accounts.unreachable(account, address) for address in addresses]
+            if all(reasons):
+                return reasons[0]
+        return ""
+
+    def _forget_reason(self, account: AccountId, service: ServiceId) -> None:
+        reasons = self._reasons.get(account, {})
+        reasons.pop(service, None)
+        if not reasons:
+            self._reasons.pop(account, None)
+
     def _parted(self, changed: dict[ServiceId, ServiceMapping]) -> tuple[list[ServiceMapping], list[ServiceMapping]]:
         """Split mappings into those that one step must apply, because hosts move between them, and all others."""
         if len(changed) <= AT_ONCE:
@@ -260,6 +291,7 @@ class ManagementMappings:
 
     def _report(self, report: Report) -> None:
         if report.refused:
+            self._forget_reason(report.account, report.service)
             self._statuses.report(Status(report.service, report.account, PROXY_STATUS_ERROR, error=report.refused))
             return
         served = self._routing.get(SOURCE, report.service)
@@ -277,6 +309,17 @@ class ManagementMappings:
                 return
             if state.inbound is not None:
                 inbound = (state.inbound.address, state.inbound.http_port or 0, state.inbound.https_port or 0)
+        reason = ""
+        if served.compiled is not None and served.compiled.tunneled:
+            reason = self._unreachable(served)
+            self._reasons.setdefault(report.account, {})[report.service] = reason
         self._statuses.report(
-            Status(report.service, report.account, PROXY_STATUS_ACTIVE, certificate=certificate, inbound=inbound)
+            Status(
+                report.service,
+                report.account,
+                PROXY_STATUS_TUNNEL_NOT_CREATED if reason else PROXY_STATUS_ACTIVE,
+                error=f"{TunnelNotReady.code}: {reason}" if reason else "",
+                certificate=certificate,
+                inbound=inbound,
+            )
         )

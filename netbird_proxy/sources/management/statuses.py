@@ -10,10 +10,10 @@ from itertools import islice
 
 import structlog
 
-from netbird_host.backoff import Backoff
 from netbird_proxy.api.errors import ManagementError, ManagementRefused
 from netbird_proxy.api.host import ManagementChannel
 from netbird_proxy.api.model import AccountId, ServiceId
+from netbird_wire.backoff import Backoff
 from netbird_wire.proxy_service_pb2 import ProxyInboundListener, ProxyStatus, SendStatusUpdateRequest
 
 log = structlog.get_logger("netbird_proxy.control")

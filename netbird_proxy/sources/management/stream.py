@@ -18,10 +18,10 @@ import grpc.aio
 import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from netbird_host.backoff import Backoff
 from netbird_host.tasks import start_owned
 from netbird_proxy.api.errors import ManagementRefused, ManagementTimeout, management_error
 from netbird_proxy.sources.management.channel import Loss, ManagementClient
+from netbird_wire.backoff import Backoff
 from netbird_wire.proxy_service_pb2 import (
     GetMappingUpdateRequest,
     GetMappingUpdateResponse,
@@ -119,15 +119,9 @@ class MappingStream:
 
     async def _pause(self, seconds: float) -> None:
         """Wait, but only until a management that was unreachable accepts connections again."""
-        state = self._client.channel.get_state(try_to_connect=True)
-        if state is grpc.ChannelConnectivity.READY:
-            await asyncio.sleep(seconds)
-            return
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while state is not grpc.ChannelConnectivity.READY:
-                    await self._client.channel.wait_for_state_change(state)
-                    state = self._client.channel.get_state(try_to_connect=True)
+                await reconnected(self._client.channel)
                 await asyncio.sleep(self._pick(0, BACK_SPREAD))
 
     def _note(self, why: Loss) -> None:
@@ -275,3 +269,17 @@ def _loss(exc: grpc.aio.AioRpcError) -> Loss:
     details = (exc.details() or "").lower()
     silent = isinstance(error, ManagementTimeout) or any(word in details for word in _SILENCE)
     return Loss.SILENT if silent else Loss.UNREACHABLE
+
+
+async def reconnected(channel: grpc.aio.Channel) -> None:
+    """Wait until a channel has a new connection; for ever while the present one lasts.
+
+    The end of a call is known before that of its connection, so the channel may be ready still when this begins.
+    """
+    state = channel.get_state(try_to_connect=True)
+    if state is grpc.ChannelConnectivity.READY:
+        await channel.wait_for_state_change(state)
+        state = channel.get_state(try_to_connect=True)
+    while state is not grpc.ChannelConnectivity.READY:
+        await channel.wait_for_state_change(state)
+        state = channel.get_state(try_to_connect=True)

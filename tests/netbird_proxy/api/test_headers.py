@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from netbird_http import NotTheOwner, OutgoingHead
 from netbird_proxy.api.headers import Headers, NameCache, fold, is_reserved, without
-from netbird_proxy.api.outgoing_head import NotTheOwner, OutgoingHead, OwnedNames
 
 RAW = [(b"a", b"1, two ,,"), (b"b", b"x"), (b"a", b"Three")]
 
@@ -89,12 +89,11 @@ def test_header_that_is_no_bytes_has_its_sentence(name: Any, value: Any, wrong: 
 
 def test_owner_replaces_several_names_at_once() -> None:
     """Under every alias, and only what it named; judged for each owner, however often the same names are asked for."""
-    owned: OwnedNames = {}
 
     def again(owner: str) -> OutgoingHead:
         owners = {b"x-a": "mine", b"x-b": "mine", b"host": "core"}
         fields = [(b"x-a", b"1"), (b"X_A", b"2"), (b"b", b"3")]
-        return OutgoingHead(b"GET", b"/", fields, owners, owner, owned)
+        return OutgoingHead(b"GET", b"/", fields, owners, owner)
 
     for _ in range(2):
         head = again("mine")
@@ -106,19 +105,6 @@ def test_owner_replaces_several_names_at_once() -> None:
             head.replace((b"x-b",), [(b"x-b", b"1\r\nx-a: 2")])
         with pytest.raises(NotTheOwner):
             again("other").replace((b"X-A", b"x-b"), [])
-
-
-def test_what_was_judged_stops_growing() -> None:
-    """A plugin that names others each time is judged each time."""
-    owned: OwnedNames = {}
-    fields: list[tuple[bytes, bytes]] = []
-    head = OutgoingHead(b"GET", b"/", fields, {b"host": "core"}, "mine", owned)
-    for number in range(1000):
-        head.delete(b"x-%d" % number)
-    assert len(owned) < 1000
-    fields.append((b"x-999", b"1"))
-    head.delete(b"x-999")
-    assert head.headers == ()
 
 
 def test_owner_sets_and_deletes_under_every_alias() -> None:

@@ -121,12 +121,22 @@ async def test_early_answer_is_heard(listener: str) -> None:
 @LISTENERS
 @pytest.mark.parametrize(
     "answer",
+    [b"HTTP/1.1 200 OK\r\nX : y\r\nContent-Length: 0\r\n\r\n", b"HTTP/1.1 200 OK\nX: y\nContent-Length: 0\n\n"],
+)
+async def test_old_answer_is_written_in_the_grammar_of_today(listener: str, answer: bytes) -> None:
+    """A blank before a colon and ends of lines without CR are read, and no client sees them."""
+    async with staged(listener) as stage:
+        assert await ask(stage, GET, answer) == b"HTTP/1.1 200 OK\r\nx: y\r\ncontent-length: 0\r\n\r\n"
+
+
+@LISTENERS
+@pytest.mark.parametrize(
+    "answer",
     [
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
         b"HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\nhello",
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nX : y\r\nContent-Length: 0\r\n\r\n",
-        b"HTTP/1.1 200 OK\nContent-Length: 0\n\n",
+        b"HTTP/1.1 200 OK\r\nX: y\nContent-Length: 0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nX: a\x00b\r\nContent-Length: 0\r\n\r\n",
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n",
         b"HTTP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n",

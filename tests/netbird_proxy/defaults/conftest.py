@@ -46,6 +46,7 @@ class Management(ProxyServiceServicer):
         self.extensions = extensions
         self.calls: asyncio.Queue[SendAccessLogRequest] = asyncio.Queue()
         self.seen: list[AccessLog] = []
+        self.last: list[AccessLog] = []  # of the present call
         self.answer: Callable[[grpc.aio.ServicerContext[Any, Any]], Any] | None = None
 
     async def SyncMappings(self, requests: Any, context: Any) -> AsyncIterator[SyncMappingsResponse]:
@@ -54,7 +55,8 @@ class Management(ProxyServiceServicer):
 
     async def SendAccessLog(self, request: SendAccessLogRequest, context: Any) -> SendAccessLogResponse:
         self.calls.put_nowait(request)
-        self.seen += request.logs or [request.log]
+        self.last = list(request.logs or [request.log])
+        self.seen += self.last
         if self.answer is not None:
             await self.answer(context)
         return SendAccessLogResponse()

@@ -211,6 +211,37 @@ async def test_another_database_counts_without_a_restart(tmp_path: Path) -> None
     assert "damaged" in kept[0]
 
 
+async def test_a_directory_of_dated_databases(tmp_path: Path) -> None:
+    """The last by name counts; a directory that is empty or absent keeps services with country rules closed."""
+    directory = tmp_path / "geo"
+    options = AccessRestrictionsOptions(geo_directory=directory, geo_interval=0.02)
+    hooks, proxy = loaded(), FakeProxy(options=[options])
+    with capture_logs() as logs:
+        async with hooks.running(proxy):
+            lists = RestrictionSettings.from_wire(wire(blocked_countries=["FR"]))
+            ((_, guard),) = hooks.restrict(route(values={RestrictionSettings: lists}), proxy)
+
+            async def ask(address: str) -> str:
+                made = exchange(origin=host_origin("203.0.113.9"))
+                made.client_address = address
+                return code(await guard.check(made))
+
+            assert await ask(FRANCE) == "geo_unavailable"
+            directory.mkdir()
+            (directory / "GeoLite2-City_20260101.mmdb").write_bytes(WORLD)
+            await until_logged(logs, "access_restrictions.database_replaced")
+            assert (await ask(GERMANY), await ask(FRANCE)) == ("", "country_restricted")
+            (directory / "notes.txt").write_bytes(b"not a database")
+            (directory / "GeoLite2-City_20260201.mmdb").write_bytes(b"not a database")
+            await until_logged(logs, "access_restrictions.database_kept")
+            assert (await ask(GERMANY), await ask(FRANCE)) == ("", "country_restricted")
+
+
+def test_one_place_for_databases(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must not both be set"):
+        AccessRestrictionsOptions(geo_database=tmp_path / "a.mmdb", geo_directory=tmp_path)
+
+
 async def test_overlay_is_in_no_country(tmp_path: Path) -> None:
     """Members come in whatever countries are named; networks hold for them as for anybody."""
     async with asking(tmp_path, None, allowed_countries=["DE"], blocked_cidrs=["100.64.0.13/32"]) as ask:

@@ -152,6 +152,18 @@ async def test_forwarded_is_said_where_it_is_wanted() -> None:
         assert said[b"forwarded"] == b'for="[2001:db8::2]";host="app.example.com";proto=http'
 
 
+async def test_a_fixed_scheme_is_what_upstreams_are_told() -> None:
+    """Neither the connection nor a trusted proxy changes it, in no field; the port is the one that belongs to it."""
+    async with playing(proto="https") as play:
+        fields = await told(play, host_origin(ALICE), *FORGED)
+        assert (fields[b"x-forwarded-proto"], fields[b"x-forwarded-port"]) == (b"https", b"443")
+        assert fields[b"x-forwarded-for"] == ALICE.encode()
+    async with playing(proto="http", forwarded=True, trusted_proxies=[FRONT]) as play:
+        fields = await told(play, host_origin(FRONT), (b"x-forwarded-proto", b"https"))
+        assert fields[b"x-forwarded-proto"] == b"http"
+        assert fields[b"forwarded"].endswith(b";proto=http")
+
+
 async def test_forwarded_can_be_what_is_read() -> None:
     """Then the family of the same request is a stranger's word."""
     async with playing(trusted_proxies=[FRONT], field="forwarded") as play:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from netbird_http import WrittenHead
 from netbird_proxy.api.errors import BadRequest, RouteRefused
 from netbird_proxy.api.headers import Headers
 from netbird_proxy.api.model import Upstream
@@ -16,7 +17,7 @@ from netbird_proxy.api.steps import RequestTransform
 from netbird_proxy.pipeline.bound import BoundTransform
 from netbird_proxy.pipeline.exchange import Exchange
 from netbird_proxy.pipeline.head_rules import HeadRules, without_session_token
-from netbird_proxy.pipeline.request_heads import RequestHeads, WrittenHead, host_field
+from netbird_proxy.pipeline.request_heads import RequestHeads, host_field
 from netbird_proxy.pipeline.response_heads import ResponseHeads, informational, split_authority
 from netbird_proxy.testing.makers import HOST, exchange, host_origin, route, tunnel_origin, upstream
 
@@ -231,6 +232,7 @@ def test_our_cookies_stay_with_us(sent: bytes, kept: bytes) -> None:
     rules = HeadRules(cookies={b"plugin": "shop"})
     written = write(exchange(headers=[(b"cookie", sent)]), rules=rules)
     assert values(written, b"cookie") == ([kept] if kept else [])
+    assert rules.incoming([(b"cookie", sent)]).get_all(b"cookie") == ([kept] if kept else [])
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from netbird_proxy import (
     RequestTransform,
     UserId,
 )
-from netbird_proxy.testing.makers import host_origin, route
+from netbird_proxy.testing.makers import host_origin, mapping, route
 from netbird_proxy.testing.transcript import StepHooks, Transcript
 
 COOKIES = {"__Host-nb_session": "session", "__Host-nb_login_*": "session", "cart": "shop"}
@@ -293,3 +293,21 @@ async def test_promise_11_a_refusal_whose_headers_cannot_be_sent_is_a_failure(he
 
     assert (got.status, got.complete) == (503, True)
     assert b"step_failed" in got.body
+
+
+async def test_promise_5_a_credential_sent_to_a_refused_service_is_hidden() -> None:
+    """Clients go on sending it while the route is closed; no step asks for it, and no observer sees it."""
+    seen: list[tuple[bytes, bytes]] = []
+    hooks = StepHooks(observe=[("logs", lambda exchange: seen.extend(exchange.headers))])
+    refused = mapping(route(), refused="a field that nobody claims", credential_fields=("X-Key", "é", "Host"))
+    play = Transcript(refused, hooks=hooks, cookies=COOKIES)
+
+    answer = await play.request(
+        origin=host_origin(), headers=[(b"x_key", b"secret"), (b"X-Key", b"secret"), (b"x-other", b"1")]
+    )
+
+    assert answer.status == 503
+    names = {name for name, _ in seen}
+    assert b"x-other" in names
+    assert b"host" in names
+    assert not {b"x-key", b"x_key"} & names

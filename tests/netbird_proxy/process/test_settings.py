@@ -11,7 +11,15 @@ from netbird_host.setting_types import Section
 from netbird_host.settings import Given
 from netbird_proxy import Address, PluginInfo, hookimpl
 from netbird_proxy.api.errors import PluginFailed, SettingsError
-from netbird_proxy.process.settings import RESERVED_SECTIONS, Limits, Management, ProxySettings, read_settings
+from netbird_proxy.defaults import DEFAULTS
+from netbird_proxy.process.settings import (
+    DROP_IN_PLUGINS,
+    RESERVED_SECTIONS,
+    Limits,
+    Management,
+    ProxySettings,
+    read_settings,
+)
 from netbird_proxy.routing.hooks import load_hooks
 
 LEAST = {
@@ -124,6 +132,59 @@ def test_netbirds_environment_is_enough_to_start() -> None:
     assert sources.ignored == ("NB_PROXY_ACME_CERTIFICATES",)
 
 
+def test_a_deployment_of_netbirds_proxy_starts_unchanged() -> None:
+    """Its environment, without any file of ours, brings the plugins that `private` needs, and its health page."""
+    sources = read_settings(
+        environment={
+            **LEAST,
+            "NB_PROXY_FORWARDED_PROTO": "https",
+            "NB_PROXY_GEO_DATA_DIR": "/geo",
+            "NB_PROXY_PRESHARED_KEY": "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=",
+            "NB_PROXY_REQUIRE_SUBDOMAIN": "true",
+        }
+    )
+
+    hooks = load_hooks(sources.plugins, defaults=DEFAULTS)
+    settings = sources.settings(hooks.options)
+    proxy = settings.value
+    assert sources.plugins == proxy.plugins == DROP_IN_PLUGINS
+    assert any(plugin.id == "tunnel_netstack" for plugin in hooks.plugins)
+    assert (proxy.health.listen, proxy.health.metrics) == (Address("localhost", 8080), True)
+    assert proxy.management is not None
+    assert proxy.management.require_subdomain
+    assert settings.options["tunnel"].model_dump()["preshared_key"].get_secret_value().startswith("AQEB")
+    assert settings.options["forwarding"].model_dump()["proto"] == "https"
+    assert settings.options["access_restrictions"].model_dump()["geo_directory"] == Path("/geo")
+    assert sources.ignored == ()
+
+
+@pytest.mark.parametrize(
+    ("environment", "plugins", "listen"),
+    [
+        ({"NB_PROXY_HEALTH_ADDRESS": ":9000"}, DROP_IN_PLUGINS, Address("", 9000)),
+        ({"NB_PROXY_HEALTH_ADDRESS": ""}, DROP_IN_PLUGINS, None),
+        ({"NETBIRD_PROXY_PLUGINS": "direct_upstream"}, ("direct_upstream",), Address("localhost", 8080)),
+        ({"NETBIRD_PROXY_HEALTH__LISTEN": "127.0.0.1:1"}, DROP_IN_PLUGINS, Address("127.0.0.1", 1)),
+    ],
+)
+def test_an_operators_word_beats_netbirds_defaults(
+    environment: dict[str, str], plugins: tuple[str, ...], listen: Address | None
+) -> None:
+    proxy = read(**LEAST, **environment)
+
+    assert (proxy.plugins, proxy.health.listen) == (plugins, listen)
+
+
+def test_a_settings_file_brings_no_defaults_of_netbirds(tmp_path: Path) -> None:
+    """Files of ours mean the same as before, whatever variables of NetBird's stand beside them."""
+    file = tmp_path / "proxy.toml"
+    file.write_text("private = true\n")
+
+    proxy = read_settings(file, environment=LEAST).settings().value
+
+    assert (proxy.plugins, proxy.health.listen, proxy.health.metrics) == ((), None, False)
+
+
 def test_our_name_beats_netbirds_and_a_flag_beats_both() -> None:
     """One order for all names."""
     environment = {**LEAST, "NETBIRD_PROXY_MANAGEMENT__DOMAIN": "ours.example"}
@@ -167,7 +228,7 @@ def test_the_token_is_never_shown() -> None:
         ({"NETBIRD_PROXY_LIMITS__RPC_TIMEOUT": "6s"}, "rpc_timeout must not be longer than step_deadline"),
         ({"NETBIRD_PROXY_LIMITS__STEP_DEADLIN": "6s"}, "did you mean limits.step_deadline?"),
         (
-            {"NETBIRD_PROXY_PRIVATE_SERVICE__X": "1"},
+            {"NETBIRD_PROXY_PLUGINS": "direct_upstream", "NETBIRD_PROXY_PRIVATE_SERVICE__X": "1"},
             "private_service: the plugin private_service is installed but not in `plugins`: add it there",
         ),
     ],

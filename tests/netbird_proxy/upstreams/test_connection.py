@@ -12,10 +12,9 @@ import pytest
 
 from netbird_proxy.api.errors import HeadTimeout, ProtocolViolation, TlsFailed, UpstreamClosed
 from netbird_proxy.api.headers import RawHeader
-from netbird_proxy.http.answers import HeadLimits
 from netbird_proxy.testing.transports import MemoryTransport
 from netbird_proxy.upstreams.connection import HIGH_WATER, Answer, Http1Connection
-from netbird_proxy.upstreams.protocols import BodyLengthMismatch
+from netbird_proxy.upstreams.protocols import BodyLengthMismatch, HeadLimits
 
 T = TypeVar("T")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import ssl
 import threading
@@ -10,11 +11,11 @@ from typing import Self
 import pytest
 import trustme
 
+from netbird_http import Answer
 from netbird_proxy.api.errors import UpstreamError
 from netbird_proxy.api.model import Address, Upstream
 from netbird_proxy.testing.makers import upstream
 from netbird_proxy.testing.transports import MemoryDialer
-from netbird_proxy.upstreams.connection import stated_timeout
 from netbird_proxy.upstreams.host_dialer import HostDialer
 from netbird_proxy.upstreams.pool import UpstreamPool
 
@@ -28,10 +29,12 @@ TOO_LARGE = b"HTTP/1.1 413 Too Large\r\ncontent-length: 9\r\nconnection: close\r
 
 
 class Refusing:
-    """An upstream that answers 413 as soon as it has seen the head, and closes without reading the body."""
+    """An upstream that answers as soon as it has seen the head, with 413, and closes without reading the body."""
 
-    def __init__(self, context: ssl.SSLContext | None) -> None:
+    def __init__(self, context: ssl.SSLContext | None, answer: bytes = TOO_LARGE, times: int = UPLOADS) -> None:
         self._context = context
+        self._answer = answer
+        self._times = times
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._gone = threading.Semaphore(0)
         self._thread = threading.Thread(target=self._serve)
@@ -50,13 +53,13 @@ class Refusing:
         self._gone.acquire()
 
     def _serve(self) -> None:
-        for _ in range(UPLOADS):
+        for _ in range(self._times):
             accepted, _ = self._listener.accept()
             with self._context.wrap_socket(accepted, server_side=True) if self._context else accepted as connection:
                 received = b""
                 while b"\r\n\r\n" not in received:
                     received += connection.recv(65536)
-                connection.sendall(TOO_LARGE)
+                connection.sendall(self._answer)
             self._gone.release()
 
 
@@ -90,6 +93,30 @@ async def test_every_early_answer_is_heard(scheme: str, sides: tuple[ssl.SSLCont
             statuses.append((answer.status, await answer.read()))
             pool.release(connection)
     assert statuses == [(413, b"too large")] * UPLOADS
+
+
+@pytest.mark.parametrize("size", [150_000, 300_000, 450_000])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_a_slow_reader_gets_all_of_an_answer_whose_upstream_has_left(
+    scheme: str, size: int, sides: tuple[ssl.SSLContext, ssl.SSLContext]
+) -> None:
+    """The answer fits into the buffers between us, so the upstream leaves long before its last byte is read."""
+    server, client = sides
+    body = b"x" * size
+    whole = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % size + body
+    with Refusing(server if scheme == "https" else None, whole, times=1) as leaving:
+        pool = UpstreamPool(upstream(f"{scheme}://127.0.0.1:{leaving.port}"), HostDialer(), tls=client)
+        connection = await pool.acquire()
+        connection.send_head(GET, method=b"GET", has_body=False)
+        answer = await connection.answer()
+        for _ in range(100):  # the end of the stream arrives while the reader reads nothing
+            await asyncio.sleep(0)
+        received = b""
+        async with asyncio.timeout(WAIT):
+            while piece := await answer.read():
+                received += piece
+        pool.release(connection)
+    assert received == body
 
 
 async def test_an_idle_connection_that_the_upstream_closed_is_not_used() -> None:
@@ -143,4 +170,6 @@ async def test_the_time_that_an_upstream_states_is_kept_with_a_margin(seconds: i
 )
 def test_how_a_time_is_stated(value: bytes, seconds: int | None) -> None:
     """By parameter name, among others; anything else states nothing."""
-    assert stated_timeout([(b"date", b"x"), (b"keep-alive", value)]) == seconds
+    answer = Answer(b"GET", max_bytes=1000, max_lines=10)
+    answer.feed(b"HTTP/1.1 200 OK\r\nDate: x\r\nKeep-Alive: %b\r\n\r\n" % value)
+    assert answer.kept_for == seconds

@@ -15,6 +15,7 @@ import trustme
 
 from netbird_proxy.api.errors import DialTimeout, TlsFailed, UpstreamClosed
 from netbird_proxy.api.model import Address, Upstream
+from netbird_proxy.api.tunnels import Dialer, ProtocolFactory
 from netbird_proxy.testing.transports import MemoryDialer
 from netbird_proxy.upstreams.host_dialer import HostDialer
 from netbird_proxy.upstreams.pool import UpstreamPool
@@ -159,6 +160,37 @@ async def test_exchanges_over_sockets(authority: Authority, pools: Pools) -> Non
         assert await get(pool) == BODY
         assert await get(pool) == BODY
         assert pool.idle == 1
+
+
+class Late:
+    """A dialer that returns a stream only after the upstream has had time to send, or to leave."""
+
+    async def dial(
+        self, protocol_factory: ProtocolFactory, address: Address, *, timeout: float
+    ) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
+        opened = await HostDialer().dial(protocol_factory, address, timeout=timeout)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        return opened
+
+
+@pytest.mark.parametrize("first", [b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", b""], ids=["sends", "leaves"])
+@pytest.mark.parametrize("dialer", [Late(), HostDialer()], ids=["late", "at once"])
+async def test_an_upstream_that_does_not_wait_for_the_handshake(first: bytes, dialer: Dialer, pools: Pools) -> None:
+    """Plain bytes before the handshake are never an answer, and neither is a close: the dial fails."""
+
+    class Hasty(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            stream = cast(asyncio.Transport, transport)
+            stream.write(first)
+            if not first:
+                stream.close()
+
+    async with await asyncio.get_running_loop().create_server(Hasty, "127.0.0.1", 0) as server:
+        pool = pools(upstream("127.0.0.1", server.sockets[0].getsockname()[1], skip=True), dialer)
+        with pytest.raises(TlsFailed):
+            await get(pool)
+        assert (pool.idle, pool.in_flight) == (0, 0)
 
 
 async def test_exchanges_over_a_foreign_transport(authority: Authority, pools: Pools) -> None:

@@ -98,6 +98,7 @@ class Service:
         private: bool = False,
         headers: Iterable[str] = (),
         accept: tuple[str, ...] = (),
+        accept_netbird_sessions: bool = False,
         ask_for_both: bool = False,
         core: dict[str, Any] | None = None,
         **schemes: bool,
@@ -105,7 +106,7 @@ class Service:
         self.key = SigningKey.generate()
         self.management = FakeManagement()
         options = AccessLogOptions(output="off", management=False)
-        trusting = SessionOptions(accept=accept)
+        trusting = SessionOptions(accept=accept, accept_netbird_sessions=accept_netbird_sessions)
         self.proxy = FakeProxy(management=self.management, options=[options, trusting])
         # A plugin of this repository comes by its name.
         named = [one if isinstance(one, str) else (f"extra{i}", one) for i, one in enumerate(plugins)]

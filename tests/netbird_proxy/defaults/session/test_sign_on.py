@@ -13,10 +13,12 @@ import pytest
 
 from netbird_proxy import Deny, Group, ManagementRefused, ManagementUnavailable
 from netbird_proxy.defaults.session.confirmations import Confirmations
+from netbird_proxy.defaults.session.sign_on import STARTS
 from netbird_proxy.defaults.session.site import Site
 from netbird_proxy.defaults.session.tokens import Tokens
 from netbird_proxy.sources.decode.codec import Codec
 from netbird_proxy.testing.asgi import Answer
+from netbird_proxy.testing.makers import host_origin
 from netbird_wire.proxy_service_pb2 import GetOIDCURLResponse, ValidateSessionResponse
 from tests.netbird_proxy.defaults.session.service import Refusing, Service, cookies_of
 
@@ -50,6 +52,20 @@ async def begin(service: Service, to: str = "/a?b=c", **fields: Any) -> tuple[st
 
 async def come_back(service: Service, proof: str, cookie: bytes | None, token: bytes) -> Answer:
     return await service.get(f"{RETURN}?f={proof}&session_token={token.decode()}", cookie=cookie)
+
+
+async def test_promise_10_a_source_starts_a_bounded_number_of_logins(service: Service) -> None:
+    """Each start is a question to management, so a flood of them ends at 429; another source can still start."""
+    service.proxy.client_addresses_trusted = True
+    flooding, other = host_origin("203.0.113.9"), host_origin("198.51.100.7")
+    for _ in range(STARTS):
+        assert (await service.get(START, origin=flooding)).status == 302
+
+    refused = await service.get(f"{START}?to=/a", origin=flooding)
+
+    assert (refused.status, refused.get(b"retry-after")) == (429, b"1")
+    assert service.asked.count("GetOIDCURL") == STARTS
+    assert (await service.get(START, origin=other)).status == 302
 
 
 async def test_the_only_way_in_is_taken_by_itself(service: Service) -> None:

@@ -21,7 +21,7 @@ from netbird_proxy.api.errors import (
 )
 from netbird_proxy.api.model import AccountId, PublicKey, ServiceId
 from netbird_proxy.sources.management.channel import Connection, Loss, ManagementClient, open_channel
-from netbird_proxy.sources.management.stream import BACK_SPREAD, MappingStream, Update
+from netbird_proxy.sources.management.stream import BACK_SPREAD, MappingStream, Update, reconnected
 from netbird_proxy.testing.faults import Kind, TcpRelay
 from netbird_wire.extensions import NO_STREAM
 from netbird_wire.proxy_service_pb2 import (
@@ -233,6 +233,45 @@ async def test_management_that_is_back_is_not_waited_for() -> None:
         await again.stop(None)
 
 
+class Scripted:
+    """A channel whose states follow each other as they are waited for."""
+
+    def __init__(self, *states: grpc.ChannelConnectivity) -> None:
+        self.states = list(states)
+
+    def get_state(self, *, try_to_connect: bool) -> grpc.ChannelConnectivity:
+        assert try_to_connect
+        return self.states[0]
+
+    async def wait_for_state_change(self, last: grpc.ChannelConnectivity) -> None:
+        assert last is self.states.pop(0)
+        if not self.states:
+            await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("before", [["IDLE"], ["READY", "IDLE"], ["READY", "TRANSIENT_FAILURE", "CONNECTING"]])
+async def test_a_lost_call_may_be_known_before_its_lost_connection(before: list[str]) -> None:
+    """A channel that still seems ready is not taken for one that is ready again, nor waited for in vain."""
+    states = [grpc.ChannelConnectivity[name] for name in (*before, "READY")]
+    channel: Any = Scripted(*states)
+
+    async with asyncio.timeout(WAIT):
+        await reconnected(channel)
+
+    assert channel.states == states[-1:]
+
+
+async def test_a_connection_that_lasts_is_no_new_one() -> None:
+    """Management that refuses the stream and keeps the connection is asked again after the whole pause only."""
+    channel: Any = Scripted(grpc.ChannelConnectivity.READY)
+    async with asyncio.TaskGroup() as group:
+        waiting = group.create_task(reconnected(channel))
+        while channel.states:  # noqa: ASYNC110 - until it waits for a change that never comes
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        waiting.cancel()
+
+
 async def test_refused_token_backs_off_further_each_time() -> None:
     """A server that refuses us before any message must not be hammered, however well the send went."""
 
@@ -313,11 +352,13 @@ async def test_proxy_peer_spends_the_freshest_token_and_tells_its_endpoint() -> 
         await sink.saw("opened", "apply [] True")
         client.tokens.put(AccountId("acct"), ServiceId("svc"), "good", now=0.0)
 
-        await client.create_proxy_peer(AccountId("acct"), PublicKey("key"), "127.0.0.1:51820", clock=lambda: 1.0)
+        await client.create_proxy_peer(
+            AccountId("acct"), PublicKey("key"), "127.0.0.1:51820", clock=lambda: 1.0, serves_dns=True
+        )
 
         sent = management.peers[0]
         assert (sent.service_id, sent.token, sent.cluster) == ("svc", "good", "proxy.example")
-        assert sent.wireguard_endpoint == "127.0.0.1:51820"
+        assert (sent.wireguard_endpoint, sent.serves_dns) == ("127.0.0.1:51820", True)
         assert client.tokens.spend(AccountId("acct"), 1.0) is None
 
 
