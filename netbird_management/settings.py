@@ -2,21 +2,22 @@
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, IPvAnyNetwork, model_validator
+from pydantic import AfterValidator, Field, IPvAnyNetwork, model_validator
 
 from netbird_host.certificates import CertificateError, ReloadedCertificate
 from netbird_host.plugins import not_loaded
-from netbird_host.setting_types import Count, SecondsOrZero, Secret, Section
+from netbird_host.setting_types import Count, Seconds, SecondsOrZero, Secret, Section
 from netbird_host.settings import Settings, SettingsError, read_sources
 from netbird_management.defaults import DEFAULTS
 from netbird_management.login.settings import OidcSettings
 from netbird_management.model.domains import fold
+from netbird_management.peer_servers import PublicUrl, RelayUrl, SignalUrl, StunUrl, TurnServer
 from netbird_management.plugins.hooks import GROUP, Hooks, load_hooks
 
 ENVIRONMENT_PREFIX: Final = "NETBIRD_MANAGEMENT_"
@@ -59,6 +60,9 @@ class Listener(Section):
     """A PEM file with the certificate chain, leaf first. With it and `key` the port has TLS; without, it is plain."""
     key: Path | None = None
     """A PEM file with the certificate's private key."""
+    public_url: PublicUrl = ""
+    """The URL at which peers reach this port, `https://host:port` or `http://host:port`; needed behind a proxy or an
+    address translation. If empty, the address that the port listens on."""
 
     @model_validator(mode="after")
     def both(self) -> "Listener":
@@ -70,12 +74,23 @@ class Listener(Section):
     def address(self) -> Address:
         return Address.parse(self.listen)
 
-    def judge(self, name: str) -> ReloadedCertificate | None:
-        """Load the certificate; None for a plain port. Raises `SettingsError`, which names the section `name`."""
+    def url(self, port: int, hosts: Sequence[str] = ()) -> str:
+        """The URL at which peers reach the port: `public_url`, else the bound address. For an address that means all
+        interfaces, the first of `hosts` or, without one, the machine's name takes its place."""
+        if self.public_url:
+            return self.public_url
+        host = self.address.host
+        if not host.strip("0.:"):
+            host = hosts[0] if hosts else socket.gethostname()
+        return f"{'http' if self.certificate is None else 'https'}://{Address(host, port)}"
+
+    def judge(self, name: str, *, alpn: tuple[str, ...] = ()) -> ReloadedCertificate | None:
+        """Load the certificate; None for a plain port. `alpn` are the application protocols to offer, the preferred one
+        first. Raises `SettingsError`, which names the section `name`."""
         if self.certificate is None or self.key is None:
             return None
         try:
-            return ReloadedCertificate(self.certificate, self.key)
+            return ReloadedCertificate(self.certificate, self.key, alpn=alpn)
         except CertificateError as error:
             raise SettingsError([f"{name}: {error}"]) from error
 
@@ -104,6 +119,8 @@ class RestListener(Listener):
 
     allowed_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = ()
     """Origins whose pages may call the API from a browser, such as a dashboard's; `*` allows all."""
+    grpc: bool = False
+    """True to serve gRPC on this port too, so that agents need one address for both; the gRPC port stays open."""
 
 
 class Log(Section):
@@ -122,7 +139,7 @@ class ManagementSettings(Section):
     """A directory for keys, the admin socket and SQLite files; only this process's user may have access to it."""
     database: Secret = Secret("")
     """`postgresql://user:password@host/name`; if empty, SQLite files in the state directory are the store."""
-    plugins: tuple[str, ...] = ("private_service", "direct_upstream")
+    plugins: tuple[str, ...] = ("private_service", "direct_upstream", "signal_server", "relay")
     """The plugins to load, in this order."""
     hosts: tuple[Annotated[str, AfterValidator(fold)], ...] = ()
     """Management's own host names; a service whose domain is one of them is refused."""
@@ -143,8 +160,22 @@ class ManagementSettings(Section):
     behind a proxy share one limit on logins, 15 and then 10 a minute."""
     oidc: OidcSettings | None = None
     """The identity provider; without one, single sign-on is not available."""
-    signal: str = ""
-    """The signal server that NetBird agents use, `host:port`; if empty, agents get none."""
+    signal: SignalUrl = ""
+    """The signal server that peers use, `https://host:port` or `http://host:port` (plain HTTP/2). `host:port` has TLS
+    if the gRPC port has. If empty, this server's own, which the plugin `signal_server` serves on the gRPC port."""
+    relays: tuple[RelayUrl, ...] = ()
+    """The relays that peers use, each `rels://host:port` (TLS) or `rel://host:port`; they need the secret in
+    `relay_secret`. If empty, this server's own, which the plugin `relay` serves."""
+    stuns: tuple[StunUrl, ...] = ()
+    """The STUN servers that peers use, each `stun:host:port`. If empty, those of this server's plugins."""
+    turns: tuple[TurnServer, ...] = ()
+    """TURN servers, which peers use if a relay is not available."""
+    relay_secret: Path | None = None
+    """A file with the secret that management shares with relays; if unset, `relay.secret` in the state directory, which
+    the first start creates."""
+    credentials_seconds: Annotated[Seconds, Field(ge=60)] = 43_200.0
+    """Time, in seconds, for which tokens for relays and TURN passwords are valid; peers get new ones at three quarters
+    of it."""
     log: Log = Log()
     grace: SecondsOrZero = 10.0
     """Maximum time, in seconds, for open calls to end when the process stops; on expiry they are cut."""

@@ -137,7 +137,7 @@ async def _run(given: Settings[ManagementSettings], hooks: Hooks, config: Path |
     settings, options, supervisor = given.value, given.options.values(), Supervisor()
     raise_limit()
     reload = host_reload(given, config)
-    with reload.on_hangup(), on_signals() as shutdown:
+    with reload.on_hangup(), on_signals(ends_process=True) as shutdown:
         async with (
             asyncio.TaskGroup() as tasks,
             _alive(tasks, supervisor, reload),

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from netbird_management.compute.agent_versions import forwarder_port
 from netbird_management.compute.differences import network_differs
 from netbird_management.compute.routes import Routed, routed
 from netbird_management.model.accounts import Peer, Policy, PolicyRule, Resource, ResourceType
-from netbird_management.model.admission import admitted
+from netbird_management.model.admission import admitted, owner_refusal
 from netbird_management.model.ids import GroupId, PeerId, ServiceId
 from netbird_management.model.services import Service
 from netbird_management.model.snapshot import AccountSnapshot
@@ -23,7 +24,8 @@ _NO_SERVICE: Final = ServiceId("")
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A rule with the admitted peers on both sides."""
+    """A rule with the peers on both sides whose owners are admitted. Peers whose login has expired are among them, as
+    maps list them as offline."""
 
     rule: PolicyRule
     sources: Mapping[PeerId, Peer]
@@ -42,6 +44,7 @@ class AccountRules:
         """`patch` computes the patch of a service. Patches of unchanged services are reused from `before` if nothing
         but services differs."""
         self.snapshot = snapshot
+        self.forwarder_port = forwarder_port(snapshot.peers.values())
         self._patch = patch
         self._patches: dict[ServiceId, tuple[Service, NetworkPatch]] = {}
         self._alike: dict[tuple[object, ...], dict[tuple[ServiceId, str], Resolved]] = {}
@@ -121,7 +124,11 @@ def _ordered(policies: Iterable[Policy]) -> list[Policy]:
 def _resolved(policies: Iterable[Policy], snapshot: AccountSnapshot) -> list[tuple[Resolved, list[Routed]]]:
     rules = (rule for policy in policies if policy.enabled for rule in policy.rules if rule.enabled)
     resolved = (_resolve(rule, snapshot) for rule in rules)
-    return [(rule, list(routed(rule.rule, rule.sources, snapshot))) for rule in resolved]
+    return [(rule, list(routed(rule.rule, _live(rule.sources, snapshot), snapshot))) for rule in resolved]
+
+
+def _live(peers: Mapping[PeerId, Peer], snapshot: AccountSnapshot) -> Mapping[PeerId, Peer]:
+    return {id_: peer for id_, peer in peers.items() if admitted(peer, snapshot)}
 
 
 def _content(rule: PolicyRule) -> tuple[object, ...]:
@@ -155,4 +162,4 @@ def _side(groups: tuple[GroupId, ...], resource: Resource | None, account: Accou
     else:
         members = frozenset((PeerId(resource.id),) if resource.type is ResourceType.PEER else ())
     present = (peer for id_ in sorted(members) if (peer := account.peers.get(id_)) is not None)
-    return {peer.id: peer for peer in present if admitted(peer, account)}
+    return {peer.id: peer for peer in present if owner_refusal(peer, account) is None}

@@ -173,8 +173,10 @@ def _unreachable_reason(service: Service, account: AccountSnapshot) -> str:
 
 
 def _follows_routes(capabilities: Capabilities) -> Decision:
-    """NetBird's proxies follow routes. Our proxy's tunnel reaches peers only, so it would answer every request with an
-    error."""
+    """NetBird's proxies follow routes. A proxy of ours claims it if its tunnel plugin does.
+
+    Any other proxy would answer every request with an error.
+    """
     if capabilities.claims is None or ROUTES in capabilities.claims:
         return ALLOW
     return Deny("the proxy's tunnel reaches peers only: set direct_upstream on targets behind a network")

@@ -5,15 +5,24 @@ services, and all peers share one computation.
 """
 
 from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from netbird_management.compute.account_rules import AccountRules, Resolved
+from netbird_management.compute.agent_versions import is_since
 from netbird_management.compute.routes import answers_names, routes_of
 from netbird_management.compute.target_policies import target_policies
 from netbird_management.compute.wire_rules import PORTED, PROTOCOLS
-from netbird_management.compute.zones import fqdn, has_ipv6, nameserver_groups, peers_zone, service_zones, user_zones
+from netbird_management.compute.zones import (
+    addresses_between,
+    fqdn,
+    has_ipv6,
+    nameserver_groups,
+    peers_zone,
+    service_zones,
+    user_zones,
+)
 from netbird_management.model.accounts import Peer, PolicyRule
+from netbird_management.model.admission import has_expired_login
 from netbird_management.model.ids import AccountId, PeerId
 from netbird_management.model.services import Service
 from netbird_management.model.snapshot import AccountSnapshot
@@ -36,8 +45,6 @@ from netbird_wire.management_pb2 import (
     SSHConfig,
 )
 
-# Port on which routing peers answer DNS queries. Only agents older than the supported ones use another port.
-FORWARDER_PORT: Final = 22054
 _PORT_RANGES_SINCE: Final = (0, 48, 0)
 
 
@@ -56,22 +63,27 @@ class NetworkMaps:
         """The complete map of a peer of this account; each empty list has its "is empty" flag set."""
         account_rules = self._rules_of(account)
         remote: dict[PeerId, Peer] = {}
+        offline: dict[PeerId, Peer] = {}
         rules: dict[tuple[object, ...], FirewallRule] = {}
         for resolved in account_rules.rules():
             for other, direction in _connections(peer, resolved):
+                if has_expired_login(other, account.account):
+                    offline[other.id] = other
+                    continue
                 if resolved.rule.action != "drop":
                     remote[other.id] = other
                 for key, rule in _firewall_rules(peer, other, resolved.rule, direction):
                     rules.setdefault(key, rule)
         routes = routes_of(peer, account_rules.routed())
         remote |= routes.others
-        others = sorted(remote.values(), key=lambda other: (other.dns_label, other.id))
+        others = sorted(remote.values(), key=_by_label)
         return NetworkMap(
             Serial=account.account.serial,
             peerConfig=peer_config(account, peer),
             remotePeers=[_remote(peer, other, account) for other in others],
             remotePeersIsEmpty=not others,
-            DNSConfig=_dns(peer, others, account, account_rules.records()),
+            offlinePeers=[_remote(peer, other, account) for other in sorted(offline.values(), key=_by_label)],
+            DNSConfig=_dns(peer, others, account, account_rules.records(), account_rules.forwarder_port),
             FirewallRules=rules.values(),
             firewallRulesIsEmpty=not rules,
             Routes=routes.routes.values(),
@@ -96,10 +108,16 @@ class NetworkMaps:
         )
 
 
-def _dns(peer: Peer, others: list[Peer], account: AccountSnapshot, records: Iterable[DnsRecord]) -> DNSConfig:
+def _by_label(peer: Peer) -> tuple[str, str]:
+    return peer.dns_label, peer.id
+
+
+def _dns(
+    peer: Peer, others: list[Peer], account: AccountSnapshot, records: Iterable[DnsRecord], forwarder_port: int
+) -> DNSConfig:
     groups = frozenset(group.id for group in account.groups_of(peer.id))
     if groups.intersection(account.account.settings.disabled_management_groups):
-        return DNSConfig(ServiceEnable=False, ForwarderPort=FORWARDER_PORT)
+        return DNSConfig(ServiceEnable=False, ForwarderPort=forwarder_port)
     return DNSConfig(
         ServiceEnable=True,
         NameServerGroups=nameserver_groups(groups, account),
@@ -108,7 +126,7 @@ def _dns(peer: Peer, others: list[Peer], account: AccountSnapshot, records: Iter
             *user_zones(groups, account),
             *service_zones(peer, records, account),
         ],
-        ForwarderPort=FORWARDER_PORT,
+        ForwarderPort=forwarder_port,
     )
 
 
@@ -154,7 +172,7 @@ def _firewall_rules(
     so that a map contains them once."""
     action = DROP if rule.action == "drop" else ACCEPT
     protocol = PROTOCOLS[rule.protocol]
-    for address in _addresses(peer, other):
+    for address in addresses_between(peer, other):
         for port, port_info in _ports(peer, rule):
             wire = FirewallRule(
                 PeerIP=str(address),
@@ -188,22 +206,14 @@ def _ports(peer: Peer, rule: PolicyRule) -> Iterator[tuple[str, PortInfo | None]
 
 def _supports_ranges(peer: Peer) -> bool:
     """True if the peer's agent supports port ranges. A version that is not numeric is a development build."""
-    parts = peer.meta.netbird_version.split("-")[0].split(".")
-    return not all(part.isdecimal() for part in parts) or tuple(map(int, parts)) >= _PORT_RANGES_SINCE
+    return is_since(peer.meta.netbird_version, _PORT_RANGES_SINCE, other=True)
 
 
 def _remote(peer: Peer, other: Peer, account: AccountSnapshot) -> RemotePeerConfig:
     return RemotePeerConfig(
         wgPubKey=other.key,
-        allowedIps=[f"{address}/{address.max_prefixlen}" for address in _addresses(peer, other)],
+        allowedIps=[f"{address}/{address.max_prefixlen}" for address in addresses_between(peer, other)],
         sshConfig=SSHConfig(sshPubKey=other.ssh_key.encode()),
         fqdn=fqdn(other, account),
         agentVersion=other.meta.netbird_version,
     )
-
-
-def _addresses(peer: Peer, other: Peer) -> tuple[IPv4Address | IPv6Address, ...]:
-    """The addresses of `other` between these two peers: IPv6 only if both use it."""
-    if other.ipv6 is not None and has_ipv6(peer) and has_ipv6(other):
-        return (other.ip, other.ipv6)
-    return (other.ip,)

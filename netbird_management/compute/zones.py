@@ -1,6 +1,7 @@
 """DNS zones for a peer's resolver: names of the peers that it may reach, and names of services for its groups."""
 
 from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv6Address
 
 from netbird_management.model.accounts import Peer
 from netbird_management.model.ids import GroupId
@@ -24,19 +25,28 @@ def fqdn(peer: Peer, account: AccountSnapshot) -> str:
 
 
 def has_ipv6(peer: Peer) -> bool:
-    """True if the peer also uses IPv6 in the overlay: its agent reports support. Stock WireGuard peers never do."""
-    return peer.ipv6 is not None and PeerCapabilityIPv6Overlay in peer.meta.capabilities
+    """True if the peer also uses IPv6 in the overlay: its agent reports support, or it runs plain WireGuard, which uses
+    the addresses of its file."""
+    return peer.ipv6 is not None and (peer.stock or PeerCapabilityIPv6Overlay in peer.meta.capabilities)
+
+
+def addresses_between(peer: Peer, other: Peer) -> tuple[IPv4Address | IPv6Address, ...]:
+    """The addresses of `other` between these two peers: IPv6 only if both use it."""
+    if other.ipv6 is not None and has_ipv6(peer) and has_ipv6(other):
+        return (other.ip, other.ipv6)
+    return (other.ip,)
 
 
 def peers_zone(viewer: Peer, others: Iterable[Peer], account: AccountSnapshot) -> CustomZone:
     """The account's zone for one peer: its own name and the names of the peers that it may reach."""
     zone = CustomZone(Domain=account.account.dns_domain + ".")
     for peer in (viewer, *others):
-        name = fqdn(peer, account)
-        zone.Records.append(_record(name, A, str(peer.ip), PEER_TTL))
-        if has_ipv6(viewer) and has_ipv6(peer):
-            zone.Records.append(_record(name, AAAA, str(peer.ipv6), PEER_TTL))
-    zone.Records.sort(key=lambda record: (record.Name, record.Type))
+        for label in (peer.dns_label, *peer.extra_dns_labels):
+            name = f"{label}.{account.account.dns_domain}"
+            zone.Records.append(_record(name, A, str(peer.ip), PEER_TTL))
+            if has_ipv6(viewer) and has_ipv6(peer):
+                zone.Records.append(_record(name, AAAA, str(peer.ipv6), PEER_TTL))
+    zone.Records.sort(key=lambda record: (record.Name, record.Type, record.RData))
     return zone
 
 
@@ -76,17 +86,19 @@ def nameserver_groups(groups: frozenset[GroupId], account: AccountSnapshot) -> l
 
 
 def service_zones(viewer: Peer, records: Iterable[DnsRecord], account: AccountSnapshot) -> list[CustomZone]:
-    """The zones of the services' records for the viewer's groups, ordered by name.
+    """The zones of the services' records for the viewer's groups, ordered by name; all of them for a proxy's peer that
+    answers queries of others.
 
     They are non-authoritative, so that other names under the apex still resolve normally, and no search domains, as no
     operator requested one.
     """
     groups = frozenset(group.id for group in account.groups_of(viewer.id))
-    if not groups:
+    answers_others = viewer.proxy is not None and viewer.proxy.serves_dns
+    if not groups and not answers_others:
         return []  # a proxy's peer is in no group; the loop over thousands of services would find nothing
     zones: dict[str, set[tuple[str, str, int]]] = {}
     for record in records:
-        if record.groups & groups:
+        if answers_others or record.groups & groups:
             zones.setdefault(record.zone, set()).add((record.name, record.address, record.ttl))
     return [
         CustomZone(

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Final
 
 import grpc
@@ -18,6 +19,19 @@ from netbird_management.operations.proxy_tokens import ProxyToken
 # snapshot.
 QUEUE_MESSAGES: Final = 100
 QUEUE_BYTES: Final = 32 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyCall:
+    """The origin of a proxy's call: gRPC's name of the connection, the client's address, and whether the call names its
+    proxy. Each is empty where it is not known."""
+
+    connection: str = ""
+    address: str = ""
+    names_proxy: bool = False
+
+
+NO_CALL: Final = ProxyCall()
 
 
 class Connection:
@@ -38,7 +52,11 @@ class Connection:
         token: ProxyToken,
         token_hash: str,
         count: Callable[[str], object] = lambda _name: None,
+        *,
+        caller: ProxyCall | None = None,
     ) -> None:
+        """`caller` is the call that opened the stream."""
+        self.caller = caller or NO_CALL
         self._count = count
         self.registration = registration
         self.token = token
@@ -117,6 +135,20 @@ class Connections:
 
     def of_token(self, token_id: str) -> list[Connection]:
         return [connection for connection in self if connection.token.id == token_id]
+
+    def of_unnamed(self, call: ProxyCall, token_id: str, service_id: ServiceId) -> list[Connection]:
+        """The connections of the proxy that reports about a service without its id, as NetBird's proxies do: those that
+        have the service, without the proxies that name themselves, unless all do; of several, those of the same gRPC
+        connection, else those of the same address. Replicas that cannot be told apart, as behind a proxy of their own,
+        are all returned."""
+        having = [connection for connection in self.of_token(token_id) if service_id in connection.sent]
+        candidates = [connection for connection in having if not connection.caller.names_proxy] or having
+        for name in ("connection", "address"):
+            origin = getattr(call, name)
+            same = [connection for connection in candidates if origin and getattr(connection.caller, name) == origin]
+            if same:
+                return same
+        return candidates
 
     def known_token(self, token_hash: str) -> ProxyToken | None:
         """The token of a live connection, which each heartbeat reads again: most calls need no query of the store."""

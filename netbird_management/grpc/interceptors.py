@@ -2,10 +2,11 @@
 address, and turns every error into a status."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -15,7 +16,7 @@ from google.protobuf.message import DecodeError
 
 from netbird_host.buckets import Buckets, Places
 from netbird_host.sources import Network, nearest_client, source_of
-from netbird_management.grpc.connections import Connection, Connections
+from netbird_management.grpc.connections import NO_CALL, Connection, Connections, ProxyCall
 from netbird_management.grpc.errors import Refused, as_refusal
 from netbird_management.grpc.wire import serialized
 from netbird_management.model.ids import AccountId
@@ -57,6 +58,7 @@ class AuthenticatedProxy:
     token_hash: str
     address: str
     connection: Connection | None
+    call: ProxyCall = NO_CALL
 
     def check_account(self, account_id: str) -> None:
         """Raises `Refused` for a token of another account; an account's token is not valid for an empty id either."""
@@ -114,6 +116,8 @@ class Edge(grpc.aio.ServerInterceptor):
         open_services: the services that need no proxy's token; peers of the overlay prove their key by the envelope.
         trusted: networks of reverse proxies whose `x-forwarded-for` metadata contains the caller's address.
         patience: maximum time until the message of a call, in seconds; on expiry DEADLINE_EXCEEDED.
+        addresses: client addresses by gRPC's name of the peer, of connections that another port of this process
+            accepted.
     """
 
     def __init__(
@@ -124,7 +128,9 @@ class Edge(grpc.aio.ServerInterceptor):
         *,
         trusted: Sequence[Network] = (),
         patience: float = REQUEST_SECONDS,
+        addresses: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        self._addresses = addresses
         self._open = open_services
         self._state = state
         self._connections = connections
@@ -173,7 +179,8 @@ class Edge(grpc.aio.ServerInterceptor):
         return wrap(call, deserializer, serialized(handler.response_serializer))
 
     def _address(self, context: Any) -> str:
-        peer = peer_address(context.peer())
+        name = context.peer()
+        peer = self._addresses.get(name) or peer_address(name)
         lines = [value for key, value in context.invocation_metadata() or () if key == "x-forwarded-for"]
         return nearest_client(peer, (line for line in lines if isinstance(line, str)), self._trusted)
 
@@ -225,7 +232,8 @@ class Edge(grpc.aio.ServerInterceptor):
         proxy_id = metadata.get(PROXY_ID_METADATA)
         if proxy_id is not None and method.removeprefix(PROXY_SERVICE) not in _STREAMS:
             connection = self._connection(proxy_id, token)
-        return AuthenticatedProxy(token, token_hash, address, connection)
+        call = ProxyCall(context.peer(), address, names_proxy=proxy_id is not None)
+        return AuthenticatedProxy(token, token_hash, address, connection, call)
 
     async def _token(self, authorization: str | None, address: str) -> tuple[ProxyToken, str]:
         unauthenticated = grpc.StatusCode.UNAUTHENTICATED

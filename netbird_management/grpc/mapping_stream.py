@@ -158,7 +158,7 @@ class MappingStreams:
             token_id=caller.token.id,
             capabilities=_capabilities(init),
         )
-        return Connection(registration, caller.token, caller.token_hash, self._state.count)
+        return Connection(registration, caller.token, caller.token_hash, self._state.count, caller=caller.call)
 
     def _check_proved(self, address: str, account_id: AccountId) -> None:
         """Raises `Refused` unless the account has proved its ownership of its proxies' cluster address."""

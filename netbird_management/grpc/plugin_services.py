@@ -1,6 +1,7 @@
 """The gRPC services of plugins, validated before the host listens."""
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -9,15 +10,28 @@ import grpc
 from netbird_management.plugins.hooks import HookError
 from netbird_management.plugins.steps import RpcService
 
+_log = logging.getLogger(__name__)
+
 CORE: Final = frozenset({"management.ProxyService", "management.ManagementService"})
 
 
 @dataclass(frozen=True, slots=True)
 class PluginServices:
-    """The handlers to add to the server; `open` are the names of the services that need no proxy's token."""
+    """The handlers to add to the server. `names` are the names of all services, `open` those of the services that need
+    no proxy's token, and `stops` the functions to call when the host begins to stop, with their plugins."""
 
     handlers: tuple[grpc.GenericRpcHandler, ...] = ()
+    names: frozenset[str] = frozenset()
     open: frozenset[str] = frozenset()
+    stops: tuple[tuple[str, Callable[[], object]], ...] = ()
+
+    def stop(self) -> None:
+        """Tell every service that the host begins to stop."""
+        for plugin, stop in self.stops:
+            try:
+                stop()
+            except Exception:
+                _log.exception("plugin.stop_failed", extra={"plugin": plugin})
 
 
 class _Collecting:
@@ -38,6 +52,7 @@ def plugin_services(given: Iterable[tuple[str, RpcService]]) -> PluginServices:
     owners: dict[str, str] = dict.fromkeys(CORE, "the host")
     handlers: list[grpc.GenericRpcHandler] = []
     open_services: set[str] = set()
+    stops: list[tuple[str, Callable[[], object]]] = []
     for plugin, service in given:
         collecting = _Collecting()
         try:
@@ -58,4 +73,6 @@ def plugin_services(given: Iterable[tuple[str, RpcService]]) -> PluginServices:
             handlers.append(handler)
             if service.open:
                 open_services.add(name)
-    return PluginServices(tuple(handlers), frozenset(open_services))
+        if service.stop is not None:
+            stops.append((plugin, service.stop))
+    return PluginServices(tuple(handlers), frozenset(owners) - CORE, frozenset(open_services), tuple(stops))

@@ -120,6 +120,7 @@ class ProxyService(ProxyServiceServicer):
                 cluster=cluster,
                 token=token,
                 wireguard_endpoint=_endpoint(request.wireguard_endpoint),
+                serves_dns=request.serves_dns,
             )
         except PermissionDenied as error:
             raise Refused(grpc.StatusCode.UNAUTHENTICATED, error.message) from error
@@ -163,9 +164,7 @@ class ProxyService(ProxyServiceServicer):
         service_id = ServiceId(request.service_id)
         if account is None or service_id not in account.services:
             raise Refused(grpc.StatusCode.NOT_FOUND, f"service {request.service_id} not found")
-        connection = proxy.connection or self._only_connection(proxy)
-        if connection is not None and service_id in connection.sent:
-            # A late report about a service that the proxy no longer has would not describe its current state.
+        for connection in self._reporting(proxy, service_id):
             await self._statuses.write(
                 Report(
                     service_id,
@@ -180,10 +179,12 @@ class ProxyService(ProxyServiceServicer):
             await set_certificate_issued(self._state, account.account.id, service_id)
         return SendStatusUpdateResponse()
 
-    def _only_connection(self, proxy: AuthenticatedProxy) -> Connection | None:
-        """The connection with the proxy's token, if only one exists: NetBird's proxies send no proxy id."""
-        live = self._connections.of_token(proxy.token.id)
-        return live[0] if len(live) == 1 else None
+    def _reporting(self, proxy: AuthenticatedProxy, service_id: ServiceId) -> list[Connection]:
+        """The connections that a report about a service is from. A late report about a service that the proxy no longer
+        has is from none, as it would not describe the current state."""
+        if proxy.connection is not None:
+            return [proxy.connection] if service_id in proxy.connection.sent else []
+        return self._connections.of_unnamed(proxy.call, proxy.token.id, service_id)
 
     async def SendAccessLog(self, request: SendAccessLogRequest, context: Any) -> SendAccessLogResponse:  # noqa: N802
         proxy = calling_proxy()

@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import grpc
@@ -18,16 +20,19 @@ from netbird_management.grpc.access_log import QUOTA_ENTRIES, AccessLogs
 from netbird_management.grpc.connections import Connections
 from netbird_management.grpc.errors import Refused
 from netbird_management.grpc.interceptors import PEERS, PROXY_MESSAGE_BYTES, REQUEST_SECONDS, Edge
+from netbird_management.grpc.login_expiry import LoginExpiry
 from netbird_management.grpc.login_service import Logins
-from netbird_management.grpc.management_service import ManagementService
+from netbird_management.grpc.management_service import MAP_BYTES, ManagementService, refusal_of
 from netbird_management.grpc.mapping_stream import HEARTBEAT_SECONDS, MappingStreams
 from netbird_management.grpc.mappings import Mappings
+from netbird_management.grpc.peer_configuration import PeerConfiguration
 from netbird_management.grpc.peer_streams import QUIET_SECONDS, PeerStreams
 from netbird_management.grpc.plugin_services import PluginServices, plugin_services
 from netbird_management.grpc.proxy_service import ProxyService
 from netbird_management.grpc.recorder import Recorder
 from netbird_management.grpc.status_writer import StatusWriter
 from netbird_management.grpc.tunnel_peers import TunnelPeers
+from netbird_management.login.agent_logins import AgentLogins
 from netbird_management.login.gates import SessionGates
 from netbird_management.login.sign_on import SignOn
 from netbird_management.model.snapshot import Changes
@@ -94,7 +99,7 @@ class _Parts:
         connections, recorder = Connections(), Recorder(state)
         return cls(
             connections=connections,
-            streams=PeerStreams(),
+            streams=PeerStreams(refusal_of),
             recorder=recorder,
             statuses=StatusWriter(state),
             mappings=Mappings(state, hooks, connections, recorder),
@@ -109,15 +114,19 @@ async def serve_grpc(
     listener: Listener,
     *,
     grace: float = 10.0,
-    signal: str = "",
+    announce: Callable[[int, PluginServices], PeerConfiguration] = lambda _port, _services: PeerConfiguration(),
     timing: Timing | None = None,
     shutdown: Shutdown | None = None,
     sign_on: SignOn | None = None,
+    agents: AgentLogins | None = None,
+    map_bytes: int = MAP_BYTES,
     services: PluginServices | None = None,
     calls: int = CALLS,
     trusted_proxies: Sequence[Network] = (),
     certificate: ReloadedCertificate | None = None,
     log_entries: int = QUOTA_ENTRIES,
+    inner: Path | None = None,
+    addresses: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncIterator[int]:
     """Serves proxies and peers, and yields the bound port. The state must outlive this context.
 
@@ -125,13 +134,18 @@ async def serve_grpc(
     once.
 
     Args:
-        signal: `host:port` of the signal server that management sends to peers. Without it, management sends this
-            server's address: this project's proxies need no signal server, agents do.
+        announce: returns the servers that management announces to peers; called with the bound port and the plugins'
+            services.
+        agents: users by the identity provider's tokens, with which agents log in.
+        map_bytes: maximum size of a peer's map.
         services: the plugins' services; by default those that `host.hooks` returns.
         certificate: the certificate of `listener`, if it is reloadable.
         log_entries: maximum number of stored access-log entries of an account.
+        inner: path of a Unix socket on which gRPC is served too, without TLS, for a port of this process that joins
+            clients to it; `addresses` are these clients' addresses by gRPC's name of the peer.
 
     Raises:
+        HookError: a plugin failed.
         OSError: the address cannot be bound.
         SettingsError: the certificate cannot be read.
     """
@@ -139,11 +153,23 @@ async def serve_grpc(
     parts = _Parts.of(host, sign_on, log_entries)
     services = plugin_services(host.hooks.rpc(host)) if services is None else services
     opened = PEERS | services.open
-    edge = Edge(host.state, parts.connections, opened, trusted=trusted_proxies, patience=timing.request)
+    edge = Edge(
+        host.state, parts.connections, opened, trusted=trusted_proxies, patience=timing.request, addresses=addresses
+    )
     server = _server(edge, timing, calls)
     port = _bind(server, listener, certificate or listener.judge("grpc"))
-    signal = signal or str(replace(listener.address, port=port))
-    _add_services(server, host, parts, timing, signal=signal, signal_tls=listener.certificate is not None)
+    if inner is not None:
+        server.add_insecure_port(f"unix:{inner}")
+    peers = ManagementService(
+        host.state,
+        host.maps,
+        parts.streams,
+        configuration=announce(port, services),
+        agents=agents,
+        quiet=timing.quiet,
+        map_bytes=map_bytes,
+    )
+    _add_services(server, host, parts, timing, peers)
     server.add_generic_rpc_handlers(services.handlers)
     async with _background(host, parts):
         try:
@@ -151,6 +177,7 @@ async def serve_grpc(
             _log.info("grpc.listening", extra={"port": port})
             yield port
         finally:
+            services.stop()
             ending = _end(server, parts, grace)
             if not await (shutdown or Shutdown()).drain(ending, timeout=grace + 1):
                 await server.stop(None)
@@ -158,7 +185,11 @@ async def serve_grpc(
 
 
 def _add_services(
-    server: grpc.aio.Server, host: Host, parts: _Parts, timing: Timing, *, signal: str, signal_tls: bool
+    server: grpc.aio.Server,
+    host: Host,
+    parts: _Parts,
+    timing: Timing,
+    peers: ManagementService,
 ) -> None:
     state = host.state
     proxies = ProxyService(
@@ -170,7 +201,6 @@ def _add_services(
         parts.statuses,
         parts.logins,
     )
-    peers = ManagementService(state, host.maps, parts.streams, signal=signal, signal_tls=signal_tls, quiet=timing.quiet)
     add_ProxyServiceServicer_to_server(proxies, server)
     add_ManagementServiceServicer_to_server(peers, server)
 
@@ -179,11 +209,13 @@ def _add_services(
 async def _background(host: Host, parts: _Parts) -> AsyncIterator[None]:
     """Runs the services' background tasks, and cancels them on exit."""
     snapshots = host.state.snapshots
-    with snapshots.subscribe() as for_proxies, snapshots.subscribe() as for_peers:
+    subscribe = snapshots.subscribe
+    with subscribe() as for_proxies, subscribe() as for_peers, subscribe() as for_logins:
         async with asyncio.TaskGroup() as tasks:
             background = [
                 tasks.create_task(_follow_changes(parts.mappings, parts.logins, host.maps, for_proxies)),
                 tasks.create_task(parts.streams.follow(for_peers)),
+                tasks.create_task(LoginExpiry(host.state).run(for_logins)),
                 tasks.create_task(parts.recorder.run()),
                 tasks.create_task(parts.access_logs.run()),
                 tasks.create_task(parts.statuses.run()),

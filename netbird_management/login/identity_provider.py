@@ -3,7 +3,7 @@
 import asyncio
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -111,9 +111,17 @@ class IdentityProvider:
         """
         return _person(await self._claims(token, None), self.settings)
 
-    async def _claims(self, token: str, nonce: str | None) -> dict[str, Any]:
+    async def agent(self, token: str) -> Person:
+        """The person of a token that an agent got from the provider, as this client or as one of `agent_client_ids`.
+        Raises like `person`."""
+        clients = (self.settings.client_id, *self.settings.agent_client_ids)
+        return _person(await self._claims(token, None, clients), self.settings)
+
+    async def _claims(self, token: str, nonce: str | None, clients: Sequence[str] = ()) -> dict[str, Any]:
         """The claims of a token, after checks of its signature, issuer, audience and time. A `nonce` of `None` is not
-        checked. Raises `ProviderFailed`, `LoginRefused`."""
+        checked. `clients` are the clients for which the token may be issued, by default this one. Raises
+        `ProviderFailed`, `LoginRefused`."""
+        clients = clients or (self.settings.client_id,)
         claims: dict[str, Any] | None = None
         header: Mapping[str, Any] = {}
         for fresh in (False, True):
@@ -131,7 +139,7 @@ class IdentityProvider:
         registry = jwt.JWTClaimsRegistry(
             leeway=LEEWAY_SECONDS,
             iss={"essential": True, "value": self.settings.issuer},
-            aud={"essential": True, "value": self.settings.client_id},
+            aud={"essential": True, "values": list(clients)},
             exp={"essential": True},
             iat={"essential": True},
             sub={"essential": True},
@@ -143,7 +151,7 @@ class IdentityProvider:
             raise LoginRefused(f"the ID token: {error}") from error
         assert claims is not None  # noqa: S101 - decoded above, or raised
         several = isinstance(claims["aud"], list) and len(claims["aud"]) > 1
-        if (several or "azp" in claims) and claims.get("azp") != self.settings.client_id:
+        if (several or "azp" in claims) and claims.get("azp") not in clients:
             raise LoginRefused("the ID token is for another client")
         if not _is_of_a_person(header, claims, login=nonce is not None):
             raise LoginRefused("the token is not an ID token")

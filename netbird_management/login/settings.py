@@ -35,4 +35,6 @@ class OidcSettings(Section):
     """Claim with the name of a user's account. If empty, a new user joins the account of the service they log in to."""
     accounts: dict[str, str] = Field(default_factory=dict)
     """Ids of existing accounts by the value of the claim. Other values belong to accounts that logins create."""
+    agent_client_ids: tuple[str, ...] = ()
+    """Ids of further clients at the provider whose tokens log agents in; those of `client_id` do in any case."""
     scopes: tuple[str, ...] = ("openid", "profile", "email")

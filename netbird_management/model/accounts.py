@@ -15,7 +15,9 @@ ALL_GROUP = "All"
 class AccountSettings:
     """The settings of an account. `groups_propagation_enabled` is always on: groups of a user move their peers."""
 
+    peer_login_expiration_enabled: bool = False
     peer_login_expiration: int = 86400
+    """Time, in seconds, after which a user must log in to the identity provider again for each of their peers."""
     routing_peer_dns_resolution_enabled: bool = True
     lazy_connection_enabled: bool = False
     peer_inactivity_expiration: int = 600
@@ -93,6 +95,8 @@ class PeerMeta:
     os_version: str = ""
     serial_number: str = ""
     capabilities: tuple[int, ...] = ()
+    flags: tuple[str, ...] = ()
+    """Names of the agent's own settings that are on, as the API shows them; ordered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +104,13 @@ class ProxyPeer:
     """The part of a peer that only a proxy's node in the overlay has.
 
     `wireguard_endpoint` ("host:port", "" for NetBird's proxies) is the address at which stock WireGuard clients reach
-    the proxy. A proxy peer with an endpoint is not deleted when it disconnects.
+    the proxy. A proxy peer with an endpoint is not deleted when it disconnects. `serves_dns` is True if the proxy
+    answers DNS queries for the account's zones at its overlay address.
     """
 
     cluster: str
     wireguard_endpoint: str = ""
+    serves_dns: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +118,9 @@ class Peer:
     """A node of the overlay. `key` is base64 of its WireGuard public key. `dns_label` is one label, not the full name.
 
     `stock` peers run plain WireGuard and never log in. `stream_started_ns` is the start of the sync stream that
-    `connected` refers to; a report about an earlier stream is ignored.
+    `connected` refers to; a report about an earlier stream is ignored. With `login_expiration_enabled`, the login by
+    which its user added the peer expires as the account's settings require, and then `login_expired` is set.
+    `extra_dns_labels` are further names in the account's zone, which several peers may share.
     """
 
     id: PeerId
@@ -133,7 +141,15 @@ class Peer:
     last_login: datetime | None = None
     ephemeral: bool = False
     stock: bool = False
+    login_expiration_enabled: bool = False
+    login_expired: bool = False
+    extra_dns_labels: tuple[str, ...] = ()
     proxy: ProxyPeer | None = None
+
+    @property
+    def by_login(self) -> bool:
+        """True if a user's agent added the peer, so that only this user's login renews it."""
+        return self.user_id is not None and not self.stock
 
 
 class ResourceType(StrEnum):

@@ -33,6 +33,10 @@ class Activity(StrEnum):
     PEER_ADD_BY_KEY = "setupkey.peer.add"
     PEER_RENAME = "peer.rename"
     PEER_DELETE = "user.peer.delete"
+    PEER_EXPIRY_ENABLE = "peer.login.expiration.enable"
+    PEER_EXPIRY_DISABLE = "peer.login.expiration.disable"
+    PEER_LOGIN_EXPIRE = "peer.login.expire"
+    PEER_LOGIN_RENEW = "user.peer.login"
     SETUP_KEY_ADD = "setupkey.add"
     SETUP_KEY_UPDATE = "setupkey.update"
     SETUP_KEY_REVOKE = "setupkey.revoke"
@@ -88,6 +92,10 @@ SENTENCES: Final = {
     Activity.PEER_ADD_BY_KEY: "Peer added with a setup key",
     Activity.PEER_RENAME: "Peer renamed",
     Activity.PEER_DELETE: "Peer deleted",
+    Activity.PEER_EXPIRY_ENABLE: "Expiry of the peer's login enabled",
+    Activity.PEER_EXPIRY_DISABLE: "Expiry of the peer's login disabled",
+    Activity.PEER_LOGIN_EXPIRE: "Login of the peer expired",
+    Activity.PEER_LOGIN_RENEW: "Login of the peer renewed by its user",
     Activity.SETUP_KEY_ADD: "Setup key created",
     Activity.SETUP_KEY_UPDATE: "Setup key updated",
     Activity.SETUP_KEY_REVOKE: "Setup key revoked",

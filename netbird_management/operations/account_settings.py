@@ -27,6 +27,8 @@ async def update_account(state: State, account_id: AccountId, given: SettingsCha
     settings = given.settings
     if settings.peer_login_expiration < 0 or settings.peer_inactivity_expiration < 0:
         raise InvalidArgument("peer_login_expiration and peer_inactivity_expiration must not be negative")
+    if settings.peer_login_expiration_enabled and settings.peer_login_expiration == 0:
+        raise InvalidArgument("peer_login_expiration must be above 0 while logins expire: no login would last")
     dns_domain = folded(given.dns_domain) if given.dns_domain else ""
     async with state.change(account_id) as transaction:
         account = transaction.account

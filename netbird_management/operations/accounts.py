@@ -68,7 +68,7 @@ async def create_account(
                 network=str(_free_network(state)),
                 network_v6=str(IPv6Network((b"\xfd" + os.urandom(7) + bytes(8), 64))),
                 dns_domain=dns_domain,
-                settings=asdict(AccountSettings()),
+                settings=asdict(AccountSettings(peer_login_expiration_enabled=True)),
             )
         )
         await session.flush()

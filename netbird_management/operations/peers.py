@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import re
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -12,8 +13,9 @@ from typing import Final
 from nacl.public import PrivateKey
 from sqlalchemy import delete, update
 
-from netbird_management.model.accounts import Peer, PeerMeta
+from netbird_management.model.accounts import Peer, PeerMeta, User
 from netbird_management.model.activity import Activity
+from netbird_management.model.admission import login_expires_at, refusal
 from netbird_management.model.clock import now
 from netbird_management.model.errors import Conflict, InvalidArgument, NotFound, PermissionDenied, PreconditionFailed
 from netbird_management.model.ids import AccountId, GroupId, PeerId, UserId, new_id
@@ -26,6 +28,10 @@ from netbird_management.store.state import State, Transaction, acting
 
 # Precision of `last_seen` for a peer that is seen only through its requests.
 SEEN_SECONDS: Final = 3600
+EXTRA_LABELS: Final = 32
+"""Maximum number of a peer's extra DNS labels."""
+_LONGEST_LABELS: Final = 128
+_LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 # Time without a connection after which a proxy's peer without a WireGuard endpoint is deleted.
 PROXY_ABSENT_SECONDS: Final = 600
 
@@ -76,6 +82,7 @@ async def create_proxy_peer(
     cluster: str,
     token: OneTimeToken,
     wireguard_endpoint: str = "",
+    serves_dns: bool = False,
 ) -> Peer:
     """Creates the overlay node of a proxy, in no group. Spends the one-time token in the same transaction.
 
@@ -92,7 +99,7 @@ async def create_proxy_peer(
             if account.account.id != account_id or peer.proxy is None:
                 raise PermissionDenied("this WireGuard key belongs to another peer")
             row = await transaction.session.get_one(PeerRow, peer.id)
-            row.proxy_cluster, row.wireguard_endpoint = cluster, wireguard_endpoint
+            row.proxy_cluster, row.wireguard_endpoint, row.serves_dns = cluster, wireguard_endpoint, serves_dns
             peer_id = peer.id
             transaction.touch(peers=[peer_id])
         else:
@@ -107,6 +114,7 @@ async def create_proxy_peer(
                 ephemeral=True,
                 cluster=cluster,
                 wireguard_endpoint=wireguard_endpoint,
+                serves_dns=serves_dns,
             )
         await transaction.raise_serial()
     return get_peer(state, account_id, peer_id)
@@ -125,12 +133,63 @@ async def update_peer_meta(state: State, peer: Peer, meta: PeerMeta, *, ssh_key:
     return get_peer(state, peer.account_id, peer.id)
 
 
-async def note_login(state: State, peer: Peer) -> Peer:
-    """Records that a peer logged in now."""
+async def note_login(state: State, peer: Peer, *, by_user: bool) -> Peer:
+    """Records that a peer logged in now. A peer that its user's login added is renewed only by the user (`by_user`)."""
+    if peer.by_login and not by_user:
+        return peer
     async with state.change(peer.account_id) as transaction:
-        (await _row(transaction, peer)).last_login = now()
+        row = await _row(transaction, peer)
+        row.last_login, row.login_expired = now(), False
         transaction.touch(peers=[peer.id])
+        if by_user:
+            transaction.record(Activity.PEER_LOGIN_RENEW, peer.id, initiator=peer.user_id, name=peer.name)
     return get_peer(state, peer.account_id, peer.id)
+
+
+async def enroll_by_user(state: State, user: User, *, key: str, hostname: str, meta: PeerMeta, ssh_key: str) -> Peer:
+    """Creates a peer by its user's login, in `All` and in the user's auto groups. The login expires as the account's
+    settings require. Raises `Conflict`, and `PreconditionFailed` at the limit of peers."""
+    checked_key(key)
+    async with state.change(user.account_id) as transaction:
+        account, name = transaction.account, hostname or "peer"
+        owner = account.users.get(user.id)
+        if owner is None or refusal(owner) is not None:
+            raise PermissionDenied("the user is blocked, or waits for approval")
+        peer_id = await insert_peer(
+            state,
+            transaction,
+            key=key,
+            name=name,
+            hostname=name,
+            user_id=user.id,
+            meta=meta,
+            ssh_key=ssh_key,
+            login_expiration_enabled=True,
+        )
+        await move(transaction, [peer_id], join={account.group_all.id, *owner.auto_groups})
+        transaction.record(Activity.PEER_ADD_BY_USER, peer_id, initiator=user.id, name=name, user_id=user.id)
+    return get_peer(state, user.account_id, peer_id)
+
+
+async def set_login_expired(state: State, account_id: AccountId, moment: datetime) -> None:
+    """Marks the peers whose login has expired at this moment, and no others. Peers and proxies learn it by the change
+    of the account."""
+    snapshot = state.snapshots.get(account_id)
+    if snapshot is None or not any(_is_marked_wrongly(peer, snapshot, moment) for peer in snapshot.peers.values()):
+        return
+    async with state.change(account_id) as transaction:
+        wrong = [peer for peer in transaction.account.peers.values() if _is_marked_wrongly(peer, snapshot, moment)]
+        for peer in wrong:
+            row = await _row(transaction, peer)
+            row.login_expired = not peer.login_expired
+            if row.login_expired:
+                transaction.record(Activity.PEER_LOGIN_EXPIRE, peer.id, initiator=peer.user_id, name=peer.name)
+        transaction.touch(peers=[peer.id for peer in wrong])
+
+
+def _is_marked_wrongly(peer: Peer, account: AccountSnapshot, moment: datetime) -> bool:
+    expires_at = login_expires_at(peer, account.account)
+    return peer.login_expired != (expires_at is not None and expires_at <= moment)
 
 
 async def set_connected(state: State, peer: Peer, *, started_ns: int, connection_ip: str = "") -> bool:
@@ -182,14 +241,27 @@ async def note_seen(state: State, peer: Peer) -> None:
         transaction.touch(peers=[peer.id])
 
 
-async def rename_peer(state: State, account_id: AccountId, peer_id: PeerId, *, name: str) -> Peer:
-    """Renames a peer; its DNS label stays. Raises `NotFound`, `InvalidArgument`."""
+async def update_peer(
+    state: State, account_id: AccountId, peer_id: PeerId, *, name: str, login_expiration_enabled: bool | None = None
+) -> Peer:
+    """Renames a peer, whose DNS label stays, and decides whether its login expires.
+
+    Raises `NotFound`, `InvalidArgument`, and `PreconditionFailed` for the expiry of a peer that no login added.
+    """
     peer = get_peer(state, account_id, peer_id)
     checked_name(name)
+    if login_expiration_enabled and not peer.by_login:
+        raise PreconditionFailed("the login of a peer that was added without its user's login cannot expire")
+    expires = peer.login_expiration_enabled if login_expiration_enabled is None else login_expiration_enabled
     async with state.change(account_id) as transaction:
-        (await _row(transaction, peer)).name = name
+        row = await _row(transaction, peer)
+        row.name, row.login_expiration_enabled = name, expires
         transaction.touch(peers=[peer_id])
-        transaction.record(Activity.PEER_RENAME, peer_id, name=name, old_name=peer.name)
+        if name != peer.name or expires == peer.login_expiration_enabled:
+            transaction.record(Activity.PEER_RENAME, peer_id, name=name, old_name=peer.name)
+        if expires != peer.login_expiration_enabled:
+            kind = Activity.PEER_EXPIRY_ENABLE if expires else Activity.PEER_EXPIRY_DISABLE
+            transaction.record(kind, peer_id, name=name)
     return get_peer(state, account_id, peer_id)
 
 
@@ -256,12 +328,22 @@ async def insert_peer(
     stock: bool = False,
     cluster: str | None = None,
     wireguard_endpoint: str = "",
+    serves_dns: bool = False,
     ssh_key: str = "",
+    login_expiration_enabled: bool = False,
+    extra_dns_labels: Sequence[str] = (),
 ) -> PeerId:
-    """Inserts a peer with a free address and label, in no group. Raises `Conflict` for the key of an existing peer."""
+    """Inserts a peer with a free address and label, in no group.
+
+    Raises `Conflict` for the key of an existing peer, and `PreconditionFailed` for an extra DNS label that is the label
+    of an existing peer.
+    """
     if state.snapshots.by_peer_key(key) is not None:
         raise Conflict("a peer with this WireGuard key already exists")
     account, peer_id = transaction.account, PeerId(new_id())
+    for label in extra_dns_labels:
+        if any(peer.dns_label == label for peer in account.peers.values()):
+            raise PreconditionFailed(f"the extra DNS label {label} is already the name of a peer")
     ip = _free_address(account)
     transaction.session.add(
         PeerRow(
@@ -271,15 +353,19 @@ async def insert_peer(
             ip=str(ip),
             ipv6=str(_free_ipv6(account)),
             name=name,
-            dns_label=_free_label(account, hostname, ip),
+            dns_label=_free_label(account, hostname, ip, extra_dns_labels),
             user_id=user_id,
             meta=asdict(meta if meta is not None else PeerMeta(hostname=hostname)),
             ssh_key=ssh_key,
             created_at=now(),
+            last_login=now() if login_expiration_enabled else None,
+            login_expiration_enabled=login_expiration_enabled,
+            extra_dns_labels=list(extra_dns_labels),
             ephemeral=ephemeral,
             stock=stock,
             proxy_cluster=cluster,
             wireguard_endpoint=wireguard_endpoint,
+            serves_dns=serves_dns,
         )
     )
     transaction.touch(peers=[peer_id])
@@ -307,11 +393,24 @@ def _free_ipv6(account: AccountSnapshot) -> IPv6Address:
             return address
 
 
-def _free_label(account: AccountSnapshot, hostname: str, ip: IPv4Address) -> str:
+def checked_dns_labels(labels: Iterable[str]) -> tuple[str, ...]:
+    """Extra DNS labels in lower case, each once and in order: one label, or several with dots between them, each of
+    letters, digits and inner dashes. Raises `InvalidArgument`."""
+    checked = tuple(sorted({label.lower() for label in labels}))
+    if len(checked) > EXTRA_LABELS:
+        raise InvalidArgument(f"a peer can have at most {EXTRA_LABELS} extra DNS labels")
+    for label in checked:
+        if len(label) > _LONGEST_LABELS or not all(_LABEL.fullmatch(part) for part in label.split(".")):
+            raise InvalidArgument("extra DNS labels must be letters, digits, dashes and dots, as in DNS names")
+    return checked
+
+
+def _free_label(account: AccountSnapshot, hostname: str, ip: IPv4Address, extra: Iterable[str]) -> str:
     """A DNS label from the host name; if that is taken, followed by the last two octets of the address."""
     label = "".join(char if char.isascii() and char.isalnum() else "-" for char in hostname.split(".")[0].lower())
     label = label.strip("-")[:59].strip("-") or "peer"
-    taken = {peer.dns_label for peer in account.peers.values()}
+    taken = {name for peer in account.peers.values() for name in (peer.dns_label, *peer.extra_dns_labels)}
+    taken.update(extra)
     if label not in taken:
         return label
     third, fourth = ip.packed[2:]

@@ -14,10 +14,10 @@ from sqlalchemy import select
 from netbird_management.model.accounts import Peer, PeerMeta
 from netbird_management.model.activity import Activity
 from netbird_management.model.clock import now
-from netbird_management.model.errors import InvalidArgument, NotFound
+from netbird_management.model.errors import InvalidArgument, NotFound, PreconditionFailed
 from netbird_management.model.ids import AccountId, GroupId, new_id
 from netbird_management.operations.membership import move
-from netbird_management.operations.peers import checked_key, get_peer, insert_peer
+from netbird_management.operations.peers import checked_dns_labels, checked_key, get_peer, insert_peer
 from netbird_management.store import limits
 from netbird_management.store.models import SetupKeyRow
 from netbird_management.store.state import State
@@ -50,6 +50,7 @@ class SetupKey:
     auto_groups: tuple[GroupId, ...]
     usage_limit: int
     ephemeral: bool
+    allow_extra_dns_labels: bool
 
     @property
     def state(self) -> SetupKeyState:
@@ -72,6 +73,7 @@ async def create_setup_key(
     auto_groups: Sequence[GroupId],
     usage_limit: int = 0,
     ephemeral: bool = False,
+    allow_extra_dns_labels: bool = False,
 ) -> tuple[SetupKey, str]:
     """Creates a key and returns it with its text, which is not stored. `expires_in` is in seconds, 0 means never.
     Raises `InvalidArgument`, and `PreconditionFailed` at the limit of keys."""
@@ -111,7 +113,7 @@ async def create_setup_key(
             auto_groups=list(auto_groups),
             usage_limit=1 if kind == "one-off" else usage_limit,
             ephemeral=ephemeral,
-            allow_extra_dns_labels=False,
+            allow_extra_dns_labels=allow_extra_dns_labels,
         )
         transaction.session.add(row)
         transaction.record(Activity.SETUP_KEY_ADD, row.id, name=name, type=kind)
@@ -164,12 +166,27 @@ async def delete_setup_key(state: State, account_id: AccountId, key_id: str) -> 
         await transaction.session.delete(row)
 
 
-async def enroll(state: State, plain: str, *, key: str, hostname: str, meta: PeerMeta, ssh_key: str = "") -> Peer:
-    """Creates a peer by a setup key, in `All` and in the key's groups. Raises `NotFound` for a key that is not valid.
+async def enroll(
+    state: State,
+    plain: str,
+    *,
+    key: str,
+    hostname: str,
+    meta: PeerMeta,
+    ssh_key: str = "",
+    extra_dns_labels: Sequence[str] = (),
+) -> Peer:
+    """Creates a peer by a setup key, in `All` and in the key's groups.
 
     The transaction that creates the peer also counts the use, so a key never exceeds its limit.
+
+    Raises:
+        NotFound: the key is not valid.
+        InvalidArgument: an extra DNS label is malformed.
+        PreconditionFailed: the key does not allow extra DNS labels, or a peer has one as its own label.
     """
     checked_key(key)
+    labels = checked_dns_labels(extra_dns_labels)
     query = select(SetupKeyRow).where(SetupKeyRow.hashed_key == _hashed(plain.upper()))
     async with state.read() as session:
         valid = (await session.scalars(query)).one_or_none()
@@ -180,6 +197,8 @@ async def enroll(state: State, plain: str, *, key: str, hostname: str, meta: Pee
         row = await transaction.session.get(SetupKeyRow, valid.id)
         if row is None or _key(row).state is not SetupKeyState.VALID:
             raise NotFound("setup key is invalid")
+        if labels and not row.allow_extra_dns_labels:
+            raise PreconditionFailed("setup key doesn't allow extra DNS labels")
         name = hostname or "peer"
         peer_id = await insert_peer(
             state,
@@ -190,6 +209,7 @@ async def enroll(state: State, plain: str, *, key: str, hostname: str, meta: Pee
             meta=meta,
             ephemeral=row.ephemeral,
             ssh_key=ssh_key,
+            extra_dns_labels=labels,
         )
         groups = [GroupId(id_) for id_ in row.auto_groups if id_ in transaction.account.groups]
         await move(transaction, [peer_id], join={transaction.account.group_all.id, *groups})
@@ -217,4 +237,5 @@ def _key(row: SetupKeyRow) -> SetupKey:
         auto_groups=tuple(GroupId(id_) for id_ in row.auto_groups),
         usage_limit=row.usage_limit,
         ephemeral=row.ephemeral,
+        allow_extra_dns_labels=row.allow_extra_dns_labels,
     )

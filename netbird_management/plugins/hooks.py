@@ -12,14 +12,17 @@ from pydantic import BaseModel
 import netbird_management.plugins.hookspecs as hookspecs
 from netbird_host.info import Claim, PluginId
 from netbird_host.plugins import Plugins, load
+from netbird_management.model.server_urls import server_url, stun_server
 from netbird_management.model.services import AccessLogEntry, Service
 from netbird_management.model.snapshot import AccountSnapshot
 from netbird_management.plugins.steps import (
     Management,
     NetworkPatch,
     PeerGate,
+    PeerServers,
     RpcService,
     SessionGate,
+    TakeSocket,
     Violation,
     WithholdPredicate,
 )
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
 
 GROUP = "netbird_management"
 """Entry-point group of this host's plugins."""
+
+API = "/api"
+"""Path of the REST API, which no plugin may take over."""
 
 _log = logging.getLogger(__name__)
 
@@ -160,6 +166,32 @@ class Hooks:
         from fastapi import APIRouter  # slow to import, and only the server needs it
 
         return tuple(self._each("routes", APIRouter, {"management": management}))
+
+    def upgrades(self, management: Management) -> Mapping[str, tuple[str, TakeSocket]]:
+        """Plugin and callable by path. Raises `HookError`."""
+        by_path: dict[str, tuple[str, TakeSocket]] = {}
+        for name, paths in self._each("upgrades", Mapping, {"management": management}):
+            for path, take in paths.items():
+                if not isinstance(path, str) or not path.startswith("/") or path.startswith(API + "/") or "?" in path:
+                    raise HookError(name, "upgrades", f"{path!r} is not a path outside of {API}")
+                if path in by_path:
+                    raise HookError(name, "upgrades", f"{path} is already served by {by_path[path][0]}")
+                if not callable(take):
+                    raise HookError(name, "upgrades", f"returned {type(take).__name__} for {path}")
+                by_path[path] = name, take
+        return by_path
+
+    def peer_servers(self, management: Management) -> PeerServers:
+        """The servers of all plugins. Raises `HookError`."""
+        signal, relays, stuns = "", list[str](), list[str]()
+        for name, servers in self._each("peer_servers", PeerServers, {"management": management}):
+            try:
+                signal = signal or (server_url(servers.signal, "http", "https") if servers.signal else "")
+                relays += (server_url(url, "rel", "rels") for url in servers.relays)
+                stuns += map(stun_server, servers.stuns)
+            except (ValueError, TypeError, AttributeError) as error:
+                raise HookError(name, "peer_servers", f"{servers}: {error}") from error
+        return PeerServers(signal, tuple(dict.fromkeys(relays)), tuple(dict.fromkeys(stuns)))
 
     def record_access(self, entries: Sequence[AccessLogEntry]) -> None:
         """Passes a batch to every plugin. A plugin that fails is logged; the others still get the batch."""

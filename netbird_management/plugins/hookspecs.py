@@ -12,7 +12,7 @@ with the reason, if it is already stored.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
@@ -25,8 +25,10 @@ from netbird_management.plugins.steps import (
     Management,
     NetworkPatch,
     PeerGate,
+    PeerServers,
     RpcService,
     SessionGate,
+    TakeSocket,
     Violation,
     WithholdPredicate,
 )
@@ -62,7 +64,7 @@ def lifespan(management: Management) -> AbstractAsyncContextManager[None] | None
     Returns: an async context manager; background work belongs in a TaskGroup inside it.
     Order: entered in plugin order, left in reverse.
     Failure: on entering, the host does not start.
-    Used by: access_export.
+    Used by: access_export, relay, signal_server.
     """
     raise NotImplementedError
 
@@ -163,7 +165,7 @@ def rpc(management: Management) -> list[RpcService] | None:
     Order: all. Each service name must be unique among the host's and all plugins'.
     Failure: the host does not start. A call that fails is logged and answered with `INTERNAL`; a call without a proxy's
         token is refused before it reaches the service, unless the service is open.
-    Used by: health.
+    Used by: health, signal_server.
     """
     raise NotImplementedError
 
@@ -178,6 +180,33 @@ def routes(management: Management) -> APIRouter | None:
     Failure: the host does not start, also if an operation matches a path of the host or of another plugin. A request
         that fails is logged and answered with 500.
     Used by: private_service.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def upgrades(management: Management) -> Mapping[str, TakeSocket] | None:
+    """Serve WebSockets at paths of the REST port, on an event loop of the plugin's own.
+
+    Called: at start, after the lifespans are entered and before the host listens.
+    Returns: by path (without query), the callable that takes over a connection; empty or None for none. The paths are
+        outside of `/api`. Clients need no token: the plugin authenticates them.
+    Order: all. Each path must be unique among all plugins'.
+    Failure: the host does not start. If a callable raises, this is logged and the connection is closed.
+    Used by: relay.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def peer_servers(management: Management) -> PeerServers | None:
+    """Name the servers for peers that the plugin runs, so that management announces them.
+
+    Called: at start, when both ports are bound and before the first peer connects.
+    Returns: the servers, or None. A gRPC service named `signalexchange.SignalExchange` is announced without this hook.
+    Order: all, joined; the first signal server is announced.
+    Failure: the host does not start.
+    Used by: relay.
     """
     raise NotImplementedError
 

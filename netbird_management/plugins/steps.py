@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from socket import socket
 from typing import Any, Final, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel
@@ -147,18 +148,68 @@ class RpcService:
         add: the generated function that registers it, such as `add_GreeterServicer_to_server`.
         open: True to accept calls without a token. Otherwise a call needs a proxy's token, like calls of the proxies'
             own service.
+        stop: called once when the host begins to stop; it ends the service's streams, which otherwise delay the stop
+            until they are cut. It must not wait. An exception is logged.
     """
 
     servicer: object
     add: Callable[[Any, Any], None]
     open: bool = False
+    stop: Callable[[], object] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PeerServers:
+    """Servers that a plugin runs for peers. Management announces them to peers unless the operator's settings name
+    others of the same kind.
+
+    Attributes:
+        signal: the URL of a signal server, `https://host:port` or `http://host:port`; "" for none.
+        relays: URLs of relays, each `rels://host:port` (TLS) or `rel://host:port`, which admit tokens made with
+            `Management.relay_secret`.
+        stuns: STUN servers, each `stun:host:port`.
+    """
+
+    signal: str = ""
+    relays: tuple[str, ...] = ()
+    stuns: tuple[str, ...] = ()
+
+
+class TakeSocket(Protocol):
+    """Serves a connection that a client upgrades to another protocol."""
+
+    def __call__(self, *, connection: socket, head: bytes, address: str) -> None:
+        """Takes over the connection and returns at once; the caller is the host's event loop.
+
+        Args:
+            connection: a connected, non-blocking stream socket without TLS. The receiver closes it. It may be a pair's
+                end, and so have no address of the client.
+            head: the bytes that the client has sent so far, from the request line on: at least the whole head.
+            address: the client's address; "" if it is not known.
+        """
 
 
 class Management(Protocol):
     """A plugin's view of the running host."""
 
+    @property
+    def relay_secret(self) -> str:
+        """The secret that management shares with relays, and makes their tokens with (`netbird_wire.relay_tokens`)."""
+
+    @property
+    def rest_url(self) -> str:
+        """The URL at which peers reach the REST port, such as `https://management.example:443`; "" before the host
+        listens."""
+
+    @property
+    def grpc_url(self) -> str:
+        """The URL at which peers reach the gRPC port; "" before the host listens."""
+
     def snapshot(self, account_id: AccountId) -> AccountSnapshot | None:
         """The current snapshot of an account; None if the account does not exist."""
+
+    def account_of_peer(self, public_key: str) -> AccountId | None:
+        """The account of the peer with this WireGuard key, as base64 text; None if no peer has the key."""
 
     def options(self, model: type[OptionsT]) -> OptionsT:
         """The operator's section for the plugin whose `PluginInfo.options` this model is."""
@@ -170,6 +221,10 @@ class Management(Protocol):
         the roles, such as `services`, `peers`, `policies` or `events`; only the owner has permissions in an unknown
         module.
         """
+
+    def caller_address(self) -> str:
+        """The client address of the current gRPC call, behind the operator's trusted proxies; "" where it is not
+        known."""
 
     def proxy_caller(self) -> ProxyCaller:
         """The proxy that makes the current gRPC call. Raises `LookupError` outside of a call and in an open service."""

@@ -39,7 +39,7 @@ class ExtraBody(Body):
 
 
 class SettingsBody(Body):
-    peer_login_expiration_enabled: Annotated[bool | None, Only(False)] = None
+    peer_login_expiration_enabled: bool | None = None
     peer_login_expiration: int | None = None
     peer_inactivity_expiration_enabled: Annotated[bool | None, Only(False)] = None
     peer_inactivity_expiration: int | None = None
@@ -89,7 +89,7 @@ def account_json(snapshot: AccountSnapshot) -> dict[str, Any]:
             "peer_inactivity_expiration": settings.peer_inactivity_expiration,
             "peer_inactivity_expiration_enabled": False,
             "peer_login_expiration": settings.peer_login_expiration,
-            "peer_login_expiration_enabled": False,
+            "peer_login_expiration_enabled": settings.peer_login_expiration_enabled,
             "regular_users_view_blocked": True,
             "routing_peer_dns_resolution_enabled": settings.routing_peer_dns_resolution_enabled,
         },
@@ -156,6 +156,7 @@ def _changed(stored: AccountSettings, sent: SettingsBody) -> AccountSettings:
     }
     return replace(
         stored,
+        peer_login_expiration_enabled=bool(sent.peer_login_expiration_enabled),
         peer_login_expiration=sent.peer_login_expiration or 0,
         peer_inactivity_expiration=sent.peer_inactivity_expiration or 0,
         peer_expose_groups=tuple(GroupId(id_) for id_ in sent.peer_expose_groups or ()),

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from netbird_management.rest.errors import error_response
+from netbird_management.rest.upgrades import Upgrades
 
 Count = Callable[[str], object]
 
@@ -36,11 +37,30 @@ class RestLimits:
     request_seconds: float = 30.0
 
 
-def protocol(limits: RestLimits, count: Count) -> type[H11Protocol]:
-    """uvicorn's h11 protocol with the limits on connections and on the duration of a request."""
+def protocol(limits: RestLimits, count: Count, upgrades: Upgrades | None = None) -> type[H11Protocol]:
+    """uvicorn's h11 protocol with the limits on connections and on the duration of a request, and with the plugins'
+    WebSockets."""
+    taken = upgrades or Upgrades()
 
     class Bounded(H11Protocol):
         _late: asyncio.TimerHandle | None = None
+        _given_away = False
+
+        def _should_upgrade(self) -> bool:
+            """True for a WebSocket at a plugin's path; any other request to upgrade is answered as if it were none."""
+            return self._get_upgrade() == b"websocket" and self.scope["path"] in taken
+
+        def handle_websocket_upgrade(self, event: h11.Request) -> None:
+            self._given_away = True
+            self._watch(False)
+            self.connections.discard(self)
+            head = b"".join((event.method, b" ", event.target, b" HTTP/1.1\r\n"))
+            head += b"".join(b"%s: %s\r\n" % (name, value) for name, value in self.headers) + b"\r\n"
+            peer = self.client[0] if self.client else ""
+            forwarded = [value.decode("latin-1") for name, value in self.headers if name == b"x-forwarded-for"]
+            taken.give(
+                self.scope["path"], self.transport, head + self.conn.trailing_data[0], peer=peer, forwarded=forwarded
+            )
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -71,7 +91,7 @@ def protocol(limits: RestLimits, count: Count) -> type[H11Protocol]:
             if not awaited and self._late is not None:
                 self._late.cancel()
                 self._late = None
-            elif awaited and self._late is None and not self.transport.is_closing():
+            elif awaited and self._late is None and not (self._given_away or self.transport.is_closing()):
                 self._late = self.loop.call_later(limits.request_seconds, self._give_up)
 
         def _give_up(self) -> None:

@@ -7,10 +7,11 @@ from starlette.responses import PlainTextResponse, Response
 
 from netbird_management.compute.wireguard import wireguard_config
 from netbird_management.model.accounts import Peer
+from netbird_management.model.admission import has_expired_login
 from netbird_management.model.errors import InvalidArgument, NotFound, PermissionDenied
 from netbird_management.model.ids import GroupId, PeerId, UserId
 from netbird_management.model.snapshot import AccountSnapshot
-from netbird_management.operations.peers import create_stock_peer, delete_peer, rename_peer
+from netbird_management.operations.peers import create_stock_peer, delete_peer, update_peer
 from netbird_management.rest import shapes
 from netbird_management.rest.auth import AnyUser, AuthenticatedUser
 from netbird_management.rest.bodies import Body, Only
@@ -21,7 +22,7 @@ from netbird_management.rest.wire import ApiResponse, moment, sent_as
 
 router = APIRouter(tags=["peers"])
 
-_FLAGS = (
+FLAGS = (
     "block_inbound",
     "block_lan_access",
     "disable_client_routes",
@@ -33,6 +34,7 @@ _FLAGS = (
     "rosenpass_permissive",
     "server_ssh_allowed",
 )
+"""Settings of an agent, of which its reports name those that are on."""
 
 
 class PeerBody(Body):
@@ -44,12 +46,12 @@ class PeerBody(Body):
 
 
 class PeerUpdate(Body):
-    """All fields that NetBird's clients send back. Only the name can change."""
+    """All fields that NetBird's clients send back. Only the name and the expiry of the login can change."""
 
     answer = shapes.Peer
     name: str = ""
     ssh_enabled: Annotated[bool, Only(False)] = False
-    login_expiration_enabled: Annotated[bool, Only(False)] = False
+    login_expiration_enabled: bool | None = None
     inactivity_expiration_enabled: Annotated[bool, Only(False)] = False
     approval_required: Annotated[bool, Only(False)] = False
     ip: str = ""
@@ -66,7 +68,7 @@ def peer_json(peer: Peer, account: AccountSnapshot) -> dict[str, Any]:
         "created_at": moment(peer.created_at),
         "dns_label": f"{peer.dns_label}.{account.account.dns_domain}",
         "ephemeral": peer.ephemeral,
-        "extra_dns_labels": [],
+        "extra_dns_labels": list(peer.extra_dns_labels),
         "geoname_id": 0,
         "groups": [group_minimum(group, account) for group in account.groups_of(peer.id)],
         "hostname": peer.meta.hostname,
@@ -77,9 +79,9 @@ def peer_json(peer: Peer, account: AccountSnapshot) -> dict[str, Any]:
         "kernel_version": peer.meta.kernel_version,
         "last_login": moment(peer.last_login),
         "last_seen": moment(peer.last_seen),
-        "local_flags": dict.fromkeys(_FLAGS, False),
-        "login_expiration_enabled": False,
-        "login_expired": False,
+        "local_flags": {flag: flag in peer.meta.flags for flag in FLAGS},
+        "login_expiration_enabled": peer.login_expiration_enabled,
+        "login_expired": has_expired_login(peer, account.account),
         "name": peer.name,
         "os": peer.meta.os,
         "serial_number": peer.meta.serial_number,
@@ -159,14 +161,28 @@ async def put_peer(
     for name, current in (("ip", str(peer.ip)), ("ipv6", "" if peer.ipv6 is None else str(peer.ipv6))):
         if getattr(body, name) not in ("", current):
             raise InvalidArgument(f"{name} of a peer cannot be changed: it is {current or 'not assigned'}")
-    renamed = await rename_peer(context.state, caller.account_id, peer.id, name=body.name)
-    return ApiResponse(peer_json(renamed, context.account_of(caller)))
+    updated = await update_peer(
+        context.state,
+        caller.account_id,
+        peer.id,
+        name=body.name,
+        login_expiration_enabled=_login_expiration(body, caller, peer),
+    )
+    return ApiResponse(peer_json(updated, context.account_of(caller)))
 
 
 @router.delete("/peers/{peer_id}", response_model=shapes.Nothing)
 async def remove_peer(peer_id: str, caller: AnyUser, context: InContext) -> Response:
     await delete_peer(context.state, caller.account_id, _peer(peer_id, caller, "delete").id)
     return ApiResponse({})
+
+
+def _login_expiration(body: PeerUpdate, caller: AuthenticatedUser, peer: Peer) -> bool | None:
+    """The requested value. Raises `PermissionDenied` if a user would keep their own login from expiring."""
+    changed = body.login_expiration_enabled not in (None, peer.login_expiration_enabled)
+    if changed and not caller.may("peers", "update"):
+        raise PermissionDenied("only an administrator may decide whether a peer's login expires")
+    return body.login_expiration_enabled
 
 
 def _may(peer: Peer, caller: AuthenticatedUser, operation: Operation) -> bool:

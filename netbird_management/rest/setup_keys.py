@@ -18,7 +18,7 @@ from netbird_management.operations.setup_keys import (
 )
 from netbird_management.rest import shapes
 from netbird_management.rest.auth import AuthenticatedUser, allowed
-from netbird_management.rest.bodies import Body, Only
+from netbird_management.rest.bodies import Body
 from netbird_management.rest.context import InContext
 from netbird_management.rest.wire import ApiResponse, moment, sent_as
 
@@ -33,7 +33,7 @@ class NewSetupKey(Body):
     auto_groups: list[str] | None = None
     usage_limit: int = 0
     ephemeral: bool = False
-    allow_extra_dns_labels: Annotated[bool, Only(False)] = False
+    allow_extra_dns_labels: bool = False
 
 
 class SetupKeyUpdate(Body):
@@ -45,7 +45,7 @@ class SetupKeyUpdate(Body):
 def key_json(key: SetupKey, shown: str | None = None) -> dict[str, Any]:
     """`shown` is the whole key, for the response that creates it; other responses contain its hint."""
     return {
-        "allow_extra_dns_labels": False,
+        "allow_extra_dns_labels": key.allow_extra_dns_labels,
         "auto_groups": list(key.auto_groups),
         "ephemeral": key.ephemeral,
         "expires": moment(key.expires_at),
@@ -85,6 +85,7 @@ async def post_key(
         auto_groups=[GroupId(id_) for id_ in body.auto_groups or ()],
         usage_limit=body.usage_limit,
         ephemeral=body.ephemeral,
+        allow_extra_dns_labels=body.allow_extra_dns_labels,
     )
     return ApiResponse(key_json(key, plain))
 

@@ -145,8 +145,12 @@ class PeerRow(Row):
     created_at: Mapped[datetime]
     ephemeral: Mapped[bool] = mapped_column(default=False)
     stock: Mapped[bool] = mapped_column(default=False)
+    login_expiration_enabled: Mapped[bool] = mapped_column(default=False, server_default="0")
+    login_expired: Mapped[bool] = mapped_column(default=False, server_default="0")
+    extra_dns_labels: Mapped[list[str]] = mapped_column(default=list, server_default="[]")
     proxy_cluster: Mapped[str | None]
     wireguard_endpoint: Mapped[str] = mapped_column(default="")
+    serves_dns: Mapped[bool] = mapped_column(default=False, server_default="0")
 
 
 class GroupPeerRow(Row):

@@ -142,7 +142,12 @@ def peer_of(row: PeerRow) -> Peer:
         last_login=row.last_login,
         ephemeral=row.ephemeral,
         stock=row.stock,
-        proxy=None if row.proxy_cluster is None else ProxyPeer(row.proxy_cluster, row.wireguard_endpoint),
+        login_expiration_enabled=row.login_expiration_enabled,
+        login_expired=row.login_expired,
+        extra_dns_labels=tuple(row.extra_dns_labels),
+        proxy=None
+        if row.proxy_cluster is None
+        else ProxyPeer(row.proxy_cluster, row.wireguard_endpoint, row.serves_dns),
     )
 
 

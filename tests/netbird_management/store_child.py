@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +29,13 @@ from netbird_management.model.snapshot import AccountSnapshot
 from netbird_management.operations.account_settings import delete_account
 from netbird_management.operations.accounts import create_account
 from netbird_management.operations.groups import create_group, delete_group, update_group
-from netbird_management.operations.peers import create_proxy_peer, create_stock_peer, delete_peer
+from netbird_management.operations.peers import (
+    create_proxy_peer,
+    create_stock_peer,
+    delete_peer,
+    enroll_by_user,
+    set_login_expired,
+)
 from netbird_management.operations.revocations import revoke
 from netbird_management.operations.services import create_service, delete_service, update_service
 from netbird_management.operations.setup_keys import enroll
@@ -165,6 +172,15 @@ async def _setup_key(job: Job) -> None:
     await enroll(job.state, job.given["setup_key"], key=key, hostname="machine", meta=PeerMeta(hostname="machine"))
 
 
+async def _peer_by_login(job: Job) -> None:
+    key = base64.b64encode(os.urandom(32)).decode()
+    await enroll_by_user(job.state, job.user, key=key, hostname="machine", meta=PeerMeta(), ssh_key="")
+
+
+async def _login_expired(job: Job) -> None:
+    await set_login_expired(job.state, job.account_id, now() + timedelta(days=2))
+
+
 async def _session_over(job: Job) -> None:
     async with job.state.change(job.account_id) as transaction:
         await revoke(transaction, token_hash=bytes(32))
@@ -204,6 +220,8 @@ WRITES: Final[dict[str, Callable[[Job], Any]]] = {
     "service gone": _service_gone,
     "one-time token": _one_time_token,
     "setup key used": _setup_key,
+    "peer by login": _peer_by_login,
+    "login expired": _login_expired,
     "session over": _session_over,
     "token": _token_made,
     "token used": _token_used,

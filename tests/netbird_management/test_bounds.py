@@ -28,13 +28,14 @@ from netbird_management.grpc.connections import QUEUE_BYTES, QUEUE_MESSAGES, Con
 from netbird_management.grpc.errors import Refused
 from netbird_management.grpc.interceptors import FailureLimiter
 from netbird_management.grpc.login_service import HASHES_WAITING, Logins
+from netbird_management.login.agent_logins import AgentLogins
 from netbird_management.login.gates import SessionGates
 from netbird_management.login.identity_provider import IdentityProvider, Person, ProviderFailed
 from netbird_management.login.people import WAITING, user_of
 from netbird_management.login.settings import CALLBACK_PATH, OidcSettings
 from netbird_management.login.sign_on import SignOn, _State
 from netbird_management.model.clock import now
-from netbird_management.model.errors import PreconditionFailed
+from netbird_management.model.errors import InvalidArgument, PreconditionFailed
 from netbird_management.model.ids import AccountId, ProxyId, ServiceId
 from netbird_management.model.services import AccessLogEntry, Capabilities
 from netbird_management.model.snapshot import Change, Changes, Touched
@@ -43,6 +44,7 @@ from netbird_management.operations import proxies, revocations
 from netbird_management.operations.access_log import forget_old_entries
 from netbird_management.operations.events import events_of, forget_old_events
 from netbird_management.operations.groups import create_group
+from netbird_management.operations.peers import checked_dns_labels
 from netbird_management.operations.proxies import Registration, forget_stale_proxies, room_for_proxy
 from netbird_management.operations.proxy_tokens import create_proxy_token
 from netbird_management.operations.revocations import revoke, revoked_tokens
@@ -69,8 +71,15 @@ from netbird_management.store.models import (
 from netbird_wire.management_pb2 import EncryptedMessage
 from netbird_wire.proxy_service_pb2 import AccessLog, SendAccessLogRequest
 from tests.netbird_management.conftest import Home, context_for
-from tests.netbird_management.grpc.conftest import lab_for
+from tests.netbird_management.grpc.conftest import lab_for, soon
 from tests.netbird_management.reports import add_access_log_entries
+from tests.netbird_management.test_front import (
+    test_a_slow_reader_holds_back_its_own_sender,
+    test_a_stranger_who_says_nothing_is_cut,
+    test_connections_to_grpc_are_bounded_and_forgotten,
+    test_one_address_cannot_take_every_place,
+    test_strangers_who_say_nothing_make_room,
+)
 
 PAGE = Path(__file__).parents[2] / "docs" / "management.md"
 
@@ -215,6 +224,21 @@ async def setup_guesses(scene: Scene) -> None:
 
 
 # gRPC -----------------------------------------------------------------------------------------------------------------
+
+
+@drive("connections that have not sent a byte, where gRPC shares the REST port")
+async def waiting_connections(scene: Scene) -> None:
+    await test_strangers_who_say_nothing_make_room(scene.directory)
+    await test_a_stranger_who_says_nothing_is_cut(scene.directory)
+
+
+@drive("connections to gRPC by the REST port")
+async def joined_connections(scene: Scene) -> None:
+    (one := scene.directory / "one").mkdir()
+    await test_connections_to_grpc_are_bounded_and_forgotten(one)
+    (two := scene.directory / "two").mkdir()
+    await test_one_address_cannot_take_every_place(two)
+    await test_a_slow_reader_holds_back_its_own_sender(scene.directory)
 
 
 @drive("gRPC calls")
@@ -380,6 +404,61 @@ async def streams_of_a_peer(scene: Scene) -> None:
         earlier = peer.call
         await peer.sync()
         assert await earlier.code() is grpc.StatusCode.ABORTED
+
+
+class Waiting(AgentLogins):
+    """A provider that does not answer."""
+
+    def __init__(self) -> None:
+        self.waiting = asyncio.Semaphore(0)
+
+    async def user(self, token: str) -> Any:
+        self.waiting.release()
+        await asyncio.Event().wait()
+
+
+@drive("logins by a user's token")
+async def token_logins(scene: Scene) -> None:
+    agents = Waiting()
+    async with scene.lab(agents=agents) as lab, asyncio.TaskGroup() as tasks:
+        waiting = [
+            tasks.create_task(lab.peer().login(jwtToken="x"))
+            for _ in range(management_service.TOKEN_LOGINS_OF_A_SOURCE)
+        ]
+        for _ in waiting:
+            await soon(agents.waiting.acquire())
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await lab.peer().login(jwtToken="x")
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert scene.counters["token_logins_refused"] == 1
+        key = lab.peer()
+        await lab.stock_peer("laptop", key=key.key)
+        await key.login()  # a login without a token waits for nobody
+        for login in waiting:
+            login.cancel()
+
+
+@drive("a peer's map")
+async def large_map(scene: Scene) -> None:
+    assert management_service.MAP_BYTES < 16 << 20
+    async with scene.lab(map_bytes=800) as lab:
+        peer = lab.peer()
+        await lab.stock_peer("laptop", key=peer.key)
+        await peer.sync()
+        for number in range(5):
+            await lab.stock_peer(f"other{number}")
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await peer.until(lambda _: False)
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert scene.counters["peer_maps_refused"] == 1
+
+
+@drive("extra DNS labels")
+async def extra_labels(scene: Scene) -> None:
+    for labels in ([f"l{number}" for number in range(33)], ["a." * 64 + "a"]):
+        with pytest.raises(InvalidArgument):
+            checked_dns_labels(labels)
+    assert len(checked_dns_labels(f"l{number}" for number in range(32))) == 32
 
 
 @drive("logins of a peer")

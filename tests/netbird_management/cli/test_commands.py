@@ -44,6 +44,8 @@ def test_plugins_are_listed_in_their_order(terminal: Terminal) -> None:
     assert [line.split()[0] for line in lines if not line.startswith(" ")] == [
         "private_service",
         "direct_upstream",
+        "signal_server",
+        "relay",
         "health",
         "access_export",
     ]

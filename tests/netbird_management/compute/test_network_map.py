@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from netbird_management import PluginInfo, hookimpl
+from netbird_management.compute.agent_versions import forwarder_port
 from netbird_management.compute.network_map import NetworkMaps
 from netbird_management.model.accounts import (
     Account,
@@ -281,6 +282,17 @@ def test_a_member_gets_the_names_of_connected_proxies(maps: NetworkMaps) -> None
     assert names(network_map) == {"node", "away"}
 
 
+def test_a_proxy_that_answers_queries_gets_all_services_names(maps: NetworkMaps) -> None:
+    """Its callers are members of different groups; a proxy that answers nobody gets none."""
+    answering = replace(PROXY, proxy=replace(PROXY.proxy, serves_dns=True))
+    services = (service("s", "g"), service("t", "h"))
+    groups = {"g": ["alice"], "h": ["bob"]}
+    account = snapshot(ALICE, BOB, answering, groups=groups, services=services)
+    assert zone(maps.of(account, answering), "px.test.") == {("s.px.test.", "100.64.0.9"), ("t.px.test.", "100.64.0.9")}
+    account = snapshot(ALICE, BOB, PROXY, groups=groups, services=services)
+    assert zone(maps.of(account, PROXY), "px.test.") is None
+
+
 def test_a_custom_domain_is_its_own_zone(maps: NetworkMaps) -> None:
     """Services under a custom domain are named there together, by the longest one; where it is of another cluster, not
     proved yet, or not known at all, nowhere."""
@@ -351,12 +363,17 @@ def test_the_same_door_of_many_services_is_told_once(maps: NetworkMaps) -> None:
 
 
 def test_ipv6_only_between_two_that_have_it(maps: NetworkMaps) -> None:
-    """A stock peer's software does not say that it does IPv6, so nobody is told to expect it from there."""
+    """An agent reports that it does IPv6; plain WireGuard does what its file tells it."""
     phone = replace(peer("phone", "100.64.0.5"), ipv6=IPv6Address("fd00::5"), stock=True)
-    account = snapshot(phone, ALICE, PROXY, groups={"g": ["phone", "alice"]}, services=(service("s", "g"),))
+    old = replace(peer("old", "100.64.0.6"), ipv6=IPv6Address("fd00::6"), meta=PeerMeta())
+    account = snapshot(phone, old, ALICE, PROXY, groups={"g": ["phone", "old", "alice"]}, services=(service("s", "g"),))
     allowed = {remote.fqdn.split(".")[0]: list(remote.allowedIps) for remote in maps.of(account, PROXY).remotePeers}
-    assert allowed == {"phone": ["100.64.0.5/32"], "alice": ["100.64.0.1/32", "fd00::1/128"]}
-    assert not maps.of(account, phone).peerConfig.address_v6
+    assert allowed == {
+        "phone": ["100.64.0.5/32", "fd00::5/128"],
+        "old": ["100.64.0.6/32"],
+        "alice": ["100.64.0.1/32", "fd00::1/128"],
+    }
+    assert not maps.of(account, old).peerConfig.address_v6
 
 
 def test_stock_peers_are_there_though_never_connected(maps: NetworkMaps) -> None:
@@ -443,3 +460,20 @@ def test_a_plugin_that_fails_opens_nothing(caplog: pytest.LogCaptureFixture) -> 
     )
     assert names(maps.of(account, PROXY)) == {"bob"}
     assert "plugin.network_patches.failed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("versions", "port"),
+    [
+        (("0.77.1", "development"), 22054),
+        (("0.59.0", ""), 22054),
+        (("ci-abc", "dev-1"), 22054),
+        (("0.58.9", "0.77.1"), 5353),
+        (("0.77.1", "nightly"), 5353),
+    ],
+)
+def test_the_forwarders_port_is_that_of_the_oldest_agent(versions: tuple[str, ...], port: int) -> None:
+    """One that is too old, or whose version nobody can read, decides for all; a peer without agent has no say."""
+    assert (
+        forwarder_port([peer(f"p{number}", "100.64.0.1", version=text) for number, text in enumerate(versions)]) == port
+    )

@@ -61,3 +61,81 @@ async def test_a_known_machine_needs_no_key(lab: Lab) -> None:
     await agent.login(setupKey=plain)
     await agent.login(setupKey="NOPE")
     assert (await setup_keys_of(lab.home.state, lab.home.account_id))[0].used_times == 1
+
+
+async def test_extra_labels_are_names_of_the_peer(lab: Lab) -> None:
+    """In the account's zone, each with the peer's addresses, for everybody who may reach it; several peers may share
+    one."""
+    plain = await _key(lab, allow_extra_dns_labels=True)
+    first, second, viewer = lab.peer(), lab.peer(), lab.peer()
+    await first.login(setupKey=plain, dnsLabels=["Web", "db.test", "web"])
+    await second.login(setupKey=plain, dnsLabels=["web"])
+    await viewer.login(setupKey=plain)
+    [zone] = (await viewer.sync()).NetworkMap.DNSConfig.CustomZones
+    addresses: dict[str, set[str]] = {}
+    for record in zone.Records:
+        if record.Type == 1:
+            addresses.setdefault(record.Name, set()).add(record.RData)
+    peers = [lab.home.state.snapshots.by_peer_key(agent.key) for agent in (first, second)]
+    ips = [str(match[1].ip) for match in peers if match is not None]
+
+    assert addresses["web.netbird.selfhosted"] == set(ips)
+    assert addresses["db.test.netbird.selfhosted"] == {ips[0]}
+    assert peers[0] is not None
+    assert peers[0][1].extra_dns_labels == ("db.test", "web")
+
+
+async def test_labels_of_a_peer_stay(lab: Lab) -> None:
+    """Later logins may repeat them, as agents do, or leave them out; others are refused and not dropped in silence."""
+    plain = await _key(lab, allow_extra_dns_labels=True)
+    agent = lab.peer()
+    await agent.login(setupKey=plain, dnsLabels=["web", "db"])
+    for labels in (["db", "WEB"], []):
+        await agent.login(dnsLabels=labels)
+    for labels in (["web"], ["web", "db", "wiki"]):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await agent.login(dnsLabels=labels)
+        assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    match = lab.home.state.snapshots.by_peer_key(agent.key)
+    assert match is not None
+    assert match[1].extra_dns_labels == ("db", "web")
+
+
+async def test_a_key_that_forbids_labels_is_not_used_with_them(lab: Lab) -> None:
+    """FAILED_PRECONDITION with NetBird's sentence; nothing is made, and the key is not counted."""
+    plain = await _key(lab)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await lab.peer().login(setupKey=plain, dnsLabels=["web"])
+
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert refused.value.details() == "setup key doesn't allow extra DNS labels"
+    assert not lab.home.snapshot.peers
+    assert [key.used_times for key in await setup_keys_of(lab.home.state, lab.home.account_id)] == [0]
+
+
+@pytest.mark.parametrize(
+    "labels", [["-a"], ["a_b"], ["a..b"], [""], ["*.a"], ["a."], ["ä"], ["a" * 64], [f"l{i}" for i in range(33)]]
+)
+async def test_labels_that_are_no_names_are_refused(lab: Lab, labels: list[str]) -> None:
+    """Each is a name that everybody in the account gets; their number is bounded."""
+    plain = await _key(lab, allow_extra_dns_labels=True)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await lab.peer().login(setupKey=plain, dnsLabels=labels)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert not lab.home.snapshot.peers
+
+
+async def test_no_peer_takes_anothers_name(lab: Lab) -> None:
+    """Neither by an extra label, nor as a host name that is another's extra label."""
+    plain = await _key(lab, allow_extra_dns_labels=True)
+    server, impostor, later = lab.peer(), lab.peer(), lab.peer()
+    server.meta.hostname = "wiki"
+    later.meta.hostname = "db"
+    await server.login(setupKey=plain, dnsLabels=["db"])
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await impostor.login(setupKey=plain, dnsLabels=["wiki"])
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    await later.login(setupKey=plain)
+    match = lab.home.state.snapshots.by_peer_key(later.key)
+    assert match is not None
+    assert match[1].dns_label.startswith("db-")

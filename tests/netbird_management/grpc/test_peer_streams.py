@@ -106,7 +106,7 @@ async def test_strangers_do_not_log_in(lab: Lab) -> None:
     code, details = await code_of(lab.peer().login(setupKey="A616097E-FCF0-48FA-9354-CA4A61142761"))
     assert (code, "setup key is invalid" in details) == (Code.NOT_FOUND, True)
     code, details = await code_of(lab.peer().login(jwtToken="e30.e30.e30"))
-    assert (code, "not supported" in details) == (Code.PERMISSION_DENIED, True)
+    assert (code, "no identity provider" in details) == (Code.INVALID_ARGUMENT, True)
     assert (await code_of(lab.peer().sync()))[0] is Code.PERMISSION_DENIED
     assert len(lab.home.snapshot.peers) == 0
 
@@ -249,7 +249,7 @@ async def test_what_may_change_access_is_news(watched: Watched, change: Callable
 @pytest.mark.parametrize(
     "change",
     [
-        lambda it: note_login(it.lab.home.state, it.phone),
+        lambda it: note_login(it.lab.home.state, it.phone, by_user=False),
         lambda it: note_seen(it.lab.home.state, it.phone),
         lambda it: set_connected(it.lab.home.state, it.phone, started_ns=1, connection_ip="192.0.2.1"),
         lambda it: create_account(it.lab.home.state, email="other@lab.test", name="Other"),

@@ -1,7 +1,9 @@
 """The main story, as a proxy and a member see it over the wire."""
 
+from ipaddress import ip_network
 from typing import Any
 
+from netbird_management.model.accounts import Peer
 from netbird_management.operations.statuses import proxy_statuses
 from netbird_wire.management_pb2 import IN, TCP, SyncResponse
 from netbird_wire.proxy_service_pb2 import (
@@ -29,11 +31,10 @@ async def test_a_private_service_from_its_making_to_a_member(lab: Lab) -> None:
     node = lab.peer()
     assert (await register(proxy, service, peer=node, endpoint="127.0.0.1:51820")).success
     login = await node.login()
-    assert login.netbirdConfig.signal.uri == f"127.0.0.1:{lab.port}"
     assert login.peerConfig.address.endswith("/16")
     first = await node.sync()
-    assert _members(first) == {str(phone.ip)}
-    assert _doors(first) == {(str(phone.ip), 80), (str(phone.ip), 443)}
+    assert _members(first) == _addresses(phone)
+    assert _doors(first) == {(address, port) for address in _addresses(phone) for port in (80, 443)}
 
     answer = await _validate(lab, proxy, str(phone.ip))
     assert (answer.valid, answer.user_id, answer.user_email) == (True, alice.id, "alice@lab.test")
@@ -45,7 +46,7 @@ async def test_a_private_service_from_its_making_to_a_member(lab: Lab) -> None:
     assert list(denied.required_group_names) == ["engineering"]
 
     await lab.set_members(group, laptop)
-    assert _members(await node.until(lambda message: _members(message) != {str(phone.ip)})) == {str(laptop.ip)}
+    assert _members(await node.until(lambda message: _members(message) != _addresses(phone))) == _addresses(laptop)
     assert (await _validate(lab, proxy, str(laptop.ip))).valid
     assert not (await _validate(lab, proxy, str(phone.ip))).valid
 
@@ -66,8 +67,15 @@ async def _validate(lab: Lab, proxy: FakeProxy, ip: str, domain: str = "APP.px.t
     return await proxy.unary("ValidateTunnelPeer", ValidateTunnelPeerRequest(tunnel_ip=ip, domain=domain))
 
 
+def _addresses(peer: Peer) -> set[str]:
+    assert peer.ipv6 is not None
+    return {str(peer.ip), str(peer.ipv6)}
+
+
 def _members(message: SyncResponse) -> set[str]:
-    return {address.removesuffix("/32") for peer in message.NetworkMap.remotePeers for address in peer.allowedIps}
+    allowed = [ip_network(address) for peer in message.NetworkMap.remotePeers for address in peer.allowedIps]
+    assert all(network.num_addresses == 1 for network in allowed)
+    return {str(network.network_address) for network in allowed}
 
 
 def _doors(message: SyncResponse) -> set[tuple[str, int]]:

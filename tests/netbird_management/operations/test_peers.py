@@ -3,31 +3,40 @@
 import asyncio
 import base64
 import os
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 from sqlalchemy import update
 
 from netbird_management.model.accounts import Peer, PeerMeta, Role
+from netbird_management.model.activity import Activity
 from netbird_management.model.clock import now
 from netbird_management.model.errors import Conflict, InvalidArgument, NotFound, PermissionDenied
 from netbird_management.model.ids import ServiceId
 from netbird_management.operations.accounts import create_account
+from netbird_management.operations.dns import set_disabled_groups
+from netbird_management.operations.events import events_of
 from netbird_management.operations.groups import create_group
 from netbird_management.operations.peers import (
     create_proxy_peer,
     create_stock_peer,
     disconnect_all_peers,
+    enroll_by_user,
     get_peer,
     note_seen,
     set_connected,
     set_disconnected,
+    set_login_expired,
     sweep_ephemeral_peers,
     update_peer_meta,
 )
-from netbird_management.operations.users import create_user, delete_user, update_user
+from netbird_management.operations.users import create_token, create_user, delete_user, update_user
 from netbird_management.secrets.one_time import OneTimeToken, mint, verify
 from netbird_management.store.models import PeerRow
+from netbird_overlay.wgconf import parse_config
+from netbird_wire.envelope import format_key
+from netbird_wire.management_pb2 import PeerCapabilityIPv6Overlay
 from tests.netbird_management.conftest import Api, Home
 
 SERVICE = ServiceId("service")
@@ -272,6 +281,33 @@ async def test_a_stock_client_is_told_what_it_needs(api: Api) -> None:
     assert (await api.ok("PUT", f"/api/peers/{made['id']}", {"name": "tablet"}))["dns_label"] == shown["dns_label"]
 
 
+async def test_a_stock_client_uses_ipv6_with_the_proxies_that_do(api: Api) -> None:
+    """Its address and the proxy's, and its name server, in both families; the proxy without IPv6 keeps one."""
+    home = api.home
+    peer, _ = await create_stock_peer(home.state, home.account_id, name="phone", user_id=None)
+    for capabilities in ((), (PeerCapabilityIPv6Overlay,)):
+        proxy = await create_proxy_peer(
+            home.state,
+            home.account_id,
+            key=new_key(),
+            cluster="px.test",
+            token=token(home),
+            wireguard_endpoint="192.0.2.1:51820",
+            serves_dns=True,
+        )
+        await update_peer_meta(home.state, proxy, replace(proxy.meta, capabilities=capabilities))
+    old, new = (each for each in home.snapshot.peers.values() if each.proxy is not None)
+    if old.meta.capabilities:
+        old, new = new, old
+    text = (await api.call("GET", f"/api/peers/{peer.id}/wireguard")).text
+    config = parse_config(text.replace("# PrivateKey =", f"PrivateKey = {new_key()}"))
+    assert [str(each) for each in config.addresses] == [f"{peer.ip}/32", f"{peer.ipv6}/128"]
+    allowed = {format_key(each.public_key): [str(network) for network in each.allowed_ips] for each in config.peers}
+    assert allowed == {old.key: [f"{old.ip}/32"], new.key: [f"{new.ip}/32", f"{new.ipv6}/128"]}
+    (dns,) = [line for line in text.splitlines() if line.startswith("DNS = ")]
+    assert set(dns.removeprefix("DNS = ").split(", ")) == {str(old.ip), str(new.ip), str(new.ipv6)}
+
+
 async def test_proxies_peers_are_not_shown(api: Api) -> None:
     """Left out of the list; asked for by id: 422."""
     peer = await proxy_peer(api.home)
@@ -302,10 +338,70 @@ async def test_what_a_peer_cannot_become(api: Api) -> None:
     assert (await api.ok("PUT", path, {**shown, "name": "renamed"}))["name"] == "renamed"
     for change in (
         {"ssh_enabled": True},
-        {"login_expiration_enabled": True},
         {"inactivity_expiration_enabled": True},
         {"approval_required": True},
         {"ip": "100.64.0.77"},
         {"ipv6": "fd00::77"},
     ):
         assert (await api.refused("PUT", path, {**shown, **change}))[0] == 422, change
+    code, message = await api.refused("PUT", path, {**shown, "login_expiration_enabled": True})
+    assert (code, "cannot expire" in message) == (412, True)
+
+
+async def test_the_api_shows_what_an_agent_reports(api: Api) -> None:
+    """Presence, address, version, names and its own settings; users see whether their login has expired."""
+    state, account_id = api.home.state, api.home.account_id
+    user = await create_user(state, account_id, role=Role.USER, email="a@b.test")
+    meta = PeerMeta(hostname="laptop", netbird_version="0.78.0", flags=("block_inbound",))
+    peer = await enroll_by_user(state, user, key=new_key(), hostname="laptop", meta=meta, ssh_key="")
+    await set_connected(state, peer, started_ns=1, connection_ip="192.0.2.7")
+    shown = await api.ok("GET", f"/api/peers/{peer.id}")
+
+    assert (shown["connected"], shown["connection_ip"], shown["version"]) == (True, "192.0.2.7", "0.78.0")
+    assert shown["last_seen"] > "2026"
+    assert [name for name, on in shown["local_flags"].items() if on] == ["block_inbound"]
+    assert (shown["login_expiration_enabled"], shown["login_expired"], shown["user_id"]) == (True, False, user.id)
+    await set_login_expired(state, account_id, now() + timedelta(days=2))
+    assert (await api.ok("GET", f"/api/peers/{peer.id}"))["login_expired"]
+    off = await api.ok("PUT", f"/api/peers/{peer.id}", {**shown, "login_expiration_enabled": False})
+    assert (off["login_expiration_enabled"], off["login_expired"]) == (False, False)
+    assert Activity.PEER_EXPIRY_DISABLE in {event.activity for event in await events_of(state, account_id)}
+
+
+async def test_no_user_keeps_their_own_login_from_expiring(api: Api) -> None:
+    """They may rename their peer, and send back what they were shown."""
+    state, account_id = api.home.state, api.home.account_id
+    user = await create_user(state, account_id, role=Role.USER, email="a@b.test")
+    _, secret = await create_token(state, user, name="own", days=1, created_by=user.id)
+    peer = await enroll_by_user(state, user, key=new_key(), hostname="laptop", meta=PeerMeta(), ssh_key="")
+    own = {"authorization": f"Token {secret}"}
+    path = f"/api/peers/{peer.id}"
+    shown = await api.ok("GET", path, headers=own)
+
+    assert (await api.ok("PUT", path, {**shown, "name": "mine"}, headers=own))["name"] == "mine"
+    assert (await api.refused("PUT", path, {**shown, "login_expiration_enabled": False}, headers=own))[0] == 403
+
+
+async def test_a_stock_clients_file_names_the_proxies_that_answer_dns(api: Api) -> None:
+    """In order, beside proxies that do not; not for a peer whose group's DNS is switched off."""
+    home = api.home
+    proxies = [
+        await create_proxy_peer(
+            home.state,
+            home.account_id,
+            key=new_key(),
+            cluster="px.test",
+            token=token(home),
+            wireguard_endpoint=f"192.0.2.{number}:51820",
+            serves_dns=number != 2,
+        )
+        for number in (1, 2, 3)
+    ]
+    peer, _ = await create_stock_peer(home.state, home.account_id, name="phone", user_id=None)
+    path = f"/api/peers/{peer.id}/wireguard"
+    text = (await api.call("GET", path)).text
+    answering = sorted((proxies[0], proxies[2]), key=lambda proxy: proxy.id)
+
+    assert f"DNS = {answering[0].ip}, {answering[1].ip}\n" in text
+    await set_disabled_groups(home.state, home.account_id, [home.snapshot.group_all.id])
+    assert "DNS" not in (await api.call("GET", path)).text

@@ -26,12 +26,12 @@ async def test_settings_are_changed_and_kept(api: Api) -> None:
 @pytest.mark.parametrize(
     ("fields", "status"),
     [
-        ({"peer_login_expiration_enabled": True}, 422),
         ({"peer_inactivity_expiration_enabled": True}, 422),
         ({"peer_expose_enabled": True}, 422),
         ({"jwt_groups_enabled": True}, 422),
         ({"peer_expose_groups": ["nope"]}, 422),
         ({"peer_login_expiration": -1}, 422),
+        ({"peer_login_expiration": 0}, 422),
         ({"dns_domain": "not a domain"}, 422),
         ({"network_range": "10.0.0.0/8"}, 422),
         ({"peer_expose_groups": None}, 400),

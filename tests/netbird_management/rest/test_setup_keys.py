@@ -49,12 +49,19 @@ async def test_a_key_is_revoked_for_good(api: Api) -> None:
         {"usage_limit": 1 << 31},
         {"type": "one-off", "usage_limit": 5},
         {"auto_groups": ["nope"]},
-        {"allow_extra_dns_labels": True},
     ],
 )
 async def test_what_a_key_cannot_be(api: Api, given: dict[str, Any]) -> None:
     """Each rule by itself."""
     assert (await api.refused("POST", KEYS, {**GIVEN, **given}))[0] == 422
+
+
+async def test_a_key_may_allow_extra_labels(api: Api) -> None:
+    """It says so whenever it is shown."""
+    made = await api.ok("POST", KEYS, {**GIVEN, "allow_extra_dns_labels": True})
+    assert made["allow_extra_dns_labels"]
+    assert (await api.ok("GET", f"{KEYS}/{made['id']}"))["allow_extra_dns_labels"]
+    assert not (await api.ok("POST", KEYS, GIVEN))["allow_extra_dns_labels"]
 
 
 async def test_a_group_of_a_key_stays(api: Api) -> None:

@@ -4,6 +4,7 @@ By default one statement of each write is tried, chosen by a seed, besides the c
 """
 
 import asyncio
+import base64
 import json
 import os
 import random
@@ -18,6 +19,8 @@ import grpc.aio
 import pytest
 from sqlalchemy import select
 
+from netbird_management.model.accounts import PeerMeta
+from netbird_management.operations.peers import enroll_by_user
 from netbird_management.operations.proxies import Registration
 from netbird_management.operations.setup_keys import create_setup_key
 from netbird_management.operations.users import create_token
@@ -51,6 +54,8 @@ WRITES: Final[dict[str, set[str]]] = {
     "service gone": {"services", *EVENTS},
     "one-time token": {"peers", "spent_nonces", "accounts"},
     "setup key used": {"peers", "group_peers", "setup_keys", *EVENTS},
+    "peer by login": {"peers", "group_peers", *EVENTS},
+    "login expired": {"peers", *EVENTS},
     "session over": {"revocations", "accounts"},
     "token": {"personal_access_tokens", *EVENTS},
     "token used": {"personal_access_tokens"},
@@ -118,6 +123,9 @@ async def given(home: Home, proxy: Registration) -> dict[str, str]:
     user = await furnished(home)
     _, key = await create_setup_key(
         home.state, home.account_id, name="key", kind="reusable", expires_in=0, auto_groups=[], usage_limit=0
+    )
+    await enroll_by_user(
+        home.state, user, key=base64.b64encode(bytes(32)).decode(), hostname="laptop", meta=PeerMeta(), ssh_key=""
     )
     _, token = await create_token(home.state, user, name="token", days=1, created_by=user.id)
     return {"setup_key": key, "token": token}
