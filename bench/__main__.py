@@ -1,152 +1,118 @@
-"""Compare with nginx, Caddy and bare uvicorn, in one run, and write the table to `docs/performance.md`."""
+"""Compare this proxy with the servers that people would pick, in one run; `make bench`, `bench-quick`, `bench-overlay`.
+
+Results go to `bench/results/NAME.json` after each round, so that a run that is cut short leaves what it measured.
+"""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import shutil
-import signal
 import sys
 import tempfile
+import time
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from bench import report, schemes
-from bench.measure import Footprint, sample
-from bench.overlay import machine
-from bench.product import Product, start_product
-from bench.servers import Subject, start_caddy, start_nginx, start_upstream, start_uvicorn
-from examples.demo.processes import Processes
-from examples.demo.stack import stack
+from bench import bulk, compare, extras, page, report, results, rows, schemes
+from bench.goals import GOALS
+from bench.results import Results
+from bench.rows import SUBJECTS, Row
 
-PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
-PRODUCT = "netbird-proxy"
-SUBJECTS = ("nginx", "nginx-log", "caddy", "caddy-log", "uvicorn", PRODUCT)
-LARGE_CONNECTIONS = 2
-SCHEMES = "schemes"
-KINDS = (*report.KINDS, SCHEMES)
+RUNS: dict[str, Sequence[Row]] = {"http": rows.HTTP, "quick": rows.QUICK, "overlay": rows.OVERLAY}
+MINUTES = {"http": 8.0, "quick": 1.0, "overlay": 4.0}
+"""Time for the rows of load; the other figures of a run take about as long again at most."""
 
 
-def kinds_of(subject: Subject, wanted: list[str]) -> list[tuple[str, str, str]]:
-    """Kind, URL, and which of the subject's entries it belongs to."""
-    found = []
-    for kind in wanted:
-        large, _, entry = kind.partition("-")
-        entry = (entry or "plain") if large == "large" else kind
-        if entry in subject.urls and (subject.forwards or large != "large"):
-            found.append((kind, subject.urls[entry] + ("/large" if large == "large" else "/"), entry))
-    return found
-
-
-async def started(
-    exits: AsyncExitStack, directory: Path, chosen: list[str], kinds: list[str]
-) -> tuple[list[Subject], Product | None]:
-    where = None
-    private = PRODUCT in chosen and any("private" in kind or kind == "schemes" for kind in kinds)
-    tools = await exits.enter_async_context(Processes(directory / "tools"))
-    if private and os.geteuid() == 0:
-        where = await exits.enter_async_context(machine(tools))
-    elif private:
-        print("The overlay needs root for a network namespace: its rows are left out.", file=sys.stderr)
-    house = await exits.enter_async_context(stack(directory, host=where.host if where else "127.0.0.1"))
-    processes, certificates = house.processes, house.certificates
-    upstream = await start_upstream(processes, directory)
-    subjects = []
-    product = None
-    for name in chosen:
-        if name.startswith("nginx"):
-            one = await start_nginx(processes, directory, upstream, certificates, log=name.endswith("-log"))
-        elif name.startswith("caddy"):
-            one = await start_caddy(processes, directory, upstream, certificates, log=name.endswith("-log"))
-        elif name == "uvicorn":
-            one = await start_uvicorn(processes, certificates)
-        else:
-            product = await start_product(house, upstream, where)
-            one = product.subject
-        subjects.append(one)
-    return subjects, product
-
-
-async def run(arguments: argparse.Namespace, directory: Path) -> dict[tuple[str, str], str]:
-    """What was measured, as text, by the marks between which it belongs."""
-    results: dict[tuple[str, str], report.Series] = {}
+async def run(given: argparse.Namespace, directory: Path, made: Results) -> None:
+    chosen = [SUBJECTS[name] for name in given.subjects]
+    kinds = [row for row in RUNS[given.run] if not given.rows or row.key in given.rows]
+    needed = {name for row in kinds for name in row.subjects}
     async with AsyncExitStack() as exits:
-        subjects, product = await started(exits, directory, arguments.subjects, arguments.kinds)
-        if arguments.hold:
-            for subject in subjects:
-                print(subject.name, subject.process.pid, subject.urls, subject.hosts, subject.prefix, flush=True)
-            stopped = asyncio.Event()
-            for one in (signal.SIGINT, signal.SIGTERM):
-                asyncio.get_running_loop().add_signal_handler(one, stopped.set)
-            await stopped.wait()
-            return {}
-        held = [report.Held(one.name, Footprint.of(one.process.pid)) for one in subjects]
-        for number in range(arguments.rounds + 1):  # the first warms up
-            for subject, footprints in zip(subjects, held, strict=True):
-                for kind, url, entry in kinds_of(subject, arguments.kinds):
-                    found = await sample(
-                        subject.process.pid,
-                        url,
-                        host=subject.hosts.get(entry, "localhost"),
-                        seconds=arguments.seconds if number or kind.startswith("large") else 1,
-                        connections=LARGE_CONNECTIONS if kind.startswith("large") else arguments.connections,
-                        prefix=subject.prefix.get(entry, ()),
-                    )
-                    if number:
-                        series = results.setdefault((subject.name, kind), report.Series(subject.name, kind))
-                        series.samples.append(found)
-                        print(
-                            f"{number} {subject.name:24} {kind:14} {found.cpu_per_thousand:8.4f} s/1000 "
-                            f"{found.rate:9,.0f}/s",
-                            flush=True,
-                        )
-                footprints.after.append(Footprint.of(subject.process.pid))
-        found_out: dict[tuple[str, str], str] = {}
-        if results:
-            parts = (
-                report.method(arguments.connections, LARGE_CONNECTIONS, arguments.seconds, arguments.rounds),
-                report.table(list(results.values())),
-                report.footprints(held),
-            )
-            found_out[report.BEGIN, report.END] = "\n\n".join(parts)
-        if product is not None and SCHEMES in arguments.kinds:
+        playing = await compare.start(exits, directory, [name for name in chosen if name in needed], kinds, made)
+        if given.hold:
+            await compare.hold(playing)
+        until = time.monotonic() + given.minutes * 60
+        await compare.rounds(playing, kinds, made, count=given.rounds, seconds=given.seconds, until=until)
+        if given.run == "quick" or given.rows:
+            return
+        if given.run == "http":
+            await compare.latencies(playing, made, count=3, seconds=given.seconds + 2)
+        elif product := playing.product:
+            await overlay(given, made)
             callers = await schemes.prepare(product)
-            await schemes.compare(product, callers, rounds=arguments.turns, connections=arguments.connections)
-            counted = await schemes.counted(directory)
-            found_out[schemes.MARKS] = f"{schemes.method(arguments.turns)}\n\n{schemes.table(callers, counted)}"
-    return found_out
+            await schemes.compare(product, callers, rounds=given.turns, connections=32)
+            schemes.note(callers, made)
+    if given.run == "http":
+        await extras.run(directory, made)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--subjects", type=lambda text: text.split(","), default=list(SUBJECTS), help="comma-separated")
+async def overlay(given: argparse.Namespace, made: Results) -> None:
+    """Bytes a CPU second through the tunnel, beside those that OpenSSL seals."""
+    series = made.series.get("down-private", {}).get(rows.PRODUCT)
+    if series is None:
+        return
+    made.figures["bulk: bytes a CPU second"] = 10_000_000 * 1000 / series.cpu
+    try:
+        made.figures["bulk: openssl bytes a second"] = await bulk.openssl()
+    except (OSError, LookupError, TimeoutError) as error:
+        made.fail("openssl speed", error)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("run", nargs="?", choices=list(RUNS), default="http")
+    names = ", ".join(SUBJECTS)
+    split = {"type": lambda text: text.split(",")}
+    parser.add_argument("--subjects", **split, default=list(SUBJECTS), help=f"comma-separated, of {names}")  # type: ignore[arg-type]
+    parser.add_argument("--rows", **split, default=[], help=f"comma-separated, of {', '.join(rows.ROWS)}")  # type: ignore[arg-type]
+    parser.add_argument("--seconds", type=float, default=2, help="of each server's turn")
+    parser.add_argument("--rounds", type=int, help="3, or 2 of bench-quick")
+    parser.add_argument("--minutes", type=float, help="no round of load begins later")
+    parser.add_argument("--turns", type=int, default=7, help="rounds in which schemes are compared")
     parser.add_argument(
-        "--kinds",
-        type=lambda text: text.split(","),
-        default=list(KINDS),
-        help=f"comma-separated, of {', '.join(KINDS)}",
+        "--write", action=argparse.BooleanOptionalAction, help="write results and pages; not if in part"
     )
-    parser.add_argument("--seconds", type=float, default=5)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--turns", type=int, default=10, help="rounds in which schemes are compared")
-    parser.add_argument("--connections", type=int, default=32)
-    parser.add_argument("--write", action=argparse.BooleanOptionalAction, default=True, help="write the page")
     parser.add_argument(
         "--hold", action="store_true", help="start all, print process ids, and wait for Ctrl-C: to profile"
     )
-    arguments = parser.parse_args()
+    given = parser.parse_args()
+    if unknown := [*(set(given.subjects) - set(SUBJECTS)), *(set(given.rows) - set(rows.ROWS))]:
+        parser.error(f"no such subject or row: {', '.join(unknown)}")
+    given.rounds = given.rounds or (2 if given.run == "quick" else 3)
+    given.minutes = given.minutes or MINUTES[given.run]
+    if given.write is None:
+        given.write = given.run != "quick" and not given.rows and given.subjects == list(SUBJECTS)
+    return given
+
+
+def main() -> int:
+    given = arguments()
     directory = Path(tempfile.mkdtemp(prefix="netbird-bench-"))
+    (directory / "extras").mkdir()
+    made = results.begun(given.run, rounds=given.rounds, seconds=given.seconds)
+    made.directory = results.DIRECTORY if given.write else directory
+    begun = time.monotonic()
     try:
-        found = asyncio.run(run(arguments, directory))
+        asyncio.run(run(given, directory, made))
     except BaseException:
-        print(f"logs: {directory}", file=sys.stderr)
+        print(f"logs: {directory}; results: {made.save()}", file=sys.stderr)
         raise
+    path = made.save()
+    print("", report.provenance(made), report.table(made), sep="\n\n")
+    if made.latencies:
+        print("", report.latency(made.latencies), sep="\n")
+    if goals := [
+        goal for goal in GOALS if goal.run == made.name.replace("quick", "http") and goal.value(made) is not None
+    ]:
+        print("", report.goals({goal.run: made for goal in goals}, goals), sep="\n")
+    print(f"\n{(time.monotonic() - begun) / 60:.1f} minutes")
+    if given.write:
+        print(f"{path}; pages written from: {', '.join(page.write())}")
+    if made.failures:
+        print("Some of it was not measured: see above.", file=sys.stderr)
     shutil.rmtree(directory)
-    for marks, text in found.items():
-        print("\n" + text)
-        if arguments.write:
-            report.write(PAGE, text, marks)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""How long a change takes: from REST to traffic, idle and under a load of access-log entries; from reconnect to served.
+"""The time of a change: from REST to traffic, idle and under a load of access-log entries; from reconnect to served.
 
 Run as `python -m bench.changes`; writes its table into `docs/reliability.md`.
 """
@@ -29,15 +29,15 @@ HOST, PRIVATE = f"changes.{CLUSTER}", f"members.{CLUSTER}"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What was measured, in seconds."""
+    """A measured time, in seconds."""
 
     what: str
     seconds: list[float]
 
     def __str__(self) -> str:
-        found = sorted(self.seconds)
-        median, late = found[len(found) // 2], found[min(len(found) - 1, int(len(found) * 0.95))]
-        return f"| {self.what} | {len(found)} | {median * 1e3:.0f} | {late * 1e3:.0f} | {found[-1] * 1e3:.0f} |"
+        ordered = sorted(self.seconds)
+        median, late = ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))]
+        return f"| {self.what} | {len(ordered)} | {median * 1e3:.0f} | {late * 1e3:.0f} | {ordered[-1] * 1e3:.0f} |"
 
 
 class Client:
@@ -81,21 +81,21 @@ class Client:
 
 
 def target(running: Stack, version: int) -> dict[str, Any]:
-    found = direct("127.0.0.1", running.upstreams["changes"])
-    return found | {"options": found["options"] | {"custom_headers": {"X-Version": str(version)}}}
+    direct_target = direct("127.0.0.1", running.upstreams["changes"])
+    return direct_target | {"options": direct_target["options"] | {"custom_headers": {"X-Version": str(version)}}}
 
 
 async def rest_to_traffic(running: Stack, first: int, count: int) -> list[float]:
     """From the moment the REST call is sent until an answer of the new version is there."""
-    client, found = Client(running), []
+    client, times = Client(running), []
     loop = asyncio.get_running_loop()
     for version in range(first, first + count):
         start = loop.time()
         await change_service(running, "changes", HOST, target(running, version))
         await client.until_version(version)
-        found.append(loop.time() - start)
+        times.append(loop.time() - start)
     client.close()
-    return found
+    return times
 
 
 async def under_load(running: Stack, first: int, count: int) -> tuple[list[float], float]:
@@ -103,19 +103,19 @@ async def under_load(running: Stack, first: int, count: int) -> tuple[list[float
     others = [Client(running) for _ in range(8)]
     loop = asyncio.get_running_loop()
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one.forever()) for one in others]
+        tasks = [group.create_task(client.forever()) for client in others]
         start = loop.time()
-        found = await rest_to_traffic(running, first, count)
-        rate = sum(one.answers for one in others) / (loop.time() - start)
+        times = await rest_to_traffic(running, first, count)
+        rate = sum(client.answers for client in others) / (loop.time() - start)
         for task in tasks:
             task.cancel()
-    for one in others:
-        one.close()
-    return found, rate
+    for client in others:
+        client.close()
+    return times, rate
 
 
 async def reconnect_to_served(running: Stack, first: int, count: int) -> tuple[list[float], list[float]]:
-    """What changed while management was away: from the stream's first message, and from management's being ready."""
+    """Times of changes while management was away: since the stream's first message, and since management was ready."""
     by_stream, by_ready = [], []
     loop = asyncio.get_running_loop()
     proxy = running.proxies["proxy"].process
@@ -124,18 +124,18 @@ async def reconnect_to_served(running: Stack, first: int, count: int) -> tuple[l
         # Held, so that it cannot connect before the change is made.
         proxy.send(signal.SIGSTOP)
         await running.restart_management()
-        said = len(proxy.lines)
+        first_line = len(proxy.lines)
         await change_service(running, "changes", HOST, target(running, version))
         ready = loop.time()
         proxy.send(signal.SIGCONT)
         client = Client(running)
-        connected = asyncio.Task(proxy.said(r"management\.stream\.connected", start=said))
+        connected = asyncio.Task(proxy.until_line(r"management\.stream\.connected", start=first_line))
         await client.until_version(version)
         served = loop.time()
         await connected
         client.close()
         by_ready.append(served - ready)
-        by_stream.append(_since_connected(proxy.lines[said:], served, loop))
+        by_stream.append(_since_connected(proxy.lines[first_line:], served, loop))
     return by_stream, by_ready
 
 
@@ -143,15 +143,15 @@ def _since_connected(lines: list[str], served: float, loop: asyncio.AbstractEven
     """By the proxy's own clock, which stands in its events."""
     for line in lines:
         if "management.stream.connected" in line:
-            said = datetime.datetime.fromisoformat(json.loads(line)["timestamp"]).timestamp()
-            return max(0.0, served - (loop.time() - (datetime.datetime.now(datetime.UTC).timestamp() - said)))
+            connected_at = datetime.datetime.fromisoformat(json.loads(line)["timestamp"]).timestamp()
+            return max(0.0, served - (loop.time() - (datetime.datetime.now(datetime.UTC).timestamp() - connected_at)))
     raise AssertionError("it was waited for")
 
 
 async def revoked_to_cut(running: Stack, count: int) -> list[float]:
     """From the answer of the REST call that removes a member until the page is cut that the member reads."""
     loop = asyncio.get_running_loop()
-    found = []
+    times = []
     group, peer = running.ids["engineering"], running.ids["peer alice-laptop"]
     async with caller(running, "alice-laptop") as alice:
         for _ in range(count):
@@ -163,9 +163,9 @@ async def revoked_to_cut(running: Stack, count: int) -> list[float]:
                 cut = asyncio.Task(page.until_cut())
                 await running.api.put(f"/groups/{group}", {"name": "engineering", "peers": []})
                 done = loop.time()
-                found.append(max(0.0, await cut - done))
+                times.append(max(0.0, await cut - done))
             page.close()
-    return found
+    return times
 
 
 async def measured(directory: Path, count: int) -> str:

@@ -1,4 +1,4 @@
-"""A fixed answer under bare uvicorn: what an ASGI server costs before it does anything."""
+"""A fixed answer and an echo of websocket messages under bare uvicorn: the cost of an ASGI server alone."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ async def app(scope: dict[str, Any], receive: Any, send: Callable[[dict[str, Any
     if scope["type"] == "http":
         await send(_START)
         await send(_BODY)
+    elif scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (message := await receive())["type"] == "websocket.receive":
+            await send({"type": "websocket.send", "bytes": message["bytes"]})
 
 
 async def main(port: int, tls_port: int, chain: str, key: str) -> None:
@@ -26,7 +31,7 @@ async def main(port: int, tls_port: int, chain: str, key: str) -> None:
 
     common: dict[str, Any] = {
         "host": "127.0.0.1", "log_level": "error", "access_log": False, "lifespan": "off", "http": "httptools",
-        "proxy_headers": False, "server_header": False, "date_header": False,
+        "proxy_headers": False, "server_header": False, "date_header": False, "ws_per_message_deflate": False,
     }  # fmt: skip
     plain = uvicorn.Server(uvicorn.Config(app, port=port, **common))
     tls = uvicorn.Server(uvicorn.Config(app, port=tls_port, ssl_certfile=chain, ssl_keyfile=key, **common))

@@ -31,7 +31,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class Store:
-    """What the bench has to know of what it made.
+    """The parts of a furnished account that the bench uses.
 
     Attributes:
         personal: an access token of the account's owner.
@@ -127,7 +127,7 @@ async def house(exits: AsyncExitStack, directory: Path, services: int, *, plugin
     home.mkdir()
     store = await furnish(home / "management", services)
     config = home / "management.toml"
-    named = f"plugins = [{', '.join(repr(one) for one in plugins)}]\n" if plugins else ""
+    named = f"plugins = [{', '.join(repr(plugin) for plugin in plugins)}]\n" if plugins else ""
     config.write_text(
         f'{named}state_directory = "{home / "management"}"\n'
         '[rest]\nlisten = "127.0.0.1:0"\n[grpc]\nlisten = "127.0.0.1:0"\n'
@@ -135,6 +135,6 @@ async def house(exits: AsyncExitStack, directory: Path, services: int, *, plugin
     running = await exits.enter_async_context(stack(home))
     argv = [str(BIN / "netbird-management"), "run", "--config", str(config)]
     process = await running.processes.start("management", argv)
-    ready = await process.said(r"^ready rest=(\S+) grpc=(\S+)", timeout=120)
+    ready = await process.until_line(r"^ready rest=(\S+) grpc=(\S+)", timeout=120)
     running.token, running.grpc = store.token, f"http://{ready[2]}"
     return House(store, Running(process, ready[1], ready[2]), running)

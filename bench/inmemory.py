@@ -21,7 +21,17 @@ from netbird_host.collector import calm_collector
 from netbird_identity_headers.proxy import IdentityHeaders
 from netbird_management.secrets.session_tokens import new_key_pair, sign
 from netbird_private_service.proxy import PrivateService
-from netbird_proxy import PluginInfo, hookimpl
+from netbird_proxy import (
+    ALLOW,
+    Decision,
+    ExchangeView,
+    Guard,
+    Observer,
+    PluginInfo,
+    RequestTransform,
+    RouteSpec,
+    hookimpl,
+)
 from netbird_proxy.api.model import AccountId, Address
 from netbird_proxy.api.tunnels import ProtocolFactory
 from netbird_proxy.app import ReverseProxy
@@ -83,6 +93,9 @@ class Scheme:
 PUBLIC, PUBLIC_INSIDE = "public route", "public route, overlay"
 COOKIE, SIGN_ON, CREDENTIAL_SCHEME = "session cookie", "session cookie, single sign-on", "header credential"
 PEER, PRIVATE_ROUTE = "tunnel peer, public service", "private route"
+GUARDED, CROWDED = "guarded", "sixteen plugins"
+UNBOUND = 16
+"""Plugins that are loaded where it is counted what loading costs."""
 SCHEMES = (
     Scheme(PUBLIC, PUBLIC, "public"),
     Scheme(COOKIE, PUBLIC, "password"),
@@ -93,10 +106,52 @@ SCHEMES = (
     Scheme(PRIVATE_ROUTE, PUBLIC_INSIDE, "private", inside=True),
 )
 
+EXTRAS = (Scheme(GUARDED, PUBLIC, "guarded"), Scheme(CROWDED, PUBLIC, "public"))
+"""A public route with a guard that always allows, and the public route beside plugins that take no part in it."""
+
+
+class _Allows:
+    """A trivial guard, on a single service."""
+
+    @hookimpl
+    def describe(self) -> PluginInfo:
+        return PluginInfo()
+
+    @hookimpl
+    def restrict(self, route: RouteSpec) -> Guard | None:
+        async def check(exchange: ExchangeView) -> Decision:
+            return ALLOW
+
+        return Guard(check) if route.domain.startswith("guarded.") else None
+
+
+class _Unbound:
+    """Implements the hooks of a request's way, and binds nothing."""
+
+    @hookimpl
+    def describe(self) -> PluginInfo:
+        return PluginInfo()
+
+    @hookimpl
+    def restrict(self, route: RouteSpec) -> Guard | None:
+        return None
+
+    @hookimpl
+    def authorize(self, route: RouteSpec) -> Guard | None:
+        return None
+
+    @hookimpl
+    def transform_request(self, route: RouteSpec) -> RequestTransform | None:
+        return None
+
+    @hookimpl
+    def observe(self, route: RouteSpec | None) -> Observer | None:
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What is served.
+    """The services under measurement.
 
     Attributes:
         shown: what a scheme's callers show, as lines of their head.
@@ -110,7 +165,7 @@ class Stage:
 
     async def play(self, name: str, exchanges: int) -> None:
         """So many exchanges on kept connections. RuntimeError for any answer but the upstream's."""
-        (scheme,) = (one for one in SCHEMES if one.name == name)
+        (scheme,) = (each for each in (*SCHEMES, *EXTRAS) if each.name == name)
         request = b"GET / HTTP/1.1\r\nHost: %b.example.com\r\n%b\r\n" % (
             scheme.service.encode(),
             self.shown.get(name, b""),
@@ -210,12 +265,16 @@ class _Dials:
 
 
 @asynccontextmanager
-async def stage(directory: Path) -> AsyncIterator[Stage]:
-    """Everything that an exchange meets in a process with the usual plugins, access log included."""
+async def stage(directory: Path, *, unbound: int = 0) -> AsyncIterator[Stage]:
+    """Everything that an exchange meets in a process with the usual plugins, access log included.
+
+    Args:
+        unbound: so many further plugins are loaded, which bind nothing.
+    """
     key, public = new_key_pair()
 
-    def token(service: str, subject: str, method: Any, **said: Any) -> bytes:
-        return sign(key, f"{service}.example.com", subject, method, **said).encode()
+    def token(service: str, subject: str, method: Any, **claims: Any) -> bytes:
+        return sign(key, f"{service}.example.com", subject, method, **claims).encode()
 
     def cookie(service: str, subject: str, method: str) -> bytes:
         return b"Cookie: __Host-nb_session=%b\r\n" % token(service, subject, method)
@@ -241,7 +300,13 @@ async def stage(directory: Path) -> AsyncIterator[Stage]:
     )
     seen = [b""]
     hooks = load_hooks(
-        [("private_service", PrivateService), ("identity_headers", IdentityHeaders), ("bench", _Dials(seen))],
+        [
+            ("private_service", PrivateService),
+            ("identity_headers", IdentityHeaders),
+            ("bench", _Dials(seen)),
+            ("allows", _Allows),
+            *((f"unbound_{number}", _Unbound) for number in range(unbound)),
+        ],
         defaults=DEFAULTS,
         core_claims=CORE_CLAIMS,
     )
@@ -268,7 +333,7 @@ async def stage(directory: Path) -> AsyncIterator[Stage]:
         return made
 
     services = [
-        service("public"), service("password", password=True), service("oidc", oidc=True),
+        service("public"), service("guarded"), service("password", password=True), service("oidc", oidc=True),
         service("header", header=True), service("private", private=True),
     ]  # fmt: skip
     shown = {
@@ -277,7 +342,7 @@ async def stage(directory: Path) -> AsyncIterator[Stage]:
         CREDENTIAL_SCHEME: f"Authorization: {CREDENTIAL}\r\n".encode(),
     }
     async with hooks.running(proxy):
-        reports = routing.apply("bench", [codec.decode(one, source="bench").mapping for one in services])
+        reports = routing.apply("bench", [codec.decode(mapping, source="bench").mapping for mapping in services])
         if refused := [report for report in reports if not report.ok]:
             raise RuntimeError(f"not served: {refused}")
         yield Stage(
@@ -292,8 +357,8 @@ async def main() -> None:
     # A counted exchange takes fifty times as long: what is gathered by the clock would hardly be gathered.
     plugin.GATHER = sender.GATHER = 60.0  # of this process alone, which does nothing but be counted
     with tempfile.TemporaryDirectory() as directory:
-        async with stage(Path(directory)) as made:
-            for scheme in SCHEMES:
+        async with stage(Path(directory), unbound=int(sys.argv[1]) if len(sys.argv) > 1 else 0) as made:
+            for scheme in (*SCHEMES, *EXTRAS):
                 await made.play(scheme.name, 10 * CONNECTIONS)
             calm_collector()
             print("ready", flush=True)

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 EXCHANGES = 640
@@ -21,43 +22,61 @@ def available() -> bool:
     return all(map(shutil.which, ("valgrind", "callgrind_control")))
 
 
-async def count(directory: Path, names: list[str], *, exchanges: int = EXCHANGES) -> dict[str, float]:
-    """Instructions an exchange, by scheme: all threads, the client's and the upstream's part of some 2,000 included."""
+async def count(
+    directory: Path, names: Sequence[str], *, exchanges: int = EXCHANGES, unbound: int = 0, repeats: int = 1
+) -> dict[str, float]:
+    """Instructions an exchange, by scheme: all threads, the client's and the upstream's part of some 2,000 included.
+
+    Args:
+        unbound: so many further plugins are loaded that bind nothing.
+        repeats: the smallest of so many counts is taken: timers, which run by the clock, can only add to one.
+    """
     out = directory / "callgrind.out"
     log = directory / "callgrind.log"
-    argv = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={out}", f"--log-file={log}"]
+    argv = [
+        "setarch",
+        "-R",
+        "valgrind",
+        "--tool=callgrind",
+        "--instr-atstart=no",
+        f"--callgrind-out-file={out}",
+        f"--log-file={log}",
+    ]
     process = await asyncio.create_subprocess_exec(
-        *argv, sys.executable, "-m", "bench.inmemory",
+        *argv, sys.executable, "-m", "bench.inmemory", str(unbound),
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         env={**os.environ, "PYTHONHASHSEED": "0"},
     )  # fmt: skip
-    said, told = process.stdout, process.stdin
-    assert said is not None
-    assert told is not None
+    replies, orders = process.stdout, process.stdin
+    assert replies is not None
+    assert orders is not None
 
-    async def heard() -> None:
+    async def next_reply() -> None:
         async with asyncio.timeout(600):
-            if not await said.readline():
+            if not await replies.readline():
                 raise CountingFailed(_text(log))
 
     async def play(name: str) -> None:
-        told.write(f"{name} {exchanges}\n".encode())
-        await heard()
+        orders.write(f"{name} {exchanges}\n".encode())
+        await next_reply()
 
-    found: dict[str, float] = {}
+    counted: dict[str, float] = {}
     try:
-        await heard()
+        await next_reply()
         for name in names:
             await _control(process.pid, "--instr=on")
             await play(name)  # translated for counting, and warm
-            await _control(process.pid, "--zero")
-            await play(name)
-            await _control(process.pid, "--dump")
+            counts = []
+            for _ in range(repeats):
+                await _control(process.pid, "--zero")
+                await play(name)
+                await _control(process.pid, "--dump")
+                counts.append(_latest_total(directory, out.name) / exchanges)
             await _control(process.pid, "--instr=off")
-            found[name] = _latest_total(directory, out.name) / exchanges
-        return found
+            counted[name] = min(counts)
+        return counted
     finally:
-        told.close()
+        orders.close()
         try:
             async with asyncio.timeout(30):
                 await process.wait()
@@ -71,7 +90,7 @@ def _text(path: Path) -> str:
 
 
 def _latest_total(directory: Path, name: str) -> int:
-    """What the last dump counted; dumps are numbered."""
+    """Return the count of the last dump; dumps are numbered."""
     dumps = sorted(directory.glob(f"{name}.*"), key=lambda path: int(path.suffix[1:]))
     totals = _TOTALS.search(dumps[-1].read_text()) if dumps else None
     if totals is None:

@@ -1,4 +1,4 @@
-"""What management costs: first snapshots, validations, access logs, and changes meanwhile.
+"""The costs of management: first snapshots, validations, access logs, and changes meanwhile.
 
 `python -m bench.management` fills stores, runs `netbird-management` on them, speaks to it as proxies do, and writes its
 table into `docs/management.md`. CPU seconds are the process's own, which neighbors on the machine disturb least.
@@ -27,6 +27,7 @@ import httpx
 from bench.furnished import CLUSTER, House, Running, Store, house
 from bench.measure import cpu_seconds
 from bench.wire import Proxy, entry, stopwatch
+from examples.demo.processes import BIN
 from netbird_wire.proxy_service_pb2 import SendAccessLogRequest, ValidateTunnelPeerRequest
 
 PAGE = Path(__file__).parent.parent / "docs" / "management.md"
@@ -38,7 +39,7 @@ ENTRIES = 256
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What was measured. `goal` is "" where there is none; `netbird` is what NetBird's management took for the same."""
+    """A measurement. `goal` is "" where there is none; `netbird` is what NetBird's management took for the same."""
 
     what: str
     value: float
@@ -51,8 +52,12 @@ class Row:
         return f"| {self.what} | {self.value:,.{digits}f} {self.unit} | {self.goal} | {self.netbird} |"
 
 
-async def first_snapshot(directory: Path, services: int) -> list[Row]:
-    """From management's being let go on until a proxy has all, which was connected before and is ready otherwise."""
+async def first_snapshot(directory: Path, services: int, reference: Path | None = None) -> list[Row]:
+    """From management's being let go on until a proxy has all, which was connected before and is ready otherwise.
+
+    Args:
+        reference: the folder of another version's commands, whose proxy is measured in place of this one's.
+    """
     goal, netbird = {1_000: ("1 s", "12 s"), 10_000: ("8 s", "103 s")}.get(services, ("", ""))
     async with AsyncExitStack() as exits:
         made = await house(exits, directory, services)
@@ -63,10 +68,14 @@ async def first_snapshot(directory: Path, services: int) -> list[Row]:
             if count != services:
                 raise RuntimeError(f"{count} mappings of {services}")
         made.host.process.send(signal.SIGSTOP)  # until the proxy is ready but for its mappings
-        proxy = (await made.stack.start_proxy("proxy", domain=CLUSTER)).process
-        said, proxy_before, started = len(proxy.lines), cpu_seconds(proxy.pid), time.perf_counter()
+        program = (reference or BIN) / "netbird-proxy"
+        extra = "[limits]\nstartup_timeout = 2.0\n"
+        started_proxy = made.stack.start_proxy("proxy", domain=CLUSTER, program=program, extra=extra, wait=False)
+        proxy = (await started_proxy).process
+        await proxy.until_line(r"proxy\.(incomplete|ready)")  # it is up, and waits for its mappings
+        first_line, proxy_before, started = len(proxy.lines), cpu_seconds(proxy.pid), time.perf_counter()
         made.host.process.send(signal.SIGCONT)
-        applied = await proxy.said(rf'"mappings\.applied".*"total":{services}\b', start=said, timeout=120)
+        applied = await proxy.until_line(rf'"mappings\.applied".*"total":{services}\b', start=first_line, timeout=120)
         took, proxy_cpu = time.perf_counter() - started, cpu_seconds(proxy.pid) - proxy_before
         if '"refused":0' not in applied.string:
             raise RuntimeError(applied.string)
@@ -164,7 +173,7 @@ async def changes_under_logs(made: House, proxy: Proxy, count: int) -> list[floa
 
 
 async def many_proxies(made: House, channel: grpc.aio.Channel, count: int = 100, times: int = 20) -> list[Row]:
-    """What one change costs that a hundred proxies are told, and what the same change costs without them."""
+    """Return the cost of a change that a hundred proxies get, and of the same change without them."""
     proxies = [Proxy(channel, made.store.token, f"many-{i}") for i in range(count)]
     await proxies[0].connect()
     before = made.host.cpu()
@@ -177,8 +186,8 @@ async def many_proxies(made: House, channel: grpc.aio.Channel, count: int = 100,
         before = made.host.cpu()
         await changes(made, proxies[0], times)
         cost = (made.host.cpu() - before) / times
-        for one in drains:
-            one.cancel()
+        for drain in drains:
+            drain.cancel()
     for proxy in proxies:
         proxy.call.cancel()
     return [
@@ -193,42 +202,42 @@ async def under_load(directory: Path, services: int, count: int) -> list[Row]:
         channel = await exits.enter_async_context(grpc.aio.insecure_channel(made.host.grpc))
         proxy = Proxy(channel, made.store.token, "bench")
         await proxy.connect()
-        found = await validations(made, proxy)
+        rows = await validations(made, proxy)
         batched = await access_logs(made.host, made.store, proxy, ENTRIES, 60)
-        found.append(Row("1,000 access-log entries in batches, CPU", batched, "s", "0.02 s", "0.08 s"))
+        rows.append(Row("1,000 access-log entries in batches, CPU", batched, "s", "0.02 s", "0.08 s"))
         single = await access_logs(made.host, made.store, proxy, 1, 2_000)
-        found.append(Row("1,000 access-log entries one a call, CPU", single, "s"))
+        rows.append(Row("1,000 access-log entries one a call, CPU", single, "s"))
         async with stopwatch(made.host.grpc) as lag:
             idle = await changes(made, proxy, count)
-        found += [
+        rows += [
             Row(f"a change to one of {services:,} services, median", statistics.median(idle) * 1e3, "ms"),
             Row("… 99 %", _late(idle) * 1e3, "ms"),
             Row("… other calls' answers meanwhile, 99 %", _late(lag) * 1e3, "ms"),
         ]
         async with stopwatch(made.host.grpc) as lag:
             loaded = await changes_under_logs(made, proxy, count)
-        found += [
+        rows += [
             Row("a change while 1,000 entries a second arrive, median", statistics.median(loaded) * 1e3, "ms"),
             Row("… 99 %", _late(loaded) * 1e3, "ms", "100 ms", "8–20 s"),
             Row("… as a multiple of 99 % without entries", _late(loaded) / _late(idle), "×"),
             Row("… other calls' answers meanwhile, 99 %", _late(lag) * 1e3, "ms"),
         ]
         proxy.call.cancel()
-        return [*found, *await many_proxies(made, channel)]
+        return [*rows, *await many_proxies(made, channel)]
 
 
-def _late(found: list[float]) -> float:
-    return found[min(len(found) - 1, int(len(found) * 0.99))]
+def _late(ordered: list[float]) -> float:
+    return ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
 
 
 async def measure(directory: Path, count: int) -> list[Row]:
-    found: list[Row] = []
+    rows: list[Row] = []
     for services in SIZES:
-        found += _told(await first_snapshot(directory, services))
-    return found + _told(await under_load(directory / "load", SIZES[0], count))
+        rows += _printed(await first_snapshot(directory, services))
+    return rows + _printed(await under_load(directory / "load", SIZES[0], count))
 
 
-def _told(rows: list[Row]) -> list[Row]:
+def _printed(rows: list[Row]) -> list[Row]:
     for row in rows:
         print(row, file=sys.stderr, flush=True)
     return rows
@@ -249,14 +258,14 @@ def main() -> int:
     directory = Path(tempfile.mkdtemp(prefix="netbird-bench-"))
     (directory / "load").mkdir()
     try:
-        found = asyncio.run(measure(directory, given.count))
+        rows = asyncio.run(measure(directory, given.count))
     except BaseException:
         print(f"logs: {directory}", file=sys.stderr)
         raise
     shutil.rmtree(directory)
     busy = f"Meanwhile {os.getloadavg()[1]:.1f} of {os.cpu_count()} cores were asked for, these processes included."
-    text = "\n".join(("| | | goal | NetBird |", "|---|---|---|---|", *map(str, found), "", busy))
-    print(json.dumps({row.what: row.value for row in found}) if given.json else text)
+    text = "\n".join(("| | | goal | NetBird |", "|---|---|---|---|", *map(str, rows), "", busy))
+    print(json.dumps({row.what: row.value for row in rows}) if given.json else text)
     if given.write:
         write(PAGE, text)
     return 0

@@ -1,27 +1,26 @@
-"""What it costs to know who is calling: each scheme beside a public route under the same listener, in turns."""
+"""The cost of identifying a caller: each scheme beside a public route under the same listener, in turns."""
 
 from __future__ import annotations
 
-import os
 import statistics
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import httpx
 
-from bench import inmemory, instructions
+from bench import inmemory
 from bench.inmemory import COOKIE, CREDENTIAL_SCHEME, PEER, PRIVATE_ROUTE, PUBLIC, PUBLIC_INSIDE
 from bench.measure import Sample, sample
 from bench.product import Product
+from bench.results import Results
 from examples.demo.calls import direct, service_body
 from examples.demo.stack import CLUSTER, Stack
 
 PASSWORD = "a password that opens a session"
 MARKS = ("<!-- bench.schemes -->", "<!-- bench.schemes ends -->")
 SECONDS = 2.0
-"""Of one turn: two that are compared lie so close together that a neighbor disturbs both."""
+"""Seconds of a turn: the two that are compared lie so close together that a neighbor disturbs both."""
 
 
 @dataclass(slots=True)
@@ -54,7 +53,7 @@ async def prepare(product: Product) -> list[list[Call]]:
     await _use(
         ahead, machines, {"authorization": inmemory.CREDENTIAL}
     )  # else all connections' first tries are one burst
-    found = [
+    groups = [
         [
             Call(PUBLIC, ahead, product.subject.hosts["plain"]),
             Call(COOKIE, ahead, members, (f"Cookie: {cookie}",)),
@@ -65,8 +64,8 @@ async def prepare(product: Product) -> list[list[Call]]:
         prefix = tuple(product.subject.prefix["private"])
         hosts = (product.subject.hosts["plain"], members, product.subject.hosts["private"])
         names = (PUBLIC_INSIDE, PEER, PRIVATE_ROUTE)
-        found.append([Call(name, inside, host, prefix=prefix) for name, host in zip(names, hosts, strict=True)])
-    return found
+        groups.append([Call(name, inside, host, prefix=prefix) for name, host in zip(names, hosts, strict=True)])
+    return groups
 
 
 async def _add(stack: Stack, name: str, domain: str, upstream: int, auth: dict[str, object]) -> None:
@@ -100,11 +99,11 @@ async def compare(product: Product, groups: Sequence[list[Call]], *, rounds: int
     """Take turns: base, one, base, another, … and the base once more at a round's end."""
 
     async def turn(call: Call, seconds: float = SECONDS) -> float:
-        found: Sample = await sample(
+        sampled: Sample = await sample(
             product.subject.process.pid, call.url + "/", host=call.host, headers=call.headers, seconds=seconds,
             connections=connections, prefix=call.prefix,
         )  # fmt: skip
-        return found.cpu_per_thousand
+        return sampled.cpu_per_thousand
 
     for group in groups:
         base, *others = group
@@ -123,37 +122,34 @@ async def compare(product: Product, groups: Sequence[list[Call]], *, rounds: int
                 before = after
 
 
-async def counted(directory: Path) -> dict[str, float]:
-    """Instructions an exchange in memory; nothing where callgrind is not installed."""
-    if not instructions.available():
-        return {}
-    print("counting instructions (a minute or two)", flush=True)
-    return await instructions.count(directory, [scheme.name for scheme in inmemory.SCHEMES])
+def note(groups: Sequence[list[Call]], results: Results) -> None:
+    """Put the medians into the results: CPU seconds per 1,000, and the ratio to the public route beside it."""
+    for call in (call for group in groups for call in group):
+        results.figures[f"scheme: {call.name}"] = statistics.median(call.costs)
+        results.figures[f"scheme ratio: {call.name}"] = statistics.median(call.ratios)
 
 
-def method(rounds: int) -> str:
-    text = (
-        "The table compares the cost of identifying a caller by each scheme with a public route of the same proxy under"
-        f" the same listener, in {rounds} rounds of turns of {SECONDS:g} s; ratios are medians. Rows over the overlay"
-        " are compared with a public route over the overlay, which includes the tunnel's cost. A session is one cookie"
-        " for every way to log in (here a password). Everything is cached, as it is from the second request on. The"
-        " listener has `behind_tls_proxy`, so that the cost of TLS does not hide that of identification. callgrind"
-        " counts instructions, with the same plugins on wires in memory: other processes do not change that number, and"
-        " without kernel and tunnel the ratio is stricter."
-        f" Load average at the end, on {os.cpu_count()} cores: {os.getloadavg()[1]:.1f}."
-    )
-    return textwrap.fill(text, 118)
+def method() -> str:
+    text = f"""The table compares the cost of identifying a caller by each scheme with a public route of the same proxy
+    under the same listener, in turns of {SECONDS:g} s (`make bench-overlay`); ratios are medians. Rows over the overlay
+    are compared with a public route over the overlay, which includes the tunnel's cost. A session is one cookie for
+    every way to log in (here a password). Everything is cached, as it is from the second request on. The listener has
+    `behind_tls_proxy`, so that the cost of TLS does not hide that of identification. callgrind counts instructions
+    (`make bench`), with the same plugins on wires in memory: other processes do not change that number, and without
+    kernel and tunnel the ratio is stricter."""
+    return textwrap.fill(" ".join(text.split()), 118)
 
 
-def table(groups: Sequence[list[Call]], instructions_by_name: dict[str, float]) -> str:
-    calls = {call.name: call for group in groups for call in group}
+def table(overlay: Mapping[str, float], http: Mapping[str, float]) -> str:
+    """Both figures of every scheme, of the runs' figures."""
     lines = [
-        "| scheme | CPU s per 1,000 | × public | in memory: instructions | × public |",
-        "|---|---|---|---|---|",
+        "| scheme | CPU s per 1,000 | × public | in memory: instructions | over public | × public |",
+        "|---|---|---|---|---|---|",
     ]
     for scheme in inmemory.SCHEMES:
-        call, count = calls.get(scheme.name), instructions_by_name.get(scheme.name)
-        cost = f"{statistics.median(call.costs):.4f} | {statistics.median(call.ratios):.2f}" if call else "– | –"
-        number = f"{count:,.0f} | {count / instructions_by_name[scheme.base]:.2f}" if count else "– | –"
-        lines.append(f"| {scheme.name} | {cost} | {number} |")
+        cost, ratio = overlay.get(f"scheme: {scheme.name}"), overlay.get(f"scheme ratio: {scheme.name}")
+        count, base = (http.get(f"instructions: {name}") for name in (scheme.name, scheme.base))
+        time = f"{cost:.4f} | {ratio:.2f}" if cost and ratio else "– | –"
+        number = f"{count:,.0f} | {count - base:+,.0f} | {count / base:.2f}" if count and base else "– | – | –"
+        lines.append(f"| {scheme.name} | {time} | {number} |")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What we compare with, and the upstream that all of them forward to."""
+"""A process under load, and the upstream that all of them forward to."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.fixed import BODY
-from bench.measure import MEASURED_CORE, OTHER_CORE, pin
+from bench.measure import OTHER_CORE, pin
 from examples.demo.processes import Process, Processes
-from examples.demo.stack import Certificates, free_port
+from examples.demo.stack import free_port
 
 LARGE_BYTES = 10_000_000
+MIDDLE_BYTES = 16_384
 
 
 @dataclass(slots=True)
@@ -32,7 +33,7 @@ class Subject:
     forwards: bool = True
 
 
-async def _until_ready(process: Process, port: int) -> None:
+async def until_ready(process: Process, port: int) -> None:
     async with asyncio.timeout(20):
         while process.running:
             try:
@@ -45,7 +46,7 @@ async def _until_ready(process: Process, port: int) -> None:
     raise RuntimeError(f"{process.name} ended:\n{process.tail()}")
 
 
-def _nginx_config(directory: Path, servers: str) -> str:
+def nginx_config(directory: Path, servers: str) -> str:
     temporary = "".join(
         f"  {kind}_temp_path {directory}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
@@ -58,89 +59,30 @@ def _nginx_config(directory: Path, servers: str) -> str:
 
 
 async def start_upstream(processes: Processes, directory: Path) -> int:
-    """nginx with a fixed small answer, and a large file at `/large`; its port."""
+    """nginx with a fixed small answer, files at `/16k` and `/large`, and `/sink`, which takes bodies; its port."""
     home = directory / "upstream"
     home.mkdir()
     (home / "large").write_bytes(bytes(LARGE_BYTES))
-    port = free_port()
+    (home / "16k").write_bytes(bytes(MIDDLE_BYTES))
+    port, sink = free_port(), free_port()
     text = BODY.decode().replace("\n", "\\n")
     config = home / "nginx.conf"
     config.write_text(
-        _nginx_config(
+        nginx_config(
             home,
+            f"  upstream sink {{ server 127.0.0.1:{sink}; keepalive 64; }}\n"
             f"  server {{ listen 127.0.0.1:{port} backlog=1024;\n"
             f'    location / {{ default_type text/plain; return 200 "{text}"; }}\n'
-            f"    location = /large {{ root {home}; }}\n  }}\n",
+            f"    location = /16k {{ default_type text/plain; root {home}; }}\n"
+            f"    location = /large {{ root {home}; }}\n"
+            "    location = /sink { proxy_pass http://sink; proxy_http_version 1.1; proxy_set_header Connection '';"
+            " proxy_request_buffering off; client_max_body_size 0; }\n  }\n",
         )
     )
+    taker = await processes.start("sink", [sys.executable, "-m", "bench.sink", str(sink)])
+    await until_ready(taker, sink)
+    pin(taker.pid, OTHER_CORE)
     process = await processes.start("upstream", ["nginx", "-c", str(config), "-p", str(home)])
-    await _until_ready(process, port)
+    await until_ready(process, port)
     pin(process.pid, OTHER_CORE)
     return port
-
-
-async def start_nginx(
-    processes: Processes, directory: Path, upstream: int, certificates: Certificates, *, log: bool = False
-) -> Subject:
-    name = "nginx, access log" if log else "nginx"
-    home = directory / ("nginx-log" if log else "nginx")
-    home.mkdir()
-    plain, tls = free_port(), free_port()
-    access = f"access_log {home}/access.log combined buffer=64k flush=1s;" if log else ""
-    location = (
-        "location / { proxy_max_temp_file_size 0; proxy_pass http://upstream; proxy_http_version 1.1; "
-        "proxy_set_header Connection ''; "
-        "proxy_set_header X-Forwarded-For $remote_addr; proxy_set_header X-Forwarded-Proto $scheme; "
-        "proxy_set_header X-Forwarded-Host $host; }"
-    )
-    config = home / "nginx.conf"
-    config.write_text(
-        _nginx_config(
-            home,
-            f"  upstream upstream {{ server 127.0.0.1:{upstream}; keepalive 64; keepalive_requests 100000000; }}\n"
-            f"  server {{ listen 127.0.0.1:{plain}; {access} {location} }}\n"
-            f"  server {{ listen 127.0.0.1:{tls} ssl; {access} ssl_certificate {certificates.chain};"
-            f" ssl_certificate_key {certificates.key}; {location} }}\n",
-        )
-    )
-    process = await processes.start(home.name, ["nginx", "-c", str(config), "-p", str(home)])
-    await _until_ready(process, plain)
-    pin(process.pid, MEASURED_CORE)
-    return Subject(name, process, {"plain": f"http://127.0.0.1:{plain}", "tls": f"https://127.0.0.1:{tls}"})
-
-
-async def start_caddy(
-    processes: Processes, directory: Path, upstream: int, certificates: Certificates, *, log: bool = False
-) -> Subject:
-    name = "Caddy, access log" if log else "Caddy"
-    home = directory / ("caddy-log" if log else "caddy")
-    home.mkdir()
-    plain, tls = free_port(), free_port()
-    access = f"  log {{\n    output file {home}/access.log\n  }}\n" if log else ""
-    forward = (
-        f"  reverse_proxy 127.0.0.1:{upstream} {{\n    transport http {{\n      keepalive_idle_conns_per_host 64\n"
-        "    }\n  }\n"
-    )
-    config = home / "Caddyfile"
-    config.write_text(
-        "{\n  admin off\n  auto_https off\n}\n"
-        f"http://:{plain} {{\n  bind 127.0.0.1\n{access}{forward}}}\n"
-        f"https://:{tls} {{\n  bind 127.0.0.1\n  tls {certificates.chain} {certificates.key}\n{access}{forward}}}\n"
-    )
-    env = {"XDG_DATA_HOME": str(home), "XDG_CONFIG_HOME": str(home), "HOME": str(home), "GOMAXPROCS": "1"}
-    process = await processes.start(
-        home.name, ["caddy", "run", "--config", str(config), "--adapter", "caddyfile"], env=env
-    )
-    await _until_ready(process, plain)
-    pin(process.pid, MEASURED_CORE)
-    return Subject(name, process, {"plain": f"http://127.0.0.1:{plain}", "tls": f"https://127.0.0.1:{tls}"})
-
-
-async def start_uvicorn(processes: Processes, certificates: Certificates) -> Subject:
-    plain, tls = free_port(), free_port()
-    argv = [sys.executable, "-m", "bench.fixed", str(plain), str(tls), str(certificates.chain), str(certificates.key)]
-    process = await processes.start("uvicorn", argv)
-    await _until_ready(process, tls)
-    pin(process.pid, MEASURED_CORE)
-    urls = {"plain": f"http://127.0.0.1:{plain}", "tls": f"https://127.0.0.1:{tls}"}
-    return Subject("uvicorn, fixed answer", process, urls, forwards=False)

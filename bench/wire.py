@@ -1,4 +1,4 @@
-"""What speaks to management in its benches: proxies that only listen, entries of the access log, and a stopwatch.
+"""Clients of management in its benches: proxies that only listen, entries of the access log, and a stopwatch.
 
 `python -m bench.wire HOST:PORT` is the stopwatch: a process of its own asks management for its key, over and over,
 until its input ends; then it prints how long answers took, in seconds, as JSON. The answer needs nothing but the event
@@ -42,7 +42,7 @@ class Proxy:
         self._proxy_id = proxy_id
 
     async def connect(self) -> int:
-        """How many mappings there are, once all are here."""
+        """Return the number of mappings, once all have arrived."""
         self.call = self.stub.SyncMappings(metadata=self.metadata)
         capabilities = ProxyCapabilities(supports_custom_ports=True, private=True, supports_private_service=True)
         init = SyncMappingsInit(proxy_id=self._proxy_id, address=CLUSTER, capabilities=capabilities)
@@ -87,7 +87,7 @@ def entry(store: Store) -> AccessLog:
 @asynccontextmanager
 async def stopwatch(address: str) -> AsyncIterator[list[float]]:
     """Measures answers of the event loop meanwhile; the list is filled, in order of size, when this is left."""
-    found: list[float] = []
+    delays: list[float] = []
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "bench.wire", address), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
@@ -95,15 +95,15 @@ async def stopwatch(address: str) -> AsyncIterator[list[float]]:
         raise LookupError("no input or output")
     await process.stdout.readline()
     try:
-        yield found
+        yield delays
     finally:
         process.stdin.close()
         output, _ = await asyncio.wait_for(process.communicate(), 30)
-    found += sorted(json.loads(output))
+    delays += sorted(json.loads(output))
 
 
 async def _measure(address: str) -> list[float]:
-    found = []
+    delays = []
     ended = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     async with grpc.aio.insecure_channel(address) as channel:
         stub: Any = ManagementServiceStub(channel)
@@ -112,9 +112,9 @@ async def _measure(address: str) -> list[float]:
         while not ended.done():
             started = time.perf_counter()
             await stub.GetServerKey(Empty(), timeout=60)
-            found.append(time.perf_counter() - started)
+            delays.append(time.perf_counter() - started)
             await asyncio.sleep(PING_SECONDS)
-    return found
+    return delays
 
 
 if __name__ == "__main__":
