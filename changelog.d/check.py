@@ -16,7 +16,7 @@ _NAME = re.compile(rf"[a-z0-9]+(?:-[a-z0-9]+)*\.(?:{'|'.join(KINDS)})\.md")
 
 
 def problems(file: Path) -> Iterator[str]:
-    """What is wrong with one fragment."""
+    """Return the faults of a fragment."""
     if not _NAME.fullmatch(file.name):
         yield f"{file.name}: a fragment is called WHAT.KIND.md, KIND one of {', '.join(KINDS)}"
     text = file.read_text("utf-8")

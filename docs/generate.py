@@ -234,9 +234,20 @@ def _environment() -> Iterator[str]:
 _EVENT = re.compile(r"\b_?log\.(debug|info|warning|error|exception)\(\s*\"([a-z_]+(?:\.[a-z_]+)+)\"")
 
 
+OF_MANAGEMENT: Final = ("plugins/relay", "plugins/signal")
+"""Plugins of management that have no half in the proxy."""
 PACKAGES: Final = {
-    "proxy": ("netbird_host", "netbird_overlay", "netbird_proxy", "plugins"),
-    "management": ("netbird_management",),
+    "proxy": (
+        "netbird_host",
+        "netbird_overlay",
+        "netbird_proxy",
+        *sorted(
+            plugin
+            for plugin in (f"plugins/{folder.name}" for folder in (ROOT / "plugins").iterdir())
+            if plugin not in OF_MANAGEMENT
+        ),
+    ),
+    "management": ("netbird_management", *OF_MANAGEMENT),
 }
 """Packages whose events are listed for a host. Management logs those of netbird_host too."""
 EVENT_MEANINGS: Final[dict[str, dict[str, str]]] = tomllib.loads((DOCS / "event_meanings.toml").read_text())

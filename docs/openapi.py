@@ -34,7 +34,7 @@ class _Describing:
 
 
 def first_party_routes() -> tuple[tuple[str, APIRouter], ...]:
-    """What the default plugins add."""
+    """Return the additions of the default plugins."""
     hooks = load_hooks(ManagementSettings.model_fields["plugins"].default, defaults=DEFAULTS)
     return hooks.routes(_Describing())
 

@@ -41,8 +41,8 @@ async def play(stack_: Stack) -> bool:
 async def main(once: bool, directory: Path) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for one in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(one, stop.set)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
     async with stack(directory) as running:
         playing = asyncio.Task(play(running))
         stopping = asyncio.Task(stop.wait())

@@ -19,7 +19,7 @@ from netbird_overlay.wgconf import parse_config
 from netbird_peer.node import peer_node
 
 ALICE, BOB = "alice@demo.example", "bob@demo.example"
-WIKI, LOBBY, STATUS, INTRANET = (f"{name}.{CLUSTER}" for name in ("wiki", "lobby", "status", "intranet"))
+WIKI, LOBBY, STATUS, INTRANET, DOCS = (f"{name}.{CLUSTER}" for name in ("wiki", "lobby", "status", "intranet", "docs"))
 FORGED = (
     "X-NetBird-User: mallory",
     "x_netbird_user: mallory",
@@ -43,9 +43,9 @@ class Step:
     play: Callable[[Stack], Awaitable[str]]
 
 
-def expect(what: str, found: object, wanted: object) -> None:
-    if found != wanted:
-        raise StoryFailed(f"{what}: expected {wanted!r}, found {found!r}")
+def expect(what: str, actual: object, expected: object) -> None:
+    if actual != expected:
+        raise StoryFailed(f"{what}: expected {expected!r}, found {actual!r}")
 
 
 def direct(host: str, port: int) -> dict[str, Any]:
@@ -98,19 +98,27 @@ class Answer:
 
     @property
     def exchange(self) -> str:
-        found = re.search(r"\b[0-9a-f]{32}\b", self.body)
-        if not found:
+        match = re.search(r"\b[0-9a-f]{32}\b", self.body)
+        if not match:
             raise StoryFailed(f"no exchange id in {self.body!r}")
-        return found[0]
+        return match[0]
 
 
 async def overlay(stack: Stack, who: str, url: str, *options: str) -> Answer:
     code, output, errors = await stack.peer_get(who, url, *options)
+    answer = parse_answer(output)
+    if answer is None:
+        raise StoryFailed(f"{who} got no answer from {url}: {errors.strip() or output!r} (exit code {code})")
+    expect("exit code", code, 22 if answer.status >= 400 else 0)
+    return answer
+
+
+def parse_answer(output: str) -> Answer | None:
+    """Parse the output of `peer get -i`; None if it has no head."""
     match = re.match(r"HTTP/1\.1 (\d{3})[^\n]*\n(.*?)\r?\n\r?\n(.*)", output.replace("\r\n", "\n"), re.DOTALL)
     if not match:
-        raise StoryFailed(f"{who} got no answer from {url}: {errors.strip() or output!r} (exit code {code})")
+        return None
     lines = [tuple(line.split(": ", 1)) for line in match[2].split("\n") if ": " in line]
-    expect("exit code", code, 22 if int(match[1]) >= 400 else 0)
     return Answer(int(match[1]), httpx.Headers(lines), match[3])
 
 
@@ -127,13 +135,13 @@ ALICE_SEEN = [["x-netbird-groups", "All,engineering"], ["x-netbird-user", ALICE]
 
 async def outside(stack: Stack, host: str, *, tls: bool = False, proxy: str = "proxy") -> httpx.Response:
     """Send a request through the host listener, with all kinds of forged headers."""
-    known = stack.proxies[proxy]
+    running = stack.proxies[proxy]
     context = ssl.create_default_context(cafile=str(stack.certificates.authority))
     forged = [(name, value) for name, _, value in (line.partition(": ") for line in FORGED[:-1])]
     forged += [("Host", host), ("X-Forwarded-For", "100.64.0.9"), ("X-Real-IP", "100.64.0.9")]
     forged += [("Forwarded", "for=100.64.0.9"), ("X-Forwarded-Host", host)]
     async with httpx.AsyncClient(verify=context, trust_env=False, timeout=10) as client:
-        url = f"https://127.0.0.1:{known.https}/" if tls else f"http://127.0.0.1:{known.http}/"
+        url = f"https://127.0.0.1:{running.https}/" if tls else f"http://127.0.0.1:{running.http}/"
         return await client.get(url, headers=forged, extensions={"sni_hostname": host} if tls else {})
 
 

@@ -45,7 +45,7 @@ core of a busy machine does not count."""
 
 async def serving_inside(stack: Stack) -> None:
     """Wait until the last started proxy has its tunnel open. Its status at management may still be an old one."""
-    await stack.proxies["proxy"].process.said(r"tunnel\.up")
+    await stack.proxies["proxy"].process.until_line(r"tunnel\.up")
 
 
 async def members(stack: Stack, group: str, *peers: str) -> None:
@@ -97,7 +97,7 @@ class Load:
     answers: int = 0
     wrong: list[str] = field(default_factory=list)
 
-    async def one(self) -> None:
+    async def send_on_one_connection(self) -> None:
         """Send requests on one connection, which is opened again if it closes between two answers."""
         version = 0
         while True:
@@ -133,16 +133,16 @@ async def busy_changes_its_upstream(stack: Stack) -> str:
         await stack.start_upstream(name)
 
     def target(version: int) -> dict[str, Any]:
-        found = direct("127.0.0.1", stack.upstreams[("busy-a", "busy-b")[version % 2]])
+        direct_target = direct("127.0.0.1", stack.upstreams[("busy-a", "busy-b")[version % 2]])
         # The two values together show whether a request was served before or after the change.
-        return found | {"options": found["options"] | {"custom_headers": {"X-Version": str(version)}}}
+        return direct_target | {"options": direct_target["options"] | {"custom_headers": {"X-Version": str(version)}}}
 
     await add_service(stack, "busy", BUSY, target(0))
     await stack.until_service("busy", "active", proxy="proxy")
     load = Load(stack, BUSY)
     loop = asyncio.get_running_loop()
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(load.one()) for _ in range(4)]
+        tasks = [group.create_task(load.send_on_one_connection()) for _ in range(4)]
         start = loop.time()
         for version in range(1, CHANGES_OF_BUSY + 1):
             await change_service(stack, "busy", BUSY, target(version))
@@ -194,7 +194,7 @@ async def without_management(stack: Stack, how: str, unasked: str) -> str:
     loop = asyncio.get_running_loop()
     async with caller(stack, "alice-laptop") as alice, caller(stack, "bob-laptop") as bob:
         expect("alice before", (await alice.get(WIKI)).status, 200)
-        known = loop.time()
+        changed_at = loop.time()
         if how == "frozen":
             stack.management.send(signal.SIGSTOP)
         else:
@@ -214,7 +214,7 @@ async def without_management(stack: Stack, how: str, unasked: str) -> str:
                 return (await alice.get(WIKI)).status == 503
 
             if how == "frozen":
-                await until("alice's entry ends", forgotten, timeout=10 - (loop.time() - known))
+                await until("alice's entry ends", forgotten, timeout=10 - (loop.time() - changed_at))
                 expect("public, still", (await outside(stack, STATUS)).status_code, 200)
         finally:
             if how == "frozen":
@@ -261,10 +261,10 @@ async def deleted_meanwhile(stack: Stack) -> str:
     try:
         await stack.restart_management()
         await stack.api.delete(f"/reverse-proxies/services/{stack.ids['gone']}")
-        said = len(proxy.lines)
+        first_line = len(proxy.lines)
     finally:
         proxy.send(signal.SIGCONT)
-    await proxy.said(r"management\.stream\.connected", start=said)
+    await proxy.until_line(r"management\.stream\.connected", start=first_line)
 
     async def gone() -> bool:
         return (await outside(stack, GONE)).status_code == 404
@@ -316,9 +316,9 @@ async def proxy_is_killed(stack: Stack) -> str:
                 while True:
                     asking.add(attempts.create_task(private()))
                     done, asking = await asyncio.wait(asking, timeout=0.2, return_when=asyncio.FIRST_COMPLETED)
-                    if any(one.result() for one in done):
-                        for one in asking:
-                            one.cancel()
+                    if any(attempt.result() for attempt in done):
+                        for attempt in asking:
+                            attempt.cancel()
                         return loop.time() - start, waited()
                     if done:
                         await asyncio.sleep(0.02)
@@ -336,9 +336,9 @@ async def proxy_stops_during_a_download(stack: Stack) -> str:
     page = await open_outside(stack, STATUS, "/__slow__")
     expect("page", page.status, 200)
     process = stack.proxies["proxy"].process
-    said = len(process.lines)
+    first_line = len(process.lines)
     stopping = asyncio.Task(process.stop())
-    await process.said(r"proxy\.stopping", start=said)
+    await process.until_line(r"proxy\.stopping", start=first_line)
 
     async def closed() -> bool:
         try:

@@ -36,15 +36,15 @@ class Process:
     def running(self) -> bool:
         return self.handle.returncode is None
 
-    async def said(self, pattern: str, *, timeout: float = 30.0, start: int = 0) -> re.Match[str]:
+    async def until_line(self, pattern: str, *, timeout: float = 30.0, start: int = 0) -> re.Match[str]:
         """Wait for the first line from `start` on that matches. Raises ProcessFailed on exit or timeout."""
-        wanted = re.compile(pattern)
+        expected = re.compile(pattern)
         position = start
         try:
             async with asyncio.timeout(timeout), self._news:
                 while True:
                     while position < len(self.lines):
-                        if match := wanted.search(self.lines[position]):
+                        if match := expected.search(self.lines[position]):
                             return match
                         position += 1
                     if self._ended:

@@ -22,6 +22,7 @@ from examples.demo.processes import BIN, Process, Processes, ProcessFailed
 
 CLUSTER = "proxy.demo.example"
 PLUGINS = ("private_service", "identity_headers", "direct_upstream", "tunnel_netstack")
+MANAGEMENT_PLUGINS = ("private_service", "direct_upstream", "signal_server", "relay")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class Stack:
     configs: dict[str, Path] = field(default_factory=dict)
     _udp_ranges: dict[str, int] = field(default_factory=dict)
 
-    async def start_management(self, plugins: Sequence[str] = ("private_service", "direct_upstream")) -> Process:
+    async def start_management(self, plugins: Sequence[str] = MANAGEMENT_PLUGINS) -> Process:
         """Run `init`, which creates the owner's and the proxy's tokens, then `run`."""
         config = self.directory / "management.toml"
         config.write_text(
@@ -92,7 +93,7 @@ class Stack:
         process = await self.processes.start(
             "management", [str(BIN / "netbird-management"), "run", "--config", str(config)]
         )
-        ready = await process.said(r"^ready rest=(\S+) grpc=(\S+)")
+        ready = await process.until_line(r"^ready rest=(\S+) grpc=(\S+)")
         self.rest, self.grpc = f"http://{ready[1]}", f"http://{ready[2]}"
         self.api = Api(self.rest, self.owner)
         self.management = process
@@ -104,7 +105,7 @@ class Stack:
         self.management = await self.processes.start(
             "management", [str(BIN / "netbird-management"), "run", "--config", str(config)]
         )
-        await self.management.said(r"^ready rest=(\S+) grpc=(\S+)")
+        await self.management.until_line(r"^ready rest=(\S+) grpc=(\S+)")
         return self.management
 
     async def start_proxy(
@@ -117,20 +118,22 @@ class Stack:
         domain: str = CLUSTER,
         extra: str = "",
         wait: bool = True,
+        program: Path = BIN / "netbird-proxy",
     ) -> Proxy:
         """Start a proxy. A second start under the same name uses the same settings file and state.
 
         Args:
             extra: more tables for its settings file.
             wait: wait until it is ready.
+            program: the command; another version's can be compared with this one.
         """
         home = self.directory / name
         home.mkdir(mode=0o700, exist_ok=True)
         token_file = home / "token"
         token_file.write_text(self.token)
         token_file.chmod(0o600)
-        known = self.proxies.get(name)
-        http, https = (known.http, known.https) if known else (free_port(), free_port())
+        earlier = self.proxies.get(name)
+        http, https = (earlier.http, earlier.https) if earlier else (free_port(), free_port())
         admin = home / "admin.sock"
         config = home / "proxy.toml"
         networks = ", ".join(f'"{network}"' for network in allow)
@@ -150,9 +153,9 @@ class Stack:
             + (tunnel if "tunnel_netstack" in plugins else "")
             + extra
         )
-        process = await self.processes.start(name, [str(BIN / "netbird-proxy"), "run", "--config", str(config)])
+        process = await self.processes.start(name, [str(program), "run", "--config", str(config)])
         if wait:
-            await process.said(r"proxy\.ready")
+            await process.until_line(r"proxy\.ready")
         self.proxies[name] = Proxy(process, config, admin, http, https)
         return self.proxies[name]
 
@@ -165,7 +168,7 @@ class Stack:
         """Start an upstream that echoes requests, and return its port."""
         argv = [sys.executable, "-m", "examples.demo.upstream", name, address]
         process = await self.processes.start(f"upstream-{name}", argv)
-        self.upstreams[name] = int((await process.said(r"^ready (\d+)"))[1])
+        self.upstreams[name] = int((await process.until_line(r"^ready (\d+)"))[1])
         return self.upstreams[name]
 
     async def seen_by(self, name: str) -> int:
@@ -197,13 +200,13 @@ class Stack:
         return path
 
     async def online_clusters(self) -> list[dict[str, Any]]:
-        return [one for one in await self.api.get("/reverse-proxies/clusters") if one["online"]]
+        return [cluster for cluster in await self.api.get("/reverse-proxies/clusters") if cluster["online"]]
 
     async def service_state(self, service: str, proxy: str = "") -> dict[str, Any]:
         """Return a service's state at a proxy, by default the first one; empty while it is unknown."""
-        found = await self.api.get(f"/reverse-proxies/services/{self.ids[service]}/proxies")
+        proxies = await self.api.get(f"/reverse-proxies/services/{self.ids[service]}/proxies")
         ids = await self._proxy_id(proxy) if proxy else None
-        return next((state for state in found if ids is None or state["proxy_id"] == ids), {})
+        return next((state for state in proxies if ids is None or state["proxy_id"] == ids), {})
 
     async def until_service(
         self, service: str, status: str, *, proxy: str = "", timeout: float = 30.0
@@ -229,7 +232,7 @@ class Stack:
         """Start a peer as upstream: it accepts streams on an overlay port and forwards them to a local one."""
         argv = [str(BIN / "netbird-proxy"), "peer", "serve", "--config", config, forward]
         process = await self.processes.start("peer-wiki-server", argv)
-        await process.said("ready")
+        await process.until_line("ready")
         return process
 
     async def explain(self, proxy: str, exchange: str) -> str:

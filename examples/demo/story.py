@@ -9,6 +9,7 @@ import re
 
 import httpx
 
+from examples.demo.agents import AGENTS
 from examples.demo.calls import (
     ALICE,
     ALICE_SEEN,
@@ -44,12 +45,12 @@ async def management_starts(stack: Stack) -> str:
 async def proxy_connects(stack: Stack) -> str:
     proxy = await stack.start_proxy("proxy")
     async with asyncio.timeout(15):
-        found = await stack.online_clusters()
-        while not found:
+        clusters = await stack.online_clusters()
+        while not clusters:
             await asyncio.sleep(0.05)
-            found = await stack.online_clusters()
-    expect("cluster", found[0]["address"], CLUSTER)
-    expect("cluster serves private services", found[0]["private"], True)
+            clusters = await stack.online_clusters()
+    expect("cluster", clusters[0]["address"], CLUSTER)
+    expect("cluster serves private services", clusters[0]["private"], True)
     return f"http 127.0.0.1:{proxy.http}, https 127.0.0.1:{proxy.https}"
 
 
@@ -81,9 +82,10 @@ async def services(stack: Stack) -> str:
     await add_service(stack, "wiki", WIKI, wiki_target, groups=["engineering"])
     await add_service(stack, "lobby", LOBBY, direct("127.0.0.1", stack.upstreams["lobby"]), groups=["All"])
     await add_service(stack, "status", STATUS, direct("127.0.0.1", stack.upstreams["status"]))
-    for name in ("wiki", "lobby", "status"):
+    for name in ("lobby", "status"):
         state = await stack.until_service(name, "active")
-    return f"listening in the tunnel on {state['inbound_listener']['tunnel_ip']}"
+    waiting = await stack.until_service("wiki", "tunnel_not_created")
+    return f"listening in the tunnel on {state['inbound_listener']['tunnel_ip']}; wiki: {waiting['error_message']}"
 
 
 async def peers_files(stack: Stack) -> str:
@@ -91,6 +93,7 @@ async def peers_files(stack: Stack) -> str:
         await stack.write_peer_file(name)
     argv = [str(stack.configs["wiki-server"]), f"8080=127.0.0.1:{stack.upstreams['wiki']}"]
     await stack.start_wiki_server(*argv)
+    await stack.until_service("wiki", "active")
     return f"{stack.configs['alice-laptop']}"
 
 
@@ -155,9 +158,9 @@ async def bob_is_refused(stack: Stack) -> str:
     answer = await overlay(stack, "bob-laptop", f"http://{WIKI}/")
     expect("status", answer.status, 403)
     expect("requests at the upstream", await stack.seen_by("wiki"), before)
-    told = answer.body.lower()
+    page = answer.body.lower()
     for secret in ("engineering", "private_service", "100.", BOB):
-        if secret in told:
+        if secret in page:
             raise StoryFailed(f"bob was told {secret!r}: {answer.body!r}")
     stack.ids["refused exchange"] = answer.exchange
     return answer.body.strip().replace("\n", " ")
@@ -165,9 +168,9 @@ async def bob_is_refused(stack: Stack) -> str:
 
 async def operator_explains(stack: Stack) -> str:
     story = await stack.explain("proxy", stack.ids["refused exchange"])
-    for wanted in ("private_service", "not_in_group", "engineering", "All", BOB, "not dialed"):
-        if wanted not in story:
-            raise StoryFailed(f"explain does not say {wanted!r}:\n{story}")
+    for words in ("private_service", "not_in_group", "engineering", "All", BOB, "not dialed"):
+        if words not in story:
+            raise StoryFailed(f"explain does not say {words!r}:\n{story}")
     return "\n" + story.rstrip()
 
 
@@ -198,8 +201,8 @@ async def outsiders_are_refused(stack: Stack) -> str:
 
 async def public_is_public(stack: Stack) -> str:
     answer = await outside(stack, STATUS)
-    found = Answer(answer.status_code, answer.headers, answer.text)
-    expect("identity", identity_seen(found), [])
+    result = Answer(answer.status_code, answer.headers, answer.text)
+    expect("identity", identity_seen(result), [])
     return "200; nothing of the forged headers arrived"
 
 
@@ -250,8 +253,8 @@ STORY = (
     Step("management starts: first account, owner, tokens", management_starts),
     Step("a proxy connects with its token", proxy_connects),
     Step("alice (engineering), bob, and their peers", people_and_peers),
-    Step("wiki (private, engineering), lobby (private, All), status (public) become active", services),
-    Step("the peers' WireGuard files; wiki's server joins as a peer", peers_files),
+    Step("lobby (private, All), status (public) are active; wiki (private, engineering) waits for its peer", services),
+    Step("the peers' WireGuard files; wiki's server joins as a peer, and wiki becomes active", peers_files),
     Step("alice opens wiki over the overlay: 200, and the upstream knows who she is", alice_opens_wiki),
     Step("alice opens wiki by HTTPS", alice_opens_wiki_by_https),
     Step("alice forges identity headers: the upstream sees only ours", alice_forges_headers),
@@ -267,5 +270,6 @@ STORY = (
     Step("alice's file is still good after the restart", files_outlive_restarts),
     Step("a proxy without the plugin does not get wiki", without_the_plugin),
     Step("a proxy without `private` refuses wiki", without_private),
+    *AGENTS,
     *CHANGES,
 )

@@ -9,9 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from bench import inmemory, instructions, report, schemes
-from bench.measure import Footprint, LoadFailed, Sample, cpu_seconds, family, load, sample
-from bench.servers import start_caddy, start_nginx, start_upstream, start_uvicorn
+from bench import alone, inmemory, instructions
+from bench.idle import holding
+from bench.measure import Footprint, LoadFailed, cpu_seconds, family, load, sample
+from bench.messages import messages
+from bench.openloop import latency
+from bench.peers import start_caddy, start_haproxy, start_nginx, start_uvicorn
+from bench.rows import UPLOAD
+from bench.servers import start_upstream
 from examples.demo.processes import Processes
 from examples.demo.stack import Certificates, free_port
 
@@ -33,33 +38,6 @@ async def test_a_process_is_counted_with_its_children() -> None:
         await busy.communicate(b"\n")
 
 
-def test_best_round_counts_and_the_spread_tells_of_the_others() -> None:
-    """Neighbors on a machine can only make a request dearer."""
-    series = report.Series("x", "plain", [Sample(1000, 1.0, 0.2), Sample(2000, 1.0, 0.2), Sample(1000, 1.0, 0.15)])
-    assert series.cpu == pytest.approx(0.1)
-    assert series.spread == pytest.approx(1.0)
-    assert series.rate == 2000
-
-
-def test_ratios_stand_within_one_run() -> None:
-    """Each row against nginx and Caddy under the same load; the overlay's against the same proxies without it."""
-    results = [
-        report.Series("nginx", "plain", [Sample(1000, 1.0, 0.02)]),
-        report.Series("Caddy", "plain", [Sample(1000, 1.0, 0.1)]),
-        report.Series("netbird-proxy", "private", [Sample(1000, 1.0, 0.2)]),
-    ]
-    table = report.table(results)
-    assert "| netbird-proxy | 0.2000 | +0 % | 1,000 | 10.00 | 2.00 |" in table.splitlines()
-
-
-def test_only_the_generated_part_of_the_page_is_replaced(tmp_path: Path) -> None:
-    """What people wrote around it stays."""
-    page = tmp_path / "performance.md"
-    page.write_text(f"# Mine\n\n{report.BEGIN}\nold\n{report.END}\n\nmine too\n")
-    report.write(page, "new")
-    assert page.read_text() == f"# Mine\n\n{report.BEGIN}\nnew\n{report.END}\n\nmine too\n"
-
-
 @pytest.mark.live
 async def test_parts_start_and_answer(tmp_path: Path) -> None:
     """Everything that is compared forwards to the upstream, by HTTP and HTTPS, and the load is counted."""
@@ -68,13 +46,53 @@ async def test_parts_start_and_answer(tmp_path: Path) -> None:
         upstream = await start_upstream(processes, tmp_path)
         for subject in (
             await start_nginx(processes, tmp_path, upstream, certificates),
+            await start_haproxy(processes, tmp_path, upstream, certificates),
             await start_caddy(processes, tmp_path, upstream, certificates, log=True),
             await start_uvicorn(processes, certificates),
         ):
-            for url in subject.urls.values():
+            for name, url in subject.urls.items():
                 found = await sample(subject.process.pid, url + "/", host="localhost", seconds=1, connections=2)
                 assert found.requests > 0
-                assert found.cpu >= 0
+                assert found.cpu > 0
+                if subject.forwards and name == "plain":
+                    up = await sample(
+                        subject.process.pid, url + "/sink", host="localhost", seconds=1, connections=1, script=UPLOAD
+                    )
+                    assert up.requests > 0
+            assert (await latency(subject.urls["plain"] + "/", host="localhost", rate=50, seconds=1)).count == 50
+
+
+@pytest.mark.live
+async def test_echoes_are_counted_and_paid_by_the_server(tmp_path: Path) -> None:
+    """Small and large messages come back whole through a real server."""
+    certificates = Certificates.made_in(tmp_path)
+    async with Processes(tmp_path / "logs") as processes:
+        subject = await start_uvicorn(processes, certificates)
+        for size in (64, 16_384):
+            found = await messages(
+                subject.process.pid, subject.urls["messages"], host="localhost", size=size, seconds=0.5, connections=2
+            )
+            assert found.requests > 0
+            assert found.cpu > 0
+        with pytest.raises(LoadFailed):
+            await messages(
+                subject.process.pid, f"http://127.0.0.1:{free_port()}", host="x", size=64, seconds=0.5, connections=1
+            )
+
+
+@pytest.mark.live
+async def test_idle_connections_are_held_until_they_are_let_go(tmp_path: Path) -> None:
+    """Plain ones and websockets, through a proxy of ours; its descriptors show that they are there."""
+    async with Processes(tmp_path / "logs") as processes:
+        serve = free_port()
+        proxy = await alone.start(processes, tmp_path / "idle", serve)
+        async with holding(proxy.port, 20, host=alone.HOST, websockets=True, serve=serve) as held:
+            before = Footprint.of(proxy.process.pid).descriptors
+            await held.open()
+            assert Footprint.of(proxy.process.pid).descriptors == before + 40
+        async with holding(proxy.port, 1, host="nobody.test") as held:
+            with pytest.raises(LoadFailed, match="404"):
+                await held.open()
 
 
 @pytest.mark.live
@@ -83,16 +101,6 @@ async def test_a_load_that_was_not_answered_is_no_figure() -> None:
     with pytest.raises(LoadFailed):
         await load(f"http://127.0.0.1:{free_port()}/", host="localhost", seconds=1, connections=1)
     assert os.getpid() in family(os.getpid())
-
-
-def test_schemes_stand_beside_a_public_route_of_the_same_listener() -> None:
-    """The ratio is the rounds' median, not the medians' ratio; what was not measured is no figure."""
-    base = schemes.Call(inmemory.PUBLIC, "", "", costs=[0.1, 0.2, 0.3], ratios=[1.0, 1.0, 1.0])
-    cookie = schemes.Call(inmemory.COOKIE, "", "", costs=[0.11, 0.24, 0.6], ratios=[1.1, 1.2, 2.0])
-    lines = schemes.table([[base, cookie]], {inmemory.PUBLIC: 200_000, inmemory.COOKIE: 230_000}).splitlines()
-    assert "| public route | 0.2000 | 1.00 | 200,000 | 1.00 |" in lines
-    assert "| session cookie | 0.2400 | 1.20 | 230,000 | 1.15 |" in lines
-    assert "| private route | – | – | – | – |" in lines
 
 
 async def test_each_scheme_lets_its_caller_in_and_tells_the_upstream_nothing_of_it(tmp_path: Path) -> None:
@@ -105,6 +113,14 @@ async def test_each_scheme_lets_its_caller_in_and_tells_the_upstream_nothing_of_
             assert (b"x-netbird-user: anna@example.com" in head) is (scheme.inside and scheme.base != scheme.name)
             assert b"cookie" not in head
             assert b"authorization" not in head
+
+
+async def test_a_guard_and_further_plugins_are_counted_on_a_way_that_works(tmp_path: Path) -> None:
+    """A closed route or a plugin that did not load would be cheap."""
+    async with inmemory.stage(tmp_path, unbound=inmemory.UNBOUND) as made:
+        for scheme in inmemory.EXTRAS:
+            await made.play(scheme.name, inmemory.CONNECTIONS)
+            assert f"x-forwarded-host: {scheme.service}.example.com".encode() in made.seen[0].lower()
 
 
 async def test_what_is_refused_in_memory_is_no_figure(tmp_path: Path) -> None:

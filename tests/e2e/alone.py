@@ -54,5 +54,5 @@ async def started(
     """A proxy that is ready."""
     config, file, port = written(directory, mappings, extra=extra)
     process = await processes.start("proxy", [str(BIN / "netbird-proxy"), "run", "--config", str(config)], env=env)
-    await process.said(r"proxy\.ready")
+    await process.until_line(r"proxy\.ready")
     return Alone(process, config, file, port)

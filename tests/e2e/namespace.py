@@ -62,12 +62,13 @@ class Namespace:
 
     @contextmanager
     def wireguard(self, config: Path) -> Iterator[str]:
-        """Debian's wireguard-go, configured by wg-quick from the file as it is; the interface's name."""
+        """Debian's wireguard-go, configured by wg-quick from the file without its DNS line; the interface's name."""
         # The interface is called like the file, and wireguard-go's socket like the interface: one name for each run.
         name = f"nbw{os.getpid() % 100_000}"
         own = config.with_name(f"{name}.conf")
         own.touch(mode=0o600)
-        own.write_text(config.read_text())
+        # wg-quick would set the machine's name servers, which namespaces do not isolate.
+        own.write_text("".join(line for line in config.read_text().splitlines(True) if not line.startswith("DNS")))
         self.run("wg-quick", "up", str(own))
         try:
             yield name

@@ -48,12 +48,12 @@ async def test_proxy_without_management(tmp_path: Path) -> None:
             assert (await get("other"))[0] == 404
 
             proxy.mappings.write_text(mapped(app=two, other=one))
-            await proxy.process.said(r'mappings_file\.applied.*"total": ?2')
+            await proxy.process.until_line(r'mappings_file\.applied.*"total": ?2')
             assert await get("app") == (200, "two")
             assert await get("other") == (200, "one")
 
             proxy.mappings.write_text(mapped(app=one) + "private = true\n")
-            told = await proxy.process.said(r"mappings_file\.refused.*")
+            told = await proxy.process.until_line(r"mappings_file\.refused.*")
             assert f"{proxy.mappings}:5: mapping[0].private: " in told[0]
             assert await get("app") == (200, "two")
             assert await get("other") == (200, "one")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 from pathlib import Path
@@ -34,13 +35,18 @@ async def test_ready_until_it_is_told_to_stop(tmp_path: Path) -> None:
         assert await asked(port, "/readyz") == (200, "ok\n")
         assert await asked(port, "/livez", "HEAD") == (200, "")
         assert (await asked(port, "/readyz", "POST"))[0] == 405
-        for path in ("/metrics", "/state", "/", "/routes"):
+        for path in ("/healthz", "/healthz/ready", "/healthz/startup", "/healthz/live"):
+            status, page = await asked(port, path)
+            assert (status, json.loads(page)["status"]) == (200, "ok")
+        for path in ("/metrics", "/state", "/", "/routes", "/healthz/"):
             assert await asked(port, path) == (404, "not found\n")
         async with open_to(proxy, GET) as (reader, _):
             proxy.process.send(signal.SIGTERM)
-            await proxy.process.said(r"proxy\.stopping")
+            await proxy.process.until_line(r"proxy\.stopping")
             assert await asked(port, "/readyz") == (503, "stopping\n")
             assert await asked(port, "/livez") == (200, "ok\n")
+            assert await asked(port, "/healthz/live") == (200, '{"status":"ok"}\n')
+            assert (await asked(port, "/healthz/ready"))[0] == 503
             upstream.go.set()
             await reader.readexactly(SIZE)
         assert await proxy.process.stop() == 0
@@ -54,7 +60,7 @@ async def test_not_ready_before_it_knows_what_to_serve(tmp_path: Path) -> None:
         extra = f'[health]\nlisten = "127.0.0.1:{port}"\nmetrics = true\n'
         early = f"{extra}[limits]\nstartup_timeout = 0.1\n"
         first = await running.start_proxy("early", plugins=["direct_upstream"], private=False, extra=early, wait=False)
-        await first.process.said(r"proxy\.incomplete")
+        await first.process.until_line(r"proxy\.incomplete")
         assert await asked(port, "/readyz") == (503, "no mappings yet\n")
         await first.process.stop()
 
@@ -75,6 +81,9 @@ async def test_not_ready_before_it_knows_what_to_serve(tmp_path: Path) -> None:
 
         await until("the loss is told", noticed, timeout=15)
         assert await asked(port, "/readyz") == (200, "ok\n")
+        # NetBird's readiness is the connection to management; ours is that services are served.
+        ready = '{"status":"fail","checks":{"management_connected":false}}\n'
+        assert await asked(port, "/healthz/ready") == (503, ready)
         numbers = (await asked(port, "/metrics"))[1]
         assert re.search(r"^# TYPE netbird_proxy_management_unreachable_total counter$", numbers, re.MULTILINE)
         assert all(re.fullmatch(r"# TYPE \w+ (counter|gauge)|\w+ [0-9]+", line) for line in numbers.splitlines())

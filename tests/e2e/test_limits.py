@@ -48,7 +48,7 @@ async def test_descriptors_are_taken_and_missed(tmp_path: Path, hard: str, told:
     async with Processes(tmp_path / "logs") as processes:
         argv = ["sh", "-c", limited, "sh", str(BIN / "netbird-proxy"), "run", "--config", str(config)]
         process = await processes.start("proxy", argv)
-        await process.said(r"proxy\.ready")
+        await process.until_line(r"proxy\.ready")
         limits = await asyncio.to_thread(Path(f"/proc/{process.pid}/limits").read_text)
         assert limits.split("Max open files")[1].split()[0] == hard
         assert any("descriptors.few" in line for line in process.lines) is told

@@ -68,7 +68,7 @@ async def test_frozen_is_no_refusal_and_no_absence(tmp_path: Path) -> None:
         running.token = "nobody's"
         # Never ready: the proxy has no mappings file, and management gives it nothing to serve.
         await running.start_proxy("stranger", plugins=["direct_upstream"], private=False, extra=IMPATIENT, wait=False)
-        await running.proxies["stranger"].process.said(r"management\.stream\.lost")
+        await running.proxies["stranger"].process.until_line(r"management\.stream\.lost")
         told = await until_state(running, "refused", "stranger")
         assert (told["connected"], told["management_refused"] >= 1) == (False, True)
         for name in ("proxy", "stranger"):

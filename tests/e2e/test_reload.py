@@ -94,7 +94,7 @@ async def test_proxy_reloads_and_cuts_nothing(tmp_path: Path) -> None:
 
         third, seen = authority.issue(), len(proxy.process.lines)
         proxy.process.send(signal.SIGHUP)
-        await proxy.process.said(r"host\.reloaded", start=seen)
+        await proxy.process.until_line(r"host\.reloaded", start=seen)
         assert await authority.shown(tls) == third
         assert await get(reader, writer) == "404"
         writer.close()
@@ -115,7 +115,7 @@ async def test_management_reloads_its_certificates(tmp_path: Path) -> None:
     program = str(BIN / "netbird-management")
     async with Processes(tmp_path / "logs") as processes:
         management = await processes.start("management", [program, "run", "--config", str(config)])
-        await management.said(r"^ready ")
+        await management.until_line(r"^ready ")
         reader, writer, serial = await authority.connect(rest)
         assert (serial, await authority.shown(grpc)) == (first, first)
 
@@ -170,8 +170,8 @@ async def test_hangups_end_no_host_at_any_moment(tmp_path: Path, program: str) -
             while not ignores_hangups(host.pid):  # noqa: ASYNC110 - nothing tells of it
                 await asyncio.sleep(0.001)
             hanging = group.create_task(hang_up(host.pid))
-            await host.said(r"proxy\.ready|^ready ")
-            await host.said(r"host\.reloaded")
+            await host.until_line(r"proxy\.ready|^ready ")
+            await host.until_line(r"host\.reloaded")
             host.send(signal.SIGTERM)
             assert await host.handle.wait() == 0
             await hanging

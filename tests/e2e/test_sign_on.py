@@ -36,7 +36,7 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Sta
         await made.start_management()
         callback = f"{made.rest}/api/reverse-proxy/callback"
         provider = await made.processes.start("provider", [node, str(OIDC / "provider.mjs"), callback])
-        issuer = (await provider.said(r"ready (http://\S+:\d+)"))[1]
+        issuer = (await provider.until_line(r"ready (http://\S+:\d+)"))[1]
         await made.management.stop()
         with (directory / "management.toml").open("a") as settings:
             settings.write(

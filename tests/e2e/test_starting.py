@@ -121,7 +121,7 @@ async def test_promise_7_nothing_listens_before_the_first_snapshot_is_in_force(t
             command = written(tmp_path, management, port, timeout=60, extra=extra)
             async with Processes(tmp_path / "logs") as processes:
                 proxy = await processes.start("proxy", command, env={"NOTIFY_SOCKET": str(tmp_path / "notify")})
-                await proxy.said(r"mappings\.applied")  # the service itself is in force
+                await proxy.until_line(r"mappings\.applied")  # the service itself is in force
                 with pytest.raises(ConnectionRefusedError):
                     await asyncio.open_connection("127.0.0.1", port)
                 async with httpx.AsyncClient() as client:
@@ -129,7 +129,7 @@ async def test_promise_7_nothing_listens_before_the_first_snapshot_is_in_force(t
                 with pytest.raises(BlockingIOError):
                     ear.recv(1000)
                 management.whole.set()
-                await proxy.said(r"proxy\.ready")
+                await proxy.until_line(r"proxy\.ready")
                 async with asyncio.timeout(20):  # the supervisor hears of it right after the log does
                     assert (await asyncio.get_running_loop().sock_recv(ear, 1000)).startswith(b"READY=1\n")
                 assert (await asked(port, KNOWN))[0] == 200
@@ -145,13 +145,13 @@ async def test_hosts_that_may_exist_are_answered_503_once_the_time_for_a_start_i
         Processes(tmp_path / "logs") as processes,
     ):
         proxy = await processes.start("proxy", written(tmp_path, management, port, timeout=0.1))
-        await proxy.said(r"mappings\.applied")
-        await proxy.said(r"proxy\.incomplete.*management")
+        await proxy.until_line(r"mappings\.applied")
+        await proxy.until_line(r"proxy\.incomplete.*management")
         assert await asked(port, UNKNOWN) == (503, "2")
         assert (await asked(port, KNOWN))[0] == 200
         assert not any("proxy.ready" in line for line in proxy.lines)
         management.whole.set()
-        await proxy.said(r"proxy\.ready")
+        await proxy.until_line(r"proxy\.ready")
         assert await asked(port, UNKNOWN) == (404, "")
 
 

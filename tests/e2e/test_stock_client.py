@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import sys
 from collections.abc import AsyncIterator
+from ipaddress import ip_address
+from itertools import product
 from pathlib import Path
 
 import httpx
@@ -69,6 +73,18 @@ async def test_member_is_served_and_known(house: tuple[Stack, Namespace]) -> Non
             expect(url, identity_seen(await curl(there, config, url, *options)), ALICE_SEEN)
 
 
+async def test_member_is_served_and_known_over_ipv6(house: tuple[Stack, Namespace]) -> None:
+    """The same file leads to the proxy by IPv6 inside the tunnel, whose packets themselves go over IPv4."""
+    running, there = house
+    config = running.configs["alice-laptop"]
+    overlay = parse_config(config.read_text()).peers[0].allowed_ips[1].network_address
+    assert overlay.version == 6
+    with there.wireguard(config):
+        argv = ["curl", "-sS", "--max-time", "20", "-i", "-6", "--resolve", f"{WIKI}:80:[{overlay}]", f"http://{WIKI}/"]
+        done = await asyncio.to_thread(there.run, *argv)
+        expect("wiki", identity_seen(answer_of(done.stdout)), ALICE_SEEN)
+
+
 async def test_member_of_something_else_is_refused(house: tuple[Stack, Namespace]) -> None:
     """bob by wireguard-go: lobby 200, wiki 403, and wiki's upstream has not heard of him."""
     running, there = house
@@ -100,3 +116,33 @@ async def test_stranger_gets_no_handshake(house: tuple[Stack, Namespace]) -> Non
         expect("curl's exit code", done.returncode, 28)
         handshakes = there.run("wg", "show", name, "latest-handshakes").stdout.split()
         expect("latest handshake", handshakes[-1], "0")
+
+
+ASK = """
+import sys, dns.message, dns.query
+name, server = sys.argv[1:]
+for exchange in (dns.query.udp, dns.query.tcp):
+    answer = exchange(dns.message.make_query(name, "A"), server, timeout=10)
+    print(answer.rcode(), *(record.to_text() for rrset in answer.answer for record in rrset))
+"""
+
+
+async def test_names_are_asked_of_the_tunnel(house: tuple[Stack, Namespace]) -> None:
+    """A device with the plain app and no list of names: the file says whom to ask, and the answer leads to wiki."""
+    running, there = house
+    expect("exit code", await running.proxies["proxy"].process.stop(), 0)
+    await running.start_proxy("proxy", extra="dns = true\n")  # in the table [tunnel], which is the last one
+    await running.until_service("wiki", "active")
+    config = await running.write_peer_file("alice-laptop")
+    overlay = proxy_address(config)
+    (servers,) = re.findall(r"^DNS = (.*)$", config.read_text(), flags=re.MULTILINE)
+    assert servers.split(", ")[0] == overlay
+    assert [ip_address(server).version for server in servers.split(", ")] == [4, 6]
+
+    with there.wireguard(config):
+        ask = [sys.executable, "-c", ASK]
+        for server, name in product(servers.split(", "), (WIKI, "elsewhere.test")):
+            answer = f"0 {overlay}" if name == WIKI else "5"
+            done = await asyncio.to_thread(there.run, *ask, name, server)
+            assert done.stdout.splitlines() == [answer, answer]
+        expect("wiki", identity_seen(await curl(there, config, f"http://{WIKI}/")), ALICE_SEEN)

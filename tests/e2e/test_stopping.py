@@ -115,7 +115,7 @@ async def test_download_finishes_and_nothing_begins(tmp_path: Path) -> None:
         async with open_to(proxy, GET) as (reader, _):
             assert (await state(tmp_path))["ready"] is True
             proxy.process.handle.send_signal(signal.SIGTERM)
-            await proxy.process.said(r"proxy\.stopping")
+            await proxy.process.until_line(r"proxy\.stopping")
             await refused(proxy.port)
             assert await idle.read() == b""
             assert (await state(tmp_path))["ready"] is False
@@ -151,7 +151,7 @@ async def test_what_does_not_end_is_cut(tmp_path: Path, how: str) -> None:
         proxy = await started(processes, tmp_path, mapped(app=upstream.port), extra=f"[limits]\ndrain = {drain}\n")
         async with open_to(proxy, GET) as (reader, _), open_to(proxy, ASK) as (raw, _):
             proxy.process.handle.send_signal(signal.SIGINT)
-            await proxy.process.said(r"proxy\.stopping")
+            await proxy.process.until_line(r"proxy\.stopping")
             if how != "bound":
                 proxy.process.handle.send_signal(signal.SIGTERM)
             with pytest.raises(asyncio.IncompleteReadError):

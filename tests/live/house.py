@@ -62,5 +62,5 @@ async def house(
     )
     async with Processes(directory / "logs") as processes:
         process = await processes.start("proxy", [str(BIN / "netbird-proxy"), "run", "--config", str(config)])
-        await process.said(r"proxy\.ready")
+        await process.until_line(r"proxy\.ready")
         yield House(process, http, https, directory, certificates)

@@ -94,7 +94,7 @@ async def run(connections: int, seconds: int, share: float, wanted: Sequence[Mod
         upstream = await start_upstream(processes, directory)
         # nginx answers before it has read a form; this one reads it first.
         reading = await processes.start("form", [sys.executable, "-m", "examples.demo.upstream", "form"])
-        form = (await reading.said(r"^ready (\d+)"))[1]
+        form = (await reading.until_line(r"^ready (\d+)"))[1]
         more = f'[[mapping.path]]\npath = "/form"\ntarget = "http://127.0.0.1:{form}"\n'
         more += "[mapping.path.options]\ndirect_upstream = true\n"
         others = free_port()
