@@ -101,8 +101,29 @@ def test_burst_of_losses_is_repaired_within_round_trips_and_not_by_a_timeout_eac
     assert (simulation.now - start) / ROUND_TRIP < 20
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_one_percent_of_loss_leaves_a_usable_rate(seed: int) -> None:
-    """2 MiB with 1 % of loss each way."""
-    simulation, a, b = far(seed, loss=0.01)
-    assert transfer(simulation, a, b, 2 << 20, limit=100) < 280
+def test_window_grows_after_a_loss_although_its_acknowledgments_come_in_batches() -> None:
+    """A connection that lost one segment while it was slow gets faster by the bytes acknowledged, not by the acks."""
+    simulation, a, b = far()
+    conn, accepted = simulation.connection(a, b)
+    count = 0
+
+    def lose_one(crossing: Crossing) -> bool:
+        nonlocal count
+        count += crossing.source == a.endpoint
+        return not (crossing.source == a.endpoint and count == 12)
+
+    simulation.filter = lose_one
+    start = simulation.now
+    a.send(conn, bytes(2 << 20))
+    assert simulation.run(60, lambda: len(b.received.get(accepted, b"")) == 2 << 20)
+    assert (simulation.now - start) / ROUND_TRIP < 65
+
+
+def test_one_percent_of_loss_leaves_a_usable_rate() -> None:
+    """2 MiB with 1 % of loss each way, on the average of eight seeds and at worst."""
+    taken = []
+    for seed in range(8):
+        simulation, a, b = far(seed, loss=0.01)
+        taken.append(transfer(simulation, a, b, 2 << 20, limit=100))
+    assert sum(taken) / len(taken) < 170
+    assert max(taken) < 230

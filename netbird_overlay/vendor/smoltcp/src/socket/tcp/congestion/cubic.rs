@@ -31,6 +31,8 @@ pub struct Cubic {
     k: f64,            // cubic curve offset in seconds; depends only on w_max and mss
     w_est: f64,        // RFC 9438 §4.3 reno-friendly window, integrated per ACK
     cwnd_prior: usize, // cwnd at the most recent congestion event; gates α_cubic
+    // Growth of `cwnd` in congestion avoidance that is not a whole byte yet.
+    fraction: f64,
 
     recovery_start: Option<Instant>,
     in_fast_recovery: bool,
@@ -55,6 +57,7 @@ impl Cubic {
             k: 0.0,
             w_est: initial_window(DEFAULT_MSS) as f64,
             cwnd_prior: initial_window(DEFAULT_MSS),
+            fraction: 0.0,
 
             recovery_start: None,
             in_fast_recovery: false,
@@ -91,8 +94,6 @@ impl Controller for Cubic {
     }
 
     fn on_ack(&mut self, now: Instant, len: usize, in_flight: usize, rtt: &RttEstimator) {
-        let segment = len.min(self.mss);
-
         self.absorb_idle(now);
 
         if in_flight == 0 {
@@ -116,22 +117,30 @@ impl Controller for Cubic {
             self.cwnd = self.ssthresh;
             self.w_est = self.cwnd as f64;
             return;
-        } else if self.cwnd < self.ssthresh {
-            // Slow start: increase `cwnd` by the bytes acknowledged (RFC 3465). Receivers with generic receive
-            // offload acknowledge dozens of segments at once, so counting acks would make the growth linear.
-            let limit = if self.rto_flight > 0 { 2 * self.mss } else { len };
-            self.rto_flight = self.rto_flight.saturating_sub(len);
-            // RFC 7661: a window that the sender did not use was not validated, and does not grow.
-            if in_flight + len >= self.cwnd / 2 {
-                self.cwnd = self
-                    .cwnd
-                    .saturating_add(len.min(limit))
-                    .min(self.rwnd)
-                    .max(self.mss);
-            }
+        }
+
+        // Both phases count the bytes acknowledged (RFC 3465). Receivers with generic receive offload acknowledge
+        // dozens of segments at once, so counting acks would make the growth that of a far longer round trip.
+        let acked = if self.rto_flight > 0 {
+            len.min(2 * self.mss)
+        } else {
+            len
+        };
+        self.rto_flight = self.rto_flight.saturating_sub(len);
+
+        // RFC 7661: a window that the sender did not use was not validated, and does not grow.
+        if in_flight + len < self.cwnd / 2 {
             return;
         }
-        self.rto_flight = self.rto_flight.saturating_sub(len);
+
+        if self.cwnd < self.ssthresh {
+            self.cwnd = self
+                .cwnd
+                .saturating_add(acked)
+                .min(self.rwnd)
+                .max(self.mss);
+            return;
+        }
 
         // ca: RFC 9438 §4.2 and §4.3: Calculate W_cubic and W_est. Use whichever grows faster.
         let recovery_start = match self.recovery_start {
@@ -158,6 +167,9 @@ impl Controller for Cubic {
         let c_as_bytes = C * self.mss as f64;
         let w_cubic = c_as_bytes * (t as f64 / 1_000_000.0 - self.k).powi(3) + self.w_max as f64;
 
+        // The part of the window that was acknowledged. Acks get lost, so the next one may cover more than a window.
+        let part = acked.min(self.cwnd) as f64 / self.cwnd as f64;
+
         // RFC 9438 §4.3: advance our reno-like suggested cwnd.
         // When cwnd exceeds prior cwnd, change α_cubic to match Reno's AIMD.
         let w_est = {
@@ -167,7 +179,7 @@ impl Controller for Cubic {
                 ALPHA_CUBIC
             };
 
-            self.w_est += alpha * self.mss as f64 * segment as f64 / self.cwnd as f64;
+            self.w_est += alpha * self.mss as f64 * part;
             self.w_est
         };
 
@@ -187,10 +199,12 @@ impl Controller for Cubic {
             raw.min(1.5 * self.cwnd as f64) // clamp to avoid increasing faster than slow-start would
         };
 
-        // TODO: clamps to 0 on small w_cubic_target (i.e. close to plateau)
-        // add additional counter (linux `cwnd_cnt`?) to track "lost" bytes
-        let increment = (w_cubic_target as usize).saturating_sub(self.cwnd) * segment / self.cwnd;
-        self.cwnd = (self.cwnd + increment).min(self.rwnd).max(self.mss);
+        // Close to the plateau, an ack adds less than a byte. The fraction is kept for the next one.
+        let increment = (w_cubic_target - self.cwnd as f64).max(0.0) * part + self.fraction;
+        self.fraction = increment - (increment as usize) as f64;
+        self.cwnd = (self.cwnd + increment as usize)
+            .min(self.rwnd)
+            .max(self.mss);
     }
 
     fn on_partial_ack(&mut self, _now: Instant, len: usize) {
@@ -410,6 +424,51 @@ mod test {
             ack(&mut cubic, MSS, Instant::from_millis(100_000 + i * 100));
         }
         assert_eq!(cubic.window(), cubic.rwnd);
+    }
+
+    /// The window after ten round trips of congestion avoidance, if each ack covers `len` bytes.
+    fn window_after_ten_round_trips(len: usize) -> usize {
+        let mut cubic = Cubic::new();
+        cubic.set_mss(MSS);
+        cubic.set_remote_window(MSS * 1000);
+        cubic.cwnd = MSS * 100;
+        cubic.on_loss(Instant::from_millis(0), MSS * 100);
+        cubic.on_ack(Instant::from_millis(0), len, MSS * 70, &rtte());
+        for round_trip in 1..=10 {
+            let mut left = cubic.window();
+            while left > 0 {
+                let acked = len.min(left);
+                left -= acked;
+                ack(&mut cubic, acked, Instant::from_millis(round_trip * 100));
+            }
+        }
+        cubic.window()
+    }
+
+    #[test]
+    fn congestion_avoidance_counts_bytes() {
+        let segments = window_after_ten_round_trips(MSS);
+        assert!(segments > MSS * 75);
+        // Acks of a whole window or of a few bytes make it grow as much, but for what compounds within a round trip.
+        for len in [1, 100, MSS * 2, MSS * 1000] {
+            let window = window_after_ten_round_trips(len);
+            assert!(
+                window.abs_diff(segments) <= MSS,
+                "{len} bytes an ack: {window}, not {segments}"
+            );
+        }
+    }
+
+    #[test]
+    fn unused_window_does_not_grow_in_congestion_avoidance() {
+        let mut cubic = Cubic::new();
+        cubic.set_mss(MSS);
+        cubic.cwnd = MSS * 30;
+        cubic.ssthresh = MSS * 20;
+        for round_trip in 0..100 {
+            cubic.on_ack(Instant::from_millis(round_trip * 100), MSS, 0, &rtte());
+        }
+        assert_eq!(cubic.window(), MSS * 30);
     }
 
     #[test]
