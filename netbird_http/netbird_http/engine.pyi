@@ -4,7 +4,7 @@ Names and values are bytes. A name's folded form is the spelling that all its al
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import final
+from typing import Any, final
 
 def fold(name: bytes) -> bytes:
     """Return the spelling that all aliases of a name share: lower case, with `_` and `.` replaced by `-`."""
@@ -244,6 +244,118 @@ class Answer:
     @property
     def kept_for(self) -> int | None:
         """Seconds for which the upstream keeps an idle connection, from its `Keep-Alive` field; None without one."""
+
+@final
+class Reader:
+    """The requests that arrive on one connection (RFC 9112). `feed` takes bytes as they arrive and returns events.
+
+    Where the bytes are cut changes nothing. Nothing is mended: a head with two readings is refused.
+
+    Args:
+        max_bytes: maximum size of a head (its target and its field lines), of trailers, and of a chunk's line.
+        max_lines: maximum number of fields in a head, and in trailers.
+    """
+
+    def __new__(cls, *, max_bytes: int, max_lines: int) -> Reader: ...
+    def feed(self, data: bytes) -> list[Head | bytes | End | Refused]:
+        """Take the next bytes, and return what they complete, in order.
+
+        A `Head` begins a request. One with `has_body` is followed by its body in pieces of `bytes`, of which none is
+        empty, and by an `End`; one with `upgrade` by the bytes of the other protocol; any other one is complete.
+        Piece and argument are the same object if all of it is body. Bytes behind a request without `keep_alive` are
+        ignored. `Refused` is the last event, and the only one of each later call.
+        """
+
+    @property
+    def in_head(self) -> bool:
+        """Bytes of an incomplete head have arrived, or CR and LF before a request."""
+
+    @property
+    def request_line(self) -> tuple[str, bytes]:
+        """Method and target of an incomplete head, as far as they have arrived."""
+
+@final
+class Head:
+    """A request head that was judged. Immutable; its parts are made anew each time."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def path(self) -> str:
+        """The path, percent-decoded, with U+FFFD for what is not UTF-8."""
+
+    @property
+    def raw_path(self) -> bytes:
+        """The path as it arrived; `/` where an absolute target has none, and `*` with OPTIONS."""
+
+    @property
+    def query(self) -> bytes:
+        """The query as it arrived, without its `?`."""
+
+    @property
+    def empty_query(self) -> bool:
+        """The target has a `?` with nothing behind it."""
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The fields in order, names in lower case, values without blanks around them."""
+
+    @property
+    def http11(self) -> bool:
+        """The version is HTTP/1.1; else it is HTTP/1.0."""
+
+    @property
+    def has_body(self) -> bool:
+        """A body follows, and then an `End`."""
+
+    @property
+    def keep_alive(self) -> bool:
+        """The client may send another request on the connection."""
+
+    @property
+    def expects(self) -> bool:
+        """The client waits for `100 Continue`."""
+
+    @property
+    def upgrade(self) -> bool:
+        """The client asks for an upgrade that an upstream may grant, on HTTP/1.1, without a body."""
+
+@final
+class End:
+    """The end of a request that has a body."""
+
+    @property
+    def trailers(self) -> list[tuple[bytes, bytes]]:
+        """Fields behind a chunked body, in order, names in lower case."""
+
+@final
+class Refused:
+    """A request that is not served.
+
+    Attributes:
+        status: of the answer.
+        reason: stable, from a bounded set, for the counter and the log line: `host_missing`.
+        method, target: as far as they were read; else empty.
+    """
+
+    @property
+    def status(self) -> int: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def method(self) -> str: ...
+    @property
+    def target(self) -> bytes: ...
+
+def judge_scope(scope: Mapping[str, Any]) -> str | None:
+    """Judge the head in an HTTP or websocket scope of another server by the rules of `Reader`.
+
+    The server has already dropped the authority of an absolute target and a fragment, and may have added trailers to
+    the fields, which cannot be detected here. Without `raw_path` there are no bytes to authorize: refused.
+
+    Returns:
+        The reason for a refusal with 400, or None. A scope with missing or wrongly typed parts is `scope_malformed`.
+    """
 
 def log_line(
     exchange_id: str,

@@ -12,8 +12,9 @@ use std::ops::Range;
 
 use framing::{is_printable, Framing};
 
-use crate::chunks::SizeLine;
+use crate::chunks::{Broken, Chunked, Step};
 use crate::fields::{Fields, Kind, Span};
+pub use crate::section::Limits;
 use crate::section::Section;
 
 /// The reason why bytes are no answer: a sentence for the operator.
@@ -24,14 +25,6 @@ impl Violation {
     fn invalid(what: &str) -> Violation {
         Violation(format!("invalid answer: {what}"))
     }
-}
-
-/// Limits of an answer's heads together (including informational ones), of its trailers, and of a chunk's line.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    pub bytes: usize,
-    /// Fields in a head or in the trailers.
-    pub lines: usize,
 }
 
 /// The facts of a request that decide the framing of its answer.
@@ -48,11 +41,7 @@ enum State {
     Head,
     Octets(u64),
     UntilClose,
-    Size(SizeLine),
-    Chunk(u64),
-    ChunkReturn,
-    ChunkFeed,
-    Trailers,
+    Chunked,
     Over,
     Failed,
 }
@@ -78,7 +67,8 @@ pub struct Answer {
     state: State,
     section: Section,
     start: Option<Start>,
-    /// Bytes of informational heads; then bytes of framing since the last byte of the body.
+    chunked: Chunked,
+    /// Bytes of informational heads.
     quiet: usize,
     failure: Option<Violation>,
     /// Something was written askew, so no other request follows on this connection.
@@ -106,14 +96,14 @@ pub struct Answer {
 
 impl Answer {
     pub fn new(asked: Asked, limits: Limits) -> Answer {
-        // Positions in a head are 32 bits wide.
-        let limits = Limits { bytes: limits.bytes.min(1 << 30), ..limits };
+        let limits = limits.bounded();
         Answer {
             limits,
             asked,
             state: State::Head,
             section: Section::default(),
             start: None,
+            chunked: Chunked::lenient(limits),
             quiet: 0,
             failure: None,
             mended: false,
@@ -145,11 +135,7 @@ impl Answer {
                     body.push(at..data.len());
                     return Ok(());
                 }
-                State::Size(line) => self.size(line, rest),
-                State::Chunk(left) => Ok(self.chunk(left, at, rest.len(), body)),
-                State::ChunkReturn => self.expect(rest, b'\r', State::ChunkFeed),
-                State::ChunkFeed => self.expect(rest, b'\n', State::Size(SizeLine::padded())),
-                State::Trailers => self.trailer(rest),
+                State::Chunked => self.chunk(at, rest, body),
                 State::Over => {
                     self.excess = true;
                     return Ok(());
@@ -288,7 +274,6 @@ impl Answer {
         }
         self.status = status;
         self.head_complete = true;
-        self.quiet = 0;
         self.mended |= start.bare || framing.mended;
         let kept = !framing.close && (start.modern || (framing.keep && !framing.chunked));
         self.keep_alive = kept && !self.mended;
@@ -306,7 +291,7 @@ impl Answer {
                 self.state = State::Octets(length);
             }
         } else if framing.chunked {
-            self.state = State::Size(SizeLine::padded());
+            self.state = State::Chunked;
         } else {
             self.keep_alive = false;
             self.state = State::UntilClose;
@@ -340,73 +325,33 @@ impl Answer {
         took
     }
 
-    fn chunk(&mut self, left: u64, at: usize, available: usize, body: &mut Vec<Range<usize>>) -> usize {
-        let took = available.min(usize::try_from(left).unwrap_or(usize::MAX));
-        body.push(at..at + took);
-        self.quiet = 0;
-        self.state = match left - took as u64 {
-            0 => State::ChunkReturn,
-            left => State::Chunk(left),
-        };
-        took
-    }
-
-    fn size(&mut self, mut line: SizeLine, rest: &[u8]) -> Result<usize, Violation> {
-        for (index, byte) in rest.iter().enumerate() {
-            self.quieter(1)?;
-            if let Some(size) = line.take(*byte).map_err(|_| Violation::invalid("the size of a chunk"))? {
-                if line.was_padded() {
-                    self.mended = true;
-                    self.keep_alive = false;
-                }
-                self.state = if size == 0 { State::Trailers } else { State::Chunk(size) };
-                return Ok(index + 1);
+    fn chunk(&mut self, at: usize, rest: &[u8], body: &mut Vec<Range<usize>>) -> Result<usize, Violation> {
+        let step = self.chunked.take(rest).map_err(|broken| self.violation(broken))?;
+        self.mended |= self.chunked.mended;
+        self.keep_alive &= !self.mended;
+        match step {
+            Step::Framing(took) => Ok(took),
+            Step::Data(took) => {
+                body.push(at..at + took);
+                Ok(took)
+            }
+            Step::End(took, trailers) => {
+                self.trailers = trailers;
+                self.end();
+                Ok(took)
             }
         }
-        self.state = State::Size(line);
-        Ok(rest.len())
     }
 
-    fn expect(&mut self, rest: &[u8], byte: u8, next: State) -> Result<usize, Violation> {
-        if rest.first() != Some(&byte) {
-            return Err(Violation::invalid("a chunk that is longer than its size"));
+    fn violation(&self, broken: Broken) -> Violation {
+        match broken {
+            Broken::Size => Violation::invalid("the size of a chunk"),
+            Broken::Overlong => Violation::invalid("a chunk that is longer than its size"),
+            Broken::Bare => Violation::invalid("a trailer that ends without a CR"),
+            Broken::Field(why) => Violation::invalid(why),
+            Broken::Framing => Violation::invalid("a length behind the body"),
+            Broken::Bytes => Violation(format!("trailers or chunk extensions over {} bytes", self.limits.bytes)),
+            Broken::Lines => Violation(format!("more than {} header lines", self.limits.lines)),
         }
-        self.quieter(1)?;
-        self.state = next;
-        Ok(1)
-    }
-
-    /// Count bytes that are no body.
-    fn quieter(&mut self, bytes: usize) -> Result<(), Violation> {
-        self.quiet += bytes;
-        if self.quiet > self.limits.bytes {
-            return Err(Violation(format!("trailers or chunk extensions over {} bytes", self.limits.bytes)));
-        }
-        Ok(())
-    }
-
-    fn trailer(&mut self, rest: &[u8]) -> Result<usize, Violation> {
-        let (took, complete) = self.section.take(rest);
-        self.quieter(took)?;
-        if !complete {
-            return Ok(took);
-        }
-        let (line, bare) = self.section.end_line();
-        if bare {
-            return Err(Violation::invalid("a trailer that ends without a CR"));
-        }
-        if line.start < line.end {
-            self.add_field(line)?;
-            match self.section.fields.lines.last().map(|line| line.kind) {
-                Some(Kind::ContentLength) => return Err(Violation::invalid("a length behind the body")),
-                Some(Kind::TransferEncoding) => self.mended = true,
-                _ => {}
-            }
-            self.keep_alive &= !self.mended;
-            return Ok(took);
-        }
-        self.trailers = std::mem::take(&mut self.section).fields;
-        self.end();
-        Ok(took)
     }
 }

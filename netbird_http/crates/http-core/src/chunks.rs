@@ -1,8 +1,9 @@
-//! The framing lines of a chunked body (RFC 9112 §7.1), byte by byte, so that no cut of the bytes changes the result.
+//! The framing of a chunked body (RFC 9112 §7.1), byte by byte, so that no cut of the bytes changes the result.
 //!
-//! Extensions are read and dropped; their grammar is checked, since a reader that ends a line elsewhere finds another body.
+//! Requests are read strictly, answers leniently, because old servers pad sizes. Extensions are read and dropped; their grammar is checked, since a reader that ends a line elsewhere finds another body.
 
-use crate::fields::TOKEN;
+use crate::fields::{Fields, Kind, TOKEN};
+use crate::section::{Limits, Section};
 
 /// Most digits of a chunk's size.
 const DIGITS: u8 = 16;
@@ -91,6 +92,149 @@ impl SizeLine {
             _ => return Err(Malformed),
         };
         Ok(None)
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Part {
+    Size(SizeLine),
+    Data(u64),
+    Return,
+    Feed,
+    Trailers,
+}
+
+/// The result of reading some bytes of a chunked body, with their number.
+#[derive(Debug)]
+pub enum Step {
+    Framing(usize),
+    Data(usize),
+    /// The body is complete; with its trailers.
+    End(usize, Fields),
+}
+
+/// The reason why bytes are no chunked body.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Broken {
+    Size,
+    /// A chunk is longer than its size.
+    Overlong,
+    /// A trailer ends without a CR.
+    Bare,
+    Field(&'static str),
+    /// A trailer names a length, or (in a strict body) a transfer coding.
+    Framing,
+    /// More bytes than permitted that are no body.
+    Bytes,
+    /// More trailers than permitted.
+    Lines,
+}
+
+/// Reads a chunked body and its trailers.
+#[derive(Clone, Debug)]
+pub struct Chunked {
+    limits: Limits,
+    lenient: bool,
+    part: Part,
+    /// Bytes of framing since the last byte of the body.
+    quiet: usize,
+    section: Section,
+    /// Something was written askew; false in a strict body.
+    pub mended: bool,
+}
+
+impl Chunked {
+    /// A body in which each deviation is refused.
+    pub fn strict(limits: Limits) -> Chunked {
+        let part = Part::Size(SizeLine::default());
+        Chunked { limits, lenient: false, part, quiet: 0, section: Section::default(), mended: false }
+    }
+
+    /// A body that may be written askew as old servers do.
+    pub fn lenient(limits: Limits) -> Chunked {
+        Chunked { lenient: true, part: Part::Size(SizeLine::padded()), ..Chunked::strict(limits) }
+    }
+
+    /// Read the next bytes, which are at least one. The caller ends the body after `End`.
+    pub fn take(&mut self, rest: &[u8]) -> Result<Step, Broken> {
+        match self.part {
+            Part::Size(line) => self.size(line, rest),
+            Part::Data(left) => {
+                let took = rest.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+                self.quiet = 0;
+                self.part = match left - took as u64 {
+                    0 => Part::Return,
+                    left => Part::Data(left),
+                };
+                Ok(Step::Data(took))
+            }
+            Part::Return => self.expect(rest, b'\r', Part::Feed),
+            Part::Feed => self.expect(rest, b'\n', self.next_size()),
+            Part::Trailers => self.trailer(rest),
+        }
+    }
+
+    fn next_size(&self) -> Part {
+        Part::Size(if self.lenient { SizeLine::padded() } else { SizeLine::default() })
+    }
+
+    fn size(&mut self, mut line: SizeLine, rest: &[u8]) -> Result<Step, Broken> {
+        for (index, byte) in rest.iter().enumerate() {
+            self.quieter(1)?;
+            if let Some(size) = line.take(*byte).map_err(|_| Broken::Size)? {
+                self.mended |= line.was_padded();
+                self.part = if size == 0 { Part::Trailers } else { Part::Data(size) };
+                return Ok(Step::Framing(index + 1));
+            }
+        }
+        self.part = Part::Size(line);
+        Ok(Step::Framing(rest.len()))
+    }
+
+    fn expect(&mut self, rest: &[u8], byte: u8, next: Part) -> Result<Step, Broken> {
+        if rest.first() != Some(&byte) {
+            return Err(Broken::Overlong);
+        }
+        self.quieter(1)?;
+        self.part = next;
+        Ok(Step::Framing(1))
+    }
+
+    fn quieter(&mut self, bytes: usize) -> Result<(), Broken> {
+        self.quiet = self.quiet.saturating_add(bytes);
+        if self.quiet > self.limits.bytes {
+            return Err(Broken::Bytes);
+        }
+        Ok(())
+    }
+
+    fn trailer(&mut self, rest: &[u8]) -> Result<Step, Broken> {
+        let (took, complete) = self.section.take(rest);
+        self.quieter(took)?;
+        if !complete {
+            return Ok(Step::Framing(took));
+        }
+        let (line, bare) = self.section.end_line();
+        if bare {
+            return Err(Broken::Bare);
+        }
+        if line.start == line.end {
+            return Ok(Step::End(took, std::mem::take(&mut self.section).fields));
+        }
+        let mended = self.section.add(line).map_err(Broken::Field)?;
+        if mended && !self.lenient {
+            return Err(Broken::Field("a blank before a colon"));
+        }
+        self.mended |= mended;
+        if self.section.fields.lines.len() > self.limits.lines {
+            return Err(Broken::Lines);
+        }
+        match self.section.fields.lines.last().map(|line| line.kind) {
+            Some(Kind::TransferEncoding) if self.lenient => self.mended = true,
+            Some(Kind::ContentLength | Kind::TransferEncoding) => return Err(Broken::Framing),
+            _ => {}
+        }
+        Ok(Step::Framing(took))
     }
 }
 

@@ -11,4 +11,5 @@ pub mod fields;
 pub mod log;
 pub mod outgoing;
 pub mod query;
+pub mod request;
 pub mod section;

@@ -415,7 +415,8 @@ fn upgrade_protocols(values: &[&[u8]]) -> Vec<Vec<u8>> {
     parts.filter(|part| may_be_asked_for(part)).map(<[u8]>::to_vec).collect()
 }
 
-fn may_be_asked_for(protocol: &[u8]) -> bool {
+/// Return whether an upstream may be asked for this protocol: a token that names no carrier of further requests.
+pub fn may_be_asked_for(protocol: &[u8]) -> bool {
     let mut halves = protocol.splitn(2, |byte| *byte == b'/');
     let name = halves.next().unwrap_or_default();
     let carries = [&b"h2"[..], b"h2c", b"h3", b"http", b"tls"].iter().any(|other| name.eq_ignore_ascii_case(other));

@@ -26,6 +26,20 @@ fn is_session_parameter(name: &[u8]) -> bool {
     rest.is_empty()
 }
 
+/// Return bytes with every whole escape decoded; other bytes are unchanged.
+pub fn percent_decoded(bytes: &[u8]) -> Cow<'_, [u8]> {
+    if !bytes.contains(&b'%') {
+        return Cow::Borrowed(bytes);
+    }
+    let mut plain = Vec::with_capacity(bytes.len());
+    let mut rest = bytes;
+    while let Some((byte, after)) = decoded(rest) {
+        plain.push(byte);
+        rest = after;
+    }
+    Cow::Owned(plain)
+}
+
 /// Return the first byte, percent-decoded where it is a whole escape, and the bytes behind it.
 fn decoded(bytes: &[u8]) -> Option<(u8, &[u8])> {
     match bytes {
@@ -45,6 +59,12 @@ fn digit(byte: u8) -> Option<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whole_escapes_are_decoded() {
+        assert_eq!(&*percent_decoded(b"/caf%C3%a9%2F%2"), b"/caf\xc3\xa9/%2");
+        assert_eq!(&*percent_decoded(b"%%41%"), b"%A%");
+    }
 
     #[test]
     fn only_our_parameter_is_cut_out_under_any_encoding() {

@@ -4,6 +4,21 @@ use memchr::memchr;
 
 use crate::fields::{classify, Fields, Line, Span, LOWER, TOKEN};
 
+/// Limits of what a peer sends beside bodies: a head, trailers, and a chunk's line. Answers say how they count heads.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub bytes: usize,
+    /// Fields in a head or in the trailers.
+    pub lines: usize,
+}
+
+impl Limits {
+    /// Return the limits with positions that 32 bits can hold.
+    pub fn bounded(self) -> Limits {
+        Limits { bytes: self.bytes.min(1 << 30), ..self }
+    }
+}
+
 /// The fields of one head or one trailer section that is being read. What is kept is what arrived, so its size is bounded
 /// by the caller's limit of bytes.
 #[derive(Clone, Debug, Default)]

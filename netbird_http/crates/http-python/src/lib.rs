@@ -6,6 +6,7 @@ mod answer;
 mod log;
 mod names;
 mod outgoing;
+mod request;
 
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -21,6 +22,11 @@ fn engine(module: &Bound<'_, PyModule>) -> PyResult<()> {
     outgoing::register(module)?;
     module.add_class::<answer::Answer>()?;
     module.add("Violation", module.py().get_type::<answer::Violation>())?;
+    module.add_class::<request::Reader>()?;
+    module.add_class::<request::Head>()?;
+    module.add_class::<request::End>()?;
+    module.add_class::<request::Refused>()?;
+    module.add_function(wrap_pyfunction!(request::judge_scope, module)?)?;
     module.add_function(wrap_pyfunction!(log::log_line, module)?)?;
     module.add_function(wrap_pyfunction!(log::log_entry, module)?)?;
     module.add_function(wrap_pyfunction!(fold, module)?)
