@@ -205,6 +205,7 @@ async def _listening(
         resolver=server.resolver,
         sign_on=sign_on,
         trusted_proxies=settings.trusted_proxies,
+        agent_login=settings.oidc.agent_login if settings.oidc is not None else None,
     )
     async with hooks.lifespan(server):
         # Plugins' services and routes are validated before the host listens.

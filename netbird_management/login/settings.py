@@ -1,5 +1,6 @@
 """The section `[oidc]` of management's settings."""
 
+from dataclasses import dataclass
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -36,5 +37,18 @@ class OidcSettings(Section):
     accounts: dict[str, str] = Field(default_factory=dict)
     """Ids of existing accounts by the value of the claim. Other values belong to accounts that logins create."""
     agent_client_ids: tuple[str, ...] = ()
-    """Ids of further clients at the provider whose tokens log agents in; those of `client_id` do in any case."""
+    """Ids of further clients at the provider whose tokens log agents in; those of `client_id` do in any case. Agents
+    that ask for a client get the first one."""
     scopes: tuple[str, ...] = ("openid", "profile", "email")
+
+    @property
+    def agent_login(self) -> "AgentLogin":
+        return AgentLogin(self.issuer, (*self.agent_client_ids, self.client_id)[0])
+
+
+@dataclass(frozen=True, slots=True)
+class AgentLogin:
+    """The place where users of agents log in: an issuer, and the client there. Neither is a secret."""
+
+    issuer: str
+    client_id: str

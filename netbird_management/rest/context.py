@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 from netbird_host.buckets import Buckets
 from netbird_host.sources import Network
 from netbird_management.compute.network_map import NetworkMaps
+from netbird_management.login.settings import AgentLogin
 from netbird_management.login.sign_on import SignOn
 from netbird_management.model.snapshot import AccountSnapshot
 from netbird_management.operations.accounts import DNS_DOMAIN
@@ -50,6 +51,8 @@ class Context:
     setup_tries: Buckets = field(default_factory=_login_buckets, repr=False)
     """Wrong setup secrets, by the client's address."""
     trusted_proxies: tuple[Network, ...] = ()
+    agent_login: AgentLogin | None = None
+    """The identity provider at which users of agents log in."""
 
     def account_of(self, caller: ApiCaller) -> AccountSnapshot:
         """The caller's account with the changes of this request; as it was before the request if it is deleted."""

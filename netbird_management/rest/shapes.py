@@ -30,6 +30,11 @@ class Instance(Shape):
     setup_required: bool
 
 
+class AgentLogin(Shape):
+    issuer: str
+    client_id: str
+
+
 class SetUp(Shape):
     user_id: str
     email: str

@@ -1,18 +1,30 @@
-"""The login callback: the identity provider redirects browsers here, with a state and a code instead of a token."""
+"""Logins at the identity provider: the place where agents begin, and the callback, to which the provider redirects
+browsers with a state and a code instead of a token."""
 
 import logging
+from dataclasses import asdict
 
 from fastapi import APIRouter, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from netbird_host.sources import source_of
 from netbird_management.login.identity_provider import LoginRefused, ProviderFailed
-from netbird_management.model.errors import BadRequest
+from netbird_management.model.errors import BadRequest, NotFound
+from netbird_management.rest import shapes
 from netbird_management.rest.client_address import client_address
 from netbird_management.rest.context import Context, InContext
+from netbird_management.rest.wire import ApiResponse
 
 router = APIRouter(tags=["reverse-proxy"])
 _log = logging.getLogger(__name__)
+
+
+@router.get("/agent-login", response_model=shapes.AgentLogin)
+async def agent_login(context: InContext) -> Response:
+    """The identity provider at which users of agents log in. Needs no token, as a user without a peer has none yet."""
+    if context.agent_login is None:
+        raise NotFound("no identity provider is configured")
+    return ApiResponse(asdict(context.agent_login))
 
 
 @router.get(

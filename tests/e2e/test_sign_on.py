@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, expect
 
+from examples.demo.processes import BIN
 from examples.demo.stack import CLUSTER, Stack, stack
 from tests.e2e.browser import chromium
 from tests.e2e.test_logins import add, picture, secret, upstream_saw, url
@@ -38,10 +39,13 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Sta
         provider = await made.processes.start("provider", [node, str(OIDC / "provider.mjs"), callback])
         issuer = (await provider.until_line(r"ready (http://\S+:\d+)"))[1]
         await made.management.stop()
-        with (directory / "management.toml").open("a") as settings:
+        file = directory / "management.toml"
+        # One address for both interfaces, so that an agent finds the provider by the address that it has.
+        file.write_text(file.read_text().replace("[rest]\n", "[rest]\ngrpc = true\n"))
+        with file.open("a") as settings:
             settings.write(
                 f'[oidc]\nissuer = "{issuer}"\nclient_id = "management"\nclient_secret = "client-secret"\n'
-                f'callback_url = "{callback}"\n'
+                f'callback_url = "{callback}"\nagent_client_ids = ["agents"]\n'
             )
         await made.restart_management()
         for name in ("proxy", "second"):
@@ -222,6 +226,24 @@ async def test_member_of_the_cluster_finishes_what_another_began(running: Stack,
     await other.wait_for_url(f"https://app.{CLUSTER}:{second}/deep?x=1")
     assert (await upstream_saw(other))["target"] == "/deep?x=1"
     await context.close()
+
+
+async def test_an_agents_user_logs_in_by_a_code(running: Stack, browser: Browser) -> None:
+    """`netbird-peer up --sso` shows an address and a code; whoever confirms it in a browser owns the new peer."""
+    argv = [str(BIN / "netbird-peer"), "up", "--management-url", running.rest, "--hostname", "alices-laptop"]
+    argv += ["--loopback", "--sso", "--state", str(running.directory / "agent")]
+    agent = await running.processes.start("agent", argv)
+    address = (await agent.until_line(r"With the code filled in: (http://127\.0\.0\.1:\S+)"))[1]
+    page = await browser.new_page()
+    await page.goto(address)
+    await page.get_by_role("button", name="Continue").click()
+    await log_in_as(page, "alice")
+
+    await agent.until_line(r"^ready on ")
+    peers = await running.api.get("/peers")
+    assert [peer["user_id"] for peer in peers if peer["hostname"] == "alices-laptop"] == [running.ids["alice"]]
+    assert await agent.stop() == 0
+    await page.close()
 
 
 async def test_the_providers_package_names_no_registry() -> None:

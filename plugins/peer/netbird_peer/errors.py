@@ -7,5 +7,9 @@ class JoinFailed(Exception):
     """The network cannot be joined. The message states the fault and the remedy."""
 
 
+class LoginFailed(JoinFailed):
+    """The user could not be logged in at the identity provider."""
+
+
 class ControlStop(Exception):
     """Another command asked `up` to end."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -130,17 +131,29 @@ async def _stay_joined(
 async def _log_in(client: ManagementClient, credentials: Credentials, options: UpOptions) -> LoginResponse:
     """Log in by the key alone, and by the credentials where that does not suffice. Raises JoinFailed."""
     try:
+        async with _answer_in_time():
+            return await enroll(client, dns_labels=options.dns_labels)
+    except (NotRegistered, LoginExpired) as error:
+        if not credentials.setup_key and not credentials.token and credentials.login is None:
+            raise _refusal(error) from error
+    token = await credentials.login() if credentials.login is not None else credentials.token
+    try:
+        async with _answer_in_time():
+            return await enroll(client, setup_key=credentials.setup_key, jwt=token, dns_labels=options.dns_labels)
+    except (NotRegistered, LoginExpired) as error:
+        raise JoinFailed(f"management refused the login: {error}") from error
+
+
+@asynccontextmanager
+async def _answer_in_time() -> AsyncIterator[None]:
+    """Raises JoinFailed if management is silent, or refuses for another reason than a login that is missing."""
+    try:
         async with asyncio.timeout(LOGIN_SECONDS):
-            try:
-                return await enroll(client, dns_labels=options.dns_labels)
-            except (NotRegistered, LoginExpired) as error:
-                if not credentials.setup_key and not credentials.token:
-                    raise _refusal(error) from error
-            return await enroll(
-                client, setup_key=credentials.setup_key, jwt=credentials.token, dns_labels=options.dns_labels
-            )
+            yield
     except TimeoutError as error:
         raise JoinFailed(f"management did not answer within {LOGIN_SECONDS:g} s") from error
+    except (NotRegistered, LoginExpired):
+        raise
     except ManagementFailure as error:
         raise JoinFailed(f"management refused the login: {error}") from error
 
@@ -156,8 +169,10 @@ async def _first_map(member: Joined) -> None:
 
 def _refusal(error: BaseException) -> JoinFailed:
     if isinstance(error, LoginExpired):
-        return JoinFailed("the login of this peer has expired: log in again, by --token-file")
-    return JoinFailed("management does not know this peer (any more): join again, by --setup-key or --token-file")
+        return JoinFailed("the login of this peer has expired: log in again, by --sso or --token-file")
+    return JoinFailed(
+        "management does not know this peer (any more): join again, by --setup-key, --sso or --token-file"
+    )
 
 
 def _system_roots() -> bytes | None:

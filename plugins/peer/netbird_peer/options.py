@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +14,12 @@ class Credentials:
     Attributes:
         setup_key: a setup key of the account.
         token: a token of a user, from the account's identity provider.
+        login: logs a user in at the provider, which may take minutes, and returns their token. Raises JoinFailed.
     """
 
     setup_key: str = ""
     token: str = ""
+    login: Callable[[], Awaitable[str]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -30,6 +30,9 @@ from netbird_peer.pipe import Forwarder, to_local, to_overlay
 from netbird_peer.rendering import render
 from netbird_peer.running import fail, log_to_stderr, run, until_signal
 from netbird_peer.socks5 import SocksServer
+
+if TYPE_CHECKING:
+    from netbird_peer.sso import Prompt
 
 HTTP_ERROR = 22
 """Exit code for a status of 400 or above, like curl's with `--fail`."""
@@ -60,7 +63,13 @@ def up_command(
     token_file: Annotated[
         Path | None, typer.Option(help="A file with a user's token of the identity provider, for the login.")
     ] = None,
-    sso: Annotated[bool, typer.Option("--sso", help="Log in at the identity provider.")] = False,
+    sso: Annotated[
+        bool, typer.Option("--sso", help="Log in at the identity provider, by a code to confirm in any browser.")
+    ] = False,
+    issuer: Annotated[
+        str, typer.Option(help="URL of the identity provider, with --client-id; by default management names both.")
+    ] = "",
+    client_id: Annotated[str, typer.Option(help="Our client at the identity provider.")] = "",
     hostname: Annotated[str, typer.Option(help="Our name in the network; by default the machine's.")] = "",
     state: StateDirectory = None,
     cacert: Annotated[Path | None, typer.Option(help="PEM file of certificate authorities to trust.")] = None,
@@ -75,19 +84,25 @@ def up_command(
 
     Later starts need no options: the state directory has the key and the network.
     """
-    if sso:
-        fail("--sso is not supported yet: log in with --setup-key, or with a token by --token-file")
-    if setup_key and token_file is not None:
-        fail("--setup-key and --token-file exclude each other")
+    if sum((bool(setup_key), token_file is not None, sso)) > 1:
+        fail("--setup-key, --token-file and --sso exclude each other")
+    if bool(issuer) != bool(client_id) or (issuer and not sso):
+        fail("--issuer and --client-id belong together, and to --sso")
     directory = state or default_directory()
     log_to_stderr()
-    from netbird_peer.member import up  # gRPC's import takes half a second, which no other command needs
+    # gRPC's import takes half a second, which no other command needs, and httpx's a tenth.
+    from netbird_peer.member import up
+    from netbird_peer.sso import Client, Login
 
     try:
-        credentials = Credentials(setup_key, token_file.read_text("utf-8").strip() if token_file is not None else "")
+        token = token_file.read_text("utf-8").strip() if token_file is not None else ""
+        roots = cacert.read_bytes() if cacert is not None else None
         prepare(directory)
         with locked(directory):
             network = network_of(directory, management_url=management_url, hostname=hostname)
+            client = Client(issuer, client_id) if issuer else None
+            login = Login(network.management_url, client, roots=roots, show=_print_prompt) if sso else None
+            credentials = Credentials(setup_key, token, login.token if login is not None else None)
             options = UpOptions(cacert, bind, tuple(dns_label or ()), relay_only, loopback)
 
             async def main() -> None:
@@ -98,6 +113,13 @@ def up_command(
             run(main())
     except (OverlayError, OSError, ValueError) as exc:
         fail(str(exc))
+
+
+def _print_prompt(prompt: Prompt) -> None:
+    """Standard output is for `ready`, so the words for the user go to standard error."""
+    typer.echo(f"To log in, open {prompt.address} in any browser, and confirm the code {prompt.code}", err=True)
+    if prompt.whole_address:
+        typer.echo(f"With the code filled in: {prompt.whole_address}", err=True)
 
 
 def _print_ready(addresses: Sequence[str]) -> None:

@@ -33,6 +33,7 @@ from netbird_wire.management_pb2 import (
     RemotePeerConfig,
     SimpleRecord,
 )
+from plugins.peer.tests.fake_provider import FakeProvider, serving_provider
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -271,7 +272,10 @@ async def test_refusals_are_sentences_that_name_the_remedy(lab: Lab) -> None:
         (("up", "--management-url", "ftp://x"), "http:// or https://"),
         (("up", "--management-url", url), "--setup-key"),
         (("up", "--management-url", url, "--setup-key", "wrong"), "setup key is invalid"),
-        (("up", "--management-url", url, "--sso"), "--token-file"),
+        (("up", "--management-url", url, "--sso"), "name the provider by --issuer and --client-id"),
+        (("up", "--management-url", url, "--sso", "--setup-key", KEY), "exclude each other"),
+        (("up", "--management-url", url, "--sso", "--issuer", "https://login.example"), "belong together"),
+        (("up", "--management-url", url, "--issuer", "https://login.example", "--client-id", "a"), "to --sso"),
         (("up", "--management-url", url, "--cacert", "/nowhere.pem"), "/nowhere.pem"),
         (("up", "--token-file", "/nowhere.token"), "/nowhere.token"),
         (("forward", "80"), "PORT=HOST:PORT"),
@@ -297,6 +301,32 @@ async def test_a_token_file_logs_in(lab: Lab, tmp_path: Path) -> None:
     (tmp_path / "token").write_text(token + "\n")
     async with lab.up("--token-file", str(tmp_path / "token")):
         assert lab.management.logins[-1].jwtToken == token
+
+
+async def test_a_user_logs_in_at_the_provider(lab: Lab) -> None:
+    """The words for the user are on standard error. The key alone suffices later, so nobody is asked then."""
+    provider = FakeProvider(answers=[(200, {"id_token": "h.p.s"})], granted={"interval": 1})
+    lab.management.tokens.add("h.p.s")
+    async with serving_provider(provider):
+        arguments = ("--sso", "--issuer", provider.url, "--client-id", "agents")
+        async with lab.up(*arguments) as process:
+            assert lab.management.logins[-1].jwtToken == "h.p.s"
+            assert process.stderr is not None
+            words = (await process.stderr.readline()).decode()
+            assert words == f"To log in, open {provider.url}/page in any browser, and confirm the code WDJB-MJHT\n"
+        async with lab.up(*arguments):
+            assert lab.management.logins[-1].jwtToken == ""
+    assert len(provider.forms) == 2
+
+
+async def test_a_login_without_confirmation_ends_with_a_sentence(lab: Lab) -> None:
+    provider = FakeProvider(answers=[(400, {"error": "access_denied"})], granted={"interval": 1})
+    async with serving_provider(provider):
+        code, _, err = await lab.run(
+            "up", "--management-url", f"http://{lab.management.target}",
+            "--sso", "--issuer", provider.url, "--client-id", "agents",
+        )  # fmt: skip
+    assert (code, err.splitlines()[-1]) == (1, "error: the login was refused at the identity provider")
 
 
 async def _request(port: int, before: bytes) -> bytes:

@@ -14,10 +14,17 @@ server.listen(0, '127.0.0.1', () => {
       redirect_uris: [callback],
       grant_types: ['authorization_code'],
       response_types: ['code'],
+    }, {
+      client_id: 'agents',
+      token_endpoint_auth_method: 'none',
+      application_type: 'native',
+      redirect_uris: [],
+      grant_types: ['urn:ietf:params:oauth:grant-type:device_code'],
+      response_types: [],
     }],
     claims: { openid: ['sub'], email: ['email', 'email_verified'], profile: ['name'] },
     conformIdTokenClaims: false,
-    features: { devInteractions: { enabled: true } },
+    features: { devInteractions: { enabled: true }, deviceFlow: { enabled: true } },
     pkce: { required: () => true },
     cookies: { keys: ['for tests only'] },
     findAccount: (_context, id) => ({

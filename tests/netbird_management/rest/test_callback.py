@@ -9,6 +9,7 @@ import httpx
 import pytest
 from starlette.requests import Request
 
+from netbird_management.login.settings import OidcSettings
 from netbird_management.login.sign_on import SignOn
 from netbird_management.model.services import Service
 from netbird_management.rest.app import create_app
@@ -43,6 +44,21 @@ async def calling(home: Home, **options: Any) -> AsyncIterator[Calling]:
             return await client.get(CALLBACK, params=query, headers=headers)
 
     yield come
+
+
+async def test_agents_are_told_where_their_users_log_in(home: Home, oidc: OidcSettings) -> None:
+    """Without a token: the issuer, and the first client for agents, else management's own; no secret is among it."""
+    for clients, named in (((), oidc.client_id), (("agents", "others"), "agents")):
+        settings = oidc.model_copy(update={"agent_client_ids": clients})
+        answer = await _told(home, agent_login=settings.agent_login)
+        assert (answer.status_code, answer.json()) == (200, {"issuer": oidc.issuer, "client_id": named})
+    assert (await _told(home)).status_code == 404
+
+
+async def _told(home: Home, **options: Any) -> httpx.Response:
+    transport = httpx.ASGITransport(create_app(context_for(home, **options)))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        return await client.get("/api/agent-login")
 
 
 async def test_a_login_goes_back_to_where_it_came_from(

@@ -104,7 +104,12 @@ UNSUPPORTED = {
         for method in ("GET", "POST", "PUT", "DELETE")
     ),
 }
-OPEN = {("GET", "/api/instance"), ("POST", "/api/setup"), ("GET", "/api/reverse-proxy/callback")}
+OPEN = {
+    ("GET", "/api/instance"),
+    ("GET", "/api/agent-login"),
+    ("POST", "/api/setup"),
+    ("GET", "/api/reverse-proxy/callback"),
+}
 
 
 @pytest.fixture
