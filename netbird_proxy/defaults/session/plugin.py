@@ -120,7 +120,8 @@ class Session:
             adoption = Adoption(site, proxy, self._checker.tokens, time.time)
             steps.append(Authenticator("credential", adoption.identify, depends_on=site))
         if site.preflight_origins:
-            steps.insert(0, Authenticator("exclusive", Preflights(site).identify, depends_on=site))
+            # First of its phase, but not `exclusive`: hosts with such a step have no endpoint for logins.
+            steps.insert(0, Authenticator("credential", Preflights(site).identify, depends_on=site))
         return [*steps, Authenticator("prompt", prompt.identify, depends_on=site)]
 
     def _credential_checks(self, site: Site, proxy: Proxy) -> list[Identify]:

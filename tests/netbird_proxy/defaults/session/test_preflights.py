@@ -48,3 +48,12 @@ async def test_nothing_else_needs_no_login(listed: list[str], method: str, heade
     assert answer.status == 401
     assert answer.get(b"access-control-allow-origin") is None
     assert not service.play.upstreams.dialed
+
+
+async def test_people_can_log_in_where_preflights_are_answered() -> None:
+    """The step that answers preflights hides no endpoint of the host: the login has its own."""
+    service = Service(password=True, core={"preflight_origins": [ORIGIN.decode()]})
+
+    answer = await service.get("/__netbird__/session/login")
+
+    assert answer.status == 200
