@@ -217,7 +217,14 @@ def _plugin_settings() -> Iterator[str]:
         yield ""
 
 
-FIRST_PARTY: Final = ("private_service", "identity_headers", "direct_upstream", "tunnel_netstack", "peer")
+FIRST_PARTY: Final = (
+    "private_service",
+    "identity_headers",
+    "response_headers",
+    "direct_upstream",
+    "tunnel_netstack",
+    "peer",
+)
 
 
 def _environment() -> Iterator[str]:

@@ -70,6 +70,7 @@ from netbird_proxy.api.model import (
     Verdict,
 )
 from netbird_proxy.api.outgoing_head import OutgoingHead
+from netbird_proxy.api.response_head import ResponseHead
 from netbird_proxy.api.same_origin import is_browser, is_cross_site, is_unsafe, own_path
 from netbird_proxy.api.share import WHOLE, Share
 from netbird_proxy.api.steps import (
@@ -81,6 +82,7 @@ from netbird_proxy.api.steps import (
     Pages,
     Rendered,
     RequestTransform,
+    ResponseTransform,
     TargetSettings,
 )
 from netbird_proxy.api.tunnels import Dialer, ProtocolFactory, Reachability, Tunnel, TunnelListener
@@ -149,6 +151,8 @@ __all__ = [
     "ReloadReport",
     "Rendered",
     "RequestTransform",
+    "ResponseHead",
+    "ResponseTransform",
     "ReverseProxy",
     "Revocations",
     "RouteRefused",

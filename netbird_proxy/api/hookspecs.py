@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from netbird_proxy.api.endpoints import Endpoint
     from netbird_proxy.api.host import AccountHandle, Proxy
     from netbird_proxy.api.model import RouteSpec, ServiceMapping, Upstream
-    from netbird_proxy.api.steps import Authenticator, Guard, Observer, Pages, RequestTransform
+    from netbird_proxy.api.steps import Authenticator, Guard, Observer, Pages, RequestTransform, ResponseTransform
     from netbird_proxy.api.tunnels import Dialer, Tunnel
 
 PROJECT = "netbird_proxy"
@@ -139,6 +139,21 @@ def transform_request(route: RouteSpec, proxy: Proxy) -> RequestTransform | None
     Order: plugin order, after the core has removed hop-by-hop, reserved and owned names.
     Failure: at apply, refuses the route; per exchange, 503 `step_failed`, nothing dialed.
     Used by: identity_headers (`trylast`), telemetry (trace context), forwarding.
+    """
+
+
+@hookspec
+def transform_response(route: RouteSpec, proxy: Proxy) -> ResponseTransform | None:
+    """Change the response head that goes to the client.
+
+    Called: at apply, also for the route of each endpoint of the host, whose prefix begins with `OWN_PATHS`.
+    Returns: a transform with the names that it owns on this route. If two plugins own a name, the route is refused. It
+        runs for each final head of an upstream; with `own_answers`, also for answers of the proxy itself and of
+        endpoints, to which it can only add.
+    Order: plugin order, after the core has removed hop-by-hop fields and cookies of the proxy.
+    Failure: at apply, refuses the route; per exchange, 503 `step_failed`, and nothing of the upstream's answer is sent.
+        An answer of the proxy itself or of an endpoint is sent unchanged.
+    Used by: response_headers.
     """
 
 

@@ -13,6 +13,7 @@ from typing import Literal, Protocol, Self
 from netbird_proxy.api.exchange import ExchangeView
 from netbird_proxy.api.model import Challenge, Deny, ExchangeId, Identity, Kind, Offer, Verdict
 from netbird_proxy.api.outgoing_head import OutgoingHead
+from netbird_proxy.api.response_head import ResponseHead
 from netbird_wire.proxy_service_pb2 import PathMapping, ProxyMapping
 
 HTTP_KINDS: frozenset[Kind] = frozenset(("http", "websocket"))
@@ -102,6 +103,28 @@ class RequestTransform:
     depends_on: object = None
 
 
+@dataclass(frozen=True, slots=True)
+class ResponseTransform:
+    """Changes the response head that the client gets.
+
+    It runs once for each final head of an upstream, 101, 304 and answers to HEAD included. It does not run for
+    informational heads (100 to 199, but not 101) or for trailers; these lose the names that it owns.
+
+    Attributes:
+        apply: sync and short; if it fails or takes too long, the client gets 503 in place of the upstream's answer.
+        owns: header names that only this plugin may set, add and delete on this route. A line of the upstream stays
+            unless the transform sets or deletes its name.
+        own_answers: run also for answers of the proxy itself (refusals, logins, errors) and of plugins' endpoints on
+            this host. These keep their lines, see `ResponseHead`; if the transform fails, they are sent unchanged.
+        depends_on: see `Guard`.
+    """
+
+    apply: Callable[[ExchangeView, ResponseHead], None]
+    owns: tuple[bytes, ...] = ()
+    own_answers: bool = False
+    depends_on: object = None
+
+
 Observer = Callable[[ExchangeView], None]
 """Called once for each exchange, last, whatever its outcome. Sync and short; a failure is logged."""
 
@@ -161,5 +184,6 @@ __all__ = [
     "Pages",
     "Rendered",
     "RequestTransform",
+    "ResponseTransform",
     "TargetSettings",
 ]

@@ -6,9 +6,10 @@ from typing import Any
 
 from netbird_host.plugins import Plugins
 from netbird_proxy.api import hookspecs
+from netbird_proxy.api.headers import fold
 from netbird_proxy.api.model import AccountId
 from netbird_proxy.http.folding import fold_host
-from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard
+from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard, BoundResponseTransform, BoundTransform
 from netbird_proxy.pipeline.pipeline import Pipeline
 from netbird_proxy.routing.apply import Routing
 
@@ -73,4 +74,14 @@ def _steps(runner: object) -> list[str]:
     if not isinstance(runner, Pipeline):
         return []
     bound: list[BoundGuard | BoundAuthenticator] = [*runner.restrict, *runner.authenticate, *runner.authorize]
-    return [f"{step.stage} {step.plugin}" for step in bound]
+    return [f"{step.stage} {step.plugin}" for step in bound] + [_transform(step) for step in runner.transforms]
+
+
+def _transform(step: BoundTransform | BoundResponseTransform) -> str:
+    """Return the stage and plugin of a transform, with the names that it owns on the route."""
+    facts = [f"owns {', '.join(sorted(fold(name).decode('latin-1') for name in step.owns))}"] if step.owns else []
+    stage = "transform_request"
+    if isinstance(step, BoundResponseTransform):
+        stage = "transform_response"
+        facts += ["own answers too"] if step.own_answers else []
+    return f"{stage} {step.plugin}" + (f" ({'; '.join(facts)})" if facts else "")

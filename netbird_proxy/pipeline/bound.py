@@ -9,9 +9,11 @@ from typing import Literal
 from netbird_host.containment import describe_error, must_pass
 from netbird_host.tables import IdentityCache
 from netbird_proxy.api.exchange import OBSERVED, ExchangeView, TrailEntry
+from netbird_proxy.api.headers import fold
 from netbird_proxy.api.model import ALLOW, Challenge, Deny, Identity
 from netbird_proxy.api.outgoing_head import OutgoingHead
-from netbird_proxy.api.steps import Authenticator, Guard, Observer, RequestTransform
+from netbird_proxy.api.response_head import ResponseHead
+from netbird_proxy.api.steps import Authenticator, Guard, Observer, RequestTransform, ResponseTransform
 from netbird_proxy.pipeline.exchange import Exchange
 
 _STAMPED = 1024
@@ -122,6 +124,23 @@ class BoundTransform:
         # Typed by what a plugin without a type checker may do: it may return a coroutine here.
         self.apply: Callable[[ExchangeView, OutgoingHead], object] = transform.apply
         self.owns = transform.owns
+
+
+class BoundResponseTransform:
+    """A response transform with its plugin.
+
+    Attributes:
+        names: the folded names that it owns.
+    """
+
+    __slots__ = ("apply", "names", "own_answers", "owns", "plugin")
+
+    def __init__(self, plugin: str, transform: ResponseTransform) -> None:
+        self.plugin = plugin
+        self.apply: Callable[[ExchangeView, ResponseHead], object] = transform.apply
+        self.owns = transform.owns
+        self.names = frozenset(map(fold, transform.owns))
+        self.own_answers = transform.own_answers
 
 
 class BoundObserver:

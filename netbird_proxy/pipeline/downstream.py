@@ -8,6 +8,7 @@ from netbird_proxy.api.model import Deny
 from netbird_proxy.asgi import DownstreamConnection, Message, Receive, Send
 from netbird_proxy.pipeline.exchange import Exchange
 from netbird_proxy.pipeline.response_heads import informational
+from netbird_proxy.pipeline.response_transforms import ResponseTransforms
 
 
 class Downstream:
@@ -21,9 +22,21 @@ class Downstream:
         exhausted: the request body has been read to its end.
         trailers: the request's trailers as received; complete when `exhausted` is true.
         cut: the refusal with which an open exchange was ended from outside; None for other exchanges.
+        transforms: the response transforms of the route; None without any, and before a pipeline runs.
     """
 
-    __slots__ = ("complete", "connection", "cut", "exhausted", "receive", "send", "started", "taken", "trailers")
+    __slots__ = (
+        "complete",
+        "connection",
+        "cut",
+        "exhausted",
+        "receive",
+        "send",
+        "started",
+        "taken",
+        "trailers",
+        "transforms",
+    )
 
     def __init__(self, receive: Receive, send: Send, connection: DownstreamConnection | None) -> None:
         self.receive = receive
@@ -35,8 +48,12 @@ class Downstream:
         self.taken: list[bytes] = []
         self.trailers: list[RawHeader] = []
         self.cut: Deny | None = None
+        self.transforms: ResponseTransforms | None = None
 
     async def start(self, exchange: Exchange, status: int, headers: list[RawHeader]) -> None:
+        """Send the head of an answer of the proxy itself or of an endpoint. The forwarder sends an upstream's head."""
+        if self.transforms is not None:
+            headers = self.transforms.extended(exchange, status, headers)
         exchange.status = status
         self.started = True
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
@@ -48,7 +65,7 @@ class Downstream:
     async def inform(self, status: int, headers: list[RawHeader]) -> None:
         """Pass an informational head on, but not 100: the listener sends that itself when the body is first read."""
         if status != 100 and self.connection is not None:
-            await self.connection.inform(status, informational(headers))
+            await self.connection.inform(status, informational(headers, self.transforms))
 
     async def read(self, exchange: Exchange) -> bytes:
         """Read the next piece of the request body. A piece may be empty; `exhausted` marks the end.

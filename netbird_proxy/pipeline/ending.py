@@ -20,6 +20,7 @@ from netbird_proxy.pipeline import core_answers as answers
 from netbird_proxy.pipeline.bound import BoundObserver
 from netbird_proxy.pipeline.downstream import Downstream
 from netbird_proxy.pipeline.exchange import Exchange
+from netbird_proxy.pipeline.response_transforms import ResponseTransforms
 
 log = structlog.get_logger("netbird_proxy.pipeline")
 
@@ -72,13 +73,23 @@ class Environment:
 
 
 class Ending:
-    """Ends the exchanges of one route: answers a failure if the answer has not started, and runs the observers."""
+    """Ends the exchanges of one route: answers a failure if the answer has not started, and runs the observers.
 
-    __slots__ = ("environment", "observers")
+    Attributes:
+        transforms: the response transforms of the route; None without any.
+    """
 
-    def __init__(self, observers: Sequence[BoundObserver], environment: Environment) -> None:
+    __slots__ = ("environment", "observers", "transforms")
+
+    def __init__(
+        self,
+        observers: Sequence[BoundObserver],
+        environment: Environment,
+        transforms: ResponseTransforms | None = None,
+    ) -> None:
         self.observers = tuple(observers)
         self.environment = environment
+        self.transforms = transforms
 
     async def fail(self, exchange: Exchange, downstream: Downstream, error: ExchangeError) -> None:
         """Answer a failure, or close the stream if the answer has started. Raises nothing but CancelledError."""

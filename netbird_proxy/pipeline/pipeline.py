@@ -16,7 +16,7 @@ from netbird_proxy.api.errors import ClientGone, ExchangeError, StepFailed
 from netbird_proxy.api.model import Challenge, Deny
 from netbird_proxy.pipeline import core_answers as answers
 from netbird_proxy.pipeline.admission import Admission, step_failed
-from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard
+from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard, BoundResponseTransform, BoundTransform
 from netbird_proxy.pipeline.deadline import AdmissionProgress, Deadline, resumed
 from netbird_proxy.pipeline.downstream import Downstream
 from netbird_proxy.pipeline.ending import Ending
@@ -37,9 +37,10 @@ class Pipeline:
     Attributes:
         restrict, authenticate, authorize: the steps of each stage; empty for a stage that is not used.
         steps: the steps of all three stages, in the order in which they run.
+        transforms: the transforms of requests, then of responses; they are only shown here, and run elsewhere.
     """
 
-    __slots__ = ("admission", "authenticate", "authorize", "ending", "forward", "restrict", "steps")
+    __slots__ = ("admission", "authenticate", "authorize", "ending", "forward", "restrict", "steps", "transforms")
 
     def __init__(
         self,
@@ -49,6 +50,7 @@ class Pipeline:
         authorize: Sequence[BoundGuard],
         forward: Forward,
         ending: Ending,
+        transforms: Sequence[BoundTransform | BoundResponseTransform] = (),
     ) -> None:
         self.restrict = tuple(restrict)
         self.authenticate = tuple(authenticate)
@@ -57,10 +59,12 @@ class Pipeline:
         self.admission = Admission(self.steps, ending.environment)
         self.forward = forward
         self.ending = ending
+        self.transforms = tuple(transforms)
 
     async def run(self, exchange: Exchange, downstream: Downstream) -> None:
         """Run an exchange to its end. Raises nothing but CancelledError, if the task was cancelled."""
         ending = self.ending
+        downstream.transforms = ending.transforms
         abandoned = False
         refusal: Deny | Challenge | None = None
         try:

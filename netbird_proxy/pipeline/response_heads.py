@@ -10,8 +10,10 @@ from netbird_proxy.api.model import RouteSpec, Upstream
 from netbird_proxy.http.folding import fold_authority
 from netbird_proxy.pipeline.exchange import Exchange
 from netbird_proxy.pipeline.head_rules import CORE_NAMES, HOP_BY_HOP, QUIET_CONNECTION, HeadRules, cookie_name
+from netbird_proxy.pipeline.response_transforms import ResponseTransforms
 
 _NEVER_TRAILERS = CORE_NAMES | {b"set-cookie", b"location", b"content-encoding", b"content-type"}
+_NOTHING: frozenset[bytes] = frozenset()
 _LOOKED_AT = HOP_BY_HOP | {b"content-length", b"location", b"set-cookie"}
 _SAME_ENDPOINT = {b"http": 80, b"https": 443}
 _AFTER_A_SEGMENT = (b"", b"/", b"?", b"#")
@@ -21,8 +23,15 @@ _LOCATION = re.compile(rb"(https?)://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 class ResponseHeads:
     """Converts the response heads of one upstream into those that the client gets."""
 
-    def __init__(self, spec: RouteSpec, upstream: Upstream, rules: HeadRules) -> None:
+    def __init__(
+        self,
+        spec: RouteSpec,
+        upstream: Upstream,
+        rules: HeadRules,
+        transforms: ResponseTransforms | None = None,
+    ) -> None:
         self.rules = rules
+        self._transforms = transforms
         self._rewrites = spec.rewrite_redirects
         host, port = upstream.address
         self._authority = (f"[{host}]" if ":" in host else host, port)
@@ -32,7 +41,11 @@ class ResponseHeads:
     def read(
         self, exchange: Exchange, status: int, raw: Sequence[RawHeader]
     ) -> tuple[list[RawHeader], int | None, bool]:
-        """Return the client's fields, the length of the body or None, and whether trailers follow."""
+        """Return the client's fields, the length of the body or None, and whether trailers follow.
+
+        Raises:
+            StepFailed: a plugin's transform failed. No part of the head may be sent.
+        """
         fields: list[RawHeader] = []
         length: int | None = None
         announced: RawHeader | None = None
@@ -59,10 +72,14 @@ class ResponseHeads:
             fields = [pair for pair in fields if fold(pair[0]) not in listed]
         if announced is not None and length is None:
             fields.append(announced)
+        if self._transforms is not None:
+            self._transforms.change(exchange, status, fields)
         return fields, length, announced is not None and length is None
 
     def trailers(self, raw: Iterable[RawHeader]) -> list[RawHeader]:
-        return [pair for pair in raw if fold(pair[0]) not in _NEVER_TRAILERS]
+        """Return the trailers of an answer that may go to the client, without the names that plugins own."""
+        owned = self._transforms.names if self._transforms is not None else _NOTHING
+        return [pair for pair in raw if (name := fold(pair[0])) not in _NEVER_TRAILERS and name not in owned]
 
     def _location(self, exchange: Exchange, value: bytes) -> bytes:
         """Return a `Location` that names the upstream's own address under the host and path that the client uses."""
@@ -97,6 +114,7 @@ def split_authority(authority: bytes, default_port: int) -> tuple[bytes, int]:
 _NEVER_INFORMATIONAL = CORE_NAMES | {b"set-cookie"}
 
 
-def informational(raw: Iterable[RawHeader]) -> list[RawHeader]:
-    """Return the fields of a 1xx head that may go to the client."""
-    return [pair for pair in raw if fold(pair[0]) not in _NEVER_INFORMATIONAL]
+def informational(raw: Iterable[RawHeader], transforms: ResponseTransforms | None = None) -> list[RawHeader]:
+    """Return the fields of a 1xx head that may go to the client. No transform sees it, so it loses the owned names."""
+    owned = transforms.names if transforms is not None else _NOTHING
+    return [pair for pair in raw if (name := fold(pair[0])) not in _NEVER_INFORMATIONAL and name not in owned]

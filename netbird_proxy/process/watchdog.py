@@ -17,7 +17,13 @@ from typing import NamedTuple
 
 import structlog
 
-from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard, BoundObserver, BoundTransform
+from netbird_proxy.pipeline.bound import (
+    BoundAuthenticator,
+    BoundGuard,
+    BoundObserver,
+    BoundResponseTransform,
+    BoundTransform,
+)
 from netbird_proxy.pipeline.endpoint import EndpointApplication
 
 log = structlog.get_logger("netbird_proxy.watchdog")
@@ -130,6 +136,8 @@ def blame(frame: FrameType | None) -> Culprit:
                     return Culprit(value.plugin, value.stage, where)
                 if isinstance(value, BoundTransform):
                     return Culprit(value.plugin, "transform_request", where)
+                if isinstance(value, BoundResponseTransform):
+                    return Culprit(value.plugin, "transform_response", where)
                 if isinstance(value, BoundObserver):
                     return Culprit(value.plugin, "observe", where)
                 if isinstance(value, EndpointApplication):

@@ -20,18 +20,27 @@ from netbird_proxy.api.errors import PluginFailed, RouteClosed, RouteRefused
 from netbird_proxy.api.headers import fold
 from netbird_proxy.api.host import Proxy
 from netbird_proxy.api.model import OWN_PATHS, Address, Kind, RouteSpec, ServiceMapping, Upstream
-from netbird_proxy.api.steps import Authenticator, Guard, Observer, Pages, RequestTransform
+from netbird_proxy.api.steps import Authenticator, Guard, Observer, Pages, RequestTransform, ResponseTransform
 from netbird_proxy.api.tunnels import Dialer
-from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard, BoundObserver, BoundTransform, GuardStage
+from netbird_proxy.pipeline.bound import (
+    BoundAuthenticator,
+    BoundGuard,
+    BoundObserver,
+    BoundResponseTransform,
+    BoundTransform,
+    GuardStage,
+)
 from netbird_proxy.pipeline.core_answers import AMBIGUOUS_PATH, NO_ROUTE, STARTING
 from netbird_proxy.pipeline.ending import Ending, Environment, FixedAnswer
 from netbird_proxy.pipeline.endpoint import EndpointApplication
 from netbird_proxy.pipeline.forward import Forwarder, Target
-from netbird_proxy.pipeline.head_rules import CORE_NAMES, FORWARDING, HeadRules, is_forwarding
+from netbird_proxy.pipeline.head_rules import CORE_NAMES, HeadRules
 from netbird_proxy.pipeline.pipeline import Pipeline
 from netbird_proxy.pipeline.request_heads import RequestHeads
 from netbird_proxy.pipeline.response_heads import ResponseHeads
+from netbird_proxy.pipeline.response_transforms import ResponseTransforms
 from netbird_proxy.pipeline.upgrade import IDLE, Upgrader
+from netbird_proxy.routing.ownership import check_response_owners, request_owners
 from netbird_proxy.routing.protection import Protection
 from netbird_proxy.routing.table import HostRoutes, Route
 from netbird_proxy.upstreams.judged import JudgedDialer
@@ -48,6 +57,7 @@ class RouteHooks(Protocol):
     def authenticate(self, route: RouteSpec, proxy: Proxy) -> Sequence[tuple[str, Authenticator]]: ...
     def authorize(self, route: RouteSpec, proxy: Proxy) -> Sequence[tuple[str, Guard]]: ...
     def transform_request(self, route: RouteSpec, proxy: Proxy) -> Sequence[tuple[str, RequestTransform]]: ...
+    def transform_response(self, route: RouteSpec, proxy: Proxy) -> Sequence[tuple[str, ResponseTransform]]: ...
     def observe(self, route: RouteSpec | None, proxy: Proxy) -> Sequence[tuple[str, Observer]]: ...
     def dialer(self, route: RouteSpec, upstream: Upstream, proxy: Proxy) -> tuple[str, Dialer] | None: ...
     def pages(self, proxy: Proxy) -> tuple[str, Pages] | None: ...
@@ -227,12 +237,14 @@ class Compiler:
                 prefix=f"{OWN_PATHS}{plugin}".encode(),
                 upstreams=tuple(upstream for route in mapping.routes for upstream in route.upstreams),
             )
+            answers = _bound_answers(self._hooks.transform_response(spec, self._proxy))
             pipeline = Pipeline(
                 restrict=self._bind_guards("restrict", spec, self._hooks.restrict(spec, self._proxy)),
                 authenticate=(),
                 authorize=(),
                 forward=EndpointApplication(plugin, endpoint, self.environment),
-                ending=self._ending(spec),
+                ending=self._ending(spec, self._together(answers, rules)),
+                transforms=[step for step in answers if step.own_answers],
             )
             endpoints[plugin.encode()] = Route(spec, pipeline, rules)
         return endpoints
@@ -247,14 +259,17 @@ class Compiler:
         changes = hooks.transform_request(spec, proxy)
         transforms = [BoundTransform(plugin, step) for plugin, step in changes]
         _must_enforce(spec, restrict, authenticate, authorize, transforms)
-        rules = HeadRules(_owners(transforms), self._cookies, self.pseudonym, _credentials(steps))
+        rules = HeadRules(request_owners(transforms), self._cookies, self.pseudonym, _credentials(steps))
+        answers = hooks.transform_response(spec, proxy)
+        answer_transforms = _bound_answers(answers)
+        together = self._together(answer_transforms, rules)
         targets: list[Target] = []
         dialers: list[tuple[str, Dialer]] = []
         for upstream in spec.upstreams:
             if upstream.scheme not in ("http", "https"):
                 raise RouteRefused(f"the target {upstream} is not HTTP")
             requests = RequestHeads(spec, upstream, rules, transforms)
-            responses = ResponseHeads(spec, upstream, rules)
+            responses = ResponseHeads(spec, upstream, rules, together)
             offered = hooks.dialer(spec, upstream, proxy)
             if offered is None:
                 raise RouteRefused(f"no plugin of this proxy can reach {upstream}")
@@ -265,15 +280,17 @@ class Compiler:
             pool = self._pools.take(spec.account, upstream, dialer)
             pools.append(pool)
             targets.append(Target(upstream, pool, requests, responses))
-        steps_of = (steps.restrict, steps.authenticate, steps.authorize, changes)
+        steps_of = (steps.restrict, steps.authenticate, steps.authorize, changes, answers)
         protection = Protection(spec, steps_of, dialers)
-        ending = self._ending(spec)
+        ending = self._ending(spec, together)
+        shown: list[BoundTransform | BoundResponseTransform] = [*transforms, *answer_transforms]
         pipeline = Pipeline(
             restrict=restrict,
             authenticate=authenticate,
             authorize=authorize,
             forward=Forwarder(targets),
             ending=ending,
+            transforms=shown,
         )
         if not steps.judge_upgrades(spec.kind):
             return pipeline, None, rules, protection
@@ -284,6 +301,7 @@ class Compiler:
             authorize=authorize,
             forward=Upgrader(targets, idle=self._upgrade_idle),
             ending=ending,
+            transforms=shown,
         )
         return pipeline, upgrades, rules, protection
 
@@ -305,13 +323,23 @@ class Compiler:
                 raise RouteRefused(f"{plugin} only observes what {', '.join(spec.guarding[plugin])} asks it to guard")
         return [BoundGuard(plugin, stage, guard) for plugin, guard in guards if (kind or spec.kind) in guard.kinds]
 
-    def _ending(self, spec: RouteSpec | None) -> Ending:
+    def _together(self, transforms: Sequence[BoundResponseTransform], rules: HeadRules) -> ResponseTransforms | None:
+        return ResponseTransforms(transforms, rules, self.environment) if transforms else None
+
+    def _ending(self, spec: RouteSpec | None, transforms: ResponseTransforms | None = None) -> Ending:
         observers = [BoundObserver(plugin, step) for plugin, step in self._hooks.observe(spec, self._proxy)]
-        return Ending((*observers, *self._observers), self.environment)
+        return Ending((*observers, *self._observers), self.environment, transforms)
 
 
 def _path(spec: RouteSpec) -> str:
     return spec.prefix.decode("latin-1")
+
+
+def _bound_answers(answers: Sequence[tuple[str, ResponseTransform]]) -> list[BoundResponseTransform]:
+    """Bind the response transforms of a route. Raises RouteRefused unless each name has a single owner."""
+    transforms = [BoundResponseTransform(plugin, step) for plugin, step in answers]
+    check_response_owners(transforms)
+    return transforms
 
 
 def _must_enforce(
@@ -335,36 +363,6 @@ def _must_enforce(
                 f"{plugin} enforces nothing for {', '.join(fields)} on {_path(spec)}: its hooks must return a guard, "
                 "an exclusive authenticator, or a transform that owns headers"
             )
-
-
-# Headers that no plugin can own → the reason.
-_WHY_NOT = {
-    b"via": "the core finds loops by it",
-    b"cookie": "the core takes its own cookies out of it; a transform may set it without owning it",
-    b"authorization": "logins read it; a transform may set it without owning it",
-}
-
-
-def _owners(transforms: Sequence[BoundTransform]) -> dict[bytes, str]:
-    """Folded header name → plugin.
-
-    Raises:
-        RouteRefused: two plugins own a name, or a plugin claims a name of the core.
-    """
-    owners: dict[bytes, str] = {}
-    for transform in transforms:
-        for name in transform.owns:
-            folded = fold(name)
-            why = _WHY_NOT.get(folded, "it frames the message" if folded in CORE_NAMES else "")
-            if is_forwarding(folded) and transform.plugin != FORWARDING:
-                why = f"it names the client, which the core and the plugin {FORWARDING} do"
-            if why:
-                raise RouteRefused(f"{transform.plugin} may not own the header {folded.decode('latin-1')}: {why}")
-            if owners.setdefault(folded, transform.plugin) != transform.plugin:
-                raise RouteRefused(
-                    f"both {owners[folded]} and {transform.plugin} own the header {folded.decode('latin-1')}"
-                )
-    return owners
 
 
 def _credentials(steps: _Steps) -> dict[bytes, frozenset[str]]:

@@ -32,6 +32,7 @@ from netbird_proxy.api.steps import (
     Observer,
     Pages,
     RequestTransform,
+    ResponseTransform,
     TargetSettings,
 )
 from netbird_proxy.api.tunnels import Dialer, Tunnel
@@ -154,9 +155,15 @@ class Hooks:
         steps: list[tuple[PluginId, RequestTransform]] = []
         for plugin, answer in self._answers("transform_request", route=route, proxy=proxy):
             step = _typed(plugin, "transform_request", answer, RequestTransform)
-            _check_sync(plugin, "transform_request", step.apply)
-            if not isinstance(step.owns, tuple) or not all(isinstance(name, bytes) and name for name in step.owns):
-                raise PluginFailed(plugin, "transform_request: `owns` is not a tuple of header names in bytes")
+            _check_transform(plugin, "transform_request", step)
+            steps.append((plugin, step))
+        return steps
+
+    def transform_response(self, route: RouteSpec, proxy: Proxy) -> list[tuple[PluginId, ResponseTransform]]:
+        steps: list[tuple[PluginId, ResponseTransform]] = []
+        for plugin, answer in self._answers("transform_response", route=route, proxy=proxy):
+            step = _typed(plugin, "transform_response", answer, ResponseTransform)
+            _check_transform(plugin, "transform_response", step)
             steps.append((plugin, step))
         return steps
 
@@ -371,6 +378,12 @@ def _check_sync(plugin: PluginId, hook: str, run: Callable[..., object]) -> None
         raise PluginFailed(plugin, f"{hook}: the step is {type(run).__name__}, which cannot be called")
     if inspect.iscoroutinefunction(run) or inspect.isasyncgenfunction(run):
         raise PluginFailed(plugin, f"{hook}: the step is `async def`, and nobody would await it: write plain `def`")
+
+
+def _check_transform(plugin: PluginId, hook: str, step: RequestTransform | ResponseTransform) -> None:
+    _check_sync(plugin, hook, step.apply)
+    if not isinstance(step.owns, tuple) or not all(isinstance(name, bytes) and name for name in step.owns):
+        raise PluginFailed(plugin, f"{hook}: `owns` is not a tuple of header names in bytes")
 
 
 def _sections(plugins: Plugins) -> dict[str, type[BaseModel]]:

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 from netbird_proxy.api.model import RouteSpec
-from netbird_proxy.api.steps import Authenticator, Guard, RequestTransform
+from netbird_proxy.api.steps import Authenticator, Guard, RequestTransform, ResponseTransform
 from netbird_proxy.api.tunnels import Dialer
 
 _RUNS = frozenset(("check", "identify", "apply"))
-Step = Guard | Authenticator | RequestTransform
+Step = Guard | Authenticator | RequestTransform | ResponseTransform
 
 
 @dataclass(frozen=True, slots=True)

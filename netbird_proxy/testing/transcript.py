@@ -12,7 +12,8 @@ from netbird_proxy.api.exchange import ExchangeView
 from netbird_proxy.api.host import Proxy
 from netbird_proxy.api.model import Challenge, Deny, Identity, Offer, Origin, RouteSpec, ServiceMapping, Upstream
 from netbird_proxy.api.outgoing_head import OutgoingHead
-from netbird_proxy.api.steps import Authenticator, Guard, Observer, Pages, RequestTransform
+from netbird_proxy.api.response_head import ResponseHead
+from netbird_proxy.api.steps import Authenticator, Guard, Observer, Pages, RequestTransform, ResponseTransform
 from netbird_proxy.api.tunnels import Dialer
 from netbird_proxy.app import ReverseProxy
 from netbird_proxy.pipeline.bound import awaitable
@@ -38,6 +39,7 @@ class StepHooks:
         authenticate: Sequence[tuple[str, Authenticator]] = (),
         authorize: Sequence[tuple[str, Guard]] = (),
         transform_request: Sequence[tuple[str, RequestTransform]] = (),
+        transform_response: Sequence[tuple[str, ResponseTransform]] = (),
         observe: Sequence[tuple[str, Observer]] = (),
         dialer: tuple[str, Dialer] | None = ("host", HostDialer()),
         endpoint: Sequence[tuple[str, Endpoint]] = (),
@@ -48,6 +50,7 @@ class StepHooks:
             "authenticate": authenticate,
             "authorize": authorize,
             "transform_request": transform_request,
+            "transform_response": transform_response,
             "observe": observe,
             "endpoint": endpoint,
         }
@@ -65,6 +68,9 @@ class StepHooks:
 
     def transform_request(self, route: RouteSpec, proxy: Proxy) -> Sequence[tuple[str, RequestTransform]]:
         return self.steps["transform_request"]
+
+    def transform_response(self, route: RouteSpec, proxy: Proxy) -> Sequence[tuple[str, ResponseTransform]]:
+        return self.steps["transform_response"]
 
     def observe(self, route: RouteSpec | None, proxy: Proxy) -> Sequence[tuple[str, Observer]]:
         return self.steps["observe"]
@@ -101,6 +107,12 @@ class RecordedHooks:
     def transform_request(self, route: RouteSpec, proxy: Proxy) -> Sequence[tuple[str, RequestTransform]]:
         return [(name, self._transform(name, step)) for name, step in self._hooks.transform_request(route, proxy)]
 
+    def transform_response(self, route: RouteSpec, proxy: Proxy) -> Sequence[tuple[str, ResponseTransform]]:
+        return [
+            (name, replace(step, apply=_RecordedTransform(self._record, "transform_response", name, step.apply)))
+            for name, step in self._hooks.transform_response(route, proxy)
+        ]
+
     def observe(self, route: RouteSpec | None, proxy: Proxy) -> Sequence[tuple[str, Observer]]:
         return self._hooks.observe(route, proxy)
 
@@ -120,7 +132,7 @@ class RecordedHooks:
         return _RecordedStep(self._record, stage, plugin, awaitable(ask))
 
     def _transform(self, plugin: str, step: RequestTransform) -> RequestTransform:
-        return replace(step, apply=_RecordedTransform(self._record, plugin, step.apply))
+        return replace(step, apply=_RecordedTransform(self._record, "transform_request", plugin, step.apply))
 
 
 @dataclass(frozen=True)
@@ -156,12 +168,13 @@ class _RecordedTransform:
     """A transform that records its call."""
 
     record: Callable[[str], None]
+    stage: str
     plugin: str
-    step: Callable[[ExchangeView, OutgoingHead], None]
+    step: Callable[[ExchangeView, Any], None]
 
-    def __call__(self, exchange: ExchangeView, outgoing: OutgoingHead) -> None:
-        self.record(f"transform_request {self.plugin}")
-        return self.step(exchange, outgoing)
+    def __call__(self, exchange: ExchangeView, head: OutgoingHead | ResponseHead) -> None:
+        self.record(f"{self.stage} {self.plugin}")
+        return self.step(exchange, head)
 
 
 def _worded(answer: object) -> str:
@@ -180,7 +193,8 @@ class Transcript:
     """The whole proxy without its sockets: mappings, hooks, a scripted upstream, and a list of effects.
 
     Effects: `restrict PLUGIN: allow`, `authenticate PLUGIN: pass` or `identity USER`, `… : deny CODE`,
-    `transform_request PLUGIN`, `dial UPSTREAM`, `abort`, `respond STATUS`, `observe STATUS [CODE]`.
+    `transform_request PLUGIN`, `dial UPSTREAM`, `transform_response PLUGIN`, `abort`, `respond STATUS`,
+    `observe STATUS [CODE]`.
 
     Attributes:
         reports: the results of applying the mappings.

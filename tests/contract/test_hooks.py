@@ -32,6 +32,7 @@ def first_party() -> dict[str, Plugins]:
     mine = {
         "private_service",
         "identity_headers",
+        "response_headers",
         "direct_upstream",
         "tunnel_netstack",
         "peer",

@@ -15,6 +15,7 @@ PACKAGES = (
     "netbird_proxy",
     "netbird_private_service",
     "netbird_identity_headers",
+    "netbird_response_headers",
     "netbird_direct_upstream",
     "netbird_tunnel_netstack",
     "netbird_peer",

@@ -32,6 +32,7 @@ PACKAGES = {
         for name in (
             "private_service",
             "identity_headers",
+            "response_headers",
             "direct_upstream",
             "tunnel_netstack",
             "peer",

@@ -28,6 +28,7 @@ from examples.plugins.proxy.pages import Brand, BrandOptions
 from examples.plugins.proxy.restrict import OfficeHours
 from examples.plugins.proxy.second_factor import Terms
 from examples.plugins.proxy.transform_request import RequestIds
+from examples.plugins.proxy.transform_response import AnswerIds
 from netbird_proxy import (
     AccountId,
     Address,
@@ -55,6 +56,7 @@ from netbird_proxy.sources.decode.codec import Codec
 from netbird_proxy.testing.fakes import FakeManagement, FakeProxy, HostDialer
 from netbird_proxy.testing.makers import ACCOUNT, identity, route, upstream
 from netbird_proxy.testing.transcript import Transcript
+from netbird_proxy.testing.upstreams import ScriptedAnswer
 from netbird_wire.proxy_service_pb2 import PathMapping, ProxyMapping
 
 WAIT = 10.0
@@ -425,6 +427,17 @@ async def test_transform_request() -> None:
     sent = transcript.upstreams.last
     assert sent.get(b"x-request-id") == [transcript.exchange.id.encode()]
     assert b"forged" not in sent.head
+
+
+async def test_transform_response() -> None:
+    """The client gets our id in place of the upstream's, and with a refusal too."""
+    upstream = ScriptedAnswer(headers=[(b"content-length", b"0"), (b"X-Request-ID", b"forged")])
+    transcript = Transcript(route(), hooks=loaded(AnswerIds(), Signed(identity()), Editors()), upstream=[upstream])
+
+    answer = await transcript.request()
+    assert answer.headers == [(b"content-length", b"0"), (b"x-request-id", transcript.exchange.id.encode())]
+    refused = await transcript.request("PUT")
+    assert (refused.status, refused.get(b"x-request-id")) == (403, transcript.exchange.id.encode())
 
 
 async def test_observe() -> None:

@@ -21,11 +21,13 @@ from netbird_host.containment import HungSteps
 from netbird_proxy import (
     ALLOW,
     Authenticator,
+    Deny,
     Endpoint,
     Guard,
     Identity,
     PluginInfo,
     RequestTransform,
+    ResponseTransform,
     UserId,
     hookimpl,
 )
@@ -192,6 +194,26 @@ async def test_promise_11_a_transform_sends_nothing(fault: Any) -> None:
     assert b"step_failed" in answer.body
 
 
+@pytest.mark.parametrize("fault", [one for one in PLAIN if one is not nothing], ids=names)
+async def test_promise_11_a_response_transform_lets_nothing_out(fault: Any) -> None:
+    """503 `step_failed` in place of the upstream's answer; a refusal of the proxy is sent as it would have been."""
+    transform = ResponseTransform(step(fault), own_answers=True)
+    play, answer = await asked(StepHooks(transform_response=[("culprit", transform)]))
+
+    assert (answer.status, play.upstreams.dialed) == (503, 1)
+    assert b"step_failed" in answer.body
+    assert [entry.plugin for entry in play.observed[0].trail] == ["culprit"]
+
+    async def refuse(_exchange: object) -> object:
+        return Deny(403, "not_in_group")
+
+    refusing = StepHooks(transform_response=[("culprit", transform)], restrict=[("gate", Guard(refuse))])
+    play, answer = await asked(refusing)
+
+    assert (answer.status, play.upstreams.dialed) == (403, 0)
+    assert [entry.plugin for entry in play.observed[0].trail] == ["gate", "culprit"]
+
+
 @pytest.mark.parametrize("fault", OF_ITS_OWN_TASK, ids=names)
 async def test_promise_11_an_endpoint_keeps_nobody_waiting(fault: Any) -> None:
     """Whatever it does, its client is answered 503, and is not forwarded."""
@@ -349,7 +371,18 @@ async def test_promise_11_a_tunnel_that_fails_is_reported_and_tried_again(
 
 @pytest.mark.parametrize("fault", RAISES, ids=names)
 @pytest.mark.parametrize(
-    "hook", ["restrict", "authenticate", "authorize", "transform_request", "observe", "dialer", "endpoint", "pages"]
+    "hook",
+    [
+        "restrict",
+        "authenticate",
+        "authorize",
+        "transform_request",
+        "transform_response",
+        "observe",
+        "dialer",
+        "endpoint",
+        "pages",
+    ],
 )
 async def test_promise_11_a_hook_that_raises_is_a_failed_plugin(hook: str, fault: Any) -> None:
     """Its route is refused, or the start is, with the plugin's name; nothing else ends."""

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from netbird_proxy import ALLOW, Guard
+from netbird_proxy import ALLOW, Guard, ResponseTransform
 from netbird_proxy.process.watchdog import Watchdog
 from netbird_proxy.testing.makers import host_origin, route
 from netbird_proxy.testing.transcript import StepHooks, Transcript
@@ -39,6 +39,11 @@ def hooks(stage: str, block: Any) -> StepHooks:
     def observe(_exchange: object) -> None:
         block()
 
+    def transform(_exchange: object, _head: object) -> None:
+        block()
+
+    if stage == "transform_response":
+        return StepHooks(transform_response=[("sleepy", ResponseTransform(transform))])
     if stage == "observe":
         return StepHooks(observe=[("sleepy", observe)])
     return StepHooks(restrict=[("quick", Guard(_allow))], **{stage: [("sleepy", Guard(guard))]})
@@ -49,7 +54,7 @@ async def _allow(_exchange: object) -> object:
 
 
 @pytest.mark.parametrize("block", [sleeps, keeps_the_lock])
-@pytest.mark.parametrize("stage", ["authorize", "observe"])
+@pytest.mark.parametrize("stage", ["authorize", "transform_response", "observe"])
 async def test_a_step_that_blocks_the_loop_is_named(transcript: Any, stage: str, block: Any) -> None:
     """Its plugin and stage stand in the log, it is counted once, and the process says that it is not ready."""
     counted: Counter[str] = Counter()

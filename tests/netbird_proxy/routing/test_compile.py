@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from netbird_proxy import ALLOW, Authenticator, Guard, RequestTransform
+from netbird_proxy import ALLOW, Authenticator, Endpoint, Guard, RequestTransform, ResponseTransform
 from netbird_proxy.api.errors import PluginFailed, RouteRefused
 from netbird_proxy.api.host import Proxy
 from netbird_proxy.api.model import RouteSpec, ServiceId, ServiceMapping, Upstream
@@ -126,6 +126,68 @@ async def test_unreachable_target_is_refused() -> None:
 async def test_header_has_one_owner(transforms: Any, said: str) -> None:
     """Under any alias; what frames and routes is nobody's."""
     assert await refusal(StepHooks(transform_request=transforms), route()) == said
+
+
+def answering(*names: bytes) -> ResponseTransform:
+    return ResponseTransform(transform, owns=names)
+
+
+@pytest.mark.parametrize(
+    ("transforms", "reason"),
+    [
+        ([("a", answering(b"Server")), ("b", answering(b"server"))], "both a and b own the response header server"),
+        ([("a", answering(b"X_A")), ("b", answering(b"x-a"))], "both a and b own the response header x-a"),
+        *(
+            ([("a", answering(name))], f"a may not own the response header {name.decode()}: it frames the message")
+            for name in (b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"trailer", b"keep-alive")
+        ),
+        (
+            [("a", answering(b"Date"))],
+            "a may not own the response header date: caches compute the age of an answer from it",
+        ),
+        *(
+            (
+                [("a", answering(name))],
+                f"a may not own the response header {name.decode()}: it describes the body, which no transform changes",
+            )
+            for name in (b"content-encoding", b"content-range")
+        ),
+        (
+            [("a", answering(b"X_NetBird_User"))],
+            "a may not own the response header x-netbird-user: it is reserved for the core",
+        ),
+        (
+            [("a", answering(b"Sec-WebSocket-Accept"))],
+            "a may not own the response header sec-websocket-accept: it is a part of the upstream's handshake",
+        ),
+        ([("a", answering(b"x a"))], "a may not own the response header x a: it is not the name of a field"),
+        ([("a", answering(b"x-a", b"X_A")), ("a", answering(b"x.a")), ("b", answering(b"set-cookie"))], ""),
+    ],
+)
+async def test_response_header_has_one_owner(transforms: Any, reason: str) -> None:
+    """Under any alias; what frames the answer, dates it or describes its body is nobody's."""
+    assert await refusal(StepHooks(transform_response=transforms), route()) == reason
+
+
+async def test_response_header_has_one_owner_on_endpoints_too() -> None:
+    """Their routes are asked about by their own prefix, and a conflict there refuses the mapping."""
+
+    class Hooks(StepHooks):
+        def transform_response(self, route: RouteSpec, proxy: Proxy) -> Any:
+            own = route.prefix.startswith(b"/__netbird__/")
+            return [("a", answering(b"x-a")), ("b", answering(b"x-a"))] if own else []
+
+    async def app(*_: object) -> None: ...
+
+    assert await refusal(Hooks(endpoint=[("shop", Endpoint(app))]), route()) == (
+        "both a and b own the response header x-a"
+    )
+
+
+async def test_owning_a_response_header_enforces_nothing() -> None:
+    """It keeps nobody out, so a guarding field still needs a step that does."""
+    hooks = StepHooks(transform_response=[("gate", answering(b"x-role"))])
+    assert "gate enforces nothing" in await refusal(hooks, guarded())
 
 
 async def test_transform_cannot_set_via() -> None:

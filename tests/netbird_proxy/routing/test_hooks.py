@@ -19,6 +19,7 @@ from netbird_proxy import (
     Identity,
     PluginInfo,
     RequestTransform,
+    ResponseTransform,
     RouteRefused,
     RouteSpec,
     ServiceId,
@@ -72,9 +73,10 @@ def failing(error: Exception) -> Callable[[], object]:
 def test_steps_come_with_the_plugin_that_gave_them() -> None:
     """Every step names its plugin, in order; None is left out."""
     guard, transform = Guard(allow), RequestTransform(lambda exchange, head: None, owns=(b"remote-user",))
+    answers = ResponseTransform(lambda exchange, head: None, owns=(b"server",))
     seen: list[ExchangeView] = []
     all_of_it = hooks(
-        plugin(restrict=guard, authorize=guard, transform_request=transform),
+        plugin(restrict=guard, authorize=guard, transform_request=transform, transform_response=answers),
         plugin(restrict=None, observe=seen.append),
         plugin(restrict=guard),
     )
@@ -82,6 +84,7 @@ def test_steps_come_with_the_plugin_that_gave_them() -> None:
     assert all_of_it.restrict(ROUTE, PROXY) == [("p0", guard), ("p2", guard)]
     assert all_of_it.authorize(ROUTE, PROXY) == [("p0", guard)]
     assert all_of_it.transform_request(ROUTE, PROXY) == [("p0", transform)]
+    assert all_of_it.transform_response(ROUTE, PROXY) == [("p0", answers)]
     assert [name for name, _ in all_of_it.observe(None, PROXY)] == ["p1"]
 
 
@@ -133,7 +136,10 @@ def test_a_refusal_passes_and_stops_the_asking() -> None:
 async def later() -> None: ...
 
 
-@pytest.mark.parametrize("hook", ["restrict", "authorize", "authenticate", "transform_request", "dialer", "observe"])
+@pytest.mark.parametrize(
+    "hook",
+    ["restrict", "authorize", "authenticate", "transform_request", "transform_response", "dialer", "observe"],
+)
 @pytest.mark.parametrize("answer", [failing(OSError("no")), later, lambda: 3, lambda: "text"])
 def test_a_hook_that_fails_or_answers_nonsense_names_its_plugin(hook: str, answer: Callable[[], object]) -> None:
     """No failing or wrong answer is taken for "nothing to do": it raises, so that the route is refused."""
@@ -170,6 +176,11 @@ async def seen_later(*_: object) -> None: ...
         ("transform_request", RequestTransform(seen_later)),  # type: ignore[arg-type]
         ("transform_request", RequestTransform(None)),  # type: ignore[arg-type]
         ("transform_request", RequestTransform(lambda exchange, head: None, owns=("x",))),  # type: ignore[arg-type]
+        ("transform_response", ResponseTransform(seen_later)),  # type: ignore[arg-type]
+        ("transform_response", ResponseTransform(None)),  # type: ignore[arg-type]
+        ("transform_response", ResponseTransform(lambda exchange, head: None, owns=("x",))),  # type: ignore[arg-type]
+        ("transform_response", ResponseTransform(lambda exchange, head: None, owns=(b"",))),
+        ("transform_response", RequestTransform(lambda exchange, head: None)),
         ("observe", seen_later),
     ],
 )

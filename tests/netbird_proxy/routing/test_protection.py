@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from netbird_proxy import ALLOW, Authenticator, Deny, Guard, Identity, RequestTransform, UserId
+from netbird_proxy import ALLOW, Authenticator, Deny, Guard, Identity, RequestTransform, ResponseTransform, UserId
 from netbird_proxy.api.host import Proxy
 from netbird_proxy.api.model import RouteSpec, Upstream
 from netbird_proxy.testing.fakes import HostDialer
@@ -40,6 +40,9 @@ class Hooks(StepHooks):
 
     def transform_request(self, route: RouteSpec, proxy: Proxy) -> Any:
         return self._made("transform_request", route)
+
+    def transform_response(self, route: RouteSpec, proxy: Proxy) -> Any:
+        return self._made("transform_response", route)
 
     def dialer(self, route: RouteSpec, upstream: Upstream, proxy: Proxy) -> Any:
         return ("host", self.step(route)) if self.stage == "dialer" else super().dialer(route, upstream, proxy)
@@ -92,6 +95,9 @@ DIFFERENT: dict[str, StepHooks] = {
     ),
     "authenticators of each route": Hooks("authenticate", lambda _spec: Authenticator("exclusive", lambda e: known(e))),
     "transforms of each route": Hooks("transform_request", lambda _spec: RequestTransform(lambda _e, _o: None)),
+    "response transforms of each route": Hooks(
+        "transform_response", lambda _spec: ResponseTransform(lambda _e, _h: None)
+    ),
     "other dialers": Hooks("dialer", lambda spec: Named(spec.prefix.decode())),
 }
 ALIKE: dict[str, StepHooks] = {
@@ -105,6 +111,9 @@ ALIKE: dict[str, StepHooks] = {
         "authenticate", lambda spec: Authenticator("exclusive", lambda e: known(e), depends_on=spec.account)
     ),
     "one transform": Hooks("transform_request", lambda _spec: RequestTransform(nothing, owns=(b"x-a",))),
+    "response transforms that depend on the same": Hooks(
+        "transform_response", lambda spec: ResponseTransform(lambda _e, _h: None, depends_on=spec.account)
+    ),
     "equal dialers": Hooks("dialer", lambda _spec: Named("same")),
 }
 
