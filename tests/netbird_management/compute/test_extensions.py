@@ -78,9 +78,8 @@ class Fallible:
 
 @pytest.fixture
 def hooks() -> Hooks:
-    return load_hooks(
-        ["private_service", "direct_upstream", "identity_headers", ("shop", Shop()), ("fallible", Fallible())]
-    )
+    by_name = ("private_service", "direct_upstream", "identity_headers", "response_headers")
+    return load_hooks([*by_name, ("shop", Shop()), ("fallible", Fallible())])
 
 
 @pytest.fixture
@@ -144,6 +143,16 @@ async def test_a_target_that_is_switched_off_is_judged_and_not_sent(shop: Api, h
         ({"extensions": {"core": {"same_origin": "no"}}}, 422, "extensions.core: same_origin: "),
         ({"extensions": {"core": {"ask_for_both": 1}}}, 422, "extensions.core: ask_for_both: "),
         ({"extensions": {"identity_headers": {"groups": "few"}}}, 422, "extensions.identity_headers: groups: "),
+        (
+            {"extensions": {"response_headers": {"cors": {"origins": ["*"], "credentials": True}}}},
+            422,
+            "extensions.response_headers: cors: ",
+        ),
+        (
+            {"extensions": {"response_headers": {"fixed": {"Content-Length": "hunter2"}}}},
+            422,
+            "Content-Length cannot be set or removed here: the proxy itself decides it",
+        ),
         ({"targets": [target(extensions={"core": {"ca": CA}})]}, 422, "ca and server_name need an https target"),
         (
             {"targets": [target(protocol="https", extensions={"core": {"ca": "hunter2"}})]},

@@ -13,7 +13,8 @@ import pytest
 import uvloop
 
 from netbird_proxy.api.model import Address
-from netbird_proxy.api.steps import ExchangeView
+from netbird_proxy.api.response_head import ResponseHead
+from netbird_proxy.api.steps import ExchangeView, ResponseTransform
 from netbird_proxy.app import ReverseProxy
 from netbird_proxy.listening.connections import Connections, ListenLimits
 from netbird_proxy.listening.origins import Origins
@@ -83,7 +84,7 @@ class House:
 
 
 @asynccontextmanager
-async def house(limits: ListenLimits | None = None) -> AsyncIterator[House]:
+async def house(limits: ListenLimits | None = None, hooks: StepHooks | None = None) -> AsyncIterator[House]:
     made = House()
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -93,7 +94,9 @@ async def house(limits: ListenLimits | None = None) -> AsyncIterator[House]:
     server = await asyncio.start_server(accept, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     pools = Pools(UpstreamPool)
-    compiler = Compiler(StepHooks(), FakeProxy(), pools, Environment(), observers=[("test", made.seen.put_nowait)])
+    compiler = Compiler(
+        hooks or StepHooks(), FakeProxy(), pools, Environment(), observers=[("test", made.seen.put_nowait)]
+    )
     routing = Routing(compiler)
     [report] = routing.apply("file", [mapping(route(to=upstream(f"http://127.0.0.1:{port}")), source="file")])
     assert report.ok, report.refused
@@ -393,5 +396,70 @@ def test_a_slow_client_gets_its_answer_whole(run: Run) -> None:
                 if got % (1 << 18) < len(piece):
                     await asyncio.sleep(0.05)
             assert got == size
+
+    run(play())
+
+
+# Transforms of response heads -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("request_head", "answer", "expected"),
+    [
+        (GET, OK, b"ok"),
+        (GET.replace(b"GET", b"HEAD"), OK.removesuffix(b"ok"), b""),
+        (GET, b"HTTP/1.1 304 Not Modified\r\nServer: nginx\r\n\r\n", b""),
+        (GET, STREAM + b"2\r\nok\r\n0\r\n\r\n", b"2\r\nok\r\n0\r\n\r\n"),
+    ],
+    ids=["whole", "head", "304", "chunked"],
+)
+def test_transformed_heads_reach_the_client(run: Run, request_head: bytes, answer: bytes, expected: bytes) -> None:
+    """In each form of writing an answer: the lines of the transform are there, and the body is the upstream's."""
+
+    def apply(_exchange: ExchangeView, head: ResponseHead) -> None:
+        head.delete(b"server")
+        head.set(b"x-frame-options", b"DENY")
+
+    hooks = StepHooks(transform_response=[("a", ResponseTransform(apply, owns=(b"server", b"x-frame-options")))])
+
+    async def play() -> None:
+        async with house(hooks=hooks) as made:
+            client, behind = await made.begin(request_head)
+            behind[1].write(answer.replace(b"\r\n\r\n", b"\r\nServer: nginx\r\n\r\n", 1))
+            lines = (await client[0].readuntil(b"\r\n\r\n")).lower().split(b"\r\n")
+            assert b"x-frame-options: deny" in lines
+            assert not [line for line in lines if line.startswith(b"server:")]
+            assert await client[0].readexactly(len(expected)) == expected
+
+    run(play())
+
+
+def test_failing_transform_answers_503_and_keeps_the_clients_connection(run: Run) -> None:
+    """Nothing of the upstream's answer arrives; its connection is closed, and the next request has another one."""
+    fails = [True]
+
+    def apply(_exchange: ExchangeView, _head: ResponseHead) -> None:
+        if fails.pop():
+            raise ValueError("a defect")
+
+    async def play() -> None:
+        async with house(hooks=StepHooks(transform_response=[("a", ResponseTransform(apply))])) as made:
+            client, behind = await made.begin(GET)
+            behind[1].write(OK.replace(b"ok", b"no").replace(b"\r\n\r\n", b"\r\nX-Secret: 1\r\n\r\n"))
+            head = await client[0].readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 503 ")
+            assert b"x-secret" not in head.lower()
+            length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+            body = await client[0].readexactly(int(length.partition(b":")[2]))
+            assert b"step_failed" in body
+            await ended_badly(behind)
+
+            fails.append(False)
+            client[1].write(GET)
+            again = await made.upstreams.get()
+            await again[0].readuntil(b"\r\n\r\n")
+            again[1].write(OK)
+            assert (await client[0].readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+            assert await client[0].readexactly(2) == b"ok"
 
     run(play())
