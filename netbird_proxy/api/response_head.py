@@ -20,7 +20,9 @@ class ResponseHead:
     each change raises RuntimeError.
 
     An answer of the proxy itself or of an endpoint (`own_answer`) keeps all its lines, and of these a transform sees
-    only `Content-Type`. A change of a name that the answer already has is ignored; names that it lacks are added.
+    only `Content-Type`. A change of a name that the answer already has is ignored. Names that it lacks are added,
+    except `Location`, `Refresh`, `WWW-Authenticate` and those by which caches may keep it (`Cache-Control`, `Expires`
+    and the like).
 
     Args:
         fields: the lines of the head, as far as the transform may see them; changed in place.

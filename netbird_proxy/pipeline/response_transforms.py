@@ -25,6 +25,10 @@ STAGE = "transform_response"
 
 _NOTHING: frozenset[bytes] = frozenset()
 _CONTENT_TYPE = b"content-type"
+# Names that no plugin adds to answers of the proxy or of an endpoint: a cache would keep a login (also by fields that
+# only caches in front of the proxy read), or a browser would leave for another place, or ask for a password.
+_NEVER_ADDED = frozenset((b"location", b"refresh", b"www-authenticate"))
+_NEVER_ADDED_ENDINGS = (b"cache-control", b"surrogate-control", b"expires")
 
 
 class Limits(Protocol):
@@ -44,7 +48,7 @@ class ResponseTransforms:
         names: folded names that a plugin owns. Heads and trailers that no transform sees lose them.
     """
 
-    __slots__ = ("_all", "_limits", "_of_own_answers", "_rules", "names")
+    __slots__ = ("_all", "_limits", "_never_added", "_of_own_answers", "_rules", "names")
 
     def __init__(self, transforms: Sequence[BoundResponseTransform], rules: HeadRules, limits: Limits) -> None:
         self._all = tuple(transforms)
@@ -52,6 +56,9 @@ class ResponseTransforms:
         self._rules = rules
         self._limits = limits
         self.names = _NOTHING.union(*(transform.names for transform in transforms))
+        self._never_added = frozenset(
+            name for name in self.names if name in _NEVER_ADDED or name.endswith(_NEVER_ADDED_ENDINGS)
+        )
 
     def change(self, exchange: Exchange, status: int, fields: list[RawHeader]) -> None:
         """Change the fields of an upstream's answer, in place, as far as plugins own them.
@@ -72,9 +79,10 @@ class ResponseTransforms:
         visible = [pair for pair in fields if fold(pair[0]) == _CONTENT_TYPE]
         added = list(visible)
         headers, query = exchange.headers, exchange.query
+        keeps = self._never_added.union(fold(name) for name, _ in fields)
         exchange.hide()
         try:
-            self._run(self._of_own_answers, exchange, status, added, frozenset(fold(name) for name, _ in fields))
+            self._run(self._of_own_answers, exchange, status, added, keeps)
         except StepFailed as failure:
             exchange.trail.append(TrailEntry(STAGE, failure.plugin, "failed", str(failure)))
             self._limits.count("step_failed")

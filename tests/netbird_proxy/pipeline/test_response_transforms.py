@@ -293,6 +293,39 @@ async def test_own_answers_keep_their_lines() -> None:
     assert len(set(names(answer))) == len(answer.headers)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"Cache-Control",
+        b"CDN-Cache-Control",
+        b"Surrogate_Control",
+        b"X-Accel-Expires",
+        b"Expires",
+        b"Location",
+        b"Refresh",
+        b"WWW-Authenticate",
+    ],
+)
+async def test_own_answers_get_no_line_that_changes_their_use(name: bytes) -> None:
+    """Neither a cache nor a browser does with a refusal or an endpoint's answer what these do not ask for."""
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    made = play(
+        ("a", setting((name, b"plugin"), (b"x-a", b"1"), own_answers=True)),
+        upstream=[ok()],
+        endpoint=[("shop", Endpoint(app))],
+    )
+
+    page = await made.request(target="/__netbird__/shop/x", origin=ORIGIN)
+    served = await made.request(origin=ORIGIN)
+
+    assert page.headers == [(b"content-length", b"0"), (b"x-a", b"1")]
+    assert (name.lower(), b"plugin") in served.headers
+
+
 async def test_promise_5_plugins_do_not_see_what_an_own_answer_sets() -> None:
     """A login's cookie and the address of its redirect are secrets between the proxy and the browser."""
     seen: list[object] = []
