@@ -131,9 +131,12 @@ def test_a_worker_that_hangs_ends_with_its_parent() -> None:
         stdout=subprocess.PIPE,
     ) as worker:
         theirs.close()
-        assert worker.stdout is not None
-        assert worker.stdout.readline() == b"hangs\n"
-        assert ours.send({"cover": []})
-        assert worker.poll() is None
-        ours.close()
-        assert worker.wait(30) == 1
+        try:
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == b"hangs\n"
+            assert ours.send({"cover": []})
+            assert worker.poll() is None
+            ours.close()
+            assert worker.wait(30) == 1
+        finally:
+            worker.kill()  # one that does not end would keep a core busy for good
