@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from math import inf
 
 from netbird_host.tables import LatestTable
 
@@ -37,6 +38,13 @@ class Bucket:
         self._left -= amount
         return max(0.0, -self._left / self._per_second)
 
+    def delay(self, amount: float, now: float) -> float:
+        """Seconds until the amount can be spent: 0.0 if it is left, infinity if the bucket never refills."""
+        self._refill(now)
+        if self._left >= amount:
+            return 0.0
+        return (amount - self._left) / self._per_second if self._per_second else inf
+
     def missing(self, now: float) -> float:
         """The amount that is missing from a full bucket."""
         return max(self._burst - self._left - (now - self._at) * self._per_second, 0.0)
@@ -60,23 +68,28 @@ class Buckets:
         self._clock = clock
         self._burst = float(burst)
         self._per_second = per_second
-        self._buckets: LatestTable[str, tuple[float, float]] = LatestTable(keys)
+        self._buckets: LatestTable[Hashable, Bucket] = LatestTable(keys)
 
     def __len__(self) -> int:
         return len(self._buckets)
 
-    def is_empty(self, key: str) -> bool:
-        return self._left(key) < 1
+    def is_empty(self, key: Hashable) -> bool:
+        return self.delay(key) > 0
 
-    def take(self, key: str) -> bool:
+    def delay(self, key: Hashable) -> float:
+        """Seconds until a try is left; 0.0 if one is."""
+        now = self._clock()
+        return self._of(key, now).delay(1, now)
+
+    def take(self, key: Hashable) -> bool:
         """Take one try. False if none is left; then nothing is taken."""
-        left = self._left(key)
-        self._buckets.keep(key, (left - 1 if left >= 1 else left, self._clock()))
-        return left >= 1
+        now = self._clock()
+        bucket = self._of(key, now)
+        self._buckets.keep(key, bucket)
+        return bucket.spend(1, now)
 
-    def _left(self, key: str) -> float:
-        left, at = self._buckets.get(key, (self._burst, self._clock()))
-        return min(self._burst, left + (self._clock() - at) * self._per_second)
+    def _of(self, key: Hashable, now: float) -> Bucket:
+        return self._buckets.get(key) or Bucket(self._per_second, self._burst, now)
 
 
 class Places:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from netbird_proxy import AccountId, LatestTable, ManagementError, PublicKey
+from netbird_proxy import AccountId, Buckets, LatestTable, ManagementError, PublicKey
 from netbird_wire.proxy_service_pb2 import ValidateTunnelPeerResponse
 
 ATTEMPTS = 3
@@ -38,12 +38,6 @@ class _Grant:
     answer: ValidateTunnelPeerResponse
     generation: int
     until: float
-
-
-@dataclass(slots=True)
-class _Bucket:
-    tokens: float
-    at: float
 
 
 class TooManyQuestions(Exception):
@@ -85,13 +79,12 @@ class Validations:
         self._clock = clock
         self._lifetime = lifetime
         self._per_account = per_account
-        self._burst = burst
-        self._rate = rate
         self._grants: LatestTable[AccountId, LatestTable[Question, _Grant]] = LatestTable(ACCOUNTS)
         self.dropped = 0
         """Number of grants that were dropped before their end because of a limit."""
         self._flights: dict[tuple[Question, int], asyncio.Task[ValidateTunnelPeerResponse | Exception]] = {}
-        self._buckets: LatestTable[tuple[AccountId, PublicKey], _Bucket] = LatestTable(BUCKETS)
+        # Peers come from the roster, so a client cannot invent them. The oldest bucket is most likely full again.
+        self._questions = Buckets(clock, burst=burst, per_second=rate, keys=BUCKETS)
         self._group: asyncio.TaskGroup | None = None
 
     async def run(self, ready: asyncio.Event) -> None:
@@ -180,16 +173,9 @@ class Validations:
             self.dropped += len(evicted[1])
 
     def _spend(self, question: Question) -> None:
-        now = self._clock()
         key = (question.account, question.peer)
-        bucket = self._buckets.get(key) or _Bucket(float(self._burst), now)
-        bucket.tokens = min(float(self._burst), bucket.tokens + (now - bucket.at) * self._rate)
-        bucket.at = now
-        # Peers come from the roster, so a client cannot invent them. The oldest bucket is most likely full again.
-        self._buckets.keep(key, bucket)
-        if bucket.tokens < 1:
-            raise TooManyQuestions(max(1.0, (1 - bucket.tokens) / self._rate))
-        bucket.tokens -= 1
+        if not self._questions.take(key):
+            raise TooManyQuestions(max(1.0, self._questions.delay(key)))
 
     def __repr__(self) -> str:
         kept = sum(len(grants) for grants in self._grants.values())

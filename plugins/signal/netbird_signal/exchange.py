@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
+from netbird_host.tables import LatestTable
 from netbird_signal.mailbox import BYTES, Lane, Mailbox
-from netbird_signal.rates import Bucket, LatestTable, Rate
+from netbird_signal.rates import Bucket, Rate
 from netbird_wire.envelope import BadKey, parse_key
 from netbird_wire.signalexchange_pb2 import EncryptedMessage
 
@@ -192,7 +193,7 @@ class Exchange:
         self._on_contested = on_contested
         self._streams: dict[str, Registration] = {}
         self._streams_of: Counter[str] = Counter()
-        self._sources = LatestTable(SOURCES, self._new_source)
+        self._sources: LatestTable[str, _Source] = LatestTable(SOURCES)
         self._all = Bucket(limits.all_messages, clock())
         self._queued = 0
         self._stopped = False
@@ -215,7 +216,7 @@ class Exchange:
         self._check_key(key)
         now = self._clock()
         earlier = self._streams.get(key)
-        limits, rates = self._limits, self._sources[source]
+        limits, rates = self._limits, self._rates_of(source)
         if self._stopped:
             raise Stopping
         if not rates.registrations.take(now):
@@ -330,7 +331,7 @@ class Exchange:
     def _admit(self, sender: str, source: str) -> Lane:
         """Apply the rates to a message. Raises Exceeded."""
         now = self._clock()
-        rates = self._sources[source]
+        rates = self._rates_of(source)
         registration = self._streams.get(sender)
         # Anybody can name this sender: a registered peer's own rate is for its own address.
         own = registration if registration is not None and registration.source == source else None
@@ -358,11 +359,14 @@ class Exchange:
         if not self._streams_of[source]:
             del self._streams_of[source]
 
-    def _new_source(self) -> _Source:
+    def _rates_of(self, source: str) -> _Source:
+        """Return what is left of an address's rates. Beyond the bound, the least recently used is forgotten."""
         limits, now = self._limits, self._clock()
-        return _Source(
+        rates = self._sources.get(source) or _Source(
             Bucket(limits.messages_of_source, now),
             Bucket(limits.messages_of_strangers, now),
             Bucket(limits.registrations, now),
             Bucket(limits.takeovers, now),
         )
+        self._sources.keep(source, rates)
+        return rates

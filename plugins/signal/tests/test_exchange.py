@@ -18,6 +18,7 @@ from netbird_signal.exchange import (
     MESSAGE_BYTES,
     QUEUED_BYTES,
     RESERVED_BYTES,
+    SOURCES,
     Ending,
     Exceeded,
     Exchange,
@@ -28,7 +29,7 @@ from netbird_signal.exchange import (
     Unknown,
 )
 from netbird_signal.mailbox import BYTES, Lane
-from netbird_signal.rates import Bucket, LatestTable, Rate
+from netbird_signal.rates import Bucket, Rate
 from netbird_wire.envelope import format_key
 from netbird_wire.signalexchange_pb2 import EncryptedMessage
 
@@ -356,13 +357,13 @@ def test_every_counter_has_a_meaning() -> None:
 
 
 def test_a_forgotten_source_is_as_good_as_new_and_the_table_is_bounded() -> None:
-    table = LatestTable(2, lambda: Bucket(Rate(0, 1), 0))
-    assert table["a"].take(0)
-    assert not table["a"].take(0)
-    table["b"], table["c"]
+    lab = Lab(Limits(messages_of_strangers=Rate(0, 1), all_messages=Rate(0, 10 * SOURCES)))
+    assert lab.sent(2, source=STRANGER) == 1
+    for number in range(SOURCES):
+        assert lab.sent(1, source=str(number)) == 1
 
-    assert len(table) == 2
-    assert table["a"].take(0)
+    assert len(lab.exchange._sources) == SOURCES
+    assert lab.sent(2, source=STRANGER) == 1
 
 
 def test_a_bucket_counts_what_is_missing() -> None:
