@@ -11,7 +11,7 @@ from netbird_proxy.api.headers import Headers, RawHeader
 from netbird_proxy.api.model import ExchangeId, Origin
 from netbird_proxy.asgi import CONNECTION_EXTENSION, ORIGIN_STATE, DownstreamConnection, Message, Receive, Scope, Send
 from netbird_proxy.http.folding import fold_authority
-from netbird_proxy.http.head import HeadRefused
+from netbird_proxy.http.refusals import RefusedHead
 from netbird_proxy.pipeline.core_answers import LOOP_DETECTED
 from netbird_proxy.pipeline.downstream import Downstream
 from netbird_proxy.pipeline.ending import FixedAnswer
@@ -108,6 +108,8 @@ class ReverseProxy:
             return
         authority: bytes | None = None
         raw: list[RawHeader] = scope["headers"]
+        if connection is None:  # foreign servers leave blanks behind values, which are no part of them
+            raw = [(name, value.strip(b" \t")) for name, value in raw]
         looped = False
         for name, value in raw:
             if name == b"host":
@@ -123,6 +125,8 @@ class ReverseProxy:
             await self._say(self._exchange(scope, origin, "", b"", b""), downstream, BadRequest(str(exc)))
             return
         exchange = self._exchange(scope, origin, host, authority, path)
+        if connection is not None and connection.empty_query:
+            exchange.empty_query = True
         if looped:
             await self._fixed().send(exchange, downstream, LOOP_DETECTED)
             return
@@ -184,7 +188,7 @@ class ReverseProxy:
         exchange.full_query = query
         return exchange
 
-    def record_refusal(self, origin: Origin, scheme: str, refusal: HeadRefused) -> ExchangeId:
+    def record_refusal(self, origin: Origin, scheme: str, refusal: RefusedHead) -> ExchangeId:
         """Observe a request whose head a listener of ours refused, with what is known of it, and return its id.
 
         Guards, authenticators and transforms see nothing of it. Strangers can cause any number of these.

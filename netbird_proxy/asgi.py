@@ -50,6 +50,9 @@ class DownstreamConnection(Protocol):
     has_body: bool
     """True if a request body follows the head; else `receive` need not be called."""
 
+    empty_query: bool
+    """True if the target ends with a `?` that begins an empty query, which the scope does not show."""
+
     upgrade: bool
     """True if the client requests another protocol in a form that may be granted: HTTP/1.1, without a body."""
 

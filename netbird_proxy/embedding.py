@@ -14,6 +14,7 @@ import structlog
 from pydantic import BaseModel
 
 from netbird_host.deprecation import older_name
+from netbird_http import judge_scope
 from netbird_proxy.accounts.revocations import RevokedSessions
 from netbird_proxy.api.addresses import AddressJudge, AddressRules
 from netbird_proxy.api.errors import RouteRefused, SettingsError, TunnelNotReady
@@ -26,7 +27,6 @@ from netbird_proxy.api.tunnels import Dialer, ProtocolFactory, Tunnel
 from netbird_proxy.app import ClientAddress, ReverseProxy
 from netbird_proxy.asgi import Receive, Scope, Send
 from netbird_proxy.defaults import DEFAULTS
-from netbird_proxy.http.head import check_scope
 from netbird_proxy.pipeline.ending import GUARD_TIMEOUT, Environment
 from netbird_proxy.routing.apply import Routing
 from netbird_proxy.routing.compile import Compiler
@@ -80,7 +80,7 @@ class EmbeddedProxy(ReverseProxy):
         self._pools = Pools(UpstreamPool)
         environment = Environment(timeout=timeout, count=self.proxy.count)
         routing = Routing(Compiler(self._hooks, self.proxy, self._pools, environment, cookies=self._hooks.cookies))
-        super().__init__(routing, check_head=check_scope, client_address=client_address, notes=self._hooks.notes)
+        super().__init__(routing, check_head=judge_scope, client_address=client_address, notes=self._hooks.notes)
         self.proxy.exchanges = self.exchanges
         self._running = False
         self._mappings = [self._decoded(record) for record in mappings]

@@ -48,6 +48,7 @@ class OutgoingRules:
         method: str,
         raw_path: bytes,
         query: bytes,
+        empty_query: bool,
         authority: bytes,
         scheme: str,
         address: str,
@@ -61,6 +62,7 @@ class OutgoingRules:
         Args:
             raw: the fields in order, names in lower case.
             method: in Latin-1.
+            empty_query: the client's target ends with a `?`, with nothing behind it; so does the upstream's then.
             scheme: `http` or `https`.
             address: of the connection's peer; empty if it is unknown.
             upgrades: the client asks for an upgrade, and the listener can carry one.

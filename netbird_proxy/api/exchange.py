@@ -79,6 +79,10 @@ class ExchangeView(Protocol):
         """The query as the client sent it, without `session_token`, which only the endpoint of its own path sees."""
 
     @property
+    def target(self) -> bytes:
+        """Path and query as on the client's request line: `/a?` where an empty query was sent."""
+
+    @property
     def http_version(self) -> str: ...
     @property
     def headers(self) -> Headers:

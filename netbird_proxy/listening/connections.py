@@ -12,7 +12,7 @@ from netbird_host.sources import source_of
 from netbird_proxy.api.model import AccountId, Address, Origin, PublicKey
 from netbird_proxy.api.tunnels import Tunnel
 from netbird_proxy.asgi import ASGIApp
-from netbird_proxy.http.head import HeadRefused
+from netbird_proxy.http.refusals import RefusedHead
 from netbird_proxy.listening.origins import Origins
 
 _HELD_HEAD_TICK = 0.02  # seconds
@@ -74,11 +74,11 @@ CountEvent = Callable[[str], Any]
 """Adds 1 to the counter of that name."""
 
 
-RecordRefusal = Callable[[Origin, str, HeadRefused], str]
+RecordRefusal = Callable[[Origin, str, RefusedHead], str]
 """Remembers a request that never reaches the application, with its connection's origin and scheme. Returns its id."""
 
 
-def unrecorded(_origin: Origin, _scheme: str, _refusal: HeadRefused) -> str:
+def unrecorded(_origin: Origin, _scheme: str, _refusal: RefusedHead) -> str:
     """A RecordRefusal that remembers nothing."""
     return ""
 

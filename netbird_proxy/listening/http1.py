@@ -1,75 +1,41 @@
-"""Our own HTTP/1.1 server protocol: bytes from any `asyncio.Transport`, parsed by httptools, served as ASGI 3.
+"""Our own HTTP/1.1 server protocol: bytes from any `asyncio.Transport`, read by the engine, served as ASGI 3.
 
-A connection serves one request at a time, each in its own task. A head that the parser or `head.py` refuses never
-reaches the application. Limits are checked in the parser's callbacks, so that nothing is parsed twice.
+A connection serves one request at a time, each in its own task. A request that the engine refuses never reaches the
+application. The engine's `Reader` judges heads, frames bodies, and limits the bytes that are no body. This module
+decides the order of requests, and how long each may take.
 """
-
-# This file is long because the parser's callbacks, the timers and the ways in which a connection ends read and write
-# the same few flags, and each rule about the flags depends on the others. Separate modules hold the independent parts:
-# `head.py` checks heads, `framing.py` writes them, `request.py` is a request, `connections.py` all connections.
 
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
 from collections import deque
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import unquote
 
-import httptools
-
-from netbird_host.http_fields import retry_after
 from netbird_host.tasks import start_owned
+from netbird_http import End, Head, Reader
 from netbird_proxy.api.errors import DownstreamError
 from netbird_proxy.asgi import CONNECTION_EXTENSION, ORIGIN_STATE, Scope
-from netbird_proxy.http.framing import STATUS_LINES
-from netbird_proxy.http.head import (
-    HOST,
-    KNOWN,
-    VALID_HOSTS,
-    FramingField,
-    HeadRefused,
-    check_framing_fields,
-    judge_target,
-    learn,
-)
+from netbird_proxy.http.refusals import RefusedHead, refusal_response
 from netbird_proxy.listening.connections import Capacity, Connections, Place
+from netbird_proxy.listening.lifetime import Lifetime, reset_on_close
 from netbird_proxy.listening.pace import WriteProgress
 from netbird_proxy.listening.raw import RawStream
 from netbird_proxy.listening.request import ServedRequest
 
 if TYPE_CHECKING:
-    from netbird_proxy.api.headers import RawHeader
+    from netbird_http import Refused
     from netbird_proxy.api.model import Origin
 
-_VERSIONS = ("1.1", "1.0")
 _ASGI = {"version": "3.0", "spec_version": "2.5"}
 _NOTHING: dict[str, Any] = {}
-_SENTENCES = {
-    400: (b"bad_request", b"The request is malformed."),
-    408: (b"read_timeout", b"The request did not arrive in time."),
-    417: (b"expectation_failed", b"The expectation cannot be met."),
-    431: (b"head_too_large", b"The request head is too large."),
-    500: (b"internal_error", b"The request could not be answered."),
-    503: (b"too_many_connections", b"There are too many connections."),
-    505: (b"version_unsupported", b"The protocol version is not supported."),
-}
 
 
-class Http1Protocol(asyncio.Protocol):
-    """An accepted connection.
-
-    Its transport may be a socket's, a tunnel's, or TLS over either: any `asyncio.Transport` works.
-    """
+class Http1Protocol(Lifetime):
+    """An accepted connection, with the requests on it."""
 
     __slots__ = (
-        "_completed", "_deadline", "_discarded", "_discarding", "_drained", "_eof", "_fields", "_framing_fields",
-        "_idle", "_lingering", "_parser", "_patience", "_place", "_queue", "_raw", "_reading", "_reading_paused",
-        "_refusal", "_scope", "_segment", "_silent", "_timer", "_timer_at", "_tls", "_unfinished", "_url",
-        "_write_progress", "app", "connections", "current", "limits", "loop", "must_close", "origin", "transport",
-        "write_paused",
+        "_idle", "_place", "_queue", "_raw", "_reader", "_reading", "_reading_paused", "_scope", "_tls", "app",
+        "current", "must_close", "origin",
     )  # fmt: skip
 
     def __init__(
@@ -78,45 +44,21 @@ class Http1Protocol(asyncio.Protocol):
         """Args:
         place: the object under which the connection is already counted; without it `connection_made` counts it.
         """
-        # The same for all connections of the listener.
-        self.loop = loop or asyncio.get_running_loop()
-        self.connections = connections
+        super().__init__(connections, loop)
         self.app = connections.app
-        self.limits = connections.limits
-        # State of the connection.
         self._place = place
-        self.transport: asyncio.Transport = cast(asyncio.Transport, None)
         self.origin: Origin = cast("Origin", None)
         self._scope: Scope = {}  # template of each request's scope
         self.must_close = False
-        self.write_paused = False
-        self._parser: Any = httptools.HttpRequestParser(self)
-        self._drained: asyncio.Future[None] | None = None
-        self._patience = 0.0  # seconds that the client had since the last check of its progress
-        self._write_progress: WriteProgress | None = None  # while written data waits for the client
+        self._reader = Reader(max_bytes=self.limits.head_bytes, max_lines=self.limits.head_lines)
         self._reading_paused = False
-        self._eof = False
         self._tls = False
         self._idle = False  # between requests, before the first byte of the next one
-        self._discarding = False  # received bytes are dropped
-        self._discarded = 0
-        self._lingering = False  # our side has ended; the client's last bytes are dropped
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0
-        self._deadline = 0.0  # 0: no deadline
-        self._refusal: HeadRefused | None = None
-        # State of requests: the one that is parsed, the one that is answered, and those that wait.
-        self._url = b""
-        self._fields: list[RawHeader] = []
-        self._framing_fields: list[FramingField] = []
-        self._segment = 0  # bytes in the piece being parsed
-        self._unfinished = 0  # bytes of earlier pieces that belong to the head being parsed
-        self._completed = False  # this piece completed a head
-        self._silent = 0  # bytes of the body's framing since its last body byte
+        # State of requests: the one whose body is read, the one that is answered, and those that wait.
         self._raw: RawStream | None = None  # receives the bytes behind a request for an upgrade
         self._reading: ServedRequest | None = None
         self.current: ServedRequest | None = None
-        self._queue: deque[tuple[ServedRequest, Scope] | HeadRefused] = deque()
+        self._queue: deque[tuple[ServedRequest, Scope] | RefusedHead] = deque()
 
     # Connection -------------------------------------------------------------------------------------------------------
 
@@ -159,27 +101,20 @@ class Http1Protocol(asyncio.Protocol):
         if capacity is Capacity.CROWDED:
             self.transport.abort()
         else:
-            self.transport.write(_refusal_response(503))
+            self.transport.write(refusal_response(503))
             self._linger()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._deadline = 0.0
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         self._discarding = True
         self._queue.clear()
         self._reading = None
-        self._parser = None  # it holds bound methods of this object, a reference cycle
         current, self.current = self.current, None
         if current is not None:
             if exc is None and current.raw is not None and current.raw.switched:
                 current.raw.lost()
             else:
                 self._leave(current)
-        self.write_paused = False
-        if self._drained is not None and not self._drained.done():
-            self._drained.set_result(None)
+        self._end_waiting()
         if self.origin is not None:
             self.connections.origins.retire(self.origin)
         self.connections.closed(self)
@@ -217,10 +152,6 @@ class Http1Protocol(asyncio.Protocol):
         if self.current is None and not self._lingering:
             self._close()
 
-    def abort(self) -> None:
-        if self.transport is not None:
-            self.transport.abort()
-
     def _leave(self, request: ServedRequest) -> None:
         """The client has gone: cancel the request's task, which learns the reason from `gone`."""
         if request.done:
@@ -234,61 +165,9 @@ class Http1Protocol(asyncio.Protocol):
             task.add_done_callback(self.connections.tasks.discard)
             task.cancel()
 
-    def _close(self) -> None:
-        """Close once all written data was sent, within the linger timeout."""
-        self._discarding = True
-        self._lingering = True
-        self._arm_linger()
-        self.transport.close()
-
-    def _arm_linger(self) -> None:
-        """Set the deadline of a closing connection. A client that reads at its rate gets the end of its answer."""
-        if self.transport.get_write_buffer_size():
-            self._write_progress = WriteProgress(self.transport)
-            self._arm(self._wait_for_progress(self._write_progress))
-        else:
-            self._write_progress = None
-            self._arm(self.limits.linger_timeout)
-
-    def _linger(self) -> None:
-        """End our sending side, and drop everything that the client still sends.
-
-        Closing a socket with unread bytes resets it, and the reset can overtake the answer that was just written.
-        """
-        if self._lingering:
-            return
-        self._discarding = True
-        self._lingering = True
-        self._discarded = 0
-        if self._eof:
-            self._close()
-            return
-        self._arm_linger()
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-        self.regulate_reading()
-
-    def _discard(self, size: int) -> None:
-        self._discarded += size
-        if self._discarded > self.limits.drain_bytes:
-            if self._lingering:
-                self.transport.abort()
-            else:
-                self.regulate_reading()
-
     # Timers: one handle per connection, moved lazily; a request that arrives whole needs none -------------------------
 
-    def _arm(self, seconds: float) -> None:
-        self._deadline = when = self.loop.time() + seconds
-        self.ring_at(when)
-
-    def ring_at(self, when: float) -> None:
-        """Run the timer at this time of the loop's clock, at the latest."""
-        if self._timer is None or self._timer_at > when:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer_at = when
-            self._timer = self.loop.call_at(when, self._on_timer)
+    # Deadlines --------------------------------------------------------------------------------------------------------
 
     def _on_timer(self) -> None:
         self._timer = None
@@ -314,12 +193,12 @@ class Http1Protocol(asyncio.Protocol):
                 self.transport.abort()
         elif self._reading is not None:  # an unwanted body that does not end
             self._linger()
-        elif self._idle or not (self._url or self._unfinished):
+        elif self._idle or not self._reader.in_head:
             self._close()
         else:
-            self._refuse(HeadRefused("head_timeout", 408))
+            self._refuse(RefusedHead("head_timeout", 408, *self._reader.request_line))
 
-    # Parsing ----------------------------------------------------------------------------------------------------------
+    # Reading ----------------------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
         if self._discarding:
@@ -328,103 +207,48 @@ class Http1Protocol(asyncio.Protocol):
             else:
                 self._raw.feed(data)
             return
-        self._segment = size = len(data)
-        self._completed = False
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            # The following bytes belong to the requested protocol, and are not HTTP, whether it is granted or not.
-            self._discarding = True
-            if self._raw is not None and (behind := data[upgrade.args[0] :]):
-                self._raw.feed(behind)
-            return
-        except httptools.HttpParserError as error:
-            if not self._discarding:  # else the error is in bytes behind the last request
-                self._refuse(self._refusal or self._why(error))
-            return
-        if self._reading is not None:
-            self._silent = 0 if self._silent < 0 else self._silent + size
-            if self._silent > self.limits.head_bytes:
-                self._refuse(HeadRefused("trailer_bytes", 431))
-        elif self._url or not self._completed:
-            self._unfinished = 0 if self._completed else self._unfinished + size
-            if self._unfinished > self.limits.head_bytes:
-                self._refuse(HeadRefused("head_bytes", 431))
-            elif self._idle:
-                # This is the first piece of a later request's head: its timeout starts now.
-                self._idle = False
-                self._arm(self.limits.head_timeout)
+        for event in self._reader.feed(data):
+            if not self._discarding:
+                if isinstance(event, Head):
+                    self._begin(event)
+                elif isinstance(event, bytes):
+                    self._take(event)
+                elif isinstance(event, End):
+                    self._end(event)
+                else:
+                    self._refuse(_refused(event))
+            elif self._raw is not None and isinstance(event, bytes):
+                self._raw.feed(event)
+        if self._idle and self._reader.in_head:
+            # This is the first piece of a later request's head: its timeout starts now.
+            self._idle = False
+            self._arm(self.limits.head_timeout)
 
-    def on_url(self, url: bytes) -> None:
-        self._url += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        try:
-            lower, kind = KNOWN[name]
-        except KeyError:
-            lower, kind = learn(name)
-        if kind:
-            self._framing_fields.append((kind, value))
-        if value and value[-1] <= 32:
-            value = value.rstrip(b" \t")
-        self._fields.append((lower, value))
-
-    def on_headers_complete(self) -> None:
-        parser = self._parser
-        limits = self.limits
-        self._completed = True
-        fields, self._fields = self._fields, []
-        framing, self._framing_fields = self._framing_fields, []
-        url, self._url = self._url, b""
-        size, self._unfinished = self._unfinished + self._segment, 0
-        try:
-            if self._discarding:
-                raise HeadRefused("closing")
-            if len(fields) > limits.head_lines:
-                raise HeadRefused("head_lines", 431)
-            if size > limits.head_bytes and len(url) + _octets(fields) > limits.head_bytes:
-                raise HeadRefused("head_bytes", 431)
-            method = parser.get_method()
-            keep_alive = parser.should_keep_alive()
-            if keep_alive and len(framing) == 1 and framing[0][0] == HOST and framing[0][1] in VALID_HOSTS:
-                # The common request. Without a Connection field, only HTTP/1.1 is kept alive, by the parser's rules and
-                # RFC 9112's, and asking the parser for the version costs as much as checking the target.
-                version = "1.1"
-                host = framing[0][1]
-                length = 0
-                expects = upgrade = False
-            else:
-                version = parser.get_http_version()
-                if version not in _VERSIONS:
-                    raise HeadRefused("version", 505)
-                host, length, expects = check_framing_fields(version, framing)
-                upgrade = parser.should_upgrade()
-                if upgrade:
-                    if length:
-                        raise HeadRefused("upgrade_body")
-                    keep_alive = False
-            path, query = judge_target(method, url, host)
-        except HeadRefused as refused:
-            refused.method = parser.get_method().decode("latin-1")
-            refused.target = url
-            self._refusal = refused
-            raise
-        self._reading = request = ServedRequest(
-            self, method == b"HEAD", version == "1.1", keep_alive, length != 0, expects
-        )
-        if upgrade and version == "1.1":  # RFC 9110 §7.8: ignored on HTTP/1.0
-            request.upgrade = True
-            self._raw = request.raw = RawStream(self, request)
-        self._silent = -1
-        text = path.decode("ascii")
+    def _begin(self, head: Head) -> None:
+        method = head.method
+        http11 = head.http11
+        has_body = head.has_body
+        request = ServedRequest(self, method == "HEAD", http11, head.keep_alive, has_body, head.expects)
+        if head.empty_query:
+            request.empty_query = True
+        if has_body:
+            self._reading = request
+        else:
+            request.complete = True
+            if head.upgrade:
+                # The following bytes belong to the requested protocol, and are not HTTP, whether it is granted or not.
+                request.upgrade = True
+                self._raw = request.raw = RawStream(self, request)
+            if not request.keep_alive or self.must_close:
+                self._discarding = True
         # A copy with the same keys replaced is cheaper than a new dictionary.
         scope = self._scope.copy()
-        scope["http_version"] = version
-        scope["method"] = method.decode("ascii")
-        scope["path"] = unquote(text) if "%" in text else text
-        scope["raw_path"] = path
-        scope["query_string"] = query
-        scope["headers"] = fields
+        scope["http_version"] = "1.1" if http11 else "1.0"
+        scope["method"] = method
+        scope["path"] = head.path
+        scope["raw_path"] = head.raw_path
+        scope["query_string"] = head.query
+        scope["headers"] = head.headers
         scope["state"] = {ORIGIN_STATE: self.origin}
         scope["extensions"] = {CONNECTION_EXTENSION: request, "http.response.trailers": _NOTHING}
         if self.current is None:
@@ -433,8 +257,7 @@ class Http1Protocol(asyncio.Protocol):
             self._queue.append((request, scope))
             self.regulate_reading()
 
-    def on_body(self, body: bytes) -> None:
-        self._silent = -1
+    def _take(self, body: bytes) -> None:
         request = self._reading
         if request is None:
             return
@@ -454,20 +277,13 @@ class Http1Protocol(asyncio.Protocol):
         if request.buffered > self.limits.body_buffer:
             self.regulate_reading()
 
-    def on_message_complete(self) -> None:
+    def _end(self, end: End) -> None:
         request = self._reading
         if request is None:
             return
-        if self._fields:
-            # Fields behind the head are trailers: the head that the application received stays as it was checked.
-            trailers, self._fields = self._fields, []
-            self._framing_fields = []
-            if len(trailers) > self.limits.head_lines or _octets(trailers) > self.limits.head_bytes:
-                self._refusal = HeadRefused("trailer_bytes", 431)
-                raise self._refusal
-            request.trailers = trailers
+        # The head that the application received stays as it was judged, without the fields behind the body.
+        request.trailers = end.trailers
         self._reading = None
-        self._completed = True  # this segment belonged to a body: none of it counts for the next head
         request.complete = True
         request.expects = False
         if not request.keep_alive or self.must_close:
@@ -478,25 +294,9 @@ class Http1Protocol(asyncio.Protocol):
         elif request.waiter is not None:
             request.wake()
 
-    def _why(self, error: httptools.HttpParserError) -> HeadRefused:
-        if isinstance(error, httptools.HttpParserCallbackError):
-            # This is not a refusal but a defect in the proxy, so the connection ends.
-            self.connections.log.error("listener.parser_callback_failed", exc_info=error.__context__ or error)
-            return HeadRefused("internal", 500)
-        if self._reading is not None:
-            return HeadRefused("malformed_body")
-        if isinstance(error, httptools.HttpParserInvalidMethodError):
-            return HeadRefused("malformed_method")
-        if isinstance(error, httptools.HttpParserInvalidURLError):
-            return HeadRefused("malformed_target")
-        return HeadRefused("malformed")
-
-    def _refuse(self, refusal: HeadRefused) -> None:
+    def _refuse(self, refusal: RefusedHead) -> None:
         """Answer in place of the application, which does not see this request, and end the connection."""
         self._discarding = True
-        refusal.target = refusal.target or self._url
-        self._fields, self._framing_fields, self._url, self._unfinished = [], [], b"", 0
-        self._refusal = None
         reading, self._reading = self._reading, None
         if reading is None or reading is not self.current:  # else it is an exchange already
             refusal.exchange = self.connections.record_refusal(self.origin, "https" if self._tls else "http", refusal)
@@ -529,8 +329,8 @@ class Http1Protocol(asyncio.Protocol):
             else:
                 self._answer(refusal)
 
-    def _answer(self, refusal: HeadRefused) -> None:
-        self.transport.write(_refusal_response(refusal.status, exchange=refusal.exchange))
+    def _answer(self, refusal: RefusedHead) -> None:
+        self.transport.write(refusal_response(refusal.status, exchange=refusal.exchange))
         self._linger()
 
     # Requests ---------------------------------------------------------------------------------------------------------
@@ -575,7 +375,7 @@ class Http1Protocol(asyncio.Protocol):
         self.connections.held.discard(request)
         request.done = True
         request.keep_alive = False
-        self.transport.write(_refusal_response(status, with_body=not request.head_only))
+        self.transport.write(refusal_response(status, with_body=not request.head_only))
         self.response_done(request)
 
     def response_done(self, request: ServedRequest) -> None:
@@ -585,7 +385,7 @@ class Http1Protocol(asyncio.Protocol):
         self.current = None
         if request.complete:
             if request.keep_alive and not (
-                self._queue or self._url or self._unfinished or self.must_close or self._eof
+                self._queue or self.must_close or self._eof or self._reader.in_head
             ):  # `_next`, for the common case
                 self._idle = True
                 self._deadline = when = self.loop.time() + self.limits.idle_timeout
@@ -614,11 +414,11 @@ class Http1Protocol(asyncio.Protocol):
         elif self._queue:
             following = self._queue.popleft()
             self.regulate_reading()
-            if isinstance(following, HeadRefused):
+            if isinstance(following, RefusedHead):
                 self._answer(following)
             else:
                 self._start(*following)
-        elif self._url or self._unfinished:
+        elif self._reader.in_head:
             self._idle = False
             self._arm(self.limits.head_timeout)
         else:
@@ -631,7 +431,7 @@ class Http1Protocol(asyncio.Protocol):
             self.current = None
         if request.close_delimited:
             # Only a reset shows this client that the response is incomplete.
-            _reset_on_close(self.transport)
+            reset_on_close(self.transport)
         self.transport.abort()
 
     def start_raw(self, raw: RawStream, head: bytes) -> None:
@@ -663,40 +463,11 @@ class Http1Protocol(asyncio.Protocol):
             self._write_progress = WriteProgress(self.transport)
             self._arm(self._wait_for_progress(self._write_progress))
 
-    def _wait_for_progress(self, progress: WriteProgress) -> float:
-        self._patience = progress.patience(self.limits)
-        return self._patience
-
-    def _reads_enough(self) -> bool:
-        """True if the client has read enough of the waiting data since the last check. Extends the deadline then."""
-        if self._write_progress is None:
-            return False
-        if self._write_progress.since_last_check() < max(1.0, self.limits.min_rate * self._patience):
-            self.connections.count("write_too_slow")
-            return False
-        self._arm(self._wait_for_progress(self._write_progress))
-        return True
-
-    def _is_there(self) -> bool:
-        """True if a client that has ended its sending side has read anything since the last check."""
-        if self._write_progress is None or not self._write_progress.since_last_check():
-            return False
-        self._arm(self.limits.half_close_timeout)
-        return True
-
     def resume_writing(self) -> None:
         self.write_paused = False
         if self.current is not None and not self._eof:
             self._deadline = 0.0
-        if self._drained is not None and not self._drained.done():
-            self._drained.set_result(None)
-
-    async def writable(self) -> None:
-        """Wait until the transport accepts more data, or is closed."""
-        while self.write_paused:
-            if self._drained is None or self._drained.done():
-                self._drained = self.loop.create_future()
-            await asyncio.shield(self._drained)
+        self._wake_writers()
 
     def regulate_reading(self) -> None:
         """Read only while the buffers for an unread body and for waiting requests are not full."""
@@ -715,28 +486,5 @@ class Http1Protocol(asyncio.Protocol):
                 self.transport.resume_reading()
 
 
-def _octets(fields: Iterable[RawHeader]) -> int:
-    return sum(len(name) + len(value) + 4 for name, value in fields)
-
-
-def _refusal_response(status: int, *, with_body: bool = True, exchange: str = "") -> bytes:
-    code, sentence = _SENTENCES[status]
-    body = code + b": " + sentence + b"\n"
-    if exchange:
-        body += b"exchange: " + exchange.encode("ascii") + b"\n"
-    head = STATUS_LINES[status] + (
-        b"\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\n%bconnection: close\r\n\r\n"
-        % (len(body), b"%b: %b\r\n" % retry_after(1) if status == 503 else b"")
-    )
-    return head + body if with_body else head
-
-
-def _reset_on_close(transport: asyncio.Transport) -> None:
-    handle = transport.get_extra_info("socket")
-    if handle is not None:
-        try:
-            # Through a duplicate: the socket objects of event loops have no setsockopt.
-            with socket.socket(fileno=socket.dup(handle.fileno())) as twin:
-                twin.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        except OSError:
-            return
+def _refused(event: Refused) -> RefusedHead:
+    return RefusedHead(event.reason, event.status, event.method, event.target)

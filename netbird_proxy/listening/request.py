@@ -48,9 +48,9 @@ class ServedRequest:
     """
 
     __slots__ = (
-        "body_patience", "buffered", "chunks", "complete", "done", "ended", "expects", "fields", "framing", "gone",
-        "has_body", "head_only", "held_at", "http11", "keep_alive", "protocol", "raw", "remaining", "status", "task",
-        "trailers", "upgrade", "waiter", "will_trail",
+        "body_patience", "buffered", "chunks", "complete", "done", "empty_query", "ended", "expects", "fields",
+        "framing", "gone", "has_body", "head_only", "held_at", "http11", "keep_alive", "protocol", "raw", "remaining",
+        "status", "task", "trailers", "upgrade", "waiter", "will_trail",
     )  # fmt: skip
 
     def __init__(
@@ -69,7 +69,7 @@ class ServedRequest:
         self.trailers: list[RawHeader] | None = None
         self.raw: RawStream | None = None
         self.body_patience: BodyPatience | None = None
-        self.gone = self.complete = self.ended = self.will_trail = self.done = self.upgrade = False
+        self.gone = self.complete = self.ended = self.will_trail = self.done = self.upgrade = self.empty_query = False
         self.buffered = self.status = self.framing = 0
         self.fields: list[bytes] = _NO_PIECES
         self.remaining: int

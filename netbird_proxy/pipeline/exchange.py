@@ -34,6 +34,7 @@ class Exchange:
         "bytes_sent",
         "client_address",
         "denial",
+        "empty_query",
         "ended_ns",
         "error",
         "forwarded",
@@ -94,6 +95,7 @@ class Exchange:
         self.headers = self.public = headers
         self.views: Mapping[str, Headers] = _NO_VIEWS  # app: by plugin, the head with its own secrets
         self.public_query = self.full_query = query  # app: without `session_token`; as received, for endpoints
+        self.empty_query = False  # app: the target ends with `?`, which ASGI's query does not show
         self.client_address = client_address
         self.allowed_notes = allowed_notes
         self.forwarded: Forwarded | None = None  # app, on arrival
@@ -134,8 +136,12 @@ class Exchange:
         )
         again.route = route
         again.forwarded = self.forwarded
-        again.views, again.full_query = self.views, self.full_query
+        again.views, again.full_query, again.empty_query = self.views, self.full_query, self.empty_query
         return again
+
+    @property
+    def target(self) -> bytes:
+        return self.raw_path + b"?" + self.query if self.query or self.empty_query else self.raw_path
 
     def arrive(self, public: Headers, views: Mapping[str, Headers]) -> None:
         """Take the head as every step may see it, and by plugin as it looks with the plugin's own secrets."""

@@ -62,6 +62,7 @@ class RequestHeads:
                 exchange.method,
                 exchange.raw_path,
                 exchange.query,
+                exchange.empty_query,
                 exchange.authority,
                 exchange.scheme,
                 origin.peer.host if origin is not None else exchange.client_address,

@@ -181,7 +181,8 @@ class Limits(Section):
     """Maximum time for a connection's first byte, for a TLS handshake (on expiry the connection closes), and for a
     request head from its first byte (on expiry 408)."""
     head_bytes: Count = 65_536
-    """Maximum size of a request head in bytes; a larger head is refused with 431."""
+    """Maximum size of a request head in bytes; a larger head is refused with 431, or with 414 if its target alone is
+    larger."""
     head_lines: Count = 100
     """Maximum number of fields in a request head; a head with more is refused with 431."""
     keep_alive: Seconds = 75.0

@@ -98,9 +98,10 @@ class Client:
         upgrade: bool = False,
         extra: dict[str, Any] | None = None,
     ) -> None:
-        path, _, query = target.encode("latin-1").partition(b"?")
+        path, mark, query = target.encode("latin-1").partition(b"?")
         self.answer = Answer()
         self.has_body = body is not None and not upgrade
+        self.empty_query = bool(mark) and not query
         self.upgrade = upgrade
         self.raw: RawClient | None = None
         self.gone = False

@@ -9,7 +9,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 500
-EXEMPT = {"netbird_proxy/listening/http1.py": "the parser's callbacks, which the HTTP engine replaces"}
 REASON = re.compile(r"^# Over 500 lines: \S.*", re.MULTILINE)
 
 
@@ -33,11 +32,11 @@ def _written(*folders: str) -> list[Path]:
 
 
 def test_product_files_are_short() -> None:
-    """A longer file has a seam; the exempt ones are really that long, so that the list does not outlive its reason."""
+    """A longer file has a seam."""
     product = [file for file in _written("netbird_*", "plugins", "proto") if "tests" not in file.parts]
     long = {_name(file) for file in product if _lines(file) > LIMIT}
 
-    assert long == set(EXEMPT)
+    assert long == set()
 
 
 @pytest.mark.parametrize(

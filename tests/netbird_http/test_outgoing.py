@@ -50,6 +50,7 @@ def made(
     made = exchange(path, method=method)
     made.headers, made.query, made.http_version = Headers(raw), query, version
     made.authority, made.kind = host.encode(), kind
+    made.empty_query = not query and method == "GET"
     return made
 
 

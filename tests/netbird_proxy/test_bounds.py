@@ -43,7 +43,7 @@ from netbird_proxy.defaults.access_log.waiting import UNSENT_BYTES, Waiting
 from netbird_proxy.defaults.session import authenticators, confirmations
 from netbird_proxy.defaults.session import tokens as session_tokens
 from netbird_proxy.defaults.telemetry import collector
-from netbird_proxy.http import framing, head
+from netbird_proxy.http import framing
 from netbird_proxy.http.folding import _HOSTS, fold_authority
 from netbird_proxy.listening.connections import Connections, ListenLimits
 from netbird_proxy.listening.http1 import Http1Protocol
@@ -188,14 +188,14 @@ async def connections_of_one_client(_directory: Path) -> None:
 @drive("request head")
 async def request_head(_directory: Path) -> None:
     async with Listener(head_bytes=200, head_lines=3).ending() as listener:
-        for said, reason in (
-            (GET[:-2] + b"a: " + b"x" * 300 + b"\r\n\r\n", "head_bytes"),
-            (b"GET /" + b"x" * 300, "head_bytes"),
-            (GET[:-2] + b"a: b\r\n" * 4 + b"\r\n", "head_lines"),
+        for said, status, reason in (
+            (GET[:-2] + b"a: " + b"x" * 300 + b"\r\n\r\n", b"431", "head_bytes"),
+            (b"GET /" + b"x" * 300, b"414", "target_bytes"),
+            (GET[:-2] + b"a: b\r\n" * 4 + b"\r\n", b"431", "head_lines"),
         ):
             client = listener.connect()
             client.feed(said)
-            assert client.sent.startswith(b"HTTP/1.1 431 ")
+            assert client.sent.startswith(b"HTTP/1.1 " + status)
             assert listener.counters.pop(f"head_refused_{reason}") == 1
 
 
@@ -245,8 +245,6 @@ async def upgraded(_directory: Path) -> None:
 @drive("remembered names")
 async def remembered(_directory: Path) -> None:
     tables: list[tuple[Any, Callable[[int], object]]] = [
-        (head.KNOWN, lambda i: head.learn(b"name-%d" % i)),
-        (head.VALID_HOSTS, lambda i: head.is_authority(b"host-%d.example" % i)),
         (FOLDED, lambda i: fold(b"name-%d" % i)),
         (_HOSTS, lambda i: fold_authority(b"host-%d.example" % i)),
         (framing._PREFIXES, lambda i: framing.field_lines(200, [(b"name-%d" % i, b"x")])),

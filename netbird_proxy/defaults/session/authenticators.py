@@ -271,6 +271,5 @@ def over_tls(exchange: ExchangeView) -> Challenge | Deny:
     """Redirect a safe request to the same address over TLS; refuse another one."""
     if is_unsafe(exchange):
         return Deny(403, "tls_required", "logins and sessions require TLS")
-    query = b"?" + exchange.query if exchange.query else b""
-    place = b"https://" + bracketed(exchange.host).encode("ascii") + exchange.raw_path + query
+    place = b"https://" + bracketed(exchange.host).encode("ascii") + exchange.target
     return Challenge(308, "tls_required", headers=((b"location", place),), reason="asked for without TLS")

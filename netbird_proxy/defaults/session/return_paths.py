@@ -29,9 +29,7 @@ def address(exchange: ExchangeView, place: str) -> str:
 
 def requested_path(exchange: ExchangeView) -> str:
     """Where this exchange wanted to go, in a form that it may be sent back to after a login."""
-    path = exchange.raw_path.decode("latin-1")
-    query = exchange.query.decode("latin-1")
-    return own_return_path(f"{path}?{query}" if query else path)
+    return own_return_path(exchange.target.decode("latin-1"))
 
 
 def with_return_path(place: str, to: str) -> str:

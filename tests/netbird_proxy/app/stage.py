@@ -171,7 +171,7 @@ def whole(data: bytes) -> tuple[Seen, int] | None:
             fields.append((b"trailer " + name, value))
     method, target, version = line.split(b" ")
     assert version == b"HTTP/1.1"
-    return Seen(f"{method.decode()} {target.decode()}", fields, body), len(head) + 4 + used
+    return Seen(f"{method.decode()} {target.decode('latin-1')}", fields, body), len(head) + 4 + used
 
 
 # The proxy ------------------------------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import uvicorn
 
+from netbird_http import judge_scope
 from netbird_proxy.app import ReverseProxy
-from netbird_proxy.http.head import check_scope
 from netbird_proxy.pipeline.ending import Environment
 from netbird_proxy.routing.apply import Routing
 from netbird_proxy.routing.compile import Compiler
@@ -47,7 +47,7 @@ async def proxied(port: int) -> AsyncIterator[tuple[ReverseProxy, Seen]]:
     [report] = routing.apply("file", [mapping(route(to=upstream(f"http://127.0.0.1:{port}")), source="file")])
     assert report.ok, report.refused
     try:
-        yield ReverseProxy(routing, check_head=check_scope), seen
+        yield ReverseProxy(routing, check_head=judge_scope), seen
     finally:
         pools.close()
 

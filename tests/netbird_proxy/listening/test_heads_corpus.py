@@ -9,18 +9,19 @@ from typing import Any
 
 import pytest
 
-from netbird_proxy.asgi import Message, Receive, Scope, Send
-from netbird_proxy.http.head import check_scope
+from netbird_http import judge_scope
+from netbird_proxy.asgi import CONNECTION_EXTENSION, Message, Receive, Scope, Send
 
 CORPUS = Path(__file__).parents[2] / "corpus" / "heads" / "heads.toml"
-ALL: list[dict[str, Any]] = tomllib.loads(CORPUS.read_text())["head"]
-HEADS = [head for head in ALL if not head.get("engine")]
-WAITING = 11
-"""Cases that the HTTP engine switches on."""
+HEADS: list[dict[str, Any]] = tomllib.loads(CORPUS.read_text())["head"]
 
 
 def raw(text: str) -> bytes:
     return codecs.decode(text, "unicode_escape").encode("latin-1")
+
+
+def sent(head: dict[str, Any]) -> bytes:
+    return raw(head["bytes"]).replace(b"@", raw(head["many"]) * head["times"]) if "many" in head else raw(head["bytes"])
 
 
 class Recorder:
@@ -50,7 +51,7 @@ async def test_the_verdict_on_a_head(connect: Any, head: dict[str, Any], piece: 
     """A head is refused before the application sees it, or reaches it byte for byte, however it is split."""
     app = Recorder()
     client = connect(app)
-    data = raw(head["bytes"])
+    data = sent(head)
     for at in range(0, len(data), piece or len(data)):
         client.feed(data[at : at + (piece or len(data))])
     await client.settle()
@@ -68,17 +69,13 @@ async def test_the_verdict_on_a_head(connect: Any, head: dict[str, Any], piece: 
         assert (scope["raw_path"], scope["query_string"]) == (raw(head["path"]), raw(head.get("query", "")))
         assert scope["http_version"] == head.get("version", scope["http_version"])
         assert app.bodies == [raw(head.get("body", ""))]
+        assert scope["extensions"][CONNECTION_EXTENSION].empty_query is raw(head["bytes"]).split()[1].endswith(b"?")
         assert client.counters == {}
 
 
-def test_the_cases_that_wait_for_the_engine_are_counted() -> None:
-    """None is forgotten: each has a name of its own, and the case that it replaces is there until then."""
-    waiting = [head for head in ALL if head.get("engine")]
-    names = {head["name"] for head in HEADS}
-
-    assert len(waiting) == WAITING
-    assert len({head["name"] for head in waiting} | names) == len(ALL)
-    assert {head["replaces"] for head in waiting if "replaces" in head} <= names
+def test_each_case_has_a_name_of_its_own() -> None:
+    """None hides another."""
+    assert len({head["name"] for head in HEADS}) == len(HEADS)
 
 
 class TestForeignServer:
@@ -90,7 +87,7 @@ class TestForeignServer:
         if head.get("scope") == "hidden":
             # The parser underneath refuses it, or the server drops it: nothing of it is in a scope.
             return
-        verdict = check_scope(scope_of(raw(head["bytes"])))
+        verdict = judge_scope(scope_of(raw(head["bytes"])))
 
         assert verdict == head.get("reason")
 
@@ -146,5 +143,5 @@ def test_a_scope_that_shows_too_little(change: dict[str, Any], reason: str) -> N
         "query_string": b"",
         "headers": [(b"host", b"a")],
     }
-    assert check_scope(scope) is None
-    assert check_scope({**scope, **change}) == reason
+    assert judge_scope(scope) is None
+    assert judge_scope({**scope, **change}) == reason

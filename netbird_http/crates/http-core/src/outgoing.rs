@@ -30,6 +30,8 @@ pub struct Request<'a> {
     pub method: &'a [u8],
     pub raw_path: &'a [u8],
     pub query: &'a [u8],
+    /// The target ends with a `?`, with nothing behind it.
+    pub empty_query: bool,
     pub authority: &'a [u8],
     /// `http` or `https`.
     pub scheme: &'a [u8],
@@ -259,7 +261,7 @@ impl OutgoingRules {
         fields.push((b"via".to_vec(), self.via.clone()));
         Ok(Draft {
             method: request.method.to_vec(),
-            target: self.target(request.raw_path, request.query),
+            target: self.target(request.raw_path, request.query, request.empty_query),
             host: self.host.as_deref().unwrap_or(request.authority).to_vec(),
             fields,
             upgrade,
@@ -291,13 +293,16 @@ impl OutgoingRules {
     /// Return the target: the upstream's path, then the bytes after the matched prefix, unchanged.
     ///
     /// A request for exactly the prefix gets exactly the upstream's path: `/hook` and `/hook/` may differ there.
-    pub fn target(&self, raw_path: &[u8], query: &[u8]) -> Vec<u8> {
+    pub fn target(&self, raw_path: &[u8], query: &[u8], empty_query: bool) -> Vec<u8> {
         let rest = raw_path.get(self.cut..).unwrap_or_default();
         let mut target = if rest.is_empty() { self.path.clone() } else { [&self.base[..], rest].concat() };
         let query: Cow<'_, [u8]> = without_session_token(query);
         for (at, part) in [&self.query[..], &query[..]].into_iter().filter(|part| !part.is_empty()).enumerate() {
             target.push(if at == 0 { b'?' } else { b'&' });
             target.extend_from_slice(part);
+        }
+        if empty_query && self.query.is_empty() {
+            target.push(b'?');
         }
         target
     }

@@ -10,6 +10,7 @@ import pytest
 
 from netbird_proxy import ManagementTimeout
 from netbird_proxy.defaults.session.authenticators import over_tls
+from netbird_proxy.defaults.session.return_paths import requested_path
 from netbird_proxy.sources.decode.codec import Codec
 from netbird_proxy.testing.asgi import Answer
 from netbird_proxy.testing.makers import HOST, exchange, host_origin
@@ -469,6 +470,14 @@ async def test_the_way_to_https_has_an_ipv6_host_in_one_pair_of_brackets(host: s
     """However the host came to us."""
     challenge = over_tls(exchange("/x?y", host=host))
     assert challenge.headers == ((b"location", b"https://" + shown + b"/x?y"),)
+
+
+async def test_an_empty_query_survives_the_way_to_https_and_a_login() -> None:
+    """Signed addresses are compared to the byte."""
+    asked = exchange("/posts/1")
+    asked.empty_query = True
+    assert over_tls(asked).headers == ((b"location", b"https://" + asked.host.encode() + b"/posts/1?"),)
+    assert requested_path(asked) == "/posts/1?"
 
 
 async def test_twenty_people_behind_one_address_all_get_in() -> None:

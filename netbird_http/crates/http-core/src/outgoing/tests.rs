@@ -12,6 +12,7 @@ const REQUEST: Request<'_> = Request {
     method: b"GET",
     raw_path: b"/app/a%2Fb",
     query: b"x=1&session_token=y",
+    empty_query: false,
     authority: b"wiki.example.com",
     scheme: b"https",
     address: b"192.0.2.7",
@@ -35,6 +36,16 @@ fn a_head_has_the_upstreams_target_and_the_cores_fields() {
          x-real-ip: 192.0.2.7\r\nx-forwarded-host: wiki.example.com\r\nx-forwarded-proto: https\r\n\
          x-forwarded-port: 443\r\nvia: 1.1 us\r\n\r\n"
     );
+}
+
+#[test]
+fn an_empty_query_is_sent_as_one() {
+    let mut rules = rules(&[], &[]);
+    assert_eq!(rules.target(b"/app/a", b"", true), b"/base/a?k=v");
+    rules.query.clear();
+    assert_eq!(rules.target(b"/app/a", b"", true), b"/base/a?");
+    assert_eq!(rules.target(b"/app/a", b"", false), b"/base/a");
+    assert_eq!(rules.target(b"/app/a", b"session_token=x", false), b"/base/a");
 }
 
 #[test]
