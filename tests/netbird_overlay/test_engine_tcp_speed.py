@@ -119,6 +119,41 @@ def test_window_grows_after_a_loss_although_its_acknowledgments_come_in_batches(
     assert (simulation.now - start) / ROUND_TRIP < 65
 
 
+def test_a_quarter_of_a_window_is_repaired_at_once() -> None:
+    """The receiver reports what it has, so that all its holes are filled at once, and nothing is sent twice."""
+    simulation, a, b = far()
+    conn, accepted = simulation.connection(a, b)
+    a.send(conn, bytes(512 << 10))
+    simulation.run(3)
+    lost = count = 0
+
+    def lose_every_fourth(crossing: Crossing) -> bool:
+        nonlocal lost, count
+        if crossing.source != a.endpoint:
+            return True
+        count += 1
+        lose = count <= 80 and count % 4 == 0
+        lost += lose
+        return not lose
+
+    simulation.filter = lose_every_fourth
+    start = simulation.now
+    a.send(conn, bytes(96 << 10))
+    assert simulation.run(60, lambda: len(b.received[accepted]) == (512 + 96) << 10)
+    assert (simulation.now - start) / ROUND_TRIP < 3
+    assert (lost, count) == (20, 100)
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.01])
+def test_reordering_is_not_taken_for_loss(loss: float) -> None:
+    """Datagrams that overtake one another by a fifth of a round trip cost little, on the average of eight seeds."""
+    taken = []
+    for seed in range(8):
+        simulation, a, b = far(seed, jitter=0.02, loss=loss)
+        taken.append(transfer(simulation, a, b, 2 << 20, limit=100))
+    assert sum(taken) / len(taken) < 120
+
+
 def test_one_percent_of_loss_leaves_a_usable_rate() -> None:
     """2 MiB with 1 % of loss each way, on the average of eight seeds and at worst."""
     taken = []

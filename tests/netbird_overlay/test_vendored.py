@@ -25,7 +25,8 @@ VENDOR = Path(__file__).resolve().parents[2] / "netbird_overlay" / "vendor"
 class Crate:
     """A vendored crate. `published` is the SHA-256 over path and bytes of each vendored file, as published.
 
-    The manifest is ours and left out, and so is a license that is not part of the published crate (`added`).
+    Files that the patch adds are no part of it. The manifest is ours and left out, and so is a license that is not part
+    of the published crate (`added`).
     """
 
     name: str
@@ -49,6 +50,8 @@ class Crate:
     def digest(self, folder: Path) -> str:
         total = hashlib.sha256()
         for file in self.files():
+            if not (folder / file).exists():
+                continue
             content = (folder / file).read_bytes()
             total.update(f"{file.as_posix()} {len(content)}\n".encode() + content)
         return total.hexdigest()
@@ -56,9 +59,10 @@ class Crate:
     def differences(self, original: Path) -> Iterator[str]:
         for file in self.files():
             name = file.as_posix()
-            before = (original / file).read_text("utf-8").splitlines(keepends=True)
+            is_new = not (original / file).exists()
+            before = [] if is_new else (original / file).read_text("utf-8").splitlines(keepends=True)
             after = (self.copy / file).read_text("utf-8").splitlines(keepends=True)
-            yield from difflib.unified_diff(before, after, f"a/{name}", f"b/{name}")
+            yield from difflib.unified_diff(before, after, "/dev/null" if is_new else f"a/{name}", f"b/{name}")
 
 
 CRATES = (

@@ -19,6 +19,9 @@ use crate::wire::{
 };
 
 mod congestion;
+mod scoreboard;
+
+use scoreboard::Scoreboard;
 
 macro_rules! tcp_trace {
     ($($arg:expr),*) => (net_log!(trace, $($arg),*));
@@ -541,6 +544,10 @@ pub struct Socket<'a> {
     /// The highest sequence number that was sent before the last loss was inferred. Duplicate acks below it are no
     /// news: they may answer the retransmissions.
     recover: Option<TcpSeqNumber>,
+    /// What the remote end reported to have received out of order.
+    scoreboard: Scoreboard,
+    /// The end of what was acknowledged or, in this recovery, retransmitted.
+    retransmitted: TcpSeqNumber,
     /// Size to which `grow_recv_buffer` may enlarge the receive buffer; the window scale is announced for it.
     rx_limit: usize,
 
@@ -647,6 +654,8 @@ impl<'a> Socket<'a> {
             pending_fast_retransmit: false,
             recovery: None,
             recover: None,
+            scoreboard: Scoreboard::new(),
+            retransmitted: TcpSeqNumber::default(),
             ack_delay: Some(ACK_DELAY_DEFAULT),
             ack_delay_timer: AckDelayTimer::Idle,
             challenge_ack_timer: Instant::from_secs(0),
@@ -1018,6 +1027,9 @@ impl<'a> Socket<'a> {
         self.remote_seq_no = TcpSeqNumber::default();
         self.remote_last_seq = TcpSeqNumber::default();
         self.highest_seq = TcpSeqNumber::default();
+        self.recovery = None;
+        self.recover = None;
+        self.scoreboard.clear();
         self.remote_last_ack = None;
         self.remote_last_win = 0;
         self.remote_win_len = 0;
@@ -1521,6 +1533,10 @@ impl<'a> Socket<'a> {
     }
 
     fn cwnd_remaining(&self) -> usize {
+        if self.remote_has_sack && (self.recovery.is_some() || !self.scoreboard.is_empty()) {
+            let window = self.congestion_controller.inner().recovery_window();
+            return window.saturating_sub(self.in_network());
+        }
         // RFC 3042: each of the first two duplicate acks lets one new segment out, which may cause the third.
         let limited_transmit = match self.local_rx_dup_acks {
             dup_acks @ (1 | 2) if self.recovery.is_none() => dup_acks as usize * self.remote_mss,
@@ -1533,12 +1549,62 @@ impl<'a> Socket<'a> {
             .saturating_sub(self.flight_size())
     }
 
+    /// Number of octets that are probably in the network (RFC 6675: pipe): neither received nor lost.
+    fn in_network(&self) -> usize {
+        let (start, end) = (self.local_seq_no, self.remote_last_seq);
+        let unreceived =
+            |from: TcpSeqNumber, to| to - from - self.scoreboard.received(from, to);
+        let lost = match self.lost_before() {
+            Some(lost) if self.retransmitted.max(start) < lost => {
+                unreceived(self.retransmitted.max(start), lost)
+            }
+            _ => 0,
+        };
+        unreceived(start, end).saturating_sub(lost)
+    }
+
+    /// Return the sequence number before which everything that did not arrive is lost, during a recovery.
+    fn lost_before(&self) -> Option<TcpSeqNumber> {
+        let lost = match self.recovery? {
+            Recovery::Begun => self
+                .scoreboard
+                .lost_before(self.remote_mss, self.flight_size()),
+            // A retransmission arrived, and all that was sent before it had its time to arrive.
+            Recovery::Partial => self.recover,
+        };
+        lost.map(|lost| lost.min(self.remote_last_seq))
+    }
+
+    /// Return the part of the transmit buffer to retransmit next, as its offset and size, at most `mss` octets.
+    fn retransmission(&self, mss: usize) -> Option<(usize, usize)> {
+        let start = self.local_seq_no;
+        // The sequence number of a FIN is not in the buffer.
+        let end = start + self.tx_buffer.len();
+        if self.pending_fast_retransmit {
+            // In any case, even if the congestion window has no room.
+            let hole = self.scoreboard.hole(start, end);
+            return Some((0, hole.map_or(0, |(from, to)| to - from).min(mss)));
+        }
+        if !self.remote_has_sack || self.recovery.is_none() || self.cwnd_remaining() < mss {
+            return None;
+        }
+        let permitted = self.lost_before()?.min(end).min(start + self.remote_win_len);
+        let (from, to) = self
+            .scoreboard
+            .hole(self.retransmitted.max(start), permitted)?;
+        Some((from - start, (to - from).min(mss)))
+    }
+
     /// Return the number of duplicate acks from which a loss is inferred.
     fn dup_ack_threshold(&self) -> u8 {
         // RFC 5827: fewer than four segments in flight cannot cause three duplicate acks.
         match self.flight_size().div_ceil(self.remote_mss.max(1)) {
             segments @ (2 | 3) if self.tx_buffer.len() <= self.flight_size() => segments as u8 - 1,
-            _ => 3,
+            _ => {
+                let reordered = self.scoreboard.reordered(self.flight_size());
+                let reordered = reordered / self.remote_mss.max(1);
+                u8::try_from(reordered).unwrap_or(u8::MAX).max(3)
+            }
         }
     }
 
@@ -1546,6 +1612,7 @@ impl<'a> Socket<'a> {
     fn begin_recovery(&mut self, recovery: Option<Recovery>) {
         self.recovery = recovery;
         self.recover = Some(self.remote_last_seq);
+        self.retransmitted = self.local_seq_no;
     }
 
     /// Return the amount of octets queued in the receive buffer. This value can be larger than
@@ -1673,6 +1740,16 @@ impl<'a> Socket<'a> {
                     .map(|(left, right)| (ack + left, ack + right))
                     .next()
                     .map(|(left, right)| (left.0 as u32, right.0 as u32));
+            }
+
+            // RFC 2018: further blocks repeat earlier ones, in case their acknowledgments were lost. Mostly, those with
+            // the highest sequence numbers are the most recent ones.
+            for (left, right) in self.assembler.iter_data() {
+                let range = Some(((ack + left).0 as u32, (ack + right).0 as u32));
+                if range != reply_repr.sack_ranges[0] {
+                    reply_repr.sack_ranges[2] = reply_repr.sack_ranges[1];
+                    reply_repr.sack_ranges[1] = range;
+                }
             }
         }
 
@@ -2067,6 +2144,7 @@ impl<'a> Socket<'a> {
                 self.remote_seq_no = repr.seq_number + 1;
                 self.remote_last_seq = self.local_seq_no;
                 self.highest_seq = self.local_seq_no;
+                self.retransmitted = self.local_seq_no;
                 self.remote_has_sack = repr.sack_permitted;
                 self.remote_win_scale = repr.window_scale;
                 // Remote doesn't support window scaling, don't do it.
@@ -2116,6 +2194,7 @@ impl<'a> Socket<'a> {
                 self.remote_seq_no = repr.seq_number + 1;
                 self.remote_last_seq = self.local_seq_no + 1;
                 self.highest_seq = self.highest_seq.max(self.remote_last_seq);
+                self.retransmitted = self.remote_last_seq;
                 self.remote_last_ack = Some(repr.seq_number);
                 self.remote_has_sack = repr.sack_permitted;
                 self.remote_win_scale = repr.window_scale;
@@ -2300,7 +2379,7 @@ impl<'a> Socket<'a> {
                     if partial_ack {
                         // RFC 6582: the next segment is lost too. It goes out at once.
                         if ack_len > 0 {
-                            self.pending_fast_retransmit = true;
+                            self.pending_fast_retransmit = ack_number >= self.retransmitted;
                             self.rtte.on_retransmit();
                             self.congestion_controller
                                 .inner_mut()
@@ -2308,6 +2387,7 @@ impl<'a> Socket<'a> {
                         }
                     } else {
                         self.recovery = None;
+                        self.pending_fast_retransmit = false;
                         let new_flight_size = self.flight_size().saturating_sub(ack_len);
                         self.congestion_controller.inner_mut().on_ack(
                             cx.now(),
@@ -2331,6 +2411,15 @@ impl<'a> Socket<'a> {
             if self.remote_last_seq < self.local_seq_no {
                 self.remote_last_seq = self.local_seq_no
             }
+
+            if self.remote_has_sack {
+                let highest = self.highest_seq.max(self.remote_last_seq);
+                self.scoreboard
+                    .update(ack_number, highest, self.retransmitted, &repr.sack_ranges);
+                self.retransmitted = self.retransmitted.max(ack_number);
+                // After a timeout, too, what arrived is not sent again.
+                self.remote_last_seq = self.scoreboard.skip(self.remote_last_seq);
+            }
         }
 
         // update last remote tsval
@@ -2344,7 +2433,9 @@ impl<'a> Socket<'a> {
                 if ack_all {
                     // RFC 6298: (5.2) ACK of all outstanding data turn off the retransmit timer.
                     self.timer.set_for_idle(cx.now(), self.keep_alive);
-                } else if ack_len > 0 && !(partial_ack && self.recovery == Some(Recovery::Partial))
+                } else if ack_len > 0
+                    && (self.remote_has_sack
+                        || !(partial_ack && self.recovery == Some(Recovery::Partial)))
                 {
                     // (5.3) ACK of new data in ESTABLISHED state restart the retransmit timer.
                     let rto = self.rtte.retransmission_timeout();
@@ -2359,6 +2450,18 @@ impl<'a> Socket<'a> {
                 self.timer.set_for_idle(cx.now(), self.keep_alive);
             }
             _ => {}
+        }
+
+        // RFC 6675 section 5: the blocks tell of a loss, if the duplicate acks do not, because they carry data or
+        // some of them were lost.
+        if self.recovery.is_none()
+            && self.recover.is_none_or(|recover| self.local_seq_no >= recover)
+            && self
+                .scoreboard
+                .lost_before(self.remote_mss, self.flight_size())
+                .is_some()
+        {
+            self.timer.set_for_fast_retransmit();
         }
 
         // start/stop the Zero Window Probe timer.
@@ -2469,11 +2572,6 @@ impl<'a> Socket<'a> {
     }
 
     fn seq_to_transmit(&self, cx: &mut Context) -> bool {
-        // Fast retransmits should always send, even if later congestion checks would disallow
-        if self.pending_fast_retransmit && !self.tx_buffer.is_empty() {
-            return true;
-        }
-
         let ip_header_len = match self.tuple.unwrap().local.addr {
             #[cfg(feature = "proto-ipv4")]
             IpAddress::Ipv4(_) => crate::wire::IPV4_HEADER_LEN,
@@ -2490,6 +2588,13 @@ impl<'a> Socket<'a> {
 
         let local_mss = cx.ip_mtu() - ip_header_len - TCP_HEADER_LEN;
         let effective_mss = local_mss.min(self.remote_mss).saturating_sub(options_len);
+
+        // Fast retransmits should always send, even if later congestion checks would disallow
+        if let Some((_, size)) = self.retransmission(effective_mss)
+            && size > 0
+        {
+            return true;
+        }
 
         // Have we sent data that hasn't been ACKed yet?
         let data_in_flight = self.remote_last_seq != self.local_seq_no;
@@ -2655,6 +2760,10 @@ impl<'a> Socket<'a> {
                     .on_rto(cx.now(), in_flight);
 
                 self.begin_recovery(None);
+                self.retransmitted = self.remote_last_seq.max(self.highest_seq);
+
+                // RFC 2018 section 8: the remote end may have dropped what it reported.
+                self.scoreboard.clear();
 
                 // Rewind "last sequence number sent", as if we never
                 // had sent them. This will cause all data in the queue
@@ -2750,6 +2859,7 @@ impl<'a> Socket<'a> {
         };
 
         let mut is_zero_window_probe = false;
+        let mut is_retransmission = false;
 
         #[cfg_attr(
             not(feature = "segmentation-offload"),
@@ -2806,14 +2916,12 @@ impl<'a> Socket<'a> {
                 let local_mss = cx.ip_mtu() - ip_repr.header_len() - TCP_HEADER_LEN;
                 let effective_mss = local_mss.min(self.remote_mss).saturating_sub(options_len);
 
-                let offset = if self.pending_fast_retransmit {
-                    let size = effective_mss.min(self.tx_buffer.len());
-                    repr.seq_number = self.local_seq_no;
-                    repr.payload = self.tx_buffer.get_allocated(0, size);
+                let offset = if let Some((offset, size)) = self.retransmission(effective_mss) {
+                    repr.seq_number = self.local_seq_no + offset;
+                    repr.payload = self.tx_buffer.get_allocated(offset, size);
+                    is_retransmission = true;
 
-                    self.pending_fast_retransmit = false;
-
-                    0
+                    offset
                 } else {
                     // Right edge of window, ie the max sequence number we're allowed to send.
                     let win_right_edge = self.local_seq_no + self.remote_win_len;
@@ -2997,6 +3105,14 @@ impl<'a> Socket<'a> {
             return Ok(());
         }
 
+        if is_retransmission {
+            self.pending_fast_retransmit = false;
+            self.retransmitted = self
+                .retransmitted
+                .max(repr.seq_number + repr.segment_len());
+            self.rtte.on_retransmit();
+        }
+
         // We've sent a packet successfully, so we can update the internal state now.
         // Use max() so a fast-retransmit segment (whose seq_number is local_seq_no, well
         // behind the current frontier) doesn't rewind the tracked "highest sent" sequence.
@@ -3005,6 +3121,7 @@ impl<'a> Socket<'a> {
                 .remote_last_seq
                 .max(repr.seq_number + repr.segment_len());
             self.highest_seq = self.highest_seq.max(self.remote_last_seq);
+            self.remote_last_seq = self.scoreboard.skip(self.remote_last_seq);
         }
         self.remote_last_ack = repr.ack_number;
         self.remote_last_win = repr.window_len;

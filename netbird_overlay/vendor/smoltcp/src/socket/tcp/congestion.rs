@@ -15,6 +15,14 @@ pub(super) trait Controller {
     /// Returns the number of bytes that can be sent.
     fn window(&self) -> usize;
 
+    /// Returns the number of bytes that may be in the network while a loss is recovered with selective acks.
+    ///
+    /// Unlike [`Controller::window`], it is not enlarged for each duplicate ack, because the bytes that left the
+    /// network are known.
+    fn recovery_window(&self) -> usize {
+        self.window()
+    }
+
     /// Set the remote window size.
     fn set_remote_window(&mut self, remote_window: usize) {}
 
