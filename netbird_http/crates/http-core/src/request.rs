@@ -177,14 +177,14 @@ impl Reader {
         if let Some(start) = self.start {
             return (start.method.of(bytes).to_vec(), start.target.of(bytes).to_vec());
         }
-        let mut words = bytes.split(|byte| *byte == b' ').filter(|word| !word.is_empty());
-        match (words.next(), bytes.contains(&b' ')) {
-            (Some(method), true) if is_token(method) => {
-                let target = words.next().unwrap_or_default();
-                (method.to_vec(), target.split(|byte| *byte < b' ').next().unwrap_or_default().to_vec())
-            }
-            _ => (Vec::new(), Vec::new()),
+        let Some((method, rest)) = memchr(b' ', bytes).and_then(|end| bytes.split_at_checked(end)) else {
+            return (Vec::new(), Vec::new());
+        };
+        if !is_token(method) {
+            return (Vec::new(), Vec::new());
         }
+        let target = rest.split(|byte| *byte == b' ').find(|word| !word.is_empty()).unwrap_or_default();
+        (method.to_vec(), target.split(|byte| *byte < b' ').next().unwrap_or_default().to_vec())
     }
 
     fn blank(&mut self, rest: &[u8]) -> Result<usize, Refusal> {

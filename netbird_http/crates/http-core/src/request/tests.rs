@@ -78,7 +78,7 @@ fn head(line: &str, fields: &str) -> Vec<u8> {
     format!("{line}\r\nHost: a\r\n{fields}\r\n").into_bytes()
 }
 
-const STREAMS: [&[u8]; 14] = [
+const STREAMS: [&[u8]; 15] = [
     b"GET /a?b HTTP/1.1\r\nHost: a\r\nX: 1 \r\n\r\nGET  /c?  HTTP/1.0\r\nHost: a\r\n\r\nGET /never",
     b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello\r\n\nGET /c HTTP/1.1\r\nHost: a\r\n\r\n",
     b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2;x=\"y\"\r\nde\r\n0\r\nT: v\r\n\r\nGET /",
@@ -91,6 +91,7 @@ const STREAMS: [&[u8]; 14] = [
     b"\x16\x03\x01\x02\x00",
     b"GE\xffT / HTTP/1.1\r\n",
     b"GET /\n\n",
+    b" a\x01 b HTTP/1.1\r\n",
     b"GET / HTTP/1.1\r\nHost: a\r\nX: a\nb\r\n\r\n",
     b"GET / HTTP/1.1\r\nHost: a\r\nX: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
 ];
