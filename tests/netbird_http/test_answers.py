@@ -7,7 +7,7 @@ import contextlib
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from netbird_http import Answer, Violation
@@ -475,6 +475,7 @@ BODIES = st.sampled_from(
     st.booleans(),
     st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=2),
 )
+@example(b"HTTP/1.1 101 Switching", [b"Connection: upgrade", b"Upgrade: websocket"], b"", b"GET", True, [])
 @settings(max_examples=1000, deadline=None)
 def test_engine_reads_what_the_parser_before_it_read(
     start: bytes, lines: list[bytes], body: bytes, method: bytes, upgrade: bool, mangled: list[tuple[int, int]]

@@ -257,21 +257,20 @@ impl Answer {
         let mut fields = section.fields;
         let framing = Framing::of(&mut fields)?;
         let status = start.status;
+        let reason = fields.bytes.get(start.reason).filter(|reason| is_printable(reason)).unwrap_or_default().to_vec();
         if status < 200 {
             if framing.length.is_some() || framing.chunked {
                 return Err(Violation(format!("a body announced by status {status}")));
             }
             if status == 101 {
+                self.reason = reason;
                 return self.switch(&framing, fields);
             }
             self.quiet += size;
             self.interim.push((status, fields));
             return Ok(());
         }
-        let reason = fields.bytes.get(start.reason).unwrap_or_default();
-        if is_printable(reason) {
-            self.reason = reason.to_vec();
-        }
+        self.reason = reason;
         self.status = status;
         self.head_complete = true;
         self.mended |= start.bare || framing.mended;
