@@ -221,6 +221,7 @@ FIRST_PARTY: Final = (
     "private_service",
     "identity_headers",
     "response_headers",
+    "load_balancing",
     "direct_upstream",
     "tunnel_netstack",
     "peer",

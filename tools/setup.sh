@@ -10,4 +10,4 @@ venv="${VENV:-.venv}"
 [ -x "$venv/bin/uv" ] || "$venv/bin/python" -m pip install -q "$(grep -oE '^uv==[^ ]+' requirements.lock || echo uv)"
 "$venv/bin/uv" pip install -q -p "$venv" --compile-bytecode --require-hashes -r requirements.lock
 "$venv/bin/uv" pip install -q -p "$venv" --no-deps -e . -e netbird_host -e proto -e netbird_management \
-  -e plugins/private_service -e plugins/identity_headers -e plugins/response_headers -e plugins/direct_upstream -e plugins/tunnel_netstack -e plugins/peer -e plugins/signal -e plugins/relay
+  -e plugins/private_service -e plugins/identity_headers -e plugins/response_headers -e plugins/load_balancing -e plugins/direct_upstream -e plugins/tunnel_netstack -e plugins/peer -e plugins/signal -e plugins/relay

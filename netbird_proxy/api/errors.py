@@ -291,6 +291,7 @@ __all__ = [
     "ManagementUnavailable",
     "ProxyError",
     "RouteRefused",
+    "TlsFailed",
     "TunnelNotReady",
     "UpstreamError",
     "management_error",

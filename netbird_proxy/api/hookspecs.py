@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     from netbird_proxy.api.endpoints import Endpoint
     from netbird_proxy.api.host import AccountHandle, Proxy
     from netbird_proxy.api.model import RouteSpec, ServiceMapping, Upstream
-    from netbird_proxy.api.steps import Authenticator, Guard, Observer, Pages, RequestTransform, ResponseTransform
+    from netbird_proxy.api.steps import (
+        Authenticator,
+        Guard,
+        Observer,
+        Pages,
+        RequestTransform,
+        ResponseTransform,
+        Selector,
+    )
     from netbird_proxy.api.tunnels import Dialer, Tunnel
 
 PROJECT = "netbird_proxy"
@@ -139,6 +147,20 @@ def transform_request(route: RouteSpec, proxy: Proxy) -> RequestTransform | None
     Order: plugin order, after the core has removed hop-by-hop, reserved and owned names.
     Failure: at apply, refuses the route; per exchange, 503 `step_failed`, nothing dialed.
     Used by: identity_headers (`trylast`), telemetry (trace context), forwarding.
+    """
+
+
+@hookspec(firstresult=True)
+def select(route: RouteSpec, proxy: Proxy) -> Selector | None:
+    """Select the upstream of each try, on a route with several upstreams.
+
+    Called: at apply, for each route with at least two upstreams.
+    Returns: a selector, which picks an upstream for each try, and gets the outcome. An upstream that cannot be dialed
+        gives way to another one, at most three for an exchange. Without a selector, the upstreams take turns.
+    Order: first.
+    Failure: at apply, refuses the route; per exchange, 503 `step_failed`, and nothing more is dialed. A failing
+        `outcome` is logged and counted.
+    Used by: load_balancing.
     """
 
 

@@ -6,12 +6,13 @@ Hooks build, steps run. Settings are validated when a step is built, so a step n
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, Self
 
+from netbird_proxy.api.errors import ProxyError
 from netbird_proxy.api.exchange import ExchangeView
-from netbird_proxy.api.model import Challenge, Deny, ExchangeId, Identity, Kind, Offer, Verdict
+from netbird_proxy.api.model import Challenge, Deny, ExchangeId, Identity, Kind, Offer, Upstream, Verdict
 from netbird_proxy.api.outgoing_head import OutgoingHead
 from netbird_proxy.api.response_head import ResponseHead
 from netbird_wire.proxy_service_pb2 import PathMapping, ProxyMapping
@@ -125,6 +126,25 @@ class ResponseTransform:
     depends_on: object = None
 
 
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """Selects the upstream of each try, on a route with several upstreams. Its functions are sync and short.
+
+    Attributes:
+        pick: called with the exchange, the candidates and the upstreams that this exchange has tried before. Returns
+            one of the candidates itself, not an equal object. Candidates are the route's upstreams in their order,
+            without those tried; there is always one. The exchange shows the plugin's own cookies. If it fails, takes
+            too long or returns anything else, the exchange ends with 503 and nothing more is dialed.
+        outcome: called once for each upstream that was picked, when its try has ended, also for the last one. `error`
+            is None after a complete answer, an UpstreamError if the upstream failed, and another error if the try
+            ended without a fault of the upstream, for example because the client left. If it fails, that is logged,
+            and the exchange is not affected.
+    """
+
+    pick: Callable[[ExchangeView, Sequence[Upstream], Sequence[Upstream]], Upstream]
+    outcome: Callable[[Upstream, ProxyError | None], None] | None = None
+
+
 Observer = Callable[[ExchangeView], None]
 """Called once for each exchange, last, whatever its outcome. Sync and short; a failure is logged."""
 
@@ -185,5 +205,6 @@ __all__ = [
     "Rendered",
     "RequestTransform",
     "ResponseTransform",
+    "Selector",
     "TargetSettings",
 ]

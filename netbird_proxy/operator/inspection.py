@@ -9,7 +9,13 @@ from netbird_proxy.api import hookspecs
 from netbird_proxy.api.headers import fold
 from netbird_proxy.api.model import AccountId
 from netbird_proxy.http.folding import fold_host
-from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard, BoundResponseTransform, BoundTransform
+from netbird_proxy.pipeline.bound import (
+    BoundAuthenticator,
+    BoundGuard,
+    BoundResponseTransform,
+    BoundSelector,
+    BoundTransform,
+)
 from netbird_proxy.pipeline.pipeline import Pipeline
 from netbird_proxy.routing.apply import Routing
 
@@ -77,8 +83,10 @@ def _steps(runner: object) -> list[str]:
     return [f"{step.stage} {step.plugin}" for step in bound] + [_transform(step) for step in runner.transforms]
 
 
-def _transform(step: BoundTransform | BoundResponseTransform) -> str:
-    """Return the stage and plugin of a transform, with the names that it owns on the route."""
+def _transform(step: BoundTransform | BoundSelector | BoundResponseTransform) -> str:
+    """Return the stage and plugin of a selector or a transform, with the names that the latter owns on the route."""
+    if isinstance(step, BoundSelector):
+        return f"select {step.plugin}"
     facts = [f"owns {', '.join(sorted(fold(name).decode('latin-1') for name in step.owns))}"] if step.owns else []
     stage = "transform_request"
     if isinstance(step, BoundResponseTransform):

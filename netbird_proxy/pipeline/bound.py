@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal
 
 from netbird_host.containment import describe_error, must_pass
 from netbird_host.tables import IdentityCache
+from netbird_proxy.api.errors import ProxyError
 from netbird_proxy.api.exchange import OBSERVED, ExchangeView, TrailEntry
 from netbird_proxy.api.headers import fold
-from netbird_proxy.api.model import ALLOW, Challenge, Deny, Identity
+from netbird_proxy.api.model import ALLOW, Challenge, Deny, Identity, Upstream
 from netbird_proxy.api.outgoing_head import OutgoingHead
 from netbird_proxy.api.response_head import ResponseHead
-from netbird_proxy.api.steps import Authenticator, Guard, Observer, RequestTransform, ResponseTransform
+from netbird_proxy.api.steps import Authenticator, Guard, Observer, RequestTransform, ResponseTransform, Selector
 from netbird_proxy.pipeline.exchange import Exchange
 
 _STAMPED = 1024
@@ -141,6 +142,17 @@ class BoundResponseTransform:
         self.owns = transform.owns
         self.names = frozenset(map(fold, transform.owns))
         self.own_answers = transform.own_answers
+
+
+class BoundSelector:
+    """A selector with its plugin. `pick` may return any object; `Selection` checks it."""
+
+    __slots__ = ("outcome", "pick", "plugin")
+
+    def __init__(self, plugin: str, selector: Selector) -> None:
+        self.plugin = plugin
+        self.pick: Callable[[ExchangeView, Sequence[Upstream], Sequence[Upstream]], object] = selector.pick
+        self.outcome: Callable[[Upstream, ProxyError | None], object] | None = selector.outcome
 
 
 class BoundObserver:

@@ -17,6 +17,7 @@ from netbird_proxy.api.errors import (
     DownstreamError,
     ExchangeError,
     ProtocolViolation,
+    TlsFailed,
     TunnelNotReady,
     UpgradeUnsupported,
     UpstreamClosed,
@@ -29,6 +30,7 @@ from netbird_proxy.pipeline.downstream import Downstream
 from netbird_proxy.pipeline.exchange import Exchange
 from netbird_proxy.pipeline.request_heads import RequestHeads
 from netbird_proxy.pipeline.response_heads import ResponseHeads
+from netbird_proxy.pipeline.selection import Selection
 from netbird_proxy.upstreams.protocols import BodyLengthMismatch, Pool, UpstreamAnswer, UpstreamConnection
 
 log = structlog.get_logger("netbird_proxy.pipeline")
@@ -52,6 +54,13 @@ def _source(exchange: Exchange) -> str:
     return exchange.client_address if origin.account is not None else source_of(exchange.client_address)
 
 
+def _may_go_elsewhere(exchange: Exchange, error: ExchangeError) -> bool:
+    """True if nothing of the request was sent, and another upstream may be reached although this one was not."""
+    if isinstance(error, TunnelNotReady) or not isinstance(error, UpstreamError):
+        return False
+    return (error.retryable or isinstance(error, TlsFailed)) and not exchange.tries[-1].connected_ns
+
+
 class Target:
     """One upstream of one route: its pool, and the heads both ways."""
 
@@ -65,20 +74,24 @@ class Target:
 
 
 class Forwarder:
-    """Sends admitted exchanges to a route's upstreams, in turn.
+    """Sends admitted exchanges to a route's upstreams, in turn or as a plugin selects them.
 
-    If an upstream cannot be dialed, nothing was sent, and the next upstream is tried. If the account's tunnel is
-    missing, no other upstream is tried, because all of them need it.
+    If no connection to an upstream could be made, TLS included, nothing was sent, and another upstream is tried. If the
+    account's tunnel is missing, no other upstream is tried, because all of them need it.
+
+    Args:
+        selection: picks the upstream of each try; None lets them take turns.
 
     Attributes:
         grants: true for a forwarder that can carry an upgrade.
     """
 
-    __slots__ = ("_next", "targets")
+    __slots__ = ("_next", "_selection", "targets")
     grants: ClassVar[bool] = False
 
-    def __init__(self, targets: Sequence[Target]) -> None:
+    def __init__(self, targets: Sequence[Target], selection: Selection | None = None) -> None:
         self.targets = tuple(targets)
+        self._selection = selection
         self._next = 0
 
     async def forward(self, exchange: Exchange, downstream: Downstream) -> None:
@@ -90,6 +103,9 @@ class Forwarder:
             ExchangeError: the exchange failed. If the answer has started, the caller can only close the stream.
         """
         targets = self.targets
+        if self._selection is not None:
+            await self._forward_selected(exchange, downstream, self._selection)
+            return
         first = self._next % len(targets)
         self._next = first + 1
         last = min(len(targets), TRIES) - 1
@@ -97,12 +113,34 @@ class Forwarder:
             try:
                 await self._send(exchange, downstream, targets[(first + turn) % len(targets)])
             except UpstreamError as error:
-                if not error.retryable or isinstance(error, TunnelNotReady) or exchange.tries[-1].connected_ns:
+                if not _may_go_elsewhere(exchange, error):
                     raise
                 log.debug("upstream.passed_over", exchange=exchange.id, error=str(error))
             else:
                 return
         await self._send(exchange, downstream, targets[(first + last) % len(targets)])
+
+    async def _forward_selected(self, exchange: Exchange, downstream: Downstream, selection: Selection) -> None:
+        tried: list[int] = []
+        last = min(len(self.targets), TRIES)
+        while True:
+            picked = selection.pick(exchange, tried)
+            tried.append(picked)
+            failure: ExchangeError | None = None
+            try:
+                await self._send(exchange, downstream, self.targets[picked])
+            except ExchangeError as error:
+                failure = error
+                if len(tried) == last or not _may_go_elsewhere(exchange, error):
+                    raise
+                log.debug("upstream.passed_over", exchange=exchange.id, error=str(error))
+            except BaseException:
+                failure = ClientGone("the exchange was cut before its answer was complete")
+                raise
+            else:
+                return
+            finally:
+                selection.report(exchange, picked, failure)
 
     async def _send(self, exchange: Exchange, downstream: Downstream, target: Target) -> None:
         """Send to one upstream; once more if it had closed the idle connection that was used."""

@@ -16,7 +16,13 @@ from netbird_proxy.api.errors import ClientGone, ExchangeError, StepFailed
 from netbird_proxy.api.model import Challenge, Deny
 from netbird_proxy.pipeline import core_answers as answers
 from netbird_proxy.pipeline.admission import Admission, step_failed
-from netbird_proxy.pipeline.bound import BoundAuthenticator, BoundGuard, BoundResponseTransform, BoundTransform
+from netbird_proxy.pipeline.bound import (
+    BoundAuthenticator,
+    BoundGuard,
+    BoundResponseTransform,
+    BoundSelector,
+    BoundTransform,
+)
 from netbird_proxy.pipeline.deadline import AdmissionProgress, Deadline, resumed
 from netbird_proxy.pipeline.downstream import Downstream
 from netbird_proxy.pipeline.ending import Ending
@@ -37,7 +43,8 @@ class Pipeline:
     Attributes:
         restrict, authenticate, authorize: the steps of each stage; empty for a stage that is not used.
         steps: the steps of all three stages, in the order in which they run.
-        transforms: the transforms of requests, then of responses; they are only shown here, and run elsewhere.
+        transforms: the transforms of requests, the selector of upstreams, the transforms of responses; they are only
+            shown here, and run elsewhere.
     """
 
     __slots__ = ("admission", "authenticate", "authorize", "ending", "forward", "restrict", "steps", "transforms")
@@ -50,7 +57,7 @@ class Pipeline:
         authorize: Sequence[BoundGuard],
         forward: Forward,
         ending: Ending,
-        transforms: Sequence[BoundTransform | BoundResponseTransform] = (),
+        transforms: Sequence[BoundTransform | BoundSelector | BoundResponseTransform] = (),
     ) -> None:
         self.restrict = tuple(restrict)
         self.authenticate = tuple(authenticate)

@@ -21,6 +21,7 @@ from netbird_proxy.asgi import RawDownstream
 from netbird_proxy.pipeline.downstream import Downstream
 from netbird_proxy.pipeline.exchange import Exchange
 from netbird_proxy.pipeline.forward import Forwarder, Target
+from netbird_proxy.pipeline.selection import Selection
 from netbird_proxy.upstreams.protocols import UpstreamAnswer, UpstreamConnection
 
 IDLE = 300.0
@@ -35,8 +36,8 @@ class Upgrader(Forwarder):
     __slots__ = ("_idle",)
     grants = True
 
-    def __init__(self, targets: Sequence[Target], *, idle: float = IDLE) -> None:
-        super().__init__(targets)
+    def __init__(self, targets: Sequence[Target], selection: Selection | None = None, *, idle: float = IDLE) -> None:
+        super().__init__(targets, selection)
         self._idle = idle
 
     async def forward(self, exchange: Exchange, downstream: Downstream) -> None:

@@ -22,6 +22,7 @@ from netbird_proxy.pipeline.bound import (
     BoundGuard,
     BoundObserver,
     BoundResponseTransform,
+    BoundSelector,
     BoundTransform,
 )
 from netbird_proxy.pipeline.endpoint import EndpointApplication
@@ -138,6 +139,8 @@ def blame(frame: FrameType | None) -> Culprit:
                     return Culprit(value.plugin, "transform_request", where)
                 if isinstance(value, BoundResponseTransform):
                     return Culprit(value.plugin, "transform_response", where)
+                if isinstance(value, BoundSelector):
+                    return Culprit(value.plugin, "select", where)
                 if isinstance(value, BoundObserver):
                     return Culprit(value.plugin, "observe", where)
                 if isinstance(value, EndpointApplication):

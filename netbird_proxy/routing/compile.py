@@ -20,13 +20,22 @@ from netbird_proxy.api.errors import PluginFailed, RouteClosed, RouteRefused
 from netbird_proxy.api.headers import fold
 from netbird_proxy.api.host import Proxy
 from netbird_proxy.api.model import OWN_PATHS, Address, Kind, RouteSpec, ServiceMapping, Upstream
-from netbird_proxy.api.steps import Authenticator, Guard, Observer, Pages, RequestTransform, ResponseTransform
+from netbird_proxy.api.steps import (
+    Authenticator,
+    Guard,
+    Observer,
+    Pages,
+    RequestTransform,
+    ResponseTransform,
+    Selector,
+)
 from netbird_proxy.api.tunnels import Dialer
 from netbird_proxy.pipeline.bound import (
     BoundAuthenticator,
     BoundGuard,
     BoundObserver,
     BoundResponseTransform,
+    BoundSelector,
     BoundTransform,
     GuardStage,
 )
@@ -39,6 +48,7 @@ from netbird_proxy.pipeline.pipeline import Pipeline
 from netbird_proxy.pipeline.request_heads import RequestHeads
 from netbird_proxy.pipeline.response_heads import ResponseHeads
 from netbird_proxy.pipeline.response_transforms import ResponseTransforms
+from netbird_proxy.pipeline.selection import Selection
 from netbird_proxy.pipeline.upgrade import IDLE, Upgrader
 from netbird_proxy.routing.ownership import check_response_owners, request_owners
 from netbird_proxy.routing.protection import Protection
@@ -58,6 +68,7 @@ class RouteHooks(Protocol):
     def authorize(self, route: RouteSpec, proxy: Proxy) -> Sequence[tuple[str, Guard]]: ...
     def transform_request(self, route: RouteSpec, proxy: Proxy) -> Sequence[tuple[str, RequestTransform]]: ...
     def transform_response(self, route: RouteSpec, proxy: Proxy) -> Sequence[tuple[str, ResponseTransform]]: ...
+    def select(self, route: RouteSpec, proxy: Proxy) -> tuple[str, Selector] | None: ...
     def observe(self, route: RouteSpec | None, proxy: Proxy) -> Sequence[tuple[str, Observer]]: ...
     def dialer(self, route: RouteSpec, upstream: Upstream, proxy: Proxy) -> tuple[str, Dialer] | None: ...
     def pages(self, proxy: Proxy) -> tuple[str, Pages] | None: ...
@@ -283,12 +294,17 @@ class Compiler:
         steps_of = (steps.restrict, steps.authenticate, steps.authorize, changes, answers)
         protection = Protection(spec, steps_of, dialers)
         ending = self._ending(spec, together)
-        shown: list[BoundTransform | BoundResponseTransform] = [*transforms, *answer_transforms]
+        selector, selection = self._selection(spec)
+        shown: list[BoundTransform | BoundSelector | BoundResponseTransform] = [
+            *transforms,
+            *selector,
+            *answer_transforms,
+        ]
         pipeline = Pipeline(
             restrict=restrict,
             authenticate=authenticate,
             authorize=authorize,
-            forward=Forwarder(targets),
+            forward=Forwarder(targets, selection),
             ending=ending,
             transforms=shown,
         )
@@ -299,11 +315,18 @@ class Compiler:
             restrict=restrict,
             authenticate=authenticate,
             authorize=authorize,
-            forward=Upgrader(targets, idle=self._upgrade_idle),
+            forward=Upgrader(targets, selection, idle=self._upgrade_idle),
             ending=ending,
             transforms=shown,
         )
         return pipeline, upgrades, rules, protection
+
+    def _selection(self, spec: RouteSpec) -> tuple[list[BoundSelector], Selection | None]:
+        """A plugin's selector, if the route has several upstreams and a plugin selects among them."""
+        if len(spec.upstreams) < 2 or (offered := self._hooks.select(spec, self._proxy)) is None:
+            return [], None
+        selector = BoundSelector(*offered)
+        return [selector], Selection(selector, spec.upstreams, self.environment)
 
     def _bound(
         self, spec: RouteSpec, steps: _Steps, kind: Kind

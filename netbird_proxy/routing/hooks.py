@@ -33,6 +33,7 @@ from netbird_proxy.api.steps import (
     Pages,
     RequestTransform,
     ResponseTransform,
+    Selector,
     TargetSettings,
 )
 from netbird_proxy.api.tunnels import Dialer, Tunnel
@@ -167,6 +168,16 @@ class Hooks:
             steps.append((plugin, step))
         return steps
 
+    def select(self, route: RouteSpec, proxy: Proxy) -> tuple[PluginId, Selector] | None:
+        """The first selector that a plugin returns; None lets the route's upstreams take turns."""
+        for plugin, answer in self._answers("select", route=route, proxy=proxy):
+            step = _typed(plugin, "select", answer, Selector)
+            _check_sync(plugin, "select", step.pick)
+            if step.outcome is not None:
+                _check_sync(plugin, "select", step.outcome)
+            return plugin, step
+        return None
+
     def observe(self, route: RouteSpec | None, proxy: Proxy) -> list[tuple[PluginId, Observer]]:
         steps: list[tuple[PluginId, Observer]] = []
         for plugin, answer in self._answers("observe", route=route, proxy=proxy):
@@ -259,7 +270,7 @@ class Hooks:
 
     def _answers(self, hook: str, **arguments: object) -> list[tuple[PluginId, object]]:
         """The results of a hook's implementations, without None; only the first one for a `first` hook."""
-        first = hook in ("dialer", "open_tunnel", "pages")
+        first = hook in ("dialer", "open_tunnel", "pages", "select")
         answers: list[tuple[PluginId, object]] = []
         for plugin, call in self.plugins.calls(hook):
             try:

@@ -13,7 +13,15 @@ from netbird_proxy.api.host import Proxy
 from netbird_proxy.api.model import Challenge, Deny, Identity, Offer, Origin, RouteSpec, ServiceMapping, Upstream
 from netbird_proxy.api.outgoing_head import OutgoingHead
 from netbird_proxy.api.response_head import ResponseHead
-from netbird_proxy.api.steps import Authenticator, Guard, Observer, Pages, RequestTransform, ResponseTransform
+from netbird_proxy.api.steps import (
+    Authenticator,
+    Guard,
+    Observer,
+    Pages,
+    RequestTransform,
+    ResponseTransform,
+    Selector,
+)
 from netbird_proxy.api.tunnels import Dialer
 from netbird_proxy.app import ReverseProxy
 from netbird_proxy.pipeline.bound import awaitable
@@ -41,6 +49,7 @@ class StepHooks:
         transform_request: Sequence[tuple[str, RequestTransform]] = (),
         transform_response: Sequence[tuple[str, ResponseTransform]] = (),
         observe: Sequence[tuple[str, Observer]] = (),
+        select: tuple[str, Selector] | None = None,
         dialer: tuple[str, Dialer] | None = ("host", HostDialer()),
         endpoint: Sequence[tuple[str, Endpoint]] = (),
         pages: Pages | None = None,
@@ -54,6 +63,7 @@ class StepHooks:
             "observe": observe,
             "endpoint": endpoint,
         }
+        self.the_selector = select
         self.the_dialer = dialer
         self.the_pages = pages
 
@@ -71,6 +81,9 @@ class StepHooks:
 
     def transform_response(self, route: RouteSpec, proxy: Proxy) -> Sequence[tuple[str, ResponseTransform]]:
         return self.steps["transform_response"]
+
+    def select(self, route: RouteSpec, proxy: Proxy) -> tuple[str, Selector] | None:
+        return self.the_selector
 
     def observe(self, route: RouteSpec | None, proxy: Proxy) -> Sequence[tuple[str, Observer]]:
         return self.steps["observe"]
@@ -112,6 +125,12 @@ class RecordedHooks:
             (name, replace(step, apply=_RecordedTransform(self._record, "transform_response", name, step.apply)))
             for name, step in self._hooks.transform_response(route, proxy)
         ]
+
+    def select(self, route: RouteSpec, proxy: Proxy) -> tuple[str, Selector] | None:
+        if (offered := self._hooks.select(route, proxy)) is None:
+            return None
+        plugin, step = offered
+        return plugin, replace(step, pick=_RecordedPick(self._record, plugin, step.pick))
 
     def observe(self, route: RouteSpec | None, proxy: Proxy) -> Sequence[tuple[str, Observer]]:
         return self._hooks.observe(route, proxy)
@@ -177,6 +196,19 @@ class _RecordedTransform:
         return self.step(exchange, head)
 
 
+@dataclass(frozen=True)
+class _RecordedPick:
+    """A selector's `pick` that records its call."""
+
+    record: Callable[[str], None]
+    plugin: str
+    step: Callable[[ExchangeView, Sequence[Upstream], Sequence[Upstream]], Upstream]
+
+    def __call__(self, exchange: ExchangeView, candidates: Sequence[Upstream], tried: Sequence[Upstream]) -> Upstream:
+        self.record(f"select {self.plugin}")
+        return self.step(exchange, candidates, tried)
+
+
 def _worded(answer: object) -> str:
     if isinstance(answer, Deny):
         return f"deny {answer.code}"
@@ -193,8 +225,8 @@ class Transcript:
     """The whole proxy without its sockets: mappings, hooks, a scripted upstream, and a list of effects.
 
     Effects: `restrict PLUGIN: allow`, `authenticate PLUGIN: pass` or `identity USER`, `… : deny CODE`,
-    `transform_request PLUGIN`, `dial UPSTREAM`, `transform_response PLUGIN`, `abort`, `respond STATUS`,
-    `observe STATUS [CODE]`.
+    `select PLUGIN`, `transform_request PLUGIN`, `dial UPSTREAM`, `transform_response PLUGIN`, `abort`,
+    `respond STATUS`, `observe STATUS [CODE]`.
 
     Attributes:
         reports: the results of applying the mappings.

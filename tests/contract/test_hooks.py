@@ -33,6 +33,7 @@ def first_party() -> dict[str, Plugins]:
         "private_service",
         "identity_headers",
         "response_headers",
+        "load_balancing",
         "direct_upstream",
         "tunnel_netstack",
         "peer",

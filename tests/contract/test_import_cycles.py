@@ -16,6 +16,7 @@ PACKAGES = (
     "netbird_private_service",
     "netbird_identity_headers",
     "netbird_response_headers",
+    "netbird_load_balancing",
     "netbird_direct_upstream",
     "netbird_tunnel_netstack",
     "netbird_peer",

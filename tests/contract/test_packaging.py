@@ -33,6 +33,7 @@ PACKAGES = {
             "private_service",
             "identity_headers",
             "response_headers",
+            "load_balancing",
             "direct_upstream",
             "tunnel_netstack",
             "peer",

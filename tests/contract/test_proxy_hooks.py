@@ -27,6 +27,7 @@ from examples.plugins.proxy.open_tunnel import Interface, InterfaceOptions
 from examples.plugins.proxy.pages import Brand, BrandOptions
 from examples.plugins.proxy.restrict import OfficeHours
 from examples.plugins.proxy.second_factor import Terms
+from examples.plugins.proxy.select import FirstWrites
 from examples.plugins.proxy.transform_request import RequestIds
 from examples.plugins.proxy.transform_response import AnswerIds
 from netbird_proxy import (
@@ -35,6 +36,7 @@ from netbird_proxy import (
     Authenticator,
     Deny,
     DialFailed,
+    DialRefused,
     Endpoint,
     ExchangeView,
     Identity,
@@ -56,7 +58,7 @@ from netbird_proxy.sources.decode.codec import Codec
 from netbird_proxy.testing.fakes import FakeManagement, FakeProxy, HostDialer
 from netbird_proxy.testing.makers import ACCOUNT, identity, route, upstream
 from netbird_proxy.testing.transcript import Transcript
-from netbird_proxy.testing.upstreams import ScriptedAnswer
+from netbird_proxy.testing.upstreams import ScriptedAnswer, ok
 from netbird_wire.proxy_service_pb2 import PathMapping, ProxyMapping
 
 WAIT = 10.0
@@ -427,6 +429,23 @@ async def test_transform_request() -> None:
     sent = transcript.upstreams.last
     assert sent.get(b"x-request-id") == [transcript.exchange.id.encode()]
     assert b"forged" not in sent.head
+
+
+async def test_select() -> None:
+    """Reads go to the copies, and to the first upstream if no copy is there; a write is never sent to a copy."""
+    both = (upstream("http://10.0.0.1:80"), upstream("http://10.0.0.2:80"))
+    hooks = loaded(FirstWrites(), Signed(identity()))
+    refused = DialRefused("x")
+    transcript = Transcript(route(to=both), hooks=hooks, upstream=[ok(), refused, ok(), ok(), refused])
+
+    async def dialed(method: str) -> tuple[int, list[str]]:
+        answer = await transcript.request(method)
+        return answer.status, [attempt.upstream.address.host for attempt in transcript.exchange.tries]
+
+    assert await dialed("GET") == (200, ["10.0.0.2"])
+    assert await dialed("GET") == (200, ["10.0.0.2", "10.0.0.1"])
+    assert await dialed("POST") == (200, ["10.0.0.1"])
+    assert await dialed("POST") == (503, ["10.0.0.1"])
 
 
 async def test_transform_response() -> None:

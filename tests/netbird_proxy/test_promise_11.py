@@ -378,6 +378,7 @@ async def test_promise_11_a_tunnel_that_fails_is_reported_and_tried_again(
         "authorize",
         "transform_request",
         "transform_response",
+        "select",
         "observe",
         "dialer",
         "endpoint",

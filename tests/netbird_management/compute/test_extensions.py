@@ -78,7 +78,7 @@ class Fallible:
 
 @pytest.fixture
 def hooks() -> Hooks:
-    by_name = ("private_service", "direct_upstream", "identity_headers", "response_headers")
+    by_name = ("private_service", "direct_upstream", "identity_headers", "response_headers", "load_balancing")
     return load_hooks([*by_name, ("shop", Shop()), ("fallible", Fallible())])
 
 
@@ -143,6 +143,12 @@ async def test_a_target_that_is_switched_off_is_judged_and_not_sent(shop: Api, h
         ({"extensions": {"core": {"same_origin": "no"}}}, 422, "extensions.core: same_origin: "),
         ({"extensions": {"core": {"ask_for_both": 1}}}, 422, "extensions.core: ask_for_both: "),
         ({"extensions": {"identity_headers": {"groups": "few"}}}, 422, "extensions.identity_headers: groups: "),
+        ({"extensions": {"load_balancing": {"policy": "hunter2"}}}, 422, "extensions.load_balancing: policy: "),
+        (
+            {"targets": [target(extensions={"load_balancing": {"weight": 0}})]},
+            422,
+            "target 0: extensions.load_balancing: weight: ",
+        ),
         (
             {"extensions": {"response_headers": {"cors": {"origins": ["*"], "credentials": True}}}},
             422,

@@ -17,6 +17,7 @@ from netbird_proxy.api.errors import (
     DialUnreachable,
     HeadTimeout,
     ProtocolViolation,
+    TlsFailed,
     TunnelNotReady,
     UpstreamClosed,
     UpstreamError,
@@ -356,7 +357,9 @@ async def test_several_upstreams_take_turns() -> None:
 THREE = tuple(upstream(f"http://10.0.0.{n}:80") for n in (1, 2, 3))
 
 
-@pytest.mark.parametrize("failure", [DialRefused, DialUnreachable, DialTimeout, DialFailed, UpstreamOverloaded])
+@pytest.mark.parametrize(
+    "failure", [DialRefused, DialUnreachable, DialTimeout, DialFailed, TlsFailed, UpstreamOverloaded]
+)
 async def test_an_upstream_that_cannot_be_dialed_gives_way_to_the_next(failure: type[UpstreamError]) -> None:
     """Nothing was sent and nothing of the body is taken, so the next upstream gets the whole request."""
     play = Transcript(route(to=THREE), upstream=[failure("x"), failure("x"), ok()])

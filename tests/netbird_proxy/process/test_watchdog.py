@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from netbird_proxy import ALLOW, Guard, ResponseTransform
+from netbird_proxy import ALLOW, Guard, ResponseTransform, Selector
 from netbird_proxy.process.watchdog import Watchdog
-from netbird_proxy.testing.makers import host_origin, route
+from netbird_proxy.testing.makers import host_origin, route, upstream
 from netbird_proxy.testing.transcript import StepHooks, Transcript
 
 
@@ -42,6 +42,12 @@ def hooks(stage: str, block: Any) -> StepHooks:
     def transform(_exchange: object, _head: object) -> None:
         block()
 
+    def pick(_exchange: object, candidates: Any, _tried: object) -> Any:
+        block()
+        return candidates[0]
+
+    if stage == "select":
+        return StepHooks(select=("sleepy", Selector(pick)))
     if stage == "transform_response":
         return StepHooks(transform_response=[("sleepy", ResponseTransform(transform))])
     if stage == "observe":
@@ -54,12 +60,13 @@ async def _allow(_exchange: object) -> object:
 
 
 @pytest.mark.parametrize("block", [sleeps, keeps_the_lock])
-@pytest.mark.parametrize("stage", ["authorize", "transform_response", "observe"])
+@pytest.mark.parametrize("stage", ["authorize", "select", "transform_response", "observe"])
 async def test_a_step_that_blocks_the_loop_is_named(transcript: Any, stage: str, block: Any) -> None:
     """Its plugin and stage stand in the log, it is counted once, and the process says that it is not ready."""
     counted: Counter[str] = Counter()
     watchdog = Watchdog(0.2, count=lambda name: counted.update([name]))
-    play: Transcript = transcript(route(), hooks=hooks(stage, block))
+    both = (upstream("http://10.0.0.1:80"), upstream("http://10.0.0.2:80"))
+    play: Transcript = transcript(route(to=both), hooks=hooks(stage, block))
     with capture_logs() as logs, watchdog.watching():
         assert watchdog.ready
         await play.request(origin=host_origin())

@@ -22,6 +22,7 @@ from netbird_proxy import (
     ResponseTransform,
     RouteRefused,
     RouteSpec,
+    Selector,
     ServiceId,
     Upstream,
     Verdict,
@@ -85,6 +86,9 @@ def test_steps_come_with_the_plugin_that_gave_them() -> None:
     assert all_of_it.authorize(ROUTE, PROXY) == [("p0", guard)]
     assert all_of_it.transform_request(ROUTE, PROXY) == [("p0", transform)]
     assert all_of_it.transform_response(ROUTE, PROXY) == [("p0", answers)]
+    chosen = Selector(lambda exchange, candidates, tried: candidates[0])
+    assert hooks(plugin(select=None), plugin(select=chosen), plugin(select=3)).select(ROUTE, PROXY) == ("p1", chosen)
+    assert hooks(plugin(select=None)).select(ROUTE, PROXY) is None
     assert [name for name, _ in all_of_it.observe(None, PROXY)] == ["p1"]
 
 
@@ -138,7 +142,7 @@ async def later() -> None: ...
 
 @pytest.mark.parametrize(
     "hook",
-    ["restrict", "authorize", "authenticate", "transform_request", "transform_response", "dialer", "observe"],
+    ["restrict", "authorize", "authenticate", "transform_request", "transform_response", "select", "dialer", "observe"],
 )
 @pytest.mark.parametrize("answer", [failing(OSError("no")), later, lambda: 3, lambda: "text"])
 def test_a_hook_that_fails_or_answers_nonsense_names_its_plugin(hook: str, answer: Callable[[], object]) -> None:
@@ -181,6 +185,11 @@ async def seen_later(*_: object) -> None: ...
         ("transform_response", ResponseTransform(lambda exchange, head: None, owns=("x",))),  # type: ignore[arg-type]
         ("transform_response", ResponseTransform(lambda exchange, head: None, owns=(b"",))),
         ("transform_response", RequestTransform(lambda exchange, head: None)),
+        ("select", Selector(seen_later)),  # type: ignore[arg-type]
+        ("select", Selector(None)),  # type: ignore[arg-type]
+        ("select", Selector(lambda exchange, candidates, tried: candidates[0], seen_later)),  # type: ignore[arg-type]
+        ("select", Selector(lambda exchange, candidates, tried: candidates[0], 3)),  # type: ignore[arg-type]
+        ("select", Guard(allow)),
         ("observe", seen_later),
     ],
 )
