@@ -165,8 +165,6 @@ class Http1Protocol(Lifetime):
             task.add_done_callback(self.connections.tasks.discard)
             task.cancel()
 
-    # Timers: one handle per connection, moved lazily; a request that arrives whole needs none -------------------------
-
     # Deadlines --------------------------------------------------------------------------------------------------------
 
     def _on_timer(self) -> None:
