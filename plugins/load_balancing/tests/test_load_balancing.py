@@ -290,6 +290,29 @@ async def test_weights_and_policy_of_a_service_are_used() -> None:
     assert play.proxy.counters == {"load_balancing_ejected": 1}  # type: ignore[attr-defined]
 
 
+async def test_an_edit_of_a_service_keeps_the_health_of_its_upstreams() -> None:
+    """From the mapping in force to its next version, and to no other service's."""
+    loaded = hooks()
+    codec = Codec(loaded)
+    settings = {"ejection": {"failures": 1}}
+
+    def version(weights: tuple[int, ...], **fields: Any) -> ServiceMapping:
+        made = wire(settings, weights)
+        made.MergeFrom(ProxyMapping(**fields))
+        return codec.decode(made, source="management").mapping
+
+    play = Transcript(version((1, 1)), hooks=loaded, upstream=[DialRefused("x")], notes=loaded.notes)
+    await ask(play)
+    [away] = {attempt.upstream.address.host for attempt in play.exchange.tries if attempt.error}
+    other = version((1, 1), id="svc-2", domain="other.example.com")
+    [*reports] = play.routing.apply("management", [version((1, 1, 1), pass_host_header=True), other])
+    assert all(report.ok for report in reports)
+
+    answered = {(await ask(play))[0] for _ in range(6)}
+    assert answered == {"10.0.0.1", "10.0.0.2", "10.0.0.3"} - {away}
+    assert {(await ask(play, host="other.example.com"))[0] for _ in range(4)} == {"10.0.0.1", "10.0.0.2"}
+
+
 async def test_a_cookie_keeps_the_upstream() -> None:
     """It is set once, only over TLS, and hidden from upstreams, whose own cookies pass; it reveals no address."""
     play = played({"sticky": "cookie"}, answers=[ok(b"", (b"set-cookie", b"a=1"))])

@@ -102,6 +102,28 @@ async def test_a_request_that_may_have_arrived_is_sent_to_no_other_pick(failure:
     assert chooser.outcomes == [(LAST, failure)]
 
 
+async def test_a_tls_failure_behind_the_request_is_tried_nowhere_else() -> None:
+    """The same error before and after the request was sent has different consequences."""
+    chooser = Backwards()
+
+    class Broken(ScriptedConnection):
+        async def answer(self, informational: Any = None) -> ScriptedAnswer:
+            raise TlsFailed("a bad record")
+
+    play = Transcript(route(to=FOUR), hooks=chooser.hooks)
+    pool = play.upstreams.pools[-1]
+
+    async def acquire(**_: Any) -> ScriptedConnection:
+        pool.in_flight += 1
+        return Broken(pool, ok(), reused=False)
+
+    pool.acquire = acquire  # type: ignore[method-assign,assignment]
+    answer = await play.request(origin=ORIGIN)
+
+    assert (answer.status, len(play.exchange.tries)) == (TlsFailed.status, 1)
+    assert chooser.outcomes == [(LAST, TlsFailed)]
+
+
 async def test_upgrades_are_selected_and_passed_on_too() -> None:
     """An upgrade whose upstream cannot be reached goes to the next pick, and its outcome follows its end."""
     chooser = Backwards()
