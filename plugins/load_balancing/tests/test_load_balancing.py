@@ -36,6 +36,10 @@ from netbird_wire.proxy_service_pb2 import PathMapping, ProxyMapping
 EXCHANGE = exchange()
 
 
+LONG = {"failures": 1, "seconds": 3600, "max_seconds": 3600}
+"""An ejection that outlasts a test on the real clock."""
+
+
 class Dials:
     """A plugin that dials."""
 
@@ -284,7 +288,7 @@ async def test_weights_and_policy_of_a_service_are_used() -> None:
     play = played(weights=(3, 1))
     assert Counter([(await ask(play))[0] for _ in range(8)]) == {"10.0.0.1": 6, "10.0.0.2": 2}
     refused = [DialRefused("x"), ok(), ok(), ok(), ok()]
-    play = played({"ejection": {"failures": 1}}, answers=refused, ejection=None, policy="random")
+    play = played({"ejection": LONG}, answers=refused, ejection=None, policy="random")
     first = (await ask(play))[0]
     assert {(await ask(play))[0] for _ in range(3)} == {first}
     assert play.proxy.counters == {"load_balancing_ejected": 1}  # type: ignore[attr-defined]
@@ -294,7 +298,7 @@ async def test_an_edit_of_a_service_keeps_the_health_of_its_upstreams() -> None:
     """From the mapping in force to its next version, and to no other service's."""
     loaded = hooks()
     codec = Codec(loaded)
-    settings = {"ejection": {"failures": 1}}
+    settings = {"ejection": LONG}
 
     def version(weights: tuple[int, ...], **fields: Any) -> ServiceMapping:
         made = wire(settings, weights)
