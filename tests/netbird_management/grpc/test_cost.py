@@ -222,9 +222,13 @@ async def work_of(directory: Path, migrated: Path, services: int) -> dict[str, W
             for change in CHANGES:
                 await change(house)  # statements are compiled, once
                 await change(house)
-                with counted() as work:
-                    await change(house)
-                found[change.__name__] = work
+                # The least of three: on a busy machine, timers of streams and transactions run in between.
+                works = []
+                for _ in range(3):
+                    with counted() as work:
+                        await change(house)
+                    works.append(work)
+                found[change.__name__] = min(works, key=lambda work: work.steps)
             found["map"] = await work_of_a_map(house)
     return found
 
