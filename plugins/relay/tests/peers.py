@@ -129,14 +129,16 @@ def listener() -> socket.socket:
 
 
 @asynccontextmanager
-async def relay(limits: Limits | None = None, trusted: Sequence[Network] = ()) -> AsyncIterator[Served]:
+async def relay(
+    limits: Limits | None = None, trusted: Sequence[Network] = (), *, seconds: float = 20
+) -> AsyncIterator[Served]:
     sock = listener()
     with sock:
         server = RelayServer(Identity(SECRET, URL), limits, trusted)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(server.run([sock]))
             try:
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(seconds):
                     await server.serving.wait()
                     yield Served(server, sock.getsockname()[1])
             finally:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import Counter
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
+from itertools import pairwise
 
 import pytest
 from websockets.exceptions import ConnectionClosed
@@ -93,6 +94,24 @@ async def test_a_flood_to_nobody_hurts_nobody() -> None:
                 await flooding.connection.send(message)
         await served.counters.reach("unknown_destination", 5000)
         await exchange(flooding, bob)
+
+
+async def test_two_thousand_peers_share_a_relay_with_a_flood() -> None:
+    """Each gets the datagram of the one before it, while one of them floods another that does not read."""
+    limits = Limits(connections_per_address=2000)
+    async with relay(limits, seconds=55) as served, AsyncExitStack() as peers:
+        slow, flooding, *others = [await peers.enter_async_context(served.agent(number)) for number in range(2000)]
+        hub = served.server.hub
+        assert len(hub.peers) == 2000
+        stop_reading(slow)
+        await flood(served, flooding, slow)
+
+        for sender, receiver in pairwise([*others, others[0]]):
+            await sender.send(Transport(receiver.id, sender.id))
+        for sender, receiver in pairwise([*others, others[0]]):
+            assert await receiver.datagram() == (sender.id, sender.id)
+        assert hub.queued_bytes <= limits.queue_bytes
+    assert hub.queued_bytes == 0
 
 
 async def test_a_peer_that_asks_and_does_not_read_is_disconnected() -> None:
